@@ -1,0 +1,46 @@
+# Everything a stranger needs: `make demo` and `make test` set up a virtual environment of their own.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint format benchmark clean
+
+demo: $(VENV)/.demo
+	$(BIN)/niwaki train --out out/demo --overwrite
+
+test: $(VENV)/.test lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(VENV)/.test
+	$(BIN)/python benchmarks/accuracy.py
+
+clean:
+	rm -rf $(VENV) out build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "niwaki needs Python 3.11 or later: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[train]'
+	touch $@
+
+# torchvision and timm ask for a torch of their own choice, so they come without their dependencies.
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) -e '.[dev]' transformers
+	$(PIP) --no-deps torchvision==0.28.0 timm
+	touch $@
