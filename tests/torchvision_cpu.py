@@ -1,0 +1,5 @@
+"""`load()` imports torchvision even where its extension does not fit the installed torch."""
+
+from niwaki.train.torchvision_cpu import load
+
+__all__ = ["load"]
