@@ -1,0 +1,160 @@
+"""The `niwaki` command. Errors are one sentence on stderr and a non-zero exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import niwaki
+from niwaki.cli.live import LiveObserver
+from niwaki.cli.tables import budgets_table, pins_table, report_table
+from niwaki.errors import NiwakiError
+from niwaki.train.errors import Interrupted, RunError
+from niwaki.train.job import train as run_job
+from niwaki.train.recipe import Recipe
+
+app = typer.Typer(
+    help="Train any PyTorch network once and get back a smaller one that computes the same thing.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_DEFAULT = Recipe()
+_MODEL = "resnet, mlp, timm:NAME, torchvision:NAME or path/to/file.py:factory"
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help=_MODEL)] = _DEFAULT.model,
+    data: Annotated[
+        str, typer.Option(help="digits, an .npz file with images and labels, or a folder of images per class")
+    ] = _DEFAULT.data,
+    method: Annotated[str, typer.Option(help="hesso, or none to train the dense network")] = _DEFAULT.method,
+    keep_macs: Annotated[
+        float | None,
+        typer.Option(help="multiply-accumulates to keep: a share up to 1, or a number  [default: 0.4]"),
+    ] = None,
+    keep_params: Annotated[float | None, typer.Option(help="parameters to keep: a share up to 1, or a number")] = None,
+    epochs: Annotated[int, typer.Option(help="passes over the training images")] = _DEFAULT.epochs,
+    batch_size: Annotated[int, typer.Option(help="images per optimizer step")] = _DEFAULT.batch_size,
+    lr: Annotated[float, typer.Option(help="highest learning rate")] = _DEFAULT.lr,
+    seed: Annotated[int, typer.Option(help="decides weights, split, order and shifts")] = _DEFAULT.seed,
+    prune_start: Annotated[
+        float, typer.Option(help="share of the run after which pruning begins")
+    ] = _DEFAULT.prune_start,
+    prune_until: Annotated[
+        float, typer.Option(help="share of the run after which pruning is complete")
+    ] = _DEFAULT.prune_until,
+    out: Annotated[Path, typer.Option(help="directory for the results")] = Path("out"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in --out")] = False,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="optimizer steps between checkpoints  [default: one epoch]")
+    ] = None,
+) -> None:
+    """Train a network once, prune it on the way, and save the smaller one."""
+    if keep_macs is None and keep_params is None:
+        keep_macs = _DEFAULT.keep_macs
+    options: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "method": method,
+        "keep_macs": keep_macs,
+        "keep_params": keep_params,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "prune_start": prune_start,
+        "prune_until": prune_until,
+    }
+    recipe = _resumed(context, options, out) if resume else Recipe(**options)
+    console = Console()
+    with LiveObserver(console, recipe.epochs) as observer:
+        report = run_job(
+            recipe,
+            out,
+            observer,
+            device=device,
+            resume=resume,
+            overwrite=overwrite,
+            checkpoint_every=checkpoint_every,
+        )
+    console.print(report_table(report))
+    console.print(f"Saved to [bold]{out}[/]: model.safetensors, plan.json, report.json")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help=_MODEL)],
+    input: Annotated[
+        list[str] | None,
+        typer.Option(help="shape of an input, such as 1x3x224x224 or 1x16:int64; once per positional argument"),
+    ] = None,
+    classes: Annotated[int, typer.Option(min=1, help="classes of the network's head")] = 10,
+    keep: Annotated[str, typer.Option(help="shares of the MACs to predict the cost for")] = "0.75,0.5,0.4,0.25,0.1",
+) -> None:
+    """Print what could leave a network, what could not and why, without training it."""
+    from niwaki.train.inspecting import build_for, parse_inputs, parse_shares
+
+    shares = parse_shares(keep)
+    inputs = parse_inputs(input or ["1x1x8x8" if model in ("resnet", "mlp") else "1x3x224x224"])
+    network = build_for(model, inputs, classes)
+    space = niwaki.search_space(network, inputs)
+    console = Console()
+    console.print(str(space), markup=False, highlight=False)
+    console.print(budgets_table(space, shares))
+    if space.pins:
+        console.print(pins_table(space))
+
+
+def _resumed(context: typer.Context, options: dict[str, Any], out: Path) -> Recipe:
+    """The recipe of the interrupted run, in which the options given now must not differ."""
+    from niwaki.train.checkpoint import read_checkpoint
+    from niwaki.train.job import REPORT_FILE
+
+    if out.is_dir() and (out / REPORT_FILE).exists():
+        raise RunError(f"The run in {str(out)!r} has finished: there is nothing to resume.")
+    recipe = Recipe(**read_checkpoint(out).facts["recipe"])
+    given = {name: value for name, value in options.items() if _was_given(context, name)}
+    if odd := recipe.differences(given):
+        name = odd[0]
+        raise RunError(
+            f"The run in {str(out)!r} was started with --{name.replace('_', '-')} {recipe.to_dict()[name]}, not "
+            f"{given[name]}. Leave the option away to resume it, or start another run."
+        )
+    return recipe
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def main() -> None:
+    """Run the command line; the entry point of the console script."""
+    try:
+        app(standalone_mode=True)
+    except Interrupted as stop:
+        _say(stop)
+        sys.exit(130)
+    except NiwakiError as error:
+        _say(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("niwaki: interrupted.\n")
+        sys.exit(130)
+    except OSError as error:
+        _say(error)
+        sys.exit(1)
+
+
+def _say(error: Exception) -> None:
+    sys.stderr.write(f"niwaki: {error}\n")

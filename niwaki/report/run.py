@@ -1,0 +1,49 @@
+"""The report of a training run, as data and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from niwaki.report.latency import Latency
+
+REPORT_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One network in numbers. ``accuracy``: share of the test images it gets right. ``memory``: bytes of parameters
+    and buffers. ``macs``: multiply-accumulates for one image. ``latency``: by batch size."""
+
+    accuracy: float
+    params: int
+    macs: int
+    memory: int
+    latency: tuple[Latency, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run was, and what it gave.
+
+    ``check``: what `niwaki.check` found. ``kept``: kept units and all units, by group. ``history``: one entry per epoch.
+    ``data``: names, sizes and the normalisation that inputs need: ``(pixel - mean) / std``, pixels in 0 to 255.
+    """
+
+    recipe: Mapping[str, Any]
+    data: Mapping[str, Any]
+    versions: Mapping[str, str]
+    dense: Figures
+    small: Figures
+    coverage: float
+    check: Mapping[str, Any]
+    kept: Mapping[str, tuple[int, int]]
+    history: tuple[Mapping[str, float], ...]
+    seconds: float
+
+    def to_json(self) -> str:
+        """The report as JSON text with a format number."""
+        return json.dumps({"format": REPORT_FORMAT, **dataclasses.asdict(self)}, indent=1)

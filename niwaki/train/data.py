@@ -1,0 +1,308 @@
+"""Labelled images: the embedded digits, ``.npz`` archives, and folders with one sub-folder per class."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from niwaki.train.errors import DataError
+
+_PAIRS = (
+    ("x_train", "y_train"),
+    ("train_images", "train_labels"),
+    ("images", "labels"),
+    ("x", "y"),
+    ("data", "labels"),
+)
+_TEST_PAIRS = (("x_test", "y_test"), ("test_images", "test_labels"))
+_TEST_SHARE = 0.25
+_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Images:
+    """Labelled images, split for training and testing.
+
+    ``train_x`` and ``test_x`` are uint8 [N, C, H, W], ``train_y`` and ``test_y`` int64 [N] in ``range(classes)``.
+    """
+
+    name: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: int
+
+    @property
+    def channels(self) -> int:
+        """Colour channels C of every image."""
+        return self.train_x.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every image in pixels."""
+        return self.train_x.shape[2], self.train_x.shape[3]
+
+    @property
+    def fingerprint(self) -> str:
+        """A short checksum of all images and labels: a resumed run must see the data it was started with."""
+        check = 0
+        for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
+            check = zlib.crc32(tensor.contiguous().numpy().tobytes(), check)
+        return f"{check:08x}"
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [C] of the training pixels, in 0 to 255."""
+        pixels = self.train_x[:10_000].to(torch.float64)
+        return pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3)).clamp_min(1).float()
+
+    def with_channels(self, channels: int) -> Images:
+        """Grey images repeated to ``channels`` channels; others as they are."""
+        if self.channels == channels or self.channels != 1:
+            return self
+        return replace(
+            self,
+            train_x=self.train_x.expand(-1, channels, -1, -1).contiguous(),
+            test_x=self.test_x.expand(-1, channels, -1, -1).contiguous(),
+        )
+
+    def first(self, train_limit: int) -> Images:
+        """The same test images with only the first ``train_limit`` training images."""
+        return replace(self, train_x=self.train_x[:train_limit], train_y=self.train_y[:train_limit])
+
+
+def load_images(source: str, seed: int) -> Images:
+    """Read labelled images.
+
+    Args:
+        source: ``digits``, a path of an ``.npz`` archive, or a folder with one sub-folder of images per class.
+        seed: decides the stratified test split where the source has none of its own.
+
+    Raises:
+        DataError: nothing is there, it cannot be read, or it does not hold labelled images of one size.
+    """
+    path = Path(source)
+    if source == "digits":
+        return _digits(seed)
+    if path.is_dir():
+        return _folder(path, seed)
+    if not path.is_file():
+        raise DataError(
+            f"There is no data at {source!r}. Give 'digits', an .npz file, or a folder with one sub-folder per class."
+        )
+    return _npz(path, seed)
+
+
+def _digits(seed: int) -> Images:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as cause:
+        raise DataError("The embedded digits come with scikit-learn: pip install 'niwaki[train]'.") from cause
+    images, labels = load_digits(return_X_y=True)
+    # 1,797 real hand-written digits of 8x8 pixels with 17 shades.
+    return _split("digits", (images.reshape(-1, 1, 8, 8) * 15).astype(np.uint8), labels, seed)
+
+
+def _npz(path: Path, seed: int) -> Images:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays: dict[str, NDArray[np.generic]] = dict(archive)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as cause:
+        raise DataError(f"{str(path)!r} cannot be read as an .npz archive: {cause}.") from cause
+    if {"d", "y"} <= set(arrays):
+        pixels, labels = _from_differences(arrays["d"], path), arrays["y"]
+    else:
+        pixels, labels = _pair(arrays, _PAIRS, path)
+    images = _channels_first(pixels, path)
+    labels = _labels(labels, len(images), path)
+    if not any(image in arrays for image, _ in _TEST_PAIRS):
+        return _split(path.stem, images, labels, seed)
+    test_pixels, test_labels = _pair(arrays, _TEST_PAIRS, path)
+    test_images = _channels_first(test_pixels, path)
+    if test_images.shape[1:] != images.shape[1:]:
+        raise DataError(
+            f"In {str(path)!r} the training images are {_shape(images)}, but the test images {_shape(test_images)}."
+        )
+    return _images(path.stem, images, labels, test_images, _labels(test_labels, len(test_images), path))
+
+
+def _pair(
+    arrays: Mapping[str, NDArray[np.generic]], names: tuple[tuple[str, str], ...], path: Path
+) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """The first pair of arrays (images, labels) that the archive has."""
+    for image, label in names:
+        if image in arrays and label in arrays:
+            return arrays[image], arrays[label]
+    raise DataError(
+        f"{str(path)!r} holds the arrays {', '.join(sorted(arrays)) or '(none)'}, but images and labels are expected "
+        f"as {' or '.join(f'{image} and {label}' for image, label in names)}."
+    )
+
+
+def _from_differences(differences: NDArray[np.generic], path: Path) -> NDArray[np.uint8]:
+    """Images [N, H, W, 3] from compressible differences [3, N, H, W]: green, red less green, blue less green."""
+    if differences.dtype != np.uint8 or differences.ndim != 4 or len(differences) != 3:
+        raise DataError(f"In {str(path)!r} the array d must be uint8 of shape [3, N, H, W].")
+    planes = np.cumsum(np.cumsum(differences, 2, dtype=np.uint8), 3, dtype=np.uint8)
+    return np.stack([planes[1] + planes[0], planes[0], planes[2] + planes[0]], -1)
+
+
+def _channels_first(pixels: NDArray[np.generic], path: Path) -> NDArray[np.uint8]:
+    """Images [N, C, H, W] from uint8 [N, H, W] or [N, H, W, C]."""
+    if pixels.dtype != np.uint8:
+        raise DataError(f"The images in {str(path)!r} have the type {pixels.dtype}; they must be uint8, 0 to 255.")
+    images = pixels.astype(np.uint8, copy=False)
+    if images.ndim == 3 and images.size:
+        return images[:, None]
+    if images.ndim == 4 and images.size and images.shape[3] in (1, 3, 4):
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    raise DataError(
+        f"The images in {str(path)!r} have the shape {list(images.shape)}; it must be [N, H, W] or [N, H, W, C] with 1, "
+        "3 or 4 channels, and not be empty."
+    )
+
+
+def _labels(labels: NDArray[np.generic], images: int, path: Path) -> NDArray[np.int64]:
+    if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.size != images:
+        raise DataError(
+            f"The labels in {str(path)!r} are {labels.dtype} of shape {list(labels.shape)}; they must be whole numbers, "
+            f"one for each of the {images} images."
+        )
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _folder(path: Path, seed: int) -> Images:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as cause:
+        raise DataError("Reading image files needs pillow: pip install 'niwaki[train]'.") from cause
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    files = [
+        (file, label)
+        for label, name in enumerate(names)
+        for file in sorted((path / name).iterdir())
+        if file.suffix.lower() in _PICTURES
+    ]
+    if len(names) < 2 or not files:
+        raise DataError(
+            f"{str(path)!r} has {len(names)} sub-folders with {len(files)} images. It must hold one sub-folder of images "
+            "for each of at least two classes."
+        )
+    pixels: list[NDArray[np.uint8]] = []
+    for file, _ in files:
+        try:
+            with Image.open(file) as picture:
+                pixels.append(np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"), dtype=np.uint8))
+        except (UnidentifiedImageError, OSError, ValueError) as cause:
+            raise DataError(f"{str(file)!r} cannot be read as an image: {cause}.") from cause
+        if pixels[-1].shape != pixels[0].shape:
+            raise DataError(
+                f"All images must have one size and as many channels, but {str(files[0][0])!r} is "
+                f"{list(pixels[0].shape)} and {str(file)!r} is {list(pixels[-1].shape)}. Resize them first."
+            )
+    return _split(path.name, _channels_first(np.stack(pixels), path), np.array([label for _, label in files]), seed)
+
+
+def _split(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64], seed: int) -> Images:
+    """A stratified split: the same share of every class is kept for testing."""
+    generator = np.random.default_rng(seed)
+    test = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        test[members[: round(_TEST_SHARE * len(members))]] = True
+    return _images(name, images[~test], labels[~test], images[test], labels[test])
+
+
+def _images(
+    name: str,
+    train_x: NDArray[np.uint8],
+    train_y: NDArray[np.int64],
+    test_x: NDArray[np.uint8],
+    test_y: NDArray[np.int64],
+) -> Images:
+    labels = np.concatenate([train_y, test_y])
+    if len(train_y) < 2 or len(test_y) < 1:
+        raise DataError(f"{name!r} has {len(train_y)} training and {len(test_y)} test images: too few to train on.")
+    if labels.min() < 0:
+        raise DataError(f"{name!r} has the label {labels.min()}; labels must count from 0.")
+    return Images(
+        name,
+        torch.from_numpy(np.ascontiguousarray(train_x)),
+        torch.from_numpy(train_y.astype(np.int64)),
+        torch.from_numpy(np.ascontiguousarray(test_x)),
+        torch.from_numpy(test_y.astype(np.int64)),
+        int(labels.max()) + 1,
+    )
+
+
+def _shape(images: NDArray[np.uint8]) -> str:
+    return "x".join(map(str, images.shape[1:]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batches:
+    """Training images in an order, and with shifts, that follow from ``seed`` and the epoch alone, so that a resumed
+    run sees what the killed one would have seen."""
+
+    images: Images
+    batch_size: int
+    seed: int
+    shift: int
+    device: torch.device
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps per epoch. A last batch of a single image joins no batch: BatchNorm cannot train on one."""
+        count = len(self.images.train_y)
+        return count // self.batch_size + (count % self.batch_size > 1)
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images [B, C, H, W] and labels [B] of an epoch (counted from 0), less the first ``skip`` batches."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        count = len(self.images.train_y)
+        order = torch.randperm(count, generator=generator)
+        offsets = torch.randint(0, 2 * self.shift + 1, (count, 2), generator=generator)
+        mean, std = self.images.statistics()
+        for step in range(skip, self.per_epoch):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            x = shifted(self.images.train_x[rows], offsets[rows], self.shift)
+            yield normalised(x, mean, std, self.device), self.images.train_y[rows].to(self.device)
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised test images [B, C, H, W] and labels [B], in order."""
+        mean, std = self.images.statistics()
+        for start in range(0, len(self.images.test_y), 256):
+            x = self.images.test_x[start : start + 256]
+            y = self.images.test_y[start : start + 256]
+            yield normalised(x, mean, std, self.device), y.to(self.device)
+
+    def example(self, count: int = 1) -> Tensor:
+        """The first ``count`` test images, normalised, [count, C, H, W]."""
+        mean, std = self.images.statistics()
+        return normalised(self.images.test_x[:count], mean, std, self.device)
+
+
+def normalised(x: Tensor, mean: Tensor, std: Tensor, device: torch.device) -> Tensor:
+    """Float images from uint8 [B, C, H, W] with the channel statistics [C] of the training set."""
+    x = x.to(device, torch.float32)
+    return (x - mean.to(device)[:, None, None]) / std.to(device)[:, None, None]
+
+
+def shifted(x: Tensor, offsets: Tensor, shift: int) -> Tensor:
+    """Each image of ``x`` [B, C, H, W] moved by ``offsets`` [B, 2] - ``shift`` pixels, filled with black."""
+    if shift == 0:
+        return x
+    height, width = x.shape[2:]
+    padded = torch.nn.functional.pad(x, (shift,) * 4)
+    rows = offsets[:, 0, None] + torch.arange(height)
+    columns = offsets[:, 1, None] + torch.arange(width)
+    image = torch.arange(len(x))[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,177 @@
+"""The main job: train once, prune on the way, cut, prove, measure, save."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import niwaki
+from niwaki.files import write_atomically
+from niwaki.io import PLAN_FILE, WEIGHTS_FILE
+from niwaki.report import Figures, Latency, RunReport, measure_latency
+from niwaki.train.checkpoint import FOLDER, Checkpoint, read_checkpoint, remove_checkpoints, write_checkpoint
+from niwaki.train.data import load_images
+from niwaki.train.errors import Interrupted, RunError
+from niwaki.train.loop import EpochResult, Observer, Progress, Run, accuracy
+from niwaki.train.recipe import Recipe
+
+REPORT_FILE = "report.json"
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    observer: Observer,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: int | None = None,
+) -> RunReport:
+    """Train by ``recipe`` and leave ``model.safetensors``, ``plan.json`` and ``report.json`` in ``out``.
+
+    Args:
+        recipe: what to train, on what, and how.
+        out: a directory; it must be empty or new unless the run resumes or overwrites.
+        observer: is told of every step and epoch, and may ask to stop.
+        device: a torch device, such as ``cpu`` or ``cuda``.
+        resume: go on from the last checkpoint in ``out``, which must be of the same recipe.
+        overwrite: replace the results of an earlier run in ``out`` when this one has finished.
+        checkpoint_every: optimizer steps between checkpoints; default: one epoch.
+
+    Raises:
+        Interrupted: the observer asked to stop; a checkpoint has been written.
+        NiwakiError: the run cannot start or go on; nothing half written is left.
+    """
+    begin = time.perf_counter()
+    checkpoint = _prepare(recipe, out, resume=resume, overwrite=overwrite)
+    images = load_images(recipe.data, recipe.seed)
+    run = Run(recipe, images, _device(device))
+    dense = copy.deepcopy(run.model)
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    if overwrite and not resume:
+        remove_checkpoints(out)
+    every = checkpoint_every or run.batches.per_epoch
+    while run.step < run.steps:
+        finished = run.advance(observer, min(run.steps, (run.step // every + 1) * every))
+        write_checkpoint(out, run.checkpoint())
+        if not finished or (observer.should_stop() and run.step < run.steps):
+            raise Interrupted(
+                f"Interrupted after step {run.step} of {run.steps}. A checkpoint is in {str(out)!r}: "
+                "go on with --resume."
+            )
+    report = finish(run, dense, out, time.perf_counter() - begin)
+    remove_checkpoints(out)
+    return report
+
+
+def finish(run: Run, dense: nn.Module, out: Path, seconds: float) -> RunReport:
+    """Cut the trained network, prove that the cut is exact, measure both, and save.
+
+    ``dense`` only lends its architecture: its weights do not matter.
+
+    Raises:
+        RunError: the cut changed the network; nothing is saved.
+    """
+    plan = run.plan() or niwaki.choose(run.space, niwaki.score(run.space, "magnitude"), niwaki.Budget(units=1.0))
+    small = niwaki.cut(run.model, plan)
+    check = niwaki.check(run.model, plan, run.batches.example(8))
+    before, after = accuracy(run.model, run.batches), accuracy(small, run.batches)
+    latency = _latencies(run, dense, small)
+    costs = {"dense": run.space.cost(), "small": run.space.cost(plan)}
+    figures = {
+        name: Figures(share, costs[name].params, costs[name].macs, costs[name].memory, latency[name])
+        for name, share in (("dense", before), ("small", after))
+    }
+    mean, std = run.images.statistics()
+    report = RunReport(
+        recipe=run.recipe.to_dict(),
+        data={
+            "name": run.images.name,
+            "train": len(run.images.train_y),
+            "test": len(run.images.test_y),
+            "classes": run.images.classes,
+            "shape": list(run.images.train_x.shape[1:]),
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+        },
+        versions={
+            "niwaki": niwaki.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": _describe(run.device),
+        },
+        dense=figures["dense"],
+        small=figures["small"],
+        coverage=run.space.coverage,
+        check=check.to_dict(),
+        kept={name: (len(kept), plan.units[name]) for name, kept in plan.kept.items()},
+        history=tuple(
+            {"epoch": r.epoch, "loss": r.loss, "accuracy": r.accuracy, "macs_left": r.macs_left} for r in run.history
+        ),
+        seconds=seconds,
+    )
+    niwaki.save(small, out)
+    write_atomically(out / REPORT_FILE, report.to_json().encode())
+    return report
+
+
+def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Checkpoint | None:
+    """Look at the output directory before anything is computed; the checkpoint to go on from, if any."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"The output {str(out)!r} is a file. Name a directory with --out.")
+    for parent in out.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise RunError(f"The output {str(out)!r} lies below {str(parent)!r}, which is a file.")
+            break
+    if resume:
+        if (out / REPORT_FILE).exists() and not (out / FOLDER).exists():
+            raise RunError(f"The run in {str(out)!r} has finished: there is nothing to resume.")
+        checkpoint = read_checkpoint(out)
+        if odd := recipe.differences(checkpoint.facts["recipe"]):
+            there, here = checkpoint.facts["recipe"][odd[0]], recipe.to_dict()[odd[0]]
+            raise RunError(
+                f"The run in {str(out)!r} was started with {odd[0]} = {there!r}, not {here!r}. Leave the option away to "
+                "resume it, or start another run."
+            )
+        return checkpoint
+    if out.is_dir() and not overwrite:
+        for name in (REPORT_FILE, WEIGHTS_FILE, PLAN_FILE, FOLDER):
+            if (out / name).exists():
+                raise RunError(
+                    f"{str(out)!r} already holds a run ({name}). Go on with --resume, replace it with --overwrite, or "
+                    "choose another --out."
+                )
+    return None
+
+
+def _latencies(run: Run, dense: nn.Module, small: nn.Module) -> dict[str, tuple[Latency, ...]]:
+    """Latency of both networks on one image and on a training batch."""
+    networks = {"dense": dense.to(run.device), "small": small}
+    measured = [measure_latency(networks, run.batches.example(count)) for count in (1, run.recipe.batch_size)]
+    return {name: tuple(latency[name] for latency in measured) for name in networks}
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as cause:
+        raise RunError(f"The device {name!r} cannot be used here: {str(cause).splitlines()[0]}") from cause
+    return device
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+__all__ = ["REPORT_FILE", "EpochResult", "Observer", "Progress", "finish", "train"]

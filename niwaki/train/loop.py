@@ -1,0 +1,249 @@
+"""The training loop: an ordinary one. The method hangs on the optimizer and needs nothing from it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import niwaki
+from niwaki.train.checkpoint import Checkpoint, random_state, set_random_state
+from niwaki.train.data import Batches, Images
+from niwaki.train.errors import RunError
+from niwaki.train.models import Task, build_model, channels_of
+from niwaki.train.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A finished step: ``step`` of ``steps`` in epoch ``epoch`` of ``epochs`` (all counted from 1)."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochResult:
+    """A finished epoch. ``loss``: mean over its steps. ``accuracy``: share of test images the network got right.
+    ``macs_left``: share of the MACs that units not marked for removal cost."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    macs_left: float
+
+
+class Observer(Protocol):
+    """Is told how a run goes, and may ask it to stop."""
+
+    def on_step(self, progress: Progress) -> None:
+        """A step has finished."""
+
+    def on_epoch(self, result: EpochResult) -> None:
+        """An epoch has finished."""
+
+    def should_stop(self) -> bool:
+        """Whether to stop after this step."""
+
+
+class Silent:
+    """An observer that does nothing."""
+
+    def on_step(self, progress: Progress) -> None:
+        """Do nothing."""
+
+    def on_epoch(self, result: EpochResult) -> None:
+        """Do nothing."""
+
+    def should_stop(self) -> bool:
+        """Never."""
+        return False
+
+
+class Run:
+    """A training run: network, optimizer, method and position, all of which a checkpoint holds.
+
+    Raises:
+        RunError: the recipe cannot be followed.
+        NiwakiError: the network cannot be analysed, or the budget cannot be met.
+    """
+
+    def __init__(self, recipe: Recipe, images: Images, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        random.seed(recipe.seed)
+        np.random.seed(recipe.seed)
+        self.recipe = recipe
+        self.device = device
+        self.images = images.with_channels(channels_of(recipe.model, images.channels))
+        self.batches = Batches(self.images, recipe.batch_size, recipe.seed, recipe.shift, device)
+        self.steps = recipe.epochs * self.batches.per_epoch
+        task = Task(self.images.classes, self.images.channels, self.images.size)
+        self.model = build_model(recipe.model, task, recipe.width).to(device)
+        _check_scores(self.model, self.batches.example(2), task, recipe.model)
+        self.optimizer = self._optimizer()
+        self.space = niwaki.search_space(self.model, self.batches.example())
+        self.method: niwaki.HESSO | None = None
+        if recipe.method == "hesso":
+            self.method = niwaki.HESSO(self.space, self.optimizer, recipe.budget(), recipe.schedule(self.steps))
+        self.dense_macs = self.space.cost().macs
+        self.step = 0
+        self.history: list[EpochResult] = []
+        self._epoch_loss = 0.0
+
+    def advance(self, observer: Observer, until: int | None = None) -> bool:
+        """Train up to the step ``until`` (default: the end). False if the observer asked to stop before.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
+        until = self.steps if until is None else until
+        while self.step < until:
+            epoch, skip = divmod(self.step, self.batches.per_epoch)
+            for x, y in self.batches.epoch(epoch, skip):
+                loss = self._train_step(x, y, epoch)
+                observer.on_step(Progress(self.step, self.steps, epoch + 1, self.recipe.epochs, loss))
+                if self.step % self.batches.per_epoch == 0:
+                    self._finish_epoch(observer, epoch)
+                if observer.should_stop():
+                    return self.step >= until
+                if self.step >= until:
+                    break
+        return True
+
+    def _train_step(self, x: Tensor, y: Tensor, epoch: int) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate(self.step, self.steps)
+        self.model.train()
+        self.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(self.model(x), y)
+        value = loss.item()
+        if not np.isfinite(value):
+            raise RunError(
+                f"The loss became {value} at step {self.step + 1} (epoch {epoch + 1}). "
+                f"Lower the learning rate (it was {self.recipe.lr})."
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+        self._epoch_loss += value
+        return value
+
+    def _finish_epoch(self, observer: Observer, epoch: int) -> None:
+        mean_loss = self._epoch_loss / self.batches.per_epoch
+        self._epoch_loss = 0.0
+        result = EpochResult(epoch + 1, mean_loss, accuracy(self.model, self.batches), self.macs_left())
+        self.history.append(result)
+        observer.on_epoch(result)
+
+    def macs_left(self) -> float:
+        """The share of the dense network's MACs that units not marked for removal cost."""
+        plan = self.plan()
+        return 1.0 if plan is None else self.space.cost(plan).macs / self.dense_macs
+
+    def plan(self) -> niwaki.Plan | None:
+        """What the method has marked so far; None without a method."""
+        return None if self.method is None else self.method.plan()
+
+    def replace_model(self, model: nn.Module) -> None:
+        """Go on with another network, from a fresh optimizer state, on the same schedule."""
+        if self.method is not None:
+            raise RunError("The network of a run with a method cannot be replaced.")
+        self.model = model.to(self.device)
+        self.optimizer = self._optimizer()
+
+    def checkpoint(self) -> Checkpoint:
+        """This moment of the run."""
+        facts = {
+            "recipe": self.recipe.to_dict(),
+            "data": self.images.fingerprint,
+            "epoch_loss": self._epoch_loss,
+            "history": [[r.epoch, r.loss, r.accuracy, r.macs_left] for r in self.history],
+            "mode": "cpu" if self.device.type == "cpu" else self.device.type,
+        }
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(self.device),
+        }
+        return Checkpoint(self.step, facts, state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back, or forward, to a moment of this very run.
+
+        Raises:
+            RunError: the checkpoint is of another model, data or recipe.
+        """
+        facts: Any = checkpoint.facts
+        if facts["data"] != self.images.fingerprint:
+            raise RunError(
+                f"The data {self.recipe.data!r} have changed since the checkpoint was written, so the run cannot be "
+                "resumed. Restore them, or start the run again."
+            )
+        there = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+        saved = {name: tuple(value.shape) for name, value in checkpoint.state["model"].items()}
+        for name in (*saved, *there):
+            if saved.get(name) != there.get(name):
+                raise RunError(
+                    f"The model {self.recipe.model!r} has changed since the checkpoint was written: {name!r} was "
+                    f"{saved.get(name, 'not there')} and is {there.get(name, 'not there')}. Start the run again."
+                )
+        self.model.load_state_dict(checkpoint.state["model"])
+        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
+        set_random_state(checkpoint.state["random"], self.device)
+        self.step = checkpoint.step
+        self._epoch_loss = facts["epoch_loss"]
+        self.history = [EpochResult(*entry) for entry in facts["history"]]
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        return torch.optim.SGD(
+            self.model.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+        )
+
+
+def accuracy(model: nn.Module, batches: Batches) -> float:
+    """The share of the test images whose largest score is the right class; the model's mode is restored."""
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            right = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches.test())
+    finally:
+        model.train(mode)
+    return right / len(batches.images.test_y)
+
+
+def _check_scores(model: nn.Module, x: Tensor, task: Task, name: str) -> None:
+    """Run the model once before anything else, so that a misfit is one sentence."""
+    size = "x".join(map(str, x.shape[1:]))
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            scores: object = model(x)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as cause:
+        raise RunError(f"The model {name!r} cannot take images of {size}: {_first_line(cause)}") from cause
+    finally:
+        model.train(mode)
+    if not isinstance(scores, Tensor):
+        raise RunError(f"The model {name!r} returns a {type(scores).__name__}; it must return scores [batch, classes].")
+    if scores.shape != (len(x), task.classes):
+        raise RunError(
+            f"The model {name!r} returns scores of shape {list(scores.shape)} for {len(x)} images of {size}, but the "
+            f"data have {task.classes} classes: {[len(x), task.classes]} is needed."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

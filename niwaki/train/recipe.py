@@ -1,0 +1,95 @@
+"""What a run is told: plain values that a checkpoint can hold and a resumed run must repeat."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import niwaki
+from niwaki.train.errors import RunError
+
+METHODS = ("hesso", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A training run.
+
+    ``keep_macs`` and ``keep_params`` are shares to keep in (0, 1] or absolute numbers above 1. The method scores first
+    after the share ``prune_start`` of all optimizer steps and has removed everything at ``prune_until``; the rest of
+    the run recovers. ``width`` multiplies the widths of a built-in network.
+    """
+
+    model: str = "resnet"
+    data: str = "digits"
+    method: str = "hesso"
+    keep_macs: float | None = 0.4
+    keep_params: float | None = None
+    epochs: int = 40
+    batch_size: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    seed: int = 0
+    shift: int = 1
+    prune_start: float = 0.1
+    prune_until: float = 0.5
+    periods: int = 10
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise RunError(f"There is no method {self.method!r}. Choose {' or '.join(METHODS)}.")
+        for name in ("epochs", "batch_size", "periods"):
+            if getattr(self, name) < 1:
+                raise RunError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        if self.batch_size == 1:
+            raise RunError("batch_size is 1, but BatchNorm cannot train on single images. Use at least 2.")
+        for name in ("lr", "width"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise RunError(f"{name} is {getattr(self, name)}, but must be a finite number above 0.")
+        if not 0 <= self.prune_start < self.prune_until <= 1:
+            raise RunError(
+                f"Pruning from the share {self.prune_start} of all steps until {self.prune_until} is no interval in "
+                "0 to 1. Use for example 0.1 and 0.5."
+            )
+        if self.method != "none" and self.keep_macs is None and self.keep_params is None:
+            raise RunError(f"The method {self.method!r} needs to know what to keep: give keep_macs or keep_params.")
+
+    def budget(self) -> niwaki.Budget:
+        """What must hold when the method has finished."""
+        return niwaki.Budget(macs=self.keep_macs, params=self.keep_params)
+
+    def schedule(self, steps: int) -> niwaki.Schedule:
+        """When the method acts in a run of ``steps`` optimizer steps.
+
+        Raises:
+            RunError: the run is too short for ten periods of at least one step each.
+        """
+        start = max(1, round(self.prune_start * steps))
+        until = max(start + 1, round(self.prune_until * steps))
+        if until - start < self.periods:
+            raise RunError(
+                f"{steps} optimizer steps are too few to prune in {self.periods} periods between the step {start} and "
+                f"the step {until}. Train for more epochs, or with a smaller batch size."
+            )
+        return niwaki.Schedule(start=start, until=until, periods=self.periods)
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The rate of optimizer step ``step``: linear warm-up over a twentieth of the run, then a cosine to zero."""
+        warm = max(1, steps // 20)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON values; ``Recipe(**values)`` is the way back."""
+        return dataclasses.asdict(self)
+
+    def differences(self, others: Mapping[str, Any]) -> list[str]:
+        """The names in ``others`` whose values are not this recipe's."""
+        mine = self.to_dict()
+        return sorted(name for name, value in others.items() if mine[name] != value)
