@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 import niwaki
 from niwaki.cli.live import LiveObserver
@@ -88,7 +89,7 @@ def train(
             checkpoint_every=checkpoint_every,
         )
     console.print(report_table(report))
-    console.print(f"Saved to [bold]{out}[/]: model.safetensors, plan.json, report.json")
+    console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json")
 
 
 @app.command()

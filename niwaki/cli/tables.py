@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 import niwaki
@@ -18,11 +19,11 @@ _MOST_REASONS = 40
 def report_table(report: RunReport) -> Table:
     """Dense against small: accuracy, cost, latency, and whether the cut is exact."""
     dense, small = report.dense, report.small
-    table = Table(title=f"{report.recipe['model']} on {report.data['name']}", title_justify="left")
+    table = Table(title=escape(f"{report.recipe['model']} on {report.data['name']}"), title_justify="left")
     table.add_column("")
-    table.add_column("dense", justify="right")
-    table.add_column("small", justify="right")
-    table.add_column("small / dense", justify="right")
+    table.add_column("before the cut", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("ratio", justify="right")
     table.add_row("test accuracy", f"{dense.accuracy:.2%}", f"{small.accuracy:.2%}", "")
     for name, before, after in (("MACs", dense.macs, small.macs), ("parameters", dense.params, small.params)):
         table.add_row(name, f"{before:,}", f"{after:,}", f"{after / before:.1%}")
@@ -85,7 +86,7 @@ def pins_table(space: SearchSpace) -> Table:
     table.add_column("where")
     table.add_column("first")
     for (reason, where), count in counts.most_common(_MOST_REASONS):
-        table.add_row(f"{count:,}", reason, where, examples[reason, where])
+        table.add_row(f"{count:,}", escape(reason), escape(where), escape(examples[reason, where]))
     if len(counts) > _MOST_REASONS:
         table.caption = f"... and {len(counts) - _MOST_REASONS} more reasons"
     return table

@@ -29,8 +29,8 @@ class Figures:
 class RunReport:
     """What a run was, and what it gave.
 
-    ``check``: what `niwaki.check` found. ``kept``: kept units and all units, by group. ``history``: one entry per epoch.
-    ``data``: names, sizes and the normalisation that inputs need: ``(pixel - mean) / std``, pixels in 0 to 255.
+    ``check``: what `niwaki.check` found. ``kept``: kept units and all units, by group. ``history``: one entry per
+    epoch. ``data``: names, sizes and the normalisation that inputs need: ``(pixel - mean) / std``, pixels in 0 to 255.
     """
 
     recipe: Mapping[str, Any]

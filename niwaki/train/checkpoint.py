@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on to the same bits, as safetensors and JSON.
 
-``checkpoints/step-00000120/`` holds ``tensors.safetensors`` and ``state.json``. Both are written into a directory beside
-it that is renamed when they are on the disk; then older checkpoints are removed. A kill leaves the old one or the new.
+``checkpoints/step-00000120/`` holds ``tensors.safetensors`` and ``state.json``. Both are written into a directory
+beside it that is renamed when they are on the disk; then older checkpoints are removed. A kill leaves the
+old one or the new.
 """
 
 from __future__ import annotations
@@ -147,8 +148,8 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         items = [_encode(item, f"{name}.{position}", tensors) for position, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
     raise RunError(
-        f"The run cannot be checkpointed: {name} is a {type(value).__qualname__}, and checkpoints hold tensors, numbers, "
-        "text, lists and dictionaries only."
+        f"The run cannot be checkpointed: {name} is a {type(value).__qualname__}, and checkpoints hold tensors, "
+        "numbers, text, lists and dictionaries only."
     )
 
 

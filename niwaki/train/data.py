@@ -165,16 +165,16 @@ def _channels_first(pixels: NDArray[np.generic], path: Path) -> NDArray[np.uint8
     if images.ndim == 4 and images.size and images.shape[3] in (1, 3, 4):
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     raise DataError(
-        f"The images in {str(path)!r} have the shape {list(images.shape)}; it must be [N, H, W] or [N, H, W, C] with 1, "
-        "3 or 4 channels, and not be empty."
+        f"The images in {str(path)!r} have the shape {list(images.shape)}; it must be [N, H, W] or [N, H, W, C] with "
+        "1, 3 or 4 channels, and not be empty."
     )
 
 
 def _labels(labels: NDArray[np.generic], images: int, path: Path) -> NDArray[np.int64]:
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.size != images:
         raise DataError(
-            f"The labels in {str(path)!r} are {labels.dtype} of shape {list(labels.shape)}; they must be whole numbers, "
-            f"one for each of the {images} images."
+            f"The labels in {str(path)!r} are {labels.dtype} of shape {list(labels.shape)}; they must be whole "
+            f"numbers, one for each of the {images} images."
         )
     return labels.reshape(-1).astype(np.int64)
 
@@ -193,8 +193,8 @@ def _folder(path: Path, seed: int) -> Images:
     ]
     if len(names) < 2 or not files:
         raise DataError(
-            f"{str(path)!r} has {len(names)} sub-folders with {len(files)} images. It must hold one sub-folder of images "
-            "for each of at least two classes."
+            f"{str(path)!r} has {len(names)} sub-folders with {len(files)} images. It must hold one sub-folder of "
+            "images for each of at least two classes."
         )
     pixels: list[NDArray[np.uint8]] = []
     for file, _ in files:
@@ -265,7 +265,7 @@ class Batches:
         return count // self.batch_size + (count % self.batch_size > 1)
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images [B, C, H, W] and labels [B] of an epoch (counted from 0), less the first ``skip`` batches."""
+        """Normalised images [B, C, H, W] and labels [B] of an epoch (from 0), less the first ``skip`` batches."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         count = len(self.images.train_y)
         order = torch.randperm(count, generator=generator)

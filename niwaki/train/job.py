@@ -138,8 +138,8 @@ def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Che
         if odd := recipe.differences(checkpoint.facts["recipe"]):
             there, here = checkpoint.facts["recipe"][odd[0]], recipe.to_dict()[odd[0]]
             raise RunError(
-                f"The run in {str(out)!r} was started with {odd[0]} = {there!r}, not {here!r}. Leave the option away to "
-                "resume it, or start another run."
+                f"The run in {str(out)!r} was started with {odd[0]} = {there!r}, not {here!r}. Leave the option away "
+                "to resume it, or start another run."
             )
         return checkpoint
     if out.is_dir() and not overwrite:

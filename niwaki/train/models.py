@@ -48,7 +48,8 @@ def build_model(name: str, task: Task, width: float = 1.0) -> nn.Module:
     if colon and source.endswith(".py"):
         return _from_file(Path(source), item, task)
     raise RunError(
-        f"There is no model {name!r}. Give {', '.join(BUILT_IN)}, timm:NAME, torchvision:NAME or path/to/file.py:factory."
+        f"There is no model {name!r}. Give {', '.join(BUILT_IN)}, timm:NAME, torchvision:NAME or "
+        "path/to/file.py:factory."
     )
 
 

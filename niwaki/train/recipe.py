@@ -61,7 +61,7 @@ class Recipe:
 
     def budget(self) -> niwaki.Budget:
         """What must hold when the method has finished."""
-        return niwaki.Budget(macs=self.keep_macs, params=self.keep_params)
+        return niwaki.Budget(macs=_limit(self.keep_macs), params=_limit(self.keep_params))
 
     def schedule(self, steps: int) -> niwaki.Schedule:
         """When the method acts in a run of ``steps`` optimizer steps.
@@ -93,3 +93,8 @@ class Recipe:
         """The names in ``others`` whose values are not this recipe's."""
         mine = self.to_dict()
         return sorted(name for name, value in others.items() if mine[name] != value)
+
+
+def _limit(value: float | None) -> float | int | None:
+    """A share as it is, an amount as a whole number."""
+    return int(value) if value is not None and math.isfinite(value) and value > 1 else value
