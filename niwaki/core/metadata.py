@@ -1,0 +1,36 @@
+"""Sizes that ``torch.nn`` modules remember beside their parameters, for printing and checks only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Attribute ``name`` is the length of dimension ``dim`` of ``tensor``, times the attribute ``times``."""
+
+    name: str
+    tensor: str
+    dim: int
+    times: str | None = None
+
+
+_CONVOLUTION = (Size("out_channels", "weight", 0), Size("in_channels", "weight", 1, times="groups"))
+_TRANSPOSED = (Size("in_channels", "weight", 0), Size("out_channels", "weight", 1, times="groups"))
+_NORM = (Size("num_features", "weight", 0), Size("num_features", "running_mean", 0))
+
+SIZES: Mapping[type[nn.Module], tuple[Size, ...]] = {
+    nn.Linear: (Size("out_features", "weight", 0), Size("in_features", "weight", 1)),
+    nn.Conv1d: _CONVOLUTION,
+    nn.Conv2d: _CONVOLUTION,
+    nn.Conv3d: _CONVOLUTION,
+    nn.ConvTranspose1d: _TRANSPOSED,
+    nn.ConvTranspose2d: _TRANSPOSED,
+    nn.ConvTranspose3d: _TRANSPOSED,
+    nn.modules.batchnorm._NormBase: _NORM,
+    nn.Embedding: (Size("embedding_dim", "weight", 1), Size("num_embeddings", "weight", 0)),
+    nn.PReLU: (Size("num_parameters", "weight", 0),),
+}

@@ -1,0 +1,174 @@
+"""Whole numbers that Python code computes from attributes and shapes, and what a cut must make of them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from niwaki.core.counts import FloatArray
+from niwaki.core.location import Location
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A number whose origin is unknown: written in the source, or computed where niwaki cannot see."""
+
+    value: int
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An integer attribute of a module; ``item`` is its position when the attribute is a tuple or list."""
+
+    module: str
+    name: str
+    item: int | None
+    value: int
+
+    def __str__(self) -> str:
+        item = "" if self.item is None else f"[{self.item}]"
+        return f"{self.module}.{self.name}{item}" if self.module else f"{self.name}{item}"
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """The number of positions of an axis. While tracing ``axis`` is (value, dimension); solved, an axis number."""
+
+    axis: int | tuple[int, int]
+    value: int
+
+    def __str__(self) -> str:
+        return f"size({self.value})"
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """Two numbers combined by one of the integer operators in `OPERATORS`."""
+
+    symbol: str
+    left: Expression
+    right: Expression
+    value: int
+
+    def __str__(self) -> str:
+        return f"({self.left} {self.symbol} {self.right})"
+
+
+Expression = Literal | Attribute | Count | Combination
+
+OPERATORS: Mapping[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+}
+
+
+def leaves(expression: Expression) -> Iterator[Expression]:
+    """The attributes, counts and literals that an expression is made of."""
+    if isinstance(expression, Combination):
+        yield from leaves(expression.left)
+        yield from leaves(expression.right)
+    else:
+        yield expression
+
+
+def evaluate(expression: Expression, attributes: Mapping[Attribute, int], counts: FloatArray) -> int | None:
+    """The value of a solved expression after a cut; None where it divides by zero."""
+    if isinstance(expression, Combination):
+        left = evaluate(expression.left, attributes, counts)
+        right = evaluate(expression.right, attributes, counts)
+        if left is None or right is None or (expression.symbol in "//%" and right == 0):
+            return None
+        return OPERATORS[expression.symbol](left, right)
+    if isinstance(expression, Attribute):
+        return attributes.get(expression, expression.value)
+    if isinstance(expression, Count):
+        assert isinstance(expression.axis, int)
+        return round(float(counts[expression.axis]))
+    return expression.value
+
+
+def invert(
+    expression: Expression, unknown: Attribute, target: int, attributes: Mapping[Attribute, int], counts: FloatArray
+) -> int | None:
+    """The value of ``unknown`` that makes ``expression`` equal ``target``; None where no whole number does."""
+    if expression == unknown:
+        return target
+    if not isinstance(expression, Combination):
+        return None
+    if unknown in leaves(expression.left):
+        other = evaluate(expression.right, attributes, counts)
+        if other is None or unknown in leaves(expression.right):
+            return None
+        inner = {
+            "+": lambda: target - other,
+            "-": lambda: target + other,
+            "*": lambda: target // other if other and target % other == 0 else None,
+            "//": lambda: target * other,
+            "%": lambda: None,
+        }[expression.symbol]()
+        return None if inner is None else invert(expression.left, unknown, inner, attributes, counts)
+    other = evaluate(expression.left, attributes, counts)
+    if other is None:
+        return None
+    inner = {
+        "+": lambda: target - other,
+        "-": lambda: other - target,
+        "*": lambda: target // other if other and target % other == 0 else None,
+        "//": lambda: other // target if target and other % target == 0 else None,
+        "%": lambda: None,
+    }[expression.symbol]()
+    return None if inner is None else invert(expression.right, unknown, inner, attributes, counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """``expression`` must equal the surviving positions of ``axis`` (an axis number), or stay as it is (None)."""
+
+    expression: Expression
+    axis: int | None
+    what: str
+    location: Location
+
+    def target(self, counts: FloatArray) -> int:
+        """What the expression has to be after a cut."""
+        return self.expression.value if self.axis is None else round(float(counts[self.axis]))
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeEdit:
+    """A new value for an integer attribute of a module (or for one item of a tuple attribute)."""
+
+    module: str
+    name: str
+    item: int | None
+    value: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """All equations of a search space, and which equation decides which attribute."""
+
+    equations: tuple[Equation, ...]
+    deciding: Mapping[Attribute, int]
+
+    def solve(self, counts: FloatArray) -> tuple[dict[Attribute, int], list[int]]:
+        """New values of the attributes for the surviving ``counts``, and the equations that then fail."""
+        values: dict[Attribute, int] = {}
+        for attribute, index in self.deciding.items():
+            equation = self.equations[index]
+            solved = invert(equation.expression, attribute, equation.target(counts), values, counts)
+            if solved is not None:
+                values[attribute] = solved
+        failing = [
+            index
+            for index, equation in enumerate(self.equations)
+            if evaluate(equation.expression, values, counts) != equation.target(counts)
+        ]
+        return values, failing

@@ -1,0 +1,176 @@
+"""A plan: plain data that says what stays, enough to cut or load a network without the search space."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from niwaki.core.numbers import AttributeEdit
+from niwaki.errors import PlanError
+
+PLAN_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorShape:
+    """Name and dense shape of one parameter or buffer of the model a plan is for."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What stays of a network.
+
+    ``kept``: kept units by group, ``units``: how many there were. ``tensors``: for every tensor that shrinks, the kept
+    indices by dimension. ``attributes``: Python integers to change. ``shapes``: the dense network's tensors.
+    """
+
+    kept: Mapping[str, tuple[int, ...]]
+    units: Mapping[str, int]
+    tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
+    attributes: tuple[AttributeEdit, ...]
+    shapes: tuple[TensorShape, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def structure(self) -> str:
+        """A hash of the dense network's tensor names and shapes."""
+        return structure_hash(self.shapes)
+
+    def to_json(self) -> str:
+        """The plan as JSON text; `from_json` reads it back."""
+        return json.dumps(
+            {
+                "format": PLAN_FORMAT,
+                "structure": self.structure,
+                "groups": {n: {"units": self.units[n], "kept": list(kept)} for n, kept in self.kept.items()},
+                "tensors": {n: {str(d): list(k) for d, k in dims.items()} for n, dims in self.tensors.items()},
+                "attributes": [[e.module, e.name, e.item, e.value] for e in self.attributes],
+                "shapes": [[s.name, list(s.shape)] for s in self.shapes],
+                "provenance": dict(self.provenance),
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back.
+
+        Raises:
+            PlanError: the text is not a plan, is of a newer format, or contradicts its own structure hash.
+        """
+        try:
+            data = json.loads(text)
+            version = data["format"]
+            if version != PLAN_FORMAT:
+                raise PlanError(
+                    f"The plan has format {version!r}, and this niwaki reads format {PLAN_FORMAT}. "
+                    "Use the niwaki version that wrote it."
+                )
+            plan = cls(
+                kept={str(n): tuple(map(int, g["kept"])) for n, g in data["groups"].items()},
+                units={str(n): int(g["units"]) for n, g in data["groups"].items()},
+                tensors={
+                    str(n): {int(d): tuple(map(int, kept)) for d, kept in dims.items()}
+                    for n, dims in data["tensors"].items()
+                },
+                attributes=tuple(
+                    AttributeEdit(str(m), str(a), None if i is None else int(i), int(v))
+                    for m, a, i, v in data["attributes"]
+                ),
+                shapes=tuple(TensorShape(str(n), tuple(map(int, s))) for n, s in data["shapes"]),
+                provenance=dict(data["provenance"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as cause:
+            raise PlanError(
+                f"The text is not a niwaki plan: {type(cause).__qualname__}: {cause}. "
+                "It is damaged or was written by something else."
+            ) from cause
+        if plan.structure != data["structure"]:
+            raise PlanError("The plan contradicts its own structure hash: it has been damaged or edited by hand.")
+        return plan
+
+    def check_fits(self, model: torch.nn.Module) -> None:
+        """Raise `PlanError` naming the first tensor in which ``model`` differs from the plan's dense network."""
+        there = {s.name: s.shape for s in tensor_shapes(model)}
+        for planned in self.shapes:
+            if planned.name not in there:
+                raise PlanError(
+                    f"The plan is for another network: it expects a tensor {planned.name!r} of shape "
+                    f"{list(planned.shape)}, which this model does not have. Pass the dense model the plan was made for."
+                )
+            if there[planned.name] != planned.shape:
+                raise PlanError(
+                    f"The plan is for another network: it expects {planned.name!r} to have the shape "
+                    f"{list(planned.shape)}, but here it has {list(there[planned.name])}. "
+                    "Pass the dense model the plan was made for (has it been cut already?)."
+                )
+        extra = sorted(set(there) - {s.name for s in self.shapes})
+        if extra:
+            raise PlanError(
+                f"The plan is for another network: this model has a tensor {extra[0]!r} that the plan does not know. "
+                "Pass the dense model the plan was made for."
+            )
+
+    def __str__(self) -> str:
+        removed = sum(self.units.values()) - sum(map(len, self.kept.values()))
+        head = f"Plan: {removed} of {sum(self.units.values())} units in {len(self.kept)} groups are removed"
+        touched = [(n, len(k), self.units[n]) for n, k in self.kept.items() if len(k) < self.units[n]]
+        lines = [f"  {name}: keeps {kept} of {units}" for name, kept, units in touched[:20]]
+        if len(touched) > 20:
+            lines.append(f"  ... and {len(touched) - 20} more groups")
+        return "\n".join([head, *lines])
+
+
+def tensor_shapes(model: torch.nn.Module) -> tuple[TensorShape, ...]:
+    """Every parameter and buffer once, under its first name, sorted by name."""
+    named = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    named |= {name: tuple(b.shape) for name, b in model.named_buffers()}
+    return tuple(TensorShape(name, shape) for name, shape in sorted(named.items()))
+
+
+def structure_hash(shapes: Sequence[TensorShape]) -> str:
+    """A short stable hash of names and shapes."""
+    text = json.dumps([[s.name, list(s.shape)] for s in shapes])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def derived_attributes(
+    model: torch.nn.Module,
+    tensors: Mapping[str, Mapping[int, tuple[int, ...]]],
+    edits: Sequence[AttributeEdit],
+) -> list[AttributeEdit]:
+    """Sizes that ``torch.nn`` modules keep for show (``out_features``, ``num_features``, ...) and nobody reads in
+    ``forward``: they follow their parameters. Attributes that ``edits`` already decide are left alone."""
+    from niwaki.core.metadata import SIZES
+
+    decided = {(e.module, e.name) for e in edits}
+    changes: dict[str, int] = {f"{e.module}.{e.name}": e.value for e in edits if e.item is None}
+    names = {id(p): name for name, p in model.named_parameters()}
+    names |= {id(b): name for name, b in model.named_buffers()}
+    derived: list[AttributeEdit] = []
+    for path, module in model.named_modules():
+        for kind, sizes in SIZES.items():
+            if not isinstance(module, kind):
+                continue
+            for size in sizes:
+                tensor = getattr(module, size.tensor, None)
+                if tensor is None or id(tensor) not in names or (path, size.name) in decided:
+                    continue
+                kept = tensors.get(names[id(tensor)], {})
+                if size.dim not in kept:
+                    length = tensor.shape[size.dim]
+                else:
+                    length = len(kept[size.dim])
+                if size.times is not None:
+                    length *= changes.get(f"{path}.{size.times}", getattr(module, size.times))
+                if length != getattr(module, size.name):
+                    derived.append(AttributeEdit(path, size.name, None, length))
+    return derived

@@ -1,0 +1,108 @@
+"""Sums over units without a loop over units: every unit is a segment of rows of the parameters.
+
+A row is one position of one dimension that produces units, with all entries behind it (a filter of a convolution, a
+scale of a norm). A sum over a unit is the sum of its rows; rows of several units count for each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from niwaki.core.space import Place, SearchSpace
+
+
+def unit_parameters(space: SearchSpace) -> dict[str, torch.nn.Parameter]:
+    """The parameters that methods and criteria touch, by name: those with a producing or a driven dimension."""
+    touched = {place.tensor for place in space.places if place.parameter and (place.produces or place.driven)}
+    return {name: value for name, value in space.model.named_parameters() if name in touched}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Parameters that are reduced together: one tensor with its producing dimensions, or many vectors in a row."""
+
+    names: tuple[str, ...]
+    dims: tuple[int, ...]
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The tensor of a bundle of one, or all vectors as one."""
+        return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitIndex:
+    """Which rows make up which unit.
+
+    ``bundles`` in the order of the rows; for each bundle the rows of its first dimension, then of its second, ... Pair
+    i says that row ``row[i]`` belongs to unit ``unit[i]``. ``entries`` [num_units]: the number of weights |x_g| of
+    each unit.
+    """
+
+    num_units: int
+    bundles: tuple[Bundle, ...]
+    row: Tensor  # [pairs] int64
+    unit: Tensor  # [pairs] int64
+    entries: Tensor  # [num_units]
+
+    @classmethod
+    def of(cls, space: SearchSpace) -> UnitIndex:
+        """The index of all producing dimensions of the parameters of ``space``."""
+        parameters = unit_parameters(space)
+        by_tensor: dict[str, list[Place]] = {}
+        for place in space.places:
+            if place.produces and place.parameter:
+                by_tensor.setdefault(place.tensor, []).append(place)
+        vectors: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        bundles: list[Bundle] = []
+        for name, places in by_tensor.items():
+            value = parameters[name]
+            if value.dim() == 1:
+                vectors.setdefault((value.device, value.dtype), []).append(name)
+            else:
+                bundles.append(Bundle((name,), tuple(place.dim for place in places)))
+        bundles += [Bundle(tuple(names), (0,)) for names in vectors.values()]
+
+        sentinel, first = space.num_units, 0
+        rows, units, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
+        for bundle in bundles:
+            for name in bundle.names:
+                for place in by_tensor[name]:
+                    position, column = np.nonzero(place.units < sentinel)
+                    rows.append(first + position)
+                    units.append(place.units[position, column])
+                    sizes.append(np.full(len(position), parameters[name].numel() / len(place.units)))
+                    first += len(place.units)
+        unit = np.concatenate(units)
+        entries = np.bincount(unit, weights=np.concatenate(sizes), minlength=sentinel)
+        device, dtype = _home(parameters.values())
+        return cls(
+            num_units=sentinel,
+            bundles=tuple(bundles),
+            row=torch.from_numpy(np.concatenate(rows)).to(device),
+            unit=torch.from_numpy(unit).to(device),
+            entries=torch.from_numpy(entries).to(device, dtype),
+        )
+
+    def total(self, rows: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Sums per unit [num_units] of row quantities, each given bundle by bundle, dimension by dimension."""
+        if not rows:
+            return {}
+        home = self.entries
+        table = torch.stack([torch.cat([part.to(home) for part in parts]) for parts in rows.values()])  # [S, rows]
+        sums = table.new_zeros(len(rows), self.num_units)
+        sums.index_add_(1, self.unit, table.index_select(1, self.row))
+        return dict(zip(rows, sums, strict=True))
+
+
+def _home(parameters: Iterable[Tensor]) -> tuple[torch.device, torch.dtype]:
+    """Where sums over units are kept: on the first parameter's device, in float32 or the widest type there is."""
+    device, dtype = torch.device("cpu"), torch.float32
+    for place, value in enumerate(parameters):
+        device = value.device if place == 0 else device
+        dtype = torch.promote_types(dtype, value.dtype)
+    return device, dtype

@@ -1,0 +1,185 @@
+"""The search space: everything that may leave a model, and the reason for everything that may not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from niwaki.core.cost import Cost, CostModel
+from niwaki.core.counts import FloatArray, IntArray
+from niwaki.core.location import Location
+from niwaki.core.numbers import AttributeEdit, Numbers
+from niwaki.core.plan import Plan, TensorShape, derived_attributes
+from niwaki.errors import PlanError
+
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slice:
+    """What the units of a group own of one dimension of one parameter or buffer.
+
+    ``index[u]`` holds the positions of unit u, [U, K]. ``produces``: these entries compute the unit (weights, biases,
+    norm affines) rather than read it. ``driven``: a method drives these entries to zero; that is so for all that
+    produce, and for reading entries where something on the way maps zero to another value.
+    """
+
+    tensor: str
+    dim: int
+    index: IntArray
+    produces: bool
+    driven: bool
+    parameter: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Like units that run through coupled tensors: "the 64 channels of layer1".
+
+    ``first`` is the number of its first unit among all units of the space: its units are ``first .. first+units-1``.
+    """
+
+    name: str
+    first: int
+    units: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def numbers(self) -> slice:
+        """The range of this group in any array over all units of the space."""
+        return slice(self.first, self.first + self.units)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """One dimension of one tensor, and the units that each of its positions depends on.
+
+    ``units`` [n, K] is padded with ``num_units`` (always kept). A position is removed when any of its units is.
+    """
+
+    tensor: str
+    dim: int
+    units: IntArray
+    produces: bool
+    driven: bool
+    parameter: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Positions that can never be removed: how many, of which dimension of which tensor, why, and where."""
+
+    tensor: str
+    dim: int
+    count: int
+    reason: str
+    location: Location | None
+
+    def __str__(self) -> str:
+        where = f" at {self.location}" if self.location else ""
+        return f"{self.tensor} dim {self.dim} ({self.count} positions): {self.reason}{where}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class SearchSpace:
+    """All groups of a model, all pins with their reasons, and the cost of any choice. Owns no weights."""
+
+    model: torch.nn.Module
+    groups: tuple[Group, ...]
+    places: tuple[Place, ...]
+    pins: tuple[Pin, ...]
+    coverage: float
+    shapes: tuple[TensorShape, ...]
+    cost_model: CostModel
+    numbers: Numbers
+    notes: tuple[str, ...] = ()
+    example_calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = field(default=(), repr=False)
+
+    @property
+    def num_units(self) -> int:
+        """How many units the space has in all groups together."""
+        return self.cost_model.counts.num_units
+
+    def cost(self, plan: Plan | None = None) -> Cost:
+        """The cost of the model as it is, or as ``plan`` leaves it."""
+        return self.cost_of(np.ones(self.num_units) if plan is None else self.keep_of(plan))
+
+    def cost_of(self, keep: FloatArray | BoolArray) -> Cost:
+        """The cost when the units with ``keep`` [num_units] true stay."""
+        return self.cost_model(np.asarray(keep, dtype=np.float64))
+
+    def least_cost(self) -> Cost:
+        """The cost with one unit left in every group: nothing below it can be reached."""
+        keep = np.zeros(self.num_units)
+        keep[[group.first for group in self.groups]] = 1
+        return self.cost_of(keep)
+
+    def keep_of(self, plan: Plan) -> BoolArray:
+        """The kept units of a plan as a mask [num_units]; the plan must have been made for this structure."""
+        keep = np.zeros(self.num_units, dtype=bool)
+        names = {group.name: group for group in self.groups}
+        if set(plan.kept) != set(names):
+            odd = sorted(set(plan.kept) ^ set(names))[0]
+            raise PlanError(
+                f"The plan does not belong to this search space: the group {odd!r} exists in only one of the two. "
+                "Make a plan from this space with niwaki.choose or method.plan()."
+            )
+        for name, units in plan.kept.items():
+            keep[names[name].first + np.asarray(units, dtype=np.int64)] = True
+        return keep
+
+    def plan(self, keep: BoolArray, provenance: Mapping[str, Any] | None = None) -> Plan:
+        """The self-contained plan that keeps the units with ``keep`` [num_units] true.
+
+        Raises:
+            PlanError: a group would lose all of its units, or a size in the model's Python code could not follow.
+        """
+        keep = np.asarray(keep, dtype=bool)
+        if keep.shape != (self.num_units,):
+            raise PlanError(f"keep must be a mask of {self.num_units} units, but has the shape {keep.shape}.")
+        for group in self.groups:
+            if not keep[group.numbers].any():
+                raise PlanError(
+                    f"The plan would remove all {group.units} units of the group {group.name!r}, and the network "
+                    "with them. Keep at least one unit of every group."
+                )
+        alive = np.append(keep, True)
+        tensors: dict[str, dict[int, tuple[int, ...]]] = {}
+        for place in self.places:
+            stays = alive[place.units].all(axis=1)
+            if not stays.all():
+                tensors.setdefault(place.tensor, {})[place.dim] = tuple(np.flatnonzero(stays).tolist())
+        values, failing = self.numbers.solve(self.cost_model.counts(keep.astype(np.float64)))
+        if failing:
+            equation = self.numbers.equations[failing[0]]
+            raise PlanError(
+                f"This choice of units cannot be built: {equation.what} needs {equation.expression} to follow the cut, "
+                f"at {equation.location}, and no value of the attributes does. Choose other units, or pin that "
+                "parameter with `ignored`."
+            )
+        edits = [
+            AttributeEdit(attribute.module, attribute.name, attribute.item, value)
+            for attribute, value in values.items()
+            if value != attribute.value
+        ]
+        edits += derived_attributes(self.model, tensors, edits)
+        return Plan(
+            kept={g.name: tuple(np.flatnonzero(keep[g.numbers]).tolist()) for g in self.groups},
+            units={g.name: g.units for g in self.groups},
+            tensors=tensors,
+            attributes=tuple(edits),
+            shapes=self.shapes,
+            provenance=dict(provenance or {}),
+        )
+
+    def __str__(self) -> str:
+        from niwaki.core.describe import describe_space
+
+        return describe_space(self)
+
+    __repr__ = __str__

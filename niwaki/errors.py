@@ -1,0 +1,35 @@
+"""Every error niwaki raises on purpose: a sentence that says what, where, why and what to do."""
+
+from __future__ import annotations
+
+
+class NiwakiError(Exception):
+    """Base of all errors that niwaki raises on purpose."""
+
+
+class TraceError(NiwakiError):
+    """The model could not be run with the example inputs; ``nodes_reached`` operators had run before it failed."""
+
+    def __init__(self, message: str, nodes_reached: int = 0) -> None:
+        super().__init__(message)
+        self.nodes_reached = nodes_reached
+
+
+class UnknownName(NiwakiError):
+    """A name or a name pattern that matches nothing."""
+
+
+class BudgetError(NiwakiError):
+    """A budget that is malformed, or that this search space cannot meet."""
+
+
+class PlanError(NiwakiError):
+    """A plan that does not fit the model it is applied to."""
+
+
+class FileFormatError(NiwakiError):
+    """A saved file that is damaged, foreign, or of another architecture."""
+
+
+class MethodError(NiwakiError):
+    """A method, schedule or criterion that was given something it cannot work with."""

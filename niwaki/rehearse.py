@@ -1,0 +1,100 @@
+"""Try a search space before it is handed out: cut by random plans, run, compare every shape with the expected one.
+
+Whatever niwaki misunderstood about sizes shows here as an operator that fails, is missing, or gives another shape. Its
+axes are then pinned with its source line, and the rehearsal starts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from niwaki.core.space import BoolArray
+from niwaki.errors import TraceError
+from niwaki.solve.build import Builder
+from niwaki.solve.label import Facts
+from niwaki.surgery.cut import cut_empty
+from niwaki.trace.graph import Graph, Run
+from niwaki.trace.tracer import ExampleCall, trace
+
+_PLANS = 2
+_ATTEMPTS = 30
+
+
+def rehearsed(
+    model: torch.nn.Module, graph: Graph, facts: Facts, builder: Builder, calls: Sequence[ExampleCall]
+) -> list[str]:
+    """Pin in ``builder`` what does not survive random plans; returns notes about what could not be tried."""
+    rng = np.random.default_rng(0)
+    passed = 0
+    for _ in range(_ATTEMPTS):
+        if passed == _PLANS or not builder.num_units:
+            return []
+        problem = _rehearse(model, graph, facts, builder, calls, builder.random_keep(rng))
+        if problem is None:
+            passed += 1
+        elif not problem.pin(builder):
+            break
+    builder.pin_everything("a rehearsed cut still fails for a reason that niwaki cannot find")
+    return ["A rehearsed cut failed for a reason that niwaki could not find, so everything is pinned."]
+
+
+class _Problem:
+    """An operator that a cut breaks, and the message it broke with."""
+
+    def __init__(self, facts: Facts, index: int, text: str) -> None:
+        self._facts, self._index, self._text = facts, index, text
+
+    def pin(self, builder: Builder) -> bool:
+        """Pin what the operator touches, or the nearest operator before it that touches anything free."""
+        for index in range(min(self._index, len(self._facts.touched) - 1), -1, -1):
+            node, axes = self._facts.touched[index]
+            if builder.pin_axes(axes, f"after a cut, {node.operator} {self._text}", node.location):
+                return True
+        return False
+
+
+def _rehearse(
+    model: torch.nn.Module,
+    graph: Graph,
+    facts: Facts,
+    builder: Builder,
+    calls: Sequence[ExampleCall],
+    keep: BoolArray,
+) -> _Problem | None:
+    plan = builder.space().plan(keep)
+    small = cut_empty(model, plan)
+    eval_runs = [run for run in graph.runs if not run.training]
+    start = 0
+    for run, call in zip(eval_runs, calls, strict=True):
+        try:
+            tried = trace(small, [call], modes=(False,))
+        except TraceError as failure:
+            reached = failure.nodes_reached
+            return _Problem(facts, start + reached, f"fails: {failure.__cause__}")
+        problem = _compare(facts, builder, start, run, tried, keep)
+        if problem is not None:
+            return problem
+        start += len(run.nodes)
+    return None
+
+
+def _compare(
+    facts: Facts, builder: Builder, start: int, run: Run, tried: Graph, keep: BoolArray
+) -> _Problem | None:
+    ours = tried.runs[0].nodes
+    for index, node in enumerate(run.nodes):
+        if index >= len(ours) or ours[index].operator is not node.operator:
+            return _Problem(facts, start + index, "is replaced by another operator")
+        for before, after in zip(node.outputs, ours[index].outputs, strict=True):
+            if before is None or after is None:
+                continue
+            label = facts.labels[before]
+            assert label is not None
+            expected = tuple(builder.expected(axis, keep) for axis in label.axes)
+            if expected != tried.values[after].shape:
+                shape = list(tried.values[after].shape)
+                return _Problem(facts, start + index, f"gives the shape {shape} instead of {list(expected)}")
+    return None

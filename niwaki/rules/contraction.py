@@ -1,0 +1,151 @@
+"""Matrix products: the contracted dimensions are equated, the others go on."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from niwaki.rules.pointwise import broadcast
+from niwaki.rules.registry import Call, Label, mutant, rule, sample
+
+aten = torch.ops.aten
+
+
+@rule(aten.mm.default)
+def mm(call: Call) -> Label:
+    """[m, k] @ [k, n]."""
+    return _product(call, call["self"], call["mat2"])
+
+
+def _product(call: Call, a: Label, b: Label) -> Label:
+    call.contract(a, 1, b, 0)
+    call.macs(1, a.axes[0], a.axes[1], b.axes[1])
+    return call.label((a.axes[0], b.axes[1]), (a.zero[0], b.zero[1]), a.weight and b.weight)
+
+
+@rule(aten.addmm.default)
+def addmm(call: Call) -> Label:
+    """bias + [m, k] @ [k, n]."""
+    return _plus(call, call["self"], _product(call, call["mat1"], call["mat2"]))
+
+
+def _plus(call: Call, bias: Label, product: Label) -> Label:
+    axes = broadcast(call, [product, bias])
+    lead = len(axes) - len(bias.axes)
+    zero = [
+        product.zero[dim] and dim >= lead and bias.axes[dim - lead].size == axis.size and bias.zero[dim - lead]
+        for dim, axis in enumerate(axes)
+    ]
+    return call.label(axes, zero, product.weight and bias.weight)
+
+
+@rule(aten.bmm.default)
+def bmm(call: Call) -> Label:
+    """[b, m, k] @ [b, k, n]."""
+    return _batched(call, call["self"], call["mat2"])
+
+
+def _batched(call: Call, a: Label, b: Label) -> Label:
+    call.equate(a.axes[0], b.axes[0])
+    call.contract(a, 2, b, 1)
+    batch = a.axes[0] if a.axes[0].free else b.axes[0]
+    call.macs(1, batch, a.axes[1], a.axes[2], b.axes[2])
+    zero = (a.zero[0] or b.zero[0], a.zero[1], b.zero[2])
+    return call.label((batch, a.axes[1], b.axes[2]), zero, a.weight and b.weight)
+
+
+@rule(aten.baddbmm.default)
+def baddbmm(call: Call) -> Label:
+    """bias + [b, m, k] @ [b, k, n]."""
+    return _plus(call, call["self"], _batched(call, call["batch1"], call["batch2"]))
+
+
+@rule(aten.mv.default)
+def mv(call: Call) -> Label:
+    """[m, k] @ [k]."""
+    a, b = call["self"], call["vec"]
+    call.contract(a, 1, b, 0)
+    call.macs(1, *a.axes)
+    return call.label(a.axes[:1], a.zero[:1], a.weight and b.weight)
+
+
+@rule(aten.dot.default)
+def dot(call: Call) -> Label:
+    """[k] @ [k]."""
+    a, b = call["self"], call["tensor"]
+    call.contract(a, 0, b, 0)
+    call.macs(1, *a.axes)
+    return call.label((), (), a.weight and b.weight)
+
+
+class _Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.first, self.second = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 6), nn.Linear(6, 5, bias=False)
+
+    def forward(self) -> torch.Tensor:
+        return self.second(torch.sigmoid(self.first(self.x)))
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(3, 4, 5))
+        self.v, self.bias = nn.Parameter(torch.randn(3, 4, 6)), nn.Parameter(torch.randn(3, 4, 4))
+
+    def forward(self) -> torch.Tensor:
+        return torch.bmm(torch.baddbmm(self.bias, self.q, self.k.transpose(1, 2)), self.v)
+
+
+class _Vectors(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.randn(*shape)) for shape in ((4, 5), (5,), (4,)))
+
+    def forward(self) -> torch.Tensor:
+        return torch.mv(self.a, self.b) * torch.dot(self.c, self.c)
+
+
+sample(mm)(_Linear)
+sample(addmm)(_Linear)
+sample(bmm)(_Attention)
+sample(baddbmm)(_Attention)
+sample(mv)(_Vectors)
+sample(dot)(_Vectors)
+
+
+@mutant(mm)
+def _mm_transposed(call: Call) -> Label:
+    a, b = call["self"], call["mat2"]
+    call.contract(a, 1, b, 0)
+    return call.label([axis.take(slice(None, None, -1)) for axis in (a.axes[0], b.axes[1])])
+
+
+@mutant(addmm)
+def _addmm_without_bias(call: Call) -> Label:
+    product = _product(call, call["mat1"], call["mat2"])
+    return product
+
+
+@mutant(bmm)
+def _bmm_without_contraction(call: Call) -> Label:
+    a, b = call["self"], call["mat2"]
+    call.equate(a.axes[0], b.axes[0])
+    return call.label((a.axes[0], a.axes[1], b.axes[2]))
+
+
+@mutant(baddbmm)
+def _baddbmm_keeps_zeros(call: Call) -> Label:
+    product = _batched(call, call["batch1"], call["batch2"])
+    return call.label(product.axes, (True, True, True))
+
+
+@mutant(mv)
+def _mv_without_contraction(call: Call) -> Label:
+    return call.label(call["self"].axes[:1])
+
+
+@mutant(dot)
+def _dot_without_contraction(call: Call) -> Label:
+    call.equate(call["self"].axes[0], call["tensor"].axes[0].take(slice(None, None, -1)))
+    return call.label(())

@@ -1,0 +1,180 @@
+"""Sums, means, extremes, softmax: what happens to the dimension they run over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from niwaki.rules.registry import Call, Label, mutant, rule, sample
+
+aten = torch.ops.aten
+
+
+def _dims(call: Call, rank: int) -> set[int]:
+    given = call.arguments.get("dim")
+    if given is None or given == ():
+        return set(range(rank))
+    return {dim % max(rank, 1) for dim in ([given] if isinstance(given, int) else given)}
+
+
+def _reduced(call: Call, zero: Sequence[bool], output: int = 0) -> Label:
+    x: Label = call["self"]
+    gone = _dims(call, len(x.axes))
+    keep = bool(call.arguments.get("keepdim"))
+    axes, flags = [], []
+    for dim, axis in enumerate(x.axes):
+        if dim not in gone:
+            axes.append(axis)
+            flags.append(zero[dim])
+        elif keep:
+            axes.append(call.fixed(1))
+            flags.append(False)
+    return call.label(axes, flags, x.weight and output == 0, output)
+
+
+@rule(aten.sum.default, aten.sum.dim_IntList)
+def total(call: Call) -> Label:
+    """A sum does not miss zeros; entries that are not zero are missed."""
+    x: Label = call["self"]
+    for dim in _dims(call, len(x.axes)):
+        if not x.zero[dim]:
+            call.pin(x.axes[dim], "it is summed over, and its removed entries are not zero")
+    return _reduced(call, x.zero)
+
+
+@rule(
+    aten.mean.default,
+    aten.mean.dim,
+    aten.amax.default,
+    aten.amin.default,
+    aten.var.correction,
+    aten.std.correction,
+    aten.linalg_vector_norm.default,
+    aten.prod.default,
+    aten.prod.dim_int,
+    aten.max.default,
+    aten.min.default,
+    aten.norm.ScalarOpt_dim,
+    aten.norm.Scalar,
+)
+def average(call: Call) -> Label:
+    """The reduced dimension counts in the result; along the others zeros give zeros."""
+    x: Label = call["self"]
+    for dim in _dims(call, len(x.axes)):
+        call.pin(x.axes[dim], f"{call.operator} depends on how many entries there are along this dimension")
+    return _reduced(call, x.zero)
+
+
+@rule(aten.var_mean.correction, aten.max.dim, aten.min.dim, aten.median.dim, aten.mode.default, aten.kthvalue.default)
+def averages(call: Call) -> list[Label]:
+    """As `average`, with two results."""
+    return [average(call), _reduced(call, (False,) * len(call["self"].axes), output=1)]
+
+
+@rule(
+    aten.argmax.default,
+    aten.argmin.default,
+    aten.any.default,
+    aten.any.dim,
+    aten.all.default,
+    aten.all.dim,
+    aten.logsumexp.default,
+)
+def summary(call: Call) -> Label:
+    """As `average`, but zeros need not give zeros."""
+    x: Label = call["self"]
+    for dim in _dims(call, len(x.axes)):
+        call.pin(x.axes[dim], f"{call.operator} depends on all entries along this dimension")
+    return _reduced(call, (False,) * len(x.axes))
+
+
+@rule(
+    aten._softmax.default,
+    aten._log_softmax.default,
+    aten._safe_softmax.default,
+    aten.cumprod.default,
+    aten.logcumsumexp.default,
+)
+def softmax(call: Call) -> Label:
+    """Entries along ``dim`` depend on one another."""
+    x: Label = call["self"]
+    if x.axes:
+        call.pin(x.axes[call["dim"]], f"{call.operator} makes all entries along this dimension depend on one another")
+    return call.label(x.axes)
+
+
+@rule(aten.cumsum.default)
+def cumsum(call: Call) -> Label:
+    """A running sum carries removed positions along."""
+    x: Label = call["self"]
+    if x.axes:
+        call.pin(x.axes[call["dim"]], "a running sum goes over this dimension")
+    return call.label(x.axes, x.zero, x.weight)
+
+
+@rule(aten.sort.default, aten.sort.stable, aten.topk.default)
+def ranked(call: Call) -> list[Label]:
+    """Positions along ``dim`` are exchanged by value."""
+    x: Label = call["self"]
+    dim = call["dim"] % max(len(x.axes), 1)
+    call.pin(x.axes[dim], f"{call.operator} arranges this dimension by value")
+    axes = [
+        call.fixed(size, "it is arranged by value") if i == dim else axis
+        for i, (axis, size) in enumerate(zip(x.axes, call.shapes[0], strict=True))
+    ]
+    return [call.label(axes, output=output) for output in (0, 1)]
+
+
+class _Over(nn.Module):
+    """Applies a function to a parameter [3, 4, 5] that another, [4, 5], has been added to."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.a, self.b, self.function = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(4, 5)), function
+
+    def forward(self) -> torch.Tensor:
+        return self.function(self.a * self.b)
+
+
+sample(total)(lambda: _Over(lambda x: x.sum(1)))
+sample(total)(lambda: _Over(lambda x: x.sigmoid().sum(dim=(0, 2), keepdim=True)))
+sample(average)(lambda: _Over(lambda x: x.mean(2)))
+sample(averages)(lambda: _Over(lambda x: torch.var_mean(x, 1)[0]))
+sample(averages)(lambda: _Over(lambda x: x.max(0)[0]))
+sample(summary)(lambda: _Over(lambda x: x.logsumexp(1)))
+sample(softmax)(lambda: _Over(lambda x: x.softmax(2)))
+sample(cumsum)(lambda: _Over(lambda x: x.cumsum(1)))
+sample(ranked)(lambda: _Over(lambda x: x.sort(dim=1)[0]))
+
+
+@mutant(total)
+def _sums_anything(call: Call) -> Label:
+    return _reduced(call, call["self"].zero)
+
+
+@mutant(average)
+def _mean_as_sum(call: Call) -> Label:
+    return _reduced(call, call["self"].zero)
+
+
+@mutant(averages)
+def _moments_as_sums(call: Call) -> list[Label]:
+    return [_reduced(call, call["self"].zero), _reduced(call, call["self"].zero, output=1)]
+
+
+@mutant(summary)
+def _summary_as_sum(call: Call) -> Label:
+    return _reduced(call, call["self"].zero)
+
+
+@mutant(softmax)
+@mutant(cumsum)
+def _entry_by_entry(call: Call) -> Label:
+    return call.label(call["self"].axes)
+
+
+@mutant(ranked)
+def _sorted_in_place(call: Call) -> list[Label]:
+    return [call.label(call["self"].axes, output=output) for output in (0, 1)]

@@ -1,0 +1,187 @@
+"""How a rule is written down, and what it may ask and say."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch._ops import OpOverload
+
+from niwaki.core.counts import IntArray
+from niwaki.core.numbers import Expression
+from niwaki.rules.axis import Axis, part, product_rows
+from niwaki.trace.graph import PythonCall
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Label:
+    """A tensor, seen by the rules.
+
+    ``axes``: one per dimension. ``zero[d]``: in the zeroed model, entries at removed positions of dimension d are zero.
+    ``weight``: made of parameters alone.
+    """
+
+    axes: tuple[Axis, ...]
+    zero: tuple[bool, ...]
+    weight: bool
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The traced shape."""
+        return tuple(axis.size for axis in self.axes)
+
+
+class Refused(Exception):
+    """Raised by a rule that cannot follow this call: everything the operator touches is pinned with the reason."""
+
+
+class Call(ABC):
+    """One operator call, as a rule sees it: ``call["name"]`` is an argument by its name in the operator's schema, with
+    tensors as `Label`."""
+
+    operator: OpOverload
+    python: PythonCall
+    arguments: dict[str, Any]
+    shapes: tuple[tuple[int, ...], ...]  # of the outputs
+    dtypes: tuple[torch.dtype, ...]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    @abstractmethod
+    def fresh(self, size: int) -> Axis:
+        """A new axis of ``size`` positions that nothing constrains yet."""
+
+    @abstractmethod
+    def fixed(self, size: int, why: str = "") -> Axis:
+        """An axis that can never shrink, because ``why``."""
+
+    @abstractmethod
+    def equate(self, left: Axis, right: Axis) -> None:
+        """Position i of ``left`` lives and dies with position i of ``right``."""
+
+    @abstractmethod
+    def equate_rows(self, left: IntArray, right: IntArray) -> None:
+        """As `equate`, for bare rows of ids [n, K]."""
+
+    @abstractmethod
+    def pin(self, axis: Axis, why: str) -> None:
+        """No position of ``axis`` may be removed, because ``why``."""
+
+    @abstractmethod
+    def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
+        """The products over these two dimensions are summed."""
+
+    @abstractmethod
+    def reads(self, weight: Label, dim: int, zero: bool) -> None:
+        """``weight`` reads units along ``dim`` whose removed entries are zero already (``zero``) or not."""
+
+    @abstractmethod
+    def makes(self, weight: Label, dim: int) -> None:
+        """``weight`` makes units along ``dim``, whatever else reads them there (a tied embedding does both)."""
+
+    @abstractmethod
+    def sizes(self, given: Sequence[int]) -> list[Expression | None]:
+        """Where the whole numbers of one argument came from; None for those computed out of Python's sight."""
+
+    @abstractmethod
+    def number(self, given: int) -> Expression:
+        """Where one whole number came from; a literal if that is not known."""
+
+    @abstractmethod
+    def count(self, argument: str, dim: int) -> Expression:
+        """The number of surviving positions of a dimension of a tensor argument."""
+
+    @abstractmethod
+    def size_is(self, expression: Expression | None, axis: Axis, what: str) -> None:
+        """``expression`` must equal the surviving positions of ``axis``; a literal fixes the axis."""
+
+    @abstractmethod
+    def macs(self, times: int, *axes: Axis) -> None:
+        """This call does ``times`` multiply-accumulates per combination of positions of ``axes``."""
+
+    def label(
+        self, axes: Sequence[Axis], zero: Sequence[bool] | None = None, weight: bool = False, output: int = 0
+    ) -> Label:
+        """The label of output number ``output``."""
+        flags = (False,) * len(axes) if zero is None else tuple(zero)
+        return Label(tuple(axes), flags, weight, self.dtypes[output])
+
+    def opaque(self, output: int, why: str = "is not followed") -> Label:
+        """The label of an output of which nothing can be removed."""
+        return self.label([self.fixed(size, why) for size in self.shapes[output]], output=output)
+
+    def split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+        """Part ``axis`` into a row-major product of axes of ``sizes``, with new ids where a boundary falls inside."""
+        parting = part(axis, sizes)
+        columns = [list(own) for own in parting.columns]
+        for column, which in parting.mixed:
+            new = [self.fresh(sizes[j]).ids[:, 0] for j in which]
+            self.equate_rows(column[:, None], product_rows(new, sizes, which))
+            for j, ids in zip(which, new, strict=True):
+                columns[j].append(ids)
+        return [
+            Axis(_stack(own, size), axis.why) for own, size in zip(columns, sizes, strict=True)
+        ]
+
+
+def _stack(columns: list[IntArray], size: int) -> IntArray:
+    return np.stack(columns, axis=1) if columns else np.zeros((size, 0), dtype=np.int64)
+
+
+Rule = Callable[[Call], Label | Sequence[Label] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A small module whose forward calls the operator on its own parameters, for the law to be tried on.
+
+    ``build`` gives a module with parameters and integer attributes; ``forward()`` takes no argument.
+    """
+
+    name: str
+    build: Callable[[], torch.nn.Module]
+
+
+RULES: dict[OpOverload, Rule] = {}
+SAMPLES: dict[Rule, list[Sample]] = {}
+MUTANTS: dict[Rule, list[Rule]] = {}
+
+
+def rule(*operators: OpOverload) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of these operators; an operator has one rule."""
+
+    def register(function: Rule) -> Rule:
+        for operator in operators:
+            if operator in RULES:
+                raise ValueError(f"{operator} has a rule already, in {inspect.getmodule(RULES[operator])}.")
+            RULES[operator] = function
+        return function
+
+    return register
+
+
+def sample(function: Rule) -> Callable[[Callable[[], torch.nn.Module]], Callable[[], torch.nn.Module]]:
+    """Register a builder of a small module as a sample of a rule."""
+
+    def register(build: Callable[[], torch.nn.Module]) -> Callable[[], torch.nn.Module]:
+        SAMPLES.setdefault(function, []).append(Sample(build.__qualname__, build))
+        return build
+
+    return register
+
+
+def mutant(function: Rule) -> Callable[[Rule], Rule]:
+    """Register a deliberately wrong version of a rule, which its samples must expose."""
+
+    def register(wrong: Rule) -> Rule:
+        MUTANTS.setdefault(function, []).append(wrong)
+        return wrong
+
+    return register

@@ -1,0 +1,82 @@
+"""``search_space``: trace, label, solve, and try the result before it is handed out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+
+from niwaki.core.space import SearchSpace
+from niwaki.errors import UnknownName
+from niwaki.rehearse import rehearsed
+from niwaki.solve.build import Builder
+from niwaki.solve.label import Facts, label
+from niwaki.trace.graph import Graph
+from niwaki.trace.tracer import example_calls, trace
+
+
+def search_space(
+    model: torch.nn.Module, example_inputs: Any, ignored: Sequence[str] = (), rehearse: bool = True
+) -> SearchSpace:
+    """Find out what can leave ``model``, by running it once in eval and once in train mode.
+
+    ``example_inputs``: a tensor or tuple is positional, a dict is keywords, a list of these several calls (for code
+    that takes different paths). ``ignored``: names or patterns of parameters, or names of modules, that must stay.
+    ``rehearse``: cut by two random plans and run the result, and pin whatever does not come out in the expected shape.
+
+    The model is left exactly as it was, also after an error. The space refers to the model and owns no weights.
+
+    Raises:
+        TraceError: the model does not run on these inputs.
+        UnknownName: a pattern in ``ignored`` matches nothing.
+
+    Example:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> space = niwaki.search_space(net, torch.randn(1, 4))
+        >>> [(group.name, group.units) for group in space.groups]
+        [('0', 8)]
+        >>> print(space.pins[0])
+        0.weight dim 1 (4 positions): it meets an input of the model
+    """
+    calls = example_calls(example_inputs)
+    matching = _matching(model, ignored)
+    graph = trace(model, calls)
+    facts = label(graph)
+    _ignore(graph, facts, matching)
+    builder = Builder(model, graph, facts)
+    notes = [
+        f"The model does not run in train mode ({type(run.error).__qualname__}: {run.error}), so only its eval mode "
+        "was analysed."
+        for run in graph.runs
+        if run.error is not None
+    ]
+    if rehearse:
+        notes += rehearsed(model, graph, facts, builder, calls)
+    return builder.space(notes)
+
+
+def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:
+    """Parameter names that a pattern pins, each with the pattern."""
+    names = [name for name, _ in model.named_parameters()]
+    found: dict[str, str] = {}
+    for pattern in (ignored,) if isinstance(ignored, str) else ignored:
+        matching = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+        if not matching:
+            raise UnknownName(
+                f"The pattern {pattern!r} in `ignored` matches no parameter of the model. Parameters are named like "
+                f"{next(iter(names), '')!r}; use such a name, the name of a module, or a pattern with *."
+            )
+        found.update(dict.fromkeys(matching, pattern))
+    return found
+
+
+def _ignore(graph: Graph, facts: Facts, matching: dict[str, str]) -> None:
+    for (number, _), (first, size) in facts.places.items():
+        pattern = matching.get(graph.values[number].name)
+        if pattern is not None:
+            why = facts.reason(f"it is ignored by the pattern {pattern!r}", None)
+            facts.pinned.append((np.arange(first, first + size), why))

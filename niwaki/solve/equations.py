@@ -1,0 +1,182 @@
+"""Solve the equations between ids: which live and die together, which never die, which are products of others.
+
+An equation says, row by row, that "any of these ids is removed" means the same on both sides. A row with one id on
+each side joins two ids. A row with one id against several defines that id as their product. A row with nothing on one
+side pins the other. What is still several against several is matched column by column, or pinned. This is repeated
+until nothing changes; every step is an array operation over all rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components
+
+from niwaki.core.counts import IntArray
+from niwaki.core.space import BoolArray
+from niwaki.solve.label import Facts
+
+
+@dataclass(slots=True, eq=False)
+class Components:
+    """The solution: ``canonical(ids)`` gives the independent components that positions depend on.
+
+    ``seed[id]`` is the number of the reason for which a pinned id is pinned.
+    """
+
+    component: IntArray  # [N] id -> component, 0 is pinned
+    product: IntArray  # [N, W] component -> components it is the product of
+    defined: BoolArray  # [N] whether a component is a product
+    seed: IntArray  # [N] id -> reason
+
+    def canonical(self, ids: IntArray) -> IntArray:
+        """Rows [n, K] of ids as rows [n, K'] of independent components, outer factors first, 0 padded."""
+        rows = self.component[ids]
+        while self.defined[rows].any():
+            is_product = self.defined[rows]
+            expanded = np.where(is_product[..., None], self.product[rows], 0)
+            rows = np.concatenate([np.where(is_product, 0, rows)[..., None], expanded], axis=2)
+            rows = rows.reshape(len(ids), rows.shape[1] * rows.shape[2])
+            rows = rows[:, (rows != 0).any(axis=0)]
+        for left in range(rows.shape[1]):
+            for right in range(left + 1, rows.shape[1]):
+                rows[:, right] = np.where(rows[:, right] == rows[:, left], 0, rows[:, right])
+        return rows[:, (rows != 0).any(axis=0)]
+
+
+class _Edges:
+    """Pairs of ids that are one, each with a reason; an edge to id 0 pins."""
+
+    def __init__(self) -> None:
+        self._from: list[IntArray] = []
+        self._to: list[IntArray] = []
+        self._why: list[IntArray] = []
+        self.count = 0
+
+    def add(self, left: IntArray, right: IntArray, why: int) -> None:
+        self._from.append(left)
+        self._to.append(right)
+        self._why.append(np.full(len(left), why))
+        self.count += len(left)
+
+    def arrays(self) -> tuple[IntArray, IntArray, IntArray]:
+        if not self._from:
+            return (np.zeros(0, dtype=np.int64),) * 3
+        return np.concatenate(self._from), np.concatenate(self._to), np.concatenate(self._why)
+
+
+def solve(facts: Facts) -> Components:
+    """The least restrictive solution that these steps find; restricting it further is always allowed."""
+    edges = _Edges()
+    for ids, why in facts.pinned:
+        ids = ids[ids != 0]
+        edges.add(np.zeros_like(ids), ids, why)
+    products = []
+    for left, right, why in facts.equal:
+        if left.shape[1] == right.shape[1] == 1:
+            edges.add(left[:, 0], right[:, 0], why)
+        else:
+            products.append((left, right, why))
+    why_conflict = facts.reason("its factorisations conflict", None)
+    while True:
+        solution = _components(edges, facts.ids)
+        before = edges.count
+        for left, right, why in products:
+            _reconcile(solution, edges, left, right, why, why_conflict)
+        if edges.count == before:
+            return solution
+
+
+def _components(edges: _Edges, count: int) -> Components:
+    left, right, why = edges.arrays()
+    graph = coo_array((np.ones(len(left)), (left, right)), shape=(count, count)).tocsr()
+    _, labels = connected_components(graph, directed=False)
+    # Name each component by its smallest id, so that the pinned one, which holds id 0, is 0.
+    smallest = np.full(labels.max() + 1, count, dtype=np.int64)
+    np.minimum.at(smallest, labels, np.arange(count))
+    component = smallest[labels]
+    _, parent = breadth_first_order(graph, 0, directed=False)
+    parent = np.where(parent < 0, 0, parent).astype(np.int64)
+    root = np.where(parent == 0, np.arange(count), parent)
+    while (root[root] != root).any():
+        root = root[root]
+    reason = np.zeros(count, dtype=np.int64)
+    pins = np.flatnonzero((left == 0) | (right == 0))[::-1]
+    reason[left[pins] + right[pins]] = why[pins]
+    return Components(
+        component, np.zeros((count, 1), dtype=np.int64), np.zeros(count, dtype=bool), reason[root]
+    )
+
+
+def _reconcile(
+    solution: Components, edges: _Edges, left: IntArray, right: IntArray, why: int, why_conflict: int
+) -> None:
+    """Draw from one product equation what follows: joins, pins, definitions."""
+    while True:
+        a, b = solution.canonical(left), solution.canonical(right)
+        _cancel(a, b)
+        in_a, in_b = (a != 0).sum(axis=1), (b != 0).sum(axis=1)
+        for rows, size in ((a, in_b), (b, in_a)):
+            ids = np.unique(rows[size == 0])
+            ids = ids[ids != 0]
+            edges.add(np.zeros_like(ids), ids, why)
+        single = (in_a == 1) & (in_b == 1)
+        edges.add(a[single].sum(axis=1), b[single].sum(axis=1), why)
+        if not (_define(solution, a, b, in_a, in_b) or _define(solution, b, a, in_b, in_a)):
+            break
+    several = (in_a > 1) & (in_b > 1)
+    if several.any():
+        _match(edges, a[several], b[several], why, why_conflict)
+
+
+def _cancel(a: IntArray, b: IntArray) -> None:
+    """Drop what stands on both sides of a row."""
+    for i in range(a.shape[1]):
+        for j in range(b.shape[1]):
+            both = (a[:, i] == b[:, j]) & (a[:, i] != 0)
+            a[both, i] = 0
+            b[both, j] = 0
+
+
+def _define(solution: Components, a: IntArray, b: IntArray, in_a: IntArray, in_b: IntArray) -> bool:
+    """Rows with one component on the side of ``a`` define it, the first row of each component."""
+    rows = np.flatnonzero((in_a == 1) & (in_b > 1))
+    if not len(rows):
+        return False
+    names, first = np.unique(a[rows].sum(axis=1), return_index=True)
+    products = b[rows[first]]
+    # A component that another definition of this round uses must wait for the next round.
+    ready = ~np.isin(names, products)
+    if not ready.any():
+        ready[0] = True
+    names, products = names[ready], products[ready]
+    if products.shape[1] > solution.product.shape[1]:
+        wider = products.shape[1] - solution.product.shape[1]
+        solution.product = np.pad(solution.product, ((0, 0), (0, wider)))
+    solution.product[names] = 0
+    solution.product[names, : products.shape[1]] = products
+    solution.defined[names] = True
+    return True
+
+
+def _match(edges: _Edges, a: IntArray, b: IntArray, why: int, why_conflict: int) -> None:
+    """Several against several: columns that correspond one to one are equal; if there are none, everything is pinned."""
+    found = False
+    taken: set[int] = set()
+    for i in range(a.shape[1]):
+        for j in range(b.shape[1]):
+            both = (a[:, i] != 0) & (b[:, j] != 0)
+            if j in taken or not both.all():
+                continue
+            pairs = np.unique(np.stack([a[:, i], b[:, j]], axis=1), axis=0)
+            if len(pairs) == len(np.unique(pairs[:, 0])) == len(np.unique(pairs[:, 1])):
+                edges.add(pairs[:, 0], pairs[:, 1], why)
+                taken.add(j)
+                found = True
+                break
+    if not found:
+        ids = np.unique(np.concatenate([a.reshape(-1), b.reshape(-1)]))
+        ids = ids[ids != 0]
+        edges.add(np.zeros_like(ids), ids, why_conflict)

@@ -1,0 +1,290 @@
+"""Run the rules over a graph and collect what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from niwaki.core.counts import IntArray
+from niwaki.core.location import Location
+from niwaki.core.numbers import Count, Expression, Literal, leaves
+from niwaki.rules.axis import Axis, fixed
+from niwaki.rules.pointwise import pointwise
+from niwaki.rules.registry import RULES, Call, Label, Refused, Rule
+from niwaki.trace.graph import Graph, Node, Origin, Ref, Value
+
+FindRule = Callable[[torch._ops.OpOverload], Rule | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something is pinned, and where in the user's source."""
+
+    text: str
+    location: Location | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SizeClaim:
+    """``expression`` must equal the surviving positions of ``axis``, or stay what it is (None)."""
+
+    expression: Expression
+    axis: Axis | None
+    what: str
+    location: Location
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MacsTerm:
+    """``times`` multiply-accumulates per combination of positions."""
+
+    times: int
+    axes: tuple[Axis, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Facts:
+    """Everything the rules said about a graph."""
+
+    labels: list[Label | None]
+    reasons: list[Reason] = field(default_factory=list)
+    equal: list[tuple[IntArray, IntArray, int]] = field(default_factory=list)  # rows, rows, reason
+    pinned: list[tuple[IntArray, int]] = field(default_factory=list)  # ids, reason
+    sizes: list[SizeClaim] = field(default_factory=list)
+    macs: list[MacsTerm] = field(default_factory=list)
+    reads: list[IntArray] = field(default_factory=list)
+    drives: list[IntArray] = field(default_factory=list)
+    makes: list[IntArray] = field(default_factory=list)
+    places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
+    touched: list[tuple[Node, list[Axis]]] = field(default_factory=list)
+    ids: int = 1
+
+    def reason(self, text: str, location: Location | None) -> int:
+        """The number of a reason."""
+        self.reasons.append(Reason(text, location))
+        return len(self.reasons) - 1
+
+
+def label(graph: Graph, find: FindRule = RULES.get, pin_outputs: bool = True) -> Facts:
+    """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first."""
+    facts = Facts([None] * len(graph.values))
+    facts.reason("nothing constrains it", None)
+    facts.ids = 1
+    for value in graph.values:
+        if value.origin is not Origin.COMPUTED:
+            facts.labels[value.number] = _given(facts, value)
+    for index, run in enumerate(graph.runs):
+        used: dict[int, tuple[Node, set[Expression]]] = {}
+        for node in run.nodes:
+            call = _Call(facts, graph, node, counting=index == 0)
+            _apply(call, facts, graph, node, find)
+            used.setdefault(id(node.call), (node, set()))[1].update(call.understood)
+        for node, understood in used.values():
+            for number in node.call.numbers:
+                if number not in understood and not isinstance(number, Literal):
+                    _freeze(facts, number, node.location, "enters a computation that niwaki does not follow")
+        for item in run.frozen:
+            _freeze(facts, item.expression, item.location, "is part of the computed function")
+        if pin_outputs:
+            why = facts.reason("it is an output of the model", None)
+            for number in run.outputs:
+                output = facts.labels[number]
+                assert output is not None
+                for axis in output.axes:
+                    if axis.free:
+                        facts.pinned.append((axis.ids.reshape(-1), why))
+    return facts
+
+
+def _given(facts: Facts, value: Value) -> Label:
+    """Parameters and buffers get new ids; inputs and constants are fixed."""
+    if value.origin in (Origin.PARAMETER, Origin.BUFFER):
+        axes = []
+        for dim, size in enumerate(value.shape):
+            facts.places[value.number, dim] = (facts.ids, size)
+            axes.append(Axis(np.arange(facts.ids, facts.ids + size, dtype=np.int64)[:, None]))
+            facts.ids += size
+        parameter = value.origin is Origin.PARAMETER
+        return Label(tuple(axes), (parameter,) * len(axes), parameter, value.dtype)
+    what = "an input of the model" if value.origin is Origin.INPUT else "a tensor that is no parameter or buffer"
+    why = facts.reason(f"it meets {what}", None)
+    return Label(tuple(fixed(size, why) for size in value.shape), (False,) * len(value.shape), False, value.dtype)
+
+
+def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule) -> None:
+    rule = find(node.operator)
+    if rule is None and torch.Tag.pointwise in node.operator.tags:
+        rule = pointwise
+    try:
+        if rule is None:
+            raise Refused(f"niwaki has no rule for the operator {node.operator}")
+        result = rule(call)
+        labels = [] if result is None else [result] if isinstance(result, Label) else list(result)
+        for number, made in zip(node.outputs, labels, strict=True):
+            if number is not None and made.shape != graph.values[number].shape:
+                raise Refused(
+                    f"the rule for {node.operator} expected the shape {made.shape}, "
+                    f"but the result has {graph.values[number].shape}"
+                )
+    except Refused as refusal:
+        for axis in call.input_axes():
+            call.pin(axis, str(refusal))
+        labels = [call.opaque(i, str(refusal)) for i in range(len(call.shapes))]
+    numbers = [number for number in node.outputs if number is not None]
+    for number, made in zip(numbers, labels, strict=True):
+        before = facts.labels[number]
+        facts.labels[number] = made
+        if before is not None:
+            _written(facts, graph, number, before, made)
+    facts.touched.append((node, [*call.input_axes(), *(axis for made in labels for axis in made.axes)]))
+
+
+def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Label) -> None:
+    """A value was written in place. Other views of its memory may no longer rely on zeros."""
+    if all(after.zero) or after.zero == before.zero == (False,) * len(before.zero):
+        return
+    root = graph.values[number].root
+    for value in graph.values:
+        other = facts.labels[value.number]
+        if value.root == root and value.number != number and other is not None:
+            facts.labels[value.number] = Label(other.axes, (False,) * len(other.axes), other.weight, other.dtype)
+
+
+def _freeze(facts: Facts, expression: Expression, location: Location, what: str) -> None:
+    if all(isinstance(leaf, Literal) for leaf in leaves(expression)):
+        return
+    facts.sizes.append(SizeClaim(expression, None, f"a number that {what}", location))
+
+
+class _Call(Call):
+    """The implementation of `Call` that writes into `Facts`."""
+
+    def __init__(self, facts: Facts, graph: Graph, node: Node, counting: bool) -> None:
+        self._facts, self._node, self._counting = facts, node, counting
+        self._why: dict[str, int] = {}
+        self.operator, self.python = node.operator, node.call
+        self.understood: set[Expression] = set()
+        outputs = [graph.values[number] for number in node.outputs if number is not None]
+        self.shapes = tuple(value.shape for value in outputs)
+        self.dtypes = tuple(value.dtype for value in outputs)
+        schema = node.operator._schema.arguments
+        self.arguments = {
+            argument.name: argument.default_value if argument.has_default_value() else None for argument in schema
+        }
+        for argument, given in zip(schema, node.args, strict=False):
+            self.arguments[argument.name] = self._seen(given)
+        for name, given in node.kwargs.items():
+            self.arguments[name] = self._seen(given)
+
+    def _seen(self, argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            return self._facts.labels[argument.value]
+        if isinstance(argument, tuple):
+            return tuple(self._seen(item) for item in argument)
+        return argument
+
+    def input_axes(self) -> list[Axis]:
+        """All axes of all tensor arguments."""
+        labels: list[Label] = []
+        for argument in self.arguments.values():
+            if isinstance(argument, Label):
+                labels.append(argument)
+            elif isinstance(argument, tuple):
+                labels += [item for item in argument if isinstance(item, Label)]
+        return [axis for item in labels for axis in item.axes]
+
+    def _reason(self, text: str) -> int:
+        if text not in self._why:
+            self._why[text] = self._facts.reason(text, self._node.location)
+        return self._why[text]
+
+    def fresh(self, size: int) -> Axis:
+        first = self._facts.ids
+        self._facts.ids += size
+        return Axis(np.arange(first, first + size, dtype=np.int64)[:, None])
+
+    def fixed(self, size: int, why: str = "") -> Axis:
+        return fixed(size, self._reason(why) if why else 0)
+
+    def equate(self, left: Axis, right: Axis) -> None:
+        if left.same_as(right) or not (left.free or right.free):
+            return
+        if not left.free or not right.free:
+            free, other = (left, right) if left.free else (right, left)
+            self._facts.pinned.append((free.ids.reshape(-1), other.why or self._reason("it meets a fixed dimension")))
+            return
+        self._facts.equal.append((left.ids, right.ids, self._reason("it is tied to a pinned dimension")))
+
+    def equate_rows(self, left: IntArray, right: IntArray) -> None:
+        self._facts.equal.append((left, right, self._reason("it is tied to a pinned dimension")))
+
+    def pin(self, axis: Axis, why: str) -> None:
+        if axis.free:
+            self._facts.pinned.append((axis.ids.reshape(-1), self._reason(why)))
+
+    def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
+        ours, theirs = left.axes[left_dim], right.axes[right_dim]
+        self.equate(ours, theirs)
+        if left.weight:
+            self.reads(left, left_dim, right.zero[right_dim])
+        if right.weight:
+            self.reads(right, right_dim, left.zero[left_dim])
+        if not (left.zero[left_dim] or right.zero[right_dim]):
+            why = "it is summed over, and its removed entries are not zero"
+            self.pin(ours, why)
+            self.pin(theirs, why)
+
+    def reads(self, weight: Label, dim: int, zero: bool) -> None:
+        ids = weight.axes[dim].ids.reshape(-1)
+        self._facts.reads.append(ids)
+        if not zero:
+            self._facts.drives.append(ids)
+
+    def makes(self, weight: Label, dim: int) -> None:
+        self._facts.makes.append(weight.axes[dim].ids.reshape(-1))
+
+    def sizes(self, given: Sequence[int]) -> list[Expression | None]:
+        numbers = self.python.numbers
+        for start in range(len(numbers) - len(given) + 1):
+            window = numbers[start : start + len(given)]
+            if all(number.value in (size, -1) for number, size in zip(window, given, strict=True)):
+                self.understood.update(window)
+                return [None if number.value == -1 else number for number in window]
+        found = [[n for n in numbers if n.value == size and not isinstance(n, Literal)] for size in given]
+        self.understood.update(number for same in found for number in same[:1])
+        return [same[0] if same else None for same in found]
+
+    def number(self, given: int) -> Expression:
+        same = [number for number in self.python.numbers if number.value == given]
+        self.understood.update(same[-1:])
+        return same[-1] if same else Literal(given)
+
+    def count(self, argument: str, dim: int) -> Expression:
+        names = [known.name for known in self._node.operator._schema.arguments]
+        given = (*self._node.args, *[None] * len(names))[names.index(argument)]
+        reference = self._node.kwargs.get(argument, given)
+        assert isinstance(reference, Ref)
+        return Count((reference.value, dim), self.arguments[argument].axes[dim].size)
+
+    def size_is(self, expression: Expression | None, axis: Axis, what: str) -> None:
+        if expression is None or (isinstance(expression, Literal) and not axis.free):
+            return
+        if isinstance(expression, Literal):
+            self.pin(axis, f"{what} is written as the number {expression}")
+            return
+        if isinstance(expression, Count) and not axis.free and isinstance(expression.axis, tuple):
+            value, dim = expression.axis
+            counted = self._facts.labels[value]
+            if counted is not None and not counted.axes[dim].free:
+                return
+        self._facts.sizes.append(SizeClaim(expression, axis, what, self._node.location))
+
+    def macs(self, times: int, *axes: Axis) -> None:
+        if self._counting:
+            constant = times * math.prod(axis.size for axis in axes if not axis.free)
+            self._facts.macs.append(MacsTerm(constant, tuple(axis for axis in axes if axis.free)))

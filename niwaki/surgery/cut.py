@@ -1,0 +1,79 @@
+"""The cut: a new module of the same class, with fewer rows and columns and the integers that go with them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+
+from niwaki.core.numbers import AttributeEdit
+from niwaki.core.plan import Plan
+from niwaki.errors import PlanError
+from niwaki.surgery.plans import remember
+
+
+def cut(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
+    """A smaller copy of ``model`` that computes what the model with its removed units at zero would compute.
+
+    The model itself is not touched. Parameters and buffers of the copy are new tensors on the same device, tied ones
+    stay tied, ``requires_grad`` and the training mode are kept, gradients are not. Non-tensor state is deep-copied.
+
+    Raises:
+        PlanError: the plan is for another network.
+
+    Example:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> space = niwaki.search_space(net, torch.randn(1, 4))
+        >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+        >>> niwaki.cut(net, plan)[0]
+        Linear(in_features=4, out_features=4, bias=True)
+    """
+    plan.check_fits(model)
+    return _carry_out(model, plan, contents=True)
+
+
+def cut_empty(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
+    """As `cut`, but the parameters hold zeros: enough to see whether the shapes fit."""
+    return _carry_out(model, plan, contents=False)
+
+
+def _carry_out(model: torch.nn.Module, plan: Plan, contents: bool) -> torch.nn.Module:
+    replaced: dict[int, object] = {}
+    for name, parameter in model.named_parameters():
+        data = _kept(parameter.detach(), plan.tensors.get(name, {}), contents)
+        smaller = torch.nn.Parameter(data, requires_grad=parameter.requires_grad)
+        replaced[id(parameter)] = smaller
+    for name, buffer in model.named_buffers():
+        replaced[id(buffer)] = _kept(buffer.detach(), plan.tensors.get(name, {}), True)
+    small = copy.deepcopy(model, dict(replaced))
+    modules = dict(small.named_modules())
+    for edit in plan.attributes:
+        _edit(modules, edit)
+    remember(small, plan)
+    return small
+
+
+def _kept(tensor: torch.Tensor, kept: Mapping[int, tuple[int, ...]], contents: bool) -> torch.Tensor:
+    if not contents and not tensor.is_meta:
+        shape = [len(kept.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
+        return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+    for dim, positions in kept.items():
+        tensor = tensor.index_select(dim, torch.tensor(positions, dtype=torch.int64, device=tensor.device))
+    return tensor if kept else tensor.clone()
+
+
+def _edit(modules: Mapping[str, torch.nn.Module], edit: AttributeEdit) -> None:
+    if edit.module not in modules or edit.name not in modules[edit.module].__dict__:
+        raise PlanError(
+            f"The plan sets {edit.name!r} of the module {edit.module!r} to {edit.value}, but this model has no such "
+            "attribute. Pass the dense model the plan was made for."
+        )
+    attributes = modules[edit.module].__dict__
+    if edit.item is None:
+        attributes[edit.name] = edit.value
+        return
+    items = list(attributes[edit.name])
+    items[edit.item] = edit.value
+    attributes[edit.name] = type(attributes[edit.name])(items)

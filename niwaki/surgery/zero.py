@@ -1,0 +1,29 @@
+"""The reference of the law: the same network with every entry of every removed unit at zero."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from niwaki.core.plan import Plan
+
+
+def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
+    """A copy of ``model`` in which every entry of every *parameter* that lies in a slice of a removed unit is zero.
+
+    Producing and consuming slices alike; buffers and everything else are as they were.
+    """
+    plan.check_fits(model)
+    same = copy.deepcopy(model)
+    parameters = dict(same.named_parameters())
+    with torch.no_grad():
+        for name, dims in plan.tensors.items():
+            parameter = parameters.get(name)
+            if parameter is None:
+                continue
+            for dim, kept in dims.items():
+                removed = torch.ones(parameter.shape[dim], dtype=torch.bool, device=parameter.device)
+                removed[list(kept)] = False
+                parameter.index_fill_(dim, removed.nonzero().flatten(), 0)
+    return same

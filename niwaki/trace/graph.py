@@ -1,0 +1,97 @@
+"""The record of one run: operators in order, the tensors between them, where in the source each was called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+from niwaki.core.location import Location
+from niwaki.core.numbers import Expression
+
+
+class Origin(Enum):
+    """Where a tensor came from."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    INPUT = "model input"
+    CONSTANT = "tensor that is neither parameter, buffer nor input"
+    COMPUTED = "computed"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for value number ``value`` among the arguments of a node."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor of the run. ``root`` is the value whose memory it shares (itself if none)."""
+
+    number: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    origin: Origin
+    name: str
+    root: int
+
+
+@dataclass(frozen=True, slots=True)
+class PythonCall:
+    """The innermost torch function that Python code called: its identity and the whole numbers it was given."""
+
+    function: Callable[..., Any] | None
+    numbers: tuple[Expression, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One operator call. Tensors among the arguments are `Ref`; ``outputs`` are value numbers (None: no tensor)."""
+
+    operator: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[int | None, ...]
+    location: Location
+    call: PythonCall
+
+    def inputs(self) -> Iterator[int]:
+        """Value numbers of all tensors among the arguments."""
+        for argument in (*self.args, *self.kwargs.values()):
+            if isinstance(argument, Ref):
+                yield argument.value
+            elif isinstance(argument, (list, tuple)):
+                yield from (item.value for item in argument if isinstance(item, Ref))
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A number that left the integers or entered arithmetic on values: it has to stay what it is."""
+
+    expression: Expression
+    location: Location
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """One forward pass: its nodes, the value numbers of its outputs, the mode it ran in, whether it failed."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[int, ...]
+    frozen: tuple[Frozen, ...]
+    training: bool
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """All runs of one model over one numbering of values."""
+
+    values: tuple[Value, ...]
+    runs: tuple[Run, ...]

@@ -1,0 +1,237 @@
+"""One eager run of a model, recorded operator by operator below autograd."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from niwaki.core.location import Location
+from niwaki.core.numbers import Attribute, Expression
+from niwaki.errors import TraceError
+from niwaki.trace.calls import CallMode
+from niwaki.trace.graph import Frozen, Graph, Node, Origin, Ref, Run, Value
+from niwaki.trace.numbers import TrackedInt, frozen_sink
+from niwaki.trace.preserve import preserved
+
+ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]
+
+_INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+
+
+def example_calls(example_inputs: Any) -> tuple[ExampleCall, ...]:
+    """Example inputs as (positional, keyword) pairs: a tensor or tuple is positional, a dict keywords, a list of
+    these several calls."""
+    if isinstance(example_inputs, list):
+        return tuple(call for item in example_inputs for call in example_calls(item))
+    if isinstance(example_inputs, Mapping):
+        return (((), dict(example_inputs)),)
+    if isinstance(example_inputs, tuple):
+        return ((example_inputs, {}),)
+    return (((example_inputs,), {}),)
+
+
+def trace(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[bool] = (False, True)) -> Graph:
+    """Run ``model`` on every call in every mode (False: eval, True: train) and record what happens.
+
+    The model is left as it was. A run in train mode that fails is recorded with its error; one in eval mode raises.
+
+    Raises:
+        TraceError: the model does not run in eval mode with these inputs.
+    """
+    with preserved(model):
+        recorder = _Recorder(model)
+        _track_attributes(model)
+        runs = []
+        for training in modes:
+            for module in model.modules():
+                module.training = training
+            for call in calls:
+                run = recorder.run(model, call, training)
+                if run.error is not None and not training:
+                    raise TraceError(
+                        f"The model does not run on the example inputs: {type(run.error).__qualname__}: {run.error}. "
+                        "niwaki runs it once as model(*inputs) in eval mode; pass inputs that it accepts "
+                        "(a tensor or tuple for positional arguments, a dict for keywords).",
+                        nodes_reached=len(run.nodes),
+                    ) from run.error
+                runs.append(run)
+    return Graph(tuple(recorder.values), tuple(runs))
+
+
+class _Recorder(TorchDispatchMode):
+    """Numbers tensors by identity and notes each operator call."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.values: list[Value] = []
+        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        self._nodes: list[Node] = []
+        self._frozen: list[Frozen] = []
+        self._calls = CallMode(self)
+        self._modules = [""]
+        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._undo: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for name, parameter in model.named_parameters():
+            self._add(parameter, Origin.PARAMETER, name)
+        for name, buffer in model.named_buffers():
+            self._add(buffer, Origin.BUFFER, name)
+
+    def run(self, model: torch.nn.Module, call: ExampleCall, training: bool) -> Run:
+        """Record one forward pass."""
+        self._nodes, self._frozen, error, outputs = [], [], None, ()
+        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
+        for tensor in tensors_in((args, kwargs)):
+            self._add(tensor, Origin.INPUT, "model input")
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(self._watching_modules())
+                token = frozen_sink.set(self._freeze)
+                stack.callback(frozen_sink.reset, token)
+                stack.enter_context(self)
+                stack.enter_context(self._calls)
+                result = model(*args, **kwargs)
+            outputs = tuple(self.number_of(tensor) for tensor in tensors_in(result))
+        except Exception as cause:  # any error of the user's code is reported, with the run recorded so far
+            error = cause
+        for tensor, content in self._undo:
+            with torch.no_grad():
+                tensor.copy_(content)
+        self._undo.clear()
+        return Run(tuple(self._nodes), outputs, tuple(self._frozen), training, error)
+
+    def number_of(self, tensor: torch.Tensor) -> int:
+        """The value number of a tensor; one never seen before is a constant."""
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        return self._add(tensor, Origin.CONSTANT, "")
+
+    def _add(self, tensor: torch.Tensor, origin: Origin, name: str, root: int | None = None) -> int:
+        number = len(self.values)
+        shape = tuple(int(size) for size in tensor.shape)
+        self.values.append(Value(number, shape, tensor.dtype, origin, name, number if root is None else root))
+        self._known[id(tensor)] = (weakref.ref(tensor), number)
+        return number
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        arguments = tuple(self._reference(argument) for argument in args)
+        named = {name: self._reference(argument) for name, argument in kwargs.items()}
+        if func._schema.is_mutable:
+            self._remember_written(func, args)
+        result = func(*args, **kwargs)
+        first = next((a.value for a in arguments if isinstance(a, Ref)), None)
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        viewing = any(r.alias_info is not None for r in func._schema.returns)
+        outputs = tuple(
+            self._result(item, self.values[first].root if viewing and first is not None else None) for item in results
+        )
+        self._nodes.append(Node(func, arguments, named, outputs, self._here(), self._calls.current))
+        return result
+
+    def _reference(self, argument: Any) -> Any:
+        if isinstance(argument, torch.Tensor):
+            return Ref(self.number_of(argument))
+        if isinstance(argument, (list, tuple)):
+            return tuple(self._reference(item) for item in argument)
+        return argument
+
+    def _result(self, item: Any, root: int | None) -> int | None:
+        if not isinstance(item, torch.Tensor):
+            return None
+        known = self._known.get(id(item))
+        if known is not None and known[0]() is item:
+            return known[1]
+        return self._add(item, Origin.COMPUTED, "", root)
+
+    def _remember_written(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> None:
+        """Copy a parameter before an operator writes it."""
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and id(value) in self._parameters:
+                self._undo.insert(0, (value, value.detach().clone()))
+
+    def _freeze(self, expression: Expression) -> None:
+        self._frozen.append(Frozen(expression, self._here()))
+
+    def _here(self) -> Location:
+        frame = sys._getframe(1)
+        while frame.f_back is not None and _internal(frame.f_code.co_filename):
+            frame = frame.f_back
+        return Location(frame.f_code.co_filename, frame.f_lineno, self._modules[-1])
+
+    @contextmanager
+    def _watching_modules(self) -> Iterator[None]:
+        def enter(module: torch.nn.Module, _: Any) -> None:
+            self._modules.append(self._names.get(id(module), self._modules[-1]))
+
+        def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
+            if len(self._modules) > 1:
+                self._modules.pop()
+
+        handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            del self._modules[1:]
+
+
+def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
+    """All tensors in a structure of containers and dataclasses."""
+    for leaf in tree_leaves(structure):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from tensors_in([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+
+
+def _track_attributes(model: torch.nn.Module) -> None:
+    """Replace the integer attributes of every module, and tuples and lists of them, by tracked integers.
+
+    Written into ``__dict__`` directly: nothing of the module's own attribute handling may run.
+    """
+    for path, module in model.named_modules():
+        for name, value in list(module.__dict__.items()):
+            if name.startswith("_") and name in _MODULE_INTERNALS:
+                continue
+            tracked = _tracked(path, name, value)
+            if tracked is not value:
+                module.__dict__[name] = tracked
+
+
+_MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__)
+
+
+def _tracked(path: str, name: str, value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool) and type(value) is int:
+        return TrackedInt(value, Attribute(path, name, None, value))
+    if type(value) in (tuple, list, torch.Size) and value and all(type(item) is int for item in value):
+        items = [TrackedInt(item, Attribute(path, name, i, item)) for i, item in enumerate(value)]
+        return torch.Size(items) if type(value) is torch.Size else type(value)(items)
+    return value
+
+
+@cache
+def _internal(filename: str) -> bool:
+    return filename.startswith(_INTERNAL)
