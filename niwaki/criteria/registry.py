@@ -1,0 +1,78 @@
+"""What a criterion is, and the table of all criteria by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from niwaki.criteria.sums import DIRECTION_SUMS, GRADIENT_SUMS, UnitSums
+from niwaki.errors import MethodError, UnknownName
+
+Saliency = Callable[[UnitSums], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """A saliency per unit, the larger the more the network needs the unit.
+
+    ``saliency`` maps sums over units to values [num_units], none negative. ``reads`` names the sums it uses, from
+    which follows what must be at hand: gradients, or the direction in which the optimizer moves.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    saliency: Saliency
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether it is defined by the gradient of the loss."""
+        return not GRADIENT_SUMS.isdisjoint(self.reads)
+
+    @property
+    def needs_direction(self) -> bool:
+        """Whether it is defined by the direction of descent: the optimizer's, or the gradient where there is none."""
+        return not DIRECTION_SUMS.isdisjoint(self.reads)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it cannot be computed from the weights alone."""
+        return self.needs_gradients or self.needs_direction
+
+
+_REGISTRY: dict[str, Criterion] = {}
+
+
+def criterion(name: str, *, reads: tuple[str, ...] = ()) -> Callable[[Saliency], Criterion]:
+    """Register the decorated saliency function under ``name``."""
+
+    def register(saliency: Saliency) -> Criterion:
+        if name in _REGISTRY:
+            raise MethodError(f"There is already a criterion {name!r}. Give the new one another name.")
+        unknown = sorted(set(reads) - set(UnitSums.__dataclass_fields__))
+        if unknown:
+            raise MethodError(f"The criterion {name!r} reads a sum {unknown[0]!r}, which UnitSums does not have.")
+        _REGISTRY[name] = Criterion(name, reads, saliency)
+        return _REGISTRY[name]
+
+    return register
+
+
+def criteria() -> dict[str, Criterion]:
+    """All registered criteria by name."""
+    return dict(_REGISTRY)
+
+
+def named(name: str) -> Criterion:
+    """The criterion called ``name``.
+
+    Raises:
+        UnknownName: there is none; the message lists those there are.
+    """
+    if name not in _REGISTRY:
+        raise UnknownName(
+            f"There is no criterion {name!r}. Registered are: {', '.join(sorted(_REGISTRY))}. "
+            "Pass one of these names, or a function of the search space."
+        )
+    return _REGISTRY[name]

@@ -1,0 +1,93 @@
+"""The sums over units that criteria are made of, all computed in one pass over the parameters.
+
+Notation (per unit g): x its weights, the producing slices of all tensors together; h the gradient of the loss by them;
+d the direction in which the optimizer moves, so that x goes to x - lr * d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GRADIENT_SUMS = frozenset({"product", "product_square"})
+DIRECTION_SUMS = frozenset({"aligned", "direction_square"})
+
+_NONE = torch.empty(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitSums:
+    """Sums over units, each [units]; a criterion sees only those it declares to read.
+
+    ``entries``: the number of weights |x|. ``number``: the units' numbers among the ``num_units`` of the space.
+    """
+
+    num_units: int
+    number: Tensor
+    entries: Tensor
+    seed: int = 0
+    square: Tensor = _NONE  # sum of x^2
+    product: Tensor = _NONE  # sum of x h
+    product_square: Tensor = _NONE  # sum of (x h)^2
+    aligned: Tensor = _NONE  # sum of x d
+    direction_square: Tensor = _NONE  # sum of d^2
+
+
+def row_sums(
+    x: Tensor,
+    gradient: Tensor | None,
+    direction: Tensor | None,
+    dims: Sequence[int],
+    reads: Collection[str],
+    *,
+    consume: bool = False,
+) -> dict[str, list[Tensor]]:
+    """The sums named in ``reads`` over all entries behind each position of each of ``dims``.
+
+    ``consume``: the memory of ``direction`` may be overwritten (no other temporary is then needed).
+    """
+    rows: dict[str, list[Tensor]] = {}
+    scratch = direction if consume else None
+    if "square" in reads:
+        rows["square"] = _squares(x, dims)
+    if direction is not None and not DIRECTION_SUMS.isdisjoint(reads):
+        if "direction_square" in reads:
+            rows["direction_square"] = _squares(direction, dims)
+        if "aligned" in reads:
+            rows["aligned"] = _totals(torch.mul(x, direction, out=scratch), dims)
+    if gradient is not None and not GRADIENT_SUMS.isdisjoint(reads):
+        product = torch.mul(x, gradient, out=scratch)
+        if "product" in reads:
+            rows["product"] = _totals(product, dims)
+        if "product_square" in reads:
+            rows["product_square"] = _squares(product, dims)
+    for name in reads:
+        if name not in rows and name in ROW_SUMS:  # no gradient reached this tensor: it contributes nothing
+            rows[name] = [x.new_zeros(x.shape[dim], dtype=_wide(x)) for dim in dims]
+    return rows
+
+
+ROW_SUMS = frozenset({"square"}) | GRADIENT_SUMS | DIRECTION_SUMS
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _others(x: Tensor, dim: int) -> list[int]:
+    return [other for other in range(x.dim()) if other != dim]
+
+
+def _squares(x: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    if x.dim() == 1:
+        return [x.to(_wide(x)).square()]
+    return [torch.linalg.vector_norm(x, dim=_others(x, dim), dtype=_wide(x)).square_() for dim in dims]
+
+
+def _totals(x: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    if x.dim() == 1:
+        return [x.to(_wide(x), copy=True)]
+    return [x.sum(dim=_others(x, dim), dtype=_wide(x)) for dim in dims]
