@@ -1,0 +1,159 @@
+"""What a network may cost at the end, and the plan that costs no more."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from niwaki.core.cost import Cost
+from niwaki.core.plan import Plan
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.normalise import Among
+from niwaki.criteria.score import Scores
+from niwaki.errors import BudgetError
+from niwaki.selection import Steps, costs, select
+from niwaki.version import __version__
+
+MEASURES = ("macs", "params", "units", "memory")
+
+
+def is_whole(value: object) -> bool:
+    """Whether ``value`` is a whole number by type: Python's or numpy's, and no truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What must hold at the end; several limits at once are all met.
+
+    A float in (0, 1] is the share of the dense network that may stay, a whole number above 1 the absolute amount:
+    ``macs`` multiply-accumulates for the example input, ``params`` parameters, ``units`` prunable units, ``memory``
+    bytes of parameters and buffers.
+
+    ``round_to``: every group keeps a multiple of so many units, or all of them. ``min_units``: every group keeps at
+    least so many.
+
+    Raises:
+        BudgetError: a limit is no share and no amount, or there is none at all.
+    """
+
+    macs: float | int | None = None
+    params: float | int | None = None
+    units: float | int | None = None
+    memory: float | int | None = None
+    round_to: int = 1
+    min_units: int = 1
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        if not limits:
+            raise BudgetError(f"A budget needs at least one limit, one of {', '.join(MEASURES)}: Budget(macs=0.5).")
+        for measure, limit in limits.items():
+            share = isinstance(limit, float) and 0 < limit <= 1
+            if not share and not (is_whole(limit) and limit > 1):
+                raise BudgetError(
+                    f"{measure}={limit!r} is no budget: pass a float in (0, 1], the share to keep, or a whole number "
+                    "above 1, the absolute amount."
+                )
+        for name, value in (("round_to", self.round_to), ("min_units", self.min_units)):
+            if not is_whole(value) or value < 1:
+                raise BudgetError(f"{name}={value!r} must be a whole number of units, 1 or more.")
+
+    @property
+    def limits(self) -> dict[str, float | int]:
+        """The limits that are set, as they were given."""
+        given = {"macs": self.macs, "params": self.params, "units": self.units, "memory": self.memory}
+        return {measure: limit for measure, limit in given.items() if limit is not None}
+
+    def absolute(self, space: SearchSpace) -> dict[str, float]:
+        """The limits as amounts, for the model of ``space``."""
+        dense = costs(space, np.ones(space.num_units, dtype=bool), self.limits)
+        return {
+            measure: float(limit) if is_whole(limit) else float(math.floor(limit * dense[measure]))
+            for measure, limit in self.limits.items()
+        }
+
+    @property
+    def steps(self) -> Steps:
+        """In which steps groups may shrink."""
+        return Steps(int(self.round_to), int(self.min_units))
+
+    def __str__(self) -> str:
+        parts = [f"{m} <= {v:,}" if is_whole(v) else f"{m} <= {v:.1%}" for m, v in self.limits.items()]
+        parts += [f"a multiple of {self.round_to} units per group"] * (self.round_to > 1)
+        parts += [f"at least {self.min_units} units per group"] * (self.min_units > 1)
+        return ", ".join(parts)
+
+
+def choose(space: SearchSpace, scores: Scores, budget: Budget, *, compare: Among = "group") -> Plan:
+    """The plan that keeps what ``scores`` call important and meets every limit of ``budget`` from below.
+
+    The gap left under the tightest limit is at most 1 %, or nothing more fits into it. ``compare``: units are compared
+    by their share of their group's score (``group``), or by the score itself (``space``: for criteria that are
+    comparable across layers).
+
+    Raises:
+        BudgetError: the budget cannot be met; the message tells the least reachable cost and what is in the way.
+        PlanError: no values of the model's attributes could follow the choice.
+    """
+    if scores.values.shape != (space.num_units,):
+        raise BudgetError(
+            f"The scores are for {scores.values.size} units, but the search space has {space.num_units}. "
+            "Score the same space that you choose from."
+        )
+    limits = budget.absolute(space)
+    keep = select(
+        space, scores.values - min(0.0, scores.values.min(initial=0.0)), limits, steps=budget.steps, compare=compare
+    )
+    check_met(space, keep, limits)
+    return space.plan(keep, provenance(space, keep, budget, criterion=scores.criterion))
+
+
+def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float]) -> None:
+    """Raise `BudgetError` if ``keep``, the best that a selection could do, still costs more than ``limits``."""
+    reached = costs(space, keep, limits)
+    for measure, limit in limits.items():
+        if reached[measure] <= limit:
+            continue
+        dense = costs(space, np.ones(space.num_units, dtype=bool), limits)[measure]
+        raise BudgetError(
+            f"The budget {measure} <= {limit:,.0f} ({limit / dense:.1%} of {dense:,.0f}) cannot be met: with every "
+            f"group at its least size {reached[measure]:,.0f} ({reached[measure] / dense:.1%}) remain. "
+            f"{_in_the_way(space)} Ask for more {measure}, or remove these reasons."
+        )
+
+
+def provenance(space: SearchSpace, keep: BoolArray, budget: Budget, **more: Any) -> dict[str, Any]:
+    """Where a plan comes from, as plain data."""
+    return {
+        **more,
+        "budget": {**budget.limits, "round_to": budget.round_to, "min_units": budget.min_units},
+        "dense": _plain(space.cost()),
+        "kept": _plain(space.cost_of(keep)),
+        "niwaki": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def _plain(cost: Cost) -> dict[str, int]:
+    return {"params": cost.params, "macs": cost.macs, "memory": cost.memory}
+
+
+def _in_the_way(space: SearchSpace) -> str:
+    """The reasons of the pins that hold the most parameters, as a sentence."""
+    if not space.pins:
+        return "Nothing is pinned: what remains is one step of units in every group."
+    shapes = {shape.name: shape.shape for shape in space.shapes}
+    held: defaultdict[str, float] = defaultdict(float)
+    for pin in space.pins:
+        shape = shapes.get(pin.tensor, ())
+        behind = math.prod(shape) / shape[pin.dim] if pin.dim < len(shape) and shape[pin.dim] else 0.0
+        held[f"{pin.reason} ({pin.tensor}{f', {pin.location}' if pin.location else ''})"] += pin.count * behind
+    worst = sorted(held.items(), key=lambda item: -item[1])[:3]
+    return "Most is pinned by: " + "; ".join(f"{reason}, {count:,.0f} parameters" for reason, count in worst) + "."
