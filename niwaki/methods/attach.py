@@ -1,0 +1,165 @@
+"""Attaching a method to an optimizer: step hooks, and state inside the optimizer's own ``state_dict``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.optim import Optimizer
+
+from niwaki.core.plan import Plan, structure_hash
+from niwaki.core.segments import unit_parameters
+from niwaki.core.space import SearchSpace
+from niwaki.errors import MethodError
+
+KEY = "niwaki"
+_FORMAT = 1
+_attached: WeakKeyDictionary[Optimizer, Method] = WeakKeyDictionary()
+
+
+class Method(ABC):
+    """What happens around each optimizer step. Subclasses say what; how it is attached is decided here, once.
+
+    ``step`` counts the optimizer steps since the method was attached; a step that a gradient scaler skips for its
+    infinite gradients does not count. The state lives under ``"niwaki"`` in ``optimizer.state_dict()``, as tensors and
+    plain numbers, and loads with it.
+
+    Raises:
+        MethodError: the optimizer does not train the parameters of the space, or has a method already.
+    """
+
+    name: str
+
+    def __init__(self, space: SearchSpace, optimizer: Optimizer) -> None:
+        self.space = space
+        self.optimizer = optimizer
+        self.step = 0
+        _check_parameters(space, optimizer)
+        if optimizer in _attached:
+            raise MethodError(
+                f"This optimizer has a method already ({_attached[optimizer].name}). Call its detach() first: two "
+                "methods would drive the same units."
+            )
+        self._loading: Mapping[str, Any] | None = None
+        self._handles: list[Any] = []
+
+    @final
+    def attach(self) -> None:
+        """Register the hooks; subclasses call it at the end of their constructor."""
+        _attached[self.optimizer] = self
+        self._handles = [
+            self.optimizer.register_step_pre_hook(self._pre_step),
+            self.optimizer.register_step_post_hook(self._post_step),
+            self.optimizer.register_state_dict_post_hook(self._save),
+            self.optimizer.register_load_state_dict_pre_hook(self._check_loaded),
+            self.optimizer.register_load_state_dict_post_hook(self._load),
+        ]
+
+    @final
+    def detach(self) -> None:
+        """Let go of the optimizer. The parameters stay as they are; zeros are no longer kept."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if _attached.get(self.optimizer) is self:
+            del _attached[self.optimizer]
+
+    @abstractmethod
+    def plan(self) -> Plan:
+        """The plan that removes what is marked now."""
+
+    @abstractmethod
+    def before_step(self, step: int) -> None:
+        """What to do before the optimizer's step number ``step`` (the first is 1)."""
+
+    @abstractmethod
+    def after_step(self, step: int) -> None:
+        """What to do after it."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed, as plain data."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What changes from step to step, as tensors and plain numbers."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave."""
+
+    def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        with torch.no_grad():
+            self.before_step(self.step + 1)
+
+    def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # Fused optimizers are called even on overflow and skip the update themselves; a scaler tells them so by this
+        # attribute, which exists only during such a call.
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is not None and bool(overflow):
+            return
+        self.step += 1
+        with torch.no_grad():
+            self.after_step(self.step)
+
+    def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        state_dict[KEY] = {
+            "format": _FORMAT,
+            "method": self.name,
+            "structure": structure_hash(self.space.shapes),
+            "settings": self.settings(),
+            "step": self.step,
+            "state": self.state(),
+        }
+
+    def _check_loaded(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        if KEY not in state_dict:
+            raise MethodError(
+                f"The optimizer's checkpoint holds no state of {self.name}, which is attached to the optimizer. To "
+                f"start {self.name} from a checkpoint made without it, load the checkpoint first and attach afterwards."
+            )
+        saved = state_dict[KEY]
+        here: dict[str, Any] = {
+            "format": _FORMAT,
+            "method": self.name,
+            "structure": structure_hash(self.space.shapes),
+            **self.settings(),
+        }
+        there = {"format": saved["format"], "method": saved["method"], "structure": saved["structure"]} | saved[
+            "settings"
+        ]
+        for key in here | there:
+            if here.get(key) != there.get(key):
+                raise MethodError(
+                    f"The checkpoint was made by {there['method']} with {key} = {there.get(key)!r}, but here it is "
+                    f"{here.get(key)!r}. Build the method as it was when the run began, then load."
+                )
+        self._loading = saved
+
+    def _load(self, optimizer: Optimizer) -> None:
+        if self._loading is not None:
+            self.step = int(self._loading["step"])
+            self.restore(self._loading["state"])
+            self._loading = None
+
+
+def _check_parameters(space: SearchSpace, optimizer: Optimizer) -> None:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    needed = unit_parameters(space)
+    missing = [name for name, parameter in needed.items() if id(parameter) not in held]
+    if not needed:
+        raise MethodError("The search space has no units, so there is nothing to remove. print(space) tells why.")
+    if len(missing) == len(needed):
+        raise MethodError(
+            "The optimizer trains none of the parameters of the search space. Build both from the same model object: "
+            "niwaki.search_space(model, ...) and an optimizer of model.parameters()."
+        )
+    if missing:
+        raise MethodError(
+            f"The optimizer lacks {len(missing)} of the {len(needed)} parameters that units are made of, first "
+            f"{missing[0]!r}. Give it all parameters of the model, or pin the missing ones with `ignored` when you "
+            "build the search space."
+        )

@@ -1,0 +1,79 @@
+"""The specification: units one by one, as in the papers. Slow; the fast path must do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from niwaki.core.segments import unit_parameters
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.registry import Criterion
+from niwaki.criteria.sums import UnitSums
+from niwaki.methods.units import Units
+
+
+class PlainUnits(Units):
+    """Units as loops over groups, units and slices."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._parameters = unit_parameters(space)
+        self._before: dict[str, Tensor] = {}
+        self._fading = self._zero = np.zeros(space.num_units, dtype=bool)
+
+    def remember(self) -> None:
+        self._before = {name: weight.detach().clone() for name, weight in self._parameters.items()}
+
+    def values(self, criteria: Sequence[Criterion], seed: int) -> Tensor:
+        columns = []
+        for number in range(self._space.num_units):
+            x, gradient, before = [], [], []
+            for name, dim, index in self._entries(number, produces=True):
+                weight = self._parameters[name]
+                grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                x.append(weight.detach().index_select(dim, index).flatten())
+                gradient.append(grad.index_select(dim, index).flatten())
+                before.append(self._before.get(name, weight.detach()).index_select(dim, index).flatten())
+            unit = _sums(torch.cat(x), torch.cat(gradient), torch.cat(before) - torch.cat(x), number, self._space, seed)
+            columns.append(torch.cat([criterion.saliency(unit) for criterion in criteria]))
+        self._before = {}
+        return torch.stack(columns, dim=1)
+
+    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
+        self._fading, self._zero = fading, zero
+
+    def fade(self, factor: float) -> None:
+        for number in np.flatnonzero(self._fading).tolist():
+            for name, dim, index in self._entries(number, produces=False):
+                weight = self._parameters[name].detach()
+                weight.index_copy_(dim, index, weight.index_select(dim, index) * factor)
+
+    def clear(self) -> None:
+        for number in np.flatnonzero(self._zero).tolist():
+            for name, dim, index in self._entries(number, produces=False):
+                self._parameters[name].detach().index_fill_(dim, index, 0)
+
+    def _entries(self, number: int, *, produces: bool) -> Iterator[tuple[str, int, Tensor]]:
+        """The producing (or all driven) entries of a unit: parameter, dimension, positions."""
+        group = next(g for g in self._space.groups if g.first <= number < g.first + g.units)
+        for piece in group.slices:
+            if piece.parameter and (piece.produces if produces else piece.driven):
+                yield piece.tensor, piece.dim, torch.from_numpy(piece.index[number - group.first])
+
+
+def _sums(x: Tensor, gradient: Tensor, direction: Tensor, number: int, space: SearchSpace, seed: int) -> UnitSums:
+    """The sums over one unit of its weights, their gradient and their direction, each flat."""
+    return UnitSums(
+        num_units=space.num_units,
+        number=torch.tensor([number]),
+        entries=torch.tensor([len(x)]).to(x),
+        seed=seed,
+        square=x.square().sum().view(1),
+        product=(x * gradient).sum().view(1),
+        product_square=(x * gradient).square().sum().view(1),
+        aligned=(x * direction).sum().view(1),
+        direction_square=direction.square().sum().view(1),
+    )

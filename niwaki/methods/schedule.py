@@ -1,0 +1,81 @@
+"""When a method scores, removes and is done, in optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from niwaki.budget import is_whole
+from niwaki.errors import MethodError
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The steps of a method, counted in calls of ``optimizer.step()``, the first being step 1.
+
+    ``start``: the step on which the first scoring happens. ``until``: the last step on which anything that is to go is
+    not yet zero: after it the budget is met. ``periods``: in how many portions units leave, each an equal share of the
+    budget still to go.
+
+    Raises:
+        MethodError: not whole numbers, or too few steps for the periods.
+    """
+
+    start: int
+    until: int
+    periods: int = 10
+
+    def __post_init__(self) -> None:
+        for name, value, why in (
+            ("start", self.start, "the step on which the first scoring happens; the first step is 1"),
+            ("until", self.until, "the last step on which anything is not yet zero"),
+            ("periods", self.periods, "the number of portions in which units leave"),
+        ):
+            if not is_whole(value) or value < 1:
+                raise MethodError(f"Schedule({name}={value!r}) must be a whole number, 1 or more: {why}.")
+        if self.until - self.start < self.periods:
+            raise MethodError(
+                f"The schedule has {self.until - self.start} steps after its first scoring (start={self.start}, "
+                f"until={self.until}), too few for {self.periods} periods of at least one step each. "
+                "Let it end later, or use fewer periods."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """A schedule with an averaging window of ``window`` steps before each selection (fewer where there is no room).
+
+    Period p begins with the selection at the end of step ``borders[p]``, and what it selected is zero after step
+    ``borders[p + 1]``; ``borders[-1]`` is the schedule's ``until``.
+    """
+
+    window: int
+    borders: tuple[int, ...]
+
+    @classmethod
+    def of(cls, schedule: Schedule, window: int) -> Timeline:
+        """The timeline of ``schedule``: its first window begins at ``start``, its periods are equally long."""
+        steps = schedule.until - schedule.start + 1
+        width = max(1, min(window, steps // (schedule.periods + 1)))
+        first = schedule.start + width - 1
+        length = (schedule.until - first) / schedule.periods
+        return cls(width, tuple(first + round(p * length) for p in range(schedule.periods + 1)))
+
+    @property
+    def periods(self) -> int:
+        """How many selections there are."""
+        return len(self.borders) - 1
+
+    def scores(self, step: int) -> bool:
+        """Whether ``step`` lies in the window before a selection."""
+        return any(border - self.window < step <= border for border in self.borders[:-1])
+
+    def selects(self, step: int) -> int | None:
+        """The period that begins at the end of ``step``, if one does."""
+        return self.borders.index(step) if step in self.borders[:-1] else None
+
+    def factor(self, step: int) -> float | None:
+        """(T - t - 1) / (T - t) on step t = 0 ... T - 1 of a period of T steps; None outside the periods."""
+        for before, after in zip(self.borders, self.borders[1:], strict=False):
+            if before < step <= after:
+                return (after - step) / (after - step + 1)
+        return None

@@ -1,0 +1,40 @@
+"""What methods do to units, as an interface: the readable loop and the fast path both implement it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from niwaki.core.space import BoolArray
+from niwaki.criteria.registry import Criterion
+
+
+class Units(Protocol):
+    """The units of a search space during training. Nothing here waits for the device but `mark`."""
+
+    @abstractmethod
+    def remember(self) -> None:
+        """Before an optimizer step: keep the parameters, so that its direction is known afterwards."""
+
+    @abstractmethod
+    def values(self, criteria: Sequence[Criterion], seed: int) -> Tensor:
+        """After an optimizer step: each criterion of each unit, [criteria, num_units].
+
+        All at the new parameters, with the gradient that the step consumed and the way that the step went. What the
+        optimizer *did* is its direction: that needs no table of optimizers, and a cosine no learning rate.
+        """
+
+    @abstractmethod
+    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
+        """From now on `fade` means the units in ``fading`` [num_units], and `clear` those in ``zero`` [num_units]."""
+
+    @abstractmethod
+    def fade(self, factor: float) -> None:
+        """Multiply every driven entry of the fading units by ``factor``, once for each of them that it lies in."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Set every driven entry of the zero units to zero."""

@@ -1,0 +1,96 @@
+"""The fast path: all units at once, a handful of operations per parameter, none of which waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from niwaki.core.segments import UnitIndex, unit_parameters
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.registry import Criterion
+from niwaki.criteria.sums import UnitSums, row_sums
+from niwaki.methods.units import Units
+
+Rows = list[tuple[Tensor, int, Tensor]]  # (parameter, dimension, positions)
+
+
+class VectorisedUnits(Units):
+    """Units as segments of rows of the parameters.
+
+    While a window is open, `remember` keeps one copy of the producing parameters; its memory serves as the only
+    temporary of `values`, and is given back at the next `mark`.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._parameters = unit_parameters(space)
+        self._index = UnitIndex.of(space)
+        self._driven = [place for place in space.places if place.parameter and place.driven]
+        self._number = torch.arange(space.num_units, device=self._index.entries.device)
+        self._members = [[self._parameters[name] for name in bundle.names] for bundle in self._index.bundles]
+        self._weights = [[weight.detach() for weight in weights] for weights in self._members]
+        self._copies: list[Tensor] = []
+        self._before: list[Tensor] = []
+        self._fading: Rows = []
+        self._zero: Rows = []
+
+    def remember(self) -> None:
+        single = [weights[0] for weights in self._weights if len(weights) == 1]
+        if not self._copies:
+            self._copies = [torch.empty_like(weight) for weight in single]
+        torch._foreach_copy_(self._copies, single)
+        copies = iter(self._copies)
+        self._before = [
+            next(copies) if len(weights) == 1 else bundle.join(weights)
+            for bundle, weights in zip(self._index.bundles, self._weights, strict=True)
+        ]
+
+    def values(self, criteria: Sequence[Criterion], seed: int) -> Tensor:
+        index, reads = self._index, {name for criterion in criteria for name in criterion.reads}
+        rows: dict[str, list[Tensor]] = {}
+        for place, (bundle, members, weights) in enumerate(
+            zip(index.bundles, self._members, self._weights, strict=True)
+        ):
+            x = bundle.join(weights)
+            gradient = _joined_gradient([member.grad for member in members], weights)
+            direction = self._before[place].sub_(x) if self._before else None
+            for name, parts in row_sums(x, gradient, direction, bundle.dims, reads, consume=True).items():
+                rows.setdefault(name, []).extend(parts)
+        self._before = []
+        sums = UnitSums(index.num_units, self._number, index.entries, seed, **index.total(rows))
+        return torch.stack([criterion.saliency(sums) for criterion in criteria])
+
+    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
+        self._copies = []
+        self._fading, self._zero = [], []
+        fades, zeros = np.append(fading, False), np.append(zero, False)
+        for place in self._driven:
+            weight = self._parameters[place.tensor].detach()
+            gone = zeros[place.units].any(axis=1)
+            times = np.where(gone, 0, fades[place.units].sum(axis=1))
+            for already in range(int(times.max(initial=0))):  # a position of two fading units fades twice
+                self._fading.append((weight, place.dim, _positions(np.greater(times, already), weight)))
+            if gone.any():
+                self._zero.append((weight, place.dim, _positions(gone, weight)))
+
+    def fade(self, factor: float) -> None:
+        for weight, dim, rows in self._fading:
+            weight.index_copy_(dim, rows, weight.index_select(dim, rows).mul_(factor))
+
+    def clear(self) -> None:
+        for weight, dim, rows in self._zero:
+            weight.index_fill_(dim, rows, 0)
+
+
+def _positions(which: BoolArray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(which)).to(like.device)
+
+
+def _joined_gradient(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
+    """The gradients of a bundle as one tensor; None where no gradient reached any of it."""
+    if all(gradient is None for gradient in gradients):
+        return None
+    parts = [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, weights, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
