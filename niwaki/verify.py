@@ -59,8 +59,8 @@ def check(model: torch.nn.Module, plan: Plan, inputs: Any, double: bool = True) 
         deviation, distance, dtype = 0.0, 0.0, torch.float32
         for call in calls:
             reference = _run(zero, call, double)
-            deviation = max(deviation, _difference(_run(small, call, double), reference))
-            distance = max(distance, _difference(_run(original, call, double), reference))
+            deviation = max(deviation, difference(_run(small, call, double), reference))
+            distance = max(distance, difference(_run(original, call, double), reference))
             dtype = next((t.dtype for t in reference if t.dtype.is_floating_point), dtype)
         tolerance = TOLERANCE.get(dtype, 1e-2)
         holds = deviation <= tolerance
@@ -73,17 +73,24 @@ def _prepared(model: torch.nn.Module, double: bool) -> torch.nn.Module:
     return same.double() if double else same
 
 
-def _run(model: torch.nn.Module, call: ExampleCall, double: bool) -> list[torch.Tensor]:
-    def convert(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach().clone()
-        return tensor.double() if double and tensor.is_floating_point() else tensor
+def convert(call: ExampleCall, dtype: torch.dtype | None) -> ExampleCall:
+    """Copies of the inputs, those of floating point in ``dtype``."""
 
-    args, kwargs = tree_map_only(torch.Tensor, convert, call)
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach().clone()
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+    converted: ExampleCall = tree_map_only(torch.Tensor, copied, call)
+    return converted
+
+
+def _run(model: torch.nn.Module, call: ExampleCall, double: bool) -> list[torch.Tensor]:
+    args, kwargs = convert(call, torch.float64 if double else None)
     with torch.no_grad():
         return list(tensors_in(model(*args, **kwargs)))
 
 
-def _difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
+def difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
     """Largest difference relative to the largest entry; infinite where shapes, counts or NaNs disagree."""
     if len(ours) != len(reference):
         return float("inf")
@@ -122,7 +129,7 @@ def _first_divergence(
         seen.append(outputs)
     for (name, ours), (_, theirs) in zip(*seen, strict=False):
         comparable = [(a, b) for a, b in zip(ours, theirs, strict=False) if a.shape == b.shape]
-        if _difference([a for a, _ in comparable], [b for _, b in comparable]) > tolerance:
+        if difference([a for a, _ in comparable], [b for _, b in comparable]) > tolerance:
             return name
     return ""
 

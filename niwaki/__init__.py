@@ -1,0 +1,30 @@
+"""niwaki trains any PyTorch network once and hands back a smaller one that computes the same thing."""
+
+from niwaki.budget import Budget, choose
+from niwaki.core.plan import Plan
+from niwaki.core.space import SearchSpace
+from niwaki.criteria import score
+from niwaki.errors import NiwakiError
+from niwaki.io import load, save
+from niwaki.methods import HESSO, Schedule
+from niwaki.search import search_space
+from niwaki.surgery.cut import cut
+from niwaki.verify import check
+from niwaki.version import __version__
+
+__all__ = [
+    "HESSO",
+    "Budget",
+    "NiwakiError",
+    "Plan",
+    "Schedule",
+    "SearchSpace",
+    "__version__",
+    "check",
+    "choose",
+    "cut",
+    "load",
+    "save",
+    "score",
+    "search_space",
+]
