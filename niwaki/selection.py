@@ -1,12 +1,13 @@
 """Which units stay: the most saliency under limits on the cost.
 
-The saliency of a group counts by its *share*: what is maximised is the sum over groups of log(kept saliency), so that a
-group that has lost much already gives the rest more reluctantly, and groups of different scale are comparable. Units
-leave in the order of (share of saliency lost) / (cost saved), with the cost of a group under a square root:
+What is kept is worth, summed over the groups g of coupled channels,
 
-    key_u = (s_u / mean of its group) / (price_u / mean price of its group) / sqrt(cost held by its group)
+    sum_g  a_g log(V_g),    V_g = the saliency kept in g,    a_g = (cost of g in the dense network) ^ (1 - GAMMA).
 
-Without the root the most expensive layers would be emptied first, without the cost the cheapest would be.
+The logarithm makes groups of different scale comparable, and makes a group that has lost much give the rest ever more
+reluctantly: no layer collapses however expensive it is. Units leave in the order of worth lost per cost saved. With
+units of equal saliency GAMMA = 0 takes the same share of every group, GAMMA = 1 makes all groups cost the same; between
+them expensive groups give more than cheap ones, by less than their cost.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Among, group_of
 
-_ROUNDS = 8
+GAMMA = 0.5
+
+_ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on what its neighbours have lost
 _SWAPS = 16
 _TIGHT = 0.01
+_TINY = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +43,16 @@ class Steps:
 
 
 def costs(space: SearchSpace, keep: BoolArray, measures: Collection[str]) -> dict[str, float]:
-    """The cost of ``keep`` in each of ``measures`` (``units`` among them)."""
-    cost = space.cost_of(keep)
-    every = {"macs": cost.macs, "params": cost.params, "memory": cost.memory, "units": int(keep.sum())}
-    return {measure: float(every[measure]) for measure in measures}
+    """The cost of ``keep`` in each of ``measures``: fields of `Cost`, or ``units``."""
+    alive = space.cost_model.counts(keep.astype(np.float64))
+    return {
+        measure: float(keep.sum()) if measure == "units" else float(round(space.cost_model.terms(measure).total(alive)))
+        for measure in measures
+    }
 
 
 def prices(space: SearchSpace, keep: BoolArray, measures: Collection[str]) -> dict[str, FloatArray]:
-    """What each unit alone costs beside ``keep``, [num_units] per measure; never more than removing it saves."""
+    """What each unit alone costs beside ``keep``, [num_units] per measure; never more than its return would cost."""
     gates = keep.astype(np.float64)
     return {
         measure: np.ones(space.num_units) if measure == "units" else space.cost_model.price(gates, measure)
@@ -65,8 +71,9 @@ def select(
 ) -> BoolArray:
     """The units to keep, [num_units], so that every measure in ``limits`` is met from below.
 
-    ``saliency`` [num_units] is not negative. Units in ``removed`` stay removed. Where the limits cannot be met every
-    group ends at its least size: the caller compares.
+    ``saliency`` [num_units] is not negative. Units in ``removed`` stay removed. ``compare="space"``: what is kept is
+    worth the sum of its saliency, for saliencies that are comparable across groups as they are. Where the limits
+    cannot be met every group ends at its least size: the caller compares.
     """
     chooser = _Chooser(space, saliency, dict(limits), steps, compare)
     start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
@@ -81,11 +88,17 @@ class _Queue:
     start: IntArray  # [steps + 1]
 
     def first(self, steps: int) -> IntArray:
+        """The units of the first ``steps`` steps."""
         return self.units[: self.start[steps]]
 
     def only(self, which: BoolArray) -> _Queue:
+        """The steps with ``which`` true."""
         sizes = np.diff(self.start)
         return _Queue(self.units[np.repeat(which, sizes)], np.append(0, np.cumsum(sizes[which])))
+
+    def sums(self, values: FloatArray) -> FloatArray:
+        """Sums of ``values`` [num_units] over each step."""
+        return _sums(values[self.units], self.start)
 
     def __len__(self) -> int:
         return len(self.start) - 1
@@ -97,22 +110,21 @@ class _Chooser:
     ) -> None:
         self.space, self.saliency, self.limits, self.compare = space, saliency, limits, compare
         self.round_to, self.least, self.group = steps.round_to, steps.least(space), group_of(space)
+        everything = np.ones(space.num_units, dtype=bool)
+        self.dense_price = prices(space, everything, limits)
+        self.dense = costs(space, everything, limits)
 
     def shrink(self, keep: BoolArray, last: BoolArray | None = None) -> BoolArray:
-        """Remove what matters least, re-pricing a few times on the way, until every limit is met.
+        """Remove what is worth least, re-pricing a few times on the way, until every limit is met.
 
-        The units ``last`` go only if nothing else is left.
+        The units ``last`` go only when nothing else is left.
         """
         for rounds_left in range(_ROUNDS, 0, -1):
-            now = costs(self.space, keep, self.limits)
-            excess = {m: now[m] - limit for m, limit in self.limits.items() if now[m] > limit}
+            excess = self._excess(keep)
             if not excess:
                 break
             price = prices(self.space, keep, excess)
-            key = self._key(keep, excess, now, price)
-            if last is not None:
-                key[last] = np.inf
-            queue = self._leaving(keep, key)
+            queue = self._leaving(keep, excess, price, last)
             if rounds_left > 1:
                 count = self._steps_saving(queue, price, {m: e / rounds_left for m, e in excess.items()})
             else:
@@ -125,12 +137,11 @@ class _Chooser:
         """Take back the best of the units in ``start`` but not in ``keep`` that still fit under the limits."""
         full = np.zeros(len(self.least), dtype=bool)  # groups that cannot grow any more
         while True:
-            now = costs(self.space, keep, self.limits)
-            slack = {m: limit - now[m] for m, limit in self.limits.items()}
+            slack = self._slack(keep)
             if min(slack.values()) < 0:
                 return keep
             price = prices(self.space, keep, self.limits)
-            queue = self._returning(keep, start & ~full[self.group], self._key(start, now, now, price))
+            queue = self._returning(keep, start & ~full[self.group], price)
             queue = queue.only(self._fitting(queue, price, slack))
             if not len(queue):
                 return keep
@@ -147,8 +158,7 @@ class _Chooser:
         for _ in range(_SWAPS):
             if not _TIGHT < unused < 1:
                 break
-            now = costs(self.space, keep, self.limits)
-            queue = self._returning(keep, start, self._key(start, now, now, prices(self.space, keep, self.limits)))
+            queue = self._returning(keep, start, prices(self.space, keep, self.limits))
             for step in range(min(len(queue), _SWAPS)):
                 back = queue.units[queue.start[step] : queue.start[step + 1]]
                 trial = keep.copy()
@@ -161,118 +171,140 @@ class _Chooser:
                 break
         return keep
 
+    def _excess(self, keep: BoolArray) -> dict[str, float]:
+        """By how much the limits that are not met are exceeded."""
+        return {measure: -room for measure, room in self._slack(keep).items() if room < 0}
+
+    def _slack(self, keep: BoolArray) -> dict[str, float]:
+        now = costs(self.space, keep, self.limits)
+        return {measure: limit - now[measure] for measure, limit in self.limits.items()}
+
     def _unused(self, keep: BoolArray) -> float:
         """The share of the tightest limit that is left (negative if one is not met)."""
-        now = costs(self.space, keep, self.limits)
-        return min(1 - now[measure] / limit if limit else -now[measure] for measure, limit in self.limits.items())
+        return min(room / max(self.limits[measure], 1.0) for measure, room in self._slack(keep).items())
 
-    def _key(
-        self, among: BoolArray, weight: Mapping[str, float], now: Mapping[str, float], price: Mapping[str, FloatArray]
-    ) -> FloatArray:
-        """What a unit gives per cost, [num_units]; several measures weigh by how far each is from its limit."""
+    def _mixed(self, price: Mapping[str, FloatArray], weight: Mapping[str, float]) -> FloatArray:
+        """One price from those of several measures, as a weighted sum of shares of the dense cost, [num_units]."""
         mixed = np.zeros(self.space.num_units)
-        for measure in weight:
-            mixed += weight[measure] / now[measure] * price[measure] / now[measure]
-        mixed = np.maximum(mixed, 1e-12 * max(float(mixed.max(initial=0.0)), 1e-300))
-        if self.compare == "space":
-            return self.saliency / mixed
-        groups = len(self.space.groups)
-        held = np.bincount(self.group, weights=np.where(among, self.saliency, 0.0), minlength=groups)
-        cost = np.bincount(self.group, weights=np.where(among, mixed, 0.0), minlength=groups)
-        count = np.bincount(self.group, weights=among, minlength=groups)
-        share = (
-            np.where(held[self.group] > 0, self.saliency, 1.0)
-            / np.where(held > 0, held, np.maximum(count, 1))[self.group]
-        )
-        return share * np.sqrt(cost)[self.group] / mixed
+        for measure, factor in weight.items():
+            mixed += factor / self.dense[measure] * price[measure] / self.dense[measure]
+        return np.maximum(mixed, 1e-9 * mixed.max(initial=_TINY))
 
-    def _leaving(self, keep: BoolArray, key: FloatArray) -> _Queue:
-        """The steps by which the groups of ``keep`` can shrink, the least valuable first."""
-        units = np.flatnonzero(keep)
-        units = units[np.lexsort((key[units], self.group[units]))]
-        group = self.group[units]
-        alive = np.bincount(group, minlength=len(self.least))
-        place = np.arange(len(units)) - (np.cumsum(alive) - alive)[group]
+    def _worth(self, before: FloatArray, after: FloatArray, units: IntArray, weight: Mapping[str, float]) -> FloatArray:
+        """What it is worth to have ``units`` one by one, where their groups then keep ``before`` instead of ``after``."""
+        if self.compare == "space":
+            return self.saliency[units]
+        cost = np.bincount(self.group, weights=self._mixed(self.dense_price, weight), minlength=len(self.least))
+        gain = np.log(np.maximum(before, _TINY)) - np.log(np.maximum(after, _TINY))
+        return (cost ** (1 - GAMMA))[self.group[units]] * gain
+
+    def _leaving(
+        self, keep: BoolArray, weight: Mapping[str, float], price: Mapping[str, FloatArray], last: BoolArray | None
+    ) -> _Queue:
+        """The steps by which the groups of ``keep`` can shrink, those first that lose least per cost saved."""
+        mixed = self._mixed(price, weight)
+        units, group, place, alive = self._sorted(keep, self.saliency / mixed)
+        kept = self._cumulative(units[::-1])[::-1]  # by the group, when this unit is the next to leave
+        worth = self._worth(kept, kept - self.saliency[units], units, weight)
+        if last is not None:
+            worth = np.where(last[units], 1 / _TINY, worth)
         left = (alive[group] - place - 1) // self.round_to * self.round_to  # the size of the group after this step
         may = left >= self.least[group]
-        return self._queue(units[may], group[may], left[may], key)
+        return self._queue(units[may], left[may], worth[may], mixed)
 
-    def _returning(self, keep: BoolArray, may: BoolArray, key: FloatArray) -> _Queue:
-        """The next step by which each group can grow with units of ``may``, the most valuable first."""
-        units = np.flatnonzero(may & ~keep)
-        units = units[np.lexsort((-key[units], self.group[units]))]
+    def _returning(self, keep: BoolArray, may: BoolArray, price: Mapping[str, FloatArray]) -> _Queue:
+        """The next step by which each group can grow with units of ``may``, those first that give most per cost."""
+        weight = self.dense
+        mixed = self._mixed(price, weight)
+        units, group, place, missing = self._sorted(may & ~keep, -self.saliency / mixed)
+        size = np.bincount(self.group[keep], minlength=len(self.least))
+        grown = np.minimum((size // self.round_to + 1) * self.round_to, size + missing)
+        held = np.bincount(self.group, weights=np.where(keep, self.saliency, 0.0), minlength=len(self.least))[group]
+        after = held + self._cumulative(units)
+        worth = self._worth(after, after - self.saliency[units], units, weight)
+        near = size[group] + place < grown[group]
+        return self._queue(units[near], np.zeros(int(near.sum()), np.int64), -worth[near], mixed)
+
+    def _sorted(self, which: BoolArray, key: FloatArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """The units of ``which`` by group and then by ``key``; their groups, their places there; the groups' sizes."""
+        units = np.flatnonzero(which)
+        units = units[np.lexsort((key[units], self.group[units]))]
         group = self.group[units]
-        missing = np.bincount(group, minlength=len(self.least))
-        place = np.arange(len(units)) - (np.cumsum(missing) - missing)[group]
-        kept = np.bincount(self.group[keep], minlength=len(self.least))
-        grown = np.minimum((kept // self.round_to + 1) * self.round_to, kept + missing)
-        near = kept[group] + place < grown[group]
-        return self._queue(units[near], group[near], np.zeros(int(near.sum()), np.int64), -key)
+        size = np.bincount(group, minlength=len(self.least))
+        return units, group, np.arange(len(units)) - (np.cumsum(size) - size)[group], size
 
-    def _fitting(self, queue: _Queue, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> BoolArray:
-        """Which steps may fit into ``slack`` if taken alone: prices are never above what a return costs."""
-        fits = np.ones(len(queue), dtype=bool)
-        for measure, room in slack.items():
-            fits &= _sums(price[measure][queue.units], queue.start) <= room
-        return fits
+    def _cumulative(self, units: IntArray) -> FloatArray:
+        """The saliency of each unit and those before it in its group; units of a group are neighbours."""
+        if not len(units):
+            return np.empty(0)
+        total = np.cumsum(self.saliency[units])
+        first = np.append(True, np.diff(self.group[units]) != 0)
+        before = (total - self.saliency[units])[first]
+        return total - before[np.cumsum(first) - 1]
 
-    def _queue(self, units: IntArray, group: IntArray, step: IntArray, key: FloatArray) -> _Queue:
-        """Units sorted by group and step, as steps in the order of their mean key; a group's steps stay in order."""
+    def _queue(self, units: IntArray, step: IntArray, worth: FloatArray, price: FloatArray) -> _Queue:
+        """Units, sorted by group and step, as steps in the order of worth per price; a group's steps stay in order."""
         if not len(units):
             return _Queue(units, np.zeros(1, np.int64))
+        group = self.group[units]
         new = np.append(True, (np.diff(group) != 0) | (np.diff(step) != 0))
         start = np.append(np.flatnonzero(new), len(units))
         sizes = np.diff(start)
-        mean = _sums(key[units], start) / sizes
-        rank = np.empty(len(mean), np.int64)
-        rank[np.argsort(mean, kind="stable")] = np.arange(len(mean))
-        lift = group[start[:-1]] * len(mean)
+        key = _sums(worth, start) / _sums(price[units], start)
+        rank = np.empty(len(key), np.int64)
+        rank[np.argsort(key, kind="stable")] = np.arange(len(key))
+        lift = group[start[:-1]] * len(key)
         rank = np.maximum.accumulate(rank + lift) - lift
         order = np.argsort(rank, kind="stable")
-        first = np.repeat(start[:-1][order], sizes[order])
         ends = np.cumsum(sizes[order])
         within = np.arange(len(units)) - np.repeat(ends - sizes[order], sizes[order])
-        return _Queue(units[first + within], np.append(0, ends))
+        return _Queue(units[np.repeat(start[:-1][order], sizes[order]) + within], np.append(0, ends))
+
+    def _fitting(self, queue: _Queue, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> BoolArray:
+        """Which steps may fit into ``slack`` if taken alone."""
+        fits = np.ones(len(queue), dtype=bool)
+        for measure, room in slack.items():
+            fits &= queue.sums(price[measure]) <= room
+        return fits
 
     def _steps_saving(self, queue: _Queue, price: Mapping[str, FloatArray], amounts: Mapping[str, float]) -> int:
         """How many steps save ``amounts``, by today's prices."""
         needed = [
-            int(np.searchsorted(np.cumsum(_sums(price[measure][queue.units], queue.start)), amount)) + 1
+            int(np.searchsorted(np.cumsum(queue.sums(price[measure])), amount)) + 1
             for measure, amount in amounts.items()
         ]
         return min(max(needed), len(queue))
 
     def _fewest(self, queue: _Queue, keep: BoolArray) -> int:
         """The fewest steps after which every limit is met (all, if none does)."""
-        low, high = 1, len(queue)
+        low, high = min(1, len(queue)), len(queue)
         while low < high:
             middle = (low + high) // 2
-            trial = keep.copy()
-            trial[queue.first(middle)] = False
-            if self._met(trial):
+            if self._met(keep, queue.first(middle), False):
                 high = middle
             else:
                 low = middle + 1
-        return min(low, len(queue))
+        return low
 
     def _most(self, queue: _Queue, keep: BoolArray, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> int:
         """The most steps that can return with every limit still met."""
         low, high = 0, len(queue)
         for measure, room in slack.items():  # prices are never above what a return costs, so this bound is safe
-            spent = np.cumsum(_sums(price[measure][queue.units], queue.start))
+            spent = np.cumsum(queue.sums(price[measure]))
             high = min(high, int(np.searchsorted(spent, room, side="right")))
         while low < high:
             middle = (low + high + 1) // 2
-            trial = keep.copy()
-            trial[queue.first(middle)] = True
-            if self._met(trial):
+            if self._met(keep, queue.first(middle), True):
                 low = middle
             else:
                 high = middle - 1
         return low
 
-    def _met(self, keep: BoolArray) -> bool:
-        return all(cost <= self.limits[m] for m, cost in costs(self.space, keep, self.limits).items())
+    def _met(self, keep: BoolArray, units: IntArray, value: bool) -> bool:
+        """Whether every limit is met by ``keep`` with ``units`` set to ``value``."""
+        trial = keep.copy()
+        trial[units] = value
+        return not self._excess(trial)
 
 
 def _sums(values: FloatArray, start: IntArray) -> FloatArray:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from niwaki.core.segments import UnitIndex, unit_parameters
@@ -71,7 +72,7 @@ class VectorisedUnits(Units):
             gone = zeros[place.units].any(axis=1)
             times = np.where(gone, 0, fades[place.units].sum(axis=1))
             for already in range(int(times.max(initial=0))):  # a position of two fading units fades twice
-                self._fading.append((weight, place.dim, _positions(np.greater(times, already), weight)))
+                self._fading.append((weight, place.dim, _positions(times > already, weight)))
             if gone.any():
                 self._zero.append((weight, place.dim, _positions(gone, weight)))
 
@@ -84,7 +85,7 @@ class VectorisedUnits(Units):
             weight.index_fill_(dim, rows, 0)
 
 
-def _positions(which: BoolArray, like: Tensor) -> Tensor:
+def _positions(which: ArrayLike, like: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(which)).to(like.device)
 
 
