@@ -188,15 +188,17 @@ class _Chooser:
         mixed = np.zeros(self.space.num_units)
         for measure, factor in weight.items():
             mixed += factor / self.dense[measure] * price[measure] / self.dense[measure]
-        return np.maximum(mixed, 1e-9 * mixed.max(initial=_TINY))
+        floor = 1e-9 * float(mixed.max(initial=_TINY))
+        return mixed.clip(min=floor)
 
     def _worth(self, before: FloatArray, after: FloatArray, units: IntArray, weight: Mapping[str, float]) -> FloatArray:
-        """What it is worth to have ``units`` one by one, where their groups then keep ``before`` instead of ``after``."""
+        """What it is worth to have each of ``units``, whose group keeps ``before`` with it and ``after`` without."""
         if self.compare == "space":
             return self.saliency[units]
         cost = np.bincount(self.group, weights=self._mixed(self.dense_price, weight), minlength=len(self.least))
         gain = np.log(np.maximum(before, _TINY)) - np.log(np.maximum(after, _TINY))
-        return (cost ** (1 - GAMMA))[self.group[units]] * gain
+        weight_of_group = np.power(cost, 1 - GAMMA, dtype=np.float64)
+        return np.asarray(weight_of_group[self.group[units]] * gain, np.float64)
 
     def _leaving(
         self, keep: BoolArray, weight: Mapping[str, float], price: Mapping[str, FloatArray], last: BoolArray | None
@@ -240,7 +242,7 @@ class _Chooser:
         total = np.cumsum(self.saliency[units])
         first = np.append(True, np.diff(self.group[units]) != 0)
         before = (total - self.saliency[units])[first]
-        return total - before[np.cumsum(first) - 1]
+        return np.asarray(total - before[np.cumsum(first) - 1], np.float64)
 
     def _queue(self, units: IntArray, step: IntArray, worth: FloatArray, price: FloatArray) -> _Queue:
         """Units, sorted by group and step, as steps in the order of worth per price; a group's steps stay in order."""
