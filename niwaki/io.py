@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
 from niwaki.files import flush_directory, flush_file, sha256_of, write_atomically
-from niwaki.surgery import cut
+from niwaki.surgery.cut import cut
 
 WEIGHTS_FILE = "model.safetensors"
 PLAN_FILE = "plan.json"
@@ -66,6 +66,8 @@ def save(small: nn.Module, directory: str | os.PathLike[str], *, plan: Plan | No
         _write_into(target, plan, tensors, tied)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         beside.mkdir()
@@ -174,14 +176,15 @@ def _write_into(directory: Path, plan: Plan, tensors: Mapping[str, Tensor], tied
     }
     data["checksum"] = _checksum(data)
     write_atomically(directory / PLAN_FILE, json.dumps(data, indent=1).encode())
+    staged.chmod((directory / PLAN_FILE).stat().st_mode)  # safetensors writes files for their owner alone
     os.replace(staged, directory / WEIGHTS_FILE)
     flush_directory(directory)
     _remove_leftovers(directory)
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Remove weights that killed saves staged and no plan refers to."""
-    for left in directory.glob(".model-*.safetensors*"):
+    """Remove what killed saves left: temporary files, and staged weights that no plan refers to."""
+    for left in (*directory.glob(".model-*.safetensors*"), *directory.glob(f".{PLAN_FILE}.*.tmp")):
         if not _is_committed(directory, left):
             left.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 import niwaki
 from niwaki.cli.live import LiveObserver
-from niwaki.cli.tables import budgets_table, pins_table, report_table
+from niwaki.cli.tables import budgets_table, groups_table, pins_table, report_table
 from niwaki.errors import NiwakiError
 from niwaki.train.errors import Interrupted, RunError
 from niwaki.train.job import train as run_job
@@ -110,10 +110,12 @@ def inspect(
     network = build_for(model, inputs, classes)
     space = niwaki.search_space(network, inputs)
     console = Console()
-    console.print(str(space), markup=False, highlight=False)
+    console.print(groups_table(space))
     console.print(budgets_table(space, shares))
     if space.pins:
         console.print(pins_table(space))
+    for note in space.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False)
 
 
 def _resumed(context: typer.Context, options: dict[str, Any], out: Path) -> Recipe:

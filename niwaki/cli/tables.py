@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import BudgetError
 from niwaki.report import RunReport
 
+_MOST_GROUPS = 20
 _MOST_REASONS = 40
 
 
@@ -42,6 +44,25 @@ def report_table(report: RunReport) -> Table:
         f"{report.versions['device']}."
     )
     table.caption_justify = "left"
+    return table
+
+
+def groups_table(space: SearchSpace) -> Table:
+    """What could leave, largest groups first."""
+    table = Table(
+        title=f"Search space: {space.num_units} units in {len(space.groups)} groups; {space.coverage:.1%} of the "
+        "parameters lie in at least one unit",
+        title_justify="left",
+    )
+    table.add_column("group")
+    table.add_column("units", justify="right")
+    table.add_column("runs through")
+    for group in sorted(space.groups, key=lambda group: -group.units)[:_MOST_GROUPS]:
+        tensors = list(dict.fromkeys(piece.tensor for piece in group.slices if piece.parameter))
+        more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+        table.add_row(escape(group.name), f"{group.units:,}", escape(", ".join(tensors[:3]) + more))
+    if len(space.groups) > _MOST_GROUPS:
+        table.caption = f"... and {len(space.groups) - _MOST_GROUPS} smaller groups"
     return table
 
 
@@ -76,17 +97,22 @@ def pins_table(space: SearchSpace) -> Table:
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], str] = {}
     for pin in space.pins:
-        where = f"{pin.location.file}:{pin.location.line}" if pin.location else ""
+        where = f"{_shortened(pin.location.file)}:{pin.location.line}" if pin.location else ""
         key = (pin.reason, where)
         counts[key] += pin.count
         examples.setdefault(key, f"{pin.tensor} dim {pin.dim}")
     table = Table(title=f"Pinned: {len(space.pins)} dimensions, {len(counts)} reasons", title_justify="left")
     table.add_column("positions", justify="right")
-    table.add_column("reason")
-    table.add_column("where")
-    table.add_column("first")
+    for heading in ("reason", "where", "first"):
+        table.add_column(heading, overflow="fold")
     for (reason, where), count in counts.most_common(_MOST_REASONS):
         table.add_row(f"{count:,}", escape(reason), escape(where), escape(examples[reason, where]))
     if len(counts) > _MOST_REASONS:
         table.caption = f"... and {len(counts) - _MOST_REASONS} more reasons"
     return table
+
+
+def _shortened(file: str) -> str:
+    """A source file as seen from here, or from where packages are installed."""
+    _, marker, inside = file.rpartition("site-packages/")
+    return inside if marker else os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file

@@ -40,7 +40,10 @@ def attention(call: Call) -> list[Label]:
     call.macs(1, q.axes[0], heads, q.axes[2], k.axes[2], q.axes[3])
     call.macs(1, q.axes[0], heads, q.axes[2], k.axes[2], v.axes[3])
     first = call.label((q.axes[0], heads, q.axes[2], v.axes[3]), (False, v.zero[1], False, v.zero[3]))
-    return [first, *(call.opaque(i) for i in range(1, len(call.shapes)))]
+    rest = [call.opaque(i) for i in range(1, len(call.shapes))]
+    if rest and call.shapes[1] == first.shape[:3]:
+        rest[0] = call.label(first.axes[:3], output=1)  # log-sum-exp, per head and query
+    return [first, *rest]
 
 
 def _shared_heads(call: Call, query: Axis, key: Axis) -> Axis:

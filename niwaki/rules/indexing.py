@@ -7,7 +7,6 @@ from torch import nn
 
 from niwaki.core.numbers import Literal
 from niwaki.rules.axis import Axis
-from niwaki.rules.pointwise import broadcast
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
 
 aten = torch.ops.aten
@@ -138,13 +137,6 @@ def triangle(call: Call) -> Label:
     return call.label(x.axes, x.zero)
 
 
-@rule(aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
-def where_number(call: Call) -> Label:
-    """As the element-wise operator."""
-    operands = [given for given in call.arguments.values() if isinstance(given, Label)]
-    return call.label(broadcast(call, operands))
-
-
 class _Sliced(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +177,6 @@ sample(gather)(lambda: _By(lambda a, b, i: a.gather(0, i[:, None].expand(3, 6)) 
 sample(index_put)(lambda: _By(lambda a, b, i: a.clone().index_put_((torch.tensor([0, 3, 1]),), b)))
 sample(scatter)(lambda: _By(lambda a, b, i: a.scatter(0, torch.arange(3)[:, None].expand(3, 6), b)))
 sample(triangle)(lambda: _By(lambda a, b, i: a.tril()))
-sample(where_number)(lambda: _By(lambda a, b, i: torch.ops.aten.where.ScalarOther(b > 0, b, 2.0)))
 
 
 @mutant(sliced)
@@ -213,8 +204,3 @@ def _rows_are_free(call: Call) -> Label:
 @mutant(triangle)
 def _written_freely(call: Call) -> Label:
     return call.label(call["self"].axes)
-
-
-@mutant(where_number)
-def _where_condition_is_free(call: Call) -> Label:
-    return call.label([call.fresh(size) for size in call.shapes[0]])

@@ -107,15 +107,22 @@ def _try(operator: OpOverload, arguments: tuple[tuple[str, Any], ...], known: tu
     return bool((result == 0).all())
 
 
-# Tagged otherwise in some versions, element-wise all the same.
+# Element-wise, but not tagged so (yet).
 rule(
-    aten.masked_fill.Scalar,
+    aten._prelu_kernel.default,
+    aten._to_copy.default,
+    aten.copy.default,
+    aten.gelu_.default,
+    aten.hardswish.default,
+    aten.hardswish_.default,
     aten.masked_fill.Tensor,
     aten.masked_fill_.Scalar,
     aten.masked_fill_.Tensor,
-    aten._to_copy.default,
-    aten.clone.default,
-    aten.copy.default,
+    aten.mish_.default,
+    aten.rsub.Tensor,
+    aten.where.Scalar,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
 )(pointwise)
 
 

@@ -38,12 +38,21 @@ class Components:
             is_product = self.defined[rows]
             expanded = np.where(is_product[..., None], self.product[rows], 0)
             rows = np.concatenate([np.where(is_product, 0, rows)[..., None], expanded], axis=2)
-            rows = rows.reshape(len(ids), rows.shape[1] * rows.shape[2])
-            rows = rows[:, (rows != 0).any(axis=0)]
-        for left in range(rows.shape[1]):
-            for right in range(left + 1, rows.shape[1]):
-                rows[:, right] = np.where(rows[:, right] == rows[:, left], 0, rows[:, right])
-        return rows[:, (rows != 0).any(axis=0)]
+            rows = _compact(rows.reshape(len(ids), rows.shape[1] * rows.shape[2]))
+        return _compact(rows)
+
+
+def _compact(rows: IntArray) -> IntArray:
+    """Drop what a row says twice, move the rest to the left in its order, drop empty columns."""
+    rows = rows[:, (rows != 0).any(axis=0)]
+    if rows.shape[1] < 2:
+        return rows
+    for left in range(rows.shape[1]):
+        for right in range(left + 1, rows.shape[1]):
+            rows[:, right] = np.where(rows[:, right] == rows[:, left], 0, rows[:, right])
+    order = np.argsort(rows == 0, axis=1, kind="stable")
+    rows = np.take_along_axis(rows, order, axis=1)
+    return rows[:, (rows != 0).any(axis=0)]
 
 
 class _Edges:

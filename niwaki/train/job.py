@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import platform
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,6 +34,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     checkpoint_every: int | None = None,
+    measure_seconds: float = 2.0,
 ) -> RunReport:
     """Train by ``recipe`` and leave ``model.safetensors``, ``plan.json`` and ``report.json`` in ``out``.
 
@@ -43,6 +46,7 @@ def train(
         resume: go on from the last checkpoint in ``out``, which must be of the same recipe.
         overwrite: replace the results of an earlier run in ``out`` when this one has finished.
         checkpoint_every: optimizer steps between checkpoints; default: one epoch.
+        measure_seconds: how long to measure latency, for one image and for a batch.
 
     Raises:
         Interrupted: the observer asked to stop; a checkpoint has been written.
@@ -66,24 +70,26 @@ def train(
                 f"Interrupted after step {run.step} of {run.steps}. A checkpoint is in {str(out)!r}: "
                 "go on with --resume."
             )
-    report = finish(run, dense, out, time.perf_counter() - begin)
+    report = finish(run, dense, out, time.perf_counter() - begin, measure_seconds)
     remove_checkpoints(out)
     return report
 
 
-def finish(run: Run, dense: nn.Module, out: Path, seconds: float) -> RunReport:
+def finish(run: Run, dense: nn.Module, out: Path, seconds: float, measure_seconds: float) -> RunReport:
     """Cut the trained network, prove that the cut is exact, measure both, and save.
 
-    ``dense`` only lends its architecture: its weights do not matter.
+    ``dense`` only lends its architecture: its weights do not matter. ``seconds``: how long the training took.
 
     Raises:
         RunError: the cut changed the network; nothing is saved.
     """
-    plan = run.plan() or niwaki.choose(run.space, niwaki.score(run.space, "magnitude"), niwaki.Budget(units=1.0))
+    plan = run.plan() or run.space.plan(np.ones(run.space.num_units, dtype=bool), {"method": "none"})
     small = niwaki.cut(run.model, plan)
     check = niwaki.check(run.model, plan, run.batches.example(8))
+    if not check.holds:
+        raise RunError(f"The small network would not compute the same, so nothing was saved. {check}")
     before, after = accuracy(run.model, run.batches), accuracy(small, run.batches)
-    latency = _latencies(run, dense, small)
+    latency = _latencies(run, dense, small, measure_seconds)
     costs = {"dense": run.space.cost(), "small": run.space.cost(plan)}
     figures = {
         name: Figures(share, costs[name].params, costs[name].macs, costs[name].memory, latency[name])
@@ -110,7 +116,7 @@ def finish(run: Run, dense: nn.Module, out: Path, seconds: float) -> RunReport:
         dense=figures["dense"],
         small=figures["small"],
         coverage=run.space.coverage,
-        check=check.to_dict(),
+        check=dataclasses.asdict(check),
         kept={name: (len(kept), plan.units[name]) for name, kept in plan.kept.items()},
         history=tuple(
             {"epoch": r.epoch, "loss": r.loss, "accuracy": r.accuracy, "macs_left": r.macs_left} for r in run.history
@@ -152,10 +158,10 @@ def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Che
     return None
 
 
-def _latencies(run: Run, dense: nn.Module, small: nn.Module) -> dict[str, tuple[Latency, ...]]:
+def _latencies(run: Run, dense: nn.Module, small: nn.Module, seconds: float) -> dict[str, tuple[Latency, ...]]:
     """Latency of both networks on one image and on a training batch."""
     networks = {"dense": dense.to(run.device), "small": small}
-    measured = [measure_latency(networks, run.batches.example(count)) for count in (1, run.recipe.batch_size)]
+    measured = [measure_latency(networks, run.batches.example(count), seconds) for count in (1, run.recipe.batch_size)]
     return {name: tuple(latency[name] for latency in measured) for name in networks}
 
 

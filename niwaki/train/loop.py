@@ -92,7 +92,6 @@ class Run:
         self.method: niwaki.HESSO | None = None
         if recipe.method == "hesso":
             self.method = niwaki.HESSO(self.space, self.optimizer, recipe.budget(), recipe.schedule(self.steps))
-        self.dense_macs = self.space.cost().macs
         self.step = 0
         self.history: list[EpochResult] = []
         self._epoch_loss = 0.0
@@ -144,8 +143,7 @@ class Run:
 
     def macs_left(self) -> float:
         """The share of the dense network's MACs that units not marked for removal cost."""
-        plan = self.plan()
-        return 1.0 if plan is None else self.space.cost(plan).macs / self.dense_macs
+        return 1.0 if self.method is None else self.method.progress.macs
 
     def plan(self) -> niwaki.Plan | None:
         """What the method has marked so far; None without a method."""
