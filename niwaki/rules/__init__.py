@@ -4,6 +4,9 @@ A rule sees shapes, axes and static arguments; never a weight, a module or a pru
 and one import line here. Imports core and trace.
 """
 
+import torch
+from torch._ops import OpOverload
+
 from niwaki.rules import (
     attention,
     combining,
@@ -19,7 +22,10 @@ from niwaki.rules import (
     windows,
 )
 
+from niwaki.rules.registry import RULES, Rule
+
 __all__ = [
+    "find",
     "attention",
     "combining",
     "contraction",
@@ -33,3 +39,11 @@ __all__ = [
     "views",
     "windows",
 ]
+
+
+def find(operator: OpOverload) -> Rule | None:
+    """The rule of an operator: its own, or the element-wise one if PyTorch tags it so, or None."""
+    known = RULES.get(operator)
+    if known is None and torch.Tag.pointwise in operator.tags:
+        return pointwise.pointwise
+    return known

@@ -41,16 +41,16 @@ class _Spot:
 class Builder:
     """Holds what is pinned beyond the equations, and builds the space from it again whenever more is pinned."""
 
-    def __init__(self, model: torch.nn.Module, graph: Graph, facts: Facts, keep_unseen: bool = False) -> None:
+    def __init__(self, model: torch.nn.Module, graph: Graph, facts: Facts, inner: bool = False) -> None:
         self._model, self._graph, self._facts = model, graph, facts
-        if not keep_unseen:
-            self._pin_unseen()
+        self._pin_unseen()
         self._solution: Components = solve(facts)
         self._pinned = np.zeros(facts.ids, dtype=bool)  # components
         self._pinned[0] = True
         self._why: dict[int, int] = {}  # component -> reason, for what was pinned after solving
         self._spots = self._find_spots()
-        self._hold_inner()
+        if not inner:
+            self._hold_inner()
         self._group()
         self._hold_alone()
         self._tables()
@@ -137,6 +137,7 @@ class Builder:
     def _tables(self) -> None:
         """Number all axes that costs and sizes refer to."""
         facts, table = self._facts, AxisTable()
+        self._ids_of: dict[tuple[int, int], IntArray] = {}
         self._claims = [
             (claim, self._numbered(claim.expression, table), None if claim.axis is None else table.number(claim.axis))
             for claim in facts.sizes
@@ -160,14 +161,7 @@ class Builder:
 
     def _spot_ids(self, value: int, dim: int) -> IntArray:
         first, size = self._facts.places[value, dim]
-        key = (value, dim)
-        if key not in self._ids_of:
-            self._ids_of[key] = np.arange(first, first + size)[:, None]
-        return self._ids_of[key]
-
-    @property
-    def _ids_of(self) -> dict[tuple[int, int], IntArray]:
-        return self.__dict__.setdefault("_ids_cache", {})
+        return self._ids_of.setdefault((value, dim), np.arange(first, first + size)[:, None])
 
     def _numbered(self, expression: Expression, table: AxisTable) -> Expression:
         if isinstance(expression, Combination):

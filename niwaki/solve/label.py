@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from niwaki import rules
 from niwaki.core.counts import IntArray
 from niwaki.core.location import Location
 from niwaki.core.numbers import Count, Expression, Literal, leaves
 from niwaki.rules.axis import Axis, fixed
-from niwaki.rules.pointwise import pointwise
-from niwaki.rules.registry import RULES, Call, Label, Refused, Rule
+from niwaki.rules.registry import Call, Label, Refused, Rule
 from niwaki.trace.graph import Graph, Node, Origin, Ref, Value
 
 FindRule = Callable[[torch._ops.OpOverload], Rule | None]
@@ -70,7 +70,7 @@ class Facts:
         return len(self.reasons) - 1
 
 
-def label(graph: Graph, find: FindRule = RULES.get, pin_outputs: bool = True) -> Facts:
+def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True) -> Facts:
     """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first."""
     facts = Facts([None] * len(graph.values))
     facts.reason("nothing constrains it", None)
@@ -118,8 +118,6 @@ def _given(facts: Facts, value: Value) -> Label:
 
 def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule) -> None:
     rule = find(node.operator)
-    if rule is None and torch.Tag.pointwise in node.operator.tags:
-        rule = pointwise
     try:
         if rule is None:
             raise Refused(f"niwaki has no rule for the operator {node.operator}")

@@ -1,0 +1,8 @@
+"""The conformance kit: the same checks that niwaki's own tests use, for rules and models of yours.
+
+Imports everything above it in the house but the command line.
+"""
+
+from niwaki.testing.rules import RuleReport, check_rule
+
+__all__ = ["RuleReport", "check_rule"]
