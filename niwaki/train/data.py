@@ -115,14 +115,15 @@ def _npz(path: Path, seed: int) -> Images:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays: dict[str, NDArray[np.generic]] = dict(archive)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as cause:
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as cause:
         raise DataError(f"{str(path)!r} cannot be read as an .npz archive: {cause}.") from cause
     if {"d", "y"} <= set(arrays):
-        pixels, labels = _from_differences(arrays["d"], path), arrays["y"]
+        images = _channels_first(_from_differences(arrays["d"], path), path)
+        labels = _labels(arrays["y"], len(images), path)
     else:
-        pixels, labels = _pair(arrays, _PAIRS, path)
-    images = _channels_first(pixels, path)
-    labels = _labels(labels, len(images), path)
+        pixels, numbers = _pair(arrays, _PAIRS, path)
+        images = _channels_first(pixels, path)
+        labels = _labels(numbers, len(images), path)
     if not any(image in arrays for image, _ in _TEST_PAIRS):
         return _split(path.stem, images, labels, seed)
     test_pixels, test_labels = _pair(arrays, _TEST_PAIRS, path)

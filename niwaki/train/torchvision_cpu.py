@@ -32,9 +32,9 @@ def load() -> ModuleType:
     if found is None or found.origin is None:
         raise ImportError("torchvision is not installed. Run `pip install torchvision`.")
     if not _declared and not _extension_loads(os.path.dirname(found.origin)):
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for schema in _SCHEMAS:
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
         _declared.append(library)
     return importlib.import_module("torchvision")
 

@@ -1,0 +1,339 @@
+"""Saved networks: no pickle, atomic, checked, and they come back as they were."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import niwaki
+from niwaki import io
+from niwaki.core.plan import Plan
+from niwaki.errors import FileFormatError
+
+
+class Net(nn.Module):
+    """A convolutional network with a buffer of its own."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv2(torch.relu(self.norm(self.conv1(x))))).mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the output projection too."""
+
+    def __init__(self, tie: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.up = nn.Linear(6, 16)
+        self.down = nn.Linear(16, 6)
+        self.out = nn.Linear(6, 11, bias=False)
+        if tie:
+            self.out.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.out(x + self.down(torch.relu(self.up(x))))
+
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+TOKENS = torch.arange(10).reshape(2, 5)
+
+
+def plan_for(model: nn.Module, inputs: Tensor, share: float = 0.5) -> Plan:
+    space = niwaki.search_space(model, inputs)
+    return niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(params=share))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(3)
+    return Net().eval()
+
+
+@pytest.fixture
+def small(model: nn.Module) -> nn.Module:
+    return niwaki.cut(model, plan_for(model, IMAGES))
+
+
+def test_round_trip(small: nn.Module, tmp_path: Path) -> None:
+    niwaki.save(small, tmp_path / "out")
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["model.safetensors", "plan.json"]
+    fresh = Net().eval()
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    loaded = niwaki.load(fresh, tmp_path / "out")
+    assert torch.equal(loaded(IMAGES), small(IMAGES))
+    assert loaded.conv1.out_channels == small.conv1.out_channels < 8
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+
+
+def test_a_loaded_network_can_be_saved_again(small: nn.Module, tmp_path: Path) -> None:
+    niwaki.save(small, tmp_path / "one")
+    niwaki.save(niwaki.load(Net(), tmp_path / "one"), tmp_path / "two")
+    for name in ("model.safetensors", "plan.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_plan_file_is_a_plan(small: nn.Module, tmp_path: Path) -> None:
+    niwaki.save(small, tmp_path)
+    plan = Plan.from_json((tmp_path / "plan.json").read_text())
+    assert plan.to_json() == io.read_plan(tmp_path).to_json()
+
+
+def test_saving_reads_only(small: nn.Module, tmp_path: Path) -> None:
+    small.train()
+    small(IMAGES).sum().backward()
+    tensors = {name: (id(value), value.data_ptr(), value._version) for name, value in small.named_parameters()}
+    values = copy.deepcopy(small.state_dict())
+    attributes = {name: dict(vars(module)) for name, module in small.named_modules()}
+    niwaki.save(small, tmp_path)
+    assert small.training
+    assert {n: (id(v), v.data_ptr(), v._version) for n, v in small.named_parameters()} == tensors
+    assert all(torch.equal(values[name], value) for name, value in small.state_dict().items())
+    assert all(parameter.grad is not None for parameter in small.parameters())
+    assert {name: dict(vars(module)) for name, module in small.named_modules()} == attributes
+
+
+def test_nothing_is_pickled(small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("pickle was used")
+
+    for name in ("dump", "dumps", "load", "loads", "Unpickler", "Pickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    niwaki.save(small, tmp_path)
+    niwaki.load(Net(), tmp_path)
+
+
+def test_dtype_and_layout_are_kept(small: nn.Module, tmp_path: Path) -> None:
+    half = small.to(torch.bfloat16, memory_format=torch.channels_last)
+    niwaki.save(half, tmp_path)
+    loaded = niwaki.load(Net(), tmp_path)
+    assert loaded.conv1.weight.dtype == torch.bfloat16
+    assert loaded.norm.num_batches_tracked.dtype == torch.int64
+    for name, value in half.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    model = Tied().eval()
+    small = niwaki.cut(model, plan_for(model, TOKENS, 0.8))
+    niwaki.save(small, tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text())["weights"]["tied"] == {"out.weight": "embed.weight"}
+    assert "out.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded = niwaki.load(Tied().eval(), tmp_path)
+    assert loaded.out.weight is loaded.embed.weight
+    assert torch.equal(loaded(TOKENS), small(TOKENS))
+
+
+def test_a_copy_needs_its_plan(small: nn.Module, tmp_path: Path) -> None:
+    twin = copy.deepcopy(small)
+    with pytest.raises(FileFormatError, match="network without a plan.*as `plan=`"):
+        niwaki.save(twin, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    from niwaki.surgery.plans import plan_of
+
+    niwaki.save(twin, tmp_path / "out", plan=plan_of(small))
+    assert torch.equal(niwaki.load(Net().eval(), tmp_path / "out")(IMAGES), small(IMAGES))
+
+
+def test_state_that_is_no_tensor_is_refused(model: nn.Module, tmp_path: Path) -> None:
+    class Extra(Net):
+        def get_extra_state(self) -> object:
+            return {"step": 1}
+
+        def set_extra_state(self, state: object) -> None:
+            pass
+
+    extra = Extra().eval()
+    small = niwaki.cut(extra, plan_for(extra, IMAGES))
+    with pytest.raises(FileFormatError, match="'_extra_state': the module keeps a dict in its state"):
+        niwaki.save(small, tmp_path / "out")
+
+
+def test_cannot_save_onto_a_file(small: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(FileFormatError, match="is a file. Name a directory"):
+        niwaki.save(small, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def edit_plan(change: Callable[[dict[str, object]], None], checksum: bool = True) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        data = json.loads((directory / "plan.json").read_text())
+        change(data)
+        if checksum:
+            data["checksum"] = io._checksum(data)
+        (directory / "plan.json").write_text(json.dumps(data))
+
+    return damage
+
+
+def flip(name: str, position: int) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        content = bytearray((directory / name).read_bytes())
+        content[position] ^= 1
+        (directory / name).write_bytes(content)
+
+    return damage
+
+
+def rewrite(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        tensors = load_file(directory / "model.safetensors")
+        change(tensors)
+        save_file(tensors, directory / "model.safetensors")
+
+    return damage
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "flipped value": (flip("model.safetensors", -1), "model.safetensors.* is damaged: the values of '.*' contradict"),
+    "flipped header": (flip("model.safetensors", 3), "model.safetensors.* is damaged: safetensors cannot read it"),
+    "truncated": (
+        lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-10]),  # type: ignore[func-returns-value]
+        "is damaged: safetensors cannot read it",
+    ),
+    "missing key": (rewrite(lambda t: t.pop("norm.bias")), "lacks the tensor 'norm.bias'"),
+    "foreign key": (rewrite(lambda t: t.update(odd=torch.zeros(1))), "has a tensor 'odd' that its plan.json does not"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), "has a plan.json but no model.safetensors"),
+    "no plan": (lambda d: (d / "plan.json").unlink(), "has no plan.json: it is not a network that niwaki.save wrote"),
+    "flipped plan": (flip("plan.json", 200), "plan.json"),
+    "plan not text": (lambda d: (d / "plan.json").write_bytes(b"\xff\xfe"), "plan.json.* is damaged"),  # type: ignore[func-returns-value]
+    "plan edited": (
+        edit_plan(lambda data: data.update(provenance={"by": "hand"}), checksum=False),
+        "content contradicts its checksum",
+    ),
+    "newer version": (edit_plan(lambda data: data.update(format=99)), "has format 99, and this niwaki reads format 1"),
+    "plan alone": (edit_plan(lambda data: data.pop("weights") and None), "holds a plan only"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named(damage: str, small: nn.Module, tmp_path: Path) -> None:
+    niwaki.save(small, tmp_path)
+    spoil, message = DAMAGES[damage]
+    spoil(tmp_path)
+    with pytest.raises(FileFormatError, match=message):
+        niwaki.load(Net(), tmp_path)
+
+
+def test_any_flipped_byte_is_noticed(small: nn.Module, tmp_path: Path) -> None:
+    niwaki.save(small, tmp_path)
+    for name in ("model.safetensors", "plan.json"):
+        intact = (tmp_path / name).read_bytes()
+        for position in range(0, len(intact), max(1, len(intact) // 60)):
+            content = bytearray(intact)
+            content[position] ^= 4
+            (tmp_path / name).write_bytes(content)
+            try:
+                niwaki.load(Net(), tmp_path)
+            except FileFormatError:
+                continue
+            # JSON has bytes that carry nothing: white space between its tokens.
+            assert name == "plan.json" and chr(intact[position]).isspace(), (name, position)
+        (tmp_path / name).write_bytes(intact)
+
+
+def test_missing_directory_and_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="There is no directory"):
+        niwaki.load(Net(), tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileFormatError, match="it is a file. Name the directory"):
+        niwaki.load(Net(), tmp_path / "file")
+
+
+def test_another_architecture_is_named(small: nn.Module, tmp_path: Path) -> None:
+    niwaki.save(small, tmp_path)
+    with pytest.raises(FileFormatError, match=r"'conv1\.bias' to have the shape \[8\], but here it has \[9\]"):
+        niwaki.load(Net(9), tmp_path)
+    with pytest.raises(FileFormatError, match="expects a tensor 'conv1.bias'.*this model does not have"):
+        niwaki.load(Tied(), tmp_path)
+
+
+def test_ties_must_agree(tmp_path: Path) -> None:
+    tied, free = Tied().eval(), Tied(tie=False).eval()
+    niwaki.save(niwaki.cut(tied, plan_for(tied, TOKENS, 0.8)), tmp_path / "tied")
+    niwaki.save(niwaki.cut(free, plan_for(free, TOKENS, 0.8)), tmp_path / "free")
+    with pytest.raises(FileFormatError, match=r"out\.weight"):
+        niwaki.load(Tied(tie=False), tmp_path / "tied")
+    with pytest.raises(FileFormatError, match=r"out\.weight"):
+        niwaki.load(Tied(), tmp_path / "free")
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing after it runs, not even clean-up."""
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
+    exists: bool, model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every operation that changes the disk is killed in turn, in a child process as a kill is."""
+    old = niwaki.cut(model, plan_for(model, IMAGES, 0.7))
+    new = niwaki.cut(model, plan_for(model, IMAGES, 0.4))
+    seen = set()
+    for moment in range(40):
+        target = tmp_path / f"run{moment}" / "out"
+        if exists:
+            niwaki.save(old, target)
+        child = os.fork()
+        if child == 0:
+            _die_at(moment)
+            try:
+                niwaki.save(new, target)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        died = os.waitstatus_to_exitcode(status) != 0
+        try:
+            found = niwaki.load(Net().eval(), target)(IMAGES)
+        except FileFormatError:
+            assert not exists
+            assert not target.exists(), "a directory that did not exist must not be left half written"
+            seen.add("nothing")
+        else:
+            outcome = [name for name, net in (("old", old), ("new", new)) if torch.equal(net(IMAGES), found)]
+            assert outcome
+            seen.add(outcome[0])
+        if not died:
+            assert outcome == ["new"]
+            break
+        niwaki.save(new, target)  # what a kill left behind is in nobody's way, and is swept up
+        assert sorted(entry.name for entry in target.iterdir()) == ["model.safetensors", "plan.json"]
+        assert list(target.parent.iterdir()) == [target]
+    else:
+        raise AssertionError("the save was never allowed to finish")
+    assert seen == ({"old", "new"} if exists else {"nothing", "new"})
+
+
+def _die_at(moment: int) -> None:
+    """Kill this process at its disk operation number ``moment``."""
+    import signal
+    import sys
+
+    left = [moment]
+
+    def watch(event: str, args: tuple[object, ...]) -> None:
+        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod"):
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+
+    sys.addaudithook(watch)

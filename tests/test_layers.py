@@ -1,0 +1,85 @@
+"""Arrows point down: every import inside niwaki goes to a layer below the importing one."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import niwaki
+
+ROOT = Path(niwaki.__file__).parent
+
+# From the ground up. A module may import from its own row's package and from all rows above it, never from below.
+LAYERS: list[set[str]] = [
+    {"version", "errors"},
+    {"files"},
+    {"core"},
+    {"trace"},
+    {"rules"},
+    {"solve"},
+    {"criteria", "report"},
+    {"selection"},
+    {"budget"},
+    {"methods", "surgery"},
+    {"rehearse", "verify", "io"},
+    {"search"},
+    {"testing", "__init__"},
+    {"train"},
+    {"cli"},
+]
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+
+
+def module_name(path: Path) -> str:
+    """`niwaki/core/plan.py` -> `core`, `niwaki/io.py` -> `io`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0]
+
+
+def imported(path: Path) -> list[tuple[int, str]]:
+    """Line numbers and top-level niwaki modules that a file imports at any depth, except for type checking only."""
+    found: list[tuple[int, str]] = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative imports hide where an arrow points"
+            if node.module == "niwaki":
+                for alias in node.names:
+                    found.append((node.lineno, alias.name if alias.name in HEIGHT else "__init__"))
+            elif node.module and node.module.startswith("niwaki."):
+                found.append((node.lineno, node.module.split(".")[1]))
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name == "niwaki":
+                    found.append((node.lineno, "__init__"))
+                elif alias.name.startswith("niwaki."):
+                    found.append((node.lineno, alias.name.split(".")[1]))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def test_every_module_has_a_layer() -> None:
+    unknown = {module_name(path) for path in ROOT.rglob("*.py")} - set(HEIGHT)
+    assert not unknown, f"give {sorted(unknown)} a row in LAYERS"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_down(path: Path) -> None:
+    here = module_name(path)
+    for line, there in imported(path):
+        assert there == here or HEIGHT[there] < HEIGHT[here], (
+            f"{path.relative_to(ROOT)}:{line}: {here} imports {there}, which lies not below it"
+        )
+
+
+def test_every_folder_says_what_it_is_for() -> None:
+    for init in ROOT.rglob("__init__.py"):
+        text = ast.get_docstring(ast.parse(init.read_text()))
+        assert text, f"{init.relative_to(ROOT)} has no docstring"

@@ -1,0 +1,69 @@
+"""The public surface is frozen: a change of a name, a command or an option is a decision, not an accident."""
+
+from __future__ import annotations
+
+import inspect
+
+import typer
+
+import niwaki
+from niwaki.cli.app import app
+
+PUBLIC = {
+    "Budget",
+    "HESSO",
+    "NiwakiError",
+    "Plan",
+    "Schedule",
+    "SearchSpace",
+    "__version__",
+    "check",
+    "choose",
+    "cut",
+    "load",
+    "save",
+    "score",
+    "search_space",
+}
+
+
+def test_public_names() -> None:
+    assert set(niwaki.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(niwaki, name) is not None
+
+
+def test_public_names_are_documented() -> None:
+    for name in PUBLIC - {"__version__"}:
+        assert inspect.getdoc(getattr(niwaki, name)), name
+
+
+def test_first_parameters() -> None:
+    """The order of parameters is part of the interface."""
+    first = {
+        "search_space": ["model", "example_inputs", "ignored"],
+        "cut": ["model", "plan"],
+        "check": ["model", "plan", "inputs"],
+        "save": ["small", "directory"],
+        "load": ["fresh_dense_model", "directory"],
+        "choose": ["space", "scores", "budget"],
+        "HESSO": ["space", "optimizer", "budget", "schedule"],
+    }
+    for name, expected in first.items():
+        assert list(inspect.signature(getattr(niwaki, name)).parameters)[: len(expected)] == expected, name
+
+
+def test_commands_and_options() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts if option != "--help"}
+        for name, command in commands.items()
+    }
+    assert options == {
+        "train": {
+            *("--model", "--data", "--method", "--keep-macs", "--keep-params", "--epochs", "--batch-size", "--lr"),
+            *("--seed", "--prune-start", "--prune-until", "--out", "--device", "--resume", "--overwrite"),
+            "--checkpoint-every",
+        },
+        "inspect": {"model", "--input", "--classes", "--keep"},
+    }

@@ -1,0 +1,438 @@
+"""The main job: data, models, loop, checkpoints, and killing it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import niwaki
+from niwaki.train import job
+from niwaki.train.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+    write_checkpoint,
+)
+from niwaki.train.data import Batches, load_images, shifted
+from niwaki.train.errors import DataError, Interrupted, RunError
+from niwaki.train.loop import EpochResult, Progress, Run, Silent
+from niwaki.train.models import Task, build_model
+from niwaki.train.recipe import Recipe
+
+CPU = torch.device("cpu")
+train = functools.partial(job.train, measure_seconds=0.05)
+SHORT = Recipe(epochs=2, batch_size=128, periods=3, width=0.5)
+
+
+class Recorder(Silent):
+    """Remembers what it is told, and stops the run when asked to."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.steps: list[Progress] = []
+        self.epochs: list[EpochResult] = []
+        self.stop_at = stop_at
+
+    def on_step(self, progress: Progress) -> None:
+        self.steps.append(progress)
+
+    def on_epoch(self, result: EpochResult) -> None:
+        self.epochs.append(result)
+
+    def should_stop(self) -> bool:
+        return self.stop_at is not None and len(self.steps) >= self.stop_at
+
+
+# ---------------------------------------------------------------- data
+
+
+def test_digits_are_split_by_seed_and_stratified() -> None:
+    one, again, other = load_images("digits", 0), load_images("digits", 0), load_images("digits", 1)
+    assert len(one.train_y) + len(one.test_y) == 1797
+    assert (one.channels, one.size, one.classes) == (1, (8, 8), 10)
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    shares = torch.bincount(one.test_y) / torch.bincount(torch.cat([one.train_y, one.test_y]))
+    assert (shares - 0.25).abs().max() < 0.01
+
+
+def archive(path: Path, **arrays: np.ndarray) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def some(count: int = 12, shape: tuple[int, ...] = (6, 6), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) % 3
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("x", "y"), ("data", "labels")])
+def test_npz_without_test_images_is_split(names: tuple[str, str], tmp_path: Path) -> None:
+    x, y = some()
+    images = load_images(archive(tmp_path / "a.npz", **{names[0]: x, names[1]: y}), 0)
+    assert (len(images.train_y), len(images.test_y), images.classes) == (9, 3, 3)
+    assert images.train_x.shape == (9, 1, 6, 6)
+
+
+def test_npz_with_test_images_keeps_them(tmp_path: Path) -> None:
+    (x, y), (u, v) = some(shape=(6, 5, 3)), some(4, shape=(6, 5, 3), seed=1)
+    images = load_images(archive(tmp_path / "a.npz", x_train=x, y_train=y[:, None], x_test=u, y_test=v), 0)
+    assert torch.equal(images.test_x, torch.from_numpy(u).permute(0, 3, 1, 2))
+    assert torch.equal(images.train_y, torch.from_numpy(y))
+
+
+def test_npz_of_differences_is_decoded(tmp_path: Path) -> None:
+    x, y = some(shape=(6, 5, 3))
+    planes = np.stack([x[..., 1], x[..., 0] - x[..., 1], x[..., 2] - x[..., 1]])
+    rows = np.diff(planes, axis=3, prepend=np.uint8(0))
+    differences = np.diff(rows, axis=2, prepend=np.uint8(0))
+    images = load_images(archive(tmp_path / "a.npz", d=differences, y=y), 0)
+    everything = {image.numpy().tobytes() for image in torch.cat([images.train_x, images.test_x])}
+    assert everything == {image.tobytes() for image in np.ascontiguousarray(x.transpose(0, 3, 1, 2))}
+
+
+def test_folder_of_classes(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("RGB", (7, 5), (label * 200, number, 0)).save(tmp_path / name / f"{number}.png")
+    images = load_images(str(tmp_path), 0)
+    assert (images.classes, images.channels, images.size) == (2, 3, (5, 7))
+    assert torch.equal(images.test_x[:, 0, 0, 0] > 100, images.test_y == 1)
+    Image.new("RGB", (8, 5)).save(tmp_path / "dog" / "odd.png")
+    with pytest.raises(DataError, match=r"one size.*odd\.png"):
+        load_images(str(tmp_path), 0)
+    (tmp_path / "dog" / "odd.png").write_text("no image")
+    with pytest.raises(DataError, match=r"odd\.png' cannot be read as an image"):
+        load_images(str(tmp_path), 0)
+
+
+def test_bad_data_is_named(tmp_path: Path) -> None:
+    x, y = some()
+    cases: dict[str, str] = {
+        str(tmp_path / "nothing.npz"): "There is no data at",
+        str(tmp_path): "sub-folder of images for each of at least two classes",
+        archive(tmp_path / "names.npz", first=x, second=y): "holds the arrays first, second, but images and labels",
+        archive(tmp_path / "floats.npz", x=x.astype(np.float32), y=y): "have the type float32; they must be uint8",
+        archive(tmp_path / "flat.npz", x=x.reshape(12, 36), y=y): r"have the shape \[12, 36\]",
+        archive(tmp_path / "short.npz", x=x, y=y[:5]): "one for each of the 12 images",
+        archive(tmp_path / "minus.npz", x=x, y=y - 1): "has the label -1",
+        archive(tmp_path / "pickled.npz", x=x, y=np.array([{}] * 12, dtype=object)): "cannot be read as an .npz",
+        archive(
+            tmp_path / "sizes.npz", x_train=x, y_train=y, x_test=x[:, 1:], y_test=y
+        ): "training images are 1x6x6, but",
+    }
+    (tmp_path / "text.npz").write_text("no archive")
+    cases[str(tmp_path / "text.npz")] = "cannot be read as an .npz archive"
+    for source, message in cases.items():
+        with pytest.raises(DataError, match=message):
+            load_images(source, 0)
+
+
+def test_batches_depend_on_the_position_alone() -> None:
+    batches = Batches(load_images("digits", 0), 50, 7, 1, CPU)
+    whole = list(batches.epoch(3))
+    rest = list(batches.epoch(3, skip=20))
+    assert len(whole) == batches.per_epoch == 27
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(whole[20:], rest, strict=True))
+    assert not torch.equal(whole[0][0], next(iter(batches.epoch(4)))[0])
+
+
+def test_a_batch_of_one_image_is_left_out() -> None:
+    images = load_images("digits", 0).first(101)
+    assert [len(y) for _, y in Batches(images, 50, 0, 0, CPU).epoch(0)] == [50, 50]
+
+
+def test_shifts_move_images() -> None:
+    x = torch.arange(1, 10, dtype=torch.uint8).reshape(1, 1, 3, 3).repeat(2, 1, 1, 1)
+    moved = shifted(x, torch.tensor([[1, 1], [2, 0]]), 1)
+    assert torch.equal(moved[0], x[0])
+    assert moved[1, 0].tolist() == [[0, 4, 5], [0, 7, 8], [0, 0, 0]]
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_built_in_and_file_models(tmp_path: Path) -> None:
+    task = Task(5, 3, (12, 10))
+    for name in ("resnet", "mlp"):
+        assert build_model(name, task)(torch.zeros(2, 3, 12, 10)).shape == (2, 5)
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def factory(num_classes, image_size=(1, 1)):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size[0] * image_size[1], num_classes))\n"
+        "def nothing():\n    return 3\n"
+        "def fails():\n    raise ValueError('no weights')\n"
+    )
+    (tmp_path / "broken.py").write_text("import nowhere_to_be_found\n")
+    mine = tmp_path / "mine.py"
+    assert build_model(f"{mine}:factory", task)(torch.zeros(2, 3, 12, 10)).shape == (2, 5)
+    for name, message in {
+        "resnot": "There is no model 'resnot'. Give resnet, mlp, timm:NAME",
+        f"{mine}:absent": "has no function 'absent'",
+        f"{mine}:nothing": "returned a int, not a torch.nn.Module",
+        f"{mine}:fails": "failed: ValueError: no weights",
+        f"{tmp_path}/no.py:factory": "There is no file",
+        f"{tmp_path}/broken.py:factory": "Importing .* failed: ModuleNotFoundError",
+    }.items():
+        with pytest.raises(RunError, match=message):
+            build_model(name, task)
+
+
+def test_zoo_models() -> None:
+    task = Task(5, 1, (32, 32))
+    assert build_model("timm:resnet10t", task)(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+    assert build_model("torchvision:resnet18", task)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    with pytest.raises(RunError, match="timm has no model 'resnet18x'. Did you mean resnet18"):
+        build_model("timm:resnet18x", task)
+    with pytest.raises(RunError, match="torchvision has no model 'resnet19'. Did you mean resnet1"):
+        build_model("torchvision:resnet19", task)
+
+
+# ---------------------------------------------------------------- recipe
+
+
+def test_bad_recipes_are_sentences() -> None:
+    for options, message in (
+        ({"method": "magic"}, "There is no method 'magic'. Choose hesso or none."),
+        ({"epochs": 0}, "epochs is 0, but must be at least 1."),
+        ({"lr": float("nan")}, "lr is nan, but must be a finite number above 0."),
+        ({"prune_start": 0.6}, "from the share 0.6 of all steps until"),
+        ({"keep_macs": None}, "needs to know what to keep"),
+        ({"batch_size": 1}, "BatchNorm cannot train on single images"),
+    ):
+        with pytest.raises(RunError, match=message):
+            Recipe(**options)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match="4 optimizer steps are too few to prune in 10 periods"):
+        Recipe().schedule(4)
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    rates = [Recipe(lr=0.1).learning_rate(step, 200) for step in range(200)]
+    assert max(rates) == rates[9] == 0.1
+    assert rates[0] < rates[4] < rates[9] > rates[100] > rates[199] > 0
+    assert rates[199] < 1e-4
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    state = {
+        "a": torch.arange(3),
+        "nested": [1, 2.5, None, True, "text", (torch.zeros(0), float("inf"))],
+        "numbers": {0: {"step": torch.tensor(2.0)}, 1: {}},
+    }
+    write_checkpoint(tmp_path, Checkpoint(3, {"k": 1}, {}))
+    write_checkpoint(tmp_path, Checkpoint(12, {"k": 2}, state))
+    assert [entry.name for entry in (tmp_path / FOLDER).iterdir()] == ["step-00000012"]
+    found = read_checkpoint(tmp_path)
+    assert (found.step, found.facts) == (12, {"k": 2})
+    assert torch.equal(found.state["a"], state["a"])
+    assert found.state["nested"][:5] == state["nested"][:5]
+    assert found.state["nested"][5][1] == float("inf")
+    assert set(found.state["numbers"]) == {0, 1}
+    assert torch.equal(found.state["numbers"][0]["step"], torch.tensor(2.0))
+
+
+def test_checkpoint_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="state.optimizer.hook is a object"):
+        write_checkpoint(tmp_path, Checkpoint(1, {}, {"optimizer": {"hook": object()}}))
+    assert not list((tmp_path / FOLDER).iterdir())
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="There is no checkpoint in"):
+        read_checkpoint(tmp_path)
+    write_checkpoint(tmp_path, Checkpoint(1, {}, {"a": torch.zeros(8)}))
+    tensors = tmp_path / FOLDER / "step-00000001" / "tensors.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    with pytest.raises(RunError, match="is damaged: it contradicts its checksum"):
+        read_checkpoint(tmp_path)
+    tensors.unlink()
+    with pytest.raises(RunError, match="cannot be read: FileNotFoundError"):
+        read_checkpoint(tmp_path)
+    (tmp_path / FOLDER / "step-00000001" / "state.json").write_text('{"format": 7}')
+    with pytest.raises(RunError, match="has format 7, and this niwaki reads format 1"):
+        read_checkpoint(tmp_path)
+
+
+def test_random_generators_are_restored() -> None:
+    def draw() -> tuple[float, float, float, float]:
+        return float(torch.rand(())), random.random(), float(np.random.rand()), float(np.random.randn())
+
+    state = random_state(CPU)
+    first = draw()
+    set_random_state(state, CPU)
+    assert draw() == first
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_a_run_trains_cuts_and_saves(tmp_path: Path) -> None:
+    recorder = Recorder()
+    report = train(SHORT, tmp_path / "out", recorder)
+    assert sorted(e.name for e in (tmp_path / "out").iterdir()) == ["model.safetensors", "plan.json", "report.json"]
+    assert report.dense.accuracy == report.small.accuracy
+    assert report.small.macs <= 0.4 * report.dense.macs
+    assert report.small.params < report.dense.params
+    assert report.check["deviation"] < 1e-5
+    assert [step.step for step in recorder.steps] == list(range(1, 23))
+    assert [result.macs_left for result in recorder.epochs][-1] <= 0.4
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["small"]["macs"] == report.small.macs
+    images = load_images("digits", SHORT.seed)
+    fresh = build_model("resnet", Task(10, 1, (8, 8)), SHORT.width).eval()
+    small = niwaki.load(fresh, tmp_path / "out")
+    batches = Batches(images, 128, 0, 0, CPU)
+    from niwaki.train.loop import accuracy
+
+    assert accuracy(small, batches) == report.small.accuracy
+
+
+def test_without_a_method_nothing_leaves(tmp_path: Path) -> None:
+    report = train(Recipe(method="none", keep_macs=None, epochs=1, width=0.5), tmp_path / "out", Silent())
+    assert report.small.macs == report.dense.macs
+    assert report.small.params == report.dense.params
+
+
+def test_a_run_repeats_to_the_bit(tmp_path: Path) -> None:
+    for name in "ab":
+        train(SHORT, tmp_path / name, Silent())
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [1, 5, 11, 13, 21])
+def test_an_interrupted_run_resumes_to_the_same_bits(stop: int, tmp_path: Path) -> None:
+    train(SHORT, tmp_path / "whole", Silent())
+    with pytest.raises(Interrupted, match=f"after step {stop} of 22.*--resume"):
+        train(SHORT, tmp_path / "parts", Recorder(stop_at=stop))
+    assert [entry.name for entry in (tmp_path / "parts").iterdir()] == [FOLDER]
+    recorder = Recorder()
+    train(SHORT, tmp_path / "parts", recorder, resume=True)
+    assert recorder.steps[0].step == stop + 1
+    for name in ("model.safetensors", "plan.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    histories = [json.loads((tmp_path / part / "report.json").read_text())["history"] for part in ("whole", "parts")]
+    assert histories[0] == histories[1]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from niwaki.train.job import train
+from niwaki.train.loop import Silent
+from niwaki.train.recipe import Recipe
+resume = sys.argv[2] == "resume"
+train(Recipe(epochs=6, batch_size=128), Path(sys.argv[1]), Silent(), resume=resume, overwrite=not resume,
+      checkpoint_every=3, measure_seconds=0.05)
+"""
+
+
+def command(out: Path, resume: bool) -> list[str]:
+    return [sys.executable, "-c", SCRIPT, str(out), "resume" if resume else "fresh"]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def checkpoints_in(out: Path) -> set[Path]:
+    return set((out / FOLDER).glob("step-*"))
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """Signal 9 at random moments, again and again, until the run gets through."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole, resume=False), env=ENVIRONMENT, check=True, capture_output=True)
+    generator = random.Random(os.environ.get("NIWAKI_KILL_SEED", "1"))
+    kills = 0
+    while not (killed / "report.json").exists():
+        before = checkpoints_in(killed)
+        process = subprocess.Popen(
+            command(killed, resume=bool(before)), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        while kills < 3 and process.poll() is None and checkpoints_in(killed) <= before:
+            time.sleep(0.01)
+        if kills < 3:
+            time.sleep(generator.random() * 0.3)
+            process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+        kills += process.returncode != 0
+    assert kills, "the run was over before it could be killed"
+    for name in ("model.safetensors", "plan.json"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+
+
+def test_resuming_needs_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Interrupted):
+        train(SHORT, tmp_path / "out", Recorder(stop_at=2))
+    import dataclasses
+
+    with pytest.raises(RunError, match="was started with lr = 0.05, not 0.5"):
+        train(dataclasses.replace(SHORT, lr=0.5), tmp_path / "out", Silent(), resume=True)
+    checkpoint = read_checkpoint(tmp_path / "out")
+    run = Run(SHORT, load_images("digits", 1), CPU)
+    with pytest.raises(RunError, match="The data 'digits' have changed since"):
+        run.restore(checkpoint)
+    wide = Run(dataclasses.replace(SHORT, width=1.0), load_images("digits", 0), CPU)
+    with pytest.raises(RunError, match="has changed since the checkpoint was written: 'stem.weight' was"):
+        wide.restore(checkpoint)
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(RunError, match="already holds a run.*--overwrite"):
+        train(SHORT, tmp_path, Silent())
+    with pytest.raises(RunError, match="has finished: there is nothing to resume"):
+        train(SHORT, tmp_path, Silent(), resume=True)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Bad(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(64, 8), nn.Linear(8, 10)\n"
+        "    def forward(self, x):\n        return self.b(torch.relu(self.a(x.flatten(1)))) / 0.0\n"
+    )
+    with pytest.raises(RunError, match=r"The loss became nan at step 1 \(epoch 1\). Lower the learning rate"):
+        train(Recipe(model=f"{tmp_path}/m.py:Bad", epochs=2), tmp_path / "out", Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_do_not_fit_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(
+        "from torch import nn\n"
+        "def wrong_size():\n    return nn.Sequential(nn.Flatten(), nn.Linear(100, 10))\n"
+        "def wrong_classes():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))\n"
+        "class Pair(nn.Module):\n    def forward(self, x):\n        return x, x\n"
+    )
+    for item, message in {
+        "wrong_size": "cannot take images of 1x8x8: mat1 and mat2",
+        "wrong_classes": r"scores of shape \[2, 7\] for 2 images of 1x8x8, but the data have 10 classes",
+        "Pair": "returns a tuple; it must return scores",
+    }.items():
+        with pytest.raises(RunError, match=message):
+            train(Recipe(model=f"{tmp_path}/m.py:{item}"), tmp_path / "out", Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_device_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="The device 'warp' cannot be used here"):
+        train(SHORT, tmp_path / "out", Silent(), device="warp")
