@@ -1,0 +1,235 @@
+"""The command line: one clear sentence and a non-zero exit for whatever goes wrong, and nothing half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from niwaki.cli.app import main
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+SHORT = ("--epochs", "2", "--batch-size", "96")
+
+
+class Outcome:
+    """What a command wrote and how it ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def niwaki(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Runs the command in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["niwaki", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        text = capsys.readouterr()
+        return Outcome(code, text.out, text.err)
+
+    return run
+
+
+def test_train_prints_a_table_and_saves(niwaki, tmp_path: Path) -> None:
+    outcome = niwaki("train", *SHORT, "--keep-macs", "0.5", "--out", "run")
+    assert outcome.code == 0, outcome.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["small"]["accuracy"] == report["dense"]["accuracy"]
+    assert report["small"]["macs"] <= 0.5 * report["dense"]["macs"]
+    for text in ("epoch   2/2", "MACs left 50%", "test accuracy", "parameters", "latency, batch 1", "The cut is exact"):
+        assert text in outcome.out, outcome.out
+    assert f"{report['small']['params']:,}" in outcome.out
+    assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
+        "model.safetensors",
+        "plan.json",
+        "report.json",
+    ]
+
+
+def test_train_on_an_archive_with_a_model_from_a_file(niwaki, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    y = np.arange(80) % 2
+    x = (generator.integers(0, 100, (80, 10, 12, 3)) + 150 * y[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "my.npz", images=x, labels=y)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def small(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.Conv2d(in_channels, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"
+        "                         nn.Linear(12, num_classes))\n"
+    )
+    outcome = niwaki("train", "--model", "net.py:small", "--data", "my.npz", "--epochs", "8", "--batch-size", "10")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["data"]["shape"] == [3, 10, 12]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "nowhere.npz"), "There is no data at 'nowhere.npz'"),
+        (("--data", "text.npz"), "'text.npz' cannot be read as an .npz archive"),
+        (("--model", "resnot"), "There is no model 'resnot'"),
+        (("--model", "nowhere.py:net"), "There is no file 'nowhere.py'"),
+        (("--model", "wrong.py:wrong_size"), "The model 'wrong.py:wrong_size' cannot take images of 1x8x8"),
+        (("--model", "wrong.py:unbounded", "--epochs", "4"), "The loss became"),
+        (("--method", "magic"), "There is no method 'magic'. Choose hesso or none."),
+        (("--keep-macs", "0.0001"), "macs"),
+        (("--keep-macs", "0"), "macs=0.0 is no budget"),
+        (("--keep-params", "-3"), "params=-3.0 is no budget"),
+        (("--epochs", "0"), "epochs is 0"),
+        (("--epochs", "1", "--batch-size", "600"), "optimizer steps are too few to prune in 10 periods"),
+        (("--lr", "nan"), "lr is nan"),
+        (("--device", "warp"), "The device 'warp' cannot be used here"),
+        (("--out", "text.npz"), "The output 'text.npz' is a file"),
+        (("--out", "text.npz/below"), "lies below"),
+        (("--resume",), "There is no checkpoint in 'out' to resume from"),
+    ],
+)
+def test_bad_input_is_one_sentence(niwaki, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    (tmp_path / "text.npz").write_text("text")
+    (tmp_path / "wrong.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def wrong_size():\n    return nn.Sequential(nn.Flatten(), nn.Linear(100, 10))\n"
+        "class unbounded(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(64, 8), nn.Linear(8, 10)\n"
+        "    def forward(self, x):\n        return self.b(torch.relu(self.a(x.flatten(1)))) * 1e38 * 1e38\n"
+    )
+    before = sorted(entry.name for entry in tmp_path.iterdir() if entry.name != "__pycache__")
+    outcome = niwaki("train", *arguments)
+    assert outcome.code == 1
+    assert outcome.err.startswith("niwaki: ")
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert "Traceback" not in outcome.err + outcome.out
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name != "__pycache__") == before
+
+
+def test_unknown_options_are_refused(niwaki) -> None:
+    outcome = niwaki("train", "--sparsity", "0.5")
+    assert outcome.code == 2
+    assert "--sparsity" in outcome.err
+
+
+def test_help_names_the_commands(niwaki) -> None:
+    outcome = niwaki("--help")
+    assert outcome.code == 0
+    assert "train" in outcome.out and "inspect" in outcome.out
+
+
+def test_an_unwritable_output_is_one_sentence(niwaki, monkeypatch: pytest.MonkeyPatch) -> None:
+    from niwaki.train import job
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "Permission denied", "out")
+
+    monkeypatch.setattr(job, "write_checkpoint", refuse)
+    outcome = niwaki("train", *SHORT)
+    assert outcome.code == 1
+    assert outcome.err == "niwaki: [Errno 13] Permission denied: 'out'\n"
+
+
+def test_a_second_run_needs_a_word(niwaki) -> None:
+    assert niwaki("train", *SHORT).code == 0
+    outcome = niwaki("train", *SHORT)
+    assert outcome.code == 1
+    assert "already holds a run" in outcome.err
+    outcome = niwaki("train", "--resume")
+    assert outcome.code == 1
+    assert "has finished: there is nothing to resume" in outcome.err
+    assert niwaki("train", *SHORT, "--overwrite").code == 0
+
+
+def test_interrupt_and_resume(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "niwaki.cli", "train"]
+    process = subprocess.Popen(
+        [*command, "--epochs", "30", "--out", str(tmp_path / "out")],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list((tmp_path / "out" / "checkpoints").glob("step-*")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.startswith("niwaki: Interrupted after step ")
+    assert errors.count("\n") == 1
+    assert "go on with --resume" in errors
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["checkpoints"]
+    refused = subprocess.run(
+        [*command, "--resume", "--lr", "0.3", "--out", str(tmp_path / "out")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 1
+    assert "was started with --lr" in refused.stderr
+
+
+def test_inspect_prints_space_costs_and_pins(niwaki) -> None:
+    outcome = niwaki("inspect", "resnet", "--input", "1x3x16x16", "--keep", "0.5,0.001")
+    assert outcome.code == 0, outcome.err
+    for text in ("units in 9 groups", "stages.2.0.conv1", "MACs to keep", "50%", "out of reach", "Pinned:"):
+        assert text in outcome.out, outcome.out
+
+
+def test_inspect_names_the_source_line(niwaki, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(6, 8), nn.Linear(4, 3)\n"
+        "    def forward(self, x):\n"
+        "        return self.b(self.a(x)[:, :4])\n"
+    )
+    outcome = niwaki("inspect", "net.py:Net", "--input", "2x6")
+    assert outcome.code == 0, outcome.err
+    assert "net.py:8" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnot",), "There is no model 'resnot'"),
+        (("resnet", "--input", "3 by 4"), "'3 by 4' is not the shape of an input"),
+        (("resnet", "--keep", "half"), "'half' is not a list of shares"),
+        (("resnet", "--keep", "1.5"), "1.5 is not a share to keep"),
+        (("mlp", "--input", "1x5"), "niwaki"),
+    ],
+)
+def test_bad_inspections_are_one_sentence(niwaki, arguments: tuple[str, ...], message: str) -> None:
+    outcome = niwaki("inspect", *arguments)
+    assert outcome.code == 1
+    assert outcome.err.startswith("niwaki: ")
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1, outcome.err
+
+
+def test_option_defaults_are_the_recipe() -> None:
+    """What --help promises is what `Recipe` does."""
+    from niwaki.cli.app import app
+    from niwaki.train.recipe import Recipe
+
+    defaults = Recipe().to_dict()
+    parameters = typer.main.get_command(app).commands["train"].params  # type: ignore[attr-defined]
+    for parameter in parameters:
+        if parameter.name in defaults and parameter.name != "keep_macs":
+            assert parameter.default == defaults[parameter.name], parameter.name
