@@ -30,8 +30,7 @@ class VectorisedUnits(Units):
         self._index = UnitIndex.of(space)
         self._driven = [place for place in space.places if place.parameter and place.driven]
         self._number = torch.arange(space.num_units, device=self._index.entries.device)
-        self._members = [[self._parameters[name] for name in bundle.names] for bundle in self._index.bundles]
-        self._weights = [[weight.detach() for weight in weights] for weights in self._members]
+        self._weights = [[self._parameters[name] for name in bundle.names] for bundle in self._index.bundles]
         self._copies: list[Tensor] = []
         self._before: list[Tensor] = []
         self._fading: Rows = []
@@ -51,11 +50,9 @@ class VectorisedUnits(Units):
     def values(self, criteria: Sequence[Criterion], seed: int) -> Tensor:
         index, reads = self._index, {name for criterion in criteria for name in criterion.reads}
         rows: dict[str, list[Tensor]] = {}
-        for place, (bundle, members, weights) in enumerate(
-            zip(index.bundles, self._members, self._weights, strict=True)
-        ):
+        for place, (bundle, weights) in enumerate(zip(index.bundles, self._weights, strict=True)):
             x = bundle.join(weights)
-            gradient = _joined_gradient([member.grad for member in members], weights)
+            gradient = _joined_gradient([weight.grad for weight in weights], weights)
             direction = self._before[place].sub_(x) if self._before else None
             for name, parts in row_sums(x, gradient, direction, bundle.dims, reads, consume=True).items():
                 rows.setdefault(name, []).extend(parts)
@@ -68,7 +65,7 @@ class VectorisedUnits(Units):
         self._fading, self._zero = [], []
         fades, zeros = np.append(fading, False), np.append(zero, False)
         for place in self._driven:
-            weight = self._parameters[place.tensor].detach()
+            weight = self._parameters[place.tensor]
             gone = zeros[place.units].any(axis=1)
             times = np.where(gone, 0, fades[place.units].sum(axis=1))
             for already in range(int(times.max(initial=0))):  # a position of two fading units fades twice
