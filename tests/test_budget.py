@@ -1,0 +1,198 @@
+"""Budgets are met from below, tightly, for any scores; what cannot be met is explained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from handmade import MLP, ConvNet, Overlap, conv_space, mlp_space, overlap_space
+
+from niwaki.budget import Budget, choose
+from niwaki.core.plan import Plan
+from niwaki.core.space import SearchSpace
+from niwaki.criteria import Scores, score
+from niwaki.errors import BudgetError
+from niwaki.selection import costs, select
+
+SPACES = {
+    "mlp": lambda: mlp_space(MLP(16, 40, 30)),
+    "conv": lambda: conv_space(ConvNet(16, 24)),
+    "overlap": lambda: overlap_space(Overlap()),
+}
+
+BUDGETS = [
+    Budget(macs=0.7),
+    Budget(macs=0.25),
+    Budget(params=0.5),
+    Budget(units=0.5),
+    Budget(memory=0.6),
+    Budget(macs=0.6, params=0.4),
+    Budget(macs=0.5, units=0.6),
+]
+
+
+def drawn(space: SearchSpace, seed: int) -> Scores:
+    """Scores whose groups have very different scales."""
+    random = np.random.default_rng(seed)
+    values = random.lognormal(size=space.num_units)
+    for group in space.groups:
+        values[group.numbers] *= 10.0 ** random.uniform(-3, 3)
+    return Scores(values, "drawn")
+
+
+def sizes(space: SearchSpace, plan: Plan) -> list[int]:
+    return [len(plan.kept[group.name]) for group in space.groups]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+@pytest.mark.parametrize("name", SPACES)
+def test_met_from_below_and_tight(name: str, budget: Budget) -> None:
+    space = SPACES[name]()
+    limits = budget.absolute(space)
+    for seed in range(5):
+        keep = space.keep_of(choose(space, drawn(space, seed), budget))
+        reached = costs(space, keep, limits)
+        assert all(reached[measure] <= limit for measure, limit in limits.items())
+        assert all(keep[group.numbers].any() for group in space.groups)
+        if max(reached[measure] / limit for measure, limit in limits.items()) >= 0.99:
+            continue
+        for unit in np.flatnonzero(~keep):  # nothing more fits
+            more = keep.copy()
+            more[unit] = True
+            assert any(cost > limits[measure] for measure, cost in costs(space, more, limits).items())
+
+
+@pytest.mark.parametrize("round_to", [2, 4, 5])
+def test_round_to_is_kept_inside_the_selection(round_to: int) -> None:
+    space = SPACES["conv"]()
+    for seed in range(5):
+        for limit in (0.3, 0.5, 0.8):
+            budget = Budget(macs=limit, round_to=round_to)
+            plan = choose(space, drawn(space, seed), budget)
+            for group, kept in zip(space.groups, sizes(space, plan), strict=True):
+                assert kept % round_to == 0 or kept == group.units
+            assert 0.6 * limit < space.cost(plan).macs / space.cost().macs <= limit
+
+
+def test_min_units() -> None:
+    space = SPACES["conv"]()
+    assert min(sizes(space, choose(space, drawn(space, 0), Budget(macs=0.2, min_units=6)))) >= 6
+
+
+def test_the_best_of_a_group_stay() -> None:
+    space = SPACES["mlp"]()
+    scores = drawn(space, 3)
+    keep = space.keep_of(choose(space, scores, Budget(macs=0.4)))
+    for group in space.groups:
+        values, kept = scores.values[group.numbers], keep[group.numbers]
+        assert values[kept].min() >= values[~kept].max()
+
+
+def test_only_the_share_within_its_group_counts() -> None:
+    space = SPACES["conv"]()
+    scores = drawn(space, 1)
+    scaled = scores.values.copy()
+    for factor, group in zip((1e-3, 7.0, 40.0), space.groups, strict=True):
+        scaled[group.numbers] *= factor
+    first, second = (choose(space, Scores(v, ""), Budget(macs=0.5)) for v in (scores.values, scaled))
+    assert first.kept == second.kept
+
+
+def test_compared_across_the_space_scale_counts() -> None:
+    space = SPACES["mlp"]()
+    values = np.ones(space.num_units)
+    values[space.groups[0].numbers] = 1000
+    plan = choose(space, Scores(values, ""), Budget(units=0.6), compare="space")
+    assert sizes(space, plan) == [40, 2]
+
+
+def test_equal_saliency_takes_a_similar_share_of_every_group() -> None:
+    space = SPACES["conv"]()
+    kept = sizes(space, choose(space, Scores(np.ones(space.num_units), ""), Budget(macs=0.4)))
+    shares = [k / group.units for k, group in zip(kept, space.groups, strict=True)]
+    assert min(shares) > 0.3
+
+
+def test_useless_units_go_first() -> None:
+    space = SPACES["mlp"]()
+    values = np.ones(space.num_units)
+    useless = [3, 17, 44, 60]
+    values[useless] = 0
+    keep = space.keep_of(choose(space, Scores(values, ""), Budget(units=0.9)))
+    assert not keep[useless].any()
+
+
+def test_negative_scores_are_scores() -> None:
+    space = SPACES["mlp"]()
+    plan = choose(space, Scores(np.linspace(-5, 1, space.num_units), ""), Budget(macs=0.5))
+    assert space.cost(plan).macs <= 0.5 * space.cost().macs
+
+
+def test_removed_units_stay_removed() -> None:
+    space = SPACES["conv"]()
+    scores = drawn(space, 2).values
+    removed = np.zeros(space.num_units, dtype=bool)
+    removed[[0, 1, 20, 45]] = True
+    keep = select(space, scores, {"macs": 0.5 * space.cost().macs}, removed)
+    assert not keep[removed].any()
+    again = select(space, scores, {"macs": 0.5 * space.cost().macs}, ~keep)
+    assert (again == keep).all()  # nothing to do
+    generous = select(space, scores, {"macs": 2.0 * space.cost().macs}, ~keep)
+    assert (generous == keep).all()  # and nothing comes back
+
+
+def test_absolute_limits_and_everything() -> None:
+    space = SPACES["mlp"]()
+    assert space.cost(choose(space, drawn(space, 0), Budget(params=500))).params <= 500
+    assert choose(space, drawn(space, 0), Budget(macs=1.0)).tensors == {}
+    assert choose(space, drawn(space, 0), Budget(macs=10**9)).tensors == {}
+
+
+def test_provenance() -> None:
+    space = SPACES["mlp"]()
+    plan = choose(space, score(space, "magnitude"), Budget(macs=0.5, round_to=2))
+    told = Plan.from_json(plan.to_json()).provenance
+    assert told["criterion"] == "magnitude"
+    assert told["budget"] == {"macs": 0.5, "round_to": 2, "min_units": 1}
+    assert told["dense"]["macs"] == space.cost().macs and told["kept"]["params"] == space.cost(plan).params
+    assert told["torch"] == torch.__version__ and "niwaki" in told
+
+
+def test_what_cannot_be_met_is_explained() -> None:
+    space = SPACES["mlp"]()
+    with pytest.raises(BudgetError) as caught:
+        choose(space, drawn(space, 0), Budget(params=0.001))
+    text = str(caught.value)
+    least = space.least_cost().params
+    assert f"cannot be met: with every group at its least size {least:,} " in text
+    assert "Most is pinned by: is an output of the model (c.weight), 90 parameters." in text
+    assert "Ask for more params" in text
+    with pytest.raises(BudgetError, match="Nothing is pinned"):
+        choose(dataclasses.replace(space, pins=()), drawn(space, 0), Budget(macs=0.001))
+
+
+def test_scores_of_another_space() -> None:
+    with pytest.raises(BudgetError, match="The scores are for 3 units, but the search space has 70"):
+        choose(SPACES["mlp"](), Scores(np.ones(3), ""), Budget(macs=0.5))
+
+
+@pytest.mark.parametrize("value", [0, 1, -3, 0.0, 1.5, -0.5, True, "half", float("nan"), 50.0])
+def test_malformed_limits(value: object) -> None:
+    with pytest.raises(
+        BudgetError, match=r"macs=.* is no budget: pass a float in \(0, 1\], the share to keep, or a wh"
+    ):
+        Budget(macs=value)  # type: ignore[arg-type]
+
+
+def test_other_malformed_budgets() -> None:
+    with pytest.raises(BudgetError, match="needs at least one limit, one of macs, params, units, memory"):
+        Budget()
+    with pytest.raises(BudgetError, match="round_to=0 must be a whole number of units, 1 or more"):
+        Budget(macs=0.5, round_to=0)
+    with pytest.raises(BudgetError, match=r"min_units=1\.5 must be a whole number"):
+        Budget(macs=0.5, min_units=1.5)  # type: ignore[arg-type]
+    assert str(Budget(macs=0.5, params=1000, round_to=8, min_units=2)) == (
+        "macs <= 50.0%, params <= 1,000, a multiple of 8 units per group, at least 2 units per group"
+    )

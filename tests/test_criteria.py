@@ -1,0 +1,224 @@
+"""Criteria: every registered one against a loop over units, and what `score` promises and refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from handmade import MLP, ConvNet, Overlap, conv_space, mlp_space, overlap_space
+from torch import Tensor, nn
+
+from niwaki.core.segments import unit_parameters
+from niwaki.core.space import SearchSpace
+from niwaki.criteria import criteria, criterion, normalise, score
+from niwaki.criteria.sums import UnitSums
+from niwaki.errors import MethodError, UnknownName
+
+NETS: dict[str, tuple[Callable[[], nn.Module], Callable[..., SearchSpace], tuple[int, ...]]] = {
+    "mlp": (MLP, mlp_space, (6,)),
+    "conv": (ConvNet, conv_space, (1, 8, 8)),
+    "overlap": (Overlap, overlap_space, (5,)),
+}
+
+
+def loss(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).square().mean()
+
+
+def unit_vector(space: SearchSpace, tensors: dict[str, Tensor], number: int) -> Tensor:
+    """All producing entries of one unit, flat, by its slices."""
+    group = next(g for g in space.groups if g.first <= number < g.first + g.units)
+    return torch.cat(
+        [
+            tensors[s.tensor].index_select(s.dim, torch.from_numpy(s.index[number - group.first])).flatten()
+            for s in group.slices
+            if s.produces and s.parameter
+        ]
+    )
+
+
+def by_hand(name: str, x: Tensor, h: Tensor) -> float:
+    """The definitions, with the gradient as the direction of descent."""
+    return float(
+        {
+            "magnitude": x.norm(),
+            "average_magnitude": x.norm() / len(x),
+            "cosine": 1 - torch.nn.functional.cosine_similarity(x, h, dim=0),
+            "taylor1": (x @ h).abs(),
+            "taylor2": ((x * h) ** 2).sum() / 2,
+        }[name]
+    )
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("name", sorted(set(criteria()) - {"random"}))
+def test_against_a_loop_over_units(net: str, name: str) -> None:
+    build, space_of, shape = NETS[net]
+    model = build().double()
+    space = space_of(model)
+    batches = [torch.randn(5, *shape, dtype=torch.double) for _ in range(3)]
+    found = score(space, name, batches, loss)
+    assert found.criterion == name and found.values.dtype == np.float64
+
+    parameters = unit_parameters(space)
+    model.eval()
+    expected = np.zeros(space.num_units)
+    for batch in batches:
+        grads = dict(zip(parameters, torch.autograd.grad(loss(model, batch), list(parameters.values())), strict=True))
+        for unit in range(space.num_units):
+            weights = {k: v.detach() for k, v in parameters.items()}
+            expected[unit] += by_hand(name, unit_vector(space, weights, unit), unit_vector(space, grads, unit)) / 3
+    np.testing.assert_allclose(found.values, expected, rtol=1e-9)
+
+
+def test_random_follows_its_seed() -> None:
+    space = mlp_space(MLP())
+    first, again, other = (score(space, "random", seed=seed).values for seed in (1, 1, 2))
+    assert (first == again).all() and (first != other).any()
+    assert first.min() >= 0 and first.max() < 1
+
+
+def test_cosine_calls_a_shrinking_unit_redundant() -> None:
+    x, d = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]), torch.tensor([[1.0, 2.0], [-1.0, -2.0], [0.0, 0.0]])
+    sums = UnitSums(
+        num_units=3,
+        number=torch.arange(3),
+        entries=torch.full((3,), 2.0),
+        square=x.square().sum(1),
+        aligned=(x * d).sum(1),
+        direction_square=d.square().sum(1),
+    )
+    values = criteria()["cosine"].saliency(sums)  # x goes to x - lr * d: the first shrinks, the second grows
+    torch.testing.assert_close(values, torch.tensor([0.0, 2.0, 1.0]))
+
+
+def test_taylor2_sees_curvature_where_first_order_cancels() -> None:
+    sums = UnitSums(
+        num_units=2,
+        number=torch.arange(2),
+        entries=torch.ones(2),
+        product=torch.tensor([3.0 - 3.0, 0.5]),
+        product_square=torch.tensor([9.0 + 9.0, 0.25]),
+    )
+    first, second = (criteria()[name].saliency(sums) for name in ("taylor1", "taylor2"))
+    assert first[0] < first[1] and second[0] > second[1]
+
+
+def test_what_each_criterion_needs() -> None:
+    needs = {name: (c.needs_gradients, c.needs_direction) for name, c in criteria().items()}
+    assert needs == {
+        "magnitude": (False, False),
+        "average_magnitude": (False, False),
+        "random": (False, False),
+        "cosine": (False, True),
+        "taylor1": (True, False),
+        "taylor2": (True, False),
+    }
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = ConvNet().train()
+    model.norm1.eval()
+    model.stem.weight.requires_grad_(False)
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    space = conv_space(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+
+    def noisy(net: nn.Module, batch: Tensor) -> Tensor:
+        net.norm2.running_mean.add_(torch.rand(1))
+        return loss(net, batch)
+
+    def failing(net: nn.Module, batch: Tensor) -> Tensor:
+        raise ValueError("no such batch")
+
+    assert score(space, "taylor1", [torch.randn(4, 1, 8, 8, generator=torch.Generator())], noisy).values.min() > 0
+    with pytest.raises(ValueError, match="no such batch"):
+        score(space, "taylor1", [0], failing)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.stem.weight.requires_grad
+    assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "head.weight")
+
+
+def test_a_parameter_without_gradient_contributes_nothing() -> None:
+    model = MLP()
+    space = mlp_space(model)
+    values = score(space, "taylor1", [torch.randn(4, 6)], lambda net, batch: net.a(batch).square().mean()).values
+    assert (values[space.groups[0].numbers] > 0).all() and (values[space.groups[1].numbers] == 0).all()
+
+
+def test_callables_are_criteria() -> None:
+    space = mlp_space(MLP())
+
+    def by_number(of: SearchSpace) -> list[int]:
+        return list(range(of.num_units))
+
+    found = score(space, by_number)
+    assert found.criterion == "by_number"
+    assert found.values.tolist() == list(range(space.num_units))
+    assert score(space, lambda of: torch.ones(of.num_units, requires_grad=True)).values.sum() == space.num_units
+
+
+def test_a_new_criterion_is_one_decorated_function() -> None:
+    from niwaki.criteria import registry
+
+    try:
+
+        @criterion("test_square", reads=("square",))
+        def square(unit: UnitSums) -> Tensor:
+            """The squared norm."""
+            return unit.square
+
+        space = mlp_space(MLP())
+        np.testing.assert_allclose(score(space, "test_square").values, score(space, "magnitude").values ** 2, rtol=1e-6)
+        with pytest.raises(MethodError, match="already a criterion 'test_square'"):
+            criterion("test_square")(square.saliency)
+    finally:
+        registry._REGISTRY.pop("test_square", None)
+    with pytest.raises(MethodError, match="reads a sum 'cube', which UnitSums does not have"):
+        criterion("test_cube", reads=("cube",))(lambda unit: unit.square)
+
+
+def test_errors_are_sentences() -> None:
+    space = mlp_space(MLP())
+    x = [torch.randn(2, 6)]
+    with pytest.raises(UnknownName, match="no criterion 'magnitud'. Registered are: average_magnitude, cosine, magni"):
+        score(space, "magnitud")
+    with pytest.raises(MethodError, match="'taylor1' is defined by the gradient .* needs batches and loss_fn: some"):
+        score(space, "taylor1")
+    with pytest.raises(MethodError, match="needs loss_fn: some batches"):
+        score(space, "cosine", x)
+    with pytest.raises(MethodError, match="batches is empty, so the criterion 'taylor2' has no gradient"):
+        score(space, "taylor2", [], loss)
+    with pytest.raises(MethodError, match=r"must return the scalar loss .* but returned a tensor of shape \[2, 3\]"):
+        score(space, "taylor1", x, lambda model, batch: model(batch))
+    with pytest.raises(MethodError, match="but returned a float. Reduce"):
+        score(space, "taylor1", x, lambda model, batch: 1.0)
+    with pytest.raises(MethodError, match="does not depend on the model's parameters"):
+        score(space, "taylor1", x, lambda model, batch: batch.sum())
+    with pytest.raises(MethodError, match="The loss of batch 0 is nan"):
+        score(space, "taylor1", x, lambda model, batch: model(batch).sum() * float("nan"))
+    with pytest.raises(MethodError, match=r"one number per unit, an array of shape \[20\], but returned the shape \[3"):
+        score(space, lambda of: [1.0, 2.0, 3.0])
+    with pytest.raises(MethodError, match="is nan for unit 2 of the group 'second'. Scores must be finite"):
+        score(space, lambda of: np.where(np.arange(20) == 14, np.nan, 1.0))
+    with pytest.raises(MethodError, match="returned something that is no array of numbers"):
+        score(space, lambda of: "high")
+
+
+def test_normalise() -> None:
+    space = mlp_space(MLP())
+    values = np.arange(1.0, 21.0)
+    keep = np.ones(20, dtype=bool)
+    keep[:6] = False
+    grouped = normalise(space, values, keep)
+    for group in space.groups:
+        assert grouped[group.numbers][keep[group.numbers]].mean() == pytest.approx(1)
+    assert normalise(space, values, keep, "space")[keep].mean() == pytest.approx(1)
+    assert (normalise(space, np.zeros(20), keep) == 0).all()

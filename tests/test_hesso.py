@@ -1,0 +1,267 @@
+"""HESSO: what it promises about the weights, the budget, the optimizer and the plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from handmade import MLP, ConvNet, Overlap, conv_space, mlp_space, overlap_space
+from torch import Tensor, nn
+
+from niwaki.budget import Budget
+from niwaki.core.space import SearchSpace
+from niwaki.errors import BudgetError, MethodError, UnknownName
+from niwaki.methods import HESSO, Schedule
+
+SCHEDULE = Schedule(start=3, until=16, periods=3)
+Build = Callable[..., torch.optim.Optimizer]
+
+
+class Training:
+    """A net on fixed random data, with or without HESSO."""
+
+    def __init__(
+        self, net: str, build: Build, budget: Budget | None = None, schedule: Schedule = SCHEDULE, **options: object
+    ) -> None:
+        torch.manual_seed(7)
+        make, space_of, shape = {
+            "mlp": (MLP, mlp_space, (6,)),
+            "wide": (lambda: MLP(6, 80, 60), mlp_space, (6,)),
+            "conv": (ConvNet, conv_space, (1, 6, 6)),
+            "overlap": (Overlap, overlap_space, (5,)),
+        }[net]
+        self.model: nn.Module = make()
+        self.space: SearchSpace = space_of(self.model)
+        self.optimizer = build(self.model.parameters())
+        self.x, self.y = torch.randn(40, 8, *shape), torch.randint(0, 2, (40, 8))
+        self.done = 0
+        self.method: HESSO | None = None
+        if budget is not None:
+            self.method = HESSO(self.space, self.optimizer, budget, schedule, **{"window": 3} | options)  # type: ignore[arg-type]
+
+    def loss(self) -> Tensor:
+        return nn.functional.cross_entropy(self.model(self.x[self.done % 40]), self.y[self.done % 40])
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.optimizer.zero_grad()
+            self.loss().backward()
+            self.optimizer.step()
+            self.done += 1
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.named_parameters()}
+
+    def driven(self, units: np.ndarray) -> dict[str, Tensor]:
+        """Which entries lie in a driven slice of the marked ``units``, by parameter."""
+        masks = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in self.model.named_parameters()}
+        for group in self.space.groups:
+            for unit in np.flatnonzero(units[group.numbers]):
+                for piece in group.slices:
+                    if piece.parameter and piece.driven:
+                        masks[piece.tensor].index_fill_(piece.dim, torch.from_numpy(piece.index[unit]), True)
+        return masks
+
+    def marked(self) -> np.ndarray:
+        assert self.method is not None
+        return ~self.space.keep_of(self.method.plan())
+
+
+def sgd(parameters: object, **options: object) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, **{"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2} | options)  # type: ignore[arg-type]
+
+
+def adamw(parameters: object, **options: object) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, **{"lr": 0.02} | options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv", "overlap"])
+@pytest.mark.parametrize("build", [sgd, adamw])
+@pytest.mark.parametrize("budget", [Budget(macs=0.4), Budget(units=0.5), Budget(params=0.5, macs=0.6)], ids=str)
+def test_after_until_the_budget_is_met_by_zeros(net: str, build: Build, budget: Budget) -> None:
+    run = Training(net, build, budget)
+    assert run.method is not None
+    run.step(SCHEDULE.until)
+    dense, kept = run.space.cost(), run.space.cost(run.method.plan())
+    for measure, limit in budget.absolute(run.space).items():
+        assert (run.space.num_units - run.marked().sum() if measure == "units" else getattr(kept, measure)) <= limit
+    for _ in range(5):  # zeros stay zero, whatever momentum and weight decay say
+        for name, mask in run.driven(run.marked()).items():
+            assert (run.parameters()[name][mask] == 0).all()
+        run.step()
+    assert run.method.progress.phase == "done"
+    assert run.method.progress.macs == pytest.approx(kept.macs / dense.macs)
+
+
+def test_the_schedule_is_kept_to_the_step() -> None:
+    run = Training("conv", sgd, Budget(macs=0.4))
+    assert run.method is not None
+    seen = []
+    for step in range(1, SCHEDULE.until + 1):
+        run.step()
+        progress = run.method.progress
+        seen.append((step, progress.phase, progress.marked, progress.zero))
+        if step < SCHEDULE.until and progress.marked > progress.zero:
+            entries = [run.parameters()[name][mask] for name, mask in run.driven(run.marked()).items()]
+            assert any((part != 0).any() for part in entries)
+    marked = [entry[2] for entry in seen]
+    assert [phase for _, phase, _, _ in seen[:5]] == ["waiting", "scoring", "scoring", "scoring", "fading"]
+    assert marked[:4] == [0] * 4 and marked[4] > 0  # the window is steps 3 to 5
+    assert sorted(marked) == marked and len(set(marked)) == 4
+    assert seen[-2][3] < seen[-2][2] and seen[-1][3] == seen[-1][2] and seen[-1][1] == "done"
+
+
+def test_each_period_takes_an_equal_share_of_what_is_to_go() -> None:
+    run = Training("wide", sgd, Budget(macs=0.4), Schedule(start=2, until=41, periods=4), window=1)
+    assert run.method is not None
+    left = []
+    for _ in range(41):
+        run.step()
+        left.append(run.method.progress.macs)
+    assert np.allclose(sorted(set(left), reverse=True)[1:], [0.85, 0.7, 0.55, 0.4], atol=0.01)
+
+
+@pytest.mark.parametrize("build", [sgd, adamw])
+@pytest.mark.parametrize("net", ["mlp", "conv", "overlap"])
+def test_unmarked_units_take_the_bare_step_to_the_bit(net: str, build: Build) -> None:
+    run, bare = Training(net, build, Budget(macs=0.4)), Training(net, build)
+    for _ in range(SCHEDULE.until + 3):
+        bare.model.load_state_dict(run.model.state_dict())
+        state = copy.deepcopy(run.optimizer.state_dict())
+        state.pop("niwaki")
+        bare.optimizer.load_state_dict(state)
+        bare.done = run.done
+        before = run.marked()
+        run.step()
+        bare.step()
+        untouched = {name: ~mask for name, mask in run.driven(before).items()}
+        for name, value in run.parameters().items():
+            assert torch.equal(value[untouched[name]], bare.parameters()[name][untouched[name]])
+
+
+def test_what_is_marked_fades_linearly() -> None:
+    run = Training("mlp", sgd, Budget(units=0.5), Schedule(start=1, until=6, periods=1), window=1)
+    run.optimizer.param_groups[0]["lr"] = 0.0
+    start = run.parameters()
+    for level in (1, 0.8, 0.6, 0.4, 0.2, 0):
+        run.step()
+        for name, mask in run.driven(run.marked()).items():
+            torch.testing.assert_close(run.parameters()[name][mask], level * start[name][mask])
+
+
+def test_entries_that_read_a_unit_fade_where_they_are_driven() -> None:
+    run = Training("conv", sgd, Budget(units=0.4))
+    run.step(SCHEDULE.until)
+    gone = run.marked()[run.space.groups[2].numbers]
+    head = run.parameters()["head.weight"].numpy()
+    assert gone.any() and (head[:, gone] == 0).all() and (head[:, ~gone] != 0).all()
+
+
+def test_a_plan_at_any_time() -> None:
+    run = Training("conv", sgd, Budget(macs=0.4))
+    assert run.method is not None
+    assert run.method.plan().tensors == {}
+    run.step(8)
+    assert run.method.plan().provenance["step"] == 8
+    told = run.method.plan().provenance
+    assert told["method"] == "hesso" and told["schedule"] == [3, 16, 3] and told["budget"]["macs"] == 0.4
+    assert told["criteria"]["taylor2"] == 0.2
+
+
+def test_round_to_and_min_units_hold_at_the_end() -> None:
+    run = Training("conv", sgd, Budget(macs=0.5, round_to=4))
+    run.step(SCHEDULE.until)
+    kept = run.method.plan().kept  # type: ignore[union-attr]
+    assert all(len(units) % 4 == 0 for units in kept.values())
+
+
+def test_any_registered_criterion() -> None:
+    for criteria in ({"random": 1.0}, {"magnitude": 1.0}, {"taylor1": 0.5, "cosine": 0.5}):
+        run = Training("mlp", sgd, Budget(macs=0.5), criteria=criteria)
+        run.step(SCHEDULE.until)
+        assert run.method.progress.macs <= 0.5  # type: ignore[union-attr]
+
+
+def test_detach_ends_it() -> None:
+    run = Training("mlp", sgd, Budget(macs=0.4))
+    run.step(SCHEDULE.until)
+    assert run.method is not None
+    zeros = run.driven(run.marked())
+    run.method.detach()
+    assert "niwaki" not in run.optimizer.state_dict()
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.add_(0.1)
+    run.step()
+    assert all((run.parameters()[name][mask] != 0).all() for name, mask in zeros.items())
+    HESSO(run.space, run.optimizer, Budget(macs=0.9), SCHEDULE)  # and another may be attached
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_skipped_on_overflow_is_skipped(fused: bool) -> None:
+    run = Training("mlp", lambda p: adamw(p, fused=fused), Budget(macs=0.4))
+    assert run.method is not None
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for attempt in range(SCHEDULE.until + 3):
+        run.optimizer.zero_grad()
+        scaler.scale(run.loss()).backward()
+        overflow = attempt in (1, 4, 9)
+        if overflow:
+            run.model.a.weight.grad[0, 0] = float("inf")  # type: ignore[union-attr, index]
+        before, step = run.parameters(), run.method.step
+        scaler.step(run.optimizer)
+        scaler.update()
+        assert run.method.step == step + (not overflow)
+        if overflow:
+            assert all(torch.equal(value, before[name]) for name, value in run.parameters().items())
+    assert run.method.step == SCHEDULE.until and run.method.progress.macs <= 0.4
+
+
+def test_optimizers_with_a_closure() -> None:
+    run = Training("mlp", lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3), Budget(macs=0.4))
+
+    def closure() -> Tensor:
+        run.optimizer.zero_grad()
+        loss = run.loss()
+        loss.backward()
+        return loss
+
+    for _ in range(SCHEDULE.until):
+        run.optimizer.step(closure)  # type: ignore[arg-type]
+    assert run.method.progress.phase == "done" and run.method.progress.macs <= 0.4  # type: ignore[union-attr]
+
+
+def test_a_diverged_training_is_told() -> None:
+    run = Training("mlp", sgd, Budget(macs=0.4))
+    run.step(3)
+    with torch.no_grad():
+        run.model.a.weight[0] = float("nan")  # type: ignore[union-attr, index]
+    with pytest.raises(MethodError, match="The scores of step 5 are not finite: the training has diverged"):
+        run.step(5)
+
+
+def test_errors_are_sentences() -> None:
+    model = MLP()
+    space, budget = mlp_space(model), Budget(macs=0.5)
+    whole = sgd(model.parameters())
+    with pytest.raises(MethodError, match="trains none of the parameters .* from the same model object"):
+        HESSO(space, sgd(MLP().parameters()), budget, SCHEDULE)
+    with pytest.raises(MethodError, match="lacks 2 of the 4 parameters that units are made of, first 'b.weight'"):
+        HESSO(space, sgd(model.a.parameters()), budget, SCHEDULE)
+    with pytest.raises(BudgetError, match="cannot be met"):
+        HESSO(space, whole, Budget(macs=0.01), SCHEDULE)
+    with pytest.raises(UnknownName, match="no criterion 'size'"):
+        HESSO(space, whole, budget, SCHEDULE, criteria={"size": 1.0})
+    with pytest.raises(MethodError, match="criteria is empty"):
+        HESSO(space, whole, budget, SCHEDULE, criteria={})
+    with pytest.raises(MethodError, match="window=0 must be a whole number of steps, 1 or more"):
+        HESSO(space, whole, budget, SCHEDULE, window=0)
+    HESSO(space, whole, budget, SCHEDULE)
+    with pytest.raises(MethodError, match=r"has a method already \(hesso\). Call its detach\(\) first"):
+        HESSO(space, whole, budget, SCHEDULE)
+    empty = type(space)(model, (), (), (), 0.0, space.shapes, space.cost_model, space.numbers)
+    with pytest.raises(MethodError, match="has no units, so there is nothing to remove"):
+        HESSO(empty, sgd(model.parameters()), budget, SCHEDULE)

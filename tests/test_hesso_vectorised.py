@@ -1,0 +1,142 @@
+"""The fast path does what the plain loop says, for every optimizer, and never waits for the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from handmade import MLP, mlp_space
+from test_hesso import SCHEDULE, Training
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from niwaki.budget import Budget
+from niwaki.methods import HESSO
+
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "SGD": (torch.optim.SGD, {"lr": 0.05, "foreach": False}),
+    "SGD foreach": (torch.optim.SGD, {"lr": 0.05, "foreach": True}),
+    "SGD momentum": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2}),
+    "SGD nesterov": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+    "SGD fused": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "fused": True}),
+    "SGD maximize": (torch.optim.SGD, {"lr": 0.001, "maximize": True}),
+    "Adam": (torch.optim.Adam, {"lr": 0.02, "foreach": False}),
+    "Adam foreach": (torch.optim.Adam, {"lr": 0.02, "foreach": True}),
+    "Adam fused": (torch.optim.Adam, {"lr": 0.02, "fused": True}),
+    "Adam amsgrad": (torch.optim.Adam, {"lr": 0.02, "amsgrad": True}),
+    "AdamW": (torch.optim.AdamW, {"lr": 0.02, "foreach": False}),
+    "AdamW foreach": (torch.optim.AdamW, {"lr": 0.02, "foreach": True}),
+    "AdamW fused": (torch.optim.AdamW, {"lr": 0.02, "fused": True}),
+    "NAdam": (torch.optim.NAdam, {"lr": 0.02}),
+    "RAdam": (torch.optim.RAdam, {"lr": 0.02}),
+    "Adamax": (torch.optim.Adamax, {"lr": 0.02}),
+    "RMSprop": (torch.optim.RMSprop, {"lr": 0.005, "momentum": 0.9}),
+    "Adagrad": (torch.optim.Adagrad, {"lr": 0.05}),
+    "Adadelta": (torch.optim.Adadelta, {"lr": 1.0}),
+    "Rprop": (torch.optim.Rprop, {"lr": 0.01}),
+    "ASGD": (torch.optim.ASGD, {"lr": 0.05}),
+    "Adafactor": (torch.optim.Adafactor, {"lr": 0.02}),
+}
+
+
+def same(first: Any, second: Any) -> None:
+    """Nested state, equal to the bit."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            same(one, other)
+    else:
+        assert first == second
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv", "overlap"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_plain_and_vectorised_agree(name: str, net: str) -> None:
+    kind, options = OPTIMIZERS[name]
+    plain, fast = (
+        Training(net, lambda p: kind(p, **options), Budget(macs=0.4), vectorised=vectorised)
+        for vectorised in (False, True)
+    )
+    for _ in range(SCHEDULE.until + 2):
+        plain.step()
+        fast.step()
+        same(plain.parameters(), fast.parameters())
+        states = [run.optimizer.state_dict() for run in (plain, fast)]
+        methods = [state.pop("niwaki") for state in states]
+        same(*states)
+        windows = [method["state"].pop("window", None) for method in methods]
+        same(*methods)
+        if windows[0] is not None:
+            torch.testing.assert_close(windows[0], windows[1], rtol=2e-4, atol=2e-6)
+    assert fast.method is not None and fast.method.progress.phase == "done"
+
+
+class Calls(TorchDispatchMode):
+    """Counts every operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.counts[name] = self.counts.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv", "overlap"])
+@pytest.mark.parametrize("criteria", [None, {"random": 1.0}])
+def test_no_step_waits_for_the_device(net: str, criteria: dict[str, float] | None) -> None:
+    options = {} if criteria is None else {"criteria": criteria}
+    run = Training(net, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), Budget(macs=0.4), **options)
+    assert run.method is not None
+    phases = set()
+    for step in range(1, SCHEDULE.until + 4):
+        run.optimizer.zero_grad()
+        run.loss().backward()
+        phases.add(run.method.progress.phase)
+        boundary = run.method._timeline.selects(step) is not None or run.method._timeline.factor(step) == 0
+        with Calls() as calls:
+            run.optimizer.step()
+        if not boundary:  # a selection, and only that, brings scores to the host
+            waiting = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select", "unique"}
+            assert not waiting & set(calls.counts), f"step {step}: {calls.counts}"
+    assert phases == {"waiting", "scoring", "fading", "done"}
+
+
+def test_the_number_of_operations_does_not_grow_with_the_units() -> None:
+    counts = []
+    for width in (40, 400):
+        model = MLP(6, width, width)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        HESSO(mlp_space(model), optimizer, Budget(macs=0.4), SCHEDULE, window=3)
+        total = 0
+        for _ in range(SCHEDULE.until):
+            model.zero_grad()
+            model(torch.randn(4, 6)).square().mean().backward()
+            with Calls() as calls:
+                optimizer.step()
+            total += sum(calls.counts.values())
+        counts.append(total)
+    assert counts[0] == counts[1]
+
+
+def test_scores_are_taken_only_in_windows() -> None:
+    run = Training("conv", lambda p: torch.optim.SGD(p, lr=0.05), Budget(macs=0.4))
+    assert run.method is not None
+    sampled = []
+    for step in range(1, SCHEDULE.until + 1):
+        before = run.method._samples
+        run.step()
+        if run.method._samples != before:
+            sampled.append(step)
+    line = run.method._timeline
+    assert sampled == [step for step in range(1, SCHEDULE.until + 1) if line.scores(step)]
+    assert np.diff(line.borders).min() >= line.window
