@@ -1,0 +1,113 @@
+"""What HESSO adds to ``optimizer.step()``: medians of interleaved steps on ResNet-50's parameters, one process.
+
+    python benchmarks/optimizer_step.py --rounds 15 --threads 2
+
+One model, one optimizer, random gradients; the methods are attached and detached around single steps, so that all
+variants see the same memory. ``fading`` and ``scoring and fading`` are taken in the sixth of ten periods at half the
+MACs: half of what leaves is zero already, a tenth is fading. Needs torchvision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.optim import SGD, AdamW, Optimizer
+
+import niwaki
+from niwaki.methods.hesso import FADING, IMPORTANT, ZERO
+from niwaki.selection import select
+from niwaki.train.torchvision_cpu import load
+
+TARGETS = {"idle": 1.05, "scoring": 1.7, "fading": 1.20, "keeping zeros": 1.12}
+
+OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter]], Optimizer]] = {
+    "AdamW(foreach=True)": lambda parameters: AdamW(parameters, lr=1e-6, foreach=True),
+    "AdamW(fused=True)": lambda parameters: AdamW(parameters, lr=1e-6, fused=True),
+    "SGD(momentum=0.9)": lambda parameters: SGD(parameters, lr=1e-6, momentum=0.9, foreach=True),
+}
+
+
+def method_in(space: niwaki.SearchSpace, optimizer: Optimizer, phase: str) -> tuple[niwaki.HESSO, int]:
+    """A detached HESSO, and the number of steps done when the step to be timed begins."""
+    schedule = niwaki.Schedule(start=1001, until=2010, periods=10)
+    method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.5), schedule)
+    method.detach()
+    leaving, step = {"idle": (0.0, 0.0), "scoring": (0.0, 0.0)}.get(phase, (0.5, 0.6)), {"idle": 0, "scoring": 1004}
+    if phase == "keeping zeros":
+        leaving = (1.0, 1.0)
+    keep = [
+        select(space, np.ones(space.num_units), {"macs": (1 - 0.5 * share) * space.cost().macs}) for share in leaving
+    ]
+    status = np.full(space.num_units, IMPORTANT, np.int8)
+    status[~keep[1]] = FADING
+    status[~keep[0]] = ZERO
+    method.restore({"status": torch.from_numpy(status), "samples": 0})
+    return method, {**step, "fading": 1550, "scoring and fading": 1606, "keeping zeros": 3000}[phase]
+
+
+def timed(optimizer: Optimizer, method: niwaki.HESSO | None = None, step: int = 0) -> float:
+    """Seconds of one optimizer step."""
+    if method is not None:
+        method.attach()
+        method.step = step
+    begin = time.perf_counter()
+    optimizer.step()
+    seconds = time.perf_counter() - begin
+    if method is not None:
+        method.detach()
+    return seconds
+
+
+def main() -> None:
+    """Print one table per optimizer, and all numbers as one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+
+    model = load().models.resnet50(weights=None)
+    space = niwaki.search_space(model, torch.randn(1, 3, 224, 224))
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter) * 1e-2
+    results = {}
+    for name, build in OPTIMIZERS.items():
+        optimizer = build(parameters)
+        phases = ("idle", "scoring", "fading", "scoring and fading", "keeping zeros")
+        methods = {phase: method_in(space, optimizer, phase) for phase in phases}
+        seconds: dict[str, list[float]] = {"bare": [], **{phase: [] for phase in phases}}
+        for round_number in range(options.rounds + 2):
+            for variant, times in seconds.items():
+                taken = timed(optimizer, *methods.get(variant, ()))
+                if round_number >= 2:
+                    times.append(taken)
+        medians = {variant: statistics.median(times) for variant, times in seconds.items()}
+        results[name] = {variant: round(value * 1e3, 2) for variant, value in medians.items()}
+        print(f"{name}: bare step {medians['bare'] * 1e3:.1f} ms")
+        for phase in phases:
+            target = f"  (target {TARGETS[phase]:.2f})" if phase in TARGETS and "foreach" in name else ""
+            print(f"  {phase:20} {medians[phase] / medians['bare']:.3f}{target}")
+    print(
+        json.dumps(
+            {
+                "milliseconds": results,
+                "rounds": options.rounds,
+                "threads": options.threads,
+                "torch": torch.__version__,
+                "machine": platform.processor() or platform.machine(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
