@@ -118,13 +118,14 @@ def _given(facts: Facts, value: Value) -> Label:
 
 def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule) -> None:
     rule = find(node.operator)
+    numbers = [number for number in node.outputs if number is not None]
     try:
         if rule is None:
             raise Refused(f"niwaki has no rule for the operator {node.operator}")
         result = rule(call)
         labels = [] if result is None else [result] if isinstance(result, Label) else list(result)
-        for number, made in zip(node.outputs, labels, strict=True):
-            if number is not None and made.shape != graph.values[number].shape:
+        for number, made in zip(numbers, labels, strict=True):
+            if made.shape != graph.values[number].shape:
                 raise Refused(
                     f"the rule for {node.operator} expected the shape {made.shape}, "
                     f"but the result has {graph.values[number].shape}"
@@ -133,7 +134,6 @@ def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule) 
         for axis in call.input_axes():
             call.pin(axis, str(refusal))
         labels = [call.opaque(i, str(refusal)) for i in range(len(call.shapes))]
-    numbers = [number for number in node.outputs if number is not None]
     for number, made in zip(numbers, labels, strict=True):
         before = facts.labels[number]
         facts.labels[number] = made
