@@ -30,9 +30,9 @@ def rehearsed(
     rng = np.random.default_rng(0)
     passed = 0
     for _ in range(_ATTEMPTS):
-        if passed == _PLANS or not builder.num_units:
+        if passed == _PLANS or not len(builder.units):
             return []
-        problem = _rehearse(model, graph, facts, builder, calls, builder.random_keep(rng))
+        problem = _rehearse(model, graph, facts, builder, calls, builder.units.random_keep(rng))
         if problem is None:
             passed += 1
         elif not problem.pin(builder):
@@ -81,9 +81,7 @@ def _rehearse(
     return None
 
 
-def _compare(
-    facts: Facts, builder: Builder, start: int, run: Run, tried: Graph, keep: BoolArray
-) -> _Problem | None:
+def _compare(facts: Facts, builder: Builder, start: int, run: Run, tried: Graph, keep: BoolArray) -> _Problem | None:
     ours = tried.runs[0].nodes
     for index, node in enumerate(run.nodes):
         if index >= len(ours) or ours[index].operator is not node.operator:
@@ -93,7 +91,7 @@ def _compare(
                 continue
             label = facts.labels[before]
             assert label is not None
-            expected = tuple(builder.expected(axis, keep) for axis in label.axes)
+            expected = tuple(builder.units.left(axis, keep) for axis in label.axes)
             if expected != tried.values[after].shape:
                 shape = list(tried.values[after].shape)
                 return _Problem(facts, start + index, f"gives the shape {shape} instead of {list(expected)}")

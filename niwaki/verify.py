@@ -116,18 +116,16 @@ def _first_divergence(
     small: torch.nn.Module, zero: torch.nn.Module, calls: tuple[ExampleCall, ...], double: bool, tolerance: float
 ) -> str:
     """The first module, in order of completion, whose outputs differ where their shapes can be compared."""
-    seen: list[list[tuple[str, list[torch.Tensor]]]] = []
+    seen = []
     for model in (small, zero):
         outputs: list[tuple[str, list[torch.Tensor]]] = []
-        handles = [
-            module.register_forward_hook(_noter(name, outputs)) for name, module in model.named_modules()
-        ]
+        handles = [module.register_forward_hook(_noter(name, outputs)) for name, module in model.named_modules()]
         for call in calls:
             _run(model, call, double)
         for handle in handles:
             handle.remove()
         seen.append(outputs)
-    for (name, ours), (_, theirs) in zip(*seen, strict=False):
+    for (name, ours), (_, theirs) in zip(seen[0], seen[1], strict=False):
         comparable = [(a, b) for a, b in zip(ours, theirs, strict=False) if a.shape == b.shape]
         if difference([a for a, _ in comparable], [b for _, b in comparable]) > tolerance:
             return name

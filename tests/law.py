@@ -42,9 +42,16 @@ def without_randomness(model: nn.Module) -> nn.Module:
 
 def random_plan(space: SearchSpace, rng: np.random.Generator, share: float = 0.5) -> niwaki.Plan:
     """Keep about ``share`` of every group, at random."""
+    kept = [
+        min(group.units, max(least, round(group.units * rng.uniform(0.5, 1.5) * share)))
+        for group, least in zip(space.groups, space.least_units(), strict=True)
+    ]
+    for tie in space.ties:
+        times = int(rng.integers(0, tie.most + 1))
+        for group, step in zip(tie.groups, tie.steps, strict=True):
+            kept[group] = space.groups[group].units - times * step
     keep = np.zeros(space.num_units, dtype=bool)
-    for group in space.groups:
-        number = min(group.units, max(1, round(group.units * rng.uniform(0.5, 1.5) * share)))
+    for group, number in zip(space.groups, kept, strict=True):
         keep[group.first + rng.permutation(group.units)[:number]] = True
     return space.plan(keep)
 

@@ -69,7 +69,8 @@ class CostModel:
         alive = self.counts(gates)
         by_axis = self.terms(measure).slopes(alive)
         axis, unit, value = self.counts.slopes(gates)
-        return np.bincount(unit, weights=value * by_axis[axis], minlength=self.counts.num_units)
+        saved = np.bincount(unit, weights=value * by_axis[axis], minlength=self.counts.num_units)
+        return saved.astype(np.float64)
 
     def terms(self, measure: str) -> Terms:
         """The terms of one field of `Cost`."""

@@ -29,7 +29,7 @@ class Counts:
         """Surviving positions [num_axes] for ``gates`` [num_units] in [0, 1] (1 = kept)."""
         extended = np.append(gates, 1.0)
         alive = self.times * extended[self.units].prod(axis=1)
-        return np.bincount(self.axis, weights=alive, minlength=self.num_axes)
+        return np.bincount(self.axis, weights=alive, minlength=self.num_axes).astype(np.float64)
 
     def slopes(self, gates: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
         """The derivative of each axis count by each unit gate, as (axis, unit, value) triplets."""

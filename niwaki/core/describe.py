@@ -26,6 +26,11 @@ def describe_space(space: SearchSpace) -> str:
         lines.append(f"  {group.name}: {group.units} units in {len(tensors)} tensors")
     if len(by_size) > _SHOWN:
         lines.append(f"  ... and {len(by_size) - _SHOWN} smaller groups (space.groups)")
+    for tie in space.ties[:_SHOWN]:
+        parts = ", ".join(
+            f"{step} of {space.groups[group].name}" for group, step in zip(tie.groups, tie.steps, strict=True)
+        )
+        lines.append(f"  tied, leaving together: {parts}")
     reasons: Counter[str] = Counter()
     for pin in space.pins:
         reasons[f"{pin.reason} at {pin.location}" if pin.location else pin.reason] += 1

@@ -102,29 +102,28 @@ def invert(
         return target
     if not isinstance(expression, Combination):
         return None
-    if unknown in leaves(expression.left):
-        other = evaluate(expression.right, attributes, counts)
-        if other is None or unknown in leaves(expression.right):
-            return None
-        inner = {
-            "+": lambda: target - other,
-            "-": lambda: target + other,
-            "*": lambda: target // other if other and target % other == 0 else None,
-            "//": lambda: target * other,
-            "%": lambda: None,
-        }[expression.symbol]()
-        return None if inner is None else invert(expression.left, unknown, inner, attributes, counts)
-    other = evaluate(expression.left, attributes, counts)
-    if other is None:
+    on_left = unknown in leaves(expression.left)
+    near, far = (expression.left, expression.right) if on_left else (expression.right, expression.left)
+    other = evaluate(far, attributes, counts)
+    if other is None or unknown in leaves(far):
         return None
-    inner = {
-        "+": lambda: target - other,
-        "-": lambda: other - target,
-        "*": lambda: target // other if other and target % other == 0 else None,
-        "//": lambda: other // target if target and other % target == 0 else None,
-        "%": lambda: None,
-    }[expression.symbol]()
-    return None if inner is None else invert(expression.right, unknown, inner, attributes, counts)
+    inner = _undo(expression.symbol, other, target, on_left)
+    return None if inner is None else invert(near, unknown, inner, attributes, counts)
+
+
+def _undo(symbol: str, other: int, target: int, on_left: bool) -> int | None:
+    """The x for which ``x symbol other`` (on the left) or ``other symbol x`` is ``target``."""
+    if symbol == "+":
+        return target - other
+    if symbol == "-":
+        return target + other if on_left else other - target
+    if symbol == "*":
+        return target // other if other and target % other == 0 else None
+    if symbol == "//":
+        if on_left:
+            return target * other
+        return other // target if target and other % target == 0 else None
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,16 @@ class Group:
         return slice(self.first, self.first + self.units)
 
 
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """Groups whose sizes depend on one another: their units leave only together, ``steps[i]`` units of group number
+    ``groups[i]`` at a time, at most ``most`` times (two halves of a ``chunk`` lose equally many)."""
+
+    groups: tuple[int, ...]
+    steps: tuple[int, ...]
+    most: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
     """One dimension of one tensor, and the units that each of its positions depends on.
@@ -97,8 +107,8 @@ class SearchSpace:
     shapes: tuple[TensorShape, ...]
     cost_model: CostModel
     numbers: Numbers
+    ties: tuple[Tie, ...] = ()
     notes: tuple[str, ...] = ()
-    example_calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = field(default=(), repr=False)
 
     @property
     def num_units(self) -> int:
@@ -116,8 +126,17 @@ class SearchSpace:
     def least_cost(self) -> Cost:
         """The cost with one unit left in every group: nothing below it can be reached."""
         keep = np.zeros(self.num_units)
-        keep[[group.first for group in self.groups]] = 1
+        for group, least in zip(self.groups, self.least_units(), strict=True):
+            keep[group.first : group.first + least] = 1
         return self.cost_of(keep)
+
+    def least_units(self) -> list[int]:
+        """The fewest units that each group can keep: one, or what its tie leaves."""
+        least = [1] * len(self.groups)
+        for tie in self.ties:
+            for group, step in zip(tie.groups, tie.steps, strict=True):
+                least[group] = self.groups[group].units - step * tie.most
+        return least
 
     def keep_of(self, plan: Plan) -> BoolArray:
         """The kept units of a plan as a mask [num_units]; the plan must have been made for this structure."""

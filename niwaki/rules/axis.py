@@ -39,9 +39,7 @@ class Axis:
 
     def same_as(self, other: Axis) -> bool:
         """Whether both are equal id by id, so that equating them says nothing."""
-        return self.ids is other.ids or (
-            self.ids.shape == other.ids.shape and bool((self.ids == other.ids).all())
-        )
+        return self.ids is other.ids or (self.ids.shape == other.ids.shape and bool((self.ids == other.ids).all()))
 
 
 def fixed(size: int, why: int = 0) -> Axis:
@@ -87,11 +85,7 @@ def part(axis: Axis, sizes: Sequence[int]) -> Parting:
     mixed = []
     for column in axis.ids.T:
         block = column.reshape(sizes)
-        varies = [
-            j
-            for j, size in enumerate(sizes)
-            if size > 1 and bool((block != block.take([0], axis=j)).any())
-        ]
+        varies = [j for j, size in enumerate(sizes) if size > 1 and bool((block != block.take([0], axis=j)).any())]
         if len(varies) == 1:
             corner = tuple(slice(None) if j == varies[0] else 0 for j in range(len(sizes)))
             columns[varies[0]].append(block[corner])

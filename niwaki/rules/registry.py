@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -126,9 +126,7 @@ class Call(ABC):
             self.equate_rows(column[:, None], product_rows(new, sizes, which))
             for j, ids in zip(which, new, strict=True):
                 columns[j].append(ids)
-        return [
-            Axis(_stack(own, size), axis.why) for own, size in zip(columns, sizes, strict=True)
-        ]
+        return [Axis(_stack(own, size), axis.why) for own, size in zip(columns, sizes, strict=True)]
 
 
 def _stack(columns: list[IntArray], size: int) -> IntArray:
@@ -149,15 +147,18 @@ class Sample:
     build: Callable[[], torch.nn.Module]
 
 
+R = TypeVar("R", bound=Rule)
+Build = TypeVar("Build", bound=Callable[[], torch.nn.Module])
+
 RULES: dict[OpOverload, Rule] = {}
 SAMPLES: dict[Rule, list[Sample]] = {}
 MUTANTS: dict[Rule, list[Rule]] = {}
 
 
-def rule(*operators: OpOverload) -> Callable[[Rule], Rule]:
+def rule(*operators: OpOverload) -> Callable[[R], R]:
     """Register a function as the rule of these operators; an operator has one rule."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: R) -> R:
         for operator in operators:
             if operator in RULES:
                 raise ValueError(f"{operator} has a rule already, in {inspect.getmodule(RULES[operator])}.")
@@ -167,20 +168,20 @@ def rule(*operators: OpOverload) -> Callable[[Rule], Rule]:
     return register
 
 
-def sample(function: Rule) -> Callable[[Callable[[], torch.nn.Module]], Callable[[], torch.nn.Module]]:
+def sample(function: Rule) -> Callable[[Build], Build]:
     """Register a builder of a small module as a sample of a rule."""
 
-    def register(build: Callable[[], torch.nn.Module]) -> Callable[[], torch.nn.Module]:
+    def register(build: Build) -> Build:
         SAMPLES.setdefault(function, []).append(Sample(build.__qualname__, build))
         return build
 
     return register
 
 
-def mutant(function: Rule) -> Callable[[Rule], Rule]:
+def mutant(function: Rule) -> Callable[[R], R]:
     """Register a deliberately wrong version of a rule, which its samples must expose."""
 
-    def register(wrong: Rule) -> Rule:
+    def register(wrong: R) -> R:
         MUTANTS.setdefault(function, []).append(wrong)
         return wrong
 

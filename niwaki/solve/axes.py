@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from niwaki.core.counts import Counts, IntArray
+from niwaki.core.numbers import Combination, Count, Expression
 from niwaki.rules.axis import Axis
+from niwaki.solve.equations import Components
+from niwaki.solve.label import Facts
+from niwaki.solve.units import Units
+from niwaki.trace.graph import Graph, Origin
 
 
 class AxisTable:
@@ -61,3 +66,47 @@ def pad(lists: Sequence[Sequence[int]], filler: int) -> IntArray:
     for row, items in enumerate(lists):
         array[row, : len(items)] = items
     return array
+
+
+class Tables:
+    """All axes that sizes and costs refer to, numbered, with the claims and terms written in those numbers."""
+
+    def __init__(self, graph: Graph, facts: Facts, solution: Components) -> None:
+        table = AxisTable()
+        self.claims = [
+            (claim, _numbered(claim.expression, facts, table), None if claim.axis is None else table.number(claim.axis))
+            for claim in facts.sizes
+        ]
+        self.macs = [(float(term.times), [table.number(axis) for axis in term.axes]) for term in facts.macs]
+        self.params: list[tuple[float, list[int]]] = []
+        self.memory: list[tuple[float, list[int]]] = []
+        for value in graph.values:
+            if value.origin not in (Origin.PARAMETER, Origin.BUFFER):
+                continue
+            axes = []
+            for dim in range(len(value.shape)):
+                first, size = facts.places[value.number, dim]
+                axes.append(table.number(Axis(np.arange(first, first + size)[:, None])))
+            self.memory.append((float(value.dtype.itemsize), axes))
+            if value.origin is Origin.PARAMETER:
+                self.params.append((1.0, axes))
+        rows, self.axis = table.rows()
+        self.rows = solution.canonical(rows) if len(rows) else rows
+        self.num_axes = len(table)
+
+    def counts(self, units: Units) -> Counts:
+        """Surviving positions of every axis, as a function of the units there are now."""
+        return count_rows(units.of_components(self.rows), self.axis, self.num_axes, len(units))
+
+
+def _numbered(expression: Expression, facts: Facts, table: AxisTable) -> Expression:
+    if isinstance(expression, Combination):
+        left, right = _numbered(expression.left, facts, table), _numbered(expression.right, facts, table)
+        return Combination(expression.symbol, left, right, expression.value)
+    if isinstance(expression, Count):
+        assert isinstance(expression.axis, tuple)
+        value, dim = expression.axis
+        label = facts.labels[value]
+        assert label is not None
+        return Count(table.number(label.axes[dim]), expression.value)
+    return expression

@@ -114,9 +114,7 @@ def _components(edges: _Edges, count: int) -> Components:
     reason = np.zeros(count, dtype=np.int64)
     pins = np.flatnonzero((left == 0) | (right == 0))[::-1]
     reason[left[pins] + right[pins]] = why[pins]
-    return Components(
-        component, np.zeros((count, 1), dtype=np.int64), np.zeros(count, dtype=bool), reason[root]
-    )
+    return Components(component, np.zeros((count, 1), dtype=np.int64), np.zeros(count, dtype=bool), reason[root])
 
 
 def _reconcile(
@@ -171,7 +169,7 @@ def _define(solution: Components, a: IntArray, b: IntArray, in_a: IntArray, in_b
 
 
 def _match(edges: _Edges, a: IntArray, b: IntArray, why: int, why_conflict: int) -> None:
-    """Several against several: columns that correspond one to one are equal; if there are none, everything is pinned."""
+    """Several against several: columns that correspond one to one are equal; without any, all is pinned."""
     found = False
     taken: set[int] = set()
     for i in range(a.shape[1]):

@@ -92,8 +92,8 @@ def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True) -
             _freeze(facts, item.expression, item.location, "is part of the computed function")
         if pin_outputs:
             why = facts.reason("it is an output of the model", None)
-            for number in run.outputs:
-                output = facts.labels[number]
+            for result in run.outputs:
+                output = facts.labels[result]
                 assert output is not None
                 for axis in output.axes:
                     if axis.free:

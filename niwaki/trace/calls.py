@@ -70,9 +70,7 @@ class CallMode(TorchFunctionMode):
 
     def _shape(self, tensor: torch.Tensor) -> torch.Size:
         value = self._numbering.number_of(tensor)
-        return torch.Size(
-            [TrackedInt(size, Count((value, dim), size)) for dim, size in enumerate(tuple(tensor.shape))]
-        )
+        return torch.Size([TrackedInt(size, Count((value, dim), size)) for dim, size in enumerate(tuple(tensor.shape))])
 
 
 def _numbers(argument: Any) -> Iterator[Expression]:
@@ -100,9 +98,7 @@ def _body(function: FunctionType) -> Callable[..., Any] | None:
     if not any(name in _GUARDS for name in function.__code__.co_names):
         return None
     unguarded = {**function.__globals__, **dict.fromkeys(_GUARDS, _no_override)}
-    body = FunctionType(
-        function.__code__, unguarded, function.__name__, function.__defaults__, function.__closure__
-    )
+    body = FunctionType(function.__code__, unguarded, function.__name__, function.__defaults__, function.__closure__)
     body.__kwdefaults__ = function.__kwdefaults__
     return body
 

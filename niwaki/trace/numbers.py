@@ -28,13 +28,15 @@ class TrackedInt(int):
         return (int, (int.__index__(self),))
 
     def __neg__(self) -> int:
-        return _combine("*", self, -1)
+        negative: int = _combine("*", self, -1)
+        return negative
 
     def __pos__(self) -> int:
         return self
 
     def __float__(self) -> float:
-        return _leave(self, int.__float__(self))
+        freeze(self)
+        return int.__float__(self)
 
     def __truediv__(self, other: Any) -> Any:
         return _leave(self, int.__truediv__(self, _plain(other)), other)
@@ -74,10 +76,10 @@ def _leave(number: TrackedInt, result: Any, other: Any = None) -> Any:
     return result
 
 
-def freeze(number: TrackedInt) -> None:
+def freeze(number: int) -> None:
     """Report that a number has become part of the computed function."""
     sink = frozen_sink.get()
-    if sink is not None:
+    if sink is not None and isinstance(number, TrackedInt):
         sink(number.expression)
 
 

@@ -24,10 +24,7 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     attributes = [(module, dict(module.__dict__)) for module in modules]
     contents = [
-        (value, _copy(value))
-        for _, saved in attributes
-        for value in saved.values()
-        if isinstance(value, _CONTAINERS)
+        (value, _copy(value)) for _, saved in attributes for value in saved.values() if isinstance(value, _CONTAINERS)
     ]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]

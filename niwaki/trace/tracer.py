@@ -69,11 +69,11 @@ def trace(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[
     return Graph(tuple(recorder.values), tuple(runs))
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors by identity and notes each operator call."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.values: list[Value] = []
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._nodes: list[Node] = []
@@ -90,7 +90,9 @@ class _Recorder(TorchDispatchMode):
 
     def run(self, model: torch.nn.Module, call: ExampleCall, training: bool) -> Run:
         """Record one forward pass."""
-        self._nodes, self._frozen, error, outputs = [], [], None, ()
+        self._nodes, self._frozen = [], []
+        error: Exception | None = None
+        outputs: tuple[int, ...] = ()
         args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
         for tensor in tensors_in((args, kwargs)):
             self._add(tensor, Origin.INPUT, "model input")
@@ -104,7 +106,7 @@ class _Recorder(TorchDispatchMode):
                 stack.enter_context(self._calls)
                 result = model(*args, **kwargs)
             outputs = tuple(self.number_of(tensor) for tensor in tensors_in(result))
-        except Exception as cause:  # any error of the user's code is reported, with the run recorded so far
+        except Exception as cause:  # noqa: BLE001 - any error of the user's code is reported, with the run recorded so far
             error = cause
         for tensor, content in self._undo:
             with torch.no_grad():

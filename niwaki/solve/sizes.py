@@ -1,0 +1,234 @@
+"""Which numbers in Python can follow a cut, by which attributes, and what has to be pinned or kept in step instead.
+
+The equations are not analysed but tried, on random plans. Where one fails, the groups it involves may still leave in a
+common rhythm (two halves of a chunk lose equally many): that is a null vector of the equations' slopes. Where there is
+none, the axis is pinned with the source line of the number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from fractions import Fraction
+from math import gcd, lcm
+
+import numpy as np
+
+from niwaki.core.counts import Counts, FloatArray, IntArray
+from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, Numbers, leaves
+from niwaki.core.space import BoolArray
+from niwaki.solve.axes import Tables
+from niwaki.solve.units import Rhythm, Units
+
+_TRIALS = 6
+
+
+def settle(units: Units, tables: Tables) -> Numbers:
+    """Pin, or put into a rhythm, what the numbers in Python cannot follow; returns the equations that remain."""
+    rng = np.random.default_rng(0)
+    bound: set[int] = set()  # claims that hold only in a rhythm
+    while True:
+        counts = tables.counts(units)
+        varies = np.zeros(tables.num_axes, dtype=bool)
+        varies[counts.axis[(counts.units < counts.num_units).any(axis=1)]] = True
+        numbers, claims = _equations(tables, varies)
+        failing: set[int] = set()
+        for _ in range(_TRIALS):
+            failing.update(numbers.solve(counts(units.random_keep(rng).astype(np.float64)))[1])
+        if not failing:
+            return numbers
+        new = {claims[index] for index in failing} - bound
+        if new:
+            bound |= new
+            _distinguish(units, tables, numbers, [index for index, claim in enumerate(claims) if claim in bound])
+            _find_rhythms(units, tables, bound)
+        else:
+            if not _pin_failing(units, tables, sorted(failing), numbers, varies):
+                return numbers
+            units.regroup()
+            bound = set()
+
+
+def _involved(numbers: Numbers, equations: Collection[int]) -> set[int]:
+    """The axes that some equations depend on, through attributes too."""
+    axes: set[int] = set()
+    seen: set[int] = set()
+    waiting = list(equations)
+    while waiting:
+        index = waiting.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        equation = numbers.equations[index]
+        if equation.axis is not None:
+            axes.add(equation.axis)
+        for leaf in leaves(equation.expression):
+            if isinstance(leaf, Count) and isinstance(leaf.axis, int):
+                axes.add(leaf.axis)
+            elif isinstance(leaf, Attribute) and leaf in numbers.deciding:
+                waiting.append(numbers.deciding[leaf])
+    return axes
+
+
+def _distinguish(units: Units, tables: Tables, numbers: Numbers, equations: Collection[int]) -> None:
+    """Only units that count alike in these equations may form a group."""
+    which = np.isin(tables.axis, sorted(_involved(numbers, equations)))
+    units.distinguish(tables.rows[which], tables.axis[which])
+
+
+def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
+    """Steps, a whole number of units of each group, that keep all ``bound`` claims true."""
+    counts = tables.counts(units)
+    varies = np.zeros(tables.num_axes, dtype=bool)
+    varies[counts.axis[(counts.units < counts.num_units).any(axis=1)]] = True
+    numbers, claims = _equations(tables, varies)
+    chosen = [index for index, claim in enumerate(claims) if claim in bound]
+    slopes = _Slopes(numbers, counts, units.starts)
+    matrix = np.array([slopes.residual(index) for index in chosen]).reshape(len(chosen), len(units.starts) - 1)
+    rhythms = []
+    for rows, groups in _blocks(matrix):
+        sizes = np.diff(units.starts)[groups]
+        steps = _null_step(matrix[np.ix_(rows, groups)], sizes)
+        if steps is not None:
+            most = int(((sizes - 1) // steps).min())
+            rhythms.append(Rhythm(tuple(groups.tolist()), tuple(steps.tolist()), most))
+    units.rhythms = tuple(rhythms)
+
+
+def _blocks(matrix: FloatArray) -> list[tuple[IntArray, IntArray]]:
+    """Sets of rows and columns that have nothing to do with one another."""
+    left = set(np.flatnonzero((matrix != 0).any(axis=1)).tolist())
+    blocks = []
+    while left:
+        rows = {left.pop()}
+        while True:
+            columns = np.flatnonzero((matrix[sorted(rows)] != 0).any(axis=0))
+            more = {row for row in left if (matrix[row, columns] != 0).any()}
+            if not more:
+                break
+            rows |= more
+            left -= more
+        blocks.append((np.array(sorted(rows)), columns))
+    return blocks
+
+
+def _null_step(matrix: FloatArray, sizes: IntArray) -> IntArray | None:
+    """Whole positive numbers x with matrix @ x = 0: the null vector if there is but one, else equal shares."""
+    _, values, vectors = np.linalg.svd(matrix)
+    rank = int((values > 1e-9 * max(1.0, float(values.max(initial=0)))).sum())
+    candidates = [sizes // gcd(*sizes.tolist())]
+    if matrix.shape[1] - rank == 1:
+        vector = vectors[-1] / np.abs(vectors[-1]).max()
+        vector = vector * np.sign(vector[0])
+        fractions = [_fraction(float(value)) for value in vector]
+        common = lcm(*(denominator for _, denominator in fractions))
+        whole = np.array([numerator * (common // denominator) for numerator, denominator in fractions])
+        if (whole > 0).all():
+            candidates.insert(0, whole // gcd(*whole.tolist()))
+    for steps in candidates:
+        if np.abs(matrix @ steps).max() < 1e-6 and (steps < sizes).all():
+            return steps.astype(np.int64)
+    return None
+
+
+def _fraction(value: float) -> tuple[int, int]:
+    return Fraction(value).limit_denominator(4096).as_integer_ratio()
+
+
+class _Slopes:
+    """Derivatives by the number of units that each group has lost, divisions taken as exact."""
+
+    def __init__(self, numbers: Numbers, counts: Counts, starts: IntArray) -> None:
+        self._numbers = numbers
+        self._groups = len(starts) - 1
+        axis, unit, value = counts.slopes(np.ones(counts.num_units))
+        self._axis = np.zeros((counts.num_axes, self._groups))
+        first = np.isin(unit, starts[:-1])
+        group = np.searchsorted(starts, unit[first], side="right") - 1
+        np.add.at(self._axis, (axis[first], group), -value[first])
+        self._attributes: dict[Attribute, FloatArray] = {}
+        for attribute, index in numbers.deciding.items():
+            self._attributes[attribute] = self._solved(attribute, numbers.equations[index])
+
+    def residual(self, index: int) -> FloatArray:
+        """How an equation departs from being true, per unit lost, [groups]."""
+        equation = self._numbers.equations[index]
+        target = np.zeros(self._groups) if equation.axis is None else self._axis[equation.axis]
+        return np.round(self._of(equation.expression) - target, 9).astype(np.float64)
+
+    def _solved(self, attribute: Attribute, equation: Equation) -> FloatArray:
+        nothing = np.zeros(self._groups)
+        self._attributes[attribute] = nothing
+        rest = self._of(equation.expression)
+        self._attributes[attribute] = np.ones(self._groups)
+        by_attribute = self._of(equation.expression) - rest
+        target = nothing if equation.axis is None else self._axis[equation.axis]
+        solved: FloatArray = np.divide(target - rest, by_attribute, out=nothing, where=by_attribute != 0)
+        return solved
+
+    def _of(self, expression: Expression) -> FloatArray:
+        if isinstance(expression, Attribute):
+            return self._attributes.get(expression, np.zeros(self._groups))
+        if isinstance(expression, Count):
+            assert isinstance(expression.axis, int)
+            return np.asarray(self._axis[expression.axis], dtype=np.float64)
+        if not isinstance(expression, Combination):
+            return np.zeros(self._groups)
+        left, right = self._of(expression.left), self._of(expression.right)
+        a, b = expression.left.value, expression.right.value
+        if expression.symbol == "+":
+            return left + right
+        if expression.symbol == "-":
+            return left - right
+        if expression.symbol == "*":
+            return left * b + a * right
+        if expression.symbol == "//" and b:
+            return (left * b - a * right) / b**2
+        return np.zeros(self._groups)
+
+
+def _equations(tables: Tables, varies: BoolArray) -> tuple[Numbers, list[int]]:
+    """The equations that a cut could break, and the claim each comes from; attributes are decided by the plainest
+    equation that varies."""
+    deciding: dict[Attribute, tuple[int, int]] = {}
+    for index, (_, expression, axis) in enumerate(tables.claims):
+        if axis is None or not varies[axis]:
+            continue
+        found = [leaf for leaf in leaves(expression) if isinstance(leaf, Attribute)]
+        for attribute in found:
+            rank = 0 if expression == attribute else len(list(leaves(expression)))
+            if attribute not in deciding or rank < deciding[attribute][0]:
+                deciding[attribute] = (rank, index)
+    relevant: list[Equation] = []
+    claims: list[int] = []
+    position: dict[int, int] = {}
+    for index, (claim, expression, axis) in enumerate(tables.claims):
+        inside = list(leaves(expression))
+        moves = (axis is not None and varies[axis]) or any(
+            (isinstance(leaf, Count) and isinstance(leaf.axis, int) and varies[leaf.axis]) or leaf in deciding
+            for leaf in inside
+        )
+        if moves:
+            position[index] = len(relevant)
+            relevant.append(Equation(expression, axis, claim.what, claim.location))
+            claims.append(index)
+    decided = {attribute: position[index] for attribute, (_, index) in sorted(deciding.items(), key=lambda i: i[1])}
+    return Numbers(tuple(relevant), decided), claims
+
+
+def _pin_failing(units: Units, tables: Tables, failing: Sequence[int], numbers: Numbers, varies: BoolArray) -> bool:
+    """Pin the axis of each failing equation, or else what its numbers depend on."""
+    pinned = False
+    for index in failing:
+        equation = numbers.equations[index]
+        if equation.axis is not None and varies[equation.axis]:
+            axes = {equation.axis}
+        else:
+            counted = {leaf.axis for leaf in leaves(equation.expression) if isinstance(leaf, Count)}
+            axes = {axis for axis in counted if isinstance(axis, int) and varies[axis]}
+            axes = axes or _involved(numbers, [index])
+        why = units.facts.reason(
+            f"{equation.what} is computed as {equation.expression}, which cannot follow a cut", equation.location
+        )
+        for axis in axes:
+            pinned |= units.pin(tables.rows[tables.axis == axis].reshape(-1), why)
+    return pinned
