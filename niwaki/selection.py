@@ -21,7 +21,7 @@ from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Among, group_of
 
-GAMMA = 0.5
+GAMMA = 0.25
 
 _ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on what its neighbours have lost
 _SWAPS = 16
@@ -36,10 +36,48 @@ class Steps:
     round_to: int = 1
     min_units: int = 1
 
-    def least(self, space: SearchSpace) -> IntArray:
-        """The least size of each group, [groups]."""
-        full = np.array([group.units for group in space.groups], np.int64)
-        return np.minimum(full, -(-self.min_units // self.round_to) * self.round_to)
+    def allows(self, full: int, kept: IntArray) -> BoolArray:
+        """Whether a group of ``full`` units may keep ``kept``."""
+        fits: BoolArray = ((kept % self.round_to == 0) & (kept >= max(1, self.min_units))) | (kept == full)
+        return fits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Levels:
+    """By which steps groups can shrink.
+
+    A block is a group, or several that are tied; it stands at level j after j of its ties' steps. Levels it may not
+    stand at are jumped over. The c-th unit that leaves group g does so on the way to level
+    ``reached[first of g + c - 1]``, from the level ``left`` at the same place; ``reached`` is -1 if it never leaves.
+    """
+
+    block: IntArray  # [groups]
+    step: IntArray  # [groups], units per level
+    reached: IntArray  # [num_units]
+    left: IntArray  # [num_units]
+
+    @classmethod
+    def of(cls, space: SearchSpace, steps: Steps) -> _Levels:
+        groups = len(space.groups)
+        tied = [(tie.groups, tie.steps, tie.most) for tie in space.ties]
+        taken = {group for members, _, _ in tied for group in members}
+        blocks = tied + [((g,), (1,), space.groups[g].units - 1) for g in range(groups) if g not in taken]
+        block, step = np.empty(groups, np.int64), np.empty(groups, np.int64)
+        reached, left = np.full(space.num_units, -1), np.full(space.num_units, -1)
+        for number, (members, per_level, most) in enumerate(blocks):
+            levels = np.arange(most + 1)
+            may = np.ones(most + 1, dtype=bool)
+            for member, per in zip(members, per_level, strict=True):
+                may &= steps.allows(space.groups[member].units, space.groups[member].units - per * levels)
+            allowed = np.flatnonzero(may)  # level 0 always
+            for member, per in zip(members, per_level, strict=True):
+                block[member], step[member] = number, per
+                leaving = np.arange(1, per * allowed[-1] + 1)
+                place = np.searchsorted(allowed, -(-leaving // per))
+                first = space.groups[member].first
+                reached[first : first + len(leaving)] = allowed[place]
+                left[first : first + len(leaving)] = allowed[place - 1]
+        return cls(block, step, reached, left)
 
 
 def costs(space: SearchSpace, keep: BoolArray, measures: Collection[str]) -> dict[str, float]:
@@ -109,7 +147,11 @@ class _Chooser:
         self, space: SearchSpace, saliency: FloatArray, limits: dict[str, float], steps: Steps, compare: Among
     ) -> None:
         self.space, self.saliency, self.limits, self.compare = space, saliency, limits, compare
-        self.round_to, self.least, self.group = steps.round_to, steps.least(space), group_of(space)
+        self.group, self.groups = group_of(space), len(space.groups)
+        self.levels = _Levels.of(space, steps)
+        self.block = self.levels.block[self.group]
+        self.first = np.array([group.first for group in space.groups], np.int64)
+        self.size = np.array([group.units for group in space.groups], np.int64)
         everything = np.ones(space.num_units, dtype=bool)
         self.dense_price = prices(space, everything, limits)
         self.dense = costs(space, everything, limits)
@@ -125,23 +167,22 @@ class _Chooser:
                 break
             price = prices(self.space, keep, excess)
             queue = self._leaving(keep, excess, price, last)
-            if rounds_left > 1:
-                count = self._steps_saving(queue, price, {m: e / rounds_left for m, e in excess.items()})
-            else:
-                count = self._fewest(queue, keep)
+            count = self._steps_saving(queue, price, {m: e / rounds_left for m, e in excess.items()})
+            if rounds_left == 1:
+                count = self._fewest(queue, keep, count)
             keep = keep.copy()
             keep[queue.first(count)] = False
         return keep
 
     def refill(self, keep: BoolArray, start: BoolArray) -> BoolArray:
         """Take back the best of the units in ``start`` but not in ``keep`` that still fit under the limits."""
-        full = np.zeros(len(self.least), dtype=bool)  # groups that cannot grow any more
+        full = np.zeros(self.space.num_units, dtype=bool)  # units of blocks that cannot grow any more
         while True:
             slack = self._slack(keep)
             if min(slack.values()) < 0:
                 return keep
             price = prices(self.space, keep, self.limits)
-            queue = self._returning(keep, start & ~full[self.group], price)
+            queue = self._returning(keep, start & ~full, price)
             queue = queue.only(self._fitting(queue, price, slack))
             if not len(queue):
                 return keep
@@ -149,7 +190,7 @@ class _Chooser:
             keep = keep.copy()
             keep[queue.first(count)] = True
             if count == 0:
-                full[self.group[queue.first(1)]] = True
+                full |= self.block == self.block[queue.units[0]]
 
     def tighten(self, keep: BoolArray, start: BoolArray) -> BoolArray:
         """Where steps are coarse (small networks): take back one large step and give smaller ones for it, if that
@@ -163,7 +204,7 @@ class _Chooser:
                 back = queue.units[queue.start[step] : queue.start[step + 1]]
                 trial = keep.copy()
                 trial[back] = True
-                trial = self.refill(self.shrink(trial, self.group == self.group[back[0]]), start)
+                trial = self.refill(self.shrink(trial, self.block == self.block[back[0]]), start)
                 if 0 <= self._unused(trial) < unused:
                     keep, unused = trial, self._unused(trial)
                     break
@@ -195,7 +236,7 @@ class _Chooser:
         """What it is worth to have each of ``units``, whose group keeps ``before`` with it and ``after`` without."""
         if self.compare == "space":
             return self.saliency[units]
-        cost = np.bincount(self.group, weights=self._mixed(self.dense_price, weight), minlength=len(self.least))
+        cost = np.bincount(self.group, weights=self._mixed(self.dense_price, weight), minlength=self.groups)
         gain = np.log(np.maximum(before, _TINY)) - np.log(np.maximum(after, _TINY))
         weight_of_group = np.power(cost, 1 - GAMMA, dtype=np.float64)
         return np.asarray(weight_of_group[self.group[units]] * gain, np.float64)
@@ -210,21 +251,23 @@ class _Chooser:
         worth = self._worth(kept, kept - self.saliency[units], units, weight)
         if last is not None:
             worth = np.where(last[units], 1 / _TINY, worth)
-        left = (alive[group] - place - 1) // self.round_to * self.round_to  # the size of the group after this step
-        may = left >= self.least[group]
-        return self._queue(units[may], left[may], worth[may], mixed)
+        level = self.levels.reached[self.first[group] + (self.size - alive)[group] + place]
+        may = level >= 0
+        return self._queue(units[may], level[may], worth[may], mixed)
 
     def _returning(self, keep: BoolArray, may: BoolArray, price: Mapping[str, FloatArray]) -> _Queue:
-        """The next step by which each group can grow with units of ``may``, those first that give most per cost."""
+        """The next step by which each block can grow with units of ``may``, those first that give most per cost."""
         weight = self.dense
         mixed = self._mixed(price, weight)
         units, group, place, missing = self._sorted(may & ~keep, -self.saliency / mixed)
-        size = np.bincount(self.group[keep], minlength=len(self.least))
-        grown = np.minimum((size // self.round_to + 1) * self.round_to, size + missing)
-        held = np.bincount(self.group, weights=np.where(keep, self.saliency, 0.0), minlength=len(self.least))[group]
+        gone = self.size - np.bincount(self.group[keep], minlength=self.groups)
+        left = self.levels.left[np.minimum(self.first + np.maximum(gone, 1), self.space.num_units) - 1]
+        needed = gone - np.where(gone > 0, left, 0) * self.levels.step
+        blocked = self.levels.block[missing < needed]  # some of its last step left for good
+        held = np.bincount(self.group, weights=np.where(keep, self.saliency, 0.0), minlength=self.groups)[group]
         after = held + self._cumulative(units)
         worth = self._worth(after, after - self.saliency[units], units, weight)
-        near = size[group] + place < grown[group]
+        near = (place < needed[group]) & ~np.isin(self.block[units], blocked)
         return self._queue(units[near], np.zeros(int(near.sum()), np.int64), -worth[near], mixed)
 
     def _sorted(self, which: BoolArray, key: FloatArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
@@ -232,7 +275,7 @@ class _Chooser:
         units = np.flatnonzero(which)
         units = units[np.lexsort((key[units], self.group[units]))]
         group = self.group[units]
-        size = np.bincount(group, minlength=len(self.least))
+        size = np.bincount(group, minlength=self.groups)
         return units, group, np.arange(len(units)) - (np.cumsum(size) - size)[group], size
 
     def _cumulative(self, units: IntArray) -> FloatArray:
@@ -245,17 +288,18 @@ class _Chooser:
         return np.asarray(total - before[np.cumsum(first) - 1], np.float64)
 
     def _queue(self, units: IntArray, step: IntArray, worth: FloatArray, price: FloatArray) -> _Queue:
-        """Units, sorted by group and step, as steps in the order of worth per price; a group's steps stay in order."""
+        """Units as steps of their blocks, in the order of worth per price; the steps of a block stay in order."""
         if not len(units):
             return _Queue(units, np.zeros(1, np.int64))
-        group = self.group[units]
-        new = np.append(True, (np.diff(group) != 0) | (np.diff(step) != 0))
+        order = np.lexsort((step, self.block[units]))
+        units, step, worth, block = units[order], step[order], worth[order], self.block[units[order]]
+        new = np.append(True, (np.diff(block) != 0) | (np.diff(step) != 0))
         start = np.append(np.flatnonzero(new), len(units))
         sizes = np.diff(start)
         key = _sums(worth, start) / _sums(price[units], start)
         rank = np.empty(len(key), np.int64)
         rank[np.argsort(key, kind="stable")] = np.arange(len(key))
-        lift = group[start[:-1]] * len(key)
+        lift = block[start[:-1]] * len(key)
         rank = np.maximum.accumulate(rank + lift) - lift
         order = np.argsort(rank, kind="stable")
         ends = np.cumsum(sizes[order])
@@ -270,16 +314,18 @@ class _Chooser:
         return fits
 
     def _steps_saving(self, queue: _Queue, price: Mapping[str, FloatArray], amounts: Mapping[str, float]) -> int:
-        """How many steps save ``amounts``, by today's prices."""
+        """How many steps save ``amounts`` by today's prices, which promise too much: it takes no fewer."""
         needed = [
             int(np.searchsorted(np.cumsum(queue.sums(price[measure])), amount)) + 1
             for measure, amount in amounts.items()
         ]
         return min(max(needed), len(queue))
 
-    def _fewest(self, queue: _Queue, keep: BoolArray) -> int:
-        """The fewest steps after which every limit is met (all, if none does)."""
-        low, high = min(1, len(queue)), len(queue)
+    def _fewest(self, queue: _Queue, keep: BoolArray, low: int) -> int:
+        """The fewest steps, at least ``low``, after which every limit is met (all, if none does)."""
+        high, stride = low, 1
+        while high < len(queue) and not self._met(keep, queue.first(high), False):
+            low, high, stride = high + 1, min(high + stride, len(queue)), 2 * stride
         while low < high:
             middle = (low + high) // 2
             if self._met(keep, queue.first(middle), False):

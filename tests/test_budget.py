@@ -11,7 +11,7 @@ from handmade import MLP, ConvNet, Overlap, conv_space, mlp_space, overlap_space
 
 from niwaki.budget import Budget, choose
 from niwaki.core.plan import Plan
-from niwaki.core.space import SearchSpace
+from niwaki.core.space import SearchSpace, Tie
 from niwaki.criteria import Scores, score
 from niwaki.errors import BudgetError
 from niwaki.selection import costs, select
@@ -74,6 +74,29 @@ def test_round_to_is_kept_inside_the_selection(round_to: int) -> None:
             for group, kept in zip(space.groups, sizes(space, plan), strict=True):
                 assert kept % round_to == 0 or kept == group.units
             assert 0.6 * limit < space.cost(plan).macs / space.cost().macs <= limit
+
+
+def test_tied_groups_leave_together() -> None:
+    """Two units of the one with three of the other; and a tie of one group that leaves four at a time."""
+    free = SPACES["conv"]()
+    for ties in ((Tie((0, 1), (2, 3), 5),), (Tie((2,), (4,), 4), Tie((1, 0), (1, 1), 15))):
+        space = dataclasses.replace(free, ties=ties)
+        for seed in range(4):
+            for budget in (Budget(macs=0.5), Budget(macs=0.6, params=0.5), Budget(macs=0.8, round_to=2)):
+                removed = np.zeros(space.num_units, dtype=bool)
+                for limit in (0.9, None):  # in two portions, as methods do
+                    limits = budget.absolute(space) if limit is None else {"macs": limit * space.cost().macs}
+                    keep = select(space, drawn(space, seed).values, limits, removed, steps=budget.steps)
+                    assert not keep[removed].any()
+                    removed = ~keep
+                    gone = [int(removed[group.numbers].sum()) for group in space.groups]
+                    for tie in ties:
+                        levels = [gone[group] / step for group, step in zip(tie.groups, tie.steps, strict=True)]
+                        assert len(set(levels)) == 1 and levels[0] <= tie.most and levels[0].is_integer()
+                    kept = np.array([group.units for group in space.groups]) - gone
+                    full = np.array(gone) == 0
+                    assert ((kept % budget.round_to == 0) | full).all()
+                assert all(cost <= limits[measure] for measure, cost in costs(space, keep, limits).items())
 
 
 def test_min_units() -> None:

@@ -13,7 +13,7 @@ from niwaki.criteria.registry import Criterion
 
 
 class Units(Protocol):
-    """The units of a search space during training. Called without gradients; nothing but `mark` waits for the device."""
+    """The units of a search space during training, all without gradients. Only `mark` waits for the device."""
 
     @abstractmethod
     def remember(self) -> None:

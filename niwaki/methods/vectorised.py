@@ -37,7 +37,7 @@ class VectorisedUnits(Units):
         self._zero: Rows = []
 
     def remember(self) -> None:
-        single = [weights[0] for weights in self._weights if len(weights) == 1]
+        single: list[Tensor] = [weights[0] for weights in self._weights if len(weights) == 1]
         if not self._copies:
             self._copies = [torch.empty_like(weight) for weight in single]
         torch._foreach_copy_(self._copies, single)
