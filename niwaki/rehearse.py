@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from niwaki.core.space import BoolArray
+from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import TraceError
 from niwaki.solve.build import Builder
 from niwaki.solve.label import Facts
@@ -28,14 +28,16 @@ def rehearsed(
 ) -> list[str]:
     """Pin in ``builder`` what does not survive random plans; returns notes about what could not be tried."""
     rng = np.random.default_rng(0)
-    passed = 0
+    passed, space = 0, builder.space()
     for _ in range(_ATTEMPTS):
         if passed == _PLANS or not len(builder.units):
             return []
-        problem = _rehearse(model, graph, facts, builder, calls, builder.units.random_keep(rng))
+        problem = _rehearse(space, graph, facts, builder, calls, builder.units.random_keep(rng))
         if problem is None:
             passed += 1
-        elif not problem.pin(builder):
+        elif problem.pin(builder):
+            space = builder.space()
+        else:
             break
     builder.pin_everything("a rehearsed cut still fails for a reason that niwaki cannot find")
     return ["A rehearsed cut failed for a reason that niwaki could not find, so everything is pinned."]
@@ -57,15 +59,14 @@ class _Problem:
 
 
 def _rehearse(
-    model: torch.nn.Module,
+    space: SearchSpace,
     graph: Graph,
     facts: Facts,
     builder: Builder,
     calls: Sequence[ExampleCall],
     keep: BoolArray,
 ) -> _Problem | None:
-    plan = builder.space().plan(keep)
-    small = cut_empty(model, plan)
+    small = cut_empty(space.model, space.plan(keep))
     eval_runs = [run for run in graph.runs if not run.training]
     start = 0
     for run, call in zip(eval_runs, calls, strict=True):
@@ -83,6 +84,7 @@ def _rehearse(
 
 def _compare(facts: Facts, builder: Builder, start: int, run: Run, tried: Graph, keep: BoolArray) -> _Problem | None:
     ours = tried.runs[0].nodes
+    left: dict[int, int] = {}  # surviving positions by the identity of an axis
     for index, node in enumerate(run.nodes):
         if index >= len(ours) or ours[index].operator is not node.operator:
             return _Problem(facts, start + index, "is replaced by another operator")
@@ -91,7 +93,10 @@ def _compare(facts: Facts, builder: Builder, start: int, run: Run, tried: Graph,
                 continue
             label = facts.labels[before]
             assert label is not None
-            expected = tuple(builder.units.left(axis, keep) for axis in label.axes)
+            for axis in label.axes:
+                if id(axis.ids) not in left:
+                    left[id(axis.ids)] = builder.units.left(axis, keep)
+            expected = tuple(left[id(axis.ids)] for axis in label.axes)
             if expected != tried.values[after].shape:
                 shape = list(tried.values[after].shape)
                 return _Problem(facts, start + index, f"gives the shape {shape} instead of {list(expected)}")

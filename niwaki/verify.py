@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from niwaki.core.plan import Plan
-from niwaki.surgery.cut import cut
+from niwaki.surgery.cut import cut, duplicate
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
 from niwaki.trace.tracer import ExampleCall, example_calls, tensors_in
@@ -43,34 +42,46 @@ class Check:
         )
 
 
-def check(model: torch.nn.Module, plan: Plan, inputs: Any, double: bool = True) -> Check:
+def check(model: torch.nn.Module, plan: Plan, inputs: Any) -> Check:
     """Try the law on a model: cut it, zero it, run both in eval mode, compare.
 
-    ``inputs`` as for `niwaki.search_space`. ``double``: compare copies in float64, where round-off cannot hide a
-    difference; False keeps the model's own precision. The model is left as it was.
+    ``inputs`` as for `niwaki.search_space`. Copies are compared in float64, where round-off cannot hide a difference;
+    a model that does not run in float64 is compared in its own precision. The model is left as it was.
 
     Raises:
         PlanError: the plan is for another network.
+
+    Example:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(1, 4)
+        >>> space = niwaki.search_space(net, x)
+        >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+        >>> niwaki.check(net, plan, x).holds
+        True
     """
+    plan.check_fits(model)
     calls = example_calls(inputs)
     with preserved(model):
-        original = _prepared(model, double)
+        dtype: torch.dtype | None = torch.float64
+        try:
+            original = duplicate(model).eval().double()
+            expected = [_run(original, call, dtype) for call in calls]
+        except (RuntimeError, TypeError):  # a constant of another type inside, or an operator without float64
+            dtype = None
+            original = duplicate(model).eval()
+            expected = [_run(original, call, dtype) for call in calls]
         small, zero = cut(original, plan), zeroed(original, plan)
-        deviation, distance, dtype = 0.0, 0.0, torch.float32
-        for call in calls:
-            reference = _run(zero, call, double)
-            deviation = max(deviation, difference(_run(small, call, double), reference))
-            distance = max(distance, difference(_run(original, call, double), reference))
-            dtype = next((t.dtype for t in reference if t.dtype.is_floating_point), dtype)
-        tolerance = TOLERANCE.get(dtype, 1e-2)
+        deviation, distance, precision = 0.0, 0.0, torch.float64
+        for call, untouched in zip(calls, expected, strict=True):
+            reference = _run(zero, call, dtype)
+            deviation = max(deviation, difference(_run(small, call, dtype), reference))
+            distance = max(distance, difference(untouched, reference))
+            precision = next((tensor.dtype for tensor in reference if tensor.is_floating_point()), precision)
+        tolerance = TOLERANCE.get(precision, 1e-2)
         holds = deviation <= tolerance
-        diverges = None if holds else _first_divergence(small, zero, calls, double, tolerance)
+        diverges = None if holds else _first_divergence(small, zero, calls, dtype, tolerance)
     return Check(deviation, tolerance, holds, diverges, distance)
-
-
-def _prepared(model: torch.nn.Module, double: bool) -> torch.nn.Module:
-    same = copy.deepcopy(model).eval()
-    return same.double() if double else same
 
 
 def convert(call: ExampleCall, dtype: torch.dtype | None) -> ExampleCall:
@@ -84,8 +95,8 @@ def convert(call: ExampleCall, dtype: torch.dtype | None) -> ExampleCall:
     return converted
 
 
-def _run(model: torch.nn.Module, call: ExampleCall, double: bool) -> list[torch.Tensor]:
-    args, kwargs = convert(call, torch.float64 if double else None)
+def _run(model: torch.nn.Module, call: ExampleCall, dtype: torch.dtype | None) -> list[torch.Tensor]:
+    args, kwargs = convert(call, dtype)
     with torch.no_grad():
         return list(tensors_in(model(*args, **kwargs)))
 
@@ -113,7 +124,11 @@ def difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float
 
 
 def _first_divergence(
-    small: torch.nn.Module, zero: torch.nn.Module, calls: tuple[ExampleCall, ...], double: bool, tolerance: float
+    small: torch.nn.Module,
+    zero: torch.nn.Module,
+    calls: tuple[ExampleCall, ...],
+    dtype: torch.dtype | None,
+    tolerance: float,
 ) -> str:
     """The first module, in order of completion, whose outputs differ where their shapes can be compared."""
     seen = []
@@ -121,7 +136,7 @@ def _first_divergence(
         outputs: list[tuple[str, list[torch.Tensor]]] = []
         handles = [module.register_forward_hook(_noter(name, outputs)) for name, module in model.named_modules()]
         for call in calls:
-            _run(model, call, double)
+            _run(model, call, dtype)
         for handle in handles:
             handle.remove()
         seen.append(outputs)

@@ -115,9 +115,9 @@ def _pins(units: Units) -> tuple[Pin, ...]:
     for spot in units.spots:
         if spot.value.origin is not Origin.PARAMETER:
             continue
-        idle = np.flatnonzero(~_free(units, spot.rows))
-        for why, count in Counter(units.reason(spot, position) for position in idle.tolist()).items():
-            reason = units.facts.reasons[why]
+        numbers, counts = np.unique(units.reasons(spot)[~_free(units, spot.rows)], return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            reason = units.facts.reasons[number]
             pins.append(Pin(spot.value.name, spot.dim, count, reason.text, reason.location))
     return tuple(pins)
 

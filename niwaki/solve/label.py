@@ -79,14 +79,14 @@ def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True) -
         if value.origin is not Origin.COMPUTED:
             facts.labels[value.number] = _given(facts, value)
     for index, run in enumerate(graph.runs):
-        used: dict[int, tuple[Node, set[Expression]]] = {}
+        used: dict[int, tuple[Node, set[int]]] = {}
         for node in run.nodes:
             call = _Call(facts, graph, node, counting=index == 0)
             _apply(call, facts, graph, node, find)
             used.setdefault(id(node.call), (node, set()))[1].update(call.understood)
         for node, understood in used.values():
-            for number in node.call.numbers:
-                if number not in understood and not isinstance(number, Literal):
+            for position, number in enumerate(node.call.numbers):
+                if position not in understood and not isinstance(number, Literal):
                     _freeze(facts, number, node.location, "enters a computation that niwaki does not follow")
         for item in run.frozen:
             _freeze(facts, item.expression, item.location, "is part of the computed function")
@@ -166,7 +166,7 @@ class _Call(Call):
         self._facts, self._node, self._counting = facts, node, counting
         self._why: dict[str, int] = {}
         self.operator, self.python = node.operator, node.call
-        self.understood: set[Expression] = set()
+        self.understood: set[int] = set()  # positions among the numbers of the Python call
         outputs = [graph.values[number] for number in node.outputs if number is not None]
         self.shapes = tuple(value.shape for value in outputs)
         self.dtypes = tuple(value.dtype for value in outputs)
@@ -228,7 +228,7 @@ class _Call(Call):
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         ours, theirs = left.axes[left_dim], right.axes[right_dim]
         self.equate(ours, theirs)
-        if left.weight:
+        if left.weight and not right.weight:
             self.reads(left, left_dim, right.zero[right_dim])
         if right.weight:
             self.reads(right, right_dim, left.zero[left_dim])
@@ -251,16 +251,20 @@ class _Call(Call):
         for start in range(len(numbers) - len(given) + 1):
             window = numbers[start : start + len(given)]
             if all(number.value in (size, -1) for number, size in zip(window, given, strict=True)):
-                self.understood.update(window)
+                self.understood.update(range(start, start + len(given)))
                 return [None if number.value == -1 else number for number in window]
-        found = [[n for n in numbers if n.value == size and not isinstance(n, Literal)] for size in given]
-        self.understood.update(number for same in found for number in same[:1])
-        return [same[0] if same else None for same in found]
+        found = [
+            [i for i, number in enumerate(numbers) if number.value == size and not isinstance(number, Literal)]
+            for size in given
+        ]
+        self.understood.update(position for same in found for position in same[:1])
+        return [numbers[same[0]] if same else None for same in found]
 
     def number(self, given: int) -> Expression:
-        same = [number for number in self.python.numbers if number.value == given]
+        numbers = self.python.numbers
+        same = [position for position, number in enumerate(numbers) if number.value == given]
         self.understood.update(same[-1:])
-        return same[-1] if same else Literal(given)
+        return numbers[same[-1]] if same else Literal(given)
 
     def count(self, argument: str, dim: int) -> Expression:
         names = [known.name for known in self._node.operator._schema.arguments]

@@ -48,7 +48,7 @@ class Units:
         self.solution: Components = solve(facts)
         self._pinned = np.zeros(facts.ids, dtype=bool)  # components
         self._pinned[0] = True
-        self._late: dict[int, int] = {}  # component -> reason, for what was pinned after solving
+        self._late = np.full(facts.ids, -1)  # component -> reason, for what was pinned after solving
         self._finer: tuple[IntArray, IntArray] = (np.zeros((0, 1), dtype=np.int64), np.zeros(0, dtype=np.int64))
         self.spots = self._find_spots()
         self.rhythms: tuple[Rhythm, ...] = ()
@@ -101,16 +101,18 @@ class Units:
         """The first unit of each group, and the number of units: [groups + 1]."""
         return self._starts
 
-    def reason(self, spot: Spot, position: int) -> int:
-        """The number of the reason for which a position is pinned."""
-        late = [self._late[component] for component in spot.rows[position].tolist() if component in self._late]
-        return late[0] if late else int(self.solution.seed[spot.ids[position]])
+    def reasons(self, spot: Spot) -> IntArray:
+        """The numbers of the reasons for which positions are pinned (meaningless where they are not)."""
+        reasons = self.solution.seed[spot.ids]
+        for column in spot.rows.T[::-1]:
+            reasons = np.where(self._late[column] >= 0, self._late[column], reasons)
+        return reasons
 
     def pin(self, components: IntArray, why: int) -> bool:
         """Pin components; `regroup` must follow. Returns whether any of them was free."""
         new = np.unique(components[~self._pinned[components]])
         self._pinned[new] = True
-        self._late.update(dict.fromkeys(new.tolist(), why))
+        self._late[new] = why
         return bool(len(new))
 
     def pin_axis(self, axis: Axis, why: int) -> bool:

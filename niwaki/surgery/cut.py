@@ -47,12 +47,23 @@ def _carry_out(model: torch.nn.Module, plan: Plan, contents: bool) -> torch.nn.M
         replaced[id(parameter)] = smaller
     for name, buffer in model.named_buffers():
         replaced[id(buffer)] = _kept(buffer.detach(), plan.tensors.get(name, {}), True)
-    small = copy.deepcopy(model, dict(replaced))
+    small = duplicate(model, replaced)
     modules = dict(small.named_modules())
     for edit in plan.attributes:
         _edit(modules, edit)
     remember(small, plan)
     return small
+
+
+def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None) -> torch.nn.Module:
+    """A deep copy in which the tensors with the given identities are replaced. Tensors that are neither parameters nor
+    buffers and hang in an autograd graph (an old-style weight norm leaves such behind) are copied without it."""
+    memo = dict(replaced or {})
+    for module in model.modules():
+        for value in module.__dict__.values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
+    return copy.deepcopy(model, memo)
 
 
 def _kept(tensor: torch.Tensor, kept: Mapping[int, tuple[int, ...]], contents: bool) -> torch.Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 
 from niwaki.core.plan import Plan
+from niwaki.surgery.cut import duplicate
 
 
 def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
@@ -15,7 +14,7 @@ def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     Producing and consuming slices alike; buffers and everything else are as they were.
     """
     plan.check_fits(model)
-    same = copy.deepcopy(model)
+    same = duplicate(model)
     parameters = dict(same.named_parameters())
     with torch.no_grad():
         for name, dims in plan.tensors.items():
