@@ -41,6 +41,9 @@ class Budget:
 
     Raises:
         BudgetError: a limit is no share and no amount, or there is none at all.
+
+    >>> print(Budget(macs=0.5, params=1_000_000, round_to=8))
+    macs <= 50.0%, params <= 1,000,000, a multiple of 8 units per group
     """
 
     macs: float | int | None = None
@@ -101,6 +104,13 @@ def choose(space: SearchSpace, scores: Scores, budget: Budget, *, compare: Among
     Raises:
         BudgetError: the budget cannot be met; the message tells the least reachable cost and what is in the way.
         PlanError: no values of the model's attributes could follow the choice.
+
+    >>> import niwaki, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
+    >>> space = niwaki.search_space(model, torch.randn(1, 4))
+    >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(macs=0.5))
+    >>> space.cost().macs, space.cost(plan).macs
+    (60, 30)
     """
     if scores.values.shape != (space.num_units,):
         raise BudgetError(

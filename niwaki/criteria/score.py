@@ -50,6 +50,17 @@ def score(
         UnknownName: there is no criterion of that name.
         MethodError: data are needed and missing, the loss is no finite scalar, or a function returned something else
             than one finite number per unit.
+
+    >>> import niwaki, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
+    >>> space = niwaki.search_space(model, torch.randn(1, 4))
+    >>> niwaki.score(space, "magnitude").values.shape
+    (10,)
+    >>> batches = [(torch.randn(8, 4), torch.randint(0, 2, (8,))) for _ in range(3)]
+    >>> def loss_fn(model, batch):
+    ...     return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+    >>> niwaki.score(space, "taylor1", batches, loss_fn).criterion
+    'taylor1'
     """
     if not isinstance(criterion, str):
         return Scores(_values(space, criterion(space), _name_of(criterion)), _name_of(criterion))

@@ -76,6 +76,19 @@ class HESSO(Method):
         BudgetError: the budget cannot be met.
         MethodError: the optimizer does not fit the space, or later: the training diverged before a selection.
         UnknownName: there is no criterion of that name.
+
+    >>> import niwaki, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
+    >>> space = niwaki.search_space(model, torch.randn(1, 4))
+    >>> optimizer = torch.optim.AdamW(model.parameters())
+    >>> method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.5), niwaki.Schedule(start=2, until=12, periods=2))
+    >>> for _ in range(12):
+    ...     optimizer.zero_grad()
+    ...     model(torch.randn(8, 4)).square().mean().backward()
+    ...     optimizer.step()
+    >>> method.progress.phase, method.progress.macs
+    ('done', 0.5)
+    >>> small = niwaki.cut(model, method.plan())
     """
 
     name = "hesso"

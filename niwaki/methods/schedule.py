@@ -18,6 +18,9 @@ class Schedule:
 
     Raises:
         MethodError: not whole numbers, or too few steps for the periods.
+
+    >>> Schedule(start=100, until=500, periods=10)
+    Schedule(start=100, until=500, periods=10)
     """
 
     start: int

@@ -1,0 +1,100 @@
+"""HESSO on search spaces of the real engine: what it leaves behind can be cut out without a change of the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from handmade import MLP, ConvNet
+from torch import Tensor, nn
+
+import niwaki
+from niwaki.core.segments import UnitIndex, unit_parameters
+from niwaki.methods.plain import PlainUnits
+
+
+class Grouped(nn.Module):
+    """Inverted residual: a depthwise convolution between two pointwise ones, and a squeeze-excite gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU())
+        self.expand = nn.Sequential(nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24), nn.SiLU())
+        self.depthwise = nn.Sequential(nn.Conv2d(24, 24, 3, padding=1, groups=24), nn.BatchNorm2d(24), nn.SiLU())
+        self.squeeze = nn.Sequential(nn.Conv2d(24, 6, 1), nn.ReLU(), nn.Conv2d(6, 24, 1), nn.Sigmoid())
+        self.project = nn.Conv2d(24, 8, 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.depthwise(self.expand(x))
+        x = x + self.project(y * self.squeeze(y.mean((2, 3), keepdim=True)))
+        return self.head(x.mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """One attention block over a sequence, with a fused projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.norm = nn.LayerNorm(16)
+        self.qkv = nn.Linear(16, 48)
+        self.out = nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 40), nn.Linear(40, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, -1)
+        x = x + self.out(y)
+        x = x + self.down(nn.functional.gelu(self.up(x)))
+        return self.head(x.mean(1))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: MLP(6, 20, 14), (6,)),
+    "conv": (lambda: ConvNet(8, 12), (1, 6, 6)),
+    "grouped": (Grouped, (1, 6, 6)),
+    "attention": (Attention, (5, 16)),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("optimizer_of", [torch.optim.SGD, torch.optim.AdamW])
+def test_train_prune_cut(name: str, optimizer_of: type[torch.optim.Optimizer]) -> None:
+    build, shape = NETS[name]
+    model = build()
+    space = niwaki.search_space(model, torch.randn(1, *shape))
+    optimizer = optimizer_of(model.parameters(), lr=0.02)
+    method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.6), niwaki.Schedule(start=3, until=30, periods=4))
+    for _ in range(35):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(8, *shape)), torch.randint(0, 3, (8,))).backward()
+        optimizer.step()
+    plan = method.plan()
+    small = niwaki.cut(model, plan).eval()
+    x = torch.randn(4, *shape)
+    torch.testing.assert_close(small(x), model.eval()(x), rtol=1e-5, atol=1e-5)
+    assert space.cost(plan).macs <= 0.6 * space.cost().macs
+    assert sum(p.numel() for p in small.parameters()) == space.cost(plan).params
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_places_and_slices_say_the_same(name: str) -> None:
+    """The index by places, which the fast path uses, sums what the slices of each unit hold."""
+    build, shape = NETS[name]
+    model = build()
+    space = niwaki.search_space(model, torch.randn(1, *shape))
+    index, plain = UnitIndex.of(space), PlainUnits(space)
+    entries = [
+        sum(
+            unit_parameters(space)[tensor].index_select(dim, positions).numel()
+            for tensor, dim, positions in plain._entries(unit, produces=True)
+        )
+        for unit in range(space.num_units)
+    ]
+    assert index.entries.tolist() == entries
+    assert min(entries) > 0
