@@ -162,8 +162,8 @@ def _in_the_way(space: SearchSpace) -> str:
     shapes = {shape.name: shape.shape for shape in space.shapes}
     held: defaultdict[str, float] = defaultdict(float)
     for pin in space.pins:
-        shape = shapes.get(pin.tensor, ())
+        shape = shapes.get(pin.parameter, ())
         behind = math.prod(shape) / shape[pin.dim] if pin.dim < len(shape) and shape[pin.dim] else 0.0
-        held[f"{pin.reason} ({pin.tensor}{f', {pin.location}' if pin.location else ''})"] += pin.count * behind
+        held[f"{pin.reason} ({pin.parameter}{f', {pin.location}' if pin.location else ''})"] += pin.count * behind
     worst = sorted(held.items(), key=lambda item: -item[1])[:3]
     return "Most is pinned by: " + "; ".join(f"{reason}, {count:,.0f} parameters" for reason, count in worst) + "."

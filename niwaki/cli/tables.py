@@ -100,7 +100,7 @@ def pins_table(space: SearchSpace) -> Table:
         where = f"{_shortened(pin.location.file)}:{pin.location.line}" if pin.location else ""
         key = (pin.reason, where)
         counts[key] += pin.count
-        examples.setdefault(key, f"{pin.tensor} dim {pin.dim}")
+        examples.setdefault(key, f"{pin.parameter} dim {pin.dim}")
     table = Table(title=f"Pinned: {len(space.pins)} dimensions, {len(counts)} reasons", title_justify="left")
     table.add_column("positions", justify="right")
     for heading in ("reason", "where", "first"):

@@ -82,9 +82,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Positions that can never be removed: how many, of which dimension of which tensor, why, and where."""
+    """Positions that can never be removed: how many, of which dimension of which parameter, why, and where."""
 
-    tensor: str
+    parameter: str
     dim: int
     count: int
     reason: str
@@ -92,7 +92,7 @@ class Pin:
 
     def __str__(self) -> str:
         where = f" at {self.location}" if self.location else ""
-        return f"{self.tensor} dim {self.dim} ({self.count} positions): {self.reason}{where}"
+        return f"{self.parameter} dim {self.dim} ({self.count} positions): {self.reason}{where}"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

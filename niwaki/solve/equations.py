@@ -64,10 +64,10 @@ class _Edges:
         self._why: list[IntArray] = []
         self.count = 0
 
-    def add(self, left: IntArray, right: IntArray, why: int) -> None:
+    def add(self, left: IntArray, right: IntArray, why: int | IntArray) -> None:
         self._from.append(left)
         self._to.append(right)
-        self._why.append(np.full(len(left), why))
+        self._why.append(np.broadcast_to(why, len(left)))
         self.count += len(left)
 
     def arrays(self) -> tuple[IntArray, IntArray, IntArray]:
@@ -125,10 +125,12 @@ def _reconcile(
         a, b = solution.canonical(left), solution.canonical(right)
         _cancel(a, b)
         in_a, in_b = (a != 0).sum(axis=1), (b != 0).sum(axis=1)
-        for rows, size in ((a, in_b), (b, in_a)):
-            ids = np.unique(rows[size == 0])
-            ids = ids[ids != 0]
-            edges.add(np.zeros_like(ids), ids, why)
+        for rows, size, other in ((a, in_b, right), (b, in_a, left)):
+            empty = np.flatnonzero((size == 0) & (rows != 0).any(axis=1))
+            known = np.where(solution.component[other[empty]] == 0, solution.seed[other[empty]], 0).max(axis=1)
+            for column in rows[empty].T:
+                real = column != 0
+                edges.add(np.zeros(int(real.sum()), int), column[real], np.where(known > 0, known, why)[real])
         single = (in_a == 1) & (in_b == 1)
         edges.add(a[single].sum(axis=1), b[single].sum(axis=1), why)
         if not (_define(solution, a, b, in_a, in_b) or _define(solution, b, a, in_b, in_a)):
