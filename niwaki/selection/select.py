@@ -12,14 +12,16 @@ them expensive groups give more than cheap ones, by less than their cost.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Among, group_of
+from niwaki.selection.levels import Levels, Steps
+from niwaki.selection.pricing import costs, prices
+from niwaki.selection.queue import Queue
 
 GAMMA = 0.25
 
@@ -27,75 +29,7 @@ _ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on
 _SWAPS = 16
 _TIGHT = 0.01
 _TINY = 1e-300
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """The sizes a group may have: multiples of ``round_to`` that are at least ``min_units``, or its full size."""
-
-    round_to: int = 1
-    min_units: int = 1
-
-    def allows(self, full: int, kept: IntArray) -> BoolArray:
-        """Whether a group of ``full`` units may keep ``kept``."""
-        fits: BoolArray = ((kept % self.round_to == 0) & (kept >= max(1, self.min_units))) | (kept == full)
-        return fits
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Levels:
-    """By which steps groups can shrink.
-
-    A block is a group, or several that are tied; it stands at level j after j of its ties' steps. Levels it may not
-    stand at are jumped over. The c-th unit that leaves group g does so on the way to level
-    ``reached[first of g + c - 1]``, from the level ``left`` at the same place; ``reached`` is -1 if it never leaves.
-    """
-
-    block: IntArray  # [groups]
-    step: IntArray  # [groups], units per level
-    reached: IntArray  # [num_units]
-    left: IntArray  # [num_units]
-
-    @classmethod
-    def of(cls, space: SearchSpace, steps: Steps) -> _Levels:
-        groups = len(space.groups)
-        tied = [(tie.groups, tie.steps, tie.most) for tie in space.ties]
-        taken = {group for members, _, _ in tied for group in members}
-        blocks = tied + [((g,), (1,), space.groups[g].units - 1) for g in range(groups) if g not in taken]
-        block, step = np.empty(groups, np.int64), np.empty(groups, np.int64)
-        reached, left = np.full(space.num_units, -1), np.full(space.num_units, -1)
-        for number, (members, per_level, most) in enumerate(blocks):
-            levels = np.arange(most + 1)
-            may = np.ones(most + 1, dtype=bool)
-            for member, per in zip(members, per_level, strict=True):
-                may &= steps.allows(space.groups[member].units, space.groups[member].units - per * levels)
-            allowed = np.flatnonzero(may)  # level 0 always
-            for member, per in zip(members, per_level, strict=True):
-                block[member], step[member] = number, per
-                leaving = np.arange(1, per * allowed[-1] + 1)
-                place = np.searchsorted(allowed, -(-leaving // per))
-                first = space.groups[member].first
-                reached[first : first + len(leaving)] = allowed[place]
-                left[first : first + len(leaving)] = allowed[place - 1]
-        return cls(block, step, reached, left)
-
-
-def costs(space: SearchSpace, keep: BoolArray, measures: Collection[str]) -> dict[str, float]:
-    """The cost of ``keep`` in each of ``measures``: fields of `Cost`, or ``units``."""
-    alive = space.cost_model.counts(keep.astype(np.float64))
-    return {
-        measure: float(keep.sum()) if measure == "units" else float(round(space.cost_model.terms(measure).total(alive)))
-        for measure in measures
-    }
-
-
-def prices(space: SearchSpace, keep: BoolArray, measures: Collection[str]) -> dict[str, FloatArray]:
-    """What each unit alone costs beside ``keep``, [num_units] per measure; never more than its return would cost."""
-    gates = keep.astype(np.float64)
-    return {
-        measure: np.ones(space.num_units) if measure == "units" else space.cost_model.price(gates, measure)
-        for measure in measures
-    }
+_FREE = Steps()
 
 
 def select(
@@ -104,7 +38,7 @@ def select(
     limits: Mapping[str, float],
     removed: BoolArray | None = None,
     *,
-    steps: Steps = Steps(),
+    steps: Steps = _FREE,
     compare: Among = "group",
 ) -> BoolArray:
     """The units to keep, [num_units], so that every measure in ``limits`` is met from below.
@@ -118,37 +52,13 @@ def select(
     return chooser.tighten(chooser.refill(chooser.shrink(start), start), start)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Queue:
-    """Units in the order in which they leave (or return): step i moves ``units[start[i] : start[i + 1]]``."""
-
-    units: IntArray
-    start: IntArray  # [steps + 1]
-
-    def first(self, steps: int) -> IntArray:
-        """The units of the first ``steps`` steps."""
-        return self.units[: self.start[steps]]
-
-    def only(self, which: BoolArray) -> _Queue:
-        """The steps with ``which`` true."""
-        sizes = np.diff(self.start)
-        return _Queue(self.units[np.repeat(which, sizes)], np.append(0, np.cumsum(sizes[which])))
-
-    def sums(self, values: FloatArray) -> FloatArray:
-        """Sums of ``values`` [num_units] over each step."""
-        return _sums(values[self.units], self.start)
-
-    def __len__(self) -> int:
-        return len(self.start) - 1
-
-
 class _Chooser:
     def __init__(
         self, space: SearchSpace, saliency: FloatArray, limits: dict[str, float], steps: Steps, compare: Among
     ) -> None:
         self.space, self.saliency, self.limits, self.compare = space, saliency, limits, compare
         self.group, self.groups = group_of(space), len(space.groups)
-        self.levels = _Levels.of(space, steps)
+        self.levels = Levels.of(space, steps)
         self.block = self.levels.block[self.group]
         self.first = np.array([group.first for group in space.groups], np.int64)
         self.size = np.array([group.units for group in space.groups], np.int64)
@@ -243,7 +153,7 @@ class _Chooser:
 
     def _leaving(
         self, keep: BoolArray, weight: Mapping[str, float], price: Mapping[str, FloatArray], last: BoolArray | None
-    ) -> _Queue:
+    ) -> Queue:
         """The steps by which the groups of ``keep`` can shrink, those first that lose least per cost saved."""
         mixed = self._mixed(price, weight)
         units, group, place, alive = self._sorted(keep, self.saliency / mixed)
@@ -253,9 +163,9 @@ class _Chooser:
             worth = np.where(last[units], 1 / _TINY, worth)
         level = self.levels.reached[self.first[group] + (self.size - alive)[group] + place]
         may = level >= 0
-        return self._queue(units[may], level[may], worth[may], mixed)
+        return Queue.of(units[may], self.block[units[may]], level[may], worth[may], mixed[units[may]])
 
-    def _returning(self, keep: BoolArray, may: BoolArray, price: Mapping[str, FloatArray]) -> _Queue:
+    def _returning(self, keep: BoolArray, may: BoolArray, price: Mapping[str, FloatArray]) -> Queue:
         """The next step by which each block can grow with units of ``may``, those first that give most per cost."""
         weight = self.dense
         mixed = self._mixed(price, weight)
@@ -268,7 +178,8 @@ class _Chooser:
         after = held + self._cumulative(units)
         worth = self._worth(after, after - self.saliency[units], units, weight)
         near = (place < needed[group]) & ~np.isin(self.block[units], blocked)
-        return self._queue(units[near], np.zeros(int(near.sum()), np.int64), -worth[near], mixed)
+        units, worth = units[near], worth[near]
+        return Queue.of(units, self.block[units], np.zeros_like(units), -worth, mixed[units])
 
     def _sorted(self, which: BoolArray, key: FloatArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """The units of ``which`` by group and then by ``key``; their groups, their places there; the groups' sizes."""
@@ -287,33 +198,14 @@ class _Chooser:
         before = (total - self.saliency[units])[first]
         return np.asarray(total - before[np.cumsum(first) - 1], np.float64)
 
-    def _queue(self, units: IntArray, step: IntArray, worth: FloatArray, price: FloatArray) -> _Queue:
-        """Units as steps of their blocks, in the order of worth per price; the steps of a block stay in order."""
-        if not len(units):
-            return _Queue(units, np.zeros(1, np.int64))
-        order = np.lexsort((step, self.block[units]))
-        units, step, worth, block = units[order], step[order], worth[order], self.block[units[order]]
-        new = np.append(True, (np.diff(block) != 0) | (np.diff(step) != 0))
-        start = np.append(np.flatnonzero(new), len(units))
-        sizes = np.diff(start)
-        key = _sums(worth, start) / _sums(price[units], start)
-        rank = np.empty(len(key), np.int64)
-        rank[np.argsort(key, kind="stable")] = np.arange(len(key))
-        lift = block[start[:-1]] * len(key)
-        rank = np.maximum.accumulate(rank + lift) - lift
-        order = np.argsort(rank, kind="stable")
-        ends = np.cumsum(sizes[order])
-        within = np.arange(len(units)) - np.repeat(ends - sizes[order], sizes[order])
-        return _Queue(units[np.repeat(start[:-1][order], sizes[order]) + within], np.append(0, ends))
-
-    def _fitting(self, queue: _Queue, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> BoolArray:
+    def _fitting(self, queue: Queue, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> BoolArray:
         """Which steps may fit into ``slack`` if taken alone."""
         fits = np.ones(len(queue), dtype=bool)
         for measure, room in slack.items():
             fits &= queue.sums(price[measure]) <= room
         return fits
 
-    def _steps_saving(self, queue: _Queue, price: Mapping[str, FloatArray], amounts: Mapping[str, float]) -> int:
+    def _steps_saving(self, queue: Queue, price: Mapping[str, FloatArray], amounts: Mapping[str, float]) -> int:
         """How many steps save ``amounts`` by today's prices, which promise too much: it takes no fewer."""
         needed = [
             int(np.searchsorted(np.cumsum(queue.sums(price[measure])), amount)) + 1
@@ -321,7 +213,7 @@ class _Chooser:
         ]
         return min(max(needed), len(queue))
 
-    def _fewest(self, queue: _Queue, keep: BoolArray, low: int) -> int:
+    def _fewest(self, queue: Queue, keep: BoolArray, low: int) -> int:
         """The fewest steps, at least ``low``, after which every limit is met (all, if none does)."""
         high, stride = low, 1
         while high < len(queue) and not self._met(keep, queue.first(high), False):
@@ -334,7 +226,7 @@ class _Chooser:
                 low = middle + 1
         return low
 
-    def _most(self, queue: _Queue, keep: BoolArray, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> int:
+    def _most(self, queue: Queue, keep: BoolArray, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> int:
         """The most steps that can return with every limit still met."""
         low, high = 0, len(queue)
         for measure, room in slack.items():  # prices are never above what a return costs, so this bound is safe
@@ -353,8 +245,3 @@ class _Chooser:
         trial = keep.copy()
         trial[units] = value
         return not self._excess(trial)
-
-
-def _sums(values: FloatArray, start: IntArray) -> FloatArray:
-    """Sums of consecutive pieces, none of them empty."""
-    return np.add.reduceat(values, start[:-1]) if len(values) else np.empty(0)

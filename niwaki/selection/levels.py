@@ -1,0 +1,62 @@
+"""The sizes that groups may have, and the steps between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from niwaki.core.counts import IntArray
+from niwaki.core.space import BoolArray, SearchSpace
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The sizes a group may have: multiples of ``round_to`` that are at least ``min_units``, or its full size."""
+
+    round_to: int = 1
+    min_units: int = 1
+
+    def allows(self, full: int, kept: IntArray) -> BoolArray:
+        """Whether a group of ``full`` units may keep ``kept``."""
+        fits: BoolArray = ((kept % self.round_to == 0) & (kept >= max(1, self.min_units))) | (kept == full)
+        return fits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Levels:
+    """By which steps groups can shrink.
+
+    A block is a group, or several that are tied; it stands at level j after j of its ties' steps. Levels it may not
+    stand at are jumped over. The c-th unit that leaves group g does so on the way to level
+    ``reached[first of g + c - 1]``, from the level ``left`` at the same place; ``reached`` is -1 if it never leaves.
+    """
+
+    block: IntArray  # [groups]
+    step: IntArray  # [groups], units per level
+    reached: IntArray  # [num_units]
+    left: IntArray  # [num_units]
+
+    @classmethod
+    def of(cls, space: SearchSpace, steps: Steps) -> Levels:
+        """The levels of all blocks of ``space``."""
+        groups = len(space.groups)
+        tied = [(tie.groups, tie.steps, tie.most) for tie in space.ties]
+        taken = {group for members, _, _ in tied for group in members}
+        blocks = tied + [((g,), (1,), space.groups[g].units - 1) for g in range(groups) if g not in taken]
+        block, step = np.empty(groups, np.int64), np.empty(groups, np.int64)
+        reached, left = np.full(space.num_units, -1), np.full(space.num_units, -1)
+        for number, (members, per_level, most) in enumerate(blocks):
+            levels = np.arange(most + 1)
+            may = np.ones(most + 1, dtype=bool)
+            for member, per in zip(members, per_level, strict=True):
+                may &= steps.allows(space.groups[member].units, space.groups[member].units - per * levels)
+            allowed = np.flatnonzero(may)  # level 0 always
+            for member, per in zip(members, per_level, strict=True):
+                block[member], step[member] = number, per
+                leaving = np.arange(1, per * allowed[-1] + 1)
+                place = np.searchsorted(allowed, -(-leaving // per))
+                first = space.groups[member].first
+                reached[first : first + len(leaving)] = allowed[place]
+                left[first : first + len(leaving)] = allowed[place - 1]
+        return cls(block, step, reached, left)
