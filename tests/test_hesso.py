@@ -11,6 +11,7 @@ import torch
 from handmade import MLP, ConvNet, Overlap, conv_space, mlp_space, overlap_space
 from torch import Tensor, nn
 
+import niwaki
 from niwaki.budget import Budget
 from niwaki.core.space import SearchSpace
 from niwaki.errors import BudgetError, MethodError, UnknownName
@@ -24,7 +25,13 @@ class Training:
     """A net on fixed random data, with or without HESSO."""
 
     def __init__(
-        self, net: str, build: Build, budget: Budget | None = None, schedule: Schedule = SCHEDULE, **options: object
+        self,
+        net: str,
+        build: Build,
+        budget: Budget | None = None,
+        schedule: Schedule = SCHEDULE,
+        dtype: torch.dtype = torch.float32,
+        **options: object,
     ) -> None:
         torch.manual_seed(7)
         make, space_of, shape = {
@@ -33,10 +40,10 @@ class Training:
             "conv": (ConvNet, conv_space, (1, 6, 6)),
             "overlap": (Overlap, overlap_space, (5,)),
         }[net]
-        self.model: nn.Module = make()
+        self.model: nn.Module = make().to(dtype)
         self.space: SearchSpace = space_of(self.model)
         self.optimizer = build(self.model.parameters())
-        self.x, self.y = torch.randn(40, 8, *shape), torch.randint(0, 2, (40, 8))
+        self.x, self.y = torch.randn(40, 8, *shape).to(dtype), torch.randint(0, 2, (40, 8))
         self.done = 0
         self.method: HESSO | None = None
         if budget is not None:
@@ -183,6 +190,39 @@ def test_any_registered_criterion() -> None:
         run = Training("mlp", sgd, Budget(macs=0.5), criteria=criteria)
         run.step(SCHEDULE.until)
         assert run.method.progress.macs <= 0.5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("vectorised", [True, False])
+def test_other_precisions(dtype: torch.dtype, vectorised: bool) -> None:
+    run = Training("conv", sgd, Budget(macs=0.4), vectorised=vectorised, dtype=dtype)
+    run.step(SCHEDULE.until)
+    assert run.method.progress.macs <= 0.4  # type: ignore[union-attr]
+    assert all((run.parameters()[name][mask] == 0).all() for name, mask in run.driven(run.marked()).items())
+
+
+def test_channels_last_and_sparse_gradients() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(11, 24, sparse=True)
+            self.out = nn.Linear(24, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(self.words(x)))
+
+    for model, x in (
+        (Words(), torch.randint(0, 11, (8,))),
+        (ConvNet().to(memory_format=torch.channels_last), torch.randn(8, 1, 6, 6)),
+    ):
+        space = niwaki.search_space(model, x)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        method = HESSO(space, optimizer, Budget(macs=0.5), SCHEDULE)
+        for _ in range(SCHEDULE.until):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        assert method.progress.macs <= 0.5 and method.plan().tensors
 
 
 def test_detach_ends_it() -> None:

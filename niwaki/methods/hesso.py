@@ -176,7 +176,7 @@ class HESSO(Method):
 
     def _score(self) -> None:
         values = self._units.values(self._criteria, self.seed)
-        self._window = values if self._window is None else self._window.add_(values)
+        self._window = values if self._window is None else values.add_(self._window.to(values))
         self._samples += 1
 
     def _select(self, period: int) -> None:
@@ -241,5 +241,5 @@ class HESSO(Method):
         self._status = state["status"].cpu().numpy().copy()
         self._samples = int(state["samples"])
         window = state.get("window")
-        self._window = None if window is None else window.clone().to(next(self.space.model.parameters()).device)
+        self._window = None if window is None else window.clone()
         self._mark()

@@ -33,7 +33,7 @@ class PlainUnits(Units):
             x, gradient, before = [], [], []
             for name, dim, index in self._entries(number, produces=True):
                 weight = self._parameters[name]
-                grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.to_dense()
                 x.append(weight.detach().index_select(dim, index).flatten())
                 gradient.append(grad.index_select(dim, index).flatten())
                 before.append(self._before.get(name, weight.detach()).index_select(dim, index).flatten())

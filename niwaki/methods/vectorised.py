@@ -90,5 +90,8 @@ def _joined_gradient(gradients: Sequence[Tensor | None], weights: Sequence[Tenso
     """The gradients of a bundle as one tensor; None where no gradient reached any of it."""
     if all(gradient is None for gradient in gradients):
         return None
-    parts = [torch.zeros_like(w) if g is None else g for g, w in zip(gradients, weights, strict=True)]
+    parts = [
+        torch.zeros_like(weight) if gradient is None else gradient.to_dense() if gradient.is_sparse else gradient
+        for gradient, weight in zip(gradients, weights, strict=True)
+    ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
