@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -258,6 +260,15 @@ def test_a_step_skipped_on_overflow_is_skipped(fused: bool) -> None:
         if overflow:
             assert all(torch.equal(value, before[name]) for name, value in run.parameters().items())
     assert run.method.step == SCHEDULE.until and run.method.progress.macs <= 0.4
+
+
+def test_nothing_outlives_the_run() -> None:
+    run = Training("mlp", sgd, Budget(macs=0.4))
+    run.step(SCHEDULE.until)
+    alive = weakref.ref(run.model)
+    del run
+    gc.collect()
+    assert alive() is None
 
 
 def test_optimizers_with_a_closure() -> None:

@@ -17,7 +17,7 @@ from niwaki.errors import MethodError
 
 KEY = "niwaki"
 _FORMAT = 1
-_attached: WeakKeyDictionary[Optimizer, Method] = WeakKeyDictionary()
+_attached: WeakKeyDictionary[Optimizer, str] = WeakKeyDictionary()  # the name of its method
 
 
 class Method(ABC):
@@ -40,7 +40,7 @@ class Method(ABC):
         _check_parameters(space, optimizer)
         if optimizer in _attached:
             raise MethodError(
-                f"This optimizer has a method already ({_attached[optimizer].name}). Call its detach() first: two "
+                f"This optimizer has a method already ({_attached[optimizer]}). Call its detach() first: two "
                 "methods would drive the same units."
             )
         self._loading: Mapping[str, Any] | None = None
@@ -49,7 +49,7 @@ class Method(ABC):
     @final
     def attach(self) -> None:
         """Register the hooks; subclasses call it at the end of their constructor."""
-        _attached[self.optimizer] = self
+        _attached[self.optimizer] = self.name
         self._handles = [
             self.optimizer.register_step_pre_hook(self._pre_step),
             self.optimizer.register_step_post_hook(self._post_step),
@@ -63,9 +63,9 @@ class Method(ABC):
         """Let go of the optimizer. The parameters stay as they are; zeros are no longer kept."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        if _attached.get(self.optimizer) is self:
+        if self._handles:
             del _attached[self.optimizer]
+        self._handles = []
 
     @abstractmethod
     def plan(self) -> Plan:

@@ -58,7 +58,7 @@ class HESSO(Method):
     by (T - t - 1) / (T - t) on step t = 0 ... T - 1 of the period, which fades what they hold linearly to exact zero.
     Zeros stay zero. Unmarked units take the bare optimizer's step, to the bit.
 
-    What differs from the released code (see the package's documentation of methods): each criterion is averaged over
+    What differs from the released code: each criterion is averaged over
     ``window`` steps before a selection and divided by its mean in the group; Taylor terms use the gradient; the cosine
     has the sign of DHSPG; selections respect costs, divisibility and the least size of every group.
 
