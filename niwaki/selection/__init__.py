@@ -1,6 +1,6 @@
 """From saliencies and limits to the units that stay. Imports niwaki.core and niwaki.criteria."""
 
+from niwaki.selection.greedy import select as select
 from niwaki.selection.levels import Steps as Steps
 from niwaki.selection.pricing import costs as costs
 from niwaki.selection.pricing import prices as prices
-from niwaki.selection.select import select as select
