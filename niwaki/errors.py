@@ -8,11 +8,14 @@ class NiwakiError(Exception):
 
 
 class TraceError(NiwakiError):
-    """The model could not be run with the example inputs; ``nodes_reached`` operators had run before it failed."""
+    """The model could not be run with the example inputs.
 
-    def __init__(self, message: str, nodes_reached: int = 0) -> None:
+    ``operator`` is the number of the operator that failed or, if Python code failed between two, of the one before.
+    """
+
+    def __init__(self, message: str, operator: int = 0) -> None:
         super().__init__(message)
-        self.nodes_reached = nodes_reached
+        self.operator = operator
 
 
 class UnknownName(NiwakiError):

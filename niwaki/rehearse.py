@@ -7,16 +7,20 @@ axes are then pinned with its source line, and the rehearsal starts again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
+from niwaki import rules
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import TraceError
+from niwaki.rules.pointwise import pointwise
 from niwaki.solve.build import Builder
 from niwaki.solve.label import Facts
 from niwaki.surgery.cut import cut_empty
-from niwaki.trace.graph import Graph, Run
+from niwaki.trace.graph import Graph, Node, Ref, Run
 from niwaki.trace.tracer import ExampleCall, trace
 
 _PLANS = 2
@@ -73,8 +77,7 @@ def _rehearse(
         try:
             tried = trace(small, [call], modes=(False,))
         except TraceError as failure:
-            reached = failure.nodes_reached
-            return _Problem(facts, start + reached, f"fails: {failure.__cause__}")
+            return _Problem(facts, start + failure.operator, f"fails, or what follows it: {failure.__cause__}")
         problem = _compare(facts, builder, start, run, tried, keep)
         if problem is not None:
             return problem
@@ -88,6 +91,8 @@ def _compare(facts: Facts, builder: Builder, start: int, run: Run, tried: Graph,
     for index, node in enumerate(run.nodes):
         if index >= len(ours) or ours[index].operator is not node.operator:
             return _Problem(facts, start + index, "is replaced by another operator")
+        if _constants(node) != _constants(ours[index]):
+            return _Problem(facts, start + index, f"is given {_constants(ours[index])} instead of {_constants(node)}")
         for before, after in zip(node.outputs, ours[index].outputs, strict=True):
             if before is None or after is None:
                 continue
@@ -101,3 +106,14 @@ def _compare(facts: Facts, builder: Builder, start: int, run: Run, tried: Graph,
                 shape = list(tried.values[after].shape)
                 return _Problem(facts, start + index, f"gives the shape {shape} instead of {list(expected)}")
     return None
+
+
+def _constants(node: Node) -> list[Any]:
+    """The arguments that no cut may change: all that are neither tensors nor whole numbers, and for element-wise
+    operators the whole numbers too."""
+    whole = rules.find(node.operator) is pointwise
+    return [
+        argument
+        for argument in tree_leaves((node.args, dict(node.kwargs)))
+        if not isinstance(argument, Ref) and (whole or isinstance(argument, bool) or not isinstance(argument, int))
+    ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from niwaki.core.space import SearchSpace
+    from niwaki.core.space import Pin, SearchSpace
 
 _SHOWN = 12
 
@@ -31,12 +30,15 @@ def describe_space(space: SearchSpace) -> str:
             f"{step} of {space.groups[group].name}" for group, step in zip(tie.groups, tie.steps, strict=True)
         )
         lines.append(f"  tied, leaving together: {parts}")
-    reasons: Counter[str] = Counter()
+    by_reason: dict[str, list[Pin]] = {}
     for pin in space.pins:
-        reasons[f"{pin.reason} at {pin.location}" if pin.location else pin.reason] += 1
-    if reasons:
-        lines.append(f"Pinned: {len(space.pins)} dimensions, for {len(reasons)} reasons (space.pins has them all)")
-        for reason, count in reasons.most_common(_SHOWN):
-            lines.append(f"  {count} x {reason}")
+        by_reason.setdefault(pin.reason, []).append(pin)
+    if by_reason:
+        lines.append(f"Pinned: {len(space.pins)} dimensions, for {len(by_reason)} reasons (space.pins has them all)")
+    for reason, pins in sorted(by_reason.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
+        where = f" at {pins[0].location}" if pins[0].location else ""
+        lines.append(f"  {len(pins)} x {reason}: {pins[0].parameter} dim {pins[0].dim}{where}")
+    if len(by_reason) > _SHOWN:
+        lines.append(f"  ... and {len(by_reason) - _SHOWN} more reasons")
     lines += [f"Note: {note}" for note in space.notes]
     return "\n".join(lines)

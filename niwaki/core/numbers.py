@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.location import Location
@@ -60,7 +61,7 @@ class Combination:
 
 Expression = Literal | Attribute | Count | Combination
 
-OPERATORS: Mapping[str, Callable[[int, int], int]] = {
+OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
@@ -85,7 +86,7 @@ def evaluate(expression: Expression, attributes: Mapping[Attribute, int], counts
         right = evaluate(expression.right, attributes, counts)
         if left is None or right is None or (expression.symbol in "//%" and right == 0):
             return None
-        return OPERATORS[expression.symbol](left, right)
+        return int(OPERATORS[expression.symbol](left, right))
     if isinstance(expression, Attribute):
         return attributes.get(expression, expression.value)
     if isinstance(expression, Count):

@@ -80,13 +80,17 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """One forward pass: its nodes, the value numbers of its outputs, the mode it ran in, whether it failed."""
+    """One forward pass: its nodes, the value numbers of its outputs, the mode it ran in.
+
+    ``error``: what it failed with, and ``inside`` whether that came out of an operator rather than from Python code.
+    """
 
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
     frozen: tuple[Frozen, ...]
     training: bool
     error: Exception | None = None
+    inside: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -39,16 +39,16 @@ class TrackedInt(int):
         return int.__float__(self)
 
     def __truediv__(self, other: Any) -> Any:
-        return _leave(self, int.__truediv__(self, _plain(other)), other)
+        return _leave(operator.truediv, self, other)
 
     def __rtruediv__(self, other: Any) -> Any:
-        return _leave(self, int.__rtruediv__(self, _plain(other)), other)
+        return _leave(operator.truediv, other, self)
 
     def __pow__(self, other: Any, modulus: Any = None) -> Any:
-        return _leave(self, int.__pow__(self, _plain(other), modulus), other)
+        return _leave(pow, self, other) if modulus is None else NotImplemented
 
     def __rpow__(self, other: Any, modulus: Any = None) -> Any:
-        return _leave(self, int.__rpow__(self, _plain(other), modulus), other)
+        return _leave(pow, other, self) if modulus is None else NotImplemented
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
@@ -64,16 +64,19 @@ def plain(number: int) -> int:
     return int.__index__(number)
 
 
-def _plain(other: Any) -> Any:
-    return plain(other) if isinstance(other, TrackedInt) else other
+def _leave(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    """Arithmetic whose result is not followed. (A float on the left, as in ``0.5 * n``, never gets here: Python lets
+    the float take any integer as it is. The rehearsal compares such numbers where they reach an operator.)"""
+    if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
+        return NotImplemented
+    for number in (left, right):
+        if isinstance(number, TrackedInt):
+            freeze(number)
+    return operation(_plain(left), _plain(right))
 
 
-def _leave(number: TrackedInt, result: Any, other: Any = None) -> Any:
-    if result is not NotImplemented:
-        freeze(number)
-        if isinstance(other, TrackedInt):
-            freeze(other)
-    return result
+def _plain(number: float) -> float:
+    return plain(number) if isinstance(number, TrackedInt) else number
 
 
 def freeze(number: int) -> None:
@@ -95,33 +98,20 @@ def _combine(symbol: str, left: Any, right: Any) -> Any:
 
 def _forward(symbol: str) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
-        result = _combine(symbol, self, other)
-        if result is NotImplemented and isinstance(other, float):
-            freeze(self)
-            return _FLOAT[symbol](float(plain(self)), other)
-        return result
+        if isinstance(other, float):
+            return _leave(OPERATORS[symbol], self, other)
+        return _combine(symbol, self, other)
 
     return method
 
 
 def _reflected(symbol: str) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
-        result = _combine(symbol, other, self)
-        if result is NotImplemented and isinstance(other, float):
-            freeze(self)
-            return _FLOAT[symbol](other, float(plain(self)))
-        return result
+        return _combine(symbol, other, self)
 
     return method
 
 
-_FLOAT: dict[str, Callable[[float, float], float]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "//": operator.floordiv,
-    "%": operator.mod,
-}
 for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "//"), ("mod", "%")):
     setattr(TrackedInt, f"__{_name}__", _forward(_symbol))
     setattr(TrackedInt, f"__r{_name}__", _reflected(_symbol))

@@ -63,7 +63,7 @@ def trace(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[
                         f"The model does not run on the example inputs: {type(run.error).__qualname__}: {run.error}. "
                         "niwaki runs it once as model(*inputs) in eval mode; pass inputs that it accepts "
                         "(a tensor or tuple for positional arguments, a dict for keywords).",
-                        nodes_reached=len(run.nodes),
+                        operator=len(run.nodes) if run.inside else max(len(run.nodes) - 1, 0),
                     ) from run.error
                 runs.append(run)
     return Graph(tuple(recorder.values), tuple(runs))
@@ -78,6 +78,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._nodes: list[Node] = []
         self._frozen: list[Frozen] = []
+        self._inside = False
         self._calls = CallMode(self)
         self._modules = [""]
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
@@ -90,7 +91,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def run(self, model: torch.nn.Module, call: ExampleCall, training: bool) -> Run:
         """Record one forward pass."""
-        self._nodes, self._frozen = [], []
+        self._nodes, self._frozen, self._inside = [], [], False
         error: Exception | None = None
         outputs: tuple[int, ...] = ()
         args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
@@ -112,7 +113,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with torch.no_grad():
                 tensor.copy_(content)
         self._undo.clear()
-        return Run(tuple(self._nodes), outputs, tuple(self._frozen), training, error)
+        return Run(tuple(self._nodes), outputs, tuple(self._frozen), training, error, self._inside)
 
     def number_of(self, tensor: torch.Tensor) -> int:
         """The value number of a tensor; one never seen before is a constant."""
@@ -140,7 +141,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         named = {name: self._reference(argument) for name, argument in kwargs.items()}
         if func._schema.is_mutable:
             self._remember_written(func, args)
+        self._inside = True
         result = func(*args, **kwargs)
+        self._inside = False
         first = next((a.value for a in arguments if isinstance(a, Ref)), None)
         results = result if isinstance(result, (tuple, list)) else (result,)
         viewing = any(r.alias_info is not None for r in func._schema.returns)
