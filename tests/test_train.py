@@ -339,7 +339,7 @@ from niwaki.train.job import train
 from niwaki.train.loop import Silent
 from niwaki.train.recipe import Recipe
 resume = sys.argv[2] == "resume"
-train(Recipe(epochs=6, batch_size=128), Path(sys.argv[1]), Silent(), resume=resume, overwrite=not resume,
+train(Recipe(epochs=4, batch_size=128), Path(sys.argv[1]), Silent(), resume=resume, overwrite=not resume,
       checkpoint_every=3, measure_seconds=0.05)
 """
 
@@ -366,9 +366,9 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
         process = subprocess.Popen(
             command(killed, resume=bool(before)), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        while kills < 3 and process.poll() is None and checkpoints_in(killed) <= before:
+        while kills < 2 and process.poll() is None and checkpoints_in(killed) <= before:
             time.sleep(0.01)
-        if kills < 3:
+        if kills < 2:
             time.sleep(generator.random() * 0.3)
             process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
@@ -384,7 +384,7 @@ def test_resuming_needs_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         train(SHORT, tmp_path / "out", Recorder(stop_at=2))
     import dataclasses
 
-    with pytest.raises(RunError, match="was started with lr = 0.05, not 0.5"):
+    with pytest.raises(RunError, match="was started with lr = 0.02, not 0.5"):
         train(dataclasses.replace(SHORT, lr=0.5), tmp_path / "out", Silent(), resume=True)
     checkpoint = read_checkpoint(tmp_path / "out")
     run = Run(SHORT, load_images("digits", 1), CPU)

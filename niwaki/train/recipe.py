@@ -30,7 +30,7 @@ class Recipe:
     keep_params: float | None = None
     epochs: int = 40
     batch_size: int = 64
-    lr: float = 0.05
+    lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
     seed: int = 0
