@@ -21,7 +21,6 @@ from niwaki.rules import (
     views,
     windows,
 )
-
 from niwaki.rules.registry import RULES, Rule
 
 __all__ = [

@@ -24,14 +24,17 @@ def attention(call: Call) -> list[Label]:
     q, k, v = call["query"], call["key"], call["value"]
     heads = _shared_heads(call, q.axes[1], k.axes[1])
     call.equate(k.axes[1], v.axes[1])
-    for i, j, m in zip(q.axes[:1], k.axes[:1], v.axes[:1], strict=True):
-        call.equate(i, j)
-        call.equate(j, m)
+    call.equate(q.axes[0], k.axes[0])
+    call.equate(k.axes[0], v.axes[0])
+    call.equate(k.axes[2], v.axes[2])
     call.contract(q, 3, k, 3)
     if call.arguments.get("scale") is None:
         call.pin(q.axes[3], "attention is scaled by the size of this dimension")
-    for axis in (k.axes[2], v.axes[2]):
-        call.pin(axis, "attention averages over this dimension")
+    call.pin(k.axes[2], "attention averages over this dimension")
+    if call.arguments.get("is_causal"):
+        call.pin(q.axes[2], "the causal mask counts along this dimension")
+    if q.axes[3].size == v.axes[3].size:  # as the fused kernels want it; another one would take over after the cut
+        call.size_is(call.count("value", 3), q.axes[3], "the size of a head's values")
     mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
     if mask is not None:
         for ours, theirs in zip((q.axes[0], heads, q.axes[2], k.axes[2])[-len(mask.axes) :], mask.axes, strict=True):
@@ -55,42 +58,84 @@ def _shared_heads(call: Call, query: Axis, key: Axis) -> Axis:
     return query
 
 
-class _Heads(nn.Module):
-    def __init__(self) -> None:
+class _Fused(nn.Module):
+    """The operator on parameters: 4 heads, 5 queries, 6 keys, 7 head dimensions that q, k and v share."""
+
+    def __init__(self, mask: bool = False, causal: bool = False, scale: float | None = None) -> None:
         super().__init__()
-        self.q, self.k = nn.Parameter(torch.randn(2, 4, 5, 6)), nn.Parameter(torch.randn(2, 4, 5, 6))
-        self.v, self.mask = nn.Parameter(torch.randn(2, 4, 5, 7)), nn.Parameter(torch.randn(2, 4, 5, 5))
+        self.q, self.k = nn.Parameter(torch.randn(2, 4, 5, 7)), nn.Parameter(torch.randn(2, 4, 6, 7))
+        self.v = nn.Parameter(torch.randn(2, 4, 6, 7))
+        self.mask = nn.Parameter(torch.randn(2, 4, 5, 6)) if mask else None
+        self.causal, self.scale = causal, scale
 
     def forward(self) -> torch.Tensor:
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return attend(self.q, self.k, self.v[..., :6], attn_mask=self.mask, scale=0.5)[0]
+        values = self.v * self.k  # so that their head dimensions go together
+        made: torch.Tensor = attend(
+            self.q, self.k, values, is_causal=self.causal, attn_mask=self.mask, scale=self.scale
+        )[0]
+        return made
 
 
-class _DefaultScale(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k = nn.Parameter(torch.randn(2, 3, 5, 6)), nn.Parameter(torch.randn(2, 3, 5, 6))
-        self.v = nn.Parameter(torch.randn(2, 3, 5, 6))
+class _Untied(_Fused):
+    """Every operand of its own."""
 
     def forward(self) -> torch.Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(self.q, self.k, self.v)
+        made: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(self.q, self.k, self.v)[0]
+        return made
 
 
-sample(attention)(_Heads)
-sample(attention)(_DefaultScale)
+sample(attention)(lambda: _Fused(scale=0.5))
+sample(attention)(lambda: _Fused(mask=True, scale=0.5))
+sample(attention)(lambda: _Fused(causal=True, scale=0.5))
+sample(attention)(lambda: _Fused())
+sample(attention)(_Untied)
 
 
-@mutant(attention)
-def _forgets_the_scale(call: Call) -> list[Label]:
+def _part_of(
+    call: Call, scale: bool = True, keys: bool = True, causal: bool = True, mask: bool = True, zero: bool = False
+) -> list[Label]:
+    """The rule with parts left out."""
     q, k, v = call["query"], call["key"], call["value"]
-    for dim in (0, 1, 3):
+    for dim in (0, 1):
         call.equate(q.axes[dim], k.axes[dim])
         call.equate(k.axes[dim], v.axes[dim])
-    first = call.label((*q.axes[:3], v.axes[3]), (False, False, True, True))
+    call.contract(q, 3, k, 3)
+    call.equate(k.axes[2], v.axes[2])
+    if keys:
+        call.pin(k.axes[2], "")
+    if causal and call["is_causal"]:
+        call.pin(q.axes[2], "")
+    if scale and call["scale"] is None:
+        call.pin(q.axes[3], "")
+    if mask and call["attn_mask"] is not None:
+        for ours, theirs in zip((*q.axes[:3], k.axes[2]), call["attn_mask"].axes, strict=True):
+            call.equate(ours, theirs)
+    call.size_is(call.count("value", 3), q.axes[3], "")
+    first = call.label((*q.axes[:3], v.axes[3]), (False, v.zero[1], zero, v.zero[3]))
     return [first, *(call.opaque(i) for i in range(1, len(call.shapes)))]
 
 
 @mutant(attention)
-def _heads_of_queries_only(call: Call) -> list[Label]:
-    q, v = call["query"], call["value"]
-    return [call.label((*q.axes[:3], v.axes[3])), *(call.opaque(i) for i in range(1, len(call.shapes)))]
+def _forgets_the_scale(call: Call) -> list[Label]:
+    return _part_of(call, scale=False)
+
+
+@mutant(attention)
+def _averages_over_free_keys(call: Call) -> list[Label]:
+    return _part_of(call, keys=False)
+
+
+@mutant(attention)
+def _forgets_that_it_is_causal(call: Call) -> list[Label]:
+    return _part_of(call, causal=False)
+
+
+@mutant(attention)
+def _forgets_the_mask(call: Call) -> list[Label]:
+    return _part_of(call, mask=False)
+
+
+@mutant(attention)
+def _removed_queries_answer_zero(call: Call) -> list[Label]:
+    return _part_of(call, zero=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination, Expression, Literal
 from niwaki.rules.axis import Axis, concatenate
@@ -48,7 +50,7 @@ def stack(call: Call) -> Label:
 
 @rule(aten.split.Tensor)
 def split(call: Call) -> list[Label]:
-    """Equal parts, the last one perhaps smaller. ``chunk`` computes their size from the length; ``split`` is told it."""
+    """Equal parts, the last one perhaps smaller. ``chunk`` divides the length by a number; ``split`` is told a size."""
     x, dim, size = call["self"], call["dim"] % len(call["self"].axes), call["split_size"]
     length = x.axes[dim].size
     parts = [x.axes[dim].take(slice(start, start + size)) for start in range(0, length, size)]
@@ -138,7 +140,8 @@ def pad(call: Call) -> Label:
         if before or after:
             why = "it is padding"
             axes[dim] = concatenate([call.fixed(before, why), axes[dim], call.fixed(after, why)])
-    call.sizes(call["pad"])
+    for expression, amount in zip(call.sizes(call["pad"]), call["pad"], strict=True):
+        call.size_is(expression, call.fixed(amount), "an amount of padding")
     zero = [call["value"] == 0 and flag for flag in x.zero]
     return call.label(axes, zero)
 
@@ -172,73 +175,129 @@ def glu(call: Call) -> Label:
 
 
 class _Two(nn.Module):
-    def __init__(self, function: object) -> None:
-        super().__init__()
-        self.a, self.b, self.function = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(5, 6)), function
+    """A function of parameters [4, 6], [5, 6] and [4, 6]."""
 
-    def forward(self) -> torch.Tensor:
-        return self.function(self.a * 2, self.b)
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.randn(rows, 6)) for rows in (4, 5, 4))
+        self.function = function
+
+    def forward(self) -> Tensor:
+        return self.function(self.a * 2, self.b, self.c)
 
 
 class _Sized(nn.Module):
+    """Splits 9 into the sizes of a tuple, and weighs each part."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.sizes, self.size = nn.Parameter(torch.randn(6, 5)), (2, 4), 3
+        self.sizes, self.a = [2, 3, 4], nn.Parameter(torch.randn(9, 5))
+        self.weights = nn.ParameterList([nn.Parameter(torch.randn(size, 5)) for size in self.sizes])
 
-    def forward(self) -> torch.Tensor:
-        first, second = self.a.split(self.sizes)
-        third, fourth = (self.a * 2).split(self.size)
-        return torch.cat([first, second, third, fourth]) * 1.5
+    def forward(self) -> Tensor:
+        parts = torch.split(self.a, self.sizes)
+        return torch.cat([part * weight for part, weight in zip(parts[::-1], self.weights[::-1], strict=True)])
+
+
+class _Split(nn.Module):
+    """Splits 6 into halves of a given size that are added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size, self.a = 3, nn.Parameter(torch.randn(6, 5))
+
+    def forward(self) -> Tensor:
+        first, second = torch.split(self.a, self.size)
+        result: Tensor = first.sigmoid() * second
+        return result
 
 
 class _Repeat(nn.Module):
+    """A row is copied as often as another tensor has rows."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.copies = nn.Parameter(torch.randn(1, 5)), 3
+        self.copies, self.a, self.b = 3, nn.Parameter(torch.randn(1, 5)), nn.Parameter(torch.randn(3, 10))
 
-    def forward(self) -> torch.Tensor:
-        return self.a.repeat(self.copies, 2)
+    def forward(self) -> Tensor:
+        return self.a.repeat(self.copies, 2) + self.b
 
 
-sample(cat)(lambda: _Two(lambda a, b: torch.cat([a, b])))
-sample(stack)(lambda: _Two(lambda a, b: torch.stack([a, b[:4] if len(b) == 5 else a], 1)))
-sample(split)(lambda: _Two(lambda a, b: torch.cat(a.chunk(2)[::-1])))
-sample(split)(_Sized)
+def _halves(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    first, second = a.chunk(2, dim=1)
+    return first.sigmoid() * second
+
+
+def _padded(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.nn.functional.pad(a, (1, 2, 0, 1)) * 1.5
+
+
+def _padded_with_twos(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return torch.nn.functional.pad(a, (0, 0, 0, 1), value=2.0)
+
+
+sample(cat)(lambda: _Two(lambda a, b, c: torch.cat([a, b])))
+sample(cat)(lambda: _Two(lambda a, b, c: torch.cat([c, a.sigmoid()], 1)))
+sample(stack)(lambda: _Two(lambda a, b, c: torch.stack([a, c, c.sigmoid()], 1)))
+sample(split)(lambda: _Two(_halves))
+sample(split)(_Split)
 sample(split_with_sizes)(_Sized)
-sample(unbind)(lambda: _Two(lambda a, b: a.unbind(0)[1] + b))
+sample(unbind)(lambda: _Two(lambda a, b, c: a.unbind(0)[1] + b))
 sample(repeat)(_Repeat)
-sample(pad)(lambda: _Two(lambda a, b: torch.nn.functional.pad(a, (1, 2, 0, 1))))
-sample(flip)(lambda: _Two(lambda a, b: a.flip(1).sigmoid() @ b.t()))
-sample(roll)(lambda: _Two(lambda a, b: a.roll(2, 1)))
-sample(glu)(lambda: _Two(lambda a, b: torch.nn.functional.glu(a, 1)))
+sample(pad)(lambda: _Two(_padded))
+sample(pad)(lambda: _Two(_padded_with_twos))
+sample(flip)(lambda: _Two(lambda a, b, c: a.flip(1).sigmoid() * b[0]))
+sample(roll)(lambda: _Two(lambda a, b, c: a.roll(2, 1)))
+sample(glu)(lambda: _Two(lambda a, b, c: torch.nn.functional.glu(a, 1)))
 
 
 @mutant(cat)
 def _cat_backwards(call: Call) -> Label:
-    right = cat(call)
+    right, dim = cat(call), call["dim"]
     axes = list(right.axes)
-    axes[call["dim"]] = axes[call["dim"]].take(slice(None, None, -1))
+    axes[dim] = concatenate([x.axes[dim] for x in call["tensors"]][::-1])
     return call.label(axes)
+
+
+@mutant(cat)
+def _cat_believes_the_first(call: Call) -> Label:
+    return call.label(cat(call).axes, [any(x.zero[i] for x in call["tensors"]) for i in range(2)])
 
 
 @mutant(stack)
 def _stack_without_tie(call: Call) -> Label:
-    x = call["tensors"][0]
-    axes = [axis.take(slice(None, None, -1)) for axis in x.axes]
+    axes = list(call["tensors"][0].axes)
     axes.insert(call["dim"], call.fixed(len(call["tensors"])))
     return call.label(axes)
+
+
+@mutant(stack)
+def _stack_believes_the_first(call: Call) -> Label:
+    right = stack(call)
+    return call.label(right.axes, [call["tensors"][0].zero[0], False, call["tensors"][0].zero[1]])
+
+
+def _parts(call: Call, turned: bool) -> list[Label]:
+    x, dim, start, parts = call["self"], call["dim"], 0, []
+    axis = x.axes[dim].take(slice(None, None, -1)) if turned else x.axes[dim]
+    for output, shape in enumerate(call.shapes):
+        parts.append(_cut_out(call, x, dim, axis.take(slice(start, start + shape[dim])), output))
+        start += shape[dim]
+    return parts
 
 
 @mutant(split)
 @mutant(split_with_sizes)
 def _split_without_sizes(call: Call) -> list[Label]:
-    x, start, parts = call["self"], 0, []
-    for output, shape in enumerate(call.shapes):
-        part = x.axes[call["dim"]].take(slice(start, start + shape[call["dim"]]))
-        parts.append(_cut_out(call, x, call["dim"], part, output))
-        start += part.size
-    call.sizes([n.value for n in call.python.numbers])
-    return parts
+    call.sizes([number.value for number in call.python.numbers])
+    return _parts(call, turned=False)
+
+
+@mutant(split)
+@mutant(split_with_sizes)
+def _split_from_the_end(call: Call) -> list[Label]:
+    _ = split(call) if "split_size" in call.arguments else split_with_sizes(call)
+    return _parts(call, turned=True)
 
 
 @mutant(unbind)
@@ -252,11 +311,23 @@ def _repeat_free(call: Call) -> Label:
     return call.label([call.fresh(size) for size in call.shapes[0]])
 
 
+@mutant(repeat)
+def _repeat_each_entry(call: Call) -> Label:
+    right, old = repeat(call), call["self"].axes[1]
+    interleaved = Axis(old.ids.repeat(call["repeats"][1], axis=0))
+    return call.label((right.axes[0], interleaved))
+
+
 @mutant(pad)
 def _pad_at_the_end(call: Call) -> Label:
     x: Label = call["self"]
     pairs = zip(x.axes, call.shapes[0], strict=True)
     return call.label([concatenate([axis, call.fixed(size - axis.size)]) for axis, size in pairs])
+
+
+@mutant(pad)
+def _padding_is_always_zero(call: Call) -> Label:
+    return call.label(pad(call).axes, (True, True))
 
 
 @mutant(flip)
@@ -265,6 +336,20 @@ def _unturned(call: Call) -> Label:
     return call.label(call["self"].axes)
 
 
+@mutant(roll)
+def _rolled_as_traced(call: Call) -> Label:
+    x, shift = call["self"], call["shifts"][0]
+    return call.label((x.axes[0], concatenate([x.axes[1].take(slice(-shift, None)), x.axes[1].take(slice(-shift))])))
+
+
 @mutant(glu)
 def _first_half_only(call: Call) -> Label:
     return _cut_out(call, call["self"], 1, call["self"].axes[1].take(slice(None, call.shapes[0][1])))
+
+
+@mutant(glu)
+def _glu_of_neighbours(call: Call) -> Label:
+    axis = call["self"].axes[1]
+    even, odd = axis.take(slice(0, None, 2)), axis.take(slice(1, None, 2))
+    call.equate(even, odd)
+    return _cut_out(call, call["self"], 1, even)

@@ -84,17 +84,27 @@ class _Linear(nn.Module):
         self.x, self.first, self.second = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 6), nn.Linear(6, 5, bias=False)
 
     def forward(self) -> torch.Tensor:
-        return self.second(torch.sigmoid(self.first(self.x)))
+        result: torch.Tensor = self.second(torch.sigmoid(self.first(self.x)))
+        return result
 
 
-class _Attention(nn.Module):
+class _Batched(nn.Module):
+    """As in attention, with a bent bias: 3 heads, 4 queries, 5 keys."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.q, self.k = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(3, 4, 5))
-        self.v, self.bias = nn.Parameter(torch.randn(3, 4, 6)), nn.Parameter(torch.randn(3, 4, 4))
+        self.q, self.k = nn.Parameter(torch.randn(3, 4, 6)), nn.Parameter(torch.randn(3, 5, 6))
+        self.v, self.bias = nn.Parameter(torch.randn(3, 5, 7)), nn.Parameter(torch.randn(3, 4, 5))
 
     def forward(self) -> torch.Tensor:
-        return torch.bmm(torch.baddbmm(self.bias, self.q, self.k.transpose(1, 2)), self.v)
+        return torch.bmm(torch.baddbmm(self.bias.sigmoid(), self.q, self.k.transpose(1, 2)), self.v)
+
+
+class _Scores(_Batched):
+    """The same without the second product, whose operands would hide what the first gives."""
+
+    def forward(self) -> torch.Tensor:
+        return torch.baddbmm(self.bias.sigmoid(), self.q, self.k.transpose(1, 2))
 
 
 class _Vectors(nn.Module):
@@ -106,12 +116,47 @@ class _Vectors(nn.Module):
         return torch.mv(self.a, self.b) * torch.dot(self.c, self.c)
 
 
+class _Dot(nn.Module):
+    """Two vectors that only the product ties; one is bent so that its removed entries are not zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+
+    def forward(self) -> torch.Tensor:
+        return torch.dot(self.a.sigmoid(), self.b)
+
+
+class _NothingIsZero(nn.Module):
+    """No operand of the sum is zero where units are removed, so nothing may be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6, 5))
+
+    def forward(self) -> torch.Tensor:
+        return self.a.sigmoid() @ self.b.sigmoid()
+
+
+class _BendsTheBias(nn.Module):
+    """A bias that is not zero where it is removed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.w, self.b = (nn.Parameter(torch.randn(*shape)) for shape in ((3, 4), (4, 6), (6,)))
+
+    def forward(self) -> torch.Tensor:
+        return torch.addmm(self.b.sigmoid(), self.x, self.w)
+
+
 sample(mm)(_Linear)
+sample(mm)(_NothingIsZero)
 sample(addmm)(_Linear)
-sample(bmm)(_Attention)
-sample(baddbmm)(_Attention)
+sample(addmm)(_BendsTheBias)
+sample(bmm)(_Batched)
+sample(baddbmm)(_Scores)
 sample(mv)(_Vectors)
-sample(dot)(_Vectors)
+sample(dot)(_Dot)
 
 
 @mutant(mm)
@@ -121,10 +166,27 @@ def _mm_transposed(call: Call) -> Label:
     return call.label([axis.take(slice(None, None, -1)) for axis in (a.axes[0], b.axes[1])])
 
 
+@mutant(mm)
+def _mm_sums_anything(call: Call) -> Label:
+    a, b = call["self"], call["mat2"]
+    call.equate(a.axes[1], b.axes[0])
+    return call.label((a.axes[0], b.axes[1]), (a.zero[0], b.zero[1]))
+
+
+@mutant(mm)
+def _mm_is_zero_throughout(call: Call) -> Label:
+    return call.label(mm(call).axes, (True, True))
+
+
 @mutant(addmm)
 def _addmm_without_bias(call: Call) -> Label:
-    product = _product(call, call["mat1"], call["mat2"])
-    return product
+    return _product(call, call["mat1"], call["mat2"])
+
+
+@mutant(addmm)
+def _addmm_believes_the_product(call: Call) -> Label:
+    right = addmm(call)
+    return call.label(right.axes, (False, call["mat2"].zero[1]))
 
 
 @mutant(bmm)
@@ -134,10 +196,21 @@ def _bmm_without_contraction(call: Call) -> Label:
     return call.label((a.axes[0], a.axes[1], b.axes[2]))
 
 
+@mutant(bmm)
+def _bmm_with_free_batches(call: Call) -> Label:
+    a, b = call["self"], call["mat2"]
+    call.contract(a, 2, b, 1)
+    return call.label((a.axes[0], a.axes[1], b.axes[2]))
+
+
 @mutant(baddbmm)
 def _baddbmm_keeps_zeros(call: Call) -> Label:
-    product = _batched(call, call["batch1"], call["batch2"])
-    return call.label(product.axes, (True, True, True))
+    return call.label(baddbmm(call).axes, (True, True, True))
+
+
+@mutant(baddbmm)
+def _baddbmm_without_bias(call: Call) -> Label:
+    return _batched(call, call["batch1"], call["batch2"])
 
 
 @mutant(mv)
@@ -145,7 +218,17 @@ def _mv_without_contraction(call: Call) -> Label:
     return call.label(call["self"].axes[:1])
 
 
+@mutant(mv)
+def _mv_backwards(call: Call) -> Label:
+    return call.label([axis.take(slice(None, None, -1)) for axis in mv(call).axes])
+
+
 @mutant(dot)
 def _dot_without_contraction(call: Call) -> Label:
+    return call.label(())
+
+
+@mutant(dot)
+def _dot_backwards(call: Call) -> Label:
     call.equate(call["self"].axes[0], call["tensor"].axes[0].take(slice(None, None, -1)))
     return call.label(())

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from niwaki.rules.axis import merge
+from niwaki.rules.axis import Axis, merge
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
 
 aten = torch.ops.aten
@@ -31,6 +31,8 @@ def convolution(call: Call) -> Label:
         own = call.split(near, (groups, near.size // groups))
         call.equate(given[0], own[0])
         call.size_is(call.number(groups), own[0], "the number of groups")
+        if not (x.zero[1] or weight.zero[0 if call["transposed"] else 1]):
+            call.pin(given[1], "it is summed over, and its removed entries are not zero")
         if call["transposed"]:
             call.equate(given[1], own[1])
             call.reads(weight, 0, x.zero[1])
@@ -48,23 +50,41 @@ def convolution(call: Call) -> Label:
 
 
 class _Plain(nn.Module):
+    """Forth and back, with something between that does not keep zeros."""
+
     def __init__(self) -> None:
         super().__init__()
         self.x = nn.Parameter(torch.randn(2, 4, 5, 5))
-        self.first, self.second = nn.Conv2d(4, 6, 3), nn.ConvTranspose2d(6, 3, 2, bias=False)
+        self.first, self.second = nn.Conv2d(4, 6, 3), nn.ConvTranspose2d(6, 3, 2)
 
     def forward(self) -> torch.Tensor:
-        return self.second(torch.sigmoid(self.first(self.x)))
+        result: torch.Tensor = self.second(torch.sigmoid(self.first(self.x)))
+        return result
 
 
 class _Grouped(nn.Module):
+    """Four groups, then depthwise."""
+
     def __init__(self) -> None:
         super().__init__()
         self.x = nn.Parameter(torch.randn(2, 8, 6))
         self.first, self.second = nn.Conv1d(8, 12, 3, groups=4), nn.Conv1d(12, 12, 1, groups=12)
 
     def forward(self) -> torch.Tensor:
-        return self.second(self.first(self.x))
+        result: torch.Tensor = self.second(self.first(self.x))
+        return result
+
+
+class _Multiplied(nn.Module):
+    """Depthwise with two outputs per channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.first = nn.Parameter(torch.randn(2, 5, 6)), nn.Conv1d(5, 10, 3, groups=5)
+
+    def forward(self) -> torch.Tensor:
+        result: torch.Tensor = self.first(self.x)
+        return result
 
 
 class _GroupedTransposed(nn.Module):
@@ -74,11 +94,28 @@ class _GroupedTransposed(nn.Module):
         self.first = nn.ConvTranspose1d(6, 9, 2, groups=3)
 
     def forward(self) -> torch.Tensor:
-        return self.first(self.x)
+        result: torch.Tensor = self.first(self.x)
+        return result
 
 
-for _sample in (_Plain, _Grouped, _GroupedTransposed):
+class _NothingIsZero(nn.Module):
+    """Neither the input nor the computed weight is zero where channels within a group are removed."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.x, self.groups = nn.Parameter(torch.randn(2, 6, 5)), 2
+        self.weight = nn.Parameter(torch.randn(6, 4, 3) if transposed else torch.randn(4, 3, 3))
+        self.convolve = nn.functional.conv_transpose1d if transposed else nn.functional.conv1d
+
+    def forward(self) -> torch.Tensor:
+        result: torch.Tensor = self.convolve(self.x.sigmoid(), self.weight.sigmoid(), groups=self.groups)
+        return result
+
+
+for _sample in (_Plain, _Grouped, _Multiplied, _GroupedTransposed):
     sample(convolution)(_sample)
+sample(convolution)(lambda: _NothingIsZero(transposed=False))
+sample(convolution)(lambda: _NothingIsZero(transposed=True))
 
 
 @mutant(convolution)
@@ -91,8 +128,32 @@ def _ignores_groups(call: Call) -> Label:
 
 
 @mutant(convolution)
-def _ignores_bias(call: Call) -> Label:
+def _output_goes_its_own_way(call: Call) -> Label:
     right = convolution(call)
-    if call["bias"] is None:
-        return right
     return call.label((right.axes[0], call.fresh(right.axes[1].size), *right.axes[2:]), right.zero)
+
+
+@mutant(convolution)
+def _inner_before_outer(call: Call) -> Label:
+    right, groups = convolution(call), call["groups"]
+    turned = Axis(
+        right.axes[1]
+        .ids.reshape(groups, -1, right.axes[1].ids.shape[1])
+        .swapaxes(0, 1)
+        .reshape(right.axes[1].ids.shape)
+    )
+    return call.label((right.axes[0], turned, *right.axes[2:]), right.zero)
+
+
+@mutant(convolution)
+def _reads_and_makes_exchanged(call: Call) -> Label:
+    right, made = convolution(call), 0 if call["transposed"] else 1
+    axis = call["weight"].axes[made]
+    out = axis if axis.size == call.shapes[0][1] else right.axes[1].take(slice(None, None, -1))
+    return call.label((right.axes[0], out, *right.axes[2:]), right.zero)
+
+
+@mutant(convolution)
+def _samples_without_channels_are_zero(call: Call) -> Label:
+    right = convolution(call)
+    return call.label(right.axes, (True, *right.zero[1:]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -90,41 +92,49 @@ def read_out(call: Call) -> None:
 
 
 class _Made(nn.Module):
-    def __init__(self) -> None:
+    """A tensor made to the size of an attribute meets a parameter [4, 6]."""
+
+    def __init__(self, make: Callable[[int], torch.Tensor], alone: bool = False) -> None:
         super().__init__()
-        self.a, self.n = nn.Parameter(torch.randn(4, 5)), 5
+        self.n, self.a, self.make, self.alone = 6, nn.Parameter(torch.randn(4, 6)), make, alone
 
     def forward(self) -> torch.Tensor:
-        base = torch.zeros(4, self.n)
-        base[:] = self.a
-        return base + torch.ones(4, self.n) + self.a.new_full((self.n,), 2.0)
+        made = self.make(self.n)
+        return made if self.alone else self.a.sigmoid() * made + made
 
 
 class _Like(nn.Module):
-    def __init__(self) -> None:
+    """A tensor made like a computed one [4, 6] meets a parameter [6]."""
+
+    def __init__(self, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.a, self.b = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(5))
+        self.a, self.b, self.make = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6)), make
 
     def forward(self) -> torch.Tensor:
-        made = torch.zeros_like(self.a) + self.b
-        return made * torch.full_like(self.a, 2.0)
+        return self.make(self.a * 2) + self.b
 
 
-class _Counted(nn.Module):
+class _ReadOut(nn.Module):
+    """A value decides in Python which way to go."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.a = nn.Parameter(torch.randn(4, 5))
+        self.a = nn.Parameter(torch.randn(4, 6))
 
     def forward(self) -> torch.Tensor:
-        return self.a * torch.arange(5.0) if self.a.abs().sum().item() > 0 else self.a
+        return self.a * 2 if self.a.square().sum().item() >= 0 else self.a
 
 
-sample(zeros)(_Made)
-sample(constant)(_Made)
-sample(zeros_like)(_Like)
-sample(constant_like)(_Like)
-sample(counted)(_Counted)
-sample(read_out)(_Counted)
+sample(zeros)(lambda: _Made(lambda n: torch.zeros(4, n)))
+sample(zeros)(lambda: _Made(lambda n: torch.zeros(n, dtype=torch.float64)))
+sample(constant)(lambda: _Made(lambda n: torch.ones(4, n)))
+sample(constant)(lambda: _Made(lambda n: torch.full((n,), 2.0)))
+sample(zeros_like)(lambda: _Like(torch.zeros_like))
+sample(zeros_like)(lambda: _Like(lambda x: x.clone().zero_()))
+sample(constant_like)(lambda: _Like(torch.ones_like))
+sample(constant_like)(lambda: _Like(lambda x: x.clone().fill_(2.0)))
+sample(counted)(lambda: _Made(lambda n: torch.arange(n) * 0.5))
+sample(read_out)(_ReadOut)
 
 
 @mutant(zeros)
@@ -134,11 +144,29 @@ def _any_size(call: Call) -> Label:
     return call.label([call.fresh(size) for size in call["size"]])
 
 
+@mutant(zeros)
+@mutant(constant)
 @mutant(zeros_like)
 @mutant(constant_like)
+def _another_size(call: Call) -> Label:
+    return call.label([call.fresh(size) for size in call.shapes[0]])
+
+
+@mutant(constant)
+def _ones_are_zeros(call: Call) -> Label:
+    return call.label(_sized(call, zero=True).axes, [True] * len(call["size"]))
+
+
+@mutant(constant_like)
+def _ones_like_are_zeros(call: Call) -> Label:
+    return zeros_like(call)
+
+
 @mutant(counted)
-def _another_shape(call: Call) -> Label:
-    return call.label([call.fresh(size) for size in call.shapes[0]], [True] * len(call.shapes[0]))
+def _numbers_can_go(call: Call) -> Label:
+    axis = call.fresh(call.shapes[0][0])
+    call.size_is(call.number(call["end"]), axis, "how far is counted")
+    return call.label([axis])
 
 
 @mutant(read_out)

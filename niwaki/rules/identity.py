@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.rules.pointwise import broadcast
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
@@ -52,59 +54,83 @@ def redrawn(call: Call) -> Label:
     return call.label(call["self"].axes)
 
 
-class _Alias(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.randn(3, 5))
+class _Handed(nn.Module):
+    """A function between two operators that do not keep zeros apart from what it says itself."""
 
-    def forward(self) -> torch.Tensor:
-        return self.a.detach() * 2
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.function = nn.Parameter(torch.randn(4, 6)), function
+
+    def forward(self) -> Tensor:
+        return self.function(self.a * 2)
 
 
 class _CopyIntoPart(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.n = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(3, 5)), 4
+    """Rows from n on are overwritten, and what they were before is used as well."""
 
-    def forward(self) -> torch.Tensor:
-        whole = torch.cat([self.a, self.b])
-        whole[self.n :] = self.b + 1
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.n, self.function = 4, function
+        self.a, self.b = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(3, 5))
+
+    def forward(self) -> Tensor:
+        whole = torch.cat([self.a, torch.zeros_like(self.b)])
+        whole[self.n :] = self.function(self.b)
         return whole
 
 
-class _Dropout(nn.Module):
+class _CopyIntoNew(nn.Module):
+    """Only the copy ties these two."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.a = nn.Parameter(torch.randn(3, 5))
+        self.a, self.b = nn.Parameter(torch.randn(4, 5)), nn.Parameter(torch.randn(4, 5))
 
-    def forward(self) -> torch.Tensor:
-        return torch.native_dropout(self.a, 0.0, True)[0]
-
-
-class _Redrawn(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.randn(3, 5))
-
-    def forward(self) -> torch.Tensor:
-        return self.a * torch.empty_like(self.a).bernoulli_(1.0)
+    def forward(self) -> Tensor:
+        whole = self.a * 2
+        whole.copy_(self.b.sigmoid())
+        return whole
 
 
-sample(same)(_Alias)
-sample(copy)(_CopyIntoPart)
-sample(dropout)(_Dropout)
-sample(redrawn)(_Redrawn)
+def _drawn(x: Tensor) -> Tensor:
+    return x * torch.empty_like(x).bernoulli_(1.0)
+
+
+def _drawn_over(x: Tensor) -> Tensor:
+    return x.clone().bernoulli_(1.0)
+
+
+sample(same)(lambda: _Handed(torch.Tensor.detach))
+sample(same)(lambda: _Handed(lambda x: x.sigmoid().detach()))
+sample(copy)(lambda: _CopyIntoPart(lambda b: b * 2))
+sample(copy)(lambda: _CopyIntoPart(torch.sigmoid))
+sample(copy)(_CopyIntoNew)
+sample(dropout)(lambda: _Handed(lambda x: torch.native_dropout(x, 0.0, True)[0]))
+sample(dropout)(lambda: _Handed(lambda x: torch.native_dropout(x.sigmoid(), 0.0, True)[0]))
+sample(redrawn)(lambda: _Handed(_drawn))
+sample(redrawn)(lambda: _Handed(_drawn_over))
 
 
 @mutant(same)
 def _same_reversed(call: Call) -> Label:
     x: Label = call["self"]
-    return call.label([axis.take(slice(None, None, -1)) for axis in x.axes], x.zero)
+    return call.label([axis.take(slice(None, None, -1)) for axis in x.axes])
+
+
+@mutant(same)
+def _same_is_zero(call: Call) -> Label:
+    return call.label(call["self"].axes, [True] * len(call["self"].axes))
 
 
 @mutant(copy)
 def _copy_without_tie(call: Call) -> Label:
     return call.label(call["self"].axes)
+
+
+@mutant(copy)
+def _copy_keeps_the_old_zeros(call: Call) -> Label:
+    right = copy(call)
+    return call.label(right.axes, call["self"].zero)
 
 
 @mutant(dropout)
@@ -114,6 +140,12 @@ def _dropout_of_something_else(call: Call) -> list[Label]:
     return [call.label(axes), call.label(axes, output=1)]
 
 
+@mutant(dropout)
+def _dropout_makes_zeros(call: Call) -> list[Label]:
+    x: Label = call["input"]
+    return [call.label(x.axes, [True] * len(x.axes)), call.label(x.axes, output=1)]
+
+
 @mutant(redrawn)
-def _random_zeros(call: Call) -> Label:
-    return call.label([axis.take(slice(None, None, -1)) for axis in call["self"].axes])
+def _drawn_zeros(call: Call) -> Label:
+    return call.label(call["self"].axes, [True] * len(call["self"].axes))

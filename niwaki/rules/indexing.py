@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable
 
-from niwaki.core.numbers import Literal
+import torch
+from torch import Tensor, nn
+
+from niwaki.core.numbers import Combination, Literal
 from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
 
@@ -15,28 +17,30 @@ _LOOKED_UP = "it is looked up by index"
 
 @rule(aten.slice.Tensor)
 def sliced(call: Call) -> Label:
-    """Positions ``start:end:step``. A bound is a count of the positions before it."""
+    """Positions ``start:end:step``. A bound is a count of the positions before it; a negative one, of those after."""
     x, dim, step = call["self"], call["dim"] % len(call["self"].axes), call["step"]
     axis = x.axes[dim]
-    start, end = _bound(call["start"], 0, axis.size), _bound(call["end"], axis.size, axis.size)
     if step != 1:
         call.pin(axis, "every so many positions of it are taken")
-    for bound in (start, end):
-        if 0 < bound < axis.size:
-            call.size_is(call.number(bound), axis.take(slice(None, bound)), "the bound of a slice")
-        elif bound == axis.size and call["end"] == bound:
-            told = call.number(bound)
-            if not isinstance(told, Literal):  # a literal beyond the end takes everything, before and after a cut
-                call.size_is(told, axis, "the bound of a slice")
+    for given in (call["start"], call["end"]):
+        _bound(call, axis, given)
     axes = list(x.axes)
-    axes[dim] = axis.take(slice(start, end, step))
+    axes[dim] = axis.take(slice(call["start"], call["end"], step))
     return call.label(axes, x.zero, x.weight)
 
 
-def _bound(given: int | None, default: int, size: int) -> int:
-    if given is None:
-        return default
-    return min(max(given + size if given < 0 else given, 0), size)
+def _bound(call: Call, axis: Axis, given: int | None) -> None:
+    """A bound follows the cut. One at or beyond an end takes all there is, before and after, if it is a literal."""
+    if given is None or given == 0:
+        return
+    told = call.number(given)
+    if isinstance(told, Literal) and abs(given) >= axis.size:
+        return
+    if given < 0:
+        counted = told if isinstance(told, Literal) else Combination("*", told, Literal(-1), -given)
+        call.size_is(counted, axis.take(slice(given, None)), "the bound of a slice, counted from the end,")
+    else:
+        call.size_is(told, axis.take(slice(None, given)), "the bound of a slice")
 
 
 @rule(aten.select.int)
@@ -62,7 +66,7 @@ def index(call: Call) -> Label:
     """Dimensions with an index tensor are looked up, the others go on."""
     x: Label = call["self"]
     given = dict(enumerate(call["indices"]))
-    looked_up = []
+    looked_up: list[int] = []
     for dim, tensor in given.items():
         if tensor is not None:
             looked_up += range(dim, dim + (len(tensor.axes) if tensor.dtype is torch.bool else 1))
@@ -138,53 +142,99 @@ def triangle(call: Call) -> Label:
 
 
 class _Sliced(nn.Module):
-    def __init__(self) -> None:
+    """Bounds held in an attribute, from both ends; the two parts are weighed, joined and go on."""
+
+    def __init__(self, n: int, stop: int | None = None) -> None:
         super().__init__()
-        self.a, self.b, self.n = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(2, 5)), 4
+        self.n, self.stop, self.a = n, stop, nn.Parameter(torch.randn(7, 5))
+        self.b = nn.Parameter(torch.randn(len(range(7)[n:stop]), 5))
 
-    def forward(self) -> torch.Tensor:
-        return torch.cat([self.a[self.n :] + self.b, self.a[: self.n] * 2])
-
-
-class _SlicedByNumber(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.randn(6, 5))
-
-    def forward(self) -> torch.Tensor:
-        return self.a[1:3, ::2] + 1
+    def forward(self) -> Tensor:
+        return torch.cat([self.a[self.n : self.stop] + self.b, self.a[: self.n] * 2])
 
 
 class _By(nn.Module):
-    """Applies a function to parameters [4, 6] and [3, 6] and an index buffer."""
+    """A function of parameters [4, 6] and [3, 6] and three row numbers."""
 
-    def __init__(self, function: object) -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.a, self.b, self.function = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(3, 6)), function
 
-    def forward(self) -> torch.Tensor:
+    def forward(self) -> Tensor:
         return self.function(self.a, self.b, torch.tensor([2, 0, 2]))
 
 
-sample(sliced)(_Sliced)
-sample(sliced)(_SlicedByNumber)
+class _Batched(nn.Module):
+    """A function of a parameter [5, 4, 6]: one dimension more than the operator looks at."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.function = nn.Parameter(torch.randn(5, 4, 6)), function
+
+    def forward(self) -> Tensor:
+        return self.function(self.a.sigmoid())
+
+
+class _Written(nn.Module):
+    """A function of parameters [4, 6] and [3, 6], and a product with a third, which may shrink in any case."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.randn(*shape)) for shape in ((4, 6), (3, 6), (6, 5)))
+        self.function = function
+
+    def forward(self) -> Tensor:
+        return self.function(self.a, self.b) @ self.c
+
+
+sample(sliced)(lambda: _Sliced(4))
+sample(sliced)(lambda: _Sliced(-3))
+sample(sliced)(lambda: _Sliced(2, 6))
+sample(sliced)(lambda: _By(lambda a, b, i: a[::2, 1:3] + 1))
+sample(sliced)(lambda: _By(lambda a, b, i: a[-3:, :-4]))
+sample(sliced)(lambda: _By(lambda a, b, i: a[:, 2:99] * 2))
 sample(select)(lambda: _By(lambda a, b, i: a[1] * b))
-sample(embedding)(lambda: _By(lambda a, b, i: torch.nn.functional.embedding(i, a) + b))
-sample(index)(lambda: _By(lambda a, b, i: a[i] * b))
-sample(index)(lambda: _By(lambda a, b, i: a[:, i].sigmoid()))
-sample(index_select)(lambda: _By(lambda a, b, i: a.index_select(0, i) * b))
-sample(gather)(lambda: _By(lambda a, b, i: a.gather(0, i[:, None].expand(3, 6)) * b))
-sample(index_put)(lambda: _By(lambda a, b, i: a.clone().index_put_((torch.tensor([0, 3, 1]),), b)))
-sample(scatter)(lambda: _By(lambda a, b, i: a.scatter(0, torch.arange(3)[:, None].expand(3, 6), b)))
-sample(triangle)(lambda: _By(lambda a, b, i: a.tril()))
+sample(select)(lambda: _Batched(lambda a: a[:, -1]))
+sample(embedding)(lambda: _By(lambda a, b, i: torch.nn.functional.embedding(i, a) * 2))
+sample(embedding)(lambda: _By(lambda a, b, i: torch.nn.functional.embedding(i, a.sigmoid())))
+sample(index)(lambda: _By(lambda a, b, i: a[i] * 2))
+sample(index)(lambda: _Batched(lambda a: a[torch.tensor([0, 1, 2, 4]), :, torch.tensor([2, 3, 0, 1])]))
+sample(index)(lambda: _Batched(lambda a: a[:, torch.tensor([0, 1]), torch.tensor([[2], [3]])]))
+sample(index_select)(lambda: _By(lambda a, b, i: a.index_select(0, i) * 2))
+sample(index_select)(lambda: _Batched(lambda a: a.index_select(1, torch.tensor([3, 1]))))
+sample(gather)(lambda: _Batched(lambda a: a.gather(1, torch.zeros_like(a, dtype=torch.int64))))
+sample(gather)(lambda: _Batched(lambda a: a.gather(1, torch.zeros_like(a[:4], dtype=torch.int64))))
+sample(index_put)(lambda: _Written(lambda a, b: (a * 2).index_put_((torch.tensor([0, 3, 1]),), b.sigmoid())))
+sample(scatter)(lambda: _Written(lambda a, b: a.scatter(0, torch.arange(3)[:, None].expand(3, 6), b)))
+sample(triangle)(lambda: _Batched(lambda a: a.tril()))
 
 
 @mutant(sliced)
 def _bounds_do_not_matter(call: Call) -> Label:
     axes = list(call["self"].axes)
-    stop = call["end"] if call["end"] is not None else axes[call["dim"]].size
-    axes[call["dim"]] = axes[call["dim"]].take(slice(call["start"], stop, call["step"]))
-    call.sizes([n.value for n in call.python.numbers])
+    axes[call["dim"]] = axes[call["dim"]].take(slice(call["start"], call["end"], call["step"]))
+    call.sizes([number.value for number in call.python.numbers])
+    return call.label(axes)
+
+
+@mutant(sliced)
+def _bounds_count_from_the_start(call: Call) -> Label:
+    x, dim = call["self"], call["dim"]
+    axes = list(x.axes)
+    for given in (call["start"], call["end"]):
+        if given is not None and given < 99:
+            before = axes[dim].take(slice(None, given))
+            call.size_is(call.number(given), before, "")
+    axes[dim] = axes[dim].take(slice(call["start"], call["end"], call["step"]))
+    return call.label(axes)
+
+
+@mutant(sliced)
+def _strides_keep_their_positions(call: Call) -> Label:
+    for given in (call["start"], call["end"]):
+        _bound(call, call["self"].axes[call["dim"]], given)
+    axes = list(call["self"].axes)
+    axes[call["dim"]] = axes[call["dim"]].take(slice(call["start"], call["end"], call["step"]))
     return call.label(axes)
 
 
@@ -196,11 +246,43 @@ def _bounds_do_not_matter(call: Call) -> Label:
 def _rows_are_free(call: Call) -> Label:
     x: Label = call["self"] if "self" in call.arguments else call["weight"]
     axes = list(x.axes[len(x.axes) - len(call.shapes[0]) :])
-    return call.label([axis if axis.size == size else call.fresh(size) for axis, size in zip(axes, call.shapes[0])])
+    pairs = zip(axes, call.shapes[0], strict=True)
+    return call.label([axis if axis.size == size else call.fresh(size) for axis, size in pairs])
+
+
+@mutant(select)
+@mutant(index)
+@mutant(index_select)
+@mutant(gather)
+@mutant(embedding)
+def _what_is_found_is_zero(call: Call) -> Label:
+    name = str(call.operator).split(".")[1]
+    right = {"select": select, "index": index, "index_select": index_select, "gather": gather, "embedding": embedding}
+    found = right[name](call)
+    assert isinstance(found, Label)
+    return call.label(found.axes, [True] * len(found.axes))
+
+
+@mutant(index)
+def _index_stays_in_its_place(call: Call) -> Label:
+    right = index(call)
+    return call.label(right.axes[::-1], right.zero[::-1])
 
 
 @mutant(index_put)
 @mutant(scatter)
+def _written_rows_are_free(call: Call) -> Label:
+    x, source = call["self"], call["values" if "values" in call.arguments else "src"]
+    call.equate(x.axes[1], source.axes[1])
+    call.pin(source.axes[0], "")
+    return call.label(x.axes, x.zero)
+
+
 @mutant(triangle)
-def _written_freely(call: Call) -> Label:
+def _triangle_of_free_rows(call: Call) -> Label:
     return call.label(call["self"].axes)
+
+
+@mutant(triangle)
+def _what_is_left_is_zero(call: Call) -> Label:
+    return call.label(triangle(call).axes, [True] * len(call["self"].axes))

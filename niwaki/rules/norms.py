@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
 
@@ -25,6 +24,9 @@ def batch_norm(call: Call) -> list[Label]:
         given = call.arguments.get(name)
         if given is not None:
             call.equate(x.axes[1], given.axes[0])
+    if call.arguments.get("training", False):
+        for axis in (x.axes[0], *x.axes[2:]):
+            call.pin(axis, "a norm averages over this dimension")
     affine = [call[name] for name in ("weight", "bias")]
     zero = all(given is not None and given.zero[0] for given in affine)
     axes = list(x.axes)
@@ -55,7 +57,8 @@ def group_norm(call: Call) -> list[Label]:
     """Whole groups are exact; inside a group one averages."""
     x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["group"]
     outer, inner = call.split(x.axes[1], (groups, x.axes[1].size // groups))
-    call.pin(inner, "a norm averages over the channels of a group")
+    for axis in (inner, *x.axes[2:]):
+        call.pin(axis, "a norm averages over this dimension")
     call.size_is(call.number(groups), outer, "the number of groups")
     for given in (weight, bias):
         if given is not None:
@@ -66,60 +69,127 @@ def group_norm(call: Call) -> list[Label]:
 
 
 class _Batch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.x, self.norm = nn.Parameter(torch.randn(4, 6, 3)), nn.BatchNorm1d(6)
-        nn.init.normal_(self.norm.weight), nn.init.normal_(self.norm.bias)
-        self.norm.running_mean.normal_(), self.norm.running_var.uniform_(0.5, 2)
+    """With running statistics, or with those of the batch; what follows tells whether removed channels are zero."""
 
-    def forward(self) -> torch.Tensor:
-        return self.norm(self.x)
+    def __init__(self, training: bool, affine: bool = True) -> None:
+        super().__init__()
+        self.x, self.norm = nn.Parameter(torch.randn(4, 6, 3)), nn.BatchNorm1d(6, affine=affine)
+        self.by_batch = training
+        if affine:
+            nn.init.normal_(self.norm.weight), nn.init.normal_(self.norm.bias)
+        self.norm.running_mean, self.norm.running_var = torch.randn(6), torch.rand(6) + 0.5
+
+    def forward(self) -> Tensor:
+        norm = self.norm
+        return nn.functional.batch_norm(
+            self.x.sigmoid(), norm.running_mean, norm.running_var, norm.weight, norm.bias, self.by_batch
+        )
 
 
 class _Layer(nn.Module):
+    """Over the last dimension; the others go on, and end at the bias."""
+
     def __init__(self) -> None:
         super().__init__()
         self.x, self.norm = nn.Parameter(torch.randn(4, 6)), nn.LayerNorm(6)
+        nn.init.normal_(self.norm.weight), nn.init.normal_(self.norm.bias)
 
-    def forward(self) -> torch.Tensor:
-        return self.norm(self.x)
+    def forward(self) -> Tensor:
+        result: Tensor = self.norm(self.x)
+        return result
 
 
 class _Group(nn.Module):
-    def __init__(self) -> None:
+    """Four groups of three channels."""
+
+    def __init__(self, affine: bool = True) -> None:
         super().__init__()
-        self.x, self.norm = nn.Parameter(torch.randn(2, 12, 3)), nn.GroupNorm(4, 12)
+        self.x, self.norm = nn.Parameter(torch.randn(5, 12, 3)), nn.GroupNorm(4, 12, affine=affine)
+        for parameter in self.norm.parameters():
+            nn.init.normal_(parameter)
 
-    def forward(self) -> torch.Tensor:
-        return self.norm(self.x)
+    def forward(self) -> Tensor:
+        result: Tensor = self.norm(self.x.sigmoid() * torch.linspace(1, 2, 3))
+        return result
 
 
-sample(batch_norm)(_Batch)
+sample(batch_norm)(lambda: _Batch(training=False))
+sample(batch_norm)(lambda: _Batch(training=True))
+sample(batch_norm)(lambda: _Batch(training=False, affine=False))
 sample(layer_norm)(_Layer)
-sample(group_norm)(_Group)
+sample(group_norm)(lambda: _Group())
+sample(group_norm)(lambda: _Group(affine=False))
+
+
+def _channel_by_channel(call: Call, *names: str, zero: bool | None = None) -> list[Label]:
+    """A norm over no other dimension than that of the channels, tied to some of its arguments."""
+    x: Label = call["input"]
+    for name in names:
+        if call.arguments.get(name) is not None:
+            call.equate(x.axes[1], call[name].axes[0])
+    flags = [dim == 1 and bool(zero) for dim in range(len(x.axes))]
+    return [call.label(x.axes, flags), *(call.opaque(i) for i in range(1, len(call.shapes)))]
+
+
+_STATISTICS = ("running_mean", "running_var")
 
 
 @mutant(batch_norm)
 def _forgets_statistics(call: Call) -> list[Label]:
-    x: Label = call["input"]
-    call.equate(x.axes[1], call["weight"].axes[0])
-    call.equate(x.axes[1], call["bias"].axes[0])
-    return [call.label(x.axes), *(call.opaque(i) for i in range(1, len(call.shapes)))]
+    return _channel_by_channel(call, "weight", "bias")
+
+
+@mutant(batch_norm)
+def _forgets_the_bias(call: Call) -> list[Label]:
+    return _channel_by_channel(call, "weight", *_STATISTICS)
+
+
+@mutant(batch_norm)
+def _averages_over_free_samples(call: Call) -> list[Label]:
+    return _channel_by_channel(call, "weight", "bias", *_STATISTICS)
+
+
+@mutant(batch_norm)
+def _statistics_turn_zero_too(call: Call) -> list[Label]:
+    right = batch_norm(call)
+    return [call.label(right[0].axes, (False, True, False)), *right[1:]]
 
 
 @mutant(layer_norm)
 def _normalises_each_by_itself(call: Call) -> list[Label]:
     x: Label = call["input"]
-    for ours, name in ((x.axes[-1], "weight"), (x.axes[-1], "bias")):
-        call.equate(ours, call[name].axes[0])
+    for name in ("weight", "bias"):
+        if call.arguments.get(name) is not None:
+            call.equate(x.axes[-1], call[name].axes[0])
     call.size_is(call.sizes(call["normalized_shape"])[0], x.axes[-1], "normalized_shape")
     return [call.label(x.axes), *(call.opaque(i) for i in range(1, len(call.shapes)))]
+
+
+@mutant(layer_norm)
+def _norm_of_zeros_is_zero(call: Call) -> list[Label]:
+    right = layer_norm(call)
+    return [call.label(right[0].axes, (True, False)), *right[1:]]
 
 
 @mutant(group_norm)
 def _group_inside_free(call: Call) -> list[Label]:
     x: Label = call["input"]
-    for name in ("weight", "bias"):
-        call.equate(x.axes[1], call[name].axes[0])
-    call.number(call["group"])
-    return [call.label(x.axes), *(call.opaque(i) for i in range(1, len(call.shapes)))]
+    outer, inner = call.split(x.axes[1], (call["group"], x.axes[1].size // call["group"]))
+    call.size_is(call.number(call["group"]), outer, "the number of groups")
+    return _channel_by_channel(call, "weight", "bias")
+
+
+@mutant(group_norm)
+def _groups_are_interleaved(call: Call) -> list[Label]:
+    x: Label = call["input"]
+    inner, outer = call.split(x.axes[1], (x.axes[1].size // call["group"], call["group"]))
+    for axis in (inner, x.axes[2]):
+        call.pin(axis, "")
+    call.size_is(call.number(call["group"]), outer, "the number of groups")
+    return _channel_by_channel(call, "weight", "bias")
+
+
+@mutant(group_norm)
+def _groups_turn_zero(call: Call) -> list[Label]:
+    right = group_norm(call)
+    return [call.label(right[0].axes, (False, True, False)), *right[1:]]

@@ -6,12 +6,12 @@ zero is not looked up but tried: the operator is run on a few numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from niwaki.rules.axis import Axis
@@ -92,9 +92,7 @@ def _try(operator: OpOverload, arguments: tuple[tuple[str, Any], ...], known: tu
             made[number] = values > 0.5 if dtype is torch.bool else values.to(target)
     filled = {name: made[given[0]] if isinstance(given, _Operand) else given for name, given in arguments}
     filled = {"self" if name == "input" and "self" in filled else name: given for name, given in filled.items()}
-    positional = [
-        filled[argument.name] for argument in operator._schema.arguments if not argument.kwarg_only
-    ]
+    positional = [filled[argument.name] for argument in operator._schema.arguments if not argument.kwarg_only]
     named = {a.name: filled[a.name] for a in operator._schema.arguments if a.kwarg_only}
     with torch.no_grad():
         result = operator(*positional, **named)
@@ -126,50 +124,61 @@ rule(
 )(pointwise)
 
 
-class _AddMul(nn.Module):
-    def __init__(self) -> None:
+class _Of(nn.Module):
+    """A function of parameters [4, 6], [6], [4, 1] and [4, 6]."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.a, self.b = nn.Parameter(torch.randn(3, 6)), nn.Parameter(torch.randn(6))
-        self.c = nn.Parameter(torch.randn(3, 1))
+        self.a, self.row, self.column = (nn.Parameter(torch.randn(*shape)) for shape in ((4, 6), (6,), (4, 1)))
+        self.b, self.function = nn.Parameter(torch.randn(4, 6)), function
 
-    def forward(self) -> torch.Tensor:
-        return torch.relu(self.a + self.b) * self.c
-
-
-class _ToConstant(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(4, 6))
-
-    def forward(self) -> torch.Tensor:
-        return torch.sigmoid(self.a) * torch.where(self.b > 0, self.b, self.a)
+    def forward(self) -> Tensor:
+        return self.function(self.a, self.row, self.column, self.b)
 
 
 class _InPlace(nn.Module):
+    """What is written through a view is no longer zero in the whole."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+        self.n, self.a, self.b = 2, nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
 
-    def forward(self) -> torch.Tensor:
-        x = self.a.clone()
+    def forward(self) -> Tensor:
+        x = self.a * 2
         x += self.b
-        x.mul_(2.0).masked_fill_(x > 3, 0.0)
-        return x
+        x[: self.n].add_(3)
+        return x.mul_(2.0).masked_fill_(x > 3, 0.0)
 
 
-sample(pointwise)(_AddMul)
-sample(pointwise)(_ToConstant)
+sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.relu(a + row) * column))
+sample(pointwise)(lambda: _Of(lambda a, row, column, b: a.sigmoid() * torch.where(b > 0, b, a + 1)))
+sample(pointwise)(lambda: _Of(lambda a, row, column, b: a.tanh() + row.exp()))
+sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.addcmul(a, b, row, value=0.5).clamp(min=0.1)))
+sample(pointwise)(lambda: _Of(lambda a, row, column, b: (a * b) / row))
+sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.lerp(a, b, 0.3).masked_fill(b.abs() < 0.1, 0.0)))
 sample(pointwise)(_InPlace)
+
+
+def _untied(call: Call) -> list[Axis]:
+    operands = [argument for argument in call.arguments.values() if isinstance(argument, Label)]
+    widest = max(operands, key=lambda operand: len(operand.axes))
+    return [a if a.size == size else call.fresh(size) for a, size in zip(widest.axes, call.shapes[0], strict=True)]
 
 
 @mutant(pointwise)
 def _forgets_to_equate(call: Call) -> Label:
-    operands = [argument for argument in call.arguments.values() if isinstance(argument, Label)]
-    widest = max(operands, key=lambda operand: len(operand.axes))
-    return call.label([a if a.size == s else call.fresh(s) for a, s in zip(widest.axes, call.shapes[0], strict=True)])
+    return call.label(_untied(call))
 
 
 @mutant(pointwise)
 def _believes_everything_stays_zero(call: Call) -> Label:
     right = pointwise(call)
     return call.label(right.axes, [True] * len(right.axes))
+
+
+@mutant(pointwise)
+def _believes_any_zero_operand(call: Call) -> Label:
+    operands = [argument for argument in call.arguments.values() if isinstance(argument, Label)]
+    axes = broadcast(call, operands)
+    back = range(-len(axes), 0)
+    return call.label(axes, [any(len(x.axes) >= -d and x.zero[d] for x in operands) for d in back])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
 
@@ -128,35 +128,54 @@ def ranked(call: Call) -> list[Label]:
 
 
 class _Over(nn.Module):
-    """Applies a function to a parameter [3, 4, 5] that another, [4, 5], has been added to."""
+    """A function of the product of parameters [3, 4, 5] and [4, 5], bent by a sigmoid or not."""
 
-    def __init__(self, function: object) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], bent: bool = False) -> None:
         super().__init__()
-        self.a, self.b, self.function = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(4, 5)), function
+        self.a, self.b = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(4, 5))
+        self.function, self.bent = function, bent
 
-    def forward(self) -> torch.Tensor:
-        return self.function(self.a * self.b)
+    def forward(self) -> Tensor:
+        x = self.a * self.b
+        return self.function(x.sigmoid() + 0.1 * self.a if self.bent else x)
 
 
-sample(total)(lambda: _Over(lambda x: x.sum(1)))
-sample(total)(lambda: _Over(lambda x: x.sigmoid().sum(dim=(0, 2), keepdim=True)))
-sample(average)(lambda: _Over(lambda x: x.mean(2)))
-sample(averages)(lambda: _Over(lambda x: torch.var_mean(x, 1)[0]))
-sample(averages)(lambda: _Over(lambda x: x.max(0)[0]))
-sample(summary)(lambda: _Over(lambda x: x.logsumexp(1)))
-sample(softmax)(lambda: _Over(lambda x: x.softmax(2)))
-sample(cumsum)(lambda: _Over(lambda x: x.cumsum(1)))
-sample(ranked)(lambda: _Over(lambda x: x.sort(dim=1)[0]))
+def _over(function: Callable[[Tensor], Tensor], bent: bool) -> Callable[[], nn.Module]:
+    return lambda: _Over(function, bent)
+
+
+for _bent in (False, True):
+    sample(total)(_over(lambda x: x.sum(1), _bent))
+    sample(total)(_over(lambda x: x.sum(dim=(0, 2), keepdim=True), _bent))
+    sample(average)(_over(lambda x: x.mean(2), _bent))
+    sample(average)(_over(lambda x: x.amax((0, 1), keepdim=True), _bent))
+    sample(averages)(_over(lambda x: torch.var_mean(x, 1)[0], _bent))
+    sample(averages)(_over(lambda x: x.max(0)[0], _bent))
+    sample(summary)(_over(lambda x: x.logsumexp(1), _bent))
+    sample(softmax)(_over(lambda x: x.softmax(2), _bent))
+    sample(cumsum)(_over(lambda x: x.cumsum(1), _bent))
+    sample(ranked)(_over(lambda x: x.sort(dim=1)[0], _bent))
 
 
 @mutant(total)
-def _sums_anything(call: Call) -> Label:
+@mutant(average)
+def _any_dimension_can_go(call: Call) -> Label:
     return _reduced(call, call["self"].zero)
+
+
+@mutant(total)
+@mutant(average)
+def _what_is_left_is_zero(call: Call) -> Label:
+    right = total(call) if "sum" in str(call.operator) else average(call)
+    return call.label(right.axes, [True] * len(right.axes))
 
 
 @mutant(average)
-def _mean_as_sum(call: Call) -> Label:
-    return _reduced(call, call["self"].zero)
+def _the_wrong_dimension_counts(call: Call) -> Label:
+    x: Label = call["self"]
+    for dim in set(range(len(x.axes))) - _dims(call, len(x.axes)):
+        call.pin(x.axes[dim], "")
+    return _reduced(call, x.zero)
 
 
 @mutant(averages)
@@ -164,9 +183,20 @@ def _moments_as_sums(call: Call) -> list[Label]:
     return [_reduced(call, call["self"].zero), _reduced(call, call["self"].zero, output=1)]
 
 
+@mutant(averages)
+def _moments_are_zero(call: Call) -> list[Label]:
+    right = averages(call)
+    return [call.label(x.axes, [True] * len(x.axes), output=i) for i, x in enumerate(right)]
+
+
 @mutant(summary)
 def _summary_as_sum(call: Call) -> Label:
     return _reduced(call, call["self"].zero)
+
+
+@mutant(summary)
+def _summary_of_zeros_is_zero(call: Call) -> Label:
+    return call.label(summary(call).axes, [True] * 2)
 
 
 @mutant(softmax)
@@ -175,6 +205,20 @@ def _entry_by_entry(call: Call) -> Label:
     return call.label(call["self"].axes)
 
 
+@mutant(softmax)
+@mutant(cumsum)
+def _keeps_zeros(call: Call) -> Label:
+    x: Label = call["self"]
+    call.pin(x.axes[call["dim"]], "")
+    return call.label(x.axes, [True] * len(x.axes))
+
+
 @mutant(ranked)
-def _sorted_in_place(call: Call) -> list[Label]:
+def _sorted_as_they_were(call: Call) -> list[Label]:
+    return [call.label(call["self"].axes, output=output) for output in (0, 1)]
+
+
+@mutant(ranked)
+def _sorted_along_another_dimension(call: Call) -> list[Label]:
+    call.pin(call["self"].axes[call["dim"] - 1], "")
     return [call.label(call["self"].axes, output=output) for output in (0, 1)]

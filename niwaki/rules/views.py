@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.rules.axis import Axis, merge
 from niwaki.rules.registry import Call, Label, Refused, mutant, rule, sample
@@ -102,9 +103,13 @@ def squeeze(call: Call) -> Label:
     """Dimensions of size 1 dropped."""
     x: Label = call["self"]
     given = call.arguments.get("dim")
-    dims = range(len(x.axes)) if given is None else [given] if isinstance(given, int) else given
-    dropped = {dim % len(x.axes) for dim in dims if x.axes[dim].size == 1} if x.axes else set()
-    return _arranged(call, [i for i in range(len(x.axes)) if i not in dropped])
+    rank = len(x.axes)
+    dims = range(rank) if given is None else [given] if isinstance(given, int) else given
+    asked = {dim % rank for dim in dims} if rank else set()
+    for dim in asked:
+        if x.axes[dim].size != 1:
+            call.pin(x.axes[dim], "squeeze would drop it, were one position left")
+    return _arranged(call, [i for i in range(rank) if i not in asked or x.axes[i].size != 1])
 
 
 @rule(aten.expand.default)
@@ -127,74 +132,111 @@ def expand(call: Call) -> Label:
     return call.label(axes, zero, x.weight)
 
 
-class _Heads(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heads, self.a = 3, nn.Parameter(torch.randn(2, 12, 5))
+class _Viewed(nn.Module):
+    """A function of parameters [2, 12, 5] and [2, 3, 5] and the attributes heads = 3 and width = 4."""
 
-    def forward(self) -> torch.Tensor:
-        return self.a.view(2, self.heads, -1, 5).transpose(1, 2).reshape(2, -1, 5) * 2
+    def __init__(self, function: Callable[[Tensor, Tensor, int, int], Tensor]) -> None:
+        super().__init__()
+        self.heads, self.width, self.function = 3, 4, function
+        self.a, self.b = nn.Parameter(torch.randn(2, 12, 5)), nn.Parameter(torch.randn(2, 3, 5))
+
+    def forward(self) -> Tensor:
+        return self.function(self.a * 2, self.b, self.heads, self.width)
 
 
 class _Flatten(nn.Module):
+    """Channels and pixels become one dimension that meets a bias."""
+
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Parameter(torch.randn(2, 4, 3, 3)), nn.Parameter(torch.randn(36))
 
-    def forward(self) -> torch.Tensor:
+    def forward(self) -> Tensor:
         return self.a.flatten(1) + self.b
 
 
-class _Arrange(nn.Module):
-    def __init__(self) -> None:
+class _Arranged(nn.Module):
+    """A function of a parameter [3, 4, 1, 4]; the sizes do not tell which dimension is which."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], bent: bool = False) -> None:
         super().__init__()
-        self.a, self.b = nn.Parameter(torch.randn(3, 4, 1, 5)), nn.Parameter(torch.randn(5, 3, 4))
+        self.a, self.function, self.bent = nn.Parameter(torch.randn(3, 4, 1, 4)), function, bent
 
-    def forward(self) -> torch.Tensor:
-        x = self.a.squeeze(2).permute(2, 0, 1) + self.b
-        return x.transpose(0, 2).unsqueeze(1)
-
-
-class _Transposed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
-
-    def forward(self) -> torch.Tensor:
-        return self.a.t() * self.b
+    def forward(self) -> Tensor:
+        return self.function(self.a.sigmoid() if self.bent else self.a)
 
 
 class _Expand(nn.Module):
+    """As many copies as another tensor has rows."""
+
     def __init__(self) -> None:
         super().__init__()
         self.copies, self.a, self.b = 4, nn.Parameter(torch.randn(3, 1, 5)), nn.Parameter(torch.randn(3, 4, 5))
 
-    def forward(self) -> torch.Tensor:
-        return (self.a.expand(-1, self.copies, -1) + self.b).reshape(3 * self.copies, 5)
+    def forward(self) -> Tensor:
+        return self.a.expand(-1, self.copies, -1) + self.b
 
 
-sample(view)(_Heads)
+class _ExpandAlone(nn.Module):
+    """The same without anything else that knows the number of copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.w = nn.Parameter(torch.randn(3, 1, 5)), nn.Parameter(torch.randn(4, 6))
+
+    def forward(self) -> Tensor:
+        return self.a.expand(3, 4, 5).transpose(1, 2) @ self.w
+
+
+sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.view(2, heads, -1, 5).transpose(1, 2).reshape(2, -1, 5)))
+sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.view(2, heads, width, 5) * b[:, :, None]))
+sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.view(-1, 3, 4, 5).sigmoid() * b[:, :, None]))
+sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.sigmoid().reshape(2, heads, -1).transpose(1, 2)))
 sample(view)(_Flatten)
-sample(permute)(_Arrange)
-sample(transpose)(_Arrange)
-sample(unsqueeze)(_Arrange)
-sample(squeeze)(_Arrange)
-sample(t)(_Transposed)
+
+
+def _arrange(function: Callable[[Tensor], Tensor], bent: bool) -> Callable[[], nn.Module]:
+    return lambda: _Arranged(function, bent)
+
+
+for _bent in (False, True):
+    sample(permute)(_arrange(lambda x: x.permute(2, 3, 0, 1) * 2, _bent))
+    sample(transpose)(_arrange(lambda x: x.transpose(1, -1) * 2, _bent))
+    sample(unsqueeze)(_arrange(lambda x: x.unsqueeze(-1) * 2, _bent))
+    sample(squeeze)(_arrange(lambda x: x.squeeze(2) * 2, _bent))
+    sample(t)(_arrange(lambda x: x[0, :, 0].t() * 2, _bent))
+sample(squeeze)(lambda: _Viewed(lambda a, b, heads, width: (a[:, :, None].squeeze() * 2) @ b[0].t()))
 sample(expand)(_Expand)
+sample(expand)(_ExpandAlone)
+
+
+def _as_given(call: Call, axes: Sequence[Axis], zero: bool = False) -> Label:
+    for expression, axis in zip(call.sizes(call["size"]), axes, strict=True):
+        call.size_is(expression, axis, "")
+    return call.label(axes, [zero] * len(axes))
+
+
+@mutant(view)
+def _backwards(call: Call) -> Label:
+    x, shape = call["self"], call.shapes[0]
+    axes: list[Axis] = [call.fixed(1)] * len(shape)
+    for ours, theirs in blocks(x.shape, shape):
+        whole = merge([x.axes[i] for i in ours]).take(slice(None, None, -1))
+        sizes = [shape[j] for j in theirs]
+        for j, axis in zip(theirs, [whole] if len(sizes) == 1 else call.split(whole, sizes), strict=True):
+            axes[j] = axis
+    return _as_given(call, axes)
 
 
 @mutant(view)
 def _inner_before_outer(call: Call) -> Label:
-    x: Label = call["self"]
-    axes: list[Axis] = [call.fixed(1)] * len(call.shapes[0])
-    for ours, theirs in blocks(x.shape, call.shapes[0]):
-        whole = merge([x.axes[i] for i in ours]).take(slice(None, None, -1))
-        sizes = [call.shapes[0][j] for j in theirs]
-        for j, axis in zip(theirs, [whole] if len(sizes) == 1 else call.split(whole, sizes), strict=True):
+    x, shape = call["self"], call.shapes[0]
+    axes: list[Axis] = [call.fixed(1)] * len(shape)
+    for ours, theirs in blocks(x.shape, shape):
+        whole = _regroup(call, [x.axes[i] for i in ours], [math.prod(shape[j] for j in theirs)])[0]
+        for j, axis in zip(theirs[::-1], call.split(whole, [shape[j] for j in theirs[::-1]]), strict=True):
             axes[j] = axis
-    for expression, axis in zip(call.sizes(call["size"]), axes, strict=True):
-        call.size_is(expression, axis, "a size given to view")
-    return call.label(axes)
+    return _as_given(call, axes)
 
 
 @mutant(view)
@@ -209,23 +251,56 @@ def _forgets_the_sizes(call: Call) -> Label:
     return call.label(axes)
 
 
-def _unmoved(call: Call) -> Label:
-    shape = call.shapes[0]
-    pool = [axis for axis in call["self"].axes if axis.size != 1]
-    return call.label([call.fixed(1) if size == 1 else pool.pop(0).take(slice(None, None, -1)) for size in shape])
+@mutant(view)
+def _views_are_zero(call: Call) -> Label:
+    right = view(call)
+    return call.label(right.axes, [True] * len(right.axes))
+
+
+def _any_of_its_size(call: Call, axes: Sequence[Axis]) -> Label:
+    """Sizes fit, but dimensions of equal size change places."""
+    pool = [axis for axis in axes if axis.size != 1]
+    chosen = []
+    for size in call.shapes[0]:
+        fitting = next((i for i, axis in enumerate(pool) if axis.size == size), None)
+        chosen.append(call.fixed(1) if fitting is None else pool.pop(fitting))
+    return call.label(chosen)
 
 
 @mutant(permute)
 @mutant(transpose)
-def _wrong_way_round(call: Call) -> Label:
-    return call.label([call.fresh(size) for size in call.shapes[0]])
+@mutant(t)
+def _as_before(call: Call) -> Label:
+    return _any_of_its_size(call, call["self"].axes)
 
 
-mutant(t)(_wrong_way_round)
-mutant(unsqueeze)(_unmoved)
-mutant(squeeze)(_unmoved)
+@mutant(unsqueeze)
+@mutant(squeeze)
+def _from_the_end(call: Call) -> Label:
+    return _any_of_its_size(call, call["self"].axes[::-1])
+
+
+def _zeros_of(right: Callable[[Call], Label]) -> Callable[[Call], Label]:
+    def claims_zeros(call: Call) -> Label:
+        axes = right(call).axes
+        return call.label(axes, [True] * len(axes))
+
+    return claims_zeros
+
+
+for _right in (permute, transpose, t, unsqueeze, squeeze):
+    mutant(_right)(_zeros_of(_right))
 
 
 @mutant(expand)
-def _copies_are_one(call: Call) -> Label:
-    return call.label([call.fresh(size) if size > 1 else call.fixed(1) for size in call.shapes[0]])
+def _copies_are_counted_nowhere(call: Call) -> Label:
+    x: Label = call["self"]
+    call.sizes(call["size"])
+    pairs = zip(x.axes, call.shapes[0], strict=True)
+    return call.label([axis if axis.size == size else call.fresh(size) for axis, size in pairs])
+
+
+@mutant(expand)
+def _copies_are_zero(call: Call) -> Label:
+    right = expand(call)
+    return call.label(right.axes, [True] * len(right.axes))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
@@ -52,20 +52,40 @@ def window(call: Call) -> list[Label]:
     return labels
 
 
-class _Pools(nn.Module):
-    def __init__(self) -> None:
+class _Window(nn.Module):
+    """A function of a parameter [2, 3, 8, 8] whose channels are scaled, or bent away from zero."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], bent: bool = False) -> None:
         super().__init__()
         self.a, self.b = nn.Parameter(torch.randn(2, 3, 8, 8)), nn.Parameter(torch.randn(3, 1, 1))
+        self.function, self.bent = function, bent
 
-    def forward(self) -> torch.Tensor:
-        x = nn.functional.max_pool2d(self.a, 2) * self.b
-        x = nn.functional.interpolate(nn.functional.avg_pool2d(x, 2), scale_factor=2)
-        return nn.functional.adaptive_avg_pool2d(x, 2)
+    def forward(self) -> Tensor:
+        x = self.a * self.b
+        return self.function(x.sigmoid() if self.bent else x)
 
 
-sample(window)(_Pools)
+sample(window)(lambda: _Window(lambda x: nn.functional.max_pool2d(x, 3, padding=1)))
+sample(window)(lambda: _Window(lambda x: nn.functional.avg_pool2d(x, 2)))
+sample(window)(lambda: _Window(lambda x: nn.functional.adaptive_avg_pool2d(x, 3), bent=True))
+sample(window)(lambda: _Window(lambda x: nn.functional.interpolate(x, scale_factor=2)))
+sample(window)(lambda: _Window(lambda x: nn.functional.interpolate(x, size=(5, 5), mode="bilinear"), bent=True))
+sample(window)(lambda: _Window(lambda x: nn.functional.pad(x, (1, 1, 2, 2), mode="reflect")))
 
 
 @mutant(window)
 def _windows_are_free(call: Call) -> list[Label]:
-    return [call.label([call.fresh(size) for size in shape], output=i) for i, shape in enumerate(call.shapes)]
+    axes = call["self"].axes[:2]
+    return [call.label((*axes, *map(call.fresh, shape[2:])), output=i) for i, shape in enumerate(call.shapes)]
+
+
+@mutant(window)
+def _channels_reversed(call: Call) -> list[Label]:
+    right = window(call)
+    axes = [(x.axes[0], x.axes[1].take(slice(None, None, -1)), *x.axes[2:]) for x in right]
+    return [call.label(own, output=i) for i, own in enumerate(axes)]
+
+
+@mutant(window)
+def _windows_are_zero(call: Call) -> list[Label]:
+    return [call.label(x.axes, [True] * 4, output=i) for i, x in enumerate(window(call))]

@@ -3,6 +3,6 @@
 Imports everything above it in the house but the command line.
 """
 
-from niwaki.testing.rules import RuleReport, check_rule
+from niwaki.testing.rules import RuleReport, check_rule, forgetting, statements
 
-__all__ = ["RuleReport", "check_rule"]
+__all__ = ["RuleReport", "check_rule", "forgetting", "statements"]

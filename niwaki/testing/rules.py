@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch._ops import OpOverload
 
 from niwaki import rules
+from niwaki.core.counts import IntArray
+from niwaki.core.numbers import Expression
 from niwaki.core.space import BoolArray
 from niwaki.errors import NiwakiError
-from niwaki.rules.registry import Label, Rule, Sample
+from niwaki.rules.axis import Axis
+from niwaki.rules.registry import Call, Label, Rule, Sample
 from niwaki.solve.build import Builder
 from niwaki.solve.label import label
 from niwaki.surgery.cut import cut
@@ -20,6 +26,7 @@ from niwaki.trace.graph import Graph
 from niwaki.trace.tracer import tensors_in, trace
 
 _TOLERANCE = 1e-10
+_RULE_FILES = Path(rules.__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +47,9 @@ class RuleReport:
 def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: int = 8, seed: int = 0) -> RuleReport:
     """Try a rule on one of its samples, by random plans, in float64.
 
-    ``instead``: a version of the rule to use in its place (a mutant). Outputs of the sample are not pinned: what is left
-    of them must be the surviving part of the zeroed module's outputs, and where the rule claims zeros there must be
-    zeros.
+    ``instead``: a version of the rule to use in its place (a mutant). Outputs of the sample are not pinned: what is
+    left of them must be the surviving part of the zeroed module's outputs, and where the rule claims zeros there must
+    be zeros.
     """
 
     def find(operator: OpOverload) -> Rule | None:
@@ -61,10 +68,10 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
     rng = np.random.default_rng(seed)
     violations = []
     for _ in range(plans):
-        problem = _violation(model, graph, facts.labels, builder, builder.random_keep(rng))
+        problem = _violation(model, graph, facts.labels, builder, builder.units.random_keep(rng))
         if problem is not None:
             violations.append(problem)
-    return RuleReport(called, builder.num_units, tuple(violations))
+    return RuleReport(called, len(builder.units), tuple(violations))
 
 
 def _violation(
@@ -86,7 +93,7 @@ def _violation(
         for dim, (axis, is_zero) in enumerate(zip(made.axes, made.zero, strict=True)):
             if not axis.free:
                 continue
-            stays = torch.from_numpy(builder.survivors(axis, keep))
+            stays = torch.from_numpy(builder.units.survivors(axis, keep))
             if is_zero and bool(zero_output.index_select(dim, (~stays).nonzero().flatten()).any()):
                 return f"entries removed along dimension {dim} of the output are not zero"
             expected = expected.index_select(dim, stays.nonzero().flatten())
@@ -97,3 +104,88 @@ def _violation(
             if not gap <= _TOLERANCE * max(1.0, float(expected.abs().max())):
                 return f"the cut module's output differs by {gap:.1e}"
     return None
+
+
+Line = tuple[str, int]
+
+
+def statements(rule: Rule, sample: Sample) -> set[Line]:
+    """The source lines (file, line) on which ``rule`` constrains something in this sample."""
+    heard: set[Line] = set()
+
+    def listening(call: Call) -> Label | Sequence[Label] | None:
+        return rule(_Filtered(call, heard, None))
+
+    check_rule(rule, sample, instead=listening, plans=0)
+    return heard
+
+
+def forgetting(rule: Rule, line: Line) -> Rule:
+    """The rule without what it says on one source line: a mutant that its samples should expose."""
+
+    def forgetful(call: Call) -> Label | Sequence[Label] | None:
+        return rule(_Filtered(call, set(), line))
+
+    return forgetful
+
+
+class _Filtered(Call):
+    """Hands everything on to another call, notes the lines of constraints, and swallows those of one line."""
+
+    def __init__(self, call: Call, heard: set[Line], deaf_to: Line | None) -> None:
+        self._call, self._heard, self._deaf_to = call, heard, deaf_to
+        self.operator, self.python, self.arguments = call.operator, call.python, call.arguments
+        self.shapes, self.dtypes = call.shapes, call.dtypes
+
+    def _passes(self) -> bool:
+        code, line = sys._getframe(2).f_code, sys._getframe(2).f_lineno
+        if Path(code.co_filename).name == "registry.py":  # what the call itself does for a rule
+            return True
+        self._heard.add((Path(code.co_filename).name, line))
+        return (Path(code.co_filename).name, line) != self._deaf_to
+
+    def fresh(self, size: int) -> Axis:
+        return self._call.fresh(size)
+
+    def fixed(self, size: int, why: str = "") -> Axis:
+        return self._call.fixed(size, why)
+
+    def equate(self, left: Axis, right: Axis) -> None:
+        if left.free or right.free:
+            if not left.same_as(right) and self._passes():
+                self._call.equate(left, right)
+
+    def equate_rows(self, left: IntArray, right: IntArray) -> None:
+        if self._passes():
+            self._call.equate_rows(left, right)
+
+    def pin(self, axis: Axis, why: str) -> None:
+        if axis.free and self._passes():
+            self._call.pin(axis, why)
+
+    def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
+        if left.axes[left_dim].free or right.axes[right_dim].free:
+            if self._passes():
+                self._call.contract(left, left_dim, right, right_dim)
+
+    def size_is(self, expression: Expression | None, axis: Axis, what: str) -> None:
+        if expression is not None and axis.free and self._passes():
+            self._call.size_is(expression, axis, what)
+
+    def reads(self, weight: Label, dim: int, zero: bool) -> None:
+        self._call.reads(weight, dim, zero)
+
+    def makes(self, weight: Label, dim: int) -> None:
+        self._call.makes(weight, dim)
+
+    def sizes(self, given: Sequence[int]) -> list[Expression | None]:
+        return self._call.sizes(given)
+
+    def number(self, given: int) -> Expression:
+        return self._call.number(given)
+
+    def count(self, argument: str, dim: int) -> Expression:
+        return self._call.count(argument, dim)
+
+    def macs(self, times: int, *axes: Axis) -> None:
+        self._call.macs(times, *axes)
