@@ -61,6 +61,7 @@ class Facts:
     drives: list[IntArray] = field(default_factory=list)
     makes: list[IntArray] = field(default_factory=list)
     places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
+    aliases: dict[int, list[int]] = field(default_factory=dict)  # root value -> values that share its memory
     touched: list[tuple[Node, list[Axis]]] = field(default_factory=list)
     ids: int = 1
 
@@ -76,6 +77,7 @@ def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True) -
     facts.reason("nothing constrains it", None)
     facts.ids = 1
     for value in graph.values:
+        facts.aliases.setdefault(value.root, []).append(value.number)
         if value.origin is not Origin.COMPUTED:
             facts.labels[value.number] = _given(facts, value)
     for index, run in enumerate(graph.runs):
@@ -146,11 +148,10 @@ def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Labe
     """A value was written in place. Other views of its memory may no longer rely on zeros."""
     if all(after.zero) or after.zero == before.zero == (False,) * len(before.zero):
         return
-    root = graph.values[number].root
-    for value in graph.values:
-        other = facts.labels[value.number]
-        if value.root == root and value.number != number and other is not None:
-            facts.labels[value.number] = Label(other.axes, (False,) * len(other.axes), other.weight, other.dtype)
+    for alias in facts.aliases[graph.values[number].root]:
+        other = facts.labels[alias]
+        if alias != number and other is not None:
+            facts.labels[alias] = Label(other.axes, (False,) * len(other.axes), other.weight, other.dtype)
 
 
 def _freeze(facts: Facts, expression: Expression, location: Location, what: str) -> None:
