@@ -131,11 +131,11 @@ def test_compared_across_the_space_scale_counts() -> None:
     assert sizes(space, plan) == [40, 2]
 
 
-def test_equal_saliency_takes_a_similar_share_of_every_group() -> None:
-    space = SPACES["conv"]()
+def test_equal_saliency_takes_the_same_share_of_every_group() -> None:
+    space = conv_space(ConvNet(64, 96))
     kept = sizes(space, choose(space, Scores(np.ones(space.num_units), ""), Budget(macs=0.4)))
     shares = [k / group.units for k, group in zip(kept, space.groups, strict=True)]
-    assert min(shares) > 0.3
+    assert max(shares) - min(shares) < 0.15
 
 
 def test_useless_units_go_first() -> None:

@@ -2,12 +2,13 @@
 
 What is kept is worth, summed over the groups g of coupled channels,
 
-    sum_g  a_g log(V_g),    V_g = the saliency kept in g,    a_g = (cost of g in the dense network) ^ (1 - GAMMA).
+    sum_g  C_g log(V_g),    V_g = the saliency kept in g,    C_g = the cost of g in the dense network.
 
 The logarithm makes groups of different scale comparable, and makes a group that has lost much give the rest ever more
-reluctantly: no layer collapses however expensive it is. Units leave in the order of worth lost per cost saved. With
-units of equal saliency GAMMA = 0 takes the same share of every group, GAMMA = 1 makes all groups cost the same; between
-them expensive groups give more than cheap ones, by less than their cost.
+reluctantly: no layer collapses. Units leave in the order of worth lost per cost saved. With C_g groups of equally
+salient units lose the same share each, whatever they cost; a group whose saliency lies in few of its units loses more.
+(Without C_g the most expensive groups, which are residual streams, shrink most: 20 epochs of the digits at 15 % of the
+MACs then end at 94.7 % instead of 97.3 %, and with its square root at 96.2 %; three seeds.)
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from niwaki.criteria.normalise import Among, group_of
 from niwaki.selection.levels import Levels, Steps
 from niwaki.selection.pricing import costs, prices
 from niwaki.selection.queue import Queue
-
-GAMMA = 0.25
 
 _ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on what its neighbours have lost
 _SWAPS = 16
@@ -148,8 +147,7 @@ class _Chooser:
             return self.saliency[units]
         cost = np.bincount(self.group, weights=self._mixed(self.dense_price, weight), minlength=self.groups)
         gain = np.log(np.maximum(before, _TINY)) - np.log(np.maximum(after, _TINY))
-        weight_of_group = np.power(cost, 1 - GAMMA, dtype=np.float64)
-        return np.asarray(weight_of_group[self.group[units]] * gain, np.float64)
+        return np.asarray(cost[self.group[units]] * gain, np.float64)
 
     def _leaving(
         self, keep: BoolArray, weight: Mapping[str, float], price: Mapping[str, FloatArray], last: BoolArray | None
