@@ -19,13 +19,18 @@ from niwaki.trace.tracer import example_calls, trace
 
 
 def search_space(
-    model: torch.nn.Module, example_inputs: Any, ignored: Sequence[str] = (), rehearse: bool = True
+    model: torch.nn.Module, example_inputs: Any, ignored: Sequence[str] = (), inner: bool = False, rehearse: bool = True
 ) -> SearchSpace:
     """Find out what can leave ``model``, by running it once in eval and once in train mode.
 
-    ``example_inputs``: a tensor or tuple is positional, a dict is keywords, a list of these several calls (for code
-    that takes different paths). ``ignored``: names or patterns of parameters, or names of modules, that must stay.
-    ``rehearse``: cut by two random plans and run the result, and pin whatever does not come out in the expected shape.
+    Args:
+        model: any module that runs; on any device, in any mode.
+        example_inputs: a tensor or tuple is positional, a dict is keywords, a list of these several calls (for code
+            that takes different paths). The cost is counted for the first.
+        ignored: names or patterns of parameters, or names of modules, that must stay.
+        inner: where a dimension is a product, such as (head, position in the head), offer the inner factor as units
+            too; these overlap with the outer ones.
+        rehearse: cut by two random plans and run the result, and pin what does not come out as expected.
 
     The model is left exactly as it was, also after an error. The space refers to the model and owns no weights.
 
@@ -47,7 +52,7 @@ def search_space(
     graph = trace(model, calls)
     facts = label(graph)
     _ignore(graph, facts, matching)
-    builder = Builder(model, graph, facts)
+    builder = Builder(model, graph, facts, inner)
     notes = [
         f"The model does not run in train mode ({type(run.error).__qualname__}: {run.error}), so only its eval mode "
         "was analysed."
