@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from niwaki.surgery.plans import plan_of
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
 from niwaki.files import flush_directory, flush_file, sha256_of, write_atomically
 from niwaki.surgery.cut import cut
+from niwaki.surgery.plans import plan_of
 
 WEIGHTS_FILE = "model.safetensors"
 PLAN_FILE = "plan.json"
@@ -50,7 +50,14 @@ def save(small: nn.Module, directory: str | os.PathLike[str], *, plan: Plan | No
         FileFormatError: ``small`` has no plan, holds state that is not a tensor, or ``directory`` is a file.
 
     Example:
-        >>> niwaki.save(niwaki.cut(model, plan), "out/")  # doctest: +SKIP
+        >>> import tempfile, torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> space = niwaki.search_space(net, torch.randn(1, 4))
+        >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     niwaki.save(niwaki.cut(net, plan), directory)
+        ...     sorted(os.listdir(directory))
+        ['model.safetensors', 'plan.json']
     """
     plan = plan or plan_of(small)
     if plan is None:
@@ -94,7 +101,16 @@ def load(fresh_dense_model: nn.Module, directory: str | os.PathLike[str]) -> nn.
             the first difference.
 
     Example:
-        >>> small = niwaki.load(Net(), "out/")  # doctest: +SKIP
+        >>> import tempfile, torch, niwaki
+        >>> def network():
+        ...     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> net = network()
+        >>> space = niwaki.search_space(net, torch.randn(1, 4))
+        >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     niwaki.save(niwaki.cut(net, plan), directory)
+        ...     niwaki.load(network(), directory)[0]
+        Linear(in_features=4, out_features=4, bias=True)
     """
     source = Path(directory)
     plan, weights = _read_plan(source)

@@ -1,0 +1,61 @@
+"""What the README promises is what the project does."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import niwaki
+
+ROOT = Path(__file__).parent.parent
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def test_readme_commands_are_make_targets() -> None:
+    commands = re.findall(r"^    make (\w+)$", text("README.md"), flags=re.MULTILINE)
+    assert commands == ["demo", "test"]
+    for command in commands:
+        assert re.search(rf"^{command}:", text("Makefile"), flags=re.MULTILINE), command
+
+
+def test_ci_runs_the_readme_command() -> None:
+    assert "make test\n" in text(".ci/run")
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_every_requirement_has_a_tested_version() -> None:
+    pinned = {re.split("==", line)[0] for line in text("constraints.txt").splitlines() if not line.startswith("#")}
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["train"],
+        *project["optional-dependencies"]["zoo"],
+    ]
+    names = {re.split(r"[><=\[]", requirement)[0] for requirement in wanted}
+    assert names <= pinned, names - pinned
+
+
+def test_readme_example_is_the_one_that_runs() -> None:
+    """Every niwaki name in the README exists."""
+    for name in re.findall(r"niwaki\.([a-zA-Z_]+)\(", text("README.md")):
+        assert hasattr(niwaki, name), name
+
+
+def test_changelog_knows_the_version() -> None:
+    assert f"## {niwaki.__version__}" in text("CHANGELOG.md")
+
+
+def test_examples_run(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    for example in sorted((ROOT / "examples").glob("*.py")):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, example], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "The law holds" in done.stdout
