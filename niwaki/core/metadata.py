@@ -32,5 +32,6 @@ SIZES: Mapping[type[nn.Module], tuple[Size, ...]] = {
     nn.ConvTranspose3d: _TRANSPOSED,
     nn.modules.batchnorm._NormBase: _NORM,
     nn.Embedding: (Size("embedding_dim", "weight", 1), Size("num_embeddings", "weight", 0)),
+    nn.MultiheadAttention: tuple(Size(name, "in_proj_weight", 1) for name in ("embed_dim", "kdim", "vdim")),
     nn.PReLU: (Size("num_parameters", "weight", 0),),
 }

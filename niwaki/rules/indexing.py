@@ -22,10 +22,13 @@ def sliced(call: Call) -> Label:
     axis = x.axes[dim]
     if step != 1:
         call.pin(axis, "every so many positions of it are taken")
-    for given in (call["start"], call["end"]):
-        _bound(call, axis, given)
     axes = list(x.axes)
     axes[dim] = axis.take(slice(call["start"], call["end"], step))
+    _bound(call, axis, call["start"])
+    if call.python.function in (torch.narrow, torch.Tensor.narrow):  # is told a length, not an end
+        call.size_is(call.number(axes[dim].size), axes[dim], "the length of a part")
+    else:
+        _bound(call, axis, call["end"])
     return call.label(axes, x.zero, x.weight)
 
 
@@ -153,6 +156,17 @@ class _Sliced(nn.Module):
         return torch.cat([self.a[self.n : self.stop] + self.b, self.a[: self.n] * 2])
 
 
+class _Narrow(nn.Module):
+    """A length held in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.a, self.b = 4, nn.Parameter(torch.randn(7, 5)), nn.Parameter(torch.randn(4, 5))
+
+    def forward(self) -> Tensor:
+        return self.a.narrow(0, 2, self.n) * 2 + self.b
+
+
 class _By(nn.Module):
     """A function of parameters [4, 6] and [3, 6] and three row numbers."""
 
@@ -190,6 +204,7 @@ class _Written(nn.Module):
 sample(sliced)(lambda: _Sliced(4))
 sample(sliced)(lambda: _Sliced(-3))
 sample(sliced)(lambda: _Sliced(2, 6))
+sample(sliced)(_Narrow)
 sample(sliced)(lambda: _By(lambda a, b, i: a[::2, 1:3] + 1))
 sample(sliced)(lambda: _By(lambda a, b, i: a[-3:, :-4]))
 sample(sliced)(lambda: _By(lambda a, b, i: a[:, 2:99] * 2))

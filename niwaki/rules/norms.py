@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
 
 aten = torch.ops.aten
@@ -33,7 +36,7 @@ def batch_norm(call: Call) -> list[Label]:
     if not axes[1].free and affine[0] is not None:
         axes[1] = affine[0].axes[0]
     first = call.label(axes, [dim == 1 and zero for dim in range(len(axes))])
-    return [first, *(call.opaque(i) for i in range(1, len(call.shapes)))]
+    return [first, *_statistics(call, (axes[1],))]
 
 
 @rule(aten.native_layer_norm.default, aten._fused_rms_norm.default)
@@ -49,7 +52,7 @@ def layer_norm(call: Call) -> list[Label]:
     for axis, expression in zip(x.axes[-count:], call.sizes(call["normalized_shape"]), strict=True):
         call.pin(axis, "a norm averages over this dimension")
         call.size_is(expression, call.fixed(axis.size, "a norm averages over this dimension"), "normalized_shape")
-    return [call.label(x.axes), *(call.opaque(i) for i in range(1, len(call.shapes)))]
+    return [call.label(x.axes), *_statistics(call, (*x.axes[:-count], *(call.fixed(1) for _ in range(count))))]
 
 
 @rule(aten.native_group_norm.default)
@@ -65,7 +68,13 @@ def group_norm(call: Call) -> list[Label]:
             call.equate(x.axes[1], given.axes[0])
     zero = weight is not None and weight.zero[0] and (bias is None or bias.zero[0])
     first = call.label(x.axes, [dim == 1 and zero for dim in range(len(x.axes))])
-    return [first, *(call.opaque(i) for i in range(1, len(call.shapes)))]
+    return [first, *_statistics(call, (x.axes[0], outer))]
+
+
+def _statistics(call: Call, axes: Sequence[Axis]) -> list[Label]:
+    """The labels of what a norm returns beside its result: means and the like, one per entry of ``axes``."""
+    given = [tuple(axis.size for axis in axes) == shape for shape in call.shapes]
+    return [call.label(axes, output=i) if given[i] else call.opaque(i) for i in range(1, len(call.shapes))]
 
 
 class _Batch(nn.Module):

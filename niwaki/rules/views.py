@@ -26,7 +26,13 @@ def view(call: Call) -> Label:
         parts = _regroup(call, [x.axes[i] for i in ours], [shape[j] for j in theirs])
         for j, axis in zip(theirs, parts, strict=True):
             axes[j], zero[j] = axis, flags
-    for expression, axis in zip(call.sizes(call["size"]), axes, strict=True):
+    if call.python.function in (torch.unflatten, torch.Tensor.unflatten):  # is told the sizes of one dimension only
+        dim = call.python.numbers[0].value % len(x.axes)
+        told = len(shape) - len(x.axes) + 1
+        expressions = [None] * dim + call.sizes(shape[dim : dim + told]) + [None] * (len(shape) - dim - told)
+    else:
+        expressions = call.sizes(call["size"])
+    for expression, axis in zip(expressions, axes, strict=True):
         call.size_is(expression, axis, "a size given to view")
     return call.label(axes, zero, x.weight)
 
@@ -192,6 +198,7 @@ sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.view(2, heads, -1, 5).
 sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.view(2, heads, width, 5) * b[:, :, None]))
 sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.view(-1, 3, 4, 5).sigmoid() * b[:, :, None]))
 sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.sigmoid().reshape(2, heads, -1).transpose(1, 2)))
+sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.unflatten(1, (heads, -1)) * b[:, :, None]))
 sample(view)(_Flatten)
 
 

@@ -32,8 +32,8 @@ def settle(units: Units, tables: Tables) -> Numbers:
         varies[counts.axis[(counts.units < counts.num_units).any(axis=1)]] = True
         numbers, claims = _equations(tables, varies)
         failing: set[int] = set()
-        for _ in range(_TRIALS):
-            failing.update(numbers.solve(counts(units.random_keep(rng).astype(np.float64)))[1])
+        for keep in (*units.contrasts(rng), *(units.random_keep(rng) for _ in range(_TRIALS))):
+            failing.update(numbers.solve(counts(keep.astype(np.float64)))[1])
         if not failing:
             return numbers
         new = {claims[index] for index in failing} - bound

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,14 +135,31 @@ class Units:
 
     def random_keep(self, rng: np.random.Generator) -> BoolArray:
         """A random mask of units that keeps at least one of every group and respects the rhythms."""
-        keep = np.zeros(len(self), dtype=bool)
         sizes = np.diff(self._starts)
         kept = np.array([rng.integers(1, size + 1) for size in sizes], dtype=np.int64)
         for rhythm in self.rhythms:
             times = int(rng.integers(0, rhythm.most + 1))
             for group, step in zip(rhythm.groups, rhythm.steps, strict=True):
                 kept[group] = sizes[group] - times * step
-        for start, size, number in zip(self._starts, sizes, kept, strict=False):
+        return self._keep(kept, rng)
+
+    def contrasts(self, rng: np.random.Generator) -> Iterator[BoolArray]:
+        """A few masks among which, for any two groups that are in no rhythm, there is one that leaves the first its
+        least and the second whole: small groups would escape a purely random choice now and then."""
+        sizes = np.diff(self._starts)
+        least, mover = np.ones_like(sizes), np.arange(len(sizes))
+        for rhythm in self.rhythms:
+            for group, step in zip(rhythm.groups, rhythm.steps, strict=True):
+                least[group] = sizes[group] - rhythm.most * step
+                mover[group] = rhythm.groups[0]
+        for bit in range(max(1, len(sizes).bit_length())):
+            small = (mover >> bit) & 1 == 1
+            yield self._keep(np.where(small, least, sizes), rng)
+            yield self._keep(np.where(small, sizes, least), rng)
+
+    def _keep(self, kept: IntArray, rng: np.random.Generator) -> BoolArray:
+        keep = np.zeros(len(self), dtype=bool)
+        for start, size, number in zip(self._starts, np.diff(self._starts), kept, strict=False):
             keep[start + rng.permutation(size)[:number]] = True
         return keep
 
