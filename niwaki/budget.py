@@ -76,7 +76,7 @@ class Budget:
 
     def absolute(self, space: SearchSpace) -> dict[str, float]:
         """The limits as amounts, for the model of ``space``."""
-        dense = costs(space, np.ones(space.num_units, dtype=bool), self.limits)
+        dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), self.limits)
         return {
             measure: float(limit) if is_whole(limit) else float(math.floor(limit * dense[measure]))
             for measure, limit in self.limits.items()
@@ -127,11 +127,11 @@ def choose(space: SearchSpace, scores: Scores, budget: Budget, *, compare: Among
 
 def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float]) -> None:
     """Raise `BudgetError` if ``keep``, the best that a selection could do, still costs more than ``limits``."""
-    reached = costs(space, keep, limits)
+    reached = costs(space.cost_model, keep, limits)
     for measure, limit in limits.items():
         if reached[measure] <= limit:
             continue
-        dense = costs(space, np.ones(space.num_units, dtype=bool), limits)[measure]
+        dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), limits)[measure]
         raise BudgetError(
             f"The budget {measure} <= {limit:,.0f} ({limit / dense:.1%} of {dense:,.0f}) cannot be met: with every "
             f"group at its least size {reached[measure]:,.0f} ({reached[measure] / dense:.1%}) remain. "

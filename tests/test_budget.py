@@ -53,7 +53,7 @@ def test_met_from_below_and_tight(name: str, budget: Budget) -> None:
     limits = budget.absolute(space)
     for seed in range(5):
         keep = space.keep_of(choose(space, drawn(space, seed), budget))
-        reached = costs(space, keep, limits)
+        reached = costs(space.cost_model, keep, limits)
         assert all(reached[measure] <= limit for measure, limit in limits.items())
         assert all(keep[group.numbers].any() for group in space.groups)
         if max(reached[measure] / limit for measure, limit in limits.items()) >= 0.99:
@@ -61,7 +61,7 @@ def test_met_from_below_and_tight(name: str, budget: Budget) -> None:
         for unit in np.flatnonzero(~keep):  # nothing more fits
             more = keep.copy()
             more[unit] = True
-            assert any(cost > limits[measure] for measure, cost in costs(space, more, limits).items())
+            assert any(cost > limits[measure] for measure, cost in costs(space.cost_model, more, limits).items())
 
 
 @pytest.mark.parametrize("round_to", [2, 4, 5])
@@ -96,7 +96,7 @@ def test_tied_groups_leave_together() -> None:
                     kept = np.array([group.units for group in space.groups]) - gone
                     full = np.array(gone) == 0
                     assert ((kept % budget.round_to == 0) | full).all()
-                assert all(cost <= limits[measure] for measure, cost in costs(space, keep, limits).items())
+                assert all(cost <= limits[measure] for measure, cost in costs(space.cost_model, keep, limits).items())
 
 
 def test_min_units() -> None:
@@ -151,6 +151,18 @@ def test_negative_scores_are_scores() -> None:
     space = SPACES["mlp"]()
     plan = choose(space, Scores(np.linspace(-5, 1, space.num_units), ""), Budget(macs=0.5))
     assert space.cost(plan).macs <= 0.5 * space.cost().macs
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_merged_axes_cost_the_same(name: str) -> None:
+    model = SPACES[name]().cost_model
+    merged = model.merged()
+    assert merged.counts.num_axes < model.counts.num_axes
+    for seed in range(5):
+        gates = np.random.default_rng(seed).uniform(size=model.counts.num_units)
+        assert merged(gates) == model(gates)
+        for measure in ("macs", "params", "memory"):
+            np.testing.assert_allclose(merged.price(gates, measure), model.price(gates, measure))
 
 
 def test_removed_units_stay_removed() -> None:

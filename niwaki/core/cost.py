@@ -72,6 +72,25 @@ class CostModel:
         saved = np.bincount(unit, weights=value * by_axis[axis], minlength=self.counts.num_units)
         return saved.astype(np.float64)
 
+    def merged(self) -> CostModel:
+        """The same costs, with axes whose positions depend on the same units counted once: many times faster."""
+        counts = self.counts
+        order = np.argsort(counts.axis, kind="stable")
+        units, times, axis = counts.units[order], counts.times[order], counts.axis[order]
+        ends = np.searchsorted(axis, np.arange(counts.num_axes + 1))
+        same: dict[bytes, int] = {}
+        merged = np.empty(counts.num_axes + 1, np.int64)
+        first: list[IntArray] = []
+        for number, (begin, end) in enumerate(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)):
+            merged[number] = same.setdefault(units[begin:end].tobytes() + times[begin:end].tobytes(), len(same))
+            if merged[number] == len(first):
+                first.append(np.arange(begin, end))
+        merged[counts.num_axes] = len(same)
+        rows = np.concatenate(first) if first else np.empty(0, np.int64)
+        fewer = Counts(counts.num_units, len(same), units[rows], times[rows], merged[axis[rows]])
+        parts = (Terms(terms.constant, merged[terms.axes]) for terms in (self.params, self.macs, self.memory))
+        return CostModel(fewer, *parts)
+
     def terms(self, measure: str) -> Terms:
         """The terms of one field of `Cost`."""
         return {"params": self.params, "macs": self.macs, "memory": self.memory}[measure]

@@ -121,7 +121,7 @@ class HESSO(Method):
         self._limits = budget.absolute(space)
         everything = np.ones(space.num_units, dtype=bool)
         check_met(space, select(space, np.ones(space.num_units), self._limits, steps=budget.steps), self._limits)
-        self._dense = costs(space, everything, ("macs", "params"))
+        self._dense = costs(space.cost_model, everything, ("macs", "params"))
         self._left = dict(self._dense)
         self._units: Units = VectorisedUnits(space) if vectorised else PlainUnits(space)
         self._status = np.full(space.num_units, IMPORTANT, dtype=np.int8)
@@ -182,7 +182,7 @@ class HESSO(Method):
     def _select(self, period: int) -> None:
         """Mark the least salient important units: an equal share of the budget still to go."""
         keep = self._status == IMPORTANT
-        now = costs(self.space, keep, self._limits)
+        now = costs(self.space.cost_model, keep, self._limits)
         to_go = self._timeline.periods - period
         limits = {m: now[m] - max(0.0, now[m] - limit) / to_go for m, limit in self._limits.items()}
         kept = select(self.space, self._saliency(keep), limits, ~keep, steps=self.budget.steps)
@@ -207,7 +207,7 @@ class HESSO(Method):
 
     def _mark(self) -> None:
         self._units.mark(self._status == FADING, self._status == ZERO)
-        self._left = costs(self.space, self._status == IMPORTANT, ("macs", "params"))
+        self._left = costs(self.space.cost_model, self._status == IMPORTANT, ("macs", "params"))
 
     def _phase(self) -> Literal["waiting", "scoring", "fading", "done"]:
         if self.step >= self._timeline.borders[-1]:

@@ -56,14 +56,15 @@ class _Chooser:
         self, space: SearchSpace, saliency: FloatArray, limits: dict[str, float], steps: Steps, compare: Among
     ) -> None:
         self.space, self.saliency, self.limits, self.compare = space, saliency, limits, compare
+        self.model = space.cost_model.merged()
         self.group, self.groups = group_of(space), len(space.groups)
         self.levels = Levels.of(space, steps)
         self.block = self.levels.block[self.group]
         self.first = np.array([group.first for group in space.groups], np.int64)
         self.size = np.array([group.units for group in space.groups], np.int64)
         everything = np.ones(space.num_units, dtype=bool)
-        self.dense_price = prices(space, everything, limits)
-        self.dense = costs(space, everything, limits)
+        self.dense_price = prices(self.model, everything, limits)
+        self.dense = costs(self.model, everything, limits)
 
     def shrink(self, keep: BoolArray, last: BoolArray | None = None) -> BoolArray:
         """Remove what is worth least, re-pricing a few times on the way, until every limit is met.
@@ -74,7 +75,7 @@ class _Chooser:
             excess = self._excess(keep)
             if not excess:
                 break
-            price = prices(self.space, keep, excess)
+            price = prices(self.model, keep, excess)
             queue = self._leaving(keep, excess, price, last)
             count = self._steps_saving(queue, price, {m: e / rounds_left for m, e in excess.items()})
             if rounds_left == 1:
@@ -90,7 +91,7 @@ class _Chooser:
             slack = self._slack(keep)
             if min(slack.values()) < 0:
                 return keep
-            price = prices(self.space, keep, self.limits)
+            price = prices(self.model, keep, self.limits)
             queue = self._returning(keep, start & ~full, price)
             queue = queue.only(self._fitting(queue, price, slack))
             if not len(queue):
@@ -108,7 +109,7 @@ class _Chooser:
         for _ in range(_SWAPS):
             if not _TIGHT < unused < 1:
                 break
-            queue = self._returning(keep, start, prices(self.space, keep, self.limits))
+            queue = self._returning(keep, start, prices(self.model, keep, self.limits))
             for step in range(min(len(queue), _SWAPS)):
                 back = queue.units[queue.start[step] : queue.start[step + 1]]
                 trial = keep.copy()
@@ -126,7 +127,7 @@ class _Chooser:
         return {measure: -room for measure, room in self._slack(keep).items() if room < 0}
 
     def _slack(self, keep: BoolArray) -> dict[str, float]:
-        now = costs(self.space, keep, self.limits)
+        now = costs(self.model, keep, self.limits)
         return {measure: limit - now[measure] for measure, limit in self.limits.items()}
 
     def _unused(self, keep: BoolArray) -> float:
