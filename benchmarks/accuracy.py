@@ -1,4 +1,4 @@
-"""Accuracy at a given cost: HESSO against dense training, random and one-shot pruning, and a small network trained alone.
+"""Accuracy at a given cost: HESSO against dense training, random and one-shot pruning, and a narrow network.
 
     python benchmarks/accuracy.py                                     # digits, five seeds
     python benchmarks/accuracy.py --fashion fashion_mnist.npz         # and Fashion-MNIST, three seeds
@@ -99,18 +99,18 @@ def one_run(experiment: Experiment, arm: str, seed: int) -> Result:
 
 
 def narrow_width(experiment: Experiment, images: object) -> float:
-    """The largest width, in steps of one channel of the last stage, whose MACs are within the budget."""
+    """The largest width, in steps of half a channel of the last stage, whose MACs are within the budget."""
     from niwaki.train.models import Task, build_model
 
     task = Task(images.classes, images.channels, images.size)  # type: ignore[attr-defined]
     example = torch.zeros(1, task.channels, *task.size)
     limit = None
-    for channels in range(64, 0, -1):
-        space = niwaki.search_space(build_model(experiment.recipe.model, task, channels / 64), example, rehearse=False)
+    for step in range(128, 0, -1):
+        space = niwaki.search_space(build_model(experiment.recipe.model, task, step / 128), example, rehearse=False)
         macs = space.cost().macs
         limit = limit or macs * (experiment.recipe.keep_macs or 1.0)
         if macs <= limit:
-            return channels / 64
+            return step / 128
     raise SystemExit("No width meets the budget.")
 
 
@@ -127,13 +127,13 @@ def table(experiment: Experiment, results: Sequence[Result]) -> Table:
     for arm in experiment.arms:
         mine = [result for result in results if result.arm == arm]
         values = accuracies(results, arm)
-        gaps = [100 * (a - b) for a, b in zip(dense, values, strict=True)]
+        gaps = [100 * (a - b) for a, b in zip(dense or values, values, strict=True)]
         spread = f" ± {statistics.stdev(gaps):.2f}" if len(gaps) > 1 else ""
         out.add_row(
             arm,
             f"{statistics.mean(values):.2%}",
             " ".join(f"{100 * value:.2f}" for value in values),
-            "" if arm == "dense" else f"{statistics.mean(gaps):.2f}{spread}",
+            "" if arm == "dense" or not dense else f"{statistics.mean(gaps):.2f}{spread}",
             f"{statistics.mean(r.macs / r.dense_macs for r in mine):.1%}",
             f"{statistics.mean(r.params / r.dense_params for r in mine):.1%}",
             f"{statistics.mean(r.seconds for r in mine):.0f}",
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="default: five for digits, three for Fashion-MNIST")
     parser.add_argument("--epochs", type=int, help="default: the recipe's for digits, 12 for Fashion-MNIST")
     parser.add_argument("--cut-at", type=float, help="share of the run after which random and one-shot are cut")
+    parser.add_argument("--prune-until", type=float, default=Recipe().prune_until, help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one core each")
     parser.add_argument("--out", type=Path, default=Path("out/accuracy.json"))
     options = parser.parse_args()
@@ -189,10 +190,12 @@ def main() -> None:
 
     experiments = []
     if options.only != "fashion":
-        recipe = Recipe(keep_macs=0.4, epochs=options.epochs or Recipe().epochs)
+        recipe = Recipe(keep_macs=0.4, epochs=options.epochs or Recipe().epochs, prune_until=options.prune_until)
         experiments.append(Experiment("digits", recipe, options.seeds or 5, arms, 0.7, None, options.cut_at))
     if options.fashion is not None and options.only != "digits":
-        recipe = Recipe(data=str(options.fashion), keep_macs=0.3, epochs=options.epochs or 12)
+        recipe = Recipe(
+            data=str(options.fashion), keep_macs=0.3, epochs=options.epochs or 12, prune_until=options.prune_until
+        )
         experiments.append(
             Experiment("Fashion-MNIST, 10,000 images", recipe, options.seeds or 3, arms, 1.5, 10_000, options.cut_at)
         )
