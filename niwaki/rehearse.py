@@ -24,19 +24,22 @@ from niwaki.trace.graph import Graph, Node, Ref, Run
 from niwaki.trace.tracer import ExampleCall, trace
 
 _PLANS = 2
+_LEAST = 2  # of a dimension with one position torch makes another use: einsum multiplies instead of contracting
 _ATTEMPTS = 30
 
 
 def rehearsed(
     model: torch.nn.Module, graph: Graph, facts: Facts, builder: Builder, calls: Sequence[ExampleCall]
 ) -> list[str]:
-    """Pin in ``builder`` what does not survive random plans; returns notes about what could not be tried."""
+    """Pin in ``builder`` what does not survive the least plan and a random one; returns notes about what was left."""
     rng = np.random.default_rng(0)
     passed, space = 0, builder.space()
     for _ in range(_ATTEMPTS):
         if passed == _PLANS or not len(builder.units):
             return []
-        problem = _rehearse(space, graph, facts, builder, calls, builder.units.random_keep(rng))
+        draw = builder.units.random_keep if passed else builder.units.least_keep
+        keep = draw(rng, least=_LEAST)
+        problem = _rehearse(space, graph, facts, builder, calls, keep)
         if problem is None:
             passed += 1
         elif problem.pin(builder):
@@ -86,14 +89,21 @@ def _rehearse(
 
 
 def _compare(facts: Facts, builder: Builder, start: int, run: Run, tried: Graph, keep: BoolArray) -> _Problem | None:
-    ours = tried.runs[0].nodes
+    """Operator by operator; where torch took another way to the same content, by what computes content only."""
+    dense, ours = _named(run, all_of_them=True), _named(tried.runs[0], all_of_them=True)
+    if [name for _, name in dense] != [name for _, name in ours]:
+        dense, ours = _named(run, all_of_them=False), _named(tried.runs[0], all_of_them=False)
     left: dict[int, int] = {}  # surviving positions by the identity of an axis
-    for index, node in enumerate(run.nodes):
-        if index >= len(ours) or ours[index].operator is not node.operator:
+    for position, (index, name) in enumerate(dense):
+        node = run.nodes[index]
+        if position >= len(ours) or ours[position][1] != name:
             return _Problem(facts, start + index, "is replaced by another operator")
-        if _constants(node) != _constants(ours[index]):
-            return _Problem(facts, start + index, f"is given {_constants(ours[index])} instead of {_constants(node)}")
-        for before, after in zip(node.outputs, ours[index].outputs, strict=True):
+        other = tried.runs[0].nodes[ours[position][0]]
+        if other.operator is not node.operator:
+            continue
+        if _constants(node) != _constants(other):
+            return _Problem(facts, start + index, f"is given {_constants(other)} instead of {_constants(node)}")
+        for before, after in zip(node.outputs, other.outputs, strict=True):
             if before is None or after is None:
                 continue
             label = facts.labels[before]
@@ -106,6 +116,38 @@ def _compare(facts: Facts, builder: Builder, start: int, run: Run, tried: Graph,
                 shape = list(tried.values[after].shape)
                 return _Problem(facts, start + index, f"gives the shape {shape} instead of {list(expected)}")
     return None
+
+
+def _named(run: Run, all_of_them: bool) -> list[tuple[int, str]]:
+    """The operators of a run and their places in it. Not ``all_of_them``: without those that only arrange, and with one
+    name for the ways to multiply and to add, between which torch chooses by strides that sizes of 1 leave open."""
+    if all_of_them:
+        return [(index, str(node.operator)) for index, node in enumerate(run.nodes)]
+    named = []
+    for index, node in enumerate(run.nodes):
+        packet = node.operator.overloadpacket
+        if packet in _PRODUCTS:
+            named += [(index, part) for part in _PRODUCTS[packet]]
+        elif packet not in _ARRANGING:
+            named.append((index, str(packet).removesuffix("_")))
+    return named
+
+
+_ARRANGING = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in (
+        "view _unsafe_view reshape _reshape_alias clone contiguous alias detach expand t transpose permute "
+        "unsqueeze squeeze"
+    ).split()
+)
+_PRODUCTS = {
+    torch.ops.aten.mm: ("product",),
+    torch.ops.aten.bmm: ("product",),
+    torch.ops.aten.mv: ("product",),
+    torch.ops.aten.dot: ("product",),
+    torch.ops.aten.addmm: ("product", "aten.add"),
+    torch.ops.aten.baddbmm: ("product", "aten.add"),
+}
 
 
 def _constants(node: Node) -> list[Any]:

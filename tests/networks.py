@@ -125,7 +125,8 @@ class Concat(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(x.clone())
-        return torch.cat({"after": [x, y], "before": [y, x], "twice": [x, y, x], "flipped": [x.flip(1), y]}[self.how], 1)
+        parts = {"after": [x, y], "before": [y, x], "twice": [x, y, x], "flipped": [x.flip(1), y]}
+        return torch.cat(parts[self.how], 1)
 
 
 class Shuffle(nn.Module):
@@ -396,7 +397,7 @@ class Attention(nn.Module):
         self.inner, self.kv_inner, self.scale = heads * size, kv * size, size**-0.5
         self.make, self.how, self.attend, self.out = make, view, attend, out
         if make == "separate":
-            self.q, self.k, self.v = nn.Linear(width, heads * size), nn.Linear(width, kv * size), nn.Linear(width, kv * size)
+            self.q, self.k, self.v = (nn.Linear(width, number * size) for number in (heads, kv, kv))
         else:
             self.qkv = nn.Linear(width, (heads + 2 * kv) * size, bias=make != "chunk")
         self.proj = nn.Linear(heads * size, width)

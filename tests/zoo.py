@@ -54,6 +54,9 @@ def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
 
 def _transformers(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
+        from niwaki.train.torchvision_cpu import load
+
+        load()
         import transformers
 
         torch.manual_seed(0)

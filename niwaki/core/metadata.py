@@ -33,5 +33,6 @@ SIZES: Mapping[type[nn.Module], tuple[Size, ...]] = {
     nn.modules.batchnorm._NormBase: _NORM,
     nn.Embedding: (Size("embedding_dim", "weight", 1), Size("num_embeddings", "weight", 0)),
     nn.MultiheadAttention: tuple(Size(name, "in_proj_weight", 1) for name in ("embed_dim", "kdim", "vdim")),
+    nn.RNNBase: (Size("input_size", "weight_ih_l0", 1),),
     nn.PReLU: (Size("num_parameters", "weight", 0),),
 }

@@ -48,7 +48,7 @@ def stack(call: Call) -> Label:
     return call.label(axes, zero, all(x.weight for x in tensors))
 
 
-@rule(aten.split.Tensor)
+@rule(aten.split.Tensor, aten.unsafe_split.Tensor)
 def split(call: Call) -> list[Label]:
     """Equal parts, the last one perhaps smaller. ``chunk`` divides the length by a number; ``split`` is told a size."""
     x, dim, size = call["self"], call["dim"] % len(call["self"].axes), call["split_size"]
@@ -70,7 +70,7 @@ def _divided_up(number: Expression, parts: int) -> Expression:
     return Combination("*", floor, Literal(-1), -floor.value)
 
 
-@rule(aten.split_with_sizes.default)
+@rule(aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default)
 def split_with_sizes(call: Call) -> list[Label]:
     """Parts of given sizes."""
     x, dim, start, parts = call["self"], call["dim"], 0, []

@@ -12,6 +12,7 @@ from niwaki.rules.axis import Axis, merge
 from niwaki.rules.registry import Call, Label, Refused, mutant, rule, sample
 
 aten = torch.ops.aten
+_PIXELS = "pixels are arranged by number"
 
 
 @rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default)
@@ -138,6 +139,29 @@ def expand(call: Call) -> Label:
     return call.label(axes, zero, x.weight)
 
 
+@rule(aten.pixel_shuffle.default)
+def pixel_shuffle(call: Call) -> Label:
+    """Channels are (channel, row, column) and become (channel), with r rows and columns for each one before."""
+    x, r = call["self"], call["upscale_factor"]
+    *lead, channels, height, width = x.axes
+    made, inner = call.split(channels, (channels.size // r**2, r**2))
+    for axis in (inner, height, width):
+        call.pin(axis, _PIXELS)
+    fixed = [call.fixed(axis.size * r, _PIXELS) for axis in (height, width)]
+    return call.label((*lead, made, *fixed), (*x.zero[:-2], False, False))
+
+
+@rule(aten.pixel_unshuffle.default)
+def pixel_unshuffle(call: Call) -> Label:
+    """The reverse."""
+    x, r = call["self"], call["downscale_factor"]
+    *lead, channels, height, width = x.axes
+    for axis in (height, width):
+        call.pin(axis, _PIXELS)
+    fixed = [call.fixed(axis.size // r, _PIXELS) for axis in (height, width)]
+    return call.label((*lead, merge((channels, call.fixed(r**2))), *fixed), (*x.zero[:-2], False, False))
+
+
 class _Viewed(nn.Module):
     """A function of parameters [2, 12, 5] and [2, 3, 5] and the attributes heads = 3 and width = 4."""
 
@@ -172,6 +196,16 @@ class _Arranged(nn.Module):
         return self.function(self.a.sigmoid() if self.bent else self.a)
 
 
+def _channels(x: Tensor) -> Tensor:
+    """[3, 16, 3, 1]: sixteen channels that go their own ways."""
+    return torch.cat([x, x * 2, x.flip(1), x - 1], 1).permute(0, 1, 3, 2)[:, :, :3]
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """[3, 4, 2, 4], of which the last two dimensions are an image."""
+    return x.repeat(1, 1, 2, 1)
+
+
 class _Expand(nn.Module):
     """As many copies as another tensor has rows."""
 
@@ -198,7 +232,7 @@ sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.view(2, heads, -1, 5).
 sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.view(2, heads, width, 5) * b[:, :, None]))
 sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.view(-1, 3, 4, 5).sigmoid() * b[:, :, None]))
 sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.sigmoid().reshape(2, heads, -1).transpose(1, 2)))
-sample(view)(lambda: _Viewed(lambda a, b, heads, width: a.unflatten(1, (heads, -1)) * b[:, :, None]))
+sample(view)(lambda: _Viewed(lambda a, b, heads, width: torch.unflatten(a, 1, (heads, -1)) * b[:, :, None]))
 sample(view)(_Flatten)
 
 
@@ -215,6 +249,12 @@ for _bent in (False, True):
 sample(squeeze)(lambda: _Viewed(lambda a, b, heads, width: (a[:, :, None].squeeze() * 2) @ b[0].t()))
 sample(expand)(_Expand)
 sample(expand)(_ExpandAlone)
+
+
+sample(pixel_shuffle)(_arrange(lambda x: torch.pixel_shuffle(_channels(x), 2) * 2, False))
+sample(pixel_shuffle)(_arrange(lambda x: torch.pixel_shuffle(_channels(x), 2) * 2, True))
+sample(pixel_unshuffle)(_arrange(lambda x: torch.pixel_unshuffle(_pixels(x), 2) * 2, False))
+sample(pixel_unshuffle)(_arrange(lambda x: torch.pixel_unshuffle(_pixels(x), 2) * 2, True))
 
 
 def _as_given(call: Call, axes: Sequence[Axis], zero: bool = False) -> Label:
@@ -274,6 +314,20 @@ def _any_of_its_size(call: Call, axes: Sequence[Axis]) -> Label:
     return call.label(chosen)
 
 
+@mutant(pixel_shuffle)
+def _rows_before_channels(call: Call) -> Label:
+    channels, r = call["self"].axes[1], call["upscale_factor"]
+    inner, made = call.split(channels, (r**2, channels.size // r**2))
+    call.pin(inner, "")
+    return call.label((call["self"].axes[0], made, *(call.fixed(size) for size in call.shapes[0][2:])))
+
+
+@mutant(pixel_unshuffle)
+def _channels_before_rows(call: Call) -> Label:
+    axes = merge((call.fixed(call["downscale_factor"] ** 2), call["self"].axes[1]))
+    return call.label((call["self"].axes[0], axes, *(call.fixed(size) for size in call.shapes[0][2:])))
+
+
 @mutant(permute)
 @mutant(transpose)
 @mutant(t)
@@ -295,7 +349,7 @@ def _zeros_of(right: Callable[[Call], Label]) -> Callable[[Call], Label]:
     return claims_zeros
 
 
-for _right in (permute, transpose, t, unsqueeze, squeeze):
+for _right in (permute, transpose, t, unsqueeze, squeeze, pixel_shuffle, pixel_unshuffle):
     mutant(_right)(_zeros_of(_right))
 
 

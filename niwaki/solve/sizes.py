@@ -25,6 +25,7 @@ _TRIALS = 6
 def settle(units: Units, tables: Tables) -> Numbers:
     """Pin, or put into a rhythm, what the numbers in Python cannot follow; returns the equations that remain."""
     rng = np.random.default_rng(0)
+    _distinguish(units, tables)
     bound: set[int] = set()  # claims that hold only in a rhythm
     while True:
         counts = tables.counts(units)
@@ -39,7 +40,6 @@ def settle(units: Units, tables: Tables) -> Numbers:
         new = {claims[index] for index in failing} - bound
         if new:
             bound |= new
-            _distinguish(units, tables, numbers, [index for index, claim in enumerate(claims) if claim in bound])
             _find_rhythms(units, tables, bound)
         else:
             if not _pin_failing(units, tables, sorted(failing), numbers, varies):
@@ -69,9 +69,12 @@ def _involved(numbers: Numbers, equations: Collection[int]) -> set[int]:
     return axes
 
 
-def _distinguish(units: Units, tables: Tables, numbers: Numbers, equations: Collection[int]) -> None:
-    """Only units that count alike in these equations may form a group."""
-    which = np.isin(tables.axis, sorted(_involved(numbers, equations)))
+def _distinguish(units: Units, tables: Tables) -> None:
+    """Only units that count alike in all claims may form a group: each part of a dimension then keeps a unit."""
+    axes = {axis for _, _, axis in tables.claims if axis is not None}
+    for _, expression, _ in tables.claims:
+        axes.update(leaf.axis for leaf in leaves(expression) if isinstance(leaf, Count) and isinstance(leaf.axis, int))
+    which = np.isin(tables.axis, sorted(axes))
     units.distinguish(tables.rows[which], tables.axis[which])
 
 
@@ -230,5 +233,5 @@ def _pin_failing(units: Units, tables: Tables, failing: Sequence[int], numbers: 
             f"{equation.what} is computed as {equation.expression}, which cannot follow a cut", equation.location
         )
         for axis in axes:
-            pinned |= units.pin(tables.rows[tables.axis == axis].reshape(-1), why)
+            pinned |= units.pin(tables.rows_of(axis).reshape(-1), why)
     return pinned

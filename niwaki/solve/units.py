@@ -133,10 +133,11 @@ class Units:
         self._finer = rows, place
         self.regroup()
 
-    def random_keep(self, rng: np.random.Generator) -> BoolArray:
-        """A random mask of units that keeps at least one of every group and respects the rhythms."""
+    def random_keep(self, rng: np.random.Generator, least: int = 1) -> BoolArray:
+        """A random mask of units that keeps at least one of every group, or ``least`` where there are more, and
+        respects the rhythms."""
         sizes = np.diff(self._starts)
-        kept = np.array([rng.integers(1, size + 1) for size in sizes], dtype=np.int64)
+        kept = np.array([rng.integers(min(least, size - 1), size + 1) for size in sizes], dtype=np.int64)
         for rhythm in self.rhythms:
             times = int(rng.integers(0, rhythm.most + 1))
             for group, step in zip(rhythm.groups, rhythm.steps, strict=True):
@@ -146,16 +147,27 @@ class Units:
     def contrasts(self, rng: np.random.Generator) -> Iterator[BoolArray]:
         """A few masks among which, for any two groups that are in no rhythm, there is one that leaves the first its
         least and the second whole: small groups would escape a purely random choice now and then."""
-        sizes = np.diff(self._starts)
-        least, mover = np.ones_like(sizes), np.arange(len(sizes))
+        sizes, least = np.diff(self._starts), self._least()
+        mover = np.arange(len(sizes))
         for rhythm in self.rhythms:
-            for group, step in zip(rhythm.groups, rhythm.steps, strict=True):
-                least[group] = sizes[group] - rhythm.most * step
-                mover[group] = rhythm.groups[0]
+            mover[list(rhythm.groups)] = rhythm.groups[0]
         for bit in range(max(1, len(sizes).bit_length())):
             small = (mover >> bit) & 1 == 1
             yield self._keep(np.where(small, least, sizes), rng)
             yield self._keep(np.where(small, sizes, least), rng)
+
+    def least_keep(self, rng: np.random.Generator, least: int = 1) -> BoolArray:
+        """A mask that keeps as little of every group as can be, or ``least`` units where there are more."""
+        return self._keep(self._least(least), rng)
+
+    def _least(self, least: int = 1) -> IntArray:
+        sizes = np.diff(self._starts)
+        kept: IntArray = np.minimum(least, sizes - 1)
+        for rhythm in self.rhythms:
+            groups, steps = np.array(rhythm.groups), np.array(rhythm.steps)
+            times = min(rhythm.most, max(1, int(((sizes[groups] - least) // steps).min())))
+            kept[groups] = sizes[groups] - times * steps
+        return kept
 
     def _keep(self, kept: IntArray, rng: np.random.Generator) -> BoolArray:
         keep = np.zeros(len(self), dtype=bool)
