@@ -1,4 +1,4 @@
-"""Try a search space before it is handed out: cut by random plans, run, compare every shape with the expected one.
+"""Try a search space before it is handed out: cut by a random plan, run, compare every shape with the expected one.
 
 Whatever niwaki misunderstood about sizes shows here as an operator that fails, is missing, or gives another shape. Its
 axes are then pinned with its source line, and the rehearsal starts again.
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves
 
 from niwaki import rules
 from niwaki.core.space import BoolArray, SearchSpace
@@ -23,7 +22,7 @@ from niwaki.surgery.cut import cut_empty
 from niwaki.trace.graph import Graph, Node, Ref, Run
 from niwaki.trace.tracer import ExampleCall, trace
 
-_PLANS = 2
+_SHARE = 0.25  # a hard cut: quick to run, different for groups of different size, and all of the smallest
 _LEAST = 2  # of a dimension with one position torch makes another use: einsum multiplies instead of contracting
 _ATTEMPTS = 30
 
@@ -31,20 +30,16 @@ _ATTEMPTS = 30
 def rehearsed(
     model: torch.nn.Module, graph: Graph, facts: Facts, builder: Builder, calls: Sequence[ExampleCall]
 ) -> list[str]:
-    """Pin in ``builder`` what does not survive the least plan and a random one; returns notes about what was left."""
+    """Pin in ``builder`` what does not survive a random plan; returns notes about what could not be mended."""
     rng = np.random.default_rng(0)
-    passed, space = 0, builder.space()
     for _ in range(_ATTEMPTS):
-        if passed == _PLANS or not len(builder.units):
+        if not len(builder.units):
             return []
-        draw = builder.units.random_keep if passed else builder.units.least_keep
-        keep = draw(rng, least=_LEAST)
-        problem = _rehearse(space, graph, facts, builder, calls, keep)
+        keep = builder.units.random_keep(rng, _LEAST, _SHARE)
+        problem = _rehearse(builder.space(), graph, facts, builder, calls, keep)
         if problem is None:
-            passed += 1
-        elif problem.pin(builder):
-            space = builder.space()
-        else:
+            return []
+        if not problem.pin(builder):
             break
     builder.pin_everything("a rehearsed cut still fails for a reason that niwaki cannot find")
     return ["A rehearsed cut failed for a reason that niwaki could not find, so everything is pinned."]
@@ -156,6 +151,7 @@ def _constants(node: Node) -> list[Any]:
     whole = rules.find(node.operator) is pointwise
     return [
         argument
-        for argument in tree_leaves((node.args, dict(node.kwargs)))
+        for given in (*node.args, *node.kwargs.values())
+        for argument in (given if isinstance(given, tuple) else (given,))
         if not isinstance(argument, Ref) and (whole or isinstance(argument, bool) or not isinstance(argument, int))
     ]

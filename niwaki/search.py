@@ -30,7 +30,7 @@ def search_space(
         ignored: names or patterns of parameters, or names of modules, that must stay.
         inner: where a dimension is a product, such as (head, position in the head), offer the inner factor as units
             too; these overlap with the outer ones.
-        rehearse: cut by two random plans and run the result, and pin what does not come out as expected.
+        rehearse: cut by a random plan and run the result, and pin what does not come out as expected.
 
     The model is left exactly as it was, also after an error. The space refers to the model and owns no weights.
 

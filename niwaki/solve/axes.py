@@ -48,15 +48,15 @@ class AxisTable:
 def count_rows(rows: IntArray, axis: IntArray, num_axes: int, num_units: int) -> Counts:
     """Merge equal rows of unit numbers (``num_units`` is the padding) of the same axis."""
     rows = np.sort(rows, axis=1)
-    table = np.concatenate([axis[:, None], rows], axis=1)
-    order = np.lexsort(table.T[::-1])
-    table = table[order]
-    if not len(table):
-        return Counts(num_units, num_axes, rows, np.zeros(0), axis)
-    new = np.append(True, (table[1:] != table[:-1]).any(axis=1))
-    starts = np.flatnonzero(new)
-    times = np.diff(np.append(starts, len(table))).astype(np.float64)
-    return Counts(num_units, num_axes, table[starts, 1:], times, table[starts, 0])
+    base, width = num_units + 1, rows.shape[1]
+    if num_axes * base**width < 2**62:  # a row fits into one integer, which sorts much faster
+        powers = base ** np.arange(width - 1, -1, -1, dtype=np.int64)
+        keys, times = np.unique(axis * base**width + rows @ powers, return_counts=True)
+        merged_axis, merged = keys // base**width, keys[:, None] // powers % base
+    else:
+        table, times = np.unique(np.concatenate([axis[:, None], rows], axis=1), axis=0, return_counts=True)
+        merged_axis, merged = table[:, 0], table[:, 1:]
+    return Counts(num_units, num_axes, merged, times.astype(np.float64), merged_axis)
 
 
 def pad(lists: Sequence[Sequence[int]], filler: int) -> IntArray:
@@ -93,6 +93,11 @@ class Tables:
         rows, self.axis = table.rows()
         self.rows = solution.canonical(rows) if len(rows) else rows
         self.num_axes = len(table)
+        self._first = np.searchsorted(self.axis, np.arange(self.num_axes + 1))
+
+    def rows_of(self, axis: int) -> IntArray:
+        """The components [n, K] of the positions of one axis."""
+        return self.rows[self._first[axis] : self._first[axis + 1]]
 
     def counts(self, units: Units) -> Counts:
         """Surviving positions of every axis, as a function of the units there are now."""

@@ -133,13 +133,14 @@ class Units:
         self._finer = rows, place
         self.regroup()
 
-    def random_keep(self, rng: np.random.Generator, least: int = 1) -> BoolArray:
-        """A random mask of units that keeps at least one of every group, or ``least`` where there are more, and
-        respects the rhythms."""
+    def random_keep(self, rng: np.random.Generator, least: int = 1, share: float = 1.0) -> BoolArray:
+        """A random mask of units that keeps at least one of every group, or ``least`` where there are more, at most
+        ``share`` of it, and respects the rhythms."""
         sizes = np.diff(self._starts)
-        kept = np.array([rng.integers(min(least, size - 1), size + 1) for size in sizes], dtype=np.int64)
+        low = np.minimum(least, sizes - 1)
+        kept = rng.integers(low, np.maximum(low, (sizes * share).astype(np.int64)) + 1)
         for rhythm in self.rhythms:
-            times = int(rng.integers(0, rhythm.most + 1))
+            times = int(rng.integers(int(rhythm.most * (1 - share)), rhythm.most + 1))
             for group, step in zip(rhythm.groups, rhythm.steps, strict=True):
                 kept[group] = sizes[group] - times * step
         return self._keep(kept, rng)
@@ -155,10 +156,6 @@ class Units:
             small = (mover >> bit) & 1 == 1
             yield self._keep(np.where(small, least, sizes), rng)
             yield self._keep(np.where(small, sizes, least), rng)
-
-    def least_keep(self, rng: np.random.Generator, least: int = 1) -> BoolArray:
-        """A mask that keeps as little of every group as can be, or ``least`` units where there are more."""
-        return self._keep(self._least(least), rng)
 
     def _least(self, least: int = 1) -> IntArray:
         sizes = np.diff(self._starts)

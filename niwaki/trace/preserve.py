@@ -49,7 +49,7 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _copy(value: Any) -> Any:
-    return value.copy()
+    return value.copy() if value else ()  # most are empty, and copying those is what would take the time
 
 
 def _restore(value: Any, content: Any) -> None:
