@@ -47,7 +47,7 @@ class Do(nn.Module):
 
 @dataclass(frozen=True)
 class Pattern:
-    """``build`` gives a model and its inputs. Exact with ``least`` units or more; where part of it is refused, ``reason``
+    """``build`` gives a model and its inputs. Exact with ``least`` units or more; where some is refused, ``reason``
     (a regular expression) says why."""
 
     build: Callable[[], tuple[nn.Module, Any]]

@@ -1,0 +1,108 @@
+"""Random networks: whatever niwaki finds to remove obeys the law, whatever it pins has a reason.
+
+``NIWAKI_NETWORKS`` is the number of networks of the exhaustive run (``-m ondemand``), ``NIWAKI_SEED`` where it starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, seed, settings
+from law import deviations, random_plan, randomised
+from networks import Image, Tokens, build, networks
+from torch import nn
+
+import niwaki
+
+IN_CI = 500
+PLANS = 2
+
+
+@dataclass
+class Tally:
+    """What the networks of one run had to remove."""
+
+    coverage: list[float] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        cut = np.asarray(self.removed) > 0
+        return (
+            f"{len(cut)} networks: mean coverage {np.mean(self.coverage):.3f}, {cut.mean():.1%} lose units, "
+            f"{np.mean(self.removed):.1f} units on average"
+        )
+
+    def assert_substantial(self) -> None:
+        """A network in which everything is pinned obeys the law, too."""
+        assert np.mean(self.coverage) > 0.5, str(self)
+        assert (np.asarray(self.removed) > 0).mean() > 0.85, str(self)
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Everything about a model that an analysis might change."""
+    found: dict[str, Any] = {"rng": torch.random.get_rng_state().tolist()}
+    for path, module in model.named_modules():
+        for name, value in module.__dict__.items():
+            if not name.startswith("_"):
+                found[f"{path}.{name}"] = (type(value), value)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        found[name] = (id(tensor), tensor.detach().clone().tolist())
+    return found
+
+
+def obeys(spec: Image | Tokens, tally: Tally) -> None:
+    model, inputs = build(spec)
+    randomised(model)
+    before = state_of(model)
+    space = niwaki.search_space(model, inputs)
+    assert state_of(model) == before
+    for pin in space.pins:
+        assert pin.count > 0 and pin.reason and pin.reason != "nothing constrains it", str(pin)
+    rng = np.random.default_rng(0)
+    most = 0
+    for number in range(PLANS):
+        plan = random_plan(space, rng)
+        most = max(most, sum(plan.units.values()) - sum(map(len, plan.kept.values())))
+        found = deviations(model, plan, inputs, train=number == 0)
+        assert found["eval"] <= 1e-10, found
+        assert found.get("train", 0.0) <= 1e-8, found
+    tally.coverage.append(space.coverage)
+    tally.removed.append(most)
+
+
+def many(number: int, start: int | None) -> Tally:
+    tally = Tally()
+
+    def run(spec: Image | Tokens) -> None:
+        obeys(spec, tally)
+
+    test: Callable[[], None] = given(networks)(run)
+    if start is not None:
+        test = seed(start)(test)
+    settings(
+        max_examples=number,
+        deadline=None,
+        derandomize=start is None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )(test)()
+    return tally
+
+
+def test_random_networks() -> None:
+    tally = many(IN_CI, None)
+    print(tally)
+    tally.assert_substantial()
+
+
+@pytest.mark.ondemand
+def test_many_random_networks() -> None:
+    tally = many(int(os.environ.get("NIWAKI_NETWORKS", "10000")), int(os.environ.get("NIWAKI_SEED", "0")))
+    print(tally)
+    tally.assert_substantial()

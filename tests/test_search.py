@@ -1,0 +1,211 @@
+"""``search_space``: what it promises about the model, its inputs, its patterns and its reasons."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+import torch
+from test_trace import Careless, assert_same, everything
+from torch import Tensor, nn
+
+import niwaki
+from niwaki.errors import TraceError, UnknownName
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def reasons(space: niwaki.SearchSpace, tensor: str, dim: int) -> str:
+    """The reasons for which positions of one dimension are pinned."""
+    return "; ".join(
+        f"{pin.reason} at {pin.location}" for pin in space.pins if (pin.parameter, pin.dim) == (tensor, dim)
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_left_as_it_was(fails: bool) -> None:
+    model = Careless(fails).train()
+    model.drop.eval()
+    model.layer.weight.grad = torch.ones(4, 3)
+    inputs = torch.randn(5, 3)
+    before = everything(model)
+    if fails:
+        with pytest.raises(TraceError, match="RuntimeError: on purpose"):
+            niwaki.search_space(model, inputs)
+    else:
+        niwaki.search_space(model, inputs)
+    assert_same(before, everything(model))
+
+
+def test_the_space_refers_to_the_model_and_owns_no_weights() -> None:
+    model = small()
+    space = niwaki.search_space(model, torch.randn(2, 3))
+    assert space.model is model
+    assert [(group.name, group.units) for group in space.groups] == [("0", 6), ("2", 5)]
+    held = [value for value in vars_of(space) if isinstance(value, Tensor)]
+    assert not held
+
+
+def vars_of(space: niwaki.SearchSpace) -> list[Any]:
+    return [getattr(space, name) for name in type(space).__slots__ if name != "model"]
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.a(x)
+        return self.c(torch.relu(h if y is None else h + self.b(y)))
+
+
+def test_inputs_tensor_tuple_dict_and_list() -> None:
+    x, y = torch.randn(2, 3), torch.randn(2, 3)
+    alone = niwaki.search_space(Two(), x)
+    assert "no forward pass reached this parameter" in reasons(alone, "b.weight", 0)
+    assert sum(group.units for group in alone.groups) == 6
+    for inputs in ((x, y), {"x": x, "y": y}, [x, (x, y)], [x, {"x": x, "y": y}]):
+        space = niwaki.search_space(Two(), inputs)
+        assert not reasons(space, "b.weight", 0)
+        (group,) = space.groups
+        assert {piece.tensor for piece in group.slices} == {"a.weight", "a.bias", "b.weight", "b.bias", "c.weight"}
+
+
+def test_wrong_inputs_say_what_is_expected() -> None:
+    with pytest.raises(TraceError, match="unexpected keyword argument 'z'.*a dict for keywords"):
+        niwaki.search_space(Two(), {"z": torch.randn(2, 3)})
+
+
+@pytest.mark.parametrize("pattern", ["0", "0.weight", "0.*", "?.weight"])
+def test_ignored_stays(pattern: str) -> None:
+    space = niwaki.search_space(small(), torch.randn(2, 3), ignored=[pattern])
+    assert "0" not in {group.name for group in space.groups}
+    assert f"it is ignored by the pattern '{pattern}'" in reasons(space, "0.weight", 0)
+
+
+def test_ignored_as_one_string_and_what_matches_nothing() -> None:
+    space = niwaki.search_space(small(), torch.randn(2, 3), ignored="2")
+    assert [group.name for group in space.groups] == ["0"] or not space.groups
+    with pytest.raises(UnknownName, match="'conv' in `ignored` matches no parameter.*named like '0.weight'"):
+        niwaki.search_space(small(), torch.randn(2, 3), ignored=["0", "conv"])
+
+
+class Literal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.end = nn.Linear(3, 8), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.start(x)
+        h = h.view(-1, 2, 4)  # the line of the reason
+        return self.end(h).sum(1)
+
+
+def line_of(function: Any, text: str) -> int:
+    lines, first = inspect.getsourcelines(function)
+    return first + next(i for i, line in enumerate(lines) if text in line)
+
+
+def test_a_literal_is_pinned_with_its_line() -> None:
+    space = niwaki.search_space(Literal(), torch.randn(5, 3))
+    why = reasons(space, "start.weight", 0)
+    assert re.search("a size given to view is written as the number [24]", why)
+    assert f"test_search.py:{line_of(Literal.forward, 'the line of the reason')}" in why
+    (pin,) = [pin for pin in space.pins if (pin.parameter, pin.dim) == ("start.weight", 0)]
+    assert pin.count == 8
+    assert str(pin) == f"start.weight dim 0 (8 positions): {why}"
+
+
+def test_reasons_name_the_operator_and_what_is_met() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.linalg.inv(self.a(x).T @ self.b(x))
+            return self.d(self.c(h).softmax(-1))
+
+    space = niwaki.search_space(Odd(), torch.randn(6, 3))
+    assert "niwaki has no rule for the operator aten.linalg_inv_ex" in reasons(space, "a.weight", 0)
+    assert "_softmax.default makes all entries along this dimension depend" in reasons(space, "c.weight", 0)
+    assert "an input of the model" in reasons(space, "a.weight", 1)
+    assert "an output of the model" in reasons(space, "d.weight", 0)
+    assert all("test_search.py" in str(pin.location) for pin in space.pins if "operator" in pin.reason)
+
+
+def test_unknown_operators_pin_all_they_touch() -> None:
+    @torch.library.custom_op("niwaki_tests::mystery", mutates_args=())
+    def mystery(x: Tensor) -> Tensor:
+        return x * 2
+
+    class Mystery(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(mystery(self.a(x)))
+
+    space = niwaki.search_space(Mystery(), torch.randn(2, 3))
+    assert not space.groups
+    assert "no rule for the operator niwaki_tests.mystery.default" in reasons(space, "a.weight", 0)
+    assert "no rule for the operator niwaki_tests.mystery.default" in reasons(space, "b.weight", 1)
+
+
+def test_every_pinned_position_has_a_reason_and_every_position_is_free_or_pinned() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    space = niwaki.search_space(model, torch.randn(2, 3, 6, 6))
+    for name, parameter in model.named_parameters():
+        for dim, size in enumerate(parameter.shape):
+            pinned = sum(pin.count for pin in space.pins if (pin.parameter, pin.dim) == (name, dim))
+            free = sum(
+                len(place.units) for place in space.places if (place.tensor, place.dim) == (name, dim) and not pinned
+            )
+            assert pinned + free == size, (name, dim)
+    assert all(pin.reason and pin.reason != "nothing constrains it" for pin in space.pins)
+
+
+def test_a_model_without_train_mode_is_noted() -> None:
+    class EvalOnly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise ValueError("not for training")
+            return self.net(x)
+
+    space = niwaki.search_space(EvalOnly(), torch.randn(2, 3))
+    assert any("does not run in train mode (ValueError: not for training)" in note for note in space.notes)
+    assert len(space.groups) == 2
+
+
+def test_what_only_train_mode_uses_constrains_too() -> None:
+    class Auxiliary(nn.Module):
+        """In train mode, a head reads the hidden layer through a softmax."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.aux = nn.Linear(3, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            h = self.a(x)
+            return (self.b(h), self.aux(h.softmax(-1))) if self.training else self.b(h)
+
+    space = niwaki.search_space(Auxiliary(), torch.randn(2, 3))
+    assert not space.groups
+    assert "_softmax" in reasons(space, "a.weight", 0)
+
+
+def test_printing_fits_a_screen() -> None:
+    model = nn.Sequential(*(layer for _ in range(30) for layer in (nn.Linear(6, 6), nn.ReLU())))
+    text = str(niwaki.search_space(model, torch.randn(2, 6)))
+    assert len(text.splitlines()) <= 45
+    assert "smaller groups" in text and "Pinned:" in text

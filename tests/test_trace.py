@@ -1,0 +1,222 @@
+"""The record of a run: what is seen, what is remembered about numbers, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from niwaki.core.numbers import Attribute, Combination, Count, Literal
+from niwaki.errors import TraceError
+from niwaki.trace.graph import Graph, Origin
+from niwaki.trace.tracer import example_calls, trace
+
+aten = torch.ops.aten
+
+
+class Careless(nn.Module):
+    """Writes whatever it can get at: buffers, attributes, containers, its own weights, gradients, random state."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.layer, self.norm, self.drop = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.fails, self.calls, self.cache, self.seen, self.names = fails, 0, {}, [1], {"a"}
+        self.register_buffer("count", torch.zeros(1))
+        self.width = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.cache["x"] = x
+        self.seen.append(2)
+        self.names.add("b")
+        self.extra = x
+        self.count += 1
+        self.count = self.count + 1
+        np.random.rand(), random.random(), torch.rand(1)
+        with torch.no_grad():
+            self.layer.weight.mul_(1.5)
+        y = self.drop(self.norm(self.layer(x)))
+        if self.fails:
+            raise RuntimeError("on purpose")
+        return y[:, : self.width]
+
+
+def everything(model: Careless) -> dict[str, Any]:
+    state: dict[str, Any] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state |= {f"id {name}": id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    state |= {f"training {name}": module.training for name, module in model.named_modules()}
+    state |= {"calls": model.calls, "cache": dict(model.cache), "seen": list(model.seen), "names": set(model.names)}
+    state |= {"attributes": sorted(model.__dict__), "types": (type(model.width), type(model.layer.in_features))}
+    state |= {"containers": (id(model.cache), id(model.seen), id(model.names))}
+    state |= {"grad": None if model.layer.weight.grad is None else model.layer.weight.grad.clone()}
+    state |= {
+        "torch": torch.random.get_rng_state(),
+        "numpy": np.random.get_state()[1].copy(),
+        "python": random.getstate(),
+    }
+    state |= {"hooks": (len(model._forward_hooks), len(torch.nn.modules.module._global_forward_hooks))}
+    state |= {"requires": [parameter.requires_grad for parameter in model.parameters()]}
+    return state
+
+
+def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, after[name]), name
+        elif isinstance(value, np.ndarray):
+            assert (value == after[name]).all(), name
+        else:
+            assert value == after[name], name
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_model_is_left_as_it_was(fails: bool, training: bool) -> None:
+    model = Careless(fails).train(training)
+    model.norm.eval()  # a mode of its own
+    model.layer.weight.grad = torch.ones(4, 3)
+    model.layer.bias.requires_grad_(False)
+    inputs = torch.randn(5, 3)
+    before = everything(model)
+    if fails:
+        with pytest.raises(TraceError, match="on purpose"):
+            trace(model, example_calls(inputs))
+    else:
+        trace(model, example_calls(inputs))
+    assert_same(before, everything(model))
+
+
+def test_inputs_are_left_as_they_were() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.add_(1)
+
+    x = torch.zeros(2, requires_grad=True)
+    trace(InPlace(), example_calls(x))
+    assert torch.equal(x.detach(), torch.zeros(2)) and x.grad is None
+
+
+def test_inputs_positional_keyword_and_several() -> None:
+    x, y = torch.zeros(1), torch.ones(1)
+    assert example_calls(x) == (((x,), {}),)
+    assert example_calls((x, y)) == (((x, y), {}),)
+    assert example_calls({"a": x}) == (((), {"a": x}),)
+    assert example_calls(OrderedDict(a=x)) == (((), {"a": x}),)
+    assert example_calls([x, (x, y), {"a": y}]) == (((x,), {}), ((x, y), {}), ((), {"a": y}))
+
+
+def nodes(graph: Graph, operator: Any, run: int = 0) -> list[Any]:
+    return [node for node in graph.runs[run].nodes if node.operator is operator]
+
+
+def test_parameters_are_the_arguments_and_places_are_the_users() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) * 2
+
+    graph = trace(Net(), example_calls(torch.randn(2, 3)))
+    assert [run.training for run in graph.runs] == [False, True]
+    (linear,) = nodes(graph, aten.addmm.default)
+    (product,) = nodes(graph, aten.mul.Tensor)
+    assert linear.location.module == "inner.0"
+    assert linear.location.file.endswith("test_trace.py") and product.location.file == linear.location.file
+    assert product.location.module == ""
+    names = {graph.values[number].name for node in graph.runs[0].nodes for number in node.inputs()}
+    assert {"inner.0.weight", "inner.0.bias", "model input"} <= names
+    assert graph.values[graph.runs[0].outputs[0]].origin is Origin.COMPUTED
+
+
+def test_tied_parameters_are_one_value() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x))
+
+    graph = trace(Tied(), example_calls(torch.randn(2, 3)))
+    named = [value.name for value in graph.values if value.origin is Origin.PARAMETER]
+    assert sorted(named) == ["a.bias", "a.weight", "b.bias"]
+
+
+class Sizes(nn.Module):
+    """Attributes, shapes and literals on their way into a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.shape, self.flag = 2, (3, 4), True
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c = x.shape
+        y = x.view(b, self.heads, c // self.heads)
+        return y.reshape(x.size(0), self.shape[0], self.shape[1]).reshape(-1, 12)
+
+
+def test_numbers_remember_where_they_came_from() -> None:
+    graph = trace(Sizes(), example_calls(torch.randn(5, 12)), modes=(False,))
+    first, second, third = nodes(graph, aten.view.default)
+    heads = Attribute("", "heads", None, 2)
+    rows, columns = Count((0, 0), 5), Count((0, 1), 12)
+    assert first.call.numbers == (rows, heads, Combination("//", columns, heads, 6))
+    assert second.call.numbers == (rows, Attribute("", "shape", 0, 3), Attribute("", "shape", 1, 4))
+    assert third.call.numbers == (Literal(-1), Literal(12))
+
+
+def test_bounds_of_slices_are_numbers() -> None:
+    class Sliced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n = 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, self.n : -self.n]
+
+    graph = trace(Sliced(), example_calls(torch.randn(2, 9)), modes=(False,))
+    n = Attribute("", "n", None, 3)
+    (sliced,) = nodes(graph, aten.slice.Tensor)
+    assert sliced.call.numbers == (n, Combination("*", n, Literal(-1), -3))
+
+
+def test_numbers_that_enter_values_are_frozen() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.size, self.width = 4, 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.size**-0.5 + float(self.width) + x.shape[1] / 2
+
+    (run,) = trace(Scaled(), example_calls(torch.randn(2, 6)), modes=(False,)).runs
+    frozen = [str(item.expression) for item in run.frozen]
+    assert frozen == ["size", "width", "size(6)"]
+    assert all(item.location.file.endswith("test_trace.py") for item in run.frozen)
+
+
+def test_an_error_in_forward_names_itself_and_how_far_it_came() -> None:
+    with pytest.raises(TraceError, match="does not run on the example inputs: RuntimeError: .*shapes cannot") as caught:
+        trace(nn.Sequential(nn.ReLU(), nn.Linear(3, 4)), example_calls(torch.randn(2, 5)))
+    assert "a tensor or tuple for positional arguments, a dict for keywords" in str(caught.value)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_an_error_in_train_mode_only_is_recorded() -> None:
+    class EvalOnly(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise ValueError("not for training")
+            return x * 2
+
+    evaluated, trained = trace(EvalOnly(), example_calls(torch.randn(2))).runs
+    assert evaluated.error is None and isinstance(trained.error, ValueError)
