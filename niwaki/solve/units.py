@@ -157,13 +157,12 @@ class Units:
             yield self._keep(np.where(small, least, sizes), rng)
             yield self._keep(np.where(small, sizes, least), rng)
 
-    def _least(self, least: int = 1) -> IntArray:
+    def _least(self) -> IntArray:
         sizes = np.diff(self._starts)
-        kept: IntArray = np.minimum(least, sizes - 1)
+        kept: IntArray = np.ones_like(sizes)
         for rhythm in self.rhythms:
-            groups, steps = np.array(rhythm.groups), np.array(rhythm.steps)
-            times = min(rhythm.most, max(1, int(((sizes[groups] - least) // steps).min())))
-            kept[groups] = sizes[groups] - times * steps
+            groups = np.array(rhythm.groups)
+            kept[groups] = sizes[groups] - rhythm.most * np.array(rhythm.steps)
         return kept
 
     def _keep(self, kept: IntArray, rng: np.random.Generator) -> BoolArray:
