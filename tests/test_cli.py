@@ -17,7 +17,7 @@ import typer
 from niwaki.cli.app import main
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-SHORT = ("--epochs", "2", "--batch-size", "96")
+SHORT = ("--epochs", "2", "--batch-size", "64")
 
 
 class Outcome:

@@ -34,7 +34,7 @@ from niwaki.train.recipe import Recipe
 
 CPU = torch.device("cpu")
 train = functools.partial(job.train, measure_seconds=0.05)
-SHORT = Recipe(epochs=2, batch_size=128, periods=3, width=0.5)
+SHORT = Recipe(epochs=2, batch_size=128, periods=3, width=0.5, prune_until=0.5)
 
 
 class Recorder(Silent):

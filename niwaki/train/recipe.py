@@ -36,7 +36,7 @@ class Recipe:
     seed: int = 0
     shift: int = 1
     prune_start: float = 0.1
-    prune_until: float = 0.5
+    prune_until: float = 0.35
     periods: int = 10
     width: float = 1.0
 
@@ -54,7 +54,7 @@ class Recipe:
         if not 0 <= self.prune_start < self.prune_until <= 1:
             raise RunError(
                 f"Pruning from the share {self.prune_start} of all steps until {self.prune_until} is no interval in "
-                "0 to 1. Use for example 0.1 and 0.5."
+                "0 to 1. Use for example 0.1 and 0.35."
             )
         if self.method != "none" and self.keep_macs is None and self.keep_params is None:
             raise RunError(f"The method {self.method!r} needs to know what to keep: give keep_macs or keep_params.")
