@@ -21,7 +21,7 @@ TOLERANCE = {"float32": 1e-5, "eval": 1e-10, "train": 1e-8}
 IN_CI, ON_DEMAND = 2, 20
 
 # Without these, whose cost is the number of their operators or of their parameters, the rest take seconds.
-SLOW = {"densenet121", "vgg16_bn", "vit_b_16", "swin_t", "convnext_tiny", "resnet50"} | {
+SLOW = {"vgg16_bn", "vit_b_16", "swin_t", "convnext_tiny"} | {
     name for name in ZOO if name.startswith("timm_") and name != "timm_vit_tiny"
 }
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ZOO]
