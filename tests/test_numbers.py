@@ -53,7 +53,9 @@ def test_tracked_integers_are_integers(a: int, b: int) -> None:
     assert type(copy.deepcopy(tracked)) is int
 
 
-@pytest.mark.parametrize("leave", [lambda n: n / 2, lambda n: n**-0.5, lambda n: float(n), lambda n: n * 1.5, lambda n: 2**n])
+@pytest.mark.parametrize(
+    "leave", [lambda n: n / 2, lambda n: n**-0.5, lambda n: float(n), lambda n: n * 1.5, lambda n: 2**n]
+)
 def test_leaving_the_integers_is_reported(leave: object) -> None:
     seen: list[Expression] = []
     token = frozen_sink.set(seen.append)

@@ -104,7 +104,8 @@ class Plan:
             if planned.name not in there:
                 raise PlanError(
                     f"The plan is for another network: it expects a tensor {planned.name!r} of shape "
-                    f"{list(planned.shape)}, which this model does not have. Pass the dense model the plan was made for."
+                    f"{list(planned.shape)}, which this model does not have. Pass the dense model that the plan was "
+                    "made for."
                 )
             if there[planned.name] != planned.shape:
                 raise PlanError(

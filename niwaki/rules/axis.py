@@ -31,7 +31,7 @@ class Axis:
     @property
     def free(self) -> bool:
         """Whether any position could be removed, as far as this axis alone tells."""
-        return self.ids.shape[1] > 0
+        return bool(self.ids.shape[1] > 0)
 
     def take(self, rows: IntArray | slice) -> Axis:
         """The positions ``rows``, in that order."""
