@@ -8,8 +8,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .PHONY: demo test lint format benchmark clean
 
+# One thread: the network is so small that two would mostly wait for each other.
 demo: $(VENV)/.demo
-	$(BIN)/niwaki train --out out/demo --overwrite
+	OMP_NUM_THREADS=1 $(BIN)/niwaki train --out out/demo --overwrite
 
 test: $(VENV)/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q

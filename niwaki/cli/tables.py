@@ -40,7 +40,7 @@ def report_table(report: RunReport) -> Table:
         table.add_row(f"latency, batch {before_ms.batch}", str(before_ms), str(after_ms), f"{ratio:.1%}")
     table.caption = (
         f"The cut is exact: it deviates by {report.check['deviation']:.1e} of the largest output. "
-        f"{report.coverage:.1%} of the parameters could have left. Measured in {report.seconds:.0f} s on "
+        f"{report.coverage:.1%} of the parameters could have left. Trained in {report.seconds:.0f} s on "
         f"{report.versions['device']}."
     )
     table.caption_justify = "left"
