@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from niwaki import rules
-from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.errors import TraceError
+from niwaki.core.space import BoolArray
+from niwaki.errors import PlanError, TraceError
 from niwaki.rules.pointwise import pointwise
 from niwaki.solve.build import Builder
 from niwaki.solve.label import Facts
@@ -27,48 +27,52 @@ _LEAST = 2  # of a dimension with one position torch makes another use: einsum m
 _ATTEMPTS = 30
 
 
-def rehearsed(
-    model: torch.nn.Module, graph: Graph, facts: Facts, builder: Builder, calls: Sequence[ExampleCall]
-) -> list[str]:
+def rehearsed(graph: Graph, facts: Facts, builder: Builder, calls: Sequence[ExampleCall]) -> list[str]:
     """Pin in ``builder`` what does not survive a random plan; returns notes about what could not be mended."""
     rng = np.random.default_rng(0)
+    failure = f"it still fails after {_ATTEMPTS} attempts"
     for _ in range(_ATTEMPTS):
         if not len(builder.units):
             return []
-        keep = builder.units.random_keep(rng, _LEAST, _SHARE)
-        problem = _rehearse(builder.space(), graph, facts, builder, calls, keep)
+        space = builder.space()
+        try:
+            plan = space.plan(keep := builder.units.random_keep(rng, _LEAST, _SHARE))
+        except PlanError as cause:
+            failure = str(cause)
+            break
+        problem = _rehearse(cut_empty(space.model, plan), graph, facts, builder, calls, keep)
         if problem is None:
             return []
         if not problem.pin(builder):
+            failure = problem.text
             break
-    builder.pin_everything("a rehearsed cut still fails for a reason that niwaki cannot find")
-    return ["A rehearsed cut failed for a reason that niwaki could not find, so everything is pinned."]
+    builder.pin_everything(f"a rehearsed cut fails where niwaki cannot tell what to pin: {failure}")
+    return [f"A rehearsed cut failed, and niwaki could not tell what to pin, so everything is pinned: {failure}"]
 
 
 class _Problem:
     """An operator that a cut breaks, and the message it broke with."""
 
     def __init__(self, facts: Facts, index: int, text: str) -> None:
-        self._facts, self._index, self._text = facts, index, text
+        self._facts, self._index, self.text = facts, index, text
 
     def pin(self, builder: Builder) -> bool:
         """Pin what the operator touches, or the nearest operator before it that touches anything free."""
         for index in range(min(self._index, len(self._facts.touched) - 1), -1, -1):
             node, axes = self._facts.touched[index]
-            if builder.pin_axes(axes, f"after a cut, {node.operator} {self._text}", node.location):
+            if builder.pin_axes(axes, f"after a cut, {node.operator} {self.text}", node.location):
                 return True
         return False
 
 
 def _rehearse(
-    space: SearchSpace,
+    small: torch.nn.Module,
     graph: Graph,
     facts: Facts,
     builder: Builder,
     calls: Sequence[ExampleCall],
     keep: BoolArray,
 ) -> _Problem | None:
-    small = cut_empty(space.model, space.plan(keep))
     eval_runs = [run for run in graph.runs if not run.training]
     start = 0
     for run, call in zip(eval_runs, calls, strict=True):

@@ -60,7 +60,7 @@ def search_space(
         if run.error is not None
     ]
     if rehearse:
-        notes += rehearsed(model, graph, facts, builder, calls)
+        notes += rehearsed(graph, facts, builder, calls)
     return builder.space(notes)
 
 
