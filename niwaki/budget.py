@@ -125,6 +125,12 @@ def choose(space: SearchSpace, scores: Scores, budget: Budget, *, compare: Among
     return space.plan(keep, provenance(space, keep, budget, criterion=scores.criterion))
 
 
+def check_budget(budget: object) -> None:
+    """Raise `BudgetError` if what was passed as a budget is none, such as a bare number."""
+    if not isinstance(budget, Budget):
+        raise BudgetError(f"budget={budget!r} is no budget. Say of what it is a limit: niwaki.Budget(macs=0.5).")
+
+
 def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float]) -> None:
     """Raise `BudgetError` if ``keep``, the best that a selection could do, still costs more than ``limits``."""
     reached = costs(space.cost_model, keep, limits)

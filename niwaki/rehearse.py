@@ -80,18 +80,22 @@ def _rehearse(
             tried = trace(small, [call], modes=(False,))
         except TraceError as failure:
             return _Problem(facts, start + failure.operator, f"fails, or what follows it: {failure.__cause__}")
-        problem = _compare(facts, builder, start, run, tried, keep)
+        problem = _compare(graph, facts, builder, start, run, tried, keep)
         if problem is not None:
             return problem
         start += len(run.nodes)
     return None
 
 
-def _compare(facts: Facts, builder: Builder, start: int, run: Run, tried: Graph, keep: BoolArray) -> _Problem | None:
+def _compare(
+    graph: Graph, facts: Facts, builder: Builder, start: int, run: Run, tried: Graph, keep: BoolArray
+) -> _Problem | None:
     """Operator by operator; where torch took another way to the same content, by what computes content only."""
     dense, ours = _named(run, all_of_them=True), _named(tried.runs[0], all_of_them=True)
     if [name for _, name in dense] != [name for _, name in ours]:
         dense, ours = _named(run, all_of_them=False), _named(tried.runs[0], all_of_them=False)
+    if len(ours) > len(dense):
+        return _Problem(facts, start + len(run.nodes) - 1, f"is followed by {ours[len(dense)][1]}")
     left: dict[int, int] = {}  # surviving positions by the identity of an axis
     for position, (index, name) in enumerate(dense):
         node = run.nodes[index]
@@ -100,8 +104,9 @@ def _compare(facts: Facts, builder: Builder, start: int, run: Run, tried: Graph,
         other = tried.runs[0].nodes[ours[position][0]]
         if other.operator is not node.operator:
             continue
-        if _constants(node) != _constants(other):
-            return _Problem(facts, start + index, f"is given {_constants(other)} instead of {_constants(node)}")
+        given, instead = _constants(node, graph), _constants(other, tried)
+        if len(given) != len(instead) or not all(map(_same, given, instead)):
+            return _Problem(facts, start + index, f"is given {instead} instead of {given}")
         for before, after in zip(node.outputs, other.outputs, strict=True):
             if before is None or after is None:
                 continue
@@ -149,13 +154,21 @@ _PRODUCTS = {
 }
 
 
-def _constants(node: Node) -> list[Any]:
-    """The arguments that no cut may change: all that are neither tensors nor whole numbers, and for element-wise
-    operators the whole numbers too."""
+def _constants(node: Node, graph: Graph) -> list[Any]:
+    """What no cut may change of the arguments: numbers that are not whole, constants made from them, and for
+    element-wise operators the whole numbers too."""
     whole = rules.find(node.operator) is pointwise
-    return [
-        argument
-        for given in (*node.args, *node.kwargs.values())
-        for argument in (given if isinstance(given, tuple) else (given,))
-        if not isinstance(argument, Ref) and (whole or isinstance(argument, bool) or not isinstance(argument, int))
-    ]
+    found: list[Any] = []
+    for given in (*node.args, *node.kwargs.values()):
+        for argument in given if isinstance(given, tuple) else (given,):
+            if isinstance(argument, Ref):
+                found += [graph.contents[argument.value]] if argument.value in graph.contents else []
+            elif isinstance(argument, (bool, float, complex, str)) or (whole and isinstance(argument, int)):
+                found.append(argument)
+    return found
+
+
+def _same(given: Any, instead: Any) -> bool:
+    if isinstance(given, torch.Tensor) and isinstance(instead, torch.Tensor):
+        return given.shape == instead.shape and torch.allclose(given, instead, rtol=0, atol=0, equal_nan=True)
+    return type(given) is type(instead) and bool(given == instead or given != given)

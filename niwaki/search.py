@@ -59,6 +59,11 @@ def search_space(
         for run in graph.runs
         if run.error is not None
     ]
+    if graph.overlooked:
+        notes.append(
+            f"The model also returns {', '.join(graph.overlooked)}; tensors inside are not taken for outputs and may "
+            "get smaller."
+        )
     if rehearse:
         notes += rehearsed(graph, facts, builder, calls)
     return builder.space(notes)

@@ -310,6 +310,20 @@ def test_errors_are_sentences() -> None:
         HESSO(space, whole, budget, SCHEDULE, criteria={})
     with pytest.raises(MethodError, match="window=0 must be a whole number of steps, 1 or more"):
         HESSO(space, whole, budget, SCHEDULE, window=0)
+    for window in (1.5, "a", True):
+        with pytest.raises(MethodError, match="must be a whole number of steps"):
+            HESSO(space, whole, budget, SCHEDULE, window=window)  # type: ignore[arg-type]
+    for criteria, message in (
+        ({"magnitude": float("nan")}, "the weight nan for 'magnitude': it must be a finite number, 0 or more"),
+        ({"magnitude": -1.0, "random": 1.0}, "the weight -1.0 for 'magnitude'"),
+        ({"magnitude": "x"}, "the weight 'x' for 'magnitude'"),
+        ({"magnitude": 0.0}, "has the weight 0 only"),
+        (["magnitude"], "is no mapping: name criteria and their weights"),
+    ):
+        with pytest.raises(MethodError, match=message):
+            HESSO(space, whole, budget, SCHEDULE, criteria=criteria)  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match=r"budget=0.5 is no budget. .* niwaki.Budget\(macs=0.5\)"):
+        HESSO(space, whole, 0.5, SCHEDULE)  # type: ignore[arg-type]
     HESSO(space, whole, budget, SCHEDULE)
     with pytest.raises(MethodError, match=r"has a method already \(hesso\). Call its detach\(\) first"):
         HESSO(space, whole, budget, SCHEDULE)

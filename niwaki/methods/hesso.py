@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget, check_met, provenance
+from niwaki.budget import Budget, check_budget, check_met, is_whole, provenance
 from niwaki.core.counts import FloatArray
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
@@ -74,7 +76,8 @@ class HESSO(Method):
 
     Raises:
         BudgetError: the budget cannot be met.
-        MethodError: the optimizer does not fit the space, or later: the training diverged before a selection.
+        MethodError: the optimizer does not fit the space, the window or a weight is no number that makes sense, or
+            later: the training diverged before a selection.
         UnknownName: there is no criterion of that name.
 
     >>> import niwaki, torch
@@ -106,18 +109,16 @@ class HESSO(Method):
         vectorised: bool = True,
     ) -> None:
         super().__init__(space, optimizer)
-        if window < 1:
+        if not is_whole(window) or window < 1:
             raise MethodError(
                 f"window={window!r} must be a whole number of steps, 1 or more: scores are averaged over it."
             )
-        if not criteria:
-            raise MethodError(
-                "criteria is empty: name at least one criterion and its weight, such as {'magnitude': 1.0}."
-            )
+        check_budget(budget)
+        _check_weights(criteria)
         self.budget, self.schedule, self.seed = budget, schedule, seed
         self._criteria = [named(name) for name in criteria]
         self._weights = np.array(list(criteria.values()), dtype=np.float64)
-        self._timeline = Timeline.of(schedule, window)
+        self._timeline = Timeline.of(schedule, int(window))
         self._limits = budget.absolute(space)
         everything = np.ones(space.num_units, dtype=bool)
         check_met(space, select(space, np.ones(space.num_units), self._limits, steps=budget.steps), self._limits)
@@ -243,3 +244,20 @@ class HESSO(Method):
         window = state.get("window")
         self._window = None if window is None else window.clone()
         self._mark()
+
+
+def _check_weights(criteria: object) -> None:
+    """Criteria must be named with finite weights, none negative and not all zero: only then does the sum rank units."""
+    example = "name criteria and their weights, such as {'magnitude': 1.0}"
+    if not isinstance(criteria, Mapping):
+        raise MethodError(f"criteria={criteria!r} is no mapping: {example}.")
+    if not criteria:
+        raise MethodError(f"criteria is empty: {example}.")
+    for name, weight in criteria.items():
+        number = isinstance(weight, Real) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight) or weight < 0:
+            raise MethodError(
+                f"criteria has the weight {weight!r} for {name!r}: it must be a finite number, 0 or more."
+            )
+    if not any(criteria.values()):
+        raise MethodError("criteria has the weight 0 only, so all units would score alike: give one a weight above 0.")

@@ -95,7 +95,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """All runs of one model over one numbering of values."""
+    """All runs of one model over one numbering of values.
+
+    ``contents``: what small constants held, by value number. ``overlooked``: types of objects among the outputs whose
+    tensors do not count as outputs.
+    """
 
     values: tuple[Value, ...]
     runs: tuple[Run, ...]
+    contents: Mapping[int, torch.Tensor]
+    overlooked: tuple[str, ...] = ()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from niwaki.trace.preserve import preserved
 
 ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]
 
+_SMALL = 2**16  # constants of up to so many entries are kept, to be compared after a cut
 _INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
 
 
@@ -33,6 +35,8 @@ def example_calls(example_inputs: Any) -> tuple[ExampleCall, ...]:
     """Example inputs as (positional, keyword) pairs: a tensor or tuple is positional, a dict keywords, a list of
     these several calls."""
     if isinstance(example_inputs, list):
+        if not example_inputs:
+            raise TraceError("The list of example inputs is empty. Give at least one call that the model accepts.")
         return tuple(call for item in example_inputs for call in example_calls(item))
     if isinstance(example_inputs, Mapping):
         return (((), dict(example_inputs)),)
@@ -49,7 +53,7 @@ def trace(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
     """
-    with preserved(model):
+    with preserved(model), torch.inference_mode(False):
         recorder = _Recorder(model)
         _track_attributes(model)
         runs = []
@@ -66,7 +70,7 @@ def trace(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[
                         operator=len(run.nodes) if run.inside else max(len(run.nodes) - 1, 0),
                     ) from run.error
                 runs.append(run)
-    return Graph(tuple(recorder.values), tuple(runs))
+    return Graph(tuple(recorder.values), tuple(runs), recorder.contents, tuple(sorted(recorder.overlooked)))
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -75,10 +79,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.values: list[Value] = []
+        self.contents: dict[int, torch.Tensor] = {}
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._nodes: list[Node] = []
         self._frozen: list[Frozen] = []
         self._inside = False
+        self.overlooked: set[str] = set()
         self._calls = CallMode(self)
         self._modules = [""]
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
@@ -107,6 +113,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 stack.enter_context(self._calls)
                 result = model(*args, **kwargs)
             outputs = tuple(self.number_of(tensor) for tensor in tensors_in(result))
+            if not outputs:
+                raise TypeError(f"it returned no tensor that niwaki can find, but {type(result).__qualname__}")
+            self.overlooked.update(objects_in(result))
         except Exception as cause:  # noqa: BLE001 - any error of the user's code is reported, with the run recorded so far
             error = cause
         for tensor, content in self._undo:
@@ -155,7 +164,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _reference(self, argument: Any) -> Any:
         if isinstance(argument, torch.Tensor):
-            return Ref(self.number_of(argument))
+            number = self.number_of(argument)
+            constant = self.values[number].origin is Origin.CONSTANT
+            if constant and number not in self.contents and argument.numel() <= _SMALL:
+                self.contents[number] = argument.detach().clone()
+            return Ref(number)
         if isinstance(argument, (list, tuple)):
             return tuple(self._reference(item) for item in argument)
         return argument
@@ -203,12 +216,50 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
-    """All tensors in a structure of containers and dataclasses."""
+    """The tensors of inputs or outputs: those in (nested) containers and dataclasses, or, if there are none, those in
+    whatever objects there are. An object beside tensors, such as a cache, is none of the model's outputs."""
+    found = list(_visible(structure))
+    return iter(found) if found else _search(structure, set())
+
+
+def objects_in(structure: Any) -> list[str]:
+    """The types of objects beside tensors in which `tensors_in` does not look, though they hold some."""
+    leaves = [leaf for leaf in tree_leaves(structure) if not isinstance(leaf, (torch.Tensor, *_PLAIN))]
+    opaque = [leaf for leaf in leaves if not is_dataclass(leaf) and next(_search(leaf, set()), None) is not None]
+    return sorted({type(leaf).__qualname__ for leaf in opaque}) if any(True for _ in _visible(structure)) else []
+
+
+def _visible(structure: Any) -> Iterator[torch.Tensor]:
     for leaf in tree_leaves(structure):
         if isinstance(leaf, torch.Tensor):
             yield leaf
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from tensors_in([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _visible([getattr(leaf, field.name) for field in fields(leaf)])
+
+
+def _search(structure: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    for leaf in tree_leaves(structure):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif not isinstance(leaf, _PLAIN) and id(leaf) not in seen:
+            seen.add(id(leaf))
+            if isinstance(leaf, (Set, deque)):
+                yield from _search(list(leaf), seen)
+            yield from _search([value for _, value in _attributes(leaf)], seen)
+
+
+_PLAIN = (int, float, complex, str, bytes, type, type(None), torch.nn.Module, torch.dtype, torch.device)
+
+
+def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
+    """The attributes that an object keeps in its dictionary or its slots."""
+    yield from getattr(thing, "__dict__", {}).items()
+    for kind in type(thing).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            value = getattr(thing, name, None)
+            if value is not None:
+                yield name, value
 
 
 def _track_attributes(model: torch.nn.Module) -> None:
