@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki import io
+from niwaki.core.numbers import AttributeEdit
 from niwaki.core.plan import Plan
-from niwaki.errors import FileFormatError
+from niwaki.errors import FileFormatError, PlanError
 
 
 class Net(nn.Module):
@@ -202,6 +204,10 @@ def rewrite(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], N
     return damage
 
 
+def rename_structure(data: dict[str, object]) -> None:
+    data["strusture"] = data.pop("structure")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "flipped value": (flip("model.safetensors", -1), "model.safetensors.* is damaged: the values of '.*' contradict"),
     "flipped header": (flip("model.safetensors", 3), "model.safetensors.* is damaged: safetensors cannot read it"),
@@ -220,6 +226,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         "content contradicts its checksum",
     ),
     "newer version": (edit_plan(lambda data: data.update(format=99)), "has format 99, and this niwaki reads format 1"),
+    "flipped key": (edit_plan(rename_structure), "not a niwaki plan: KeyError: 'structure'"),
     "plan alone": (edit_plan(lambda data: data.pop("weights") and None), "holds a plan only"),
 }
 
@@ -231,6 +238,31 @@ def test_damage_is_named(damage: str, small: nn.Module, tmp_path: Path) -> None:
     spoil(tmp_path)
     with pytest.raises(FileFormatError, match=message):
         niwaki.load(Net(), tmp_path)
+
+
+def test_a_plan_edited_by_hand_is_refused(model: nn.Module) -> None:
+    plan = plan_for(model, IMAGES)
+    name = "conv1.weight"
+    group = next(iter(plan.kept))
+    for change, message in (
+        (
+            {"tensors": {name: {0: (0, 99)}}},
+            "keeps positions in dimension 0 of 'conv1.weight' that are not an ascending",
+        ),
+        ({"tensors": {name: {0: (-1, 2)}}}, "keeps positions in dimension 0"),
+        ({"tensors": {name: {7: (0,)}}}, "cuts dimension 7 of 'conv1.weight', whose shape is"),
+        (
+            {"tensors": {"conv9.weight": {0: (0,)}}},
+            "cuts a tensor 'conv9.weight', which the network it is for does not",
+        ),
+        ({"kept": {**plan.kept, group: (0, 99)}}, "keeps units of the group .* that are not an ascending choice"),
+        ({"attributes": (AttributeEdit("conv1", "stride", 5, 1),)}, "sets item 5 of 'stride' of the module 'conv1'"),
+    ):
+        edited = dataclasses.replace(plan, **change)  # type: ignore[arg-type]
+        with pytest.raises(PlanError, match=message):
+            niwaki.cut(model, edited)
+    with pytest.raises(PlanError, match="keeps units of the group"):
+        niwaki.search_space(model, IMAGES).cost(dataclasses.replace(plan, kept={**plan.kept, group: (0, 99)}))
 
 
 def test_any_flipped_byte_is_noticed(small: nn.Module, tmp_path: Path) -> None:

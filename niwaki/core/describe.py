@@ -17,7 +17,7 @@ def describe_space(space: SearchSpace) -> str:
         f"Search space: {space.num_units} units in {len(space.groups)} groups; "
         f"{space.coverage:.1%} of the parameters lie in at least one unit",
         f"  dense: {dense}",
-        f"  least: {least} (one unit kept in every group)",
+        f"  least: {least} (the fewest units left in every group)",
     ]
     by_size = sorted(space.groups, key=lambda group: -group.units)
     for group in by_size[:_SHOWN]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ class Plan:
 
     @property
     def structure(self) -> str:
-        """A hash of the dense network's tensor names and shapes."""
+        """A hash of the dense network's tensor names and shapes, and of nothing else: two networks that differ only in
+        what they compute from the same tensors share it. That the small network computes the same function is what
+        `niwaki.check` proves."""
         return structure_hash(self.shapes)
 
     def to_json(self) -> str:
@@ -88,17 +91,19 @@ class Plan:
                 shapes=tuple(TensorShape(str(n), tuple(map(int, s))) for n, s in data["shapes"]),
                 provenance=dict(data["provenance"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as cause:
+            structure = data["structure"]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as cause:
             raise PlanError(
                 f"The text is not a niwaki plan: {type(cause).__qualname__}: {cause}. "
                 "It is damaged or was written by something else."
             ) from cause
-        if plan.structure != data["structure"]:
+        if plan.structure != structure:
             raise PlanError("The plan contradicts its own structure hash: it has been damaged or edited by hand.")
         return plan
 
     def check_fits(self, model: torch.nn.Module) -> None:
-        """Raise `PlanError` naming the first tensor in which ``model`` differs from the plan's dense network."""
+        """Raise `PlanError` naming the first tensor in which ``model`` differs from the plan's dense network, or the
+        first position of the plan that this network does not have."""
         there = {s.name: s.shape for s in tensor_shapes(model)}
         for planned in self.shapes:
             if planned.name not in there:
@@ -119,6 +124,30 @@ class Plan:
                 f"The plan is for another network: this model has a tensor {extra[0]!r} that the plan does not know. "
                 "Pass the dense model the plan was made for."
             )
+        self.check_positions()
+        modules = dict(model.named_modules())
+        for edit in self.attributes:
+            value = getattr(modules.get(edit.module), edit.name, None)
+            if edit.item is not None and isinstance(value, list | tuple) and not 0 <= edit.item < len(value):
+                raise _edited(f"sets item {edit.item} of {edit.name!r} of the module {edit.module!r}, which is {value}")
+
+    def check_positions(self) -> None:
+        """Raise `PlanError` if the plan keeps units, tensors, dimensions or positions that do not exist."""
+        for group, kept in self.kept.items():
+            if group not in self.units or not _ascending_below(kept, self.units[group]):
+                raise _edited(f"keeps units of the group {group!r} that are not an ascending choice of its units")
+        shapes = {s.name: s.shape for s in self.shapes}
+        for name, dims in self.tensors.items():
+            if name not in shapes:
+                raise _edited(f"cuts a tensor {name!r}, which the network it is for does not have")
+            for dim, kept in dims.items():
+                if not 0 <= dim < len(shapes[name]):
+                    raise _edited(f"cuts dimension {dim} of {name!r}, whose shape is {list(shapes[name])}")
+                if not _ascending_below(kept, shapes[name][dim]):
+                    raise _edited(
+                        f"keeps positions in dimension {dim} of {name!r} that are not an ascending choice of its "
+                        f"{shapes[name][dim]}"
+                    )
 
     def __str__(self) -> str:
         removed = sum(self.units.values()) - sum(map(len, self.kept.values()))
@@ -128,6 +157,14 @@ class Plan:
         if len(touched) > 20:
             lines.append(f"  ... and {len(touched) - 20} more groups")
         return "\n".join([head, *lines])
+
+
+def _ascending_below(kept: Sequence[int], size: int) -> bool:
+    return all(left < right for left, right in pairwise((-1, *kept, size)))
+
+
+def _edited(what: str) -> PlanError:
+    return PlanError(f"The plan {what}. It has been damaged or edited by hand: make it again.")
 
 
 def tensor_shapes(model: torch.nn.Module) -> tuple[TensorShape, ...]:

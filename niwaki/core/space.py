@@ -124,7 +124,7 @@ class SearchSpace:
         return self.cost_model(np.asarray(keep, dtype=np.float64))
 
     def least_cost(self) -> Cost:
-        """The cost with one unit left in every group: nothing below it can be reached."""
+        """The cost with the fewest units left in every group (`least_units`): nothing below it can be reached."""
         keep = np.zeros(self.num_units)
         for group, least in zip(self.groups, self.least_units(), strict=True):
             keep[group.first : group.first + least] = 1
@@ -148,7 +148,13 @@ class SearchSpace:
                 f"The plan does not belong to this search space: the group {odd!r} exists in only one of the two. "
                 "Make a plan from this space with niwaki.choose or method.plan()."
             )
+        plan.check_positions()
         for name, units in plan.kept.items():
+            if plan.units[name] != names[name].units:
+                raise PlanError(
+                    f"The plan does not belong to this search space: its group {name!r} has {plan.units[name]} units, "
+                    f"and here it has {names[name].units}."
+                )
             keep[names[name].first + np.asarray(units, dtype=np.int64)] = True
         return keep
 
