@@ -6,7 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -23,9 +24,14 @@ from niwaki.version import __version__
 MEASURES = ("macs", "params", "units", "memory")
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether ``value`` is a whole number by type: Python's or numpy's, and no truth value."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether ``value`` is a real number by type, and no truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class Budget:
         if not limits:
             raise BudgetError(f"A budget needs at least one limit, one of {', '.join(MEASURES)}: Budget(macs=0.5).")
         for measure, limit in limits.items():
-            share = isinstance(limit, float) and 0 < limit <= 1
+            share = is_number(limit) and not is_whole(limit) and 0 < limit <= 1
             if not share and not (is_whole(limit) and limit > 1):
                 raise BudgetError(
                     f"{measure}={limit!r} is no budget: pass a float in (0, 1], the share to keep, or a whole number "
@@ -67,6 +73,9 @@ class Budget:
         for name, value in (("round_to", self.round_to), ("min_units", self.min_units)):
             if not is_whole(value) or value < 1:
                 raise BudgetError(f"{name}={value!r} must be a whole number of units, 1 or more.")
+            object.__setattr__(self, name, int(value))
+        for measure, limit in limits.items():  # numpy's numbers as Python's, which files can hold
+            object.__setattr__(self, measure, int(limit) if is_whole(limit) else float(limit))
 
     @property
     def limits(self) -> dict[str, float | int]:

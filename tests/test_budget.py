@@ -231,3 +231,13 @@ def test_other_malformed_budgets() -> None:
     assert str(Budget(macs=0.5, params=1000, round_to=8, min_units=2)) == (
         "macs <= 50.0%, params <= 1,000, a multiple of 8 units per group, at least 2 units per group"
     )
+
+
+def test_numbers_of_any_library() -> None:
+    budget = Budget(macs=np.float32(0.5), params=np.int64(900), round_to=np.int64(2))  # type: ignore[arg-type]
+    assert budget == Budget(macs=0.5, params=900, round_to=2)
+    space = mlp_space(MLP(16, 40, 30))
+    Plan.from_json(choose(space, score(space, "random"), budget).to_json())
+    for odd in (True, np.float32(1.5), np.bool_(True), float("nan"), "a"):
+        with pytest.raises(BudgetError, match="is no budget"):
+            Budget(macs=odd)  # type: ignore[arg-type]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget, check_budget, check_met, is_whole, provenance
+from niwaki.budget import Budget, check_budget, check_met, is_number, is_whole, provenance
 from niwaki.core.counts import FloatArray
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
@@ -254,8 +253,7 @@ def _check_weights(criteria: object) -> None:
     if not criteria:
         raise MethodError(f"criteria is empty: {example}.")
     for name, weight in criteria.items():
-        number = isinstance(weight, Real) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight < 0:
+        if not is_number(weight) or not math.isfinite(weight) or weight < 0:
             raise MethodError(
                 f"criteria has the weight {weight!r} for {name!r}: it must be a finite number, 0 or more."
             )
