@@ -6,16 +6,16 @@ axes are then pinned with its source line, and the rehearsal starts again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from niwaki import rules
+from niwaki.core.location import Location
 from niwaki.core.space import BoolArray
 from niwaki.errors import PlanError, TraceError
-from niwaki.rules.pointwise import pointwise
 from niwaki.solve.build import Builder
 from niwaki.solve.label import Facts
 from niwaki.surgery.cut import cut_empty
@@ -59,8 +59,9 @@ class _Problem:
     def pin(self, builder: Builder) -> bool:
         """Pin what the operator touches, or the nearest operator before it that touches anything free."""
         for index in range(min(self._index, len(self._facts.touched) - 1), -1, -1):
-            node, axes = self._facts.touched[index]
-            if builder.pin_axes(axes, f"after a cut, {node.operator} {self.text}", node.location):
+            touched = self._facts.touched[index]
+            text = f"after a cut, {touched.node.operator} {self.text}"
+            if builder.pin_axes(touched.axes, text, touched.node.location):
                 return True
         return False
 
@@ -73,16 +74,20 @@ def _rehearse(
     calls: Sequence[ExampleCall],
     keep: BoolArray,
 ) -> _Problem | None:
-    eval_runs = [run for run in graph.runs if not run.training]
+    """Run the cut model as the model was run; a run in train mode only if it goes through lines of its own."""
     start = 0
-    for run, call in zip(eval_runs, calls, strict=True):
-        try:
-            tried = trace(small, [call], modes=(False,))
-        except TraceError as failure:
-            return _Problem(facts, start + failure.operator, f"fails, or what follows it: {failure.__cause__}")
-        problem = _compare(graph, facts, builder, start, run, tried, keep)
-        if problem is not None:
-            return problem
+    seen: set[Location] = set()  # lines that a rehearsed run has been through
+    for run, call in zip(graph.runs, itertools.cycle(calls), strict=False):
+        lines = {node.location for node in run.nodes if torch.Tag.nondeterministic_seeded not in node.operator.tags}
+        if run.error is None and not lines <= seen:
+            seen |= lines
+            try:
+                tried = trace(small, [call], modes=(run.training,), required=True)
+            except TraceError as failure:
+                return _Problem(facts, start + failure.operator, f"fails, or what follows it: {failure.__cause__}")
+            problem = _compare(graph, facts, builder, start, run, tried, keep)
+            if problem is not None:
+                return problem
         start += len(run.nodes)
     return None
 
@@ -104,8 +109,9 @@ def _compare(
         other = tried.runs[0].nodes[ours[position][0]]
         if other.operator is not node.operator:
             continue
+        resized = facts.touched[start + index].resized
         given, instead = _constants(node, graph), _constants(other, tried)
-        if len(given) != len(instead) or not all(map(_same, given, instead)):
+        if len(given) != len(instead) or not all(_same(*pair, resized) for pair in zip(given, instead, strict=True)):
             return _Problem(facts, start + index, f"is given {instead} instead of {given}")
         for before, after in zip(node.outputs, other.outputs, strict=True):
             if before is None or after is None:
@@ -155,20 +161,21 @@ _PRODUCTS = {
 
 
 def _constants(node: Node, graph: Graph) -> list[Any]:
-    """What no cut may change of the arguments: numbers that are not whole, constants made from them, and for
-    element-wise operators the whole numbers too."""
-    whole = rules.find(node.operator) is pointwise
+    """The arguments that are no tensors, and the contents of small tensors that are constants."""
     found: list[Any] = []
     for given in (*node.args, *node.kwargs.values()):
         for argument in given if isinstance(given, tuple) else (given,):
             if isinstance(argument, Ref):
                 found += [graph.contents[argument.value]] if argument.value in graph.contents else []
-            elif isinstance(argument, (bool, float, complex, str)) or (whole and isinstance(argument, int)):
+            elif isinstance(argument, (int, float, complex, str)):
                 found.append(argument)
     return found
 
 
-def _same(given: Any, instead: Any) -> bool:
+def _same(given: Any, instead: Any, resized: Container[int]) -> bool:
+    """Whether a cut has left a constant alone; the whole numbers ``resized`` may change."""
     if isinstance(given, torch.Tensor) and isinstance(instead, torch.Tensor):
         return given.shape == instead.shape and torch.allclose(given, instead, rtol=0, atol=0, equal_nan=True)
-    return type(given) is type(instead) and bool(given == instead or given != given)
+    if type(given) is not type(instead):
+        return False
+    return bool(given == instead or given != given or (type(given) is int and given in resized))

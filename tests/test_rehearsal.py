@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -27,13 +29,35 @@ class Escaping(nn.Module):
             raise ValueError("expected eight")
         elif self.how == "int of float":
             y = y * int(0.5 * y.shape[1])
+        elif self.how == "constant tensor":
+            y = y * torch.tensor(2.0 * y.shape[1])
+        elif self.how == "fill value":
+            y = y * torch.full((1,), len(y[0]))
+        elif self.how == "only in training":
+            y = y * (2.0 * y.shape[1]) if self.training else y
+        elif self.how == "fewer and fewer":
+            for _ in range(12 - self.width):
+                y = y.sin()
         elif self.how == "loop":
             for _ in range(self.width // 4):
                 y = y * 2
         return self.third(self.second(y).relu())
 
 
-@pytest.mark.parametrize("how", ["float on the left", "branch", "check", "int of float", "loop"])
+ESCAPES = [
+    "float on the left",
+    "branch",
+    "check",
+    "int of float",
+    "loop",
+    "constant tensor",
+    "fill value",
+    "only in training",
+    "fewer and fewer",
+]
+
+
+@pytest.mark.parametrize("how", ESCAPES)
 def test_escaped_numbers_are_pinned(how: str) -> None:
     torch.manual_seed(0)
     net, x = Escaping(how), torch.randn(2, 4)
@@ -41,7 +65,8 @@ def test_escaped_numbers_are_pinned(how: str) -> None:
     assert [group.name for group in space.groups] == ["second"]
     pin = next(pin for pin in space.pins if pin.parameter == "first.weight" and pin.dim == 0)
     assert pin.count == 8
-    assert "after a cut, aten." in pin.reason
+    expected = "which cannot follow a cut" if how in ("branch", "check") else "after a cut, aten."
+    assert expected in pin.reason
     assert pin.location is not None
     assert pin.location.file == __file__
     for seed in range(3):
@@ -50,3 +75,52 @@ def test_escaped_numbers_are_pinned(how: str) -> None:
 
 def test_without_an_escape_both_widths_are_free() -> None:
     assert len(niwaki.search_space(Escaping("not at all"), torch.randn(2, 4)).groups) == 2
+
+
+class Projected(nn.Module):
+    """Residual code that asks whether widths agree: after a cut they may agree by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.wide = nn.Linear(5, 6), nn.Linear(6, 12)
+        self.project, self.out = nn.Linear(6, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.narrow(x)
+        y = self.wide(x).relu()
+        return self.out(y + (self.project(x) if x.shape[1] != y.shape[1] else x))
+
+
+def test_a_comparison_must_come_out_the_same() -> None:
+    space = niwaki.search_space(Projected(), torch.randn(3, 5))
+    assert not space.groups
+    assert any("!=" in pin.reason and pin.location is not None for pin in space.pins)
+
+
+class Result:
+    """An object that niwaki has never seen."""
+
+    def __init__(self, scores: Tensor) -> None:
+        self.scores = scores
+
+
+@pytest.mark.parametrize("wrap", [Result, lambda y: {"nested": [Result(y)]}, lambda y: {y}])
+def test_outputs_inside_objects_are_outputs(wrap: Callable[[Tensor], object]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> object:
+            return wrap(self.second(self.first(x)))
+
+    assert [group.units for group in niwaki.search_space(Net(), torch.randn(2, 4)).groups] == [6]
+
+
+def test_a_model_without_an_output_is_refused() -> None:
+    class Net(nn.Linear):
+        def forward(self, x: Tensor) -> None:
+            self.result = super().forward(x)
+
+    with pytest.raises(niwaki.NiwakiError, match="returned no tensor that niwaki can find"):
+        niwaki.search_space(Net(4, 3), torch.randn(2, 4))

@@ -67,6 +67,12 @@ OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
     "*": operator.mul,
     "//": operator.floordiv,
     "%": operator.mod,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 
 
@@ -84,7 +90,7 @@ def evaluate(expression: Expression, attributes: Mapping[Attribute, int], counts
     if isinstance(expression, Combination):
         left = evaluate(expression.left, attributes, counts)
         right = evaluate(expression.right, attributes, counts)
-        if left is None or right is None or (expression.symbol in "//%" and right == 0):
+        if left is None or right is None or (expression.symbol in ("//", "%") and right == 0):
             return None
         return int(OPERATORS[expression.symbol](left, right))
     if isinstance(expression, Attribute):

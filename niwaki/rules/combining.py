@@ -55,6 +55,7 @@ def split(call: Call) -> list[Label]:
     length = x.axes[dim].size
     parts = [x.axes[dim].take(slice(start, start + size)) for start in range(0, length, size)]
     if call.python.function in (torch.chunk, torch.Tensor.chunk):
+        call.follows("split_size")
         given = _divided_up(call.count("self", dim), len(parts))
     else:
         given = call.number(size)

@@ -27,6 +27,7 @@ def sliced(call: Call) -> Label:
     _bound(call, axis, call["start"])
     if call.python.function in (torch.narrow, torch.Tensor.narrow):  # is told a length, not an end
         call.size_is(call.number(axes[dim].size), axes[dim], "the length of a part")
+        call.follows("end")
     else:
         _bound(call, axis, call["end"])
     return call.label(axes, x.zero, x.weight)

@@ -60,6 +60,7 @@ def group_norm(call: Call) -> list[Label]:
     """Whole groups are exact; inside a group one averages."""
     x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["group"]
     outer, inner = call.split(x.axes[1], (groups, x.axes[1].size // groups))
+    call.follows("N", "C", "HxW")
     for axis in (inner, *x.axes[2:]):
         call.pin(axis, "a norm averages over this dimension")
     call.size_is(call.number(groups), outer, "the number of groups")

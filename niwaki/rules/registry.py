@@ -95,6 +95,10 @@ class Call(ABC):
         """Where one whole number came from; a literal if that is not known."""
 
     @abstractmethod
+    def follows(self, *names: str) -> None:
+        """torch computes these whole-number arguments itself, from shapes: they may differ after a cut."""
+
+    @abstractmethod
     def count(self, argument: str, dim: int) -> Expression:
         """The number of surviving positions of a dimension of a tensor argument."""
 

@@ -47,6 +47,15 @@ class MacsTerm:
     axes: tuple[Axis, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Touched:
+    """A node with all axes of its tensors, and the whole numbers among its arguments that a cut may change."""
+
+    node: Node
+    axes: list[Axis]
+    resized: set[int]
+
+
 @dataclass(slots=True, eq=False)
 class Facts:
     """Everything the rules said about a graph."""
@@ -62,7 +71,7 @@ class Facts:
     makes: list[IntArray] = field(default_factory=list)
     places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
     aliases: dict[int, list[int]] = field(default_factory=dict)  # root value -> values that share its memory
-    touched: list[tuple[Node, list[Axis]]] = field(default_factory=list)
+    touched: list[Touched] = field(default_factory=list)
     ids: int = 1
 
     def reason(self, text: str, location: Location | None) -> int:
@@ -141,7 +150,8 @@ def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule) 
         facts.labels[number] = made
         if before is not None:
             _written(facts, graph, number, before, made)
-    facts.touched.append((node, [*call.input_axes(), *(axis for made in labels for axis in made.axes)]))
+    axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
+    facts.touched.append(Touched(node, axes, call.resized))
 
 
 def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Label) -> None:
@@ -168,6 +178,7 @@ class _Call(Call):
         self._why: dict[str, int] = {}
         self.operator, self.python = node.operator, node.call
         self.understood: set[int] = set()  # positions among the numbers of the Python call
+        self.resized: set[int] = set()
         outputs = [graph.values[number] for number in node.outputs if number is not None]
         self.shapes = tuple(value.shape for value in outputs)
         self.dtypes = tuple(value.dtype for value in outputs)
@@ -249,6 +260,7 @@ class _Call(Call):
 
     def sizes(self, given: Sequence[int]) -> list[Expression | None]:
         numbers = self.python.numbers
+        self.resized.update(given)
         for start in range(len(numbers) - len(given) + 1):
             window = numbers[start : start + len(given)]
             if all(number.value in (size, -1) for number, size in zip(window, given, strict=True)):
@@ -261,8 +273,14 @@ class _Call(Call):
         self.understood.update(position for same in found for position in same[:1])
         return [numbers[same[0]] if same else None for same in found]
 
+    def follows(self, *names: str) -> None:
+        for name in names:
+            given = self.arguments[name]
+            self.resized.update(given if isinstance(given, tuple) else (given,))
+
     def number(self, given: int) -> Expression:
         numbers = self.python.numbers
+        self.resized.add(given)
         same = [position for position, number in enumerate(numbers) if number.value == given]
         self.understood.update(same[-1:])
         return numbers[same[-1]] if same else Literal(given)

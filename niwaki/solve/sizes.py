@@ -20,6 +20,7 @@ from niwaki.solve.axes import Tables
 from niwaki.solve.units import Rhythm, Units
 
 _TRIALS = 6
+_LATE = 1000  # an equation that only a comparison in Python asks for is the last to decide an attribute
 
 
 def settle(units: Units, tables: Tables) -> Numbers:
@@ -194,11 +195,12 @@ def _equations(tables: Tables, varies: BoolArray) -> tuple[Numbers, list[int]]:
     equation that varies."""
     deciding: dict[Attribute, tuple[int, int]] = {}
     for index, (_, expression, axis) in enumerate(tables.claims):
-        if axis is None or not varies[axis]:
+        inside = list(leaves(expression))
+        counts = any(isinstance(leaf, Count) and isinstance(leaf.axis, int) and varies[leaf.axis] for leaf in inside)
+        if not (counts if axis is None else varies[axis]):
             continue
-        found = [leaf for leaf in leaves(expression) if isinstance(leaf, Attribute)]
-        for attribute in found:
-            rank = 0 if expression == attribute else len(list(leaves(expression)))
+        for attribute in (leaf for leaf in inside if isinstance(leaf, Attribute)):
+            rank = 0 if expression == attribute else len(inside) + (_LATE if axis is None else 0)
             if attribute not in deciding or rank < deciding[attribute][0]:
                 deciding[attribute] = (rank, index)
     relevant: list[Equation] = []

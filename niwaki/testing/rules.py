@@ -181,6 +181,9 @@ class _Filtered(Call):
     def sizes(self, given: Sequence[int]) -> list[Expression | None]:
         return self._call.sizes(given)
 
+    def follows(self, *names: str) -> None:
+        self._call.follows(*names)
+
     def number(self, given: int) -> Expression:
         return self._call.number(given)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from niwaki.core.numbers import OPERATORS, Combination, Expression, Literal
 
@@ -112,6 +116,40 @@ def _reflected(symbol: str) -> Callable[[Any, Any], Any]:
     return method
 
 
+def _compared(symbol: str) -> Callable[[Any, Any], Any]:
+    method = getattr(int, _COMPARISONS[symbol])
+
+    def compare(self: Any, other: Any) -> Any:
+        outcome = method(self, other)
+        if outcome is not NotImplemented and frozen_sink.get() is not None:
+            _decided(symbol, self, other, bool(outcome))
+        return outcome
+
+    return compare
+
+
+def _decided(symbol: str, left: TrackedInt, right: int, outcome: bool) -> None:
+    """Report a comparison that the model's code has made: it may have decided what was computed next, so it has to
+    come out the same after a cut. Two numbers that were equal have a difference that stays zero, which an attribute can
+    be made to satisfy. Comparisons of torch's own are checks, and show by failing."""
+    caller = sys._getframe(2).f_code.co_filename
+    if caller.startswith(_TORCH):
+        return
+    a, b = expression_of(left), expression_of(right)
+    if symbol in ("==", "!=") and outcome == (symbol == "=="):
+        expression: Expression = Combination("-", a, b, 0)
+    else:
+        expression = Combination(symbol, a, b, int(outcome))
+    sink = frozen_sink.get()
+    if sink is not None and a != b:
+        sink(expression)
+
+
+_TORCH = str(Path(torch.__file__).parent)
+_COMPARISONS = {"==": "__eq__", "!=": "__ne__", "<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}
+for _symbol, _name in _COMPARISONS.items():
+    setattr(TrackedInt, _name, _compared(_symbol))
+TrackedInt.__hash__ = int.__hash__  # type: ignore[method-assign,assignment]
 for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "//"), ("mod", "%")):
     setattr(TrackedInt, f"__{_name}__", _forward(_symbol))
     setattr(TrackedInt, f"__r{_name}__", _reflected(_symbol))

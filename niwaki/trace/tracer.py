@@ -45,10 +45,16 @@ def example_calls(example_inputs: Any) -> tuple[ExampleCall, ...]:
     return (((example_inputs,), {}),)
 
 
-def trace(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[bool] = (False, True)) -> Graph:
+def trace(
+    model: torch.nn.Module,
+    calls: Sequence[ExampleCall],
+    modes: Sequence[bool] = (False, True),
+    required: bool = False,
+) -> Graph:
     """Run ``model`` on every call in every mode (False: eval, True: train) and record what happens.
 
-    The model is left as it was. A run in train mode that fails is recorded with its error; one in eval mode raises.
+    The model is left as it was. A run in train mode that fails is recorded with its error, unless it is ``required``;
+    one in eval mode raises.
 
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
@@ -62,7 +68,7 @@ def trace(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[
                 module.training = training
             for call in calls:
                 run = recorder.run(model, call, training)
-                if run.error is not None and not training:
+                if run.error is not None and (not training or required):
                     raise TraceError(
                         f"The model does not run on the example inputs: {type(run.error).__qualname__}: {run.error}. "
                         "niwaki runs it once as model(*inputs) in eval mode; pass inputs that it accepts "
