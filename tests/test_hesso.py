@@ -324,6 +324,10 @@ def test_errors_are_sentences() -> None:
             HESSO(space, whole, budget, SCHEDULE, criteria=criteria)  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match=r"budget=0.5 is no budget. .* niwaki.Budget\(macs=0.5\)"):
         HESSO(space, whole, 0.5, SCHEDULE)  # type: ignore[arg-type]
+    model.b.weight.requires_grad_(False)
+    with pytest.raises(MethodError, match=r"1 of the 4 parameters .* are frozen .*, first 'b.weight', .* `ignored`"):
+        HESSO(space, whole, budget, SCHEDULE)
+    model.b.weight.requires_grad_(True)
     HESSO(space, whole, budget, SCHEDULE)
     with pytest.raises(MethodError, match=r"has a method already \(hesso\). Call its detach\(\) first"):
         HESSO(space, whole, budget, SCHEDULE)

@@ -66,6 +66,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         Training("mlp", sgd, Budget(macs=0.4), Schedule(start=3, until=17, periods=3)),
         Training("mlp", sgd, Budget(macs=0.4), criteria={"magnitude": 1.0}),
         Training("mlp", sgd, Budget(macs=0.4), window=2),
+        Training("mlp", sgd, Budget(macs=0.4, round_to=2)),
+        Training("mlp", sgd, Budget(macs=0.4, min_units=2)),
     ):
         with pytest.raises(MethodError, match="The checkpoint was made by hesso with .* Build the method as it was"):
             other.optimizer.load_state_dict(state)
@@ -84,3 +86,26 @@ def test_a_refused_optimizer_state_leaves_the_method_alone() -> None:
     with pytest.raises(ValueError, match="different number of parameter groups"):
         other.optimizer.load_state_dict(state)
     assert other.method is not None and other.method.step == 0
+
+
+def test_a_damaged_state_is_refused() -> None:
+    run, other = Training("mlp", sgd, Budget(macs=0.4)), Training("mlp", sgd, Budget(macs=0.4))
+    run.step(4)
+    for change, message in (
+        (lambda saved: saved.clear(), "is damaged: it lacks 'format'"),
+        (lambda saved: saved.pop("step"), "it lacks 'step'"),
+        (lambda saved: saved.update(settings=None), "is damaged"),
+        (lambda saved: saved["state"].pop("status"), "it lacks 'status'"),
+        (
+            lambda saved: saved["state"].update(status=torch.zeros(3, dtype=torch.int8)),
+            "its status is not .* one per unit",
+        ),
+        (lambda saved: saved["state"]["status"].fill_(7), "values that mean nothing"),
+        (lambda saved: saved["state"].update(samples=0), "contradict one another"),
+        (lambda saved: saved["state"].update(window=torch.zeros(1, 2)), "its window has not the shape"),
+    ):
+        state = run.optimizer.state_dict()
+        change(state["niwaki"])
+        with pytest.raises(MethodError, match=message):
+            other.optimizer.load_state_dict(state)
+        assert other.method is not None and other.method.step == 0 and other.method.progress.marked == 0

@@ -28,7 +28,8 @@ class Method(ABC):
     plain numbers, and loads with it.
 
     Raises:
-        MethodError: the optimizer does not train the parameters of the space, or has a method already.
+        MethodError: the optimizer does not train the parameters of the space, some are frozen, or it has a method
+            already.
     """
 
     name: str
@@ -91,6 +92,10 @@ class Method(ABC):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
 
+    @abstractmethod
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
+
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         with torch.no_grad():
             self.before_step(self.step + 1)
@@ -128,15 +133,22 @@ class Method(ABC):
             "structure": structure_hash(self.space.shapes),
             **self.settings(),
         }
-        there = {"format": saved["format"], "method": saved["method"], "structure": saved["structure"]} | saved[
-            "settings"
-        ]
+        try:
+            there = {key: saved[key] for key in ("format", "method", "structure")} | saved["settings"]
+        except (KeyError, TypeError) as cause:
+            raise _damaged(self.name, cause) from cause
         for key in here | there:
             if here.get(key) != there.get(key):
                 raise MethodError(
                     f"The checkpoint was made by {there['method']} with {key} = {there.get(key)!r}, but here it is "
                     f"{here.get(key)!r}. Build the method as it was when the run began, then load."
                 )
+        try:
+            if int(saved["step"]) < 0:
+                raise ValueError("its step is negative")
+            self.check_state(saved["state"])
+        except (KeyError, TypeError, ValueError, AttributeError) as cause:
+            raise _damaged(self.name, cause) from cause
         self._loading = saved
 
     def _load(self, optimizer: Optimizer) -> None:
@@ -144,6 +156,14 @@ class Method(ABC):
             self.step = int(self._loading["step"])
             self.restore(self._loading["state"])
             self._loading = None
+
+
+def _damaged(method: str, cause: Exception) -> MethodError:
+    what = f"it lacks {cause}" if isinstance(cause, KeyError) else str(cause)
+    return MethodError(
+        f"The state of {method} in the optimizer's checkpoint is damaged: {what}. Load another checkpoint, or load "
+        "this one's optimizer before the method is attached and begin the method anew."
+    )
 
 
 def _check_parameters(space: SearchSpace, optimizer: Optimizer) -> None:
@@ -156,6 +176,13 @@ def _check_parameters(space: SearchSpace, optimizer: Optimizer) -> None:
         raise MethodError(
             "The optimizer trains none of the parameters of the search space. Build both from the same model object: "
             "niwaki.search_space(model, ...) and an optimizer of model.parameters()."
+        )
+    frozen = [name for name, parameter in needed.items() if not parameter.requires_grad]
+    if frozen:
+        raise MethodError(
+            f"{len(frozen)} of the {len(needed)} parameters that units are made of are frozen (requires_grad=False), "
+            f"first {frozen[0]!r}, and a method would drive them to zero all the same. Pin them with `ignored` when "
+            "you build the search space, or let them train."
         )
     if missing:
         raise MethodError(

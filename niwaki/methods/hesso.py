@@ -65,7 +65,8 @@ class HESSO(Method):
 
     Args:
         space: the search space of the model that ``optimizer`` trains.
-        optimizer: any ``torch.optim`` optimizer that holds all parameters of the space.
+        optimizer: any ``torch.optim`` optimizer that holds all parameters of the space. None of them may be frozen
+            (``requires_grad=False``), since units fade in all of their parameters: pin frozen ones with ``ignored``.
         budget: what must hold after ``schedule.until`` steps.
         schedule: when; see `Schedule`.
         criteria: registered criteria and their weights.
@@ -226,8 +227,10 @@ class HESSO(Method):
         }
 
     def settings(self) -> dict[str, Any]:
-        """Schedule, criteria, window, seed and limits."""
-        return {key: value for key, value in self._about().items() if key != "method"} | {"limits": dict(self._limits)}
+        """Schedule, criteria, window, seed, limits, and the steps in which groups may shrink."""
+        about = {key: value for key, value in self._about().items() if key != "method"}
+        steps = {"round_to": self.budget.round_to, "min_units": self.budget.min_units}
+        return about | {"limits": dict(self._limits)} | steps
 
     def state(self) -> dict[str, Any]:
         """What each unit is, and the sums of the open window."""
@@ -243,6 +246,18 @@ class HESSO(Method):
         window = state.get("window")
         self._window = None if window is None else window.clone()
         self._mark()
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """One status per unit, and a window of one row per criterion if there are samples."""
+        units, status, window = self.space.num_units, state["status"], state.get("window")
+        if not isinstance(status, torch.Tensor) or status.shape != (units,) or status.dtype != torch.int8:
+            raise ValueError(f"its status is not {units} small integers, one per unit")
+        if not bool(((status >= IMPORTANT) & (status <= ZERO)).all()):
+            raise ValueError("its status holds values that mean nothing")
+        if int(state["samples"]) < 0 or (window is None) != (int(state["samples"]) == 0):
+            raise ValueError("its window and its number of samples contradict one another")
+        if window is not None and tuple(window.shape) != (len(self._criteria), units):
+            raise ValueError(f"its window has not the shape {[len(self._criteria), units]}")
 
 
 def _check_weights(criteria: object) -> None:
