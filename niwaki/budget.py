@@ -121,6 +121,12 @@ def choose(space: SearchSpace, scores: Scores, budget: Budget, *, compare: Among
     >>> space.cost().macs, space.cost(plan).macs
     (60, 30)
     """
+    if not isinstance(scores, Scores):
+        raise BudgetError(
+            f"scores is a {type(scores).__qualname__}, but must be what niwaki.score returns: "
+            "niwaki.score(space, 'magnitude'), or niwaki.score(space, lambda space: values) for values of your own."
+        )
+    check_budget(budget)
     if scores.values.shape != (space.num_units,):
         raise BudgetError(
             f"The scores are for {scores.values.size} units, but the search space has {space.num_units}. "

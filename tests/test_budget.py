@@ -241,3 +241,13 @@ def test_numbers_of_any_library() -> None:
     for odd in (True, np.float32(1.5), np.bool_(True), float("nan"), "a"):
         with pytest.raises(BudgetError, match="is no budget"):
             Budget(macs=odd)  # type: ignore[arg-type]
+
+
+def test_what_is_no_score_or_budget_is_told() -> None:
+    space = mlp_space(MLP())
+    with pytest.raises(
+        BudgetError, match=r"scores is a ndarray, but must be what niwaki.score returns: niwaki.score\("
+    ):
+        choose(space, np.ones(space.num_units), Budget(macs=0.5))  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match="budget=0.5 is no budget"):
+        choose(space, score(space, "magnitude"), 0.5)  # type: ignore[arg-type]

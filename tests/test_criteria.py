@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -222,3 +223,31 @@ def test_normalise() -> None:
         assert grouped[group.numbers][keep[group.numbers]].mean() == pytest.approx(1)
     assert normalise(space, values, keep, "space")[keep].mean() == pytest.approx(1)
     assert (normalise(space, np.zeros(20), keep) == 0).all()
+
+
+def test_attributes_and_all_random_states_are_left_as_they_were() -> None:
+    class Counting(MLP):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls, self.last = self.calls + 1, x
+            random.random(), np.random.rand()
+            return super().forward(x)
+
+    model = Counting()
+    space = mlp_space(model)
+    before, python, numpy = dict(model.__dict__), random.getstate(), np.random.get_state()[1].copy()
+    score(space, "taylor1", [torch.randn(4, 6)], lambda model, x: model(x).square().mean())
+    assert model.__dict__ == before and model.calls == 0
+    assert random.getstate() == python and (np.random.get_state()[1] == numpy).all()
+
+
+def test_a_loss_of_another_signature_is_told() -> None:
+    space = mlp_space(MLP())
+    for loss_fn, message in (
+        (lambda output, target, weight: output, r"cannot be called as loss_fn\(model, batch\): missing a required"),
+        (lambda output: output, "cannot be called as loss_fn"),
+        (3, "loss_fn=3 is no function"),
+    ):
+        with pytest.raises(MethodError, match=message):
+            score(space, "taylor1", [torch.randn(4, 6)], loss_fn)  # type: ignore[arg-type]

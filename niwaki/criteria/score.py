@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.criteria.registry import Criterion, named
 from niwaki.criteria.sums import UnitSums, row_sums
 from niwaki.errors import MethodError
+from niwaki.trace.preserve import preserved
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -44,7 +46,8 @@ def score(
     Criteria defined by gradients also need ``batches`` (anything iterable) and ``loss_fn(model, batch)``, which
     returns a scalar; their values are means over the batches, in eval mode. ``seed`` is for criteria that draw.
 
-    The model is left as it was: parameters, gradients, modes, buffers and the random state.
+    The model is left as it was: parameters, gradients, modes, buffers and attributes; so are the random states of
+    Python, numpy and torch.
 
     Raises:
         UnknownName: there is no criterion of that name.
@@ -83,7 +86,7 @@ def _mean_over(space: SearchSpace, chosen: Criterion, batches: Iterable[Any], lo
     with _borrowed(space.model, parameters.values()):
         for batch in batches:
             with torch.enable_grad():
-                loss = loss_fn(space.model, batch)
+                loss = _loss_of(loss_fn, space.model, batch)
                 _check_loss(loss, count)
                 gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             total += _saliency(space, index, chosen, dict(zip(parameters, gradients, strict=True)), seed)
@@ -114,6 +117,21 @@ def _saliency(
             rows.setdefault(name, []).extend(parts_)
     number = torch.arange(index.num_units, device=index.entries.device)
     return chosen.saliency(UnitSums(index.num_units, number, index.entries, seed, **index.total(rows)))
+
+
+def _loss_of(loss_fn: Loss, model: nn.Module, batch: Any) -> Tensor:
+    if not callable(loss_fn):
+        raise MethodError(f"loss_fn={loss_fn!r} is no function. Pass loss_fn(model, batch), which returns the loss.")
+    try:
+        inspect.signature(loss_fn).bind(model, batch)
+    except ValueError:
+        pass  # some built-in functions have no signature to look at
+    except TypeError as cause:
+        raise MethodError(
+            f"loss_fn cannot be called as loss_fn(model, batch): {cause}. It is given the model and one batch, and "
+            "returns the scalar loss."
+        ) from cause
+    return loss_fn(model, batch)
 
 
 def _check_loss(loss: object, count: int) -> None:
@@ -163,24 +181,13 @@ def _name_of(function: Callable[..., object]) -> str:
 @contextmanager
 def _borrowed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """The model in eval mode with gradients for ``parameters``; afterwards everything is as it was."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    devices = sorted({p.device.index for p, _ in grads if p.device.type == "cuda" and p.device.index is not None})
-    with torch.random.fork_rng(devices=devices):
+    with preserved(model):
         try:
             for parameter in frozen:
                 parameter.requires_grad_(True)
             model.eval()
             yield
         finally:
-            for module, mode in modes.items():
-                module.training = mode
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-            for parameter, grad in grads:
-                parameter.grad = grad
             for parameter in frozen:
                 parameter.requires_grad_(False)
