@@ -223,6 +223,22 @@ def test_bad_inspections_are_one_sentence(niwaki, arguments: tuple[str, ...], me
     assert outcome.err.count("\n") == 1, outcome.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seed", "-1"), "seed is -1, but must be a whole number from 0 to 4294967295"),
+        (("--seed", "99999999999999999999999"), "seed is 99999999999999999999999, but must be"),
+        (("--out", ""), "--out is empty. Name a directory"),
+    ],
+)
+def test_bad_seeds_and_places_are_one_sentence(
+    niwaki, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    outcome = niwaki("train", *SHORT, *arguments)
+    assert outcome.code == 1 and outcome.err.startswith("niwaki: ") and message in outcome.err
+    assert outcome.err.count("\n") == 1 and not list(tmp_path.iterdir()), outcome.err
+
+
 def test_option_defaults_are_the_recipe() -> None:
     """What --help promises is what `Recipe` does."""
     from niwaki.cli.app import app

@@ -25,6 +25,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _directory(value: str | Path) -> Path:
+    """A directory by its name; the empty name, which Python reads as the current directory, is most likely a mistake
+    such as an unset variable."""
+    if not str(value):
+        raise RunError("--out is empty. Name a directory for the results; the current one is --out .")
+    return Path(value)
+
+
 _DEFAULT = Recipe()
 _MODEL = "resnet, mlp, timm:NAME, torchvision:NAME or path/to/file.py:factory"
 
@@ -52,7 +61,9 @@ def train(
     prune_until: Annotated[
         float, typer.Option(help="share of the run after which pruning is complete")
     ] = _DEFAULT.prune_until,
-    out: Annotated[Path, typer.Option(help="directory for the results")] = Path("out"),
+    out: Annotated[Path, typer.Option(parser=_directory, metavar="PATH", help="directory for the results")] = Path(
+        "out"
+    ),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in --out")] = False,

@@ -46,6 +46,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "periods"):
             if getattr(self, name) < 1:
                 raise RunError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        if not 0 <= self.seed < 2**32:  # what numpy's generators take
+            raise RunError(f"seed is {self.seed}, but must be a whole number from 0 to {2**32 - 1}.")
         if self.batch_size == 1:
             raise RunError("batch_size is 1, but BatchNorm cannot train on single images. Use at least 2.")
         for name in ("lr", "width"):
