@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -209,3 +211,81 @@ def test_printing_fits_a_screen() -> None:
     text = str(niwaki.search_space(model, torch.randn(2, 6)))
     assert len(text.splitlines()) <= 45
     assert "smaller groups" in text and "Pinned:" in text
+
+
+def _renormalise(net: nn.Linear) -> None:
+    net.weight.data = torch.renorm(net.weight.data, 2, 0, 0.1)
+
+
+def _write_column(net: nn.Linear) -> None:
+    with torch.no_grad():
+        net.weight[:, 0] = 0
+
+
+def _write_all(net: nn.Linear) -> None:
+    with torch.no_grad():
+        torch._foreach_mul_(list(net.parameters()), 0.5)
+
+
+def _write_out(net: nn.Linear) -> None:
+    with torch.no_grad():
+        torch.mul(net.weight, 0.5, out=net.weight)
+
+
+def _remember_sizes(net: nn.Linear) -> None:
+    net.seen += 1
+    net.cache["sizes"].append(net.weight.shape[0])
+
+
+@pytest.mark.parametrize("meddle", [_renormalise, _write_column, _write_all, _write_out, _remember_sizes])
+def test_what_forward_does_to_the_model_is_undone(meddle: Callable[[nn.Linear], None]) -> None:
+    class Net(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 6)
+            self.out, self.seen, self.cache = nn.Linear(6, 2), torch.zeros(1), {"sizes": []}
+
+        def forward(self, x: Tensor) -> Tensor:
+            meddle(self)
+            return self.out(super().forward(x))
+
+    net = Net()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    pointer = net.weight.data_ptr()
+    niwaki.search_space(net, torch.randn(2, 4))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert net.weight.data_ptr() == pointer
+    assert net.seen.item() == 0
+    assert net.cache == {"sizes": []}
+
+
+def test_numbers_kept_from_another_trace_are_plain_numbers() -> None:
+    kept: list[int] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.first, self.second = 6, nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept.append(self.width)
+            return self.second(self.first(x).view(len(x), kept[0]))
+
+    niwaki.search_space(Net(), torch.randn(2, 4))
+    space = niwaki.search_space(Net(), torch.randn(2, 4))
+    assert not space.groups
+    assert any("written as the number 6" in pin.reason for pin in space.pins)
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_a_sentence() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    net.lock = threading.Lock()
+    with pytest.raises(niwaki.NiwakiError, match="The model cannot be copied, and niwaki cuts a copy"):
+        niwaki.search_space(net, torch.randn(2, 4))
+
+
+def test_inference_mode_changes_nothing() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), torch.randn(2, 4)
+    with torch.inference_mode():
+        inside = niwaki.search_space(net, x)
+    assert inside.cost() == niwaki.search_space(net, x).cost()
+    assert inside.num_units == 6

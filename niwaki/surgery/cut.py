@@ -63,7 +63,14 @@ def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None)
         for value in module.__dict__.values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError) as cause:
+        raise PlanError(
+            f"The model cannot be copied, and niwaki cuts a copy: {cause}. Some attribute of a module (a lock, a "
+            "generator, a tensor in an autograd graph) does not allow copy.deepcopy; remove it or give its class "
+            "__deepcopy__."
+        ) from cause
 
 
 def _kept(tensor: torch.Tensor, kept: Mapping[int, tuple[int, ...]], contents: bool) -> torch.Tensor:

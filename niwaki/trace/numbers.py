@@ -17,15 +17,21 @@ from niwaki.core.numbers import OPERATORS, Combination, Expression, Literal
 frozen_sink: ContextVar[Callable[[Expression], None] | None] = ContextVar("frozen_sink", default=None)
 
 
+# The trace that runs now. A number that was kept from an earlier one, in a cache of the user's say, is a plain number.
+current_trace: ContextVar[object] = ContextVar("current_trace", default=None)
+
+
 class TrackedInt(int):
     """An integer with an expression. Arithmetic on it is recorded; whatever is not recorded gives a plain number,
     which counts as a literal later and pins what it touches."""
 
     expression: Expression
+    trace: object
 
     def __new__(cls, value: int, expression: Expression) -> TrackedInt:
         self = super().__new__(cls, value)
         self.expression = expression
+        self.trace = current_trace.get()
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -60,7 +66,9 @@ class TrackedInt(int):
 
 def expression_of(number: int) -> Expression:
     """The expression of a tracked integer; any other integer is a literal."""
-    return number.expression if isinstance(number, TrackedInt) else Literal(int(number))
+    if isinstance(number, TrackedInt) and number.trace is current_trace.get():
+        return number.expression
+    return Literal(plain(number))
 
 
 def plain(number: int) -> int:
@@ -86,8 +94,8 @@ def _plain(number: float) -> float:
 def freeze(number: int) -> None:
     """Report that a number has become part of the computed function."""
     sink = frozen_sink.get()
-    if sink is not None and isinstance(number, TrackedInt):
-        sink(number.expression)
+    if sink is not None:
+        sink(expression_of(number))
 
 
 def _combine(symbol: str, left: Any, right: Any) -> Any:
@@ -149,7 +157,7 @@ _TORCH = str(Path(torch.__file__).parent)
 _COMPARISONS = {"==": "__eq__", "!=": "__ne__", "<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}
 for _symbol, _name in _COMPARISONS.items():
     setattr(TrackedInt, _name, _compared(_symbol))
-TrackedInt.__hash__ = int.__hash__  # type: ignore[method-assign,assignment]
+TrackedInt.__hash__ = int.__hash__  # type: ignore[method-assign]
 for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "//"), ("mod", "%")):
     setattr(TrackedInt, f"__{_name}__", _forward(_symbol))
     setattr(TrackedInt, f"__r{_name}__", _reflected(_symbol))

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,13 +23,14 @@ from niwaki.core.numbers import Attribute, Expression
 from niwaki.errors import TraceError
 from niwaki.trace.calls import CallMode
 from niwaki.trace.graph import Frozen, Graph, Node, Origin, Ref, Run, Value
-from niwaki.trace.numbers import TrackedInt, frozen_sink
+from niwaki.trace.numbers import TrackedInt, current_trace, frozen_sink
 from niwaki.trace.preserve import preserved
 
 ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 _SMALL = 2**16  # constants of up to so many entries are kept, to be compared after a cut
-_INTERNAL = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+_ENGINE = Path(__file__).parent.parent
+_INTERNAL = tuple(str(path) for path in (Path(torch.__file__).parent, _ENGINE / "trace", _ENGINE / "search.py"))
 
 
 def example_calls(example_inputs: Any) -> tuple[ExampleCall, ...]:
@@ -59,8 +61,8 @@ def trace(
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
     """
-    with preserved(model), torch.inference_mode(False):
-        recorder = _Recorder(model)
+    recorder = _Recorder(model)
+    with preserved(model), torch.inference_mode(False), _current(recorder):
         _track_attributes(model)
         runs = []
         for training in modes:
@@ -79,6 +81,15 @@ def trace(
     return Graph(tuple(recorder.values), tuple(runs), recorder.contents, tuple(sorted(recorder.overlooked)))
 
 
+@contextmanager
+def _current(recorder: _Recorder) -> Iterator[None]:
+    token = current_trace.set(recorder)
+    try:
+        yield
+    finally:
+        current_trace.reset(token)
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors by identity and notes each operator call."""
 
@@ -90,11 +101,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes: list[Node] = []
         self._frozen: list[Frozen] = []
         self._inside = False
+        self._outermost: FrameType | None = None
+        self._running: torch.nn.Module | None = None
         self.overlooked: set[str] = set()
         self._calls = CallMode(self)
         self._modules = [""]
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
-        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._owners: dict[object, torch.nn.Parameter] = {}  # by memory; those not yet copied in this run
         self._undo: list[tuple[torch.Tensor, torch.Tensor]] = []
         for name, parameter in model.named_parameters():
             self._add(parameter, Origin.PARAMETER, name)
@@ -104,6 +117,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def run(self, model: torch.nn.Module, call: ExampleCall, training: bool) -> Run:
         """Record one forward pass."""
         self._nodes, self._frozen, self._inside = [], [], False
+        self._outermost, self._running = sys._getframe(), model
+        self._owners = {_memory(parameter): parameter for parameter in model.parameters()}
         error: Exception | None = None
         outputs: tuple[int, ...] = ()
         args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
@@ -155,7 +170,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         arguments = tuple(self._reference(argument) for argument in args)
         named = {name: self._reference(argument) for name, argument in kwargs.items()}
         if func._schema.is_mutable:
-            self._remember_written(func, args)
+            self._remember_written(func, args, kwargs)
         self._inside = True
         result = func(*args, **kwargs)
         self._inside = False
@@ -187,20 +202,26 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return known[1]
         return self._add(item, Origin.COMPUTED, "", root)
 
-    def _remember_written(self, func: torch._ops.OpOverload, args: tuple[Any, ...]) -> None:
-        """Copy a parameter before an operator writes it."""
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and id(value) in self._parameters:
-                self._undo.insert(0, (value, value.detach().clone()))
+    def _remember_written(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Copy a parameter before an operator writes its memory, under whatever name."""
+        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        for argument in func._schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in tree_leaves(given.get(argument.name)):
+                    parameter = self._owners.pop(_memory(tensor), None)
+                    if parameter is not None:
+                        self._undo.append((parameter, parameter.detach().clone()))
 
     def _freeze(self, expression: Expression) -> None:
         self._frozen.append(Frozen(expression, self._here()))
 
     def _here(self) -> Location:
-        frame = sys._getframe(1)
-        while frame.f_back is not None and _internal(frame.f_code.co_filename):
+        """The innermost line that is neither torch's nor this package's machinery, up to the call of the model."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self._outermost and _internal(frame.f_code.co_filename):
             frame = frame.f_back
+        if frame is None or frame is self._outermost:
+            return Location(type(self._running).__qualname__, 0, self._modules[-1])
         return Location(frame.f_code.co_filename, frame.f_lineno, self._modules[-1])
 
     @contextmanager
@@ -292,6 +313,11 @@ def _tracked(path: str, name: str, value: Any) -> Any:
         items = [TrackedInt(item, Attribute(path, name, i, item)) for i, item in enumerate(value)]
         return torch.Size(items) if type(value) is torch.Size else type(value)(items)
     return value
+
+
+def _memory(tensor: Any) -> object:
+    """What identifies the memory of a tensor."""
+    return tensor.untyped_storage()._cdata if isinstance(tensor, torch.Tensor) else None
 
 
 @cache
