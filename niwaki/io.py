@@ -2,9 +2,11 @@
 
 A saved network is a directory of two files:
 
-* ``model.safetensors``: every entry of the small network's ``state_dict``, tied ones once;
+* ``model.safetensors``: every entry of the small network's ``state_dict``, tied ones once, and the buffers that it
+  keeps out of its ``state_dict``;
 * ``plan.json``: the plan (`Plan.from_json` reads this very file), and beside its keys
-  ``weights``: ``{"sha256": of model.safetensors, "tensors": {name: crc32}, "tied": {name: name it shares}}``, and
+  ``weights``: ``{"sha256": of model.safetensors, "tensors": {name: crc32}, "tied": {name: name it shares}, "buffers":
+  [names of those kept out of the state_dict]}``, where ``buffers`` may be missing, and
   ``checksum``: the SHA-256 of everything else in the file, as compact JSON with sorted keys.
 """
 
@@ -17,6 +19,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,8 @@ def save(small: nn.Module, directory: str | os.PathLike[str], *, plan: Plan | No
         plan: needed only if ``small`` is a copy of what `niwaki.cut` returned, which does not know its plan.
 
     Raises:
-        FileFormatError: ``small`` has no plan, holds state that is not a tensor, or ``directory`` is a file.
+        FileFormatError: ``small`` has no plan, holds state that is not a tensor, or ``directory`` is a file or cannot
+            be written to.
 
     Example:
         >>> import tempfile, torch, niwaki
@@ -68,22 +72,13 @@ def save(small: nn.Module, directory: str | os.PathLike[str], *, plan: Plan | No
     target = Path(directory)
     if target.exists() and not target.is_dir():
         raise FileFormatError(f"Cannot save to {str(target)!r}: it is a file. Name a directory.")
-    tensors, tied = _unique_tensors(small)
-    if target.is_dir():
-        _write_into(target, plan, tensors, tied)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{target.name}.*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    state = _state_of(small)
     try:
-        beside.mkdir()
-        _write_into(beside, plan, tensors, tied)
-        os.rename(beside, target)
-    except BaseException:  # also on Ctrl-C: nothing half written may stay behind
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    flush_directory(target.parent)
+        _write(target, plan, state)
+    except OSError as cause:
+        raise FileFormatError(
+            f"Cannot save to {str(target)!r}: {cause.strerror or cause}. Name a directory that can be written to."
+        ) from cause
 
 
 def load(fresh_dense_model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
@@ -121,7 +116,11 @@ def load(fresh_dense_model: nn.Module, directory: str | os.PathLike[str]) -> nn.
         small = cut(fresh_dense_model, plan)
     except PlanError as cause:
         raise FileFormatError(f"{str(source)!r} cannot be loaded into this model. {cause}") from cause
+    outside = set(weights.get("buffers", ())) & tensors.keys() - small.state_dict().keys()
+    buffers = {name: tensors.pop(name) for name in sorted(outside)}
     _fill(small, tensors, weights["tied"], path)
+    for name, saved in buffers.items():
+        _fill_buffer(small, name, saved, path)
     return small
 
 
@@ -134,8 +133,17 @@ def read_plan(directory: str | os.PathLike[str]) -> Plan:
     return _read_plan(Path(directory))[0]
 
 
-def _unique_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state of a module, and the names that share the very tensor of an earlier name."""
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The tensors of a module; the names that share the very tensor of an earlier name; and which of the tensors are
+    buffers that are not in the ``state_dict``."""
+
+    tensors: dict[str, Tensor]
+    tied: dict[str, str]
+    buffers: list[str]
+
+
+def _state_of(module: nn.Module) -> _State:
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -145,15 +153,31 @@ def _unique_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str
                 f"Cannot save {name!r}: the module keeps a {type(value).__qualname__} in its state, and safetensors "
                 "files hold tensors only. Keep it as a buffer, or out of the state_dict."
             )
-        if value.is_meta:
-            raise FileFormatError(f"Cannot save {name!r}: it is on the meta device and has no values.")
+        _check_has_values(name, value)
         if (key := _identity(value)) is not None and key in seen:
             tied[name] = seen[key]
             continue
         if key is not None:
             seen[key] = name
         tensors[name] = value.detach()
-    return tensors, tied
+    buffers = _outside_state(module)
+    for name, value in buffers.items():
+        _check_has_values(name, value)
+        tensors[name] = value.detach()
+    return _State(tensors, tied, sorted(buffers))
+
+
+def _outside_state(module: nn.Module) -> dict[str, Tensor]:
+    """The non-persistent buffers: no part of the ``state_dict``, yet the network may compute with what they hold."""
+    state = module.state_dict()
+    return {name: value for name, value in module.named_buffers(remove_duplicate=False) if name not in state}
+
+
+def _check_has_values(name: str, value: Tensor) -> None:
+    if value.is_meta:
+        raise FileFormatError(f"Cannot save {name!r}: it is on the meta device and has no values.")
+    if value.layout != torch.strided:
+        raise FileFormatError(f"Cannot save {name!r}: it is sparse, and safetensors files hold dense tensors only.")
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...] | None:
@@ -163,13 +187,33 @@ def _identity(tensor: Tensor) -> tuple[Any, ...] | None:
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
-def _write_into(directory: Path, plan: Plan, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
+def _write(target: Path, plan: Plan, state: _State) -> None:
+    """Write into a directory that is there, or make it with all that is in it at once."""
+    if target.is_dir():
+        _write_into(target, plan, state)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        beside.mkdir()
+        _write_into(beside, plan, state)
+        os.rename(beside, target)
+    except BaseException:  # also on Ctrl-C: nothing half written may stay behind
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    flush_directory(target.parent)
+
+
+def _write_into(directory: Path, plan: Plan, state: _State) -> None:
     """Write both files. ``plan.json`` is the commit: until it is replaced, the old pair is what `load` sees; after it,
     the new weights are found under their staged name until they have taken the place of the old ones."""
     _remove_leftovers(directory)
     # Copies: safetensors refuses tensors that share or only partly use a storage, and wants them contiguous.
     copies = {
-        name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+        name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in state.tensors.items()
     }
     staging = directory / f".model-{uuid.uuid4().hex[:8]}.safetensors.tmp"
     try:
@@ -188,7 +232,8 @@ def _write_into(directory: Path, plan: Plan, tensors: Mapping[str, Tensor], tied
     data["weights"] = {
         "sha256": digest,
         "tensors": {name: _crc32(tensor) for name, tensor in copies.items()},
-        "tied": dict(tied),
+        "tied": state.tied,
+        "buffers": state.buffers,
     }
     data["checksum"] = _checksum(data)
     write_atomically(directory / PLAN_FILE, json.dumps(data, indent=1).encode())
@@ -301,11 +346,7 @@ def _fill(small: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, st
     for name, value in state.items():
         if name not in tensors and name not in tied:
             raise FileFormatError(f"{str(path)!r} does not hold {name!r}, which this model has.")
-        if value.is_meta:
-            raise FileFormatError(
-                f"{name!r} of the model to load into is on the meta device. Build the model on a real device, or call "
-                "model.to_empty(device=...) first."
-            )
+        _check_fillable(name, value)
         saved = tensors[tied.get(name, name)]
         if value.shape != saved.shape:
             raise FileFormatError(
@@ -324,6 +365,32 @@ def _fill(small: nn.Module, tensors: Mapping[str, Tensor], tied: Mapping[str, st
             raise FileFormatError(
                 f"The buffer {name!r} could not be filled: the model's state_dict returns a copy of it."
             )
+
+
+def _fill_buffer(small: nn.Module, name: str, saved: Tensor, path: Path) -> None:
+    """Give a non-persistent buffer what was saved; one that had grown, or was made by a forward pass, is replaced."""
+    prefix, _, leaf = name.rpartition(".")
+    owner = dict(small.named_modules(remove_duplicate=False)).get(prefix)
+    if owner is None:
+        raise FileFormatError(f"{str(path)!r} holds {name!r}, which this model does not have.")
+    here = owner._buffers.get(leaf)
+    if here is not None and here.shape == saved.shape:
+        _check_fillable(name, here)
+        here.data = here.data.to(saved.dtype)
+        with torch.no_grad():
+            here.copy_(saved)
+        return
+    home = next((value for value in (here, *small.parameters(), *small.buffers()) if value is not None), saved)
+    owner.__dict__.pop(leaf, None)
+    owner.register_buffer(leaf, saved.to(home.device), persistent=False)
+
+
+def _check_fillable(name: str, value: Tensor) -> None:
+    if value.is_meta:
+        raise FileFormatError(
+            f"{name!r} of the model to load into is on the meta device. Build the model on a real device, or call "
+            "model.to_empty(device=...) first."
+        )
 
 
 def _check_ties(state: Mapping[str, Tensor], tied: Mapping[str, str], path: Path) -> None:

@@ -175,6 +175,66 @@ def test_cannot_save_onto_a_file(small: nn.Module, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "mine"
 
 
+class Remembering(Net):
+    """Computes with buffers that are not in its ``state_dict``; one grows, and one is made by the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(8), persistent=False)
+        self.register_buffer("turns", torch.ones(2, dtype=torch.complex64), persistent=False)
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv1(x))) * self.scale[:, None, None]
+        return self.head(torch.relu(self.conv2(x)).mean((2, 3))) * self.turns.real.mean()
+
+
+def test_buffers_outside_the_state_are_saved(tmp_path: Path) -> None:
+    model = Remembering().eval()
+    small = niwaki.cut(model, plan_for(model, IMAGES))
+    assert "scale" not in small.state_dict() and len(small.scale) < 8
+    small.scale.uniform_(2, 3)
+    small.turns.mul_(3)
+    small.seen = torch.arange(5.0)
+    small.conv1.register_buffer("late", torch.ones(3), persistent=False)
+    niwaki.save(small, tmp_path)
+    loaded = niwaki.load(Remembering().eval(), tmp_path)
+    assert torch.equal(loaded(IMAGES), small(IMAGES))
+    mine, theirs = dict(loaded.named_buffers()), dict(small.named_buffers())
+    assert mine.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    assert loaded.state_dict().keys() == small.state_dict().keys()
+
+
+def test_files_without_those_buffers_load(tmp_path: Path) -> None:
+    model = Remembering().eval()
+    small = niwaki.cut(model, plan_for(model, IMAGES))
+    niwaki.save(small, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    outside = sorted(tensors.keys() - small.state_dict().keys())
+    assert outside == ["scale", "seen", "turns"]
+    save_file({name: tensors[name] for name in tensors if name not in outside}, tmp_path / "model.safetensors")
+
+    def as_before(data: dict[str, object]) -> None:
+        weights = data["weights"]
+        assert isinstance(weights, dict) and weights.pop("buffers") == outside
+        weights["tensors"] = {name: crc for name, crc in weights["tensors"].items() if name not in outside}
+        weights["sha256"] = io.sha256_of(tmp_path / "model.safetensors")
+
+    edit_plan(as_before)(tmp_path)
+    assert torch.equal(niwaki.load(Remembering().eval(), tmp_path)(IMAGES), small(IMAGES))
+
+
+def test_sparse_buffers_are_refused(model: nn.Module, small: nn.Module, tmp_path: Path) -> None:
+    small.register_buffer("graph", torch.eye(3).to_sparse(), persistent=False)
+    with pytest.raises(FileFormatError, match="Cannot save 'graph': it is sparse"):
+        niwaki.save(small, tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written_to_is_told(small: nn.Module) -> None:
+    with pytest.raises(FileFormatError, match="Cannot save to '/proc/foo': .* Name a directory that can be written to"):
+        niwaki.save(small, "/proc/foo")
+
+
 def edit_plan(change: Callable[[dict[str, object]], None], checksum: bool = True) -> Callable[[Path], None]:
     def damage(directory: Path) -> None:
         data = json.loads((directory / "plan.json").read_text())
