@@ -7,6 +7,7 @@ none, the axis is pinned with the source line of the number.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from fractions import Fraction
 from math import gcd, lcm
@@ -20,6 +21,7 @@ from niwaki.solve.axes import Tables
 from niwaki.solve.units import Rhythm, Units
 
 _TRIALS = 6
+_ENOUGH = 4
 _LATE = 1000  # an equation that only a comparison in Python asks for is the last to decide an attribute
 
 
@@ -34,8 +36,11 @@ def settle(units: Units, tables: Tables) -> Numbers:
         varies[counts.axis[(counts.units < counts.num_units).any(axis=1)]] = True
         numbers, claims = _equations(tables, varies)
         failing: set[int] = set()
-        for keep in (*units.contrasts(rng), *(units.random_keep(rng) for _ in range(_TRIALS))):
+        trials = itertools.chain(units.contrasts(rng), (units.random_keep(rng) for _ in range(_TRIALS)))
+        for number, keep in enumerate(trials, start=1):
             failing.update(numbers.solve(counts(keep.astype(np.float64)))[1])
+            if failing and number >= _ENOUGH:  # the rest shows in the next round
+                break
         if not failing:
             return numbers
         new = {claims[index] for index in failing} - bound
