@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from niwaki.core.metadata import SIZES
 from niwaki.core.numbers import AttributeEdit
 from niwaki.errors import PlanError
 
@@ -187,8 +188,6 @@ def derived_attributes(
 ) -> list[AttributeEdit]:
     """Sizes that ``torch.nn`` modules keep for show (``out_features``, ``num_features``, ...) and nobody reads in
     ``forward``: they follow their parameters. Attributes that ``edits`` already decide are left alone."""
-    from niwaki.core.metadata import SIZES
-
     decided = {(e.module, e.name) for e in edits}
     changes: dict[str, int] = {f"{e.module}.{e.name}": e.value for e in edits if e.item is None}
     names = {id(p): name for name, p in model.named_parameters()}

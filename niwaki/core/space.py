@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from niwaki.core.cost import Cost, CostModel
 from niwaki.core.counts import FloatArray, IntArray
+from niwaki.core.describe import describe_space
 from niwaki.core.location import Location
 from niwaki.core.numbers import AttributeEdit, Numbers
 from niwaki.core.plan import Plan, TensorShape, derived_attributes
@@ -203,8 +204,6 @@ class SearchSpace:
         )
 
     def __str__(self) -> str:
-        from niwaki.core.describe import describe_space
-
         return describe_space(self)
 
     __repr__ = __str__
