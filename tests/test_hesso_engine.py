@@ -98,3 +98,19 @@ def test_places_and_slices_say_the_same(name: str) -> None:
     ]
     assert index.entries.tolist() == entries
     assert min(entries) > 0
+
+
+def test_a_method_explains_itself() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
+    space = niwaki.search_space(model, torch.randn(1, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.5), niwaki.Schedule(start=1, until=5, periods=2))
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+    assert str(method) == (
+        "HESSO: step 5, done (period 2 of 2); 5 of 10 units marked, 5 zero; 50.0% of the MACs and 51.4% of the "
+        "parameters left"
+    )

@@ -155,6 +155,13 @@ class HESSO(Method):
             params=self._left["params"] / self._dense["params"],
         )
 
+    def __repr__(self) -> str:
+        now = self.progress
+        return (
+            f"HESSO: step {now.step}, {now.phase} (period {now.period} of {now.periods}); {now.marked} of {now.units} "
+            f"units marked, {now.zero} zero; {now.macs:.1%} of the MACs and {now.params:.1%} of the parameters left"
+        )
+
     def before_step(self, step: int) -> None:
         """Within a window: keep the parameters, so that the direction of the step is known."""
         if self._timeline.scores(step) and any(criterion.needs_direction for criterion in self._criteria):
