@@ -25,7 +25,7 @@ class Builder:
     """Keeps a solved graph, so that more can be pinned before the space is made from it."""
 
     def __init__(self, model: torch.nn.Module, graph: Graph, facts: Facts, inner: bool = False) -> None:
-        self._model, self._graph = model, graph
+        self._model = model
         self.units = Units(graph, facts, inner)
         self._tables = Tables(graph, facts, self.units.solution)
         self._numbers = settle(self.units, self._tables)

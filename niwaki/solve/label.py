@@ -84,7 +84,6 @@ def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True) -
     """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first."""
     facts = Facts([None] * len(graph.values))
     facts.reason("nothing constrains it", None)
-    facts.ids = 1
     for value in graph.values:
         facts.aliases.setdefault(value.root, []).append(value.number)
         if value.origin is not Origin.COMPUTED:
