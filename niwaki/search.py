@@ -19,7 +19,12 @@ from niwaki.trace.tracer import example_calls, trace
 
 
 def search_space(
-    model: torch.nn.Module, example_inputs: Any, ignored: Sequence[str] = (), inner: bool = False, rehearse: bool = True
+    model: torch.nn.Module,
+    example_inputs: Any,
+    ignored: Sequence[str] = (),
+    inner: bool = False,
+    rehearse: bool = True,
+    allow_inexact: bool = False,
 ) -> SearchSpace:
     """Find out what can leave ``model``, by running it once in eval and once in train mode.
 
@@ -31,6 +36,9 @@ def search_space(
         inner: where a dimension is a product, such as (head, position in the head), offer the inner factor as units
             too; these overlap with the outer ones.
         rehearse: cut by a random plan and run the result, and pin what does not come out as expected.
+        allow_inexact: offer units, too, whose removal changes the result although they are zero: the width that a
+            LayerNorm or a softmax runs over. Their groups say so (``group.inexact``), and the law holds only for plans
+            that leave them whole.
 
     The model is left exactly as it was, also after an error. The space refers to the model and owns no weights.
 
@@ -50,7 +58,7 @@ def search_space(
     calls = example_calls(example_inputs)
     matching = _matching(model, ignored)
     graph = trace(model, calls)
-    facts = label(graph)
+    facts = label(graph, allow_inexact=allow_inexact)
     _ignore(graph, facts, matching)
     builder = Builder(model, graph, facts, inner)
     notes = [

@@ -22,7 +22,8 @@ def describe_space(space: SearchSpace) -> str:
     by_size = sorted(space.groups, key=lambda group: -group.units)
     for group in by_size[:_SHOWN]:
         tensors = sorted({piece.tensor for piece in group.slices})
-        lines.append(f"  {group.name}: {group.units} units in {len(tensors)} tensors")
+        inexact = "" if group.inexact is None else f", inexact: {group.inexact}"
+        lines.append(f"  {group.name}: {group.units} units in {len(tensors)} tensors{inexact}")
     if len(by_size) > _SHOWN:
         lines.append(f"  ... and {len(by_size) - _SHOWN} smaller groups (space.groups)")
     for tie in space.ties[:_SHOWN]:

@@ -43,12 +43,15 @@ class Group:
     """Like units that run through coupled tensors: "the 64 channels of layer1".
 
     ``first`` is the number of its first unit among all units of the space: its units are ``first .. first+units-1``.
+    ``inexact``: why removing units changes the result although they are zero; None for all others, which the law holds
+    for. There are inexact groups only where `niwaki.search_space` was called with ``allow_inexact=True``.
     """
 
     name: str
     first: int
     units: int
     slices: tuple[Slice, ...]
+    inexact: str | None = None
 
     @property
     def numbers(self) -> slice:

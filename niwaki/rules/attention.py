@@ -29,8 +29,8 @@ def attention(call: Call) -> list[Label]:
     call.equate(k.axes[2], v.axes[2])
     call.contract(q, 3, k, 3)
     if call.arguments.get("scale") is None:
-        call.pin(q.axes[3], "attention is scaled by the size of this dimension")
-    call.pin(k.axes[2], "attention averages over this dimension")
+        call.inexact(q.axes[3], "attention is scaled by the size of this dimension")
+    call.inexact(k.axes[2], "attention averages over this dimension")
     if call.arguments.get("is_causal"):
         call.pin(q.axes[2], "the causal mask counts along this dimension")
     if q.axes[3].size == v.axes[3].size:  # as the fused kernels want it; another one would take over after the cut

@@ -32,7 +32,7 @@ def convolution(call: Call) -> Label:
         call.equate(given[0], own[0])
         call.size_is(call.number(groups), own[0], "the number of groups")
         if not (x.zero[1] or weight.zero[0 if call["transposed"] else 1]):
-            call.pin(given[1], "it is summed over, and its removed entries are not zero")
+            call.inexact(given[1], "it is summed over, and its removed entries are not zero")
         if call["transposed"]:
             call.equate(given[1], own[1])
             call.reads(weight, 0, x.zero[1])

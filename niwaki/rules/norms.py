@@ -29,7 +29,7 @@ def batch_norm(call: Call) -> list[Label]:
             call.equate(x.axes[1], given.axes[0])
     if call.arguments.get("training", False):
         for axis in (x.axes[0], *x.axes[2:]):
-            call.pin(axis, "a norm averages over this dimension")
+            call.inexact(axis, "a norm averages over this dimension")
     affine = [call[name] for name in ("weight", "bias")]
     zero = all(given is not None and given.zero[0] for given in affine)
     axes = list(x.axes)
@@ -50,9 +50,13 @@ def layer_norm(call: Call) -> list[Label]:
             for ours, theirs in zip(x.axes[-count:], given.axes, strict=True):
                 call.equate(ours, theirs)
     for axis, expression in zip(x.axes[-count:], call.sizes(call["normalized_shape"]), strict=True):
-        call.pin(axis, "a norm averages over this dimension")
-        call.size_is(expression, call.fixed(axis.size, "a norm averages over this dimension"), "normalized_shape")
-    return [call.label(x.axes), *_statistics(call, (*x.axes[:-count], *(call.fixed(1) for _ in range(count))))]
+        call.inexact(axis, "a norm averages over this dimension")
+        call.size_is(expression, axis, "normalized_shape")
+    weight, bias = call["weight"], call.arguments.get("bias")
+    zero = [False] * len(x.axes)
+    for dim in range(-count, 0):
+        zero[dim] = weight is not None and weight.zero[dim] and (bias is None or bias.zero[dim])
+    return [call.label(x.axes, zero), *_statistics(call, (*x.axes[:-count], *(call.fixed(1) for _ in range(count))))]
 
 
 @rule(aten.native_group_norm.default)
@@ -62,7 +66,7 @@ def group_norm(call: Call) -> list[Label]:
     outer, inner = call.split(x.axes[1], (groups, x.axes[1].size // groups))
     call.follows("N", "C", "HxW")
     for axis in (inner, *x.axes[2:]):
-        call.pin(axis, "a norm averages over this dimension")
+        call.inexact(axis, "a norm averages over this dimension")
     call.size_is(call.number(groups), outer, "the number of groups")
     for given in (weight, bias):
         if given is not None:

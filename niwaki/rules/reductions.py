@@ -40,7 +40,7 @@ def total(call: Call) -> Label:
     x: Label = call["self"]
     for dim in _dims(call, len(x.axes)):
         if not x.zero[dim]:
-            call.pin(x.axes[dim], "it is summed over, and its removed entries are not zero")
+            call.inexact(x.axes[dim], "it is summed over, and its removed entries are not zero")
     return _reduced(call, x.zero)
 
 
@@ -63,7 +63,7 @@ def average(call: Call) -> Label:
     """The reduced dimension counts in the result; along the others zeros give zeros."""
     x: Label = call["self"]
     for dim in _dims(call, len(x.axes)):
-        call.pin(x.axes[dim], f"{call.operator} depends on how many entries there are along this dimension")
+        call.inexact(x.axes[dim], f"{call.operator} depends on how many entries there are along this dimension")
     return _reduced(call, x.zero)
 
 
@@ -101,7 +101,9 @@ def softmax(call: Call) -> Label:
     """Entries along ``dim`` depend on one another."""
     x: Label = call["self"]
     if x.axes:
-        call.pin(x.axes[call["dim"]], f"{call.operator} makes all entries along this dimension depend on one another")
+        call.inexact(
+            x.axes[call["dim"]], f"{call.operator} makes all entries along this dimension depend on one another"
+        )
     return call.label(x.axes)
 
 
@@ -109,9 +111,11 @@ def softmax(call: Call) -> Label:
 def cumsum(call: Call) -> Label:
     """A running sum carries removed positions along."""
     x: Label = call["self"]
+    zero = list(x.zero)
     if x.axes:
-        call.pin(x.axes[call["dim"]], "a running sum goes over this dimension")
-    return call.label(x.axes, x.zero, x.weight)
+        call.inexact(x.axes[call["dim"]], "a running sum goes over this dimension")
+        zero[call["dim"]] = False
+    return call.label(x.axes, zero, x.weight)
 
 
 @rule(aten.sort.default, aten.sort.stable, aten.topk.default)

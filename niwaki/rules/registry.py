@@ -75,6 +75,11 @@ class Call(ABC):
         """No position of ``axis`` may be removed, because ``why``."""
 
     @abstractmethod
+    def inexact(self, axis: Axis, why: str) -> None:
+        """Removing positions of ``axis`` changes the result although their entries are zero, because ``why``: they are
+        pinned, unless the user allows it."""
+
+    @abstractmethod
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         """The products over these two dimensions are summed."""
 

@@ -54,7 +54,7 @@ class Builder:
         )
         return SearchSpace(
             model=self._model,
-            groups=_groups(places, units.starts),
+            groups=_groups(places, units),
             ties=tuple(Tie(rhythm.groups, rhythm.steps, rhythm.most) for rhythm in units.rhythms),
             places=places,
             pins=_pins(units),
@@ -85,7 +85,8 @@ def _places(units: Units) -> tuple[Place, ...]:
     return tuple(places)
 
 
-def _groups(places: Sequence[Place], starts: IntArray) -> tuple[Group, ...]:
+def _groups(places: Sequence[Place], units: Units) -> tuple[Group, ...]:
+    starts = units.starts
     sizes = np.diff(starts)
     group_of = np.append(np.repeat(np.arange(len(sizes)), sizes), len(sizes))
     pieces: list[list[Slice]] = [[] for _ in sizes]
@@ -103,11 +104,20 @@ def _groups(places: Sequence[Place], starts: IntArray) -> tuple[Group, ...]:
                 )
     names: Counter[str] = Counter()
     made = []
-    for slices, start, size in zip(pieces, starts.tolist(), sizes.tolist(), strict=False):
+    for number, (slices, start, size) in enumerate(zip(pieces, starts.tolist(), sizes.tolist(), strict=False)):
         name = next((piece for piece in slices if piece.produces), slices[0]).tensor.removesuffix(".weight")
         names[name] += 1
-        made.append(Group(name if names[name] == 1 else f"{name}#{names[name]}", start, size, tuple(slices)))
+        name = name if names[name] == 1 else f"{name}#{names[name]}"
+        made.append(Group(name, start, size, tuple(slices), _inexact(units, number)))
     return tuple(made)
+
+
+def _inexact(units: Units, group: int) -> str | None:
+    why = units.inexact(group)
+    if why is None:
+        return None
+    reason = units.facts.reasons[why]
+    return reason.text + (f" at {reason.location}" if reason.location else "")
 
 
 def _pins(units: Units) -> tuple[Pin, ...]:

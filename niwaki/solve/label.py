@@ -64,6 +64,8 @@ class Facts:
     reasons: list[Reason] = field(default_factory=list)
     equal: list[tuple[IntArray, IntArray, int]] = field(default_factory=list)  # rows, rows, reason
     pinned: list[tuple[IntArray, int]] = field(default_factory=list)  # ids, reason
+    inexact: list[tuple[IntArray, int]] = field(default_factory=list)  # ids, reason
+    allow_inexact: bool = False
     sizes: list[SizeClaim] = field(default_factory=list)
     macs: list[MacsTerm] = field(default_factory=list)
     reads: list[IntArray] = field(default_factory=list)
@@ -80,9 +82,9 @@ class Facts:
         return len(self.reasons) - 1
 
 
-def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True) -> Facts:
+def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True, allow_inexact: bool = False) -> Facts:
     """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first."""
-    facts = Facts([None] * len(graph.values))
+    facts = Facts([None] * len(graph.values), allow_inexact=allow_inexact)
     facts.reason("nothing constrains it", None)
     for value in graph.values:
         facts.aliases.setdefault(value.root, []).append(value.number)
@@ -236,6 +238,11 @@ class _Call(Call):
         if axis.free:
             self._facts.pinned.append((axis.ids.reshape(-1), self._reason(why)))
 
+    def inexact(self, axis: Axis, why: str) -> None:
+        if axis.free:
+            marked = self._facts.inexact if self._facts.allow_inexact else self._facts.pinned
+            marked.append((axis.ids.reshape(-1), self._reason(why)))
+
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         ours, theirs = left.axes[left_dim], right.axes[right_dim]
         self.equate(ours, theirs)
@@ -245,8 +252,8 @@ class _Call(Call):
             self.reads(right, right_dim, left.zero[left_dim])
         if not (left.zero[left_dim] or right.zero[right_dim]):
             why = "it is summed over, and its removed entries are not zero"
-            self.pin(ours, why)
-            self.pin(theirs, why)
+            self.inexact(ours, why)
+            self.inexact(theirs, why)
 
     def reads(self, weight: Label, dim: int, zero: bool) -> None:
         ids = weight.axes[dim].ids.reshape(-1)

@@ -49,6 +49,7 @@ class Units:
         self.solution: Components = solve(facts)
         self._pinned = np.zeros(facts.ids, dtype=bool)  # components
         self._pinned[0] = True
+        self._inexact = self._mark_inexact()
         self._late = np.full(facts.ids, -1)  # component -> reason, for what was pinned after solving
         self._finer: tuple[IntArray, IntArray] = (np.zeros((0, 1), dtype=np.int64), np.zeros(0, dtype=np.int64))
         self.spots = self._find_spots()
@@ -63,6 +64,18 @@ class Units:
         for (number, _), (first, size) in self.facts.places.items():
             if number not in seen and self.graph.values[number].origin is Origin.PARAMETER:
                 self.facts.pinned.append((np.arange(first, first + size), why))
+
+    def _mark_inexact(self) -> IntArray:
+        """For each component the reason for which removing it is inexact, or -1; the first reason counts."""
+        marks = np.full(self.facts.ids, -1)
+        for ids, why in reversed(self.facts.inexact):
+            marks[self.solution.canonical(ids[:, None])] = why
+        return marks
+
+    def inexact(self, group: int) -> int | None:
+        """The reason for which the units of a group can leave only inexactly; None if they leave exactly."""
+        why = int(self._inexact[self._units[self._starts[group]]])
+        return None if why < 0 else why
 
     def _find_spots(self) -> list[Spot]:
         facts = self.facts
@@ -215,6 +228,11 @@ class Units:
         flat = self.active(finer_rows)
         components.append(flat[flat != 0])
         places.append(np.repeat(finer_place, (flat != 0).sum(axis=1)) + len(self.spots))
+        inexact = np.flatnonzero(
+            self._inexact >= 0
+        )  # as if they had a place of their own: no group mixes the two kinds
+        components.append(inexact)
+        places.append(np.full(len(inexact), len(self.spots) + int(finer_place.max(initial=-1)) + 1))
         component, place = np.concatenate(components), np.concatenate(places)
         known = produced[component]
         component, place = component[known], place[known]
