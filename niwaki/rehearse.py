@@ -17,7 +17,7 @@ from niwaki.core.location import Location
 from niwaki.core.space import BoolArray
 from niwaki.errors import PlanError, TraceError
 from niwaki.solve.build import Builder
-from niwaki.solve.label import Facts
+from niwaki.solve.facts import Facts
 from niwaki.surgery.cut import cut_empty
 from niwaki.trace.graph import Graph, Node, Ref, Run
 from niwaki.trace.tracer import ExampleCall, trace
@@ -172,10 +172,10 @@ def _constants(node: Node, graph: Graph) -> list[Any]:
     return found
 
 
-def _same(given: Any, instead: Any, resized: Container[int]) -> bool:
-    """Whether a cut has left a constant alone; the whole numbers ``resized`` may change."""
+def _same(given: Any, instead: Any, resized: Container[float]) -> bool:
+    """Whether a cut has left a constant alone; the numbers ``resized`` may change."""
     if isinstance(given, torch.Tensor) and isinstance(instead, torch.Tensor):
         return given.shape == instead.shape and torch.allclose(given, instead, rtol=0, atol=0, equal_nan=True)
     if type(given) is not type(instead):
         return False
-    return bool(given == instead or given != given or (type(given) is int and given in resized))
+    return bool(given == instead or given != given or (given in resized))

@@ -13,7 +13,8 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import UnknownName
 from niwaki.rehearse import rehearsed
 from niwaki.solve.build import Builder
-from niwaki.solve.label import Facts, label
+from niwaki.solve.facts import Facts
+from niwaki.solve.label import label
 from niwaki.trace.graph import Graph
 from niwaki.trace.tracer import example_calls, trace
 

@@ -87,6 +87,7 @@ def _gradients(model: nn.Module, plan: niwaki.Plan, inputs: Any) -> float:
         loss.backward()
     expected, ours = [], []
     large = dict(zero.named_parameters())
+    factors = {repair.tensor: repair.factor for repair in plan.repairs}  # by the chain rule
     for name, parameter in small.named_parameters():
         gradient = large[name].grad
         if gradient is None or parameter.grad is None:
@@ -95,6 +96,6 @@ def _gradients(model: nn.Module, plan: niwaki.Plan, inputs: Any) -> float:
         for dim, kept in plan.tensors.get(name, {}).items():
             gradient = gradient.index_select(dim, torch.tensor(kept))
         expected.append(gradient)
-        ours.append(parameter.grad)
+        ours.append(parameter.grad * factors.get(name, 1.0))
     scale = max(float(gradient.abs().max()) for gradient in expected)
     return max(float((a - b).abs().max()) for a, b in zip(ours, expected, strict=True)) / scale

@@ -285,7 +285,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         edit_plan(lambda data: data.update(provenance={"by": "hand"}), checksum=False),
         "content contradicts its checksum",
     ),
-    "newer version": (edit_plan(lambda data: data.update(format=99)), "has format 99, and this niwaki reads format 1"),
+    "newer version": (
+        edit_plan(lambda data: data.update(format=99)),
+        "has format 99, and this niwaki reads formats up to 2",
+    ),
     "flipped key": (edit_plan(rename_structure), "not a niwaki plan: KeyError: 'structure'"),
     "plan alone": (edit_plan(lambda data: data.pop("weights") and None), "holds a plan only"),
 }

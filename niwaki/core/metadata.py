@@ -36,3 +36,6 @@ SIZES: Mapping[type[nn.Module], tuple[Size, ...]] = {
     nn.RNNBase: (Size("input_size", "weight_ih_l0", 1),),
     nn.PReLU: (Size("num_parameters", "weight", 0),),
 }
+
+# Attributes that may be None, which stands for the machine epsilon of the dtype.
+EPSILONS: Mapping[type[nn.Module], str] = {nn.RMSNorm: "eps"}

@@ -13,9 +13,10 @@ import torch
 
 from niwaki.core.metadata import SIZES
 from niwaki.core.numbers import AttributeEdit
+from niwaki.core.repairs import Repair, ScalarEdit
 from niwaki.errors import PlanError
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2  # 1 had no repairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class Plan:
     """What stays of a network.
 
     ``kept``: kept units by group, ``units``: how many there were. ``tensors``: for every tensor that shrinks, the kept
-    indices by dimension. ``attributes``: Python integers to change. ``shapes``: the dense network's tensors.
+    indices by dimension. ``attributes``: Python integers to change. ``repairs`` and ``scalars``: weights and floats to
+    rescale, where an average goes over fewer entries than before. ``shapes``: the dense network's tensors.
     """
 
     kept: Mapping[str, tuple[int, ...]]
@@ -40,6 +42,8 @@ class Plan:
     attributes: tuple[AttributeEdit, ...]
     shapes: tuple[TensorShape, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    repairs: tuple[Repair, ...] = ()
+    scalars: tuple[ScalarEdit, ...] = ()
 
     @property
     def structure(self) -> str:
@@ -57,6 +61,8 @@ class Plan:
                 "groups": {n: {"units": self.units[n], "kept": list(kept)} for n, kept in self.kept.items()},
                 "tensors": {n: {str(d): list(k) for d, k in dims.items()} for n, dims in self.tensors.items()},
                 "attributes": [[e.module, e.name, e.item, e.value] for e in self.attributes],
+                "repairs": [[r.tensor, r.factor, r.shift] for r in self.repairs],
+                "scalars": [[e.module, e.name, e.value, e.epsilon] for e in self.scalars],
                 "shapes": [[s.name, list(s.shape)] for s in self.shapes],
                 "provenance": dict(self.provenance),
             },
@@ -73,9 +79,9 @@ class Plan:
         try:
             data = json.loads(text)
             version = data["format"]
-            if version != PLAN_FORMAT:
+            if version not in range(1, PLAN_FORMAT + 1):
                 raise PlanError(
-                    f"The plan has format {version!r}, and this niwaki reads format {PLAN_FORMAT}. "
+                    f"The plan has format {version!r}, and this niwaki reads formats up to {PLAN_FORMAT}. "
                     "Use the niwaki version that wrote it."
                 )
             plan = cls(
@@ -91,6 +97,8 @@ class Plan:
                 ),
                 shapes=tuple(TensorShape(str(n), tuple(map(int, s))) for n, s in data["shapes"]),
                 provenance=dict(data["provenance"]),
+                repairs=tuple(Repair(str(n), float(f), float(s)) for n, f, s in data.get("repairs", ())),
+                scalars=tuple(ScalarEdit(str(m), str(a), float(v), bool(e)) for m, a, v, e in data.get("scalars", ())),
             )
             structure = data["structure"]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as cause:
@@ -138,6 +146,9 @@ class Plan:
             if group not in self.units or not _ascending_below(kept, self.units[group]):
                 raise _edited(f"keeps units of the group {group!r} that are not an ascending choice of its units")
         shapes = {s.name: s.shape for s in self.shapes}
+        for repair in self.repairs:
+            if repair.tensor not in shapes:
+                raise _edited(f"rescales a tensor {repair.tensor!r}, which the network it is for does not have")
         for name, dims in self.tensors.items():
             if name not in shapes:
                 raise _edited(f"cuts a tensor {name!r}, which the network it is for does not have")

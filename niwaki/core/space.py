@@ -16,6 +16,7 @@ from niwaki.core.describe import describe_space
 from niwaki.core.location import Location
 from niwaki.core.numbers import AttributeEdit, Numbers
 from niwaki.core.plan import Plan, TensorShape, derived_attributes
+from niwaki.core.repairs import Repairs
 from niwaki.errors import PlanError
 
 BoolArray = NDArray[np.bool_]
@@ -112,6 +113,7 @@ class SearchSpace:
     cost_model: CostModel
     numbers: Numbers
     ties: tuple[Tie, ...] = ()
+    repairs: Repairs = Repairs()
     notes: tuple[str, ...] = ()
 
     @property
@@ -183,7 +185,8 @@ class SearchSpace:
             stays = alive[place.units].all(axis=1)
             if not stays.all():
                 tensors.setdefault(place.tensor, {})[place.dim] = tuple(np.flatnonzero(stays).tolist())
-        values, failing = self.numbers.solve(self.cost_model.counts(keep.astype(np.float64)))
+        counts = self.cost_model.counts(keep.astype(np.float64))
+        values, failing = self.numbers.solve(counts)
         if failing:
             equation = self.numbers.equations[failing[0]]
             raise PlanError(
@@ -197,6 +200,7 @@ class SearchSpace:
             if value != attribute.value
         ]
         edits += derived_attributes(self.model, tensors, edits)
+        repairs, scalars = self.repairs.solve(counts)
         return Plan(
             kept={g.name: tuple(np.flatnonzero(keep[g.numbers]).tolist()) for g in self.groups},
             units={g.name: g.units for g in self.groups},
@@ -204,6 +208,8 @@ class SearchSpace:
             attributes=tuple(edits),
             shapes=self.shapes,
             provenance=dict(provenance or {}),
+            repairs=tuple(repairs),
+            scalars=tuple(scalars),
         )
 
     def __str__(self) -> str:

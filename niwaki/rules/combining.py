@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination, Expression, Literal
 from niwaki.rules.axis import Axis, concatenate
-from niwaki.rules.registry import Call, Label, Refused, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, Refused, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 
 
+@homogeneous("tensors")
 @rule(aten.cat.default)
 def cat(call: Call) -> Label:
     """One after the other along ``dim``."""
@@ -33,6 +34,7 @@ def cat(call: Call) -> Label:
     return call.label(axes, zero, all(x.weight for x in tensors))
 
 
+@homogeneous("tensors")
 @rule(aten.stack.default)
 def stack(call: Call) -> Label:
     """A new dimension, of which nothing can go: the number of tensors is written in Python."""
@@ -48,6 +50,7 @@ def stack(call: Call) -> Label:
     return call.label(axes, zero, all(x.weight for x in tensors))
 
 
+@homogeneous("self")
 @rule(aten.split.Tensor, aten.unsafe_split.Tensor)
 def split(call: Call) -> list[Label]:
     """Equal parts, the last one perhaps smaller. ``chunk`` divides the length by a number; ``split`` is told a size."""
@@ -71,6 +74,7 @@ def _divided_up(number: Expression, parts: int) -> Expression:
     return Combination("*", floor, Literal(-1), -floor.value)
 
 
+@homogeneous("self")
 @rule(aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default)
 def split_with_sizes(call: Call) -> list[Label]:
     """Parts of given sizes."""
@@ -91,6 +95,7 @@ def _cut_out(call: Call, x: Label, dim: int, part: Axis, output: int = 0) -> Lab
     return call.label(axes, x.zero, x.weight, output)
 
 
+@homogeneous("self")
 @rule(aten.unbind.int)
 def unbind(call: Call) -> list[Label]:
     """One tensor per position of ``dim``: their number is written in Python."""
@@ -103,6 +108,7 @@ def unbind(call: Call) -> list[Label]:
     ]
 
 
+@homogeneous("self")
 @rule(aten.repeat.default)
 def repeat(call: Call) -> Label:
     """Whole dimensions one after the other; the copies of a position live and die together. A repeated dimension of
@@ -147,6 +153,7 @@ def pad(call: Call) -> Label:
     return call.label(axes, zero)
 
 
+@homogeneous("self")
 @rule(aten.flip.default)
 def flip(call: Call) -> Label:
     """Reversed dimensions."""
@@ -156,6 +163,7 @@ def flip(call: Call) -> Label:
     return call.label(axes, x.zero, x.weight)
 
 
+@homogeneous("self")
 @rule(aten.roll.default)
 def roll(call: Call) -> Label:
     """Rotated dimensions: by how far would change with a cut."""

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from niwaki.rules.pointwise import broadcast
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 
 
+@homogeneous("self", "mat2")
 @rule(aten.mm.default)
 def mm(call: Call) -> Label:
     """[m, k] @ [k, n]."""
@@ -23,6 +24,7 @@ def _product(call: Call, a: Label, b: Label) -> Label:
     return call.label((a.axes[0], b.axes[1]), (a.zero[0], b.zero[1]), a.weight and b.weight)
 
 
+@homogeneous("mat1", "mat2", plus="self")
 @rule(aten.addmm.default)
 def addmm(call: Call) -> Label:
     """bias + [m, k] @ [k, n]."""
@@ -39,6 +41,7 @@ def _plus(call: Call, bias: Label, product: Label) -> Label:
     return call.label(axes, zero, product.weight and bias.weight)
 
 
+@homogeneous("self", "mat2")
 @rule(aten.bmm.default)
 def bmm(call: Call) -> Label:
     """[b, m, k] @ [b, k, n]."""
@@ -54,12 +57,14 @@ def _batched(call: Call, a: Label, b: Label) -> Label:
     return call.label((batch, a.axes[1], b.axes[2]), zero, a.weight and b.weight)
 
 
+@homogeneous("batch1", "batch2", plus="self")
 @rule(aten.baddbmm.default)
 def baddbmm(call: Call) -> Label:
     """bias + [b, m, k] @ [b, k, n]."""
     return _plus(call, call["self"], _batched(call, call["batch1"], call["batch2"]))
 
 
+@homogeneous("self", "vec")
 @rule(aten.mv.default)
 def mv(call: Call) -> Label:
     """[m, k] @ [k]."""
@@ -69,6 +74,7 @@ def mv(call: Call) -> Label:
     return call.label(a.axes[:1], a.zero[:1], a.weight and b.weight)
 
 
+@homogeneous("self", "tensor")
 @rule(aten.dot.default)
 def dot(call: Call) -> Label:
     """[k] @ [k]."""

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.rules.pointwise import broadcast
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 
 
+@homogeneous("self", whole=True)
 @rule(
     aten.alias.default,
     aten.detach.default,
@@ -41,6 +42,7 @@ def copy(call: Call) -> Label:
     return call.label(target.axes, zero, source.weight)
 
 
+@homogeneous("input")
 @rule(aten.native_dropout.default)
 def dropout(call: Call) -> list[Label]:
     """Output and mask."""

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination, Literal
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 _LOOKED_UP = "it is looked up by index"
 
 
+@homogeneous("self")
 @rule(aten.slice.Tensor)
 def sliced(call: Call) -> Label:
     """Positions ``start:end:step``. A bound is a count of the positions before it; a negative one, of those after."""
@@ -47,6 +48,7 @@ def _bound(call: Call, axis: Axis, given: int | None) -> None:
         call.size_is(told, axis.take(slice(None, given)), "the bound of a slice")
 
 
+@homogeneous("self")
 @rule(aten.select.int)
 def select(call: Call) -> Label:
     """One position of ``dim``."""
@@ -65,6 +67,7 @@ def embedding(call: Call) -> Label:
     return call.label((*indices.axes, weight.axes[1]), (*(False for _ in indices.axes), weight.zero[1]))
 
 
+@homogeneous("self")
 @rule(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(call: Call) -> Label:
     """Dimensions with an index tensor are looked up, the others go on."""
@@ -89,6 +92,7 @@ def index(call: Call) -> Label:
     return call.label(axes, zero, x.weight)
 
 
+@homogeneous("self")
 @rule(aten.index_select.default)
 def index_select(call: Call) -> Label:
     """Positions of ``dim`` by number."""
@@ -99,6 +103,7 @@ def index_select(call: Call) -> Label:
     return call.label(axes, x.zero, x.weight)
 
 
+@homogeneous("self")
 @rule(aten.gather.default)
 def gather(call: Call) -> Label:
     """Along ``dim`` by number; along the others position by position, as far as the index reaches."""
@@ -136,6 +141,7 @@ def scatter(call: Call) -> Label:
     return call.label(call["self"].axes)
 
 
+@homogeneous("self")
 @rule(aten.tril.default, aten.triu.default)
 def triangle(call: Call) -> Label:
     """The last two dimensions are compared by number."""

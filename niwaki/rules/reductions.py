@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, Scale, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 
@@ -34,6 +34,7 @@ def _reduced(call: Call, zero: Sequence[bool], output: int = 0) -> Label:
     return call.label(axes, flags, x.weight and output == 0, output)
 
 
+@homogeneous("self")
 @rule(aten.sum.default, aten.sum.dim_IntList)
 def total(call: Call) -> Label:
     """A sum does not miss zeros; entries that are not zero are missed."""
@@ -44,9 +45,26 @@ def total(call: Call) -> Label:
     return _reduced(call, x.zero)
 
 
+@homogeneous("self")
+@rule(aten.mean.default, aten.mean.dim)
+def mean(call: Call) -> Label:
+    """The mean of what is left, where the rest is zero, is the old one times n/m, which a weight may take up."""
+    x: Label = call["self"]
+    scale: tuple[Scale, ...] = ()
+    for dim in sorted(_dims(call, len(x.axes))):
+        if x.zero[dim]:
+            scale += call.scale(x.axes[dim], 1.0, "a mean over this dimension counts its entries")
+        else:
+            call.inexact(x.axes[dim], "a mean over this dimension counts its entries")
+    made = _reduced(call, x.zero)
+    if call.python.function is torch.rms_norm:  # is told the sizes of the dimensions that this mean goes over
+        normalised = x.axes[-len(_dims(call, len(x.axes))) :]
+        for expression, axis in zip(call.sizes([axis.size for axis in normalised]), normalised, strict=True):
+            call.size_is(expression, axis, "normalized_shape")
+    return call.label(made.axes, made.zero, made.weight, scale=scale)
+
+
 @rule(
-    aten.mean.default,
-    aten.mean.dim,
     aten.amax.default,
     aten.amin.default,
     aten.var.correction,
@@ -151,7 +169,9 @@ def _over(function: Callable[[Tensor], Tensor], bent: bool) -> Callable[[], nn.M
 for _bent in (False, True):
     sample(total)(_over(lambda x: x.sum(1), _bent))
     sample(total)(_over(lambda x: x.sum(dim=(0, 2), keepdim=True), _bent))
-    sample(average)(_over(lambda x: x.mean(2), _bent))
+    sample(mean)(_over(lambda x: x.mean(2), _bent))
+    sample(mean)(_over(lambda x: x.mean((0, 1), keepdim=True), _bent))
+    sample(average)(_over(lambda x: x.amax(2), _bent))
     sample(average)(_over(lambda x: x.amax((0, 1), keepdim=True), _bent))
     sample(averages)(_over(lambda x: torch.var_mean(x, 1)[0], _bent))
     sample(averages)(_over(lambda x: x.max(0)[0], _bent))
@@ -162,15 +182,17 @@ for _bent in (False, True):
 
 
 @mutant(total)
+@mutant(mean)
 @mutant(average)
 def _any_dimension_can_go(call: Call) -> Label:
     return _reduced(call, call["self"].zero)
 
 
 @mutant(total)
+@mutant(mean)
 @mutant(average)
 def _what_is_left_is_zero(call: Call) -> Label:
-    right = total(call) if "sum" in str(call.operator) else average(call)
+    right = {aten.sum: total, aten.mean: mean}.get(call.operator.overloadpacket, average)(call)
     return call.label(right.axes, [True] * len(right.axes))
 
 

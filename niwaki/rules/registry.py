@@ -19,17 +19,38 @@ from niwaki.trace.graph import PythonCall
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Scale:
+    """After a cut every entry is (positions / surviving positions of ``axis``) ** power times what it is in the zeroed
+    model. ``why``: the number of the reason to give where nothing can take this up."""
+
+    axis: Axis
+    power: float
+    why: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Every entry is one of parameter number ``value``, plus ``shift``: multiplying the tensor is changing that."""
+
+    value: int
+    shift: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Label:
     """A tensor, seen by the rules.
 
     ``axes``: one per dimension. ``zero[d]``: in the zeroed model, entries at removed positions of dimension d are zero.
-    ``weight``: made of parameters alone.
+    ``weight``: made of parameters alone. ``scale`` and ``source`` are followed from operator to operator outside the
+    rules, by what `homogeneous` says of them.
     """
 
     axes: tuple[Axis, ...]
     zero: tuple[bool, ...]
     weight: bool
     dtype: torch.dtype
+    scale: tuple[Scale, ...] = ()
+    source: Source | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,6 +101,15 @@ class Call(ABC):
         pinned, unless the user allows it."""
 
     @abstractmethod
+    def rescales(self, number: float) -> None:
+        """This float argument is repaired: it will differ after a cut."""
+
+    @abstractmethod
+    def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
+        """What multiplies a result after a cut; nothing if ``axis`` is fixed. Where no weight can take it up, the axis
+        is `inexact`, because ``why``."""
+
+    @abstractmethod
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         """The products over these two dimensions are summed."""
 
@@ -116,11 +146,16 @@ class Call(ABC):
         """This call does ``times`` multiply-accumulates per combination of positions of ``axes``."""
 
     def label(
-        self, axes: Sequence[Axis], zero: Sequence[bool] | None = None, weight: bool = False, output: int = 0
+        self,
+        axes: Sequence[Axis],
+        zero: Sequence[bool] | None = None,
+        weight: bool = False,
+        output: int = 0,
+        scale: tuple[Scale, ...] = (),
     ) -> Label:
         """The label of output number ``output``."""
         flags = (False,) * len(axes) if zero is None else tuple(zero)
-        return Label(tuple(axes), flags, weight, self.dtypes[output])
+        return Label(tuple(axes), flags, weight, self.dtypes[output], scale)
 
     def opaque(self, output: int, why: str = "is not followed") -> Label:
         """The label of an output of which nothing can be removed."""
@@ -159,7 +194,19 @@ class Sample:
 R = TypeVar("R", bound=Rule)
 Build = TypeVar("Build", bound=Callable[[], torch.nn.Module])
 
+
+@dataclass(frozen=True, slots=True)
+class Homogeneous:
+    """Multiplying one of the arguments ``factors`` multiplies the result alike; the argument ``plus`` is added to it.
+    ``whole``: the result holds every entry of the one argument and nothing else."""
+
+    factors: tuple[str, ...]
+    plus: str | None
+    whole: bool
+
+
 RULES: dict[OpOverload, Rule] = {}
+HOMOGENEOUS: dict[Rule, Homogeneous] = {}
 SAMPLES: dict[Rule, list[Sample]] = {}
 MUTANTS: dict[Rule, list[Rule]] = {}
 
@@ -172,6 +219,16 @@ def rule(*operators: OpOverload) -> Callable[[R], R]:
             if operator in RULES:
                 raise ValueError(f"{operator} has a rule already, in {inspect.getmodule(RULES[operator])}.")
             RULES[operator] = function
+        return function
+
+    return register
+
+
+def homogeneous(*factors: str, plus: str | None = None, whole: bool = False) -> Callable[[R], R]:
+    """Say of a rule how its operators treat a common factor of an argument. Without this nothing is assumed."""
+
+    def register(function: R) -> R:
+        HOMOGENEOUS[function] = Homogeneous(factors, plus, whole)
         return function
 
     return register

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.rules.axis import Axis, merge
-from niwaki.rules.registry import Call, Label, Refused, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, Refused, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 _PIXELS = "pixels are arranged by number"
 
 
+@homogeneous("self", whole=True)
 @rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default)
 def view(call: Call) -> Label:
     """Regroup factors. Blocks of dimensions with equal products are merged and parted again."""
@@ -73,12 +74,14 @@ def _arranged(call: Call, order: Sequence[int | None]) -> Label:
     return call.label(axes, [i is not None and x.zero[i] for i in order], x.weight)
 
 
+@homogeneous("self", whole=True)
 @rule(aten.permute.default)
 def permute(call: Call) -> Label:
     """Dimensions in a given order."""
     return _arranged(call, [dim % len(call["dims"]) for dim in call["dims"]])
 
 
+@homogeneous("self", whole=True)
 @rule(aten.transpose.int)
 def transpose(call: Call) -> Label:
     """Two dimensions swapped."""
@@ -90,12 +93,14 @@ def transpose(call: Call) -> Label:
     return _arranged(call, order)
 
 
+@homogeneous("self", whole=True)
 @rule(aten.t.default)
 def t(call: Call) -> Label:
     """A matrix transposed."""
     return _arranged(call, list(range(len(call["self"].axes)))[::-1])
 
 
+@homogeneous("self", whole=True)
 @rule(aten.unsqueeze.default)
 def unsqueeze(call: Call) -> Label:
     """A new dimension of size 1."""
@@ -105,6 +110,7 @@ def unsqueeze(call: Call) -> Label:
     return _arranged(call, order)
 
 
+@homogeneous("self", whole=True)
 @rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 def squeeze(call: Call) -> Label:
     """Dimensions of size 1 dropped."""
@@ -119,6 +125,7 @@ def squeeze(call: Call) -> Label:
     return _arranged(call, [i for i in range(rank) if i not in asked or x.axes[i].size != 1])
 
 
+@homogeneous("self", whole=True)
 @rule(aten.expand.default)
 def expand(call: Call) -> Label:
     """Dimensions of size 1 repeated: each copy may go on its own."""
@@ -139,6 +146,7 @@ def expand(call: Call) -> Label:
     return call.label(axes, zero, x.weight)
 
 
+@homogeneous("self")
 @rule(aten.pixel_shuffle.default)
 def pixel_shuffle(call: Call) -> Label:
     """Channels are (channel, row, column) and become (channel), with r rows and columns for each one before."""
@@ -151,6 +159,7 @@ def pixel_shuffle(call: Call) -> Label:
     return call.label((*lead, made, *fixed), (*x.zero[:-2], False, False))
 
 
+@homogeneous("self")
 @rule(aten.pixel_unshuffle.default)
 def pixel_unshuffle(call: Call) -> Label:
     """The reverse."""

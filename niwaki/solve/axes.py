@@ -10,7 +10,7 @@ from niwaki.core.counts import Counts, IntArray
 from niwaki.core.numbers import Combination, Count, Expression
 from niwaki.rules.axis import Axis
 from niwaki.solve.equations import Components
-from niwaki.solve.label import Facts
+from niwaki.solve.facts import Facts
 from niwaki.solve.units import Units
 from niwaki.trace.graph import Graph, Origin
 
@@ -76,6 +76,10 @@ class Tables:
         self.claims = [
             (claim, _numbered(claim.expression, facts, table), None if claim.axis is None else table.number(claim.axis))
             for claim in facts.sizes
+        ]
+        self.repairs = [
+            (claim, [(table.number(factor.axis), factor.axis.size, factor.power) for factor in claim.scale])
+            for claim in facts.repairs
         ]
         self.macs = [(float(term.times), [table.number(axis) for axis in term.axes]) for term in facts.macs]
         self.params: list[tuple[float, list[int]]] = []

@@ -12,10 +12,11 @@ from niwaki.core.cost import CostModel, Terms
 from niwaki.core.counts import IntArray
 from niwaki.core.location import Location
 from niwaki.core.plan import tensor_shapes
+from niwaki.core.repairs import Factor, Repairs, Scalar, ScalarRule, TensorRule
 from niwaki.core.space import BoolArray, Group, Pin, Place, SearchSpace, Slice, Tie
 from niwaki.rules.axis import Axis
 from niwaki.solve.axes import Tables, pad
-from niwaki.solve.label import Facts
+from niwaki.solve.facts import Facts
 from niwaki.solve.sizes import settle
 from niwaki.solve.units import Units
 from niwaki.trace.graph import Graph, Origin
@@ -28,7 +29,35 @@ class Builder:
         self._model = model
         self.units = Units(graph, facts, inner)
         self._tables = Tables(graph, facts, self.units.solution)
+        self._pin_contradicting_repairs()
         self._numbers = settle(self.units, self._tables)
+
+    def _pin_contradicting_repairs(self) -> None:
+        """A parameter or attribute that two places want repaired differently stays as it is."""
+        found: dict[int | Scalar, tuple[object, ...]] = {}
+        for claim, factors in self._tables.repairs:
+            wanted = (
+                claim.shift,
+                *((np.sort(self._tables.rows_of(axis), axis=0).tobytes(), power) for axis, _, power in factors),
+            )
+            if found.setdefault(claim.target, wanted) != wanted:
+                for other in self.units.facts.repairs:
+                    if other.target == claim.target:
+                        for scale in other.scale:
+                            self.units.pin_axis(scale.axis, scale.why)
+        self.units.regroup()
+
+    def _repairs(self) -> Repairs:
+        tensors: dict[int, TensorRule] = {}
+        scalars: dict[Scalar, ScalarRule] = {}
+        for claim, wanted in self._tables.repairs:
+            factors = tuple(Factor(*given) for given in wanted)
+            if isinstance(claim.target, Scalar):
+                scalars[claim.target] = ScalarRule(claim.target, factors)
+            else:
+                name = self.units.graph.values[claim.target].name
+                tensors[claim.target] = TensorRule(name, claim.shift, factors)
+        return Repairs(tuple(tensors.values()), tuple(scalars.values()))
 
     def pin_axes(self, axes: Iterable[Axis], text: str, location: Location | None) -> bool:
         """Pin more; returns whether anything was still free."""
@@ -63,6 +92,7 @@ class Builder:
             cost_model=CostModel(tables.counts(units), *terms),
             numbers=self._numbers,
             notes=tuple(notes),
+            repairs=self._repairs(),
         )
 
 

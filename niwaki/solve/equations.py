@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray
-from niwaki.solve.label import Facts
+from niwaki.solve.facts import Facts
 
 
 @dataclass(slots=True, eq=False)

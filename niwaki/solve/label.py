@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,71 +15,12 @@ from niwaki.core.counts import IntArray
 from niwaki.core.location import Location
 from niwaki.core.numbers import Count, Expression, Literal, leaves
 from niwaki.rules.axis import Axis, fixed
-from niwaki.rules.registry import Call, Label, Refused, Rule
+from niwaki.rules.registry import Call, Label, Refused, Rule, Scale, Source
+from niwaki.solve.facts import Facts, MacsTerm, SizeClaim, Touched
+from niwaki.solve.scaling import Scaling
 from niwaki.trace.graph import Graph, Node, Origin, Ref, Value
 
 FindRule = Callable[[torch._ops.OpOverload], Rule | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why something is pinned, and where in the user's source."""
-
-    text: str
-    location: Location | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SizeClaim:
-    """``expression`` must equal the surviving positions of ``axis``, or stay what it is (None)."""
-
-    expression: Expression
-    axis: Axis | None
-    what: str
-    location: Location
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MacsTerm:
-    """``times`` multiply-accumulates per combination of positions."""
-
-    times: int
-    axes: tuple[Axis, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Touched:
-    """A node with all axes of its tensors, and the whole numbers among its arguments that a cut may change."""
-
-    node: Node
-    axes: list[Axis]
-    resized: set[int]
-
-
-@dataclass(slots=True, eq=False)
-class Facts:
-    """Everything the rules said about a graph."""
-
-    labels: list[Label | None]
-    reasons: list[Reason] = field(default_factory=list)
-    equal: list[tuple[IntArray, IntArray, int]] = field(default_factory=list)  # rows, rows, reason
-    pinned: list[tuple[IntArray, int]] = field(default_factory=list)  # ids, reason
-    inexact: list[tuple[IntArray, int]] = field(default_factory=list)  # ids, reason
-    allow_inexact: bool = False
-    sizes: list[SizeClaim] = field(default_factory=list)
-    macs: list[MacsTerm] = field(default_factory=list)
-    reads: list[IntArray] = field(default_factory=list)
-    drives: list[IntArray] = field(default_factory=list)
-    makes: list[IntArray] = field(default_factory=list)
-    places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
-    aliases: dict[int, list[int]] = field(default_factory=dict)  # root value -> values that share its memory
-    touched: list[Touched] = field(default_factory=list)
-    ids: int = 1
-
-    def reason(self, text: str, location: Location | None) -> int:
-        """The number of a reason."""
-        self.reasons.append(Reason(text, location))
-        return len(self.reasons) - 1
 
 
 def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True, allow_inexact: bool = False) -> Facts:
@@ -90,11 +31,12 @@ def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True, a
         facts.aliases.setdefault(value.root, []).append(value.number)
         if value.origin is not Origin.COMPUTED:
             facts.labels[value.number] = _given(facts, value)
+    scaling = Scaling(facts)
     for index, run in enumerate(graph.runs):
         used: dict[int, tuple[Node, set[int]]] = {}
         for node in run.nodes:
             call = _Call(facts, graph, node, counting=index == 0)
-            _apply(call, facts, graph, node, find)
+            _apply(call, facts, graph, node, find, scaling)
             used.setdefault(id(node.call), (node, set()))[1].update(call.understood)
         for node, understood in used.values():
             for position, number in enumerate(node.call.numbers):
@@ -102,6 +44,10 @@ def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True, a
                     _freeze(facts, number, node.location, "enters a computation that niwaki does not follow")
         for item in run.frozen:
             _freeze(facts, item.expression, item.location, "is part of the computed function")
+        for result in run.outputs:
+            returned = facts.labels[result]
+            assert returned is not None
+            scaling.refuse(returned.scale)
         if pin_outputs:
             why = facts.reason("it is an output of the model", None)
             for result in run.outputs:
@@ -110,6 +56,7 @@ def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True, a
                 for axis in output.axes:
                     if axis.free:
                         facts.pinned.append((axis.ids.reshape(-1), why))
+    scaling.finish()
     return facts
 
 
@@ -122,13 +69,14 @@ def _given(facts: Facts, value: Value) -> Label:
             axes.append(Axis(np.arange(facts.ids, facts.ids + size, dtype=np.int64)[:, None]))
             facts.ids += size
         parameter = value.origin is Origin.PARAMETER
-        return Label(tuple(axes), (parameter,) * len(axes), parameter, value.dtype)
+        source = Source(value.number, 0.0) if parameter else None
+        return Label(tuple(axes), (parameter,) * len(axes), parameter, value.dtype, (), source)
     what = "an input of the model" if value.origin is Origin.INPUT else "a tensor that is no parameter or buffer"
     why = facts.reason(f"it meets {what}", None)
     return Label(tuple(fixed(size, why) for size in value.shape), (False,) * len(value.shape), False, value.dtype)
 
 
-def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule) -> None:
+def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule, scaling: Scaling) -> None:
     rule = find(node.operator)
     numbers = [number for number in node.outputs if number is not None]
     try:
@@ -146,23 +94,28 @@ def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule) 
         for axis in call.input_axes():
             call.pin(axis, str(refusal))
         labels = [call.opaque(i, str(refusal)) for i in range(len(call.shapes))]
+        rule = None
+    labels = scaling.follow(call, rule, labels)
     for number, made in zip(numbers, labels, strict=True):
         before = facts.labels[number]
         facts.labels[number] = made
         if before is not None:
-            _written(facts, graph, number, before, made)
+            _written(facts, graph, number, before, made, scaling)
     axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
     facts.touched.append(Touched(node, axes, call.resized))
 
 
-def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Label) -> None:
-    """A value was written in place. Other views of its memory may no longer rely on zeros."""
+def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Label, scaling: Scaling) -> None:
+    """A value was written in place. Other views of its memory may no longer rely on zeros, nor on a factor."""
+    aliases = [alias for alias in facts.aliases[graph.values[number].root] if alias != number]
+    if any(facts.labels[alias] is not None for alias in aliases):
+        scaling.refuse((*before.scale, *after.scale))
     if all(after.zero) or after.zero == before.zero == (False,) * len(before.zero):
         return
-    for alias in facts.aliases[graph.values[number].root]:
+    for alias in aliases:
         other = facts.labels[alias]
-        if alias != number and other is not None:
-            facts.labels[alias] = Label(other.axes, (False,) * len(other.axes), other.weight, other.dtype)
+        if other is not None:
+            facts.labels[alias] = replace(other, zero=(False,) * len(other.axes), source=None)
 
 
 def _freeze(facts: Facts, expression: Expression, location: Location, what: str) -> None:
@@ -179,7 +132,7 @@ class _Call(Call):
         self._why: dict[str, int] = {}
         self.operator, self.python = node.operator, node.call
         self.understood: set[int] = set()  # positions among the numbers of the Python call
-        self.resized: set[int] = set()
+        self.resized: set[float] = set()
         outputs = [graph.values[number] for number in node.outputs if number is not None]
         self.shapes = tuple(value.shape for value in outputs)
         self.dtypes = tuple(value.dtype for value in outputs)
@@ -240,8 +193,13 @@ class _Call(Call):
 
     def inexact(self, axis: Axis, why: str) -> None:
         if axis.free:
-            marked = self._facts.inexact if self._facts.allow_inexact else self._facts.pinned
-            marked.append((axis.ids.reshape(-1), self._reason(why)))
+            self._facts.mark_inexact(axis.ids.reshape(-1), self._reason(why))
+
+    def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
+        return (Scale(axis, power, self._reason(why)),) if axis.free else ()
+
+    def rescales(self, number: float) -> None:
+        self.resized.add(number)
 
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         ours, theirs = left.axes[left_dim], right.axes[right_dim]

@@ -11,7 +11,7 @@ from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray
 from niwaki.rules.axis import Axis
 from niwaki.solve.equations import Components, solve
-from niwaki.solve.label import Facts
+from niwaki.solve.facts import Facts
 from niwaki.trace.graph import Graph, Origin, Value
 
 _INNER = "it is the inner factor of a product whose outer factor (a head, a group) can be removed whole"

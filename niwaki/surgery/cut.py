@@ -9,6 +9,7 @@ import torch
 
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.plan import Plan
+from niwaki.core.repairs import ScalarEdit
 from niwaki.errors import PlanError
 from niwaki.surgery.plans import remember
 
@@ -41,8 +42,10 @@ def cut_empty(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
 
 def _carry_out(model: torch.nn.Module, plan: Plan, contents: bool) -> torch.nn.Module:
     replaced: dict[int, object] = {}
+    repairs = {repair.tensor: repair for repair in plan.repairs}
     for name, parameter in model.named_parameters():
         data = _kept(parameter.detach(), plan.tensors.get(name, {}), contents)
+        data = repairs[name].of(data) if contents and name in repairs else data
         smaller = torch.nn.Parameter(data, requires_grad=parameter.requires_grad)
         replaced[id(parameter)] = smaller
     for name, buffer in model.named_buffers():
@@ -51,6 +54,9 @@ def _carry_out(model: torch.nn.Module, plan: Plan, contents: bool) -> torch.nn.M
     modules = dict(small.named_modules())
     for edit in plan.attributes:
         _edit(modules, edit)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    for scalar in plan.scalars:
+        _rescale(modules, scalar, dtype)
     remember(small, plan)
     return small
 
@@ -80,6 +86,15 @@ def _kept(tensor: torch.Tensor, kept: Mapping[int, tuple[int, ...]], contents: b
     for dim, positions in kept.items():
         tensor = tensor.index_select(dim, torch.tensor(positions, dtype=torch.int64, device=tensor.device))
     return tensor if kept else tensor.clone()
+
+
+def _rescale(modules: Mapping[str, torch.nn.Module], edit: ScalarEdit, dtype: torch.dtype) -> None:
+    if edit.module not in modules or edit.name not in modules[edit.module].__dict__:
+        raise PlanError(
+            f"The plan rescales {edit.name!r} of the module {edit.module!r}, but this model has no such attribute. "
+            "Pass the dense model the plan was made for."
+        )
+    modules[edit.module].__dict__[edit.name] = edit.of(dtype)
 
 
 def _edit(modules: Mapping[str, torch.nn.Module], edit: AttributeEdit) -> None:

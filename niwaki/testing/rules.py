@@ -17,7 +17,7 @@ from niwaki.core.numbers import Expression
 from niwaki.core.space import BoolArray
 from niwaki.errors import NiwakiError
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Call, Label, Rule, Sample
+from niwaki.rules.registry import Call, Label, Rule, Sample, Scale
 from niwaki.solve.build import Builder
 from niwaki.solve.label import label
 from niwaki.surgery.cut import cut
@@ -179,6 +179,12 @@ class _Filtered(Call):
     def inexact(self, axis: Axis, why: str) -> None:
         if axis.free and self._passes():
             self._call.inexact(axis, why)
+
+    def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
+        return self._call.scale(axis, power, why)
+
+    def rescales(self, number: float) -> None:
+        self._call.rescales(number)
 
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         if left.axes[left_dim].free or right.axes[right_dim].free:

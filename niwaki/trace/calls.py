@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from niwaki.core.numbers import Count, Expression
+from niwaki.trace.floats import scalars
 from niwaki.trace.graph import PythonCall
 from niwaki.trace.numbers import TrackedInt, expression_of, freeze
 
@@ -62,7 +63,7 @@ class CallMode(TorchFunctionMode):
         if func is torch.nn.functional.scaled_dot_product_attention and kwargs.get("scale") is None:
             freeze(self._shape(args[0] if args else kwargs["query"])[-1])  # its scale is computed out of sight
         previous = self.current
-        self.current = PythonCall(func, tuple(_numbers((args, kwargs))))
+        self.current = PythonCall(func, tuple(_numbers((args, kwargs))), tuple(scalars((args, kwargs))))
         try:
             return func(*args, **kwargs)
         finally:

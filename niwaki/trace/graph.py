@@ -11,6 +11,7 @@ import torch
 
 from niwaki.core.location import Location
 from niwaki.core.numbers import Expression
+from niwaki.core.repairs import Scalar
 
 
 class Origin(Enum):
@@ -44,10 +45,12 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class PythonCall:
-    """The innermost torch function that Python code called: its identity and the whole numbers it was given."""
+    """The innermost torch function that Python code called: its identity, the whole numbers it was given, and the float
+    attributes."""
 
     function: Callable[..., Any] | None
     numbers: tuple[Expression, ...] = ()
+    scalars: tuple[Scalar, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

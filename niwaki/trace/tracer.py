@@ -22,6 +22,7 @@ from niwaki.core.location import Location
 from niwaki.core.numbers import Attribute, Expression
 from niwaki.errors import TraceError
 from niwaki.trace.calls import CallMode
+from niwaki.trace.floats import track_floats
 from niwaki.trace.graph import Frozen, Graph, Node, Origin, Ref, Run, Value
 from niwaki.trace.numbers import TrackedInt, current_trace, frozen_sink
 from niwaki.trace.preserve import preserved
@@ -295,6 +296,7 @@ def _track_attributes(model: torch.nn.Module) -> None:
     Written into ``__dict__`` directly: nothing of the module's own attribute handling may run.
     """
     for path, module in model.named_modules():
+        track_floats(path, module)
         for name, value in list(module.__dict__.items()):
             if name.startswith("_") and name in _MODULE_INTERNALS:
                 continue

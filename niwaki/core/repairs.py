@@ -1,0 +1,103 @@
+"""What a cut has to change so that an average over fewer entries stays what it was.
+
+A mean over n entries of which the removed ones are zero is m/n of the mean over the m that are left. Whatever is
+computed from it carries a power of n/m until a weight takes it up; an epsilon that was added on the way takes it too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from niwaki.core.counts import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A float attribute of a module. ``epsilon``: it is None, which stands for the machine epsilon of the dtype."""
+
+    module: str
+    name: str
+    value: float
+    epsilon: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """(n / m) ** power, where axis number ``axis`` has n = ``size`` positions, and m after a cut."""
+
+    axis: int
+    size: int
+    power: float
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRule:
+    """``tensor + shift`` has to be multiplied by ``factors``."""
+
+    tensor: str
+    shift: float
+    factors: tuple[Factor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarRule:
+    """``scalar`` has to be multiplied by ``factors``."""
+
+    scalar: Scalar
+    factors: tuple[Factor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A cut replaces ``tensor`` by factor * (tensor + shift) - shift."""
+
+    tensor: str
+    factor: float
+    shift: float
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The repaired tensor, in the precision of the given one."""
+        return ((tensor.double() + self.shift) * self.factor - self.shift).to(tensor.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarEdit:
+    """A cut sets the float attribute ``name`` of a module to ``value`` (times the machine epsilon of the model's dtype,
+    if ``epsilon``)."""
+
+    module: str
+    name: str
+    value: float
+    epsilon: bool
+
+    def of(self, dtype: torch.dtype) -> float:
+        """The new value in a model of floating-point type ``dtype``."""
+        return self.value * torch.finfo(dtype).eps if self.epsilon else self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """All repairs of a search space."""
+
+    tensors: tuple[TensorRule, ...] = ()
+    scalars: tuple[ScalarRule, ...] = ()
+
+    def solve(self, counts: FloatArray) -> tuple[list[Repair], list[ScalarEdit]]:
+        """The repairs that the surviving ``counts`` [num_axes] ask for."""
+        repairs = [Repair(rule.tensor, ratio(rule.factors, counts), rule.shift) for rule in self.tensors]
+        edits = []
+        for rule in self.scalars:
+            scalar, times = rule.scalar, ratio(rule.factors, counts)
+            if times != 1:
+                value = times if scalar.epsilon else scalar.value * times
+                edits.append(ScalarEdit(scalar.module, scalar.name, value, scalar.epsilon))
+        return [repair for repair in repairs if repair.factor != 1], edits
+
+
+def ratio(factors: Sequence[Factor], counts: FloatArray) -> float:
+    """The product of ``factors`` for the surviving ``counts``."""
+    return float(math.prod((factor.size / float(counts[factor.axis])) ** factor.power for factor in factors))

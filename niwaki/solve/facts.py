@@ -1,0 +1,89 @@
+"""What the rules said about a graph, collected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from niwaki.core.counts import IntArray
+from niwaki.core.location import Location
+from niwaki.core.numbers import Expression
+from niwaki.core.repairs import Scalar
+from niwaki.rules.axis import Axis
+from niwaki.rules.registry import Label, Scale
+from niwaki.trace.graph import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something is pinned, and where in the user's source."""
+
+    text: str
+    location: Location | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SizeClaim:
+    """``expression`` must equal the surviving positions of ``axis``, or stay what it is (None)."""
+
+    expression: Expression
+    axis: Axis | None
+    what: str
+    location: Location
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MacsTerm:
+    """``times`` multiply-accumulates per combination of positions."""
+
+    times: int
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RepairClaim:
+    """A parameter (by value number; each of its entries plus ``shift``) or a float attribute that ``scale`` must
+    multiply."""
+
+    target: int | Scalar
+    shift: float
+    scale: tuple[Scale, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Touched:
+    """A node with all axes of its tensors, and the numbers among its arguments that a cut may change."""
+
+    node: Node
+    axes: list[Axis]
+    resized: set[float]
+
+
+@dataclass(slots=True, eq=False)
+class Facts:
+    """Everything the rules said about a graph."""
+
+    labels: list[Label | None]
+    reasons: list[Reason] = field(default_factory=list)
+    equal: list[tuple[IntArray, IntArray, int]] = field(default_factory=list)  # rows, rows, reason
+    pinned: list[tuple[IntArray, int]] = field(default_factory=list)  # ids, reason
+    inexact: list[tuple[IntArray, int]] = field(default_factory=list)  # ids, reason
+    allow_inexact: bool = False
+    sizes: list[SizeClaim] = field(default_factory=list)
+    repairs: list[RepairClaim] = field(default_factory=list)
+    macs: list[MacsTerm] = field(default_factory=list)
+    reads: list[IntArray] = field(default_factory=list)
+    drives: list[IntArray] = field(default_factory=list)
+    makes: list[IntArray] = field(default_factory=list)
+    places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
+    aliases: dict[int, list[int]] = field(default_factory=dict)  # root value -> values that share its memory
+    touched: list[Touched] = field(default_factory=list)
+    ids: int = 1
+
+    def reason(self, text: str, location: Location | None) -> int:
+        """The number of a reason."""
+        self.reasons.append(Reason(text, location))
+        return len(self.reasons) - 1
+
+    def mark_inexact(self, ids: IntArray, why: int) -> None:
+        """Positions whose removal changes the result: pinned, unless the user allows it."""
+        (self.inexact if self.allow_inexact else self.pinned).append((ids, why))

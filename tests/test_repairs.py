@@ -1,0 +1,168 @@
+"""Width across an RMSNorm: a cut rescales its weight and its epsilon, and stays exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from law import deviations, random_plan, randomised
+from torch import Tensor, nn
+
+import niwaki
+from niwaki.core.plan import Plan
+
+
+class Composed(nn.Module):
+    """As transformers writes it: in float32, the weight last."""
+
+    def __init__(self, width: int, eps: float = 1e-2) -> None:
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance = x.pow(2).mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(variance + self.variance_epsilon)).to(x.dtype)
+
+
+class OnePlus(nn.Module):
+    """With a weight that is added to one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(width)), 1e-2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (1.0 + self.weight)
+
+
+class ByRoot(nn.Module):
+    """Divided by a root, weightless: the layers that read it take the factor up."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.eps = 1e-2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+
+class LiteralEps(nn.Module):
+    """Its epsilon is no attribute, so nothing can repair it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-2)
+
+
+class UsedTwice(Composed):
+    """Its weight is also used as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x * self.weight
+
+
+class EpsUsedTwice(Composed):
+    """Its epsilon is also used as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x * (x * x + self.variance_epsilon)
+
+
+class Net(nn.Module):
+    """Two residual branches on one width, with a norm before each and before the head."""
+
+    def __init__(self, norm: Callable[[int], nn.Module], shared: bool = False) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, 12), nn.Linear(12, 3)
+        self.norm1, self.norm2, self.norm3 = norm(12), norm(12), norm(12)
+        if shared:
+            self.norm2 = self.norm1
+        self.up1, self.down1 = nn.Linear(12, 20), nn.Linear(20, 12)
+        self.up2, self.down2 = nn.Linear(12, 16), nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        h = h + self.down1(torch.relu(self.up1(self.norm1(h))))
+        h = h + self.down2(torch.relu(self.up2(self.norm2(h))))
+        result: Tensor = self.head(self.norm3(h))
+        return result
+
+
+def _prepared(model: nn.Module) -> tuple[nn.Module, Tensor, niwaki.SearchSpace]:
+    torch.manual_seed(0)
+    x = torch.randint(0, 11, (2, 5))
+    model = randomised(model)
+    return model, x, niwaki.search_space(model, x)
+
+
+REPAIRED: dict[str, Callable[[], nn.Module]] = {
+    "composed": lambda: Net(Composed),
+    "one plus": lambda: Net(OnePlus),
+    "weightless": lambda: Net(ByRoot),
+    "torch, eps": lambda: Net(lambda width: nn.RMSNorm(width, eps=1e-2)),
+    "torch, eps None": lambda: Net(nn.RMSNorm),
+    "torch, weightless": lambda: Net(lambda width: nn.RMSNorm(width, eps=1e-2, elementwise_affine=False)),
+    "shared": lambda: Net(Composed, shared=True),
+}
+
+
+@pytest.mark.parametrize("name", REPAIRED)
+def test_width_across_an_rms_norm_is_exact(name: str) -> None:
+    model, x, space = _prepared(REPAIRED[name]())
+    assert 12 in [group.units for group in space.groups], space
+    assert space.coverage > 0.99
+    for seed in range(3):
+        plan = random_plan(space, np.random.default_rng(seed))
+        assert plan.repairs
+        found = deviations(model, plan, x)
+        assert found["eval"] < 1e-12, found
+        assert found["train"] < 1e-9, found
+        again = Plan.from_json(plan.to_json())
+        assert again.repairs == plan.repairs and again.scalars == plan.scalars
+
+
+PINNED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a literal epsilon": (lambda: Net(LiteralEps), "a mean over this dimension counts its entries"),
+    "a weight used twice": (lambda: Net(UsedTwice), "a mean over this dimension counts its entries"),
+    "an epsilon used twice": (lambda: Net(EpsUsedTwice), "a mean over this dimension counts its entries"),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_what_cannot_be_repaired_is_pinned(name: str) -> None:
+    build, reason = PINNED[name]
+    model, x, space = _prepared(build())
+    assert 12 not in [group.units for group in space.groups]
+    pin = next(pin for pin in space.pins if pin.parameter == "embed.weight" and pin.dim == 1)
+    assert reason in pin.reason and "test_repairs.py" in str(pin)
+    assert deviations(model, random_plan(space, np.random.default_rng(0)), x)["eval"] < 1e-12
+
+
+def test_the_repair_is_sqrt_of_n_over_m() -> None:
+    model, _, space = _prepared(Net(lambda width: nn.RMSNorm(width, eps=1e-2)))
+    width = next(group for group in space.groups if group.units == 12)
+    keep = np.ones(space.num_units, dtype=bool)
+    keep[width.first : width.first + 9] = False
+    small: Any = niwaki.cut(model, space.plan(keep))
+    dense: Any = model
+    assert torch.allclose(small.norm1.weight, dense.norm1.weight[9:] * 2)
+    assert small.norm1.eps == pytest.approx(4e-2)
+    assert dense.norm1.eps == 1e-2 and type(dense.norm1.eps) is float
+
+
+def test_an_epsilon_of_none_follows_the_dtype_of_the_model() -> None:
+    model, _, space = _prepared(Net(nn.RMSNorm))
+    width = next(group for group in space.groups if group.units == 12)
+    keep = np.ones(space.num_units, dtype=bool)
+    keep[width.first : width.first + 6] = False
+    plan = space.plan(keep)
+    small: Any = niwaki.cut(model, plan)
+    assert small.norm1.eps == 2 * torch.finfo(torch.float32).eps
+    double: Any = niwaki.cut(model.double(), plan)
+    assert double.norm1.eps == 2 * torch.finfo(torch.float64).eps
