@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from niwaki.core.plan import Plan
 from niwaki.surgery.cut import cut, duplicate
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
-from niwaki.trace.tracer import ExampleCall, example_calls, tensors_in
+from niwaki.trace.tracer import ExampleCall, example_calls, map_tensors, tensors_in
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -91,7 +90,7 @@ def convert(call: ExampleCall, dtype: torch.dtype | None) -> ExampleCall:
         tensor = tensor.detach().clone()
         return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
-    converted: ExampleCall = tree_map_only(torch.Tensor, copied, call)
+    converted: ExampleCall = map_tensors(call, copied)
     return converted
 
 

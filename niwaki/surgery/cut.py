@@ -80,7 +80,7 @@ def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None)
 
 
 def _kept(tensor: torch.Tensor, kept: Mapping[int, tuple[int, ...]], contents: bool) -> torch.Tensor:
-    if not contents and not tensor.is_meta:
+    if tensor.is_meta or not contents:
         shape = [len(kept.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
         return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
     for dim, positions in kept.items():

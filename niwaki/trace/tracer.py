@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from niwaki.core.location import Location
 from niwaki.core.numbers import Attribute, Expression
@@ -26,6 +27,7 @@ from niwaki.trace.floats import track_floats
 from niwaki.trace.graph import Frozen, Graph, Node, Origin, Ref, Run, Value
 from niwaki.trace.numbers import TrackedInt, current_trace, frozen_sink
 from niwaki.trace.preserve import preserved
+from niwaki.trace.pretend import NeedsValue, Pretence, is_fake, needs_value
 
 ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -62,8 +64,18 @@ def trace(
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
     """
-    recorder = _Recorder(model)
-    with preserved(model), torch.inference_mode(False), _current(recorder):
+    pretence = Pretence(model, list(tensors_in(list(calls))))
+    with preserved(model), torch.inference_mode(False):
+        pretence.swap(model)
+        recorder = _Recorder(model, pretence)
+        runs = _runs(recorder, model, calls, modes, required)
+    return Graph(tuple(recorder.values), tuple(runs), recorder.contents, tuple(sorted(recorder.overlooked)))
+
+
+def _runs(
+    recorder: _Recorder, model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[bool], required: bool
+) -> list[Run]:
+    with _current(recorder):
         _track_attributes(model)
         runs = []
         for training in modes:
@@ -72,14 +84,17 @@ def trace(
             for call in calls:
                 run = recorder.run(model, call, training)
                 if run.error is not None and (not training or required):
+                    number = len(run.nodes) if run.inside else max(len(run.nodes) - 1, 0)
+                    if isinstance(run.error, NeedsValue):
+                        raise TraceError(f"The model cannot be analysed on the meta device: {run.error}", number)
                     raise TraceError(
                         f"The model does not run on the example inputs: {type(run.error).__qualname__}: {run.error}. "
                         "niwaki runs it once as model(*inputs) in eval mode; pass inputs that it accepts "
                         "(a tensor or tuple for positional arguments, a dict for keywords).",
-                        operator=len(run.nodes) if run.inside else max(len(run.nodes) - 1, 0),
+                        operator=number,
                     ) from run.error
                 runs.append(run)
-    return Graph(tuple(recorder.values), tuple(runs), recorder.contents, tuple(sorted(recorder.overlooked)))
+    return runs
 
 
 @contextmanager
@@ -94,8 +109,9 @@ def _current(recorder: _Recorder) -> Iterator[None]:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors by identity and notes each operator call."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, pretence: Pretence) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._pretence = pretence
         self.values: list[Value] = []
         self.contents: dict[int, torch.Tensor] = {}
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
@@ -122,7 +138,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._owners = {_memory(parameter): parameter for parameter in model.parameters()}
         error: Exception | None = None
         outputs: tuple[int, ...] = ()
-        args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), call)
+        args, kwargs = map_tensors(call, lambda tensor: self._pretence.stand_in(tensor).detach().clone())
         for tensor in tensors_in((args, kwargs)):
             self._add(tensor, Origin.INPUT, "model input")
         try:
@@ -148,6 +164,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def number_of(self, tensor: torch.Tensor) -> int:
         """The value number of a tensor; one never seen before is a constant."""
+        tensor = self._pretence.stand_in(tensor)
         known = self._known.get(id(tensor))
         if known is not None and known[0]() is tensor:
             return known[1]
@@ -167,13 +184,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        if func.namespace == "prim":  # a fake tensor is asked for its device or layout
+            return func(*args, **(kwargs or {}))
+        args, kwargs = self._pretence.arguments((args, kwargs or {}))
         arguments = tuple(self._reference(argument) for argument in args)
         named = {name: self._reference(argument) for name, argument in kwargs.items()}
         if func._schema.is_mutable:
             self._remember_written(func, args, kwargs)
         self._inside = True
-        result = func(*args, **kwargs)
+        try:
+            result = self._pretence.run(func, args, kwargs)
+        except Exception as error:
+            raise (needs_value(error, func, self._here()) or error) from error
         self._inside = False
         first = next((a.value for a in arguments if isinstance(a, Ref)), None)
         results = result if isinstance(result, (tuple, list)) else (result,)
@@ -188,7 +210,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(argument, torch.Tensor):
             number = self.number_of(argument)
             constant = self.values[number].origin is Origin.CONSTANT
-            if constant and number not in self.contents and argument.numel() <= _SMALL:
+            if constant and number not in self.contents and argument.numel() <= _SMALL and not is_fake(argument):
                 self.contents[number] = argument.detach().clone()
             return Ref(number)
         if isinstance(argument, (list, tuple)):
@@ -248,6 +270,22 @@ def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
     whatever objects there are. An object beside tensors, such as a cache, is none of the model's outputs."""
     found = list(_visible(structure))
     return iter(found) if found else _search(structure, set())
+
+
+def map_tensors(structure: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of inputs, with ``function`` applied to the tensors in (nested) containers and dataclasses."""
+
+    def mapped(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return function(leaf)
+        if not is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        made = copy(leaf)
+        for field in fields(leaf):
+            object.__setattr__(made, field.name, map_tensors(getattr(leaf, field.name), function))
+        return made
+
+    return tree_map(mapped, structure)
 
 
 def objects_in(structure: Any) -> list[str]:

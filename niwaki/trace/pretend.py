@@ -1,0 +1,123 @@
+"""Run a model whose tensors live on the meta device: they are replaced by fake ones that claim to be on a real device.
+
+What is computed from them is fake as well, a shape without a content. What is computed from real tensors alone stays
+real, so that the masks and positions that Python code looks into have their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._pytree import tree_map_only
+
+from niwaki.core.location import Location
+
+_NEEDS = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no content."""
+    return isinstance(tensor, FakeTensor)
+
+
+class NeedsValue(RuntimeError):
+    """Python code looked into a tensor that has no content."""
+
+
+class Pretence:
+    """Fake tensors that stand for meta tensors, one for each."""
+
+    def __init__(self, model: torch.nn.Module, given: Sequence[torch.Tensor] = ()) -> None:
+        tensors = [*given, *model.parameters(), *model.buffers()]
+        self.active = any(tensor.is_meta for tensor in tensors)
+        self._device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the meta tensor is kept alive with its fake
+
+    def swap(self, model: torch.nn.Module) -> None:
+        """Put fakes in the place of all meta tensors that hang on ``model``. It is up to the caller to undo that."""
+        if self.active:
+            for module in model.modules():
+                for name, value in module.__dict__.items():
+                    if name != "_modules":
+                        module.__dict__[name] = self._replaced(value)
+
+    def run(self, operator: torch._ops.OpOverload, args: Any, kwargs: Any) -> Any:
+        """Call an operator. What needs a content that there is not raises `NeedsValue`'s causes."""
+        if operator in _SHAPES and any(isinstance(argument, FakeTensor) for argument in args):
+            return _SHAPES[operator](*args, **kwargs)
+        return operator(*args, **kwargs)
+
+    def arguments(self, structure: Any) -> Any:
+        """The arguments of an operator with fakes in the place of meta tensors."""
+        return tree_map_only(torch.Tensor, self.stand_in, structure) if self.active else structure
+
+    def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The fake of a meta tensor; any other tensor itself."""
+        if not self.active or isinstance(tensor, FakeTensor) or not tensor.is_meta:
+            return tensor
+        if id(tensor) not in self._fakes:
+            with self._mode:
+                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._device)
+            if isinstance(tensor, torch.nn.Parameter):
+                fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+            self._fakes[id(tensor)] = tensor, fake
+        return self._fakes[id(tensor)][1]
+
+    def _replaced(self, value: Any) -> Any:
+        """``value`` with stand-ins, containers that a module may share with others changed in place."""
+        if isinstance(value, torch.Tensor):
+            return self.stand_in(value)
+        if type(value) is tuple:
+            items = tuple(self._replaced(item) for item in value)
+            return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                value[index] = self._replaced(item)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                value[key] = self._replaced(item)
+        return value
+
+
+def needs_value(error: Exception, operator: torch._ops.OpOverload, location: Location) -> NeedsValue | None:
+    """The sentence for an operator that failed because a tensor has no content."""
+    if not isinstance(error, _NEEDS):
+        return None
+    return NeedsValue(
+        f"{location} asks for the content of a tensor ({operator}), and there is none: it is computed from parameters "
+        "or inputs on the meta device. Give the example inputs as real tensors; if that line depends on parameters, "
+        "analyse a model with real weights (a smaller one of the same architecture will do to see its groups), or "
+        "write the line so that no shape and no branch depends on values."
+    )
+
+
+def _grouped_mm(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The shape of a grouped product. torch's own shape function takes bfloat16 only; the kernels take more, and ask
+    for the same strides."""
+    for matrix in (left, right):
+        long = matrix.stride(-2) if matrix.stride(-1) == 1 else matrix.stride(-1)
+        if long * matrix.element_size() % 16:
+            raise RuntimeError("strides should be multiple of 16 bytes")
+    shape = [left.shape[-2], right.shape[-1]]
+    if left.dim() == right.dim():  # batches, or groups of columns of the one and of rows of the other
+        assert left.dim() == 3 or offs is not None
+        shape.insert(0, len(left) if left.dim() == 3 or offs is None else len(offs))
+    return left.new_empty(shape, dtype=out_dtype)
+
+
+_SHAPES = {torch.ops.aten._grouped_mm.default: _grouped_mm}
