@@ -3,6 +3,7 @@
 Imports everything above it in the house but the command line.
 """
 
+from niwaki.testing.models import ModelReport, check_model
 from niwaki.testing.rules import RuleReport, check_rule, forgetting, statements
 
-__all__ = ["RuleReport", "check_rule", "forgetting", "statements"]
+__all__ = ["ModelReport", "RuleReport", "check_model", "check_rule", "forgetting", "statements"]

@@ -1,0 +1,97 @@
+"""Run the law over the zoos.
+
+python -m benchmarks.zoo [--zoo timm] [--match regnet] [--seeds 3] [--jobs 2] [--peers] [--out out/zoo]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import re
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import json
+
+from rich.console import Console
+
+from benchmarks.zoo import of_timm, of_torchvision, of_transformers, operators
+from benchmarks.zoo.entries import Entry
+from benchmarks.zoo.processes import Job, run
+from benchmarks.zoo.tables import show
+from benchmarks.zoo.verdict import verdict, why
+from benchmarks.zoo.worker import examine
+
+Row = dict[str, Any]
+ZOOS = {"torchvision": of_torchvision.entries, "timm": of_timm.entries, "transformers": of_transformers.entries}
+
+
+def main() -> None:
+    options = _options()
+    console = Console(width=None if sys.stdout.isatty() else 220, soft_wrap=False)
+    results = options.out / "results.jsonl"
+    if options.read:
+        show([json.loads(line) for line in results.read_text().splitlines()], console)
+        return
+    operators.prepare()
+    entries = [entry for zoo in options.zoo for entry in ZOOS[zoo]()]
+    chosen = [entry for entry in entries if re.search(options.match, entry.name)]
+    if options.list:
+        for entry in chosen:
+            console.print(entry.zoo, entry.name, entry.kind)
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    gc.freeze()
+    rows: list[Row] = []
+    with results.open("w") as file:
+        for row in run([_job(entry, options) for entry in chosen], options.jobs):
+            if options.peers and row.get("stage") not in ("build", "dense"):
+                row["peer"] = _peer(next(e for e in chosen if (e.zoo, e.name) == (row["zoo"], row["name"])), options)
+            rows.append(row)
+            print(json.dumps(row | {"verdict": verdict(row)}), file=file, flush=True)
+            word = verdict(row)
+            tail = "" if word == "exact" else f"  {why(row)}"
+            line = f"{len(rows)}/{len(chosen)} {row['zoo']} {row['name']} {word} {row['seconds']:.0f} s{tail}"
+            console.print(line, markup=False, highlight=False)
+    show(rows, console)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__.splitlines()[0])
+    parser.add_argument("--zoo", nargs="*", choices=list(ZOOS), default=list(ZOOS))
+    parser.add_argument("--match", default="", help="only models whose name contains this regular expression")
+    parser.add_argument("--seeds", type=int, default=3, help="random plans per model")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--seconds", type=float, default=120.0, help="time cap per model")
+    parser.add_argument("--gigabytes", type=float, default=6.0, help="memory cap per model")
+    parser.add_argument("--peers", action="store_true", help="Torch-Pruning on the same models")
+    parser.add_argument("--out", type=Path, default=Path("out/zoo"), help="results.jsonl, and a log per model")
+    parser.add_argument("--read", action="store_true", help="only show what is in --out")
+    parser.add_argument("--list", action="store_true", help="only name the models")
+    return parser.parse_args()
+
+
+def _job(entry: Entry, options: argparse.Namespace) -> Job:
+    path = options.out / entry.zoo / f"{entry.name.replace('/', '_')}.json"
+    row = {"zoo": entry.zoo, "name": entry.name, "kind": entry.kind}
+    work = partial(examine, entry, seeds=options.seeds)
+    return Job(row, work, path, max(options.gigabytes, entry.gigabytes or 0.0), options.seconds)
+
+
+def _peer(entry: Entry, options: argparse.Namespace) -> Row:
+    from benchmarks.zoo.peers import torch_pruning
+
+    path = options.out / entry.zoo / f"{entry.name.replace('/', '_')}.peer.json"
+    cap = max(options.gigabytes, entry.gigabytes or 0.0)
+    return next(run([Job({}, partial(torch_pruning, entry), path, cap, options.seconds)], 1))
+
+
+if __name__ == "__main__":
+    main()
