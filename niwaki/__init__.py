@@ -9,6 +9,7 @@ from niwaki.io import load, save
 from niwaki.methods import HESSO, Schedule
 from niwaki.search import search_space
 from niwaki.surgery.cut import cut
+from niwaki.surgery.fold import fold_constants
 from niwaki.verify import check
 from niwaki.version import __version__
 
@@ -23,6 +24,7 @@ __all__ = [
     "check",
     "choose",
     "cut",
+    "fold_constants",
     "load",
     "save",
     "score",

@@ -20,6 +20,7 @@ PUBLIC = {
     "check",
     "choose",
     "cut",
+    "fold_constants",
     "load",
     "save",
     "score",

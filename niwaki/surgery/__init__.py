@@ -1,2 +1,2 @@
-"""Carrying a plan out: ``cut`` makes the smaller module, ``zero`` the reference it must agree with, ``plans`` remembers
-which plan a module was cut by. Imports core."""
+"""Carrying a plan out: ``cut`` makes the smaller module, ``zero`` the reference it must agree with, ``fold`` keeps
+constants of removed units, ``plans`` remembers which plan a module was cut by. Imports core and trace."""
