@@ -319,7 +319,10 @@ def test_a_plan_edited_by_hand_is_refused(model: nn.Module) -> None:
             "cuts a tensor 'conv9.weight', which the network it is for does not",
         ),
         ({"kept": {**plan.kept, group: (0, 99)}}, "keeps units of the group .* that are not an ascending choice"),
-        ({"attributes": (AttributeEdit("conv1", "stride", 5, 1),)}, "sets item 5 of 'stride' of the module 'conv1'"),
+        (
+            {"attributes": (AttributeEdit("conv1", "stride", (5,), 1),)},
+            r"sets 'stride\[5\]' of the module 'conv1', which has",
+        ),
     ):
         edited = dataclasses.replace(plan, **change)  # type: ignore[arg-type]
         with pytest.raises(PlanError, match=message):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from niwaki.core.counts import Counts
-from niwaki.core.numbers import OPERATORS, Attribute, Combination, Count, Expression, Literal, evaluate, invert
+from niwaki.core.numbers import OPERATORS, Attribute, Combination, Count, Expression, Literal, evaluate, invert, leaves
 from niwaki.trace.numbers import TrackedInt, expression_of, frozen_sink
 
-WIDTH = Attribute("block", "width", None, 12)
+WIDTH = Attribute("block", "width", (), 12)
 NONE = np.zeros(0)
 
 
 @given(st.sampled_from(sorted(OPERATORS)), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.integers(1, 60))
 def test_an_inverse_solves_the_equation(symbol: str, old: int, other: int, on_left: bool, target: int) -> None:
-    attribute = Attribute("", "n", None, old)
+    attribute = Attribute("", "n", (), old)
     pair: tuple[Expression, Expression] = (attribute, Literal(other)) if on_left else (Literal(other), attribute)
     expression = Combination(symbol, *pair, OPERATORS[symbol](pair[0].value, pair[1].value))
     solved = invert(expression, attribute, target, {}, NONE)
@@ -39,7 +41,7 @@ def test_division_by_zero_has_no_value() -> None:
 
 @given(st.integers(-20, 20), st.integers(1, 20))
 def test_tracked_integers_are_integers(a: int, b: int) -> None:
-    tracked = TrackedInt(a, Attribute("", "a", None, a))
+    tracked = TrackedInt(a, Attribute("", "a", (), a))
     for symbol in ("+", "-", "*", "//", "%"):
         operation = OPERATORS[symbol]
         assert operation(tracked, b) == operation(a, b)
@@ -67,9 +69,59 @@ def test_leaving_the_integers_is_reported(leave: object) -> None:
     assert seen == [WIDTH]
 
 
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_more_of_what_integers_do(a: int, b: int) -> None:
+    n = TrackedInt(a, Attribute("", "n", (), a))
+    followed = [
+        (n**3, a**3),
+        (n << b, a << b),
+        (n >> b, a >> b),
+        (~n, ~a),
+        (-(-n // b), -(-a // b)),
+        (abs(n), a),
+        (abs(n - b), abs(a - b)),
+        (round(n), a),
+        (math.ceil(n), a),
+        (math.floor(n), a),
+        (math.trunc(n), a),
+        (divmod(n, b)[1], a % b),
+        (divmod(b, n + 1)[0], b // (a + 1)),
+        (sum([n, n, b]), 2 * a + b),
+        (math.prod([n, b]), a * b),
+    ]
+    for ours, plain in followed:
+        assert ours == plain
+        assert any(isinstance(leaf, Attribute) for leaf in leaves(expression_of(ours)))
+    for ours, plain in ((n & b, a & b), (b | n, a | b), (n ^ b, a ^ b), (1 << n, 1 << a), (round(n, -1), round(a, -1))):
+        assert (ours, type(ours)) == (plain, int)
+
+
+@pytest.mark.parametrize(
+    ("use", "reported"),
+    [
+        (lambda n: [0] * n, "width"),
+        (lambda n: n * (0, 1), "width"),
+        (lambda n: n & 3, "width"),
+        (lambda n: 64 >> n, "width"),
+        (lambda n: "odd" if n % 2 else "even", "((width % 2) != 0)"),
+        (lambda n: abs(n - 3), "((width - 3) >= 0)"),
+        (lambda n: min(n, 3), "(width > 3)"),
+        (lambda n: n in (4, 12), "(width == 4)"),
+    ],
+)
+def test_uses_that_must_come_out_the_same_are_reported(use: Callable[[int], object], reported: str) -> None:
+    seen: list[Expression] = []
+    token = frozen_sink.set(seen.append)
+    try:
+        assert use(TrackedInt(12, Attribute("", "width", (), 12))) == use(12)
+    finally:
+        frozen_sink.reset(token)
+    assert str(seen[0]) == reported
+
+
 def test_expressions_print_as_written() -> None:
     assert str(Combination("//", Count(0, 768), WIDTH, 64)) == "(size(768) // block.width)"
-    assert str(Attribute("norm", "normalized_shape", 0, 8)) == "norm.normalized_shape[0]"
+    assert str(Attribute("norm", "normalized_shape", (0,), 8)) == "norm.normalized_shape[0]"
 
 
 @given(st.integers(0, 10**6))

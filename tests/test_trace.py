@@ -167,10 +167,10 @@ class Sizes(nn.Module):
 def test_numbers_remember_where_they_came_from() -> None:
     graph = trace(Sizes(), example_calls(torch.randn(5, 12)), modes=(False,))
     first, second, third = nodes(graph, aten.view.default)
-    heads = Attribute("", "heads", None, 2)
+    heads = Attribute("", "heads", (), 2)
     rows, columns = Count((0, 0), 5), Count((0, 1), 12)
     assert first.call.numbers == (rows, heads, Combination("//", columns, heads, 6))
-    assert second.call.numbers == (rows, Attribute("", "shape", 0, 3), Attribute("", "shape", 1, 4))
+    assert second.call.numbers == (rows, Attribute("", "shape", (0,), 3), Attribute("", "shape", (1,), 4))
     assert third.call.numbers == (Literal(-1), Literal(12))
 
 
@@ -184,7 +184,7 @@ def test_bounds_of_slices_are_numbers() -> None:
             return x[:, self.n : -self.n]
 
     graph = trace(Sliced(), example_calls(torch.randn(2, 9)), modes=(False,))
-    n = Attribute("", "n", None, 3)
+    n = Attribute("", "n", (), 3)
     (sliced,) = nodes(graph, aten.slice.Tensor)
     assert sliced.call.numbers == (n, Combination("*", n, Literal(-1), -3))
 

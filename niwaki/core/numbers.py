@@ -9,6 +9,7 @@ from typing import Any
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.location import Location
+from niwaki.core.paths import Where, describe
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +24,15 @@ class Literal:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An integer attribute of a module; ``item`` is its position when the attribute is a tuple or list."""
+    """An integer attribute of a module, or one inside a container or object that is its attribute: ``where``."""
 
     module: str
     name: str
-    item: int | None
+    where: Where
     value: int
 
     def __str__(self) -> str:
-        item = "" if self.item is None else f"[{self.item}]"
-        return f"{self.module}.{self.name}{item}" if self.module else f"{self.name}{item}"
+        return describe(self.module, self.name, self.where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +149,16 @@ class Equation:
 
 @dataclass(frozen=True, slots=True)
 class AttributeEdit:
-    """A new value for an integer attribute of a module (or for one item of a tuple attribute)."""
+    """A new value for an integer attribute of a module, or for one inside it. The module alone gets it: containers
+    and objects on the way there are replaced by copies, for others may hold them too."""
 
     module: str
     name: str
-    item: int | None
+    where: Where
     value: int
+
+    def __str__(self) -> str:
+        return describe("", self.name, self.where)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

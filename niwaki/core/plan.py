@@ -13,6 +13,7 @@ import torch
 
 from niwaki.core.metadata import SIZES
 from niwaki.core.numbers import AttributeEdit
+from niwaki.core.paths import replaced, where_from_json, where_to_json
 from niwaki.core.repairs import Repair, ScalarEdit
 from niwaki.errors import PlanError
 
@@ -60,7 +61,7 @@ class Plan:
                 "structure": self.structure,
                 "groups": {n: {"units": self.units[n], "kept": list(kept)} for n, kept in self.kept.items()},
                 "tensors": {n: {str(d): list(k) for d, k in dims.items()} for n, dims in self.tensors.items()},
-                "attributes": [[e.module, e.name, e.item, e.value] for e in self.attributes],
+                "attributes": [[e.module, e.name, where_to_json(e.where), e.value] for e in self.attributes],
                 "repairs": [[r.tensor, r.factor, r.shift] for r in self.repairs],
                 "scalars": [[e.module, e.name, e.value, e.epsilon] for e in self.scalars],
                 "shapes": [[s.name, list(s.shape)] for s in self.shapes],
@@ -92,8 +93,7 @@ class Plan:
                     for n, dims in data["tensors"].items()
                 },
                 attributes=tuple(
-                    AttributeEdit(str(m), str(a), None if i is None else int(i), int(v))
-                    for m, a, i, v in data["attributes"]
+                    AttributeEdit(str(m), str(a), where_from_json(w), int(v)) for m, a, w, v in data["attributes"]
                 ),
                 shapes=tuple(TensorShape(str(n), tuple(map(int, s))) for n, s in data["shapes"]),
                 provenance=dict(data["provenance"]),
@@ -137,8 +137,13 @@ class Plan:
         modules = dict(model.named_modules())
         for edit in self.attributes:
             value = getattr(modules.get(edit.module), edit.name, None)
-            if edit.item is not None and isinstance(value, list | tuple) and not 0 <= edit.item < len(value):
-                raise _edited(f"sets item {edit.item} of {edit.name!r} of the module {edit.module!r}, which is {value}")
+            try:
+                replaced(value, edit.where, edit.value)
+            except LookupError:
+                raise _edited(
+                    f"sets '{edit}' of the module {edit.module!r}, which has no such number there: {edit.name!r} is "
+                    f"{_shortened(value)}"
+                ) from None
 
     def check_positions(self) -> None:
         """Raise `PlanError` if the plan keeps units, tensors, dimensions or positions that do not exist."""
@@ -179,6 +184,11 @@ def _edited(what: str) -> PlanError:
     return PlanError(f"The plan {what}. It has been damaged or edited by hand: make it again.")
 
 
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def tensor_shapes(model: torch.nn.Module) -> tuple[TensorShape, ...]:
     """Every parameter and buffer once, under its first name, sorted by name."""
     named = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -199,8 +209,8 @@ def derived_attributes(
 ) -> list[AttributeEdit]:
     """Sizes that ``torch.nn`` modules keep for show (``out_features``, ``num_features``, ...) and nobody reads in
     ``forward``: they follow their parameters. Attributes that ``edits`` already decide are left alone."""
-    decided = {(e.module, e.name) for e in edits}
-    changes: dict[str, int] = {f"{e.module}.{e.name}": e.value for e in edits if e.item is None}
+    decided = {(e.module, e.name) for e in edits if not e.where}
+    changes: dict[str, int] = {f"{e.module}.{e.name}": e.value for e in edits if not e.where}
     names = {id(p): name for name, p in model.named_parameters()}
     names |= {id(b): name for name, b in model.named_buffers()}
     derived: list[AttributeEdit] = []
@@ -220,5 +230,5 @@ def derived_attributes(
                 if size.times is not None:
                     length *= changes.get(f"{path}.{size.times}", getattr(module, size.times))
                 if length != getattr(module, size.name):
-                    derived.append(AttributeEdit(path, size.name, None, length))
+                    derived.append(AttributeEdit(path, size.name, (), length))
     return derived

@@ -195,7 +195,7 @@ class SearchSpace:
                 "parameter with `ignored`."
             )
         edits = [
-            AttributeEdit(attribute.module, attribute.name, attribute.item, value)
+            AttributeEdit(attribute.module, attribute.name, attribute.where, value)
             for attribute, value in values.items()
             if value != attribute.value
         ]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from niwaki.core.numbers import AttributeEdit
+from niwaki.core.paths import class_attribute, replaced
 from niwaki.core.plan import Plan
 from niwaki.core.repairs import ScalarEdit
 from niwaki.errors import PlanError
@@ -98,15 +99,17 @@ def _rescale(modules: Mapping[str, torch.nn.Module], edit: ScalarEdit, dtype: to
 
 
 def _edit(modules: Mapping[str, torch.nn.Module], edit: AttributeEdit) -> None:
-    if edit.module not in modules or edit.name not in modules[edit.module].__dict__:
+    """Give a module its own number. Written into ``__dict__``: nothing of its attribute handling may run."""
+    try:
+        module = modules[edit.module]
+        if edit.name in module.__dict__:
+            module.__dict__[edit.name] = replaced(module.__dict__[edit.name], edit.where, edit.value)
+        elif edit.where or not isinstance(class_attribute(type(module), edit.name), int):
+            raise LookupError(edit.name)
+        else:
+            module.__dict__[edit.name] = edit.value
+    except LookupError:
         raise PlanError(
-            f"The plan sets {edit.name!r} of the module {edit.module!r} to {edit.value}, but this model has no such "
+            f"The plan sets '{edit}' of the module {edit.module!r} to {edit.value}, but this model has no such "
             "attribute. Pass the dense model the plan was made for."
-        )
-    attributes = modules[edit.module].__dict__
-    if edit.item is None:
-        attributes[edit.name] = edit.value
-        return
-    items = list(attributes[edit.name])
-    items[edit.item] = edit.value
-    attributes[edit.name] = type(attributes[edit.name])(items)
+        ) from None

@@ -6,6 +6,7 @@ import operator
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class TrackedInt(int):
         return _leave(operator.truediv, other, self)
 
     def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        if modulus is None and type(other) is int and 1 <= other <= _LARGEST_POWER:
+            return reduce(operator.mul, [self] * other)
         return _leave(pow, self, other) if modulus is None else NotImplemented
 
     def __rpow__(self, other: Any, modulus: Any = None) -> Any:
@@ -62,6 +65,47 @@ class TrackedInt(int):
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __lshift__(self, other: Any) -> Any:
+        return self * 2**other if type(other) is int and other >= 0 else _leave(operator.lshift, self, other)
+
+    def __rshift__(self, other: Any) -> Any:
+        return self // 2**other if type(other) is int and other >= 0 else _leave(operator.rshift, self, other)
+
+    def __invert__(self) -> int:
+        return -self - 1
+
+    def __abs__(self) -> int:
+        positive = _stays(self, ">=", 0)
+        return self if positive else -self
+
+    def __bool__(self) -> bool:
+        # What a cut leaves of an attribute or a dimension is never nothing, but a remainder may be.
+        return _stays(self, "!=", 0) if isinstance(expression_of(self), Combination) else int.__bool__(self)
+
+    def __round__(self, digits: Any = None) -> int:
+        if digits is None or digits >= 0:
+            return self
+        freeze(self)
+        return round(plain(self), digits)
+
+    def __trunc__(self) -> int:
+        return self
+
+    def __floor__(self) -> int:
+        return self
+
+    def __ceil__(self) -> int:
+        return self
+
+    def __hash__(self) -> int:
+        # einops keeps the sizes that belong to given numbers, and asks not to be given numbers that are symbols.
+        if sys._getframe(1).f_globals.get("__name__") == "einops.einops":
+            raise TypeError("unhashable type: a tracked integer is a symbol")
+        return int.__hash__(self)
 
 
 def expression_of(number: int) -> Expression:
@@ -108,10 +152,26 @@ def _combine(symbol: str, left: Any, right: Any) -> Any:
     return TrackedInt(value, Combination(symbol, left_expression, right_expression, value))
 
 
+def _stays(left: TrackedInt, symbol: str, right: int) -> bool:
+    """The outcome of a comparison that has to come out the same after a cut."""
+    outcome = bool(OPERATORS[symbol](plain(left), right))
+    sink = frozen_sink.get()
+    if sink is not None:
+        sink(Combination(symbol, expression_of(left), Literal(right), int(outcome)))
+    return outcome
+
+
+def _repeats(symbol: str, number: Any, other: Any) -> None:
+    """Note a number that says how often a sequence is repeated: its length becomes part of the computed function."""
+    if symbol == "*" and isinstance(other, (list, tuple, str, bytes)):
+        freeze(number)
+
+
 def _forward(symbol: str) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if isinstance(other, float):
             return _leave(OPERATORS[symbol], self, other)
+        _repeats(symbol, self, other)
         return _combine(symbol, self, other)
 
     return method
@@ -119,7 +179,15 @@ def _forward(symbol: str) -> Callable[[Any, Any], Any]:
 
 def _reflected(symbol: str) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
+        _repeats(symbol, self, other)
         return _combine(symbol, other, self)
+
+    return method
+
+
+def _out(operation: Callable[[Any, Any], Any], reflected: bool = False) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        return _leave(operation, other, self) if reflected else _leave(operation, self, other)
 
     return method
 
@@ -153,11 +221,16 @@ def _decided(symbol: str, left: TrackedInt, right: int, outcome: bool) -> None:
         sink(expression)
 
 
+_LARGEST_POWER = 4
 _TORCH = str(Path(torch.__file__).parent)
 _COMPARISONS = {"==": "__eq__", "!=": "__ne__", "<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}
 for _symbol, _name in _COMPARISONS.items():
     setattr(TrackedInt, _name, _compared(_symbol))
-TrackedInt.__hash__ = int.__hash__  # type: ignore[method-assign]
+for _name, _operation in (("and", operator.and_), ("or", operator.or_), ("xor", operator.xor)):
+    setattr(TrackedInt, f"__{_name}__", _out(_operation))
+    setattr(TrackedInt, f"__r{_name}__", _out(_operation))  # these commute
+for _name, _operation in (("rlshift", operator.lshift), ("rrshift", operator.rshift)):
+    setattr(TrackedInt, f"__{_name}__", _out(_operation, reflected=True))
 for _name, _symbol in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "//"), ("mod", "%")):
     setattr(TrackedInt, f"__{_name}__", _forward(_symbol))
     setattr(TrackedInt, f"__r{_name}__", _reflected(_symbol))

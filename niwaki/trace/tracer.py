@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import weakref
 from collections import deque
@@ -20,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from niwaki.core.location import Location
-from niwaki.core.numbers import Attribute, Expression
+from niwaki.core.numbers import Expression
 from niwaki.errors import TraceError
+from niwaki.trace.attributes import Tracking
 from niwaki.trace.calls import CallMode
-from niwaki.trace.floats import track_floats
 from niwaki.trace.graph import Frozen, Graph, Node, Origin, Ref, Run, Value
-from niwaki.trace.numbers import TrackedInt, current_trace, frozen_sink
+from niwaki.trace.numbers import current_trace, frozen_sink
 from niwaki.trace.preserve import preserved
 from niwaki.trace.pretend import NeedsValue, Pretence, is_fake, needs_value
 
@@ -64,37 +65,50 @@ def trace(
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
     """
-    pretence = Pretence(model, list(tensors_in(list(calls))))
-    with preserved(model), torch.inference_mode(False):
-        pretence.swap(model)
-        recorder = _Recorder(model, pretence)
-        runs = _runs(recorder, model, calls, modes, required)
-    return Graph(tuple(recorder.values), tuple(runs), recorder.contents, tuple(sorted(recorder.overlooked)))
+    left_alone: frozenset[int] = frozenset()
+    while True:
+        pretence = Pretence(model, list(tensors_in(list(calls))))
+        with preserved(model), torch.inference_mode(False):
+            pretence.swap(model)
+            recorder = _Recorder(model, pretence)
+            runs, unfit = _runs(recorder, model, calls, modes, required, left_alone)
+        if not unfit:
+            return Graph(tuple(recorder.values), tuple(runs), recorder.contents, tuple(sorted(recorder.overlooked)))
+        left_alone |= unfit
 
 
 def _runs(
-    recorder: _Recorder, model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[bool], required: bool
-) -> list[Run]:
+    recorder: _Recorder,
+    model: torch.nn.Module,
+    calls: Sequence[ExampleCall],
+    modes: Sequence[bool],
+    required: bool,
+    left_alone: frozenset[int],
+) -> tuple[list[Run], frozenset[int]]:
+    """The runs, or the objects among the attributes that have to be left alone in another attempt."""
+    runs: list[Run] = []
     with _current(recorder):
-        _track_attributes(model)
-        runs = []
-        for training in modes:
+        tracking = Tracking(model, left_alone)
+        for training, call in itertools.product(modes, calls):
             for module in model.modules():
                 module.training = training
-            for call in calls:
-                run = recorder.run(model, call, training)
-                if run.error is not None and (not training or required):
-                    number = len(run.nodes) if run.inside else max(len(run.nodes) - 1, 0)
-                    if isinstance(run.error, NeedsValue):
-                        raise TraceError(f"The model cannot be analysed on the meta device: {run.error}", number)
-                    raise TraceError(
-                        f"The model does not run on the example inputs: {type(run.error).__qualname__}: {run.error}. "
-                        "niwaki runs it once as model(*inputs) in eval mode; pass inputs that it accepts "
-                        "(a tensor or tuple for positional arguments, a dict for keywords).",
-                        operator=number,
-                    ) from run.error
-                runs.append(run)
-    return runs
+            run = recorder.run(model, call, training)
+            needs = isinstance(run.error, NeedsValue)
+            unfit = tracking.unfit(failed=run.error is not None and not (training or required or needs))
+            if unfit:
+                return runs, unfit
+            if run.error is not None and (not training or required):
+                number = len(run.nodes) if run.inside else max(len(run.nodes) - 1, 0)
+                if needs:
+                    raise TraceError(f"The model cannot be analysed on the meta device: {run.error}", number)
+                raise TraceError(
+                    f"The model does not run on the example inputs: {type(run.error).__qualname__}: {run.error}. "
+                    "niwaki runs it once as model(*inputs) in eval mode; pass inputs that it accepts "
+                    "(a tensor or tuple for positional arguments, a dict for keywords).",
+                    operator=number,
+                ) from run.error
+            runs.append(run)
+    return runs, frozenset()
 
 
 @contextmanager
@@ -326,33 +340,6 @@ def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
             value = getattr(thing, name, None)
             if value is not None:
                 yield name, value
-
-
-def _track_attributes(model: torch.nn.Module) -> None:
-    """Replace the integer attributes of every module, and tuples and lists of them, by tracked integers.
-
-    Written into ``__dict__`` directly: nothing of the module's own attribute handling may run.
-    """
-    for path, module in model.named_modules():
-        track_floats(path, module)
-        for name, value in list(module.__dict__.items()):
-            if name.startswith("_") and name in _MODULE_INTERNALS:
-                continue
-            tracked = _tracked(path, name, value)
-            if tracked is not value:
-                module.__dict__[name] = tracked
-
-
-_MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__)
-
-
-def _tracked(path: str, name: str, value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool) and type(value) is int:
-        return TrackedInt(value, Attribute(path, name, None, value))
-    if type(value) in (tuple, list, torch.Size) and value and all(type(item) is int for item in value):
-        items = [TrackedInt(item, Attribute(path, name, i, item)) for i, item in enumerate(value)]
-        return torch.Size(items) if type(value) is torch.Size else type(value)(items)
-    return value
 
 
 def _memory(tensor: Any) -> object:

@@ -1,0 +1,103 @@
+"""The whole numbers among the attributes of modules, tracked while a trace runs.
+
+Each module sees copies of the containers and objects that hang on it, configs above all, in which the numbers know
+the module and the path to them. What several modules share is a copy of its own for each, for that is what the cut
+will make of it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from niwaki.core.numbers import Attribute
+from niwaki.core.paths import Where, parts, rebuilt
+from niwaki.trace.floats import track_floats
+from niwaki.trace.numbers import TrackedInt
+
+_DEEPEST = 6  # steps of a path
+_MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__)
+
+
+class Tracking:
+    """Replaces the integers of a model's modules by tracked ones, for as long as `preserved` lasts.
+
+    Written into ``__dict__`` directly: nothing of the module's own attribute handling may run. Objects whose identity
+    is among ``left_alone`` keep their plain numbers, which then count as literals.
+    """
+
+    def __init__(self, model: torch.nn.Module, left_alone: frozenset[int]) -> None:
+        self._left_alone = set(left_alone)
+        self._without: set[int] = set()  # objects in which there are no numbers
+        self._copies: list[tuple[Any, Any, list[Any]]] = []  # original, copy, what the copy held at first
+        self._held: list[Any] = []  # keeps alive what `_without` knows by identity
+        for path, module in model.named_modules():
+            track_floats(path, module)
+            for name, value in _numbers_of_class(type(module)).items():
+                if name not in module.__dict__:
+                    module.__dict__[name] = TrackedInt(value, Attribute(path, name, (), value))
+            for name, value in list(module.__dict__.items()):
+                if name not in _MODULE_INTERNALS:
+                    tracked = self._tracked(path, name, (), value)
+                    if tracked is not value:
+                        module.__dict__[name] = tracked
+
+    def unfit(self, failed: bool) -> frozenset[int]:
+        """The identities of originals for which the copies were no good, so that a trace has to do without: those the
+        model has written to, which others may have wanted to see; and if its run failed, all that are objects."""
+        found = {id(original) for original, copy, held in self._copies if not _holds(copy, held)}
+        if failed and not found:
+            found = {id(original) for original, _, _ in self._copies if not isinstance(original, (tuple, list, dict))}
+        return frozenset(found - self._left_alone)
+
+    def _tracked(self, path: str, name: str, where: Where, value: Any) -> Any:
+        if type(value) is int:
+            return TrackedInt(value, Attribute(path, name, where, value))
+        if isinstance(value, _ATOMS) or id(value) in self._without or id(value) in self._left_alone:
+            return value
+        if len(where) >= _DEEPEST:
+            return value
+        self._left_alone.add(id(value))  # while inside: it may contain itself
+        changes = {}
+        for step, item in parts(value):
+            tracked = self._tracked(path, name, (*where, step), item)
+            if tracked is not item:
+                changes[step] = tracked
+        self._left_alone.discard(id(value))
+        if not changes:
+            self._without.add(id(value))
+            self._held.append(value)
+            return value
+        copy = rebuilt(value, changes)
+        fixed = isinstance(value, (tuple, partial, FunctionType))
+        self._copies.append((value, copy, [] if fixed else [item for _, item in parts(copy)]))
+        return copy
+
+
+_ATOMS = (bool, float, str, bytes, type(None), torch.nn.Module, torch.Tensor, torch.dtype, torch.device)
+
+
+def _holds(copy: Any, held: list[Any]) -> bool:
+    """Whether nothing was written; what cannot be written to has nothing in ``held``."""
+    now = [item for _, item in parts(copy)] if held else []
+    return len(now) == len(held) and all(a is b for a, b in zip(now, held, strict=True))
+
+
+def _numbers_of_class(kind: type) -> dict[str, int]:
+    """The integers that are attributes of a module's class, as far as its author is not torch."""
+    if kind not in _OF_CLASSES:
+        numbers: dict[str, int] = {}
+        for base in reversed(kind.__mro__):
+            if not base.__module__.startswith("torch."):
+                named = {name: value for name, value in vars(base).items() if not name.startswith("__")}
+                numbers = {name: value for name, value in numbers.items() if name not in named}
+                numbers |= {name: value for name, value in named.items() if type(value) is int}
+        _OF_CLASSES[kind] = numbers
+    return _OF_CLASSES[kind]
+
+
+_OF_CLASSES: WeakKeyDictionary[type, dict[str, int]] = WeakKeyDictionary()
