@@ -38,7 +38,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 220, soft_wrap=False)
     results = options.out / "results.jsonl"
     if options.read:
-        show([json.loads(line) for line in results.read_text().splitlines()], console)
+        show([row for row in _lines(results) if re.search(options.match, row["name"])], console)
         return
     operators.prepare()
     entries = [entry for zoo in options.zoo for entry in ZOOS[zoo]()]
@@ -49,8 +49,10 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     gc.freeze()
-    rows: list[Row] = []
-    with results.open("w") as file:
+    rows = _lines(results) if options.resume and results.exists() else []
+    known = {(row["zoo"], row["name"]) for row in rows}
+    chosen = [entry for entry in chosen if (entry.zoo, entry.name) not in known]
+    with results.open("a" if options.resume else "w") as file:
         for row in run([_job(entry, options) for entry in chosen], options.jobs):
             if options.peers and row.get("stage") not in ("build", "dense"):
                 row["peer"] = _peer(next(e for e in chosen if (e.zoo, e.name) == (row["zoo"], row["name"])), options)
@@ -58,7 +60,9 @@ def main() -> None:
             print(json.dumps(row | {"verdict": verdict(row)}), file=file, flush=True)
             word = verdict(row)
             tail = "" if word == "exact" else f"  {why(row)}"
-            line = f"{len(rows)}/{len(chosen)} {row['zoo']} {row['name']} {word} {row['seconds']:.0f} s{tail}"
+            line = (
+                f"{len(rows)}/{len(known) + len(chosen)} {row['zoo']} {row['name']} {word} {row['seconds']:.0f} s{tail}"
+            )
             console.print(line, markup=False, highlight=False)
     show(rows, console)
 
@@ -74,8 +78,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="Torch-Pruning on the same models")
     parser.add_argument("--out", type=Path, default=Path("out/zoo"), help="results.jsonl, and a log per model")
     parser.add_argument("--read", action="store_true", help="only show what is in --out")
+    parser.add_argument("--resume", action="store_true", help="only models that --out has no row of")
     parser.add_argument("--list", action="store_true", help="only name the models")
     return parser.parse_args()
+
+
+def _lines(results: Path) -> list[Row]:
+    return [json.loads(line) for line in results.read_text().splitlines()]
 
 
 def _job(entry: Entry, options: argparse.Namespace) -> Job:

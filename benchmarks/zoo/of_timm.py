@@ -81,5 +81,5 @@ def _build(name: str) -> tuple[nn.Module, Any]:
         except Exception as cause:  # noqa: BLE001 - whatever it is, the next larger input is tried
             failure = cause
             continue
-        return timm.create_model(name, pretrained=False, **options, **resized), inputs
+        return model, inputs
     raise RuntimeError(f"no input size works: {failure}") from failure

@@ -87,7 +87,7 @@ WIDTHS: Settings = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
-    "projection_dim": 24,
+    "projection_dim": 32,
     "out_hidden_size": 32,
     "text_hidden_size": 32,
     "rotary_dim": 4,
@@ -160,9 +160,20 @@ def settings_of(kind: Any, known: Settings) -> Settings:
         if dataclasses.is_dataclass(part):
             kind_of_part = getattr(part, "model_type", "")
             found[name] = settings_of(part, known) | ({"model_type": kind_of_part} if kind_of_part else {})
+            if kind_of_part == "timm_backbone":  # a network of its own, whose name is its size
+                found[name] |= {"backbone": "resnet18", "out_indices": _default(kind).to_dict()[name]["out_indices"]}
     if "kv_lora_rank" in found and "num_key_value_heads" in found:
         found["num_key_value_heads"] = found.get("num_attention_heads")
+    rope = getattr(_default(kind), "rope_parameters", None)
+    if isinstance(rope, dict) and "mrope_section" in rope and "head_dim" in known:
+        found["rope_parameters"] = rope | {"mrope_section": _sections(rope, known["head_dim"])}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _sections(rope: Settings, head_dim: int) -> list[int]:
+    """Half of the rotated part of a head, in three."""
+    half = int(head_dim * rope.get("partial_rotary_factor", 1.0)) // 2
+    return [half - 2 * (half // 3), half // 3, half // 3]
 
 
 @cache

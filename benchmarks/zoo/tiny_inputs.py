@@ -36,7 +36,7 @@ def tiny_inputs(name: str, model: nn.Module) -> dict[str, Any]:
                 return inputs
             except Exception as cause:  # noqa: BLE001 - whatever it is, another shape is tried
                 failures.append(f"{type(cause).__name__}: {cause}"[:200])
-                changed = _with_image_tokens(inputs, str(cause))
+                changed = _with_image_tokens(inputs, str(cause), read(model.config, "hidden_size", default=32))
                 if changed is None:
                     break
                 inputs = changed
@@ -46,7 +46,8 @@ def tiny_inputs(name: str, model: nn.Module) -> dict[str, Any]:
 def _attempts(name: str, model: nn.Module) -> Iterator[dict[str, Any]]:
     config: Any = model.config
     if name in INPUTS:
-        yield {key: make(config) if callable(make) else make for key, make in INPUTS[name].items()}
+        accepted = inspect.signature(model.forward).parameters
+        yield {key: value for key, value in INPUTS[name](config).items() if key in accepted}
         return
     accepted = inspect.signature(model.forward).parameters
     main = getattr(model, "main_input_name", "input_ids")
@@ -69,18 +70,20 @@ def _attempts(name: str, model: nn.Module) -> Iterator[dict[str, Any]]:
             yield dict(zip([key for key in chosen if key in MAKERS], values, strict=True))
 
 
-def _with_image_tokens(inputs: dict[str, Any], complaint: str) -> dict[str, Any] | None:
-    """More tokens that stand for parts of the image, where the model says how many it needs."""
+def _with_image_tokens(inputs: dict[str, Any], complaint: str, width: int) -> dict[str, Any] | None:
+    """More tokens that stand for parts of the image, where the model says how many it needs. Some count features, some
+    count their entries: ``width`` of them each."""
     found = re.search(r"tokens:? \(?(\d+)\)?.*?features:? \(?(\d+)", complaint)
     if found is None or "input_ids" not in inputs:
         return None
-    rows, number = len(inputs["input_ids"]), int(found.group(2))
+    rows, given, number = len(inputs["input_ids"]), int(found.group(1)), int(found.group(2))
+    number = number // width if given >= number else number
     if number > 4000 or number % rows:
         return None
-    text = inputs["input_ids"][:, :_LENGTH]
+    text = tokens(None, rows=rows)
     token = SPECIAL["audio"] if "udio" in complaint else SPECIAL["video"] if "ideo" in complaint else SPECIAL["image"]
-    tokens = torch.full((rows, number // rows), token)
-    return inputs | {"input_ids": torch.cat([text[:, :1], tokens, text[:, 1:]], 1)}
+    special = torch.full((rows, number // rows), token)
+    return inputs | {"input_ids": torch.cat([text[:, :1], special, text[:, 1:]], 1)}
 
 
 def read(config: Any, *names: str, default: Any = None) -> Any:
@@ -97,10 +100,10 @@ def read(config: Any, *names: str, default: Any = None) -> Any:
     return default
 
 
-def tokens(config: Any, length: int = _LENGTH, seed: int = 1) -> Tensor:
-    """Random ordinary tokens."""
+def tokens(config: Any, length: int = _LENGTH, seed: int = 1, rows: int = 2) -> Tensor:
+    """Random ordinary tokens, of the small vocabulary if no configuration is given."""
     vocabulary = min(80, read(config, "vocab_size", default=80))
-    return torch.randint(8, vocabulary, (2, length), generator=generator(seed))
+    return torch.randint(8, vocabulary, (rows, length), generator=generator(seed))
 
 
 def sides(config: Any) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from niwaki.testing.models import (
     random_plan,
     randomised,
 )
+from niwaki.testing.precision import doubled
 from niwaki.trace.tracer import example_calls
 
 Row = dict[str, Any]
@@ -125,7 +126,8 @@ def _try_plan(
         found = output_deviation(model, plan, call)
         recorder.note(forward=max(row["forward"], found.deviation), precision=str(found.precision).split(".")[-1])
         if found.deviation > TOLERANCE.get(found.precision, 1e-2):
-            recorder.note(wrong=True, diverges=niwaki.check(model, plan, inputs).diverges)
+            with doubled():
+                recorder.note(wrong=True, diverges=niwaki.check(model, plan, inputs).diverges)
     if first:
         with recorder.stage("macs"):
             dense_macs, small_macs = macs(model, call), macs(small, call)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from niwaki.errors import NiwakiError
 from niwaki.search import search_space
 from niwaki.surgery.cut import cut, duplicate
 from niwaki.surgery.zero import zeroed
+from niwaki.testing.precision import doubled
 from niwaki.trace.preserve import preserved
 from niwaki.trace.tracer import ExampleCall, example_calls, tensors_in
 from niwaki.verify import check, convert, difference
@@ -33,8 +36,8 @@ class ModelReport:
 
     ``units``, ``groups`` and ``coverage`` are those of the search space; ``plans`` random plans were tried. ``forward``
     and ``backward`` are the largest deviations of outputs in eval mode and of gradients in train mode, relative to the
-    largest entry; ``backward`` is None where the model does not run in train mode. ``kept``: the mean share of the
-    parameters that the plans left.
+    largest entry; ``backward`` is None where the model does not run in train mode in float64. ``kept``: the mean share
+    of the parameters that the plans left.
     """
 
     units: int
@@ -95,7 +98,8 @@ def check_model(
         for number in range(plans):
             plan = random_plan(space, rng, share)
             try:
-                outcome = check(subject, plan, example_inputs)
+                with doubled():
+                    outcome = check(subject, plan, example_inputs)
                 gradients = gradient_deviation(subject, plan, calls[0]) if train else None
             except (NiwakiError, RuntimeError, ValueError, TypeError, IndexError) as cause:
                 raise AssertionError(f"Random plan {number} (seed {seed}): the cut model fails: {cause}") from cause
@@ -226,7 +230,11 @@ def gradient_deviation(model: nn.Module, plan: Plan, call: ExampleCall) -> Devia
     del zero
     if not expected:
         return None
-    found = _largest(_gradients(small, call), expected)
+    ours = _gradients(small, call)
+    for repair in plan.repairs:  # the cut network's own weight is this factor times the zeroed one's
+        if repair.tensor in ours:
+            ours[repair.tensor] = ours[repair.tensor] * repair.factor
+    found = _largest(ours, expected)
     if found.deviation > GRADIENT_TOLERANCE and found.deviation < float("inf"):
         shaken = _kept_gradients(_shaken(zeroed(dense, plan)), plan, call)
         return replace(found, noise=_largest(shaken, expected).deviation)
@@ -268,18 +276,31 @@ def _kept(gradient: torch.Tensor, dims: Mapping[int, tuple[int, ...]]) -> torch.
     return gradient
 
 
+@contextmanager
+def _drawing_alike() -> Iterator[None]:
+    """What a model draws at random, even in eval mode, every network draws alike; nothing is used up."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
 def _outputs(model: nn.Module, call: ExampleCall, dtype: torch.dtype | None) -> list[torch.Tensor]:
     args, kwargs = convert(call, dtype)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)  # what a model draws even in eval mode, it draws alike
+    with torch.no_grad(), _drawing_alike(), doubled() if dtype is not None else nullcontext():
         return list(tensors_in(model(*args, **kwargs)))
 
 
 def _gradients(model: nn.Module, call: ExampleCall) -> dict[str, torch.Tensor]:
     args, kwargs = convert(call, torch.float64)
     generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.enable_grad(), _drawing_alike(), doubled():
         floating = [out for out in tensors_in(model(*args, **kwargs)) if out.is_floating_point() and out.requires_grad]
         terms = [(out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum() for out in floating]
         if terms:
