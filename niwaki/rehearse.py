@@ -7,13 +7,15 @@ axes are then pinned with its source line, and the rehearsal starts again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Sequence
+import math
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from niwaki.core.location import Location
+from niwaki.core.repairs import Scalar
 from niwaki.core.space import BoolArray
 from niwaki.errors import PlanError, TraceError
 from niwaki.solve.build import Builder
@@ -85,7 +87,7 @@ def _rehearse(
                 tried = trace(small, [call], modes=(run.training,), required=True)
             except TraceError as failure:
                 return _Problem(facts, start + failure.operator, f"fails, or what follows it: {failure.__cause__}")
-            problem = _compare(graph, facts, builder, start, run, tried, keep)
+            problem = _compare(small, graph, facts, builder, start, run, tried, keep)
             if problem is not None:
                 return problem
         start += len(run.nodes)
@@ -93,7 +95,14 @@ def _rehearse(
 
 
 def _compare(
-    graph: Graph, facts: Facts, builder: Builder, start: int, run: Run, tried: Graph, keep: BoolArray
+    small: torch.nn.Module,
+    graph: Graph,
+    facts: Facts,
+    builder: Builder,
+    start: int,
+    run: Run,
+    tried: Graph,
+    keep: BoolArray,
 ) -> _Problem | None:
     """Operator by operator; where torch took another way to the same content, by what computes content only."""
     dense, ours = _named(run, all_of_them=True), _named(tried.runs[0], all_of_them=True)
@@ -111,6 +120,7 @@ def _compare(
             continue
         resized = facts.touched[start + index].resized
         given, instead = _constants(node, graph), _constants(other, tried)
+        given = [_repaired(constant, facts.touched[start + index].rescaled, small) for constant in given]
         if len(given) != len(instead) or not all(_same(*pair, resized) for pair in zip(given, instead, strict=True)):
             return _Problem(facts, start + index, f"is given {instead} instead of {given}")
         for before, after in zip(node.outputs, other.outputs, strict=True):
@@ -172,10 +182,27 @@ def _constants(node: Node, graph: Graph) -> list[Any]:
     return found
 
 
-def _same(given: Any, instead: Any, resized: Container[float]) -> bool:
-    """Whether a cut has left a constant alone; the numbers ``resized`` may change."""
+def _repaired(constant: Any, rescaled: Mapping[float, Scalar], small: torch.nn.Module) -> Any:
+    """What a float argument has to be after the cut."""
+    if type(constant) is not float or constant not in rescaled:
+        return constant
+    scalar = rescaled[constant]
+    return _Rounded(small.get_submodule(scalar.module).__dict__[scalar.name])
+
+
+class _Rounded(float):
+    """A float that torch's own code may round to float32."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, float) and math.isclose(self, other, rel_tol=1e-6)
+
+    __hash__ = float.__hash__
+
+
+def _same(given: Any, instead: Any, resized: Container[int]) -> bool:
+    """Whether a cut has left a constant alone; the whole numbers ``resized`` may change."""
     if isinstance(given, torch.Tensor) and isinstance(instead, torch.Tensor):
         return given.shape == instead.shape and torch.allclose(given, instead, rtol=0, atol=0, equal_nan=True)
-    if type(given) is not type(instead):
+    if type(given) is not type(instead) and not isinstance(given, _Rounded):
         return False
-    return bool(given == instead or given != given or (given in resized))
+    return bool(given == instead or given != given or (type(given) is int and given in resized))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,3 +167,27 @@ def test_an_epsilon_of_none_follows_the_dtype_of_the_model() -> None:
     assert small.norm1.eps == 2 * torch.finfo(torch.float32).eps
     double: Any = niwaki.cut(model.double(), plan)
     assert double.norm1.eps == 2 * torch.finfo(torch.float64).eps
+
+
+def test_saved_and_loaded_networks_keep_their_repairs(tmp_path: Path) -> None:
+    model, x, space = _prepared(Net(OnePlus))
+    small = niwaki.cut(model, random_plan(space, np.random.default_rng(3))).eval()
+    niwaki.save(small, tmp_path / "small")
+    loaded = niwaki.load(Net(OnePlus), tmp_path / "small").eval()
+    assert torch.equal(loaded(x), small(x))
+    ours: Any = small
+    theirs: Any = loaded
+    assert theirs.norm1.eps == ours.norm1.eps != 1e-2
+
+
+def test_an_epsilon_that_only_seems_to_follow_is_found_by_the_rehearsal() -> None:
+    """`min` hands the attribute on as it is, until a larger one loses against the literal."""
+
+    class Capped(Composed):
+        def forward(self, x: Tensor) -> Tensor:
+            variance = x.pow(2).mean(-1, keepdim=True)
+            return self.weight * (x * torch.rsqrt(variance + min(self.variance_epsilon, 1.1e-2)))
+
+    model, x, space = _prepared(Net(Capped))
+    assert 12 not in [group.units for group in space.groups]
+    assert deviations(model, random_plan(space, np.random.default_rng(0)), x)["eval"] < 1e-12

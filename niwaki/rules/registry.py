@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 
 from niwaki.core.counts import IntArray
 from niwaki.core.numbers import Expression
+from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis, part, product_rows
 from niwaki.trace.graph import PythonCall
 
@@ -101,8 +102,8 @@ class Call(ABC):
         pinned, unless the user allows it."""
 
     @abstractmethod
-    def rescales(self, number: float) -> None:
-        """This float argument is repaired: it will differ after a cut."""
+    def rescales(self, number: float, scalar: Scalar) -> None:
+        """This float argument is the attribute ``scalar``, which a cut repairs."""
 
     @abstractmethod
     def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:

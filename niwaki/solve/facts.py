@@ -51,11 +51,13 @@ class RepairClaim:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Touched:
-    """A node with all axes of its tensors, and the numbers among its arguments that a cut may change."""
+    """A node with all axes of its tensors, and the whole numbers among its arguments that a cut may change.
+    ``rescaled``: arguments that are float attributes, which a cut may repair."""
 
     node: Node
     axes: list[Axis]
-    resized: set[float]
+    resized: set[int]
+    rescaled: dict[float, Scalar]
 
 
 @dataclass(slots=True, eq=False)

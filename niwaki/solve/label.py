@@ -14,6 +14,7 @@ from niwaki import rules
 from niwaki.core.counts import IntArray
 from niwaki.core.location import Location
 from niwaki.core.numbers import Count, Expression, Literal, leaves
+from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import Call, Label, Refused, Rule, Scale, Source
 from niwaki.solve.facts import Facts, MacsTerm, SizeClaim, Touched
@@ -102,7 +103,7 @@ def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule, 
         if before is not None:
             _written(facts, graph, number, before, made, scaling)
     axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
-    facts.touched.append(Touched(node, axes, call.resized))
+    facts.touched.append(Touched(node, axes, call.resized, call.rescaled))
 
 
 def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Label, scaling: Scaling) -> None:
@@ -132,7 +133,8 @@ class _Call(Call):
         self._why: dict[str, int] = {}
         self.operator, self.python = node.operator, node.call
         self.understood: set[int] = set()  # positions among the numbers of the Python call
-        self.resized: set[float] = set()
+        self.resized: set[int] = set()
+        self.rescaled: dict[float, Scalar] = {}
         outputs = [graph.values[number] for number in node.outputs if number is not None]
         self.shapes = tuple(value.shape for value in outputs)
         self.dtypes = tuple(value.dtype for value in outputs)
@@ -198,8 +200,8 @@ class _Call(Call):
     def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
         return (Scale(axis, power, self._reason(why)),) if axis.free else ()
 
-    def rescales(self, number: float) -> None:
-        self.resized.add(number)
+    def rescales(self, number: float, scalar: Scalar) -> None:
+        self.rescaled[number] = scalar
 
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         ours, theirs = left.axes[left_dim], right.axes[right_dim]

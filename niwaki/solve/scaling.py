@@ -140,7 +140,7 @@ class Scaling:
                 power = degree(call, operands, powers, {given: own})
                 if power is not None:
                     self._claim(scalar, 0.0, (replace(factor, power=own),), claimed)
-                    call.rescales(given)
+                    call.rescales(given, scalar)
                     return power
         return None
 

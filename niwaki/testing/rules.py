@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from niwaki import rules
 from niwaki.core.counts import IntArray
 from niwaki.core.numbers import Expression
+from niwaki.core.repairs import Scalar
 from niwaki.core.space import BoolArray
 from niwaki.errors import NiwakiError
 from niwaki.rules.axis import Axis
@@ -183,8 +184,8 @@ class _Filtered(Call):
     def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
         return self._call.scale(axis, power, why)
 
-    def rescales(self, number: float) -> None:
-        self._call.rescales(number)
+    def rescales(self, number: float, scalar: Scalar) -> None:
+        self._call.rescales(number, scalar)
 
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         if left.axes[left_dim].free or right.axes[right_dim].free:
