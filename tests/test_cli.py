@@ -183,46 +183,6 @@ def test_interrupt_and_resume(tmp_path: Path) -> None:
     assert "was started with --lr" in refused.stderr
 
 
-def test_inspect_prints_space_costs_and_pins(niwaki) -> None:
-    outcome = niwaki("inspect", "resnet", "--input", "1x3x16x16", "--keep", "0.5,0.001")
-    assert outcome.code == 0, outcome.err
-    for text in ("units in 9 groups", "stages.2.0.conv1", "MACs to keep", "50%", "out of reach", "Pinned:"):
-        assert text in outcome.out, outcome.out
-
-
-def test_inspect_names_the_source_line(niwaki, tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(
-        "import torch\nfrom torch import nn\n"
-        "class Net(nn.Module):\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        "        self.a, self.b = nn.Linear(6, 8), nn.Linear(4, 3)\n"
-        "    def forward(self, x):\n"
-        "        return self.b(self.a(x)[:, :4])\n"
-    )
-    outcome = niwaki("inspect", "net.py:Net", "--input", "2x6")
-    assert outcome.code == 0, outcome.err
-    assert "net.py:8" in outcome.out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("resnot",), "There is no model 'resnot'"),
-        (("resnet", "--input", "3 by 4"), "'3 by 4' is not the shape of an input"),
-        (("resnet", "--keep", "half"), "'half' is not a list of shares"),
-        (("resnet", "--keep", "1.5"), "1.5 is not a share to keep"),
-        (("mlp", "--input", "1x5"), "niwaki"),
-    ],
-)
-def test_bad_inspections_are_one_sentence(niwaki, arguments: tuple[str, ...], message: str) -> None:
-    outcome = niwaki("inspect", *arguments)
-    assert outcome.code == 1
-    assert outcome.err.startswith("niwaki: ")
-    assert message in outcome.err
-    assert outcome.err.count("\n") == 1, outcome.err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

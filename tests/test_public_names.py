@@ -66,5 +66,7 @@ def test_commands_and_options() -> None:
             *("--seed", "--prune-start", "--prune-until", "--out", "--device", "--resume", "--overwrite"),
             "--checkpoint-every",
         },
-        "inspect": {"model", "--input", "--classes", "--keep"},
+        "inspect": {
+            *("model", "--input", "--classes", "--keep", "--draw", "--check", "--meta", "--allow-inexact", "--json"),
+        },
     }

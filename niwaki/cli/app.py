@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-import niwaki
+from niwaki.cli.inspect import inspect
 from niwaki.cli.live import LiveObserver
-from niwaki.cli.tables import budgets_table, groups_table, pins_table, report_table
+from niwaki.cli.tables import report_table
 from niwaki.errors import NiwakiError
 from niwaki.train.errors import Interrupted, RunError
 from niwaki.train.job import train as run_job
@@ -103,30 +103,7 @@ def train(
     console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json")
 
 
-@app.command()
-def inspect(
-    model: Annotated[str, typer.Argument(help=_MODEL)],
-    input: Annotated[
-        list[str] | None,
-        typer.Option(help="shape of an input, such as 1x3x224x224 or 1x16:int64; once per positional argument"),
-    ] = None,
-    classes: Annotated[int, typer.Option(min=1, help="classes of the network's head")] = 10,
-    keep: Annotated[str, typer.Option(help="shares of the MACs to predict the cost for")] = "0.75,0.5,0.4,0.25,0.1",
-) -> None:
-    """Print what could leave a network, what could not and why, without training it."""
-    from niwaki.train.inspecting import build_for, parse_inputs, parse_shares
-
-    shares = parse_shares(keep)
-    inputs = parse_inputs(input or ["1x1x8x8" if model in ("resnet", "mlp") else "1x3x224x224"])
-    network = build_for(model, inputs, classes)
-    space = niwaki.search_space(network, inputs)
-    console = Console()
-    console.print(groups_table(space))
-    console.print(budgets_table(space, shares))
-    if space.pins:
-        console.print(pins_table(space))
-    for note in space.notes:
-        console.print(f"Note: {note}", markup=False, highlight=False)
+app.command()(inspect)
 
 
 def _resumed(context: typer.Context, options: dict[str, Any], out: Path) -> Recipe:

@@ -1,65 +1,138 @@
-"""What `niwaki inspect` needs beside the search space: inputs from text, and a network for them."""
+"""Looking at a network without training it: what could leave, what could not and why, and what it would then cost."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+import niwaki
+from niwaki.core.space import SearchSpace
+from niwaki.errors import BudgetError, PlanError
+from niwaki.report.anatomy import group_figures, reasons
+from niwaki.report.inspection import Inspection, Law, Prediction
+from niwaki.testing.models import check_model
 from niwaki.train.errors import RunError
-from niwaki.train.models import Task, build_model
+from niwaki.train.inputs import GivenInput, as_call, images_of
+from niwaki.train.models import Specimen, Wish, specimen
 
-_INPUT = re.compile(r"(\d+(?:x\d+)*)(?::(float32|float64|int64|int32|bool))?")
+Say = Callable[[str], None]
 
-
-def parse_inputs(texts: Sequence[str]) -> tuple[Tensor, ...]:
-    """Tensors from shapes such as ``1x3x224x224`` (float32) or ``1x16:int64`` (zeros).
-
-    Raises:
-        RunError: a text is not a shape.
-
-    Example:
-        >>> [tuple(x.shape) for x in parse_inputs(["1x3x8x8", "1x16:int64"])]
-        [(1, 3, 8, 8), (1, 16)]
-    """
-    inputs: list[Tensor] = []
-    for text in texts:
-        match = _INPUT.fullmatch(text)
-        if match is None:
-            raise RunError(f"{text!r} is not the shape of an input. Write it like 1x3x224x224, or 1x16:int64.")
-        shape = tuple(int(size) for size in match[1].split("x"))
-        kind = match[2] or "float32"
-        if kind.startswith("float"):
-            inputs.append(torch.randn(shape, dtype=getattr(torch, kind)))
-        else:
-            inputs.append(torch.zeros(shape, dtype=getattr(torch, kind)))
-    return tuple(inputs)
+LAW_PLANS = 3  # random plans that are tried
 
 
-def parse_shares(text: str) -> tuple[float, ...]:
-    """Shares in (0, 1] from text such as ``0.5,0.25``.
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to look at, and how closely. ``inputs``: instead of those that the source of the network knows."""
+
+    model: str
+    inputs: tuple[GivenInput, ...] = ()
+    classes: int | None = None
+    shares: tuple[float, ...] = (0.75, 0.5, 0.25)
+    check: bool = False
+    meta: bool = False
+    allow_inexact: bool = False
+
+
+def inspect_model(request: Request, say: Say = lambda stage: None) -> tuple[SearchSpace, Inspection]:
+    """Build the network, analyse it, and price it; ``say`` is told what is going on.
 
     Raises:
-        RunError: the text is not a list of such shares.
+        NiwakiError: the network cannot be built, run, or checked.
 
-    Example:
-        >>> parse_shares("0.5, 0.25")
-        (0.5, 0.25)
+    >>> space, found = inspect_model(Request("mlp", check=True))
+    >>> found.units, f"{found.coverage:.1%}", found.law.holds
+    (384, '100.0%', True)
     """
+    if request.check and request.meta:
+        raise RunError(
+            "--check computes outputs, and on the meta device there are no weights. Leave one of the two away."
+        )
+    torch.manual_seed(0)
+    say(f"building {request.model}")
+    found = _specimen(request)
+    say(f"analysing {request.model}")
+    begin = time.perf_counter()
+    space = niwaki.search_space(found.model, found.inputs, allow_inexact=request.allow_inexact)
+    seconds = time.perf_counter() - begin
+    weightless = any(parameter.is_meta for parameter in found.model.parameters())
+    law = None
+    if request.check:
+        say(f"checking the law on {LAW_PLANS} random plans")
+        law = _law(found)
+    return space, Inspection(
+        model=request.model,
+        inputs=described(found.inputs),
+        coverage=space.coverage,
+        units=space.num_units,
+        dense=space.cost(),
+        least=space.least_cost(),
+        groups=group_figures(space),
+        reasons=reasons(space),
+        criterion="random" if weightless else "magnitude",
+        predictions=tuple(_predictions(space, request.shares, weightless, say)),
+        law=law,
+        notes=space.notes,
+        seconds=seconds,
+    )
+
+
+def described(inputs: Any) -> str:
+    """Example inputs in words.
+
+    >>> described({"input_ids": torch.zeros(1, 32, dtype=torch.int64)})
+    'input_ids 1x32 int64'
+    >>> described((torch.zeros(1, 3, 8, 8),))
+    '1x3x8x8 float32'
+    """
+    if isinstance(inputs, dict):
+        return ", ".join(f"{name} {described(value)}" for name, value in inputs.items())
+    return ", ".join(
+        f"{'x'.join(map(str, leaf.shape)) or 'scalar'} {str(leaf.dtype).removeprefix('torch.')}"
+        for leaf in tree_leaves(inputs)
+        if isinstance(leaf, Tensor)
+    )
+
+
+def _specimen(request: Request) -> Specimen:
+    found = specimen(request.model, Wish(request.classes, images_of(request.inputs)), request.meta)
+    if request.inputs:
+        return Specimen(found.model, as_call(request.inputs, found.model))
+    if found.inputs is None:
+        raise RunError(
+            f"What {request.model} takes is not known. Give its inputs with --input, once per argument, such as "
+            "--input 1x3x224x224 or --input input_ids=1x16:int64; a factory can also return (model, example_inputs)."
+        )
+    return found
+
+
+def _law(found: Specimen) -> Law:
     try:
-        shares = tuple(float(part) for part in text.split(","))
-    except ValueError as cause:
-        raise RunError(f"{text!r} is not a list of shares. Write them like 0.5,0.25.") from cause
+        report = check_model(found.model, found.inputs, plans=LAW_PLANS)
+    except AssertionError as failure:
+        return Law(False, str(failure))
+    return Law(True, str(report), report.forward, report.backward)
+
+
+def _predictions(space: SearchSpace, shares: Sequence[float], weightless: bool, say: Say) -> Iterator[Prediction]:
+    if not space.groups:
+        return
+    scores = niwaki.score(space, _random if weightless else "magnitude")
     for share in shares:
-        if not 0 < share <= 1:
-            raise RunError(f"{share} is not a share to keep: it must be above 0 and at most 1.")
-    return shares
+        say(f"choosing units for {share:.0%} of the MACs")
+        try:
+            yield Prediction(share, space.cost(niwaki.choose(space, scores, niwaki.Budget(macs=share))))
+        except BudgetError:
+            yield Prediction(share, None, "out of reach")
+        except PlanError as error:
+            yield Prediction(share, None, str(error))
 
 
-def build_for(name: str, inputs: Sequence[Tensor], classes: int) -> nn.Module:
-    """The network ``name`` for inputs like these."""
-    shape = tuple(inputs[0].shape)
-    channels, size = (shape[1], (shape[2], shape[3])) if len(shape) == 4 else (1, (1, 1))
-    return build_model(name, Task(classes, channels, size))
+def _random(space: SearchSpace) -> Any:
+    return np.random.default_rng(0).random(space.num_units)

@@ -1,0 +1,89 @@
+"""`niwaki inspect`: what could leave a network, what could not and why."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from niwaki.cli.inspection import inspection_tables
+from niwaki.errors import NiwakiError
+from niwaki.report.draw import check_drawable, draw
+from niwaki.train.inputs import parse_inputs, parse_shares
+from niwaki.train.inspecting import Request, inspect_model
+from niwaki.train.models import forms
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help=f"{forms()}; an hf: configuration that names its class needs no CLASS")],
+    input: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="shape of an input: 1x3x224x224, 1x16:int64 or, for a keyword, input_ids=1x16:int64; once per "
+            "argument  [default: what the source of the network says]"
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="classes of the network's head  [default: as it usually has]")
+    ] = None,
+    keep: Annotated[str, typer.Option(help="shares of the MACs to predict the cost for")] = "0.75,0.5,0.25",
+    draw_to: Annotated[
+        Path | None,
+        typer.Option("--draw", metavar="FILE", help="draw modules and groups: an .html, .dot or .svg (by Graphviz)"),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="cut by random plans and compare with the zeroed network")
+    ] = False,
+    meta: Annotated[bool, typer.Option("--meta", help="build without weights, on the meta device")] = False,
+    allow_inexact: Annotated[
+        bool,
+        typer.Option(
+            "--allow-inexact",
+            help="also offer units whose removal changes the result although they are zero, such as the width across a "
+            "LayerNorm; --check looks at the others",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON instead of tables")] = False,
+) -> None:
+    """Print what could leave a network, what could not and why, without training it.
+
+    Exit code 0: done; 1: with --check, the law does not hold; 2: the network could not be inspected.
+    """
+    try:
+        request = Request(model, parse_inputs(input or ()), classes, parse_shares(keep), check, meta, allow_inexact)
+        if draw_to is not None:
+            check_drawable(draw_to)
+        with _progress() as say:
+            space, found = inspect_model(request, say)
+            if draw_to is not None:
+                say(f"drawing {draw_to}")
+                draw(space, draw_to, model)
+    except (NiwakiError, OSError) as error:
+        sys.stderr.write(f"niwaki: {error}\n")
+        raise typer.Exit(2) from error
+    if as_json:
+        sys.stdout.write(found.to_json() + "\n")
+    else:
+        console = Console()
+        for part in inspection_tables(found):
+            console.print(part, highlight=False)
+        if draw_to is not None:
+            console.print(f"Drawn to {draw_to}", markup=False, highlight=False)
+    if found.law is not None and not found.law.holds:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line that says what is going on, on stderr and gone afterwards; silent without a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda stage: None
+        return
+    with console.status("starting") as status:
+        yield lambda stage: status.update(stage)

@@ -1,0 +1,117 @@
+"""The tables that `niwaki inspect` prints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from niwaki.core.cost import Cost
+from niwaki.report.inspection import Inspection
+
+_MOST_GROUPS = 20
+_MOST_REASONS = 40
+_MOST_LINES = 3
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
+    """What could leave, at what cost, what cannot and why, the law if it was tried, and what was not analysed."""
+    yield from _groups(found)
+    yield from _predictions(found)
+    if found.reasons:
+        yield from _reasons(found)
+    if found.law is not None:
+        yield Text(found.law.verdict if found.law.holds else f"THE LAW DOES NOT HOLD. {found.law.verdict}")
+        if any(group.inexact for group in found.groups):
+            yield Text("Only the exact units were checked: the law does not hold for inexact ones.")
+    for note in found.notes:
+        yield Text(f"Note: {note}")
+
+
+def _groups(found: Inspection) -> Iterator[RenderableType]:
+    """Those that reach the most parameters first; those that differ in the number of a layer only are one row."""
+    yield Text(
+        f"{found.model}: {found.units:,} units in {len(found.groups)} groups; {found.coverage:.1%} of the parameters "
+        f"lie in at least one unit (analysed in {found.seconds:.1f} s)"
+    )
+    table = Table()
+    table.add_column("group", overflow="fold")
+    table.add_column("units", justify="right")
+    table.add_column("of what")
+    table.add_column("parameters", justify="right")
+    table.add_column("tensors", justify="right")
+    rows: dict[tuple[str, int, str, int, int], list[str]] = {}
+    inexact = any(group.inexact for group in found.groups)
+    for group in found.groups:
+        kind = f"{group.kind}, inexact" if group.inexact else group.kind
+        key = (_NUMBER.sub("*", group.name), group.units, kind, group.params, len(group.tensors))
+        rows.setdefault(key, []).append(group.name)
+    for (pattern, units, kind, params, tensors), names in list(rows.items())[:_MOST_GROUPS]:
+        name = names[0] if len(names) == 1 else f"{len(names)} x {pattern}"
+        table.add_row(escape(name), f"{units:,}", kind, f"{params:,}", f"{tensors:,}")
+    more = f"... and {sum(map(len, list(rows.values())[_MOST_GROUPS:]))} smaller groups. " * (len(rows) > _MOST_GROUPS)
+    caption = f"{more}parameters: those in the units of a group; a weight between two groups is in both."
+    caption += " inexact: removing such a unit changes the result although it is zero." * inexact
+    yield table
+    yield Text(caption)
+
+
+def _predictions(found: Inspection) -> Iterator[RenderableType]:
+    """What the network would cost at several budgets; accuracy is not predicted."""
+    yield Text(f"\nPredicted cost, for {found.inputs}")
+    table = Table()
+    for heading in ("MACs to keep", "MACs", "share", "parameters", "share"):
+        table.add_column(heading, justify="right")
+    table.add_row("dense", *_cost(found.dense, found.dense))
+    for prediction in found.predictions:
+        if prediction.cost is None:
+            table.add_row(f"{prediction.keep_macs:.0%}", escape(prediction.problem or ""), "", "", "")
+        else:
+            table.add_row(f"{prediction.keep_macs:.0%}", *_cost(prediction.cost, found.dense))
+    table.add_row("least", *_cost(found.least, found.dense))
+    caption = (
+        f"Units chosen by {found.criterion}, on random weights: what a cut would cost, not how accurate it would be. "
+        "least: the fewest units left in every group."
+    )
+    yield table
+    yield Text(caption)
+
+
+def _cost(cost: Cost, dense: Cost) -> tuple[str, str, str, str]:
+    return (
+        f"{cost.macs:,}",
+        f"{cost.macs / max(dense.macs, 1):.1%}",
+        f"{cost.params:,}",
+        f"{cost.params / max(dense.params, 1):.1%}",
+    )
+
+
+def _reasons(found: Inspection) -> Iterator[RenderableType]:
+    """What can never leave, and the share of the parameters that each reason keeps."""
+    yield Text(f"\nPinned, for {len(found.reasons)} reasons")
+    table = Table()
+    table.add_column("keeps", justify="right")
+    table.add_column("positions", justify="right")
+    for heading in ("reason", "where", "first"):
+        table.add_column(heading, overflow="fold")
+    for reason in found.reasons[:_MOST_REASONS]:
+        more = [f"and {len(reason.lines) - _MOST_LINES} more lines"] * (len(reason.lines) > _MOST_LINES)
+        table.add_row(
+            f"{reason.params / max(found.dense.params, 1):.1%}",
+            f"{reason.positions:,}",
+            escape(reason.text),
+            escape("\n".join([*reason.lines[:_MOST_LINES], *more])),
+            escape(reason.first),
+        )
+    more_reasons = f"... and {len(found.reasons) - _MOST_REASONS} more reasons. " * (len(found.reasons) > _MOST_REASONS)
+    caption = (
+        f"{more_reasons}keeps: the share of the parameters that no unit holds because of it. A parameter can be kept "
+        "by several reasons, one in each of its dimensions."
+    )
+    yield table
+    yield Text(caption)

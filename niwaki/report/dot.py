@@ -1,0 +1,90 @@
+"""The drawing as text for Graphviz, and as SVG where Graphviz is installed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+from niwaki.errors import NiwakiError
+from niwaki.report.drawing import Drawing, Stop
+from niwaki.report.formats import form
+
+
+@form(".dot")
+def dot_text(drawing: Drawing) -> str:
+    """Modules are boxes, groups ellipses; an arrow leads from what computes a group into it, and out to what reads it.
+    Reasons that keep parameters are notes, and colour the frames of the modules they pin.
+
+    >>> from niwaki.report.drawing import Block
+    >>> print(dot_text(Drawing("net", "nothing", (Block("conv1", "Conv2d", 9408, ()),), (), ())))
+    digraph niwaki {
+      label="net: nothing"; labelloc=t; rankdir=LR; ranksep=1.2;
+      node [fontname="Helvetica", fontsize=10];
+      m0 [shape=box, label="conv1\\nConv2d, 9,408 parameters", tooltip="nothing is pinned"];
+    }
+    <BLANKLINE>
+    """
+    out = [
+        "digraph niwaki {",
+        f"  label={_quoted(f'{drawing.title}: {drawing.summary}')}; labelloc=t; rankdir=LR; ranksep=1.2;",
+        '  node [fontname="Helvetica", fontsize=10];',
+    ]
+    for number, block in enumerate(drawing.blocks):
+        label = f"{block.name or '(the model)'}\n{block.kind}, {block.params:,} parameters"
+        tooltip = "\n".join(line for pinned in block.pins for line in pinned.lines) or "nothing is pinned"
+        frame = ""
+        if block.pins and drawing.reasons[block.pins[0].reason].params:  # the dearest reason comes first
+            frame = f", penwidth=2, color={_quoted(drawing.colour(block.pins[0].reason))}"
+        out.append(f"  m{number} [shape=box, label={_quoted(label)}, tooltip={_quoted(tooltip)}{frame}];")
+    for number, line in enumerate(drawing.lines):
+        label = f"{line.group.name}\n{line.group.units:,} {line.group.kind}"
+        tooltip = f"{line.group.params:,} parameters lie in its units"
+        tooltip += "" if line.group.inexact is None else f"\ninexact: {line.group.inexact}"
+        out.append(
+            f'  g{number} [shape=ellipse, style=filled, fillcolor="#dbeafe", label={_quoted(label)}, '
+            f"tooltip={_quoted(tooltip)}];"
+        )
+        out += [f"  {_edge(number, stop)};" for stop in line.stops]
+    for number, reason in enumerate(drawing.reasons):
+        if reason.params:
+            label = f"pinned: {reason.text}\n{reason.params:,} parameters"
+            tooltip = "\n".join(reason.lines) or "no line of source"
+            colour = _quoted(drawing.colour(number))
+            out.append(
+                f"  r{number} [shape=note, color={colour}, fontcolor={colour}, label={_quoted(label)}, "
+                f"tooltip={_quoted(tooltip)}];"
+            )
+    return "\n".join([*out, "}", ""])
+
+
+def needs_graphviz() -> None:
+    """Raise `NiwakiError` where the program `dot` cannot be found."""
+    if shutil.which("dot") is None:
+        raise NiwakiError(
+            "Drawing an .svg needs the program `dot` of Graphviz, which is not on the PATH. Install Graphviz (apt "
+            "install graphviz, brew install graphviz), or draw an .html, which needs nothing."
+        )
+
+
+@form(".svg", ready=needs_graphviz)
+def svg_text(drawing: Drawing) -> str:
+    """What `dot` makes of the text for it.
+
+    Raises:
+        NiwakiError: `dot` fails.
+    """
+    done = subprocess.run(["dot", "-Tsvg"], input=dot_text(drawing), capture_output=True, text=True)
+    if done.returncode:
+        raise NiwakiError(f"dot could not draw this graph: {done.stderr.strip()}. Draw an .html instead.")
+    return done.stdout
+
+
+def _edge(group: int, stop: Stop) -> str:
+    """One line per module and group, however many tensors they share."""
+    if stop.computes:
+        return f"m{stop.block} -> g{group}" + (" [dir=both]" if stop.reads else "")
+    return f"g{group} -> m{stop.block}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'

@@ -1,0 +1,114 @@
+"""A search space as a graph of two kinds of nodes: modules that own tensors, and the groups that run through them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from niwaki.core.space import SearchSpace
+from niwaki.report.anatomy import GroupFigures, Reason, group_figures, line_of, reasons
+
+CHARGED = ("#c2410c", "#b91c1c", "#a16207", "#be185d", "#7e22ce", "#854d0e", "#9f1239", "#6b21a8")
+FREE_OF_CHARGE = "#9ca3af"  # for reasons that keep no parameter, such as the inside of a convolution's kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What one reason pins in a module: the number of the reason, and a line for each dimension."""
+
+    reason: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A module that owns parameters or buffers itself: its name, its class, how many parameters, and its pins."""
+
+    name: str
+    kind: str
+    params: int
+    pins: tuple[Pinned, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A module that a group runs through: whether it computes the units, and whether it reads them."""
+
+    block: int
+    computes: bool
+    reads: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A group and the modules it runs through, in the order of the model."""
+
+    group: GroupFigures
+    stops: tuple[Stop, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What there is to draw, before it has a form."""
+
+    title: str
+    summary: str
+    blocks: tuple[Block, ...]
+    lines: tuple[Line, ...]
+    reasons: tuple[Reason, ...]
+
+    def colour(self, reason: int) -> str:
+        """The colour of a reason: those that cost parameters differ, as far as there are colours."""
+        return CHARGED[min(reason, len(CHARGED) - 1)] if self.reasons[reason].params else FREE_OF_CHARGE
+
+
+def drawing(space: SearchSpace, title: str) -> Drawing:
+    """The modules and groups of a space, and who meets whom.
+
+    >>> import niwaki, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> drawn = drawing(niwaki.search_space(net, torch.randn(1, 4)), "two layers")
+    >>> [block.name for block in drawn.blocks], [(stop.block, stop.computes) for stop in drawn.lines[0].stops]
+    (['0', '2'], [(0, True), (1, False)])
+    """
+    why = reasons(space)
+    blocks = _blocks(space, {reason.text: number for number, reason in enumerate(why)})
+    number_of = {block.name: number for number, block in enumerate(blocks)}
+    figures = {figure.name: figure for figure in group_figures(space)}
+    lines = []
+    for group in space.groups:
+        roles: defaultdict[int, set[bool]] = defaultdict(set)
+        for piece in group.slices:
+            roles[number_of[_owner(piece.tensor)]].add(piece.produces)
+        stops = tuple(Stop(block, True in roles[block], False in roles[block]) for block in sorted(roles))
+        lines.append(Line(figures[group.name], stops))
+    lines.sort(key=lambda line: (line.stops[0].block, -line.stops[-1].block))
+    summary = (
+        f"{space.num_units:,} units in {len(space.groups)} groups; {space.coverage:.1%} of the "
+        f"{space.cost().params:,} parameters lie in at least one unit."
+    )
+    return Drawing(title, summary, blocks, tuple(lines), why)
+
+
+def _owner(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
+def _blocks(space: SearchSpace, numbers: dict[str, int]) -> tuple[Block, ...]:
+    pins: defaultdict[str, defaultdict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for pin in space.pins:
+        where = f" at {line_of(pin.location)}" if line_of(pin.location) else ""
+        leaf = pin.parameter.rpartition(".")[2]
+        text = f"{leaf} dim {pin.dim}, {pin.count:,} positions: {pin.reason}{where}"
+        pins[_owner(pin.parameter)][numbers[pin.reason]].append(text)
+    owners = {_owner(place.tensor) for place in space.places} | set(pins)
+    return tuple(
+        Block(
+            name=name,
+            kind=type(module).__name__,
+            params=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
+            pins=tuple(Pinned(number, tuple(pins[name][number])) for number in sorted(pins[name])),
+        )
+        for name, module in space.model.named_modules()
+        if name in owners
+    )
