@@ -9,6 +9,7 @@ import argparse
 import gc
 import os
 import re
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ def main() -> None:
     if options.read:
         show([row for row in _lines(results) if re.search(options.match, row["name"])], console)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through every `finally`, so that no process is left behind
     operators.prepare()
     entries = [entry for zoo in options.zoo for entry in ZOOS[zoo]()]
     chosen = [entry for entry in entries if re.search(options.match, entry.name)]
@@ -73,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--match", default="", help="only models whose name contains this regular expression")
     parser.add_argument("--seeds", type=int, default=3, help="random plans per model")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
-    parser.add_argument("--seconds", type=float, default=120.0, help="time cap per model")
+    parser.add_argument("--seconds", type=float, default=120.0, help="cap on the CPU time of a model")
     parser.add_argument("--gigabytes", type=float, default=6.0, help="memory cap per model")
     parser.add_argument("--peers", action="store_true", help="Torch-Pruning on the same models")
     parser.add_argument("--out", type=Path, default=Path("out/zoo"), help="results.jsonl, and a log per model")
@@ -81,6 +83,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="only models that --out has no row of")
     parser.add_argument("--list", action="store_true", help="only name the models")
     return parser.parse_args()
+
+
+def _line(row: Row) -> str:
+    word = verdict(row)
+    told = f"{row['zoo']} {row['name']} {word} {row['seconds']:.0f} s"
+    return told if word == "exact" else f"{told}  {why(row)}"
 
 
 def _lines(results: Path) -> list[Row]:

@@ -44,9 +44,10 @@ def _try(entry: Entry, recorder: Recorder) -> None:
         given: Any = kwargs if kwargs and not args else args
         peer.DependencyGraph().build_dependency(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(1, 4))
     with recorder.stage("analyse"):
-        start = time.perf_counter()
-        peer.DependencyGraph().build_dependency(copy.deepcopy(model), example_inputs=given, output_transform=_summed)
-        recorder.note(build_s=time.perf_counter() - start)
+        twin = copy.deepcopy(model)
+        start, cpu = time.perf_counter(), time.process_time()
+        peer.DependencyGraph().build_dependency(twin, example_inputs=given, output_transform=_summed)
+        recorder.note(build_s=time.perf_counter() - start, build_cpu_s=time.process_time() - cpu)
     with recorder.stage("prune"):
         small = copy.deepcopy(model)
         pruner = peer.pruner.MetaPruner(

@@ -165,34 +165,37 @@ def _ratio(row: Row) -> float | None:
 
 
 def _peers(rows: list[Row]) -> Table:
-    table = _table(
-        "Beside Torch-Pruning (times: models that both analysed; without rehearsal in brackets)",
-        (
-            "models",
-            "ours exact",
-            "theirs exact",
-            "ratio median",
-            "ratio 90th",
-            "our s median/90th",
-            "their s median/90th",
-        ),
-    )
+    columns = ("models", "timed", "ours exact", "theirs exact", "of the time", "ours s", "theirs s", "ratio", "ratio")
+    table = _table("Beside Torch-Pruning: exact models; analysis, median / 90th percentile", columns)
+    table.columns[-2].header, table.columns[-1].header = "ratio of each", "ratio of percentiles"
     kinds = ["classification"] if any(row["kind"] == "classification" for row in rows) else []
     for kind in (*kinds, "all"):
         chosen = [row for row in rows if "peer" in row and kind in (row["kind"], "all")]
         both = [row for row in chosen if _ratio(row) is not None]
-        if not both:
-            continue
-        ratios = np.array([_ratio(row) for row in both])
-        short_ratios = np.array([row["solve_s"] / row["peer"]["build_s"] for row in both])
-        ours = np.array([[row["analysis_s"], row["solve_s"]] for row in both])
-        theirs = np.array([row["peer"]["build_s"] for row in both])
-        table.add_row(
-            f"{kind} ({len(chosen)}, {len(both)} timed)",
+        exact = (
             str(sum(short(row) in ("exact", "low") for row in chosen)),
             str(sum(row["peer"].get("verdict") == "exact" for row in chosen)),
-            *(f"{np.percentile(ratios, q):.2f} ({np.percentile(short_ratios, q):.2f})" for q in (50, 90)),
-            " / ".join(f"{np.percentile(ours[:, 0], q):.2f} ({np.percentile(ours[:, 1], q):.2f})" for q in (50, 90)),
-            " / ".join(f"{np.percentile(theirs, q):.2f}" for q in (50, 90)),
         )
+        for what, mine, theirs in _TIMES if both else ():
+            ours = np.array([row[mine] for row in both])
+            peer = np.array([row["peer"][theirs] for row in both])
+            percentiles = [(np.percentile(ours, q), np.percentile(peer, q)) for q in (50, 90)]
+            table.add_row(
+                f"{kind}, {len(chosen)}",
+                str(len(both)),
+                *exact,
+                what,
+                " / ".join(f"{pair[0]:.2f}" for pair in percentiles),
+                " / ".join(f"{pair[1]:.2f}" for pair in percentiles),
+                " / ".join(f"{np.percentile(ours / peer, q):.2f}" for q in (50, 90)),
+                " / ".join(f"{pair[0] / pair[1]:.2f}" for pair in percentiles),
+            )
     return table
+
+
+_TIMES = (
+    ("with rehearsal, wall", "analysis_s", "build_s"),
+    ("with rehearsal, CPU", "analysis_cpu_s", "build_cpu_s"),
+    ("trace and solve, wall", "solve_s", "build_s"),
+    ("trace and solve, CPU", "solve_cpu_s", "build_cpu_s"),
+)

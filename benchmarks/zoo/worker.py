@@ -55,8 +55,11 @@ class Recorder:
     def stage(self, name: str) -> Iterator[None]:
         """What fails inside is noted as this stage's error."""
         self.note(stage=name)
+        start = time.process_time()
         try:
             yield
+            spent = self.row.setdefault("stages_cpu_s", {})
+            spent[name] = spent.get(name, 0.0) + time.process_time() - start
         except Exception as cause:
             traceback.print_exc()
             self.note(error=one_line(cause))
