@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 import niwaki
 from niwaki.core.space import SearchSpace
 from niwaki.surgery.zero import zeroed
+from niwaki.testing.precision import doubled
 from niwaki.trace.tracer import example_calls, tensors_in
 from niwaki.verify import convert, difference
 
@@ -65,13 +67,14 @@ def outputs(model: nn.Module, inputs: Any, dtype: torch.dtype) -> list[torch.Ten
 def deviations(model: nn.Module, plan: niwaki.Plan, inputs: Any, train: bool = True) -> dict[str, float]:
     """Relative deviations of the cut from the zeroed network."""
     found = {}
-    for name, dtype in (("float32", torch.float32), ("eval", torch.float64)):
+    for name, dtype, precision in (("float32", torch.float32, nullcontext()), ("eval", torch.float64, doubled())):
         dense = copy.deepcopy(model).to(dtype).eval()
-        with torch.no_grad():
+        with torch.no_grad(), precision:
             ours = outputs(niwaki.cut(dense, plan), inputs, dtype)
             found[name] = difference(ours, outputs(zeroed(dense, plan), inputs, dtype))
     if train:
-        found["train"] = _gradients(model, plan, inputs)
+        with doubled():
+            found["train"] = _gradients(model, plan, inputs)
     return found
 
 

@@ -268,7 +268,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be read: FileNotFoundError"):
         read_checkpoint(tmp_path)
     (tmp_path / FOLDER / "step-00000001" / "state.json").write_text('{"format": 7}')
-    with pytest.raises(RunError, match="has format 7, and this niwaki reads formats up to 2"):
+    with pytest.raises(RunError, match="has format 7, and this niwaki reads format 1"):
         read_checkpoint(tmp_path)
 
 
