@@ -73,6 +73,12 @@ def search_space(
             f"The model also returns {', '.join(graph.overlooked)}; tensors inside are not taken for outputs and may "
             "get smaller."
         )
+    unseen = graph.unseen()
+    if unseen:
+        notes.append(
+            f"No example call reached {len(unseen)} of the parameters ({unseen[0].name}, ...). They stay as they are, "
+            "and code that uses them may not fit the cut network: give an example call that reaches them."
+        )
     if rehearse:
         notes += rehearsed(graph, facts, builder, calls)
     return builder.space(notes)

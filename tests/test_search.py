@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.errors import TraceError, UnknownName
+from niwaki.rules.registry import RULES, Call, Label
 
 
 def small() -> nn.Sequential:
@@ -289,3 +290,29 @@ def test_inference_mode_changes_nothing() -> None:
         inside = niwaki.search_space(net, x)
     assert inside.cost() == niwaki.search_space(net, x).cost()
     assert inside.num_units == 6
+
+
+def test_a_rule_that_fails_pins_what_its_operator_touches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(call: Call) -> Label:
+        raise IndexError("out of range")
+
+    monkeypatch.setitem(RULES, torch.ops.aten.relu.default, broken)
+    space = niwaki.search_space(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
+    assert not space.groups
+    assert "rule for the operator aten.relu.default fails here (IndexError: out of range)" in reasons(
+        space, "0.weight", 0
+    )
+
+
+def test_two_plain_numbers_are_divided() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = torch.div(6, 4, rounding_mode="trunc")
+            result: Tensor = self.down(self.up(x)) * parts
+            return result
+
+    assert [group.units for group in niwaki.search_space(Net(), torch.randn(1, 4)).groups] == [8]

@@ -27,12 +27,14 @@ def pointwise(call: Call) -> Label:
     operands = [argument for argument in call.arguments.values() if isinstance(argument, Label)]
     axes = broadcast(call, operands)
     zero = [axis.free and _stays_zero(call, operands, axis, dim - len(axes)) for dim, axis in enumerate(axes)]
-    return call.label(axes, zero, weight=all(operand.weight or not operand.axes for operand in operands))
+    return call.label(
+        axes, zero, weight=bool(operands) and all(operand.weight or not operand.axes for operand in operands)
+    )
 
 
 def broadcast(call: Call, operands: Sequence[Label]) -> list[Axis]:
     """The axes of the broadcast of ``operands``, which are equated."""
-    rank = max(len(operand.axes) for operand in operands)
+    rank = max((len(operand.axes) for operand in operands), default=0)  # two plain numbers can be divided, too
     axes = []
     for back in range(-rank, 0):
         present = [operand.axes[back] for operand in operands if len(operand.axes) >= -back]

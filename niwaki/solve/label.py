@@ -24,8 +24,17 @@ from niwaki.trace.graph import Graph, Node, Origin, Ref, Value
 FindRule = Callable[[torch._ops.OpOverload], Rule | None]
 
 
-def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True, allow_inexact: bool = False) -> Facts:
-    """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first."""
+def label(
+    graph: Graph,
+    find: FindRule = rules.find,
+    pin_outputs: bool = True,
+    allow_inexact: bool = False,
+    tolerant: bool = True,
+) -> Facts:
+    """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first.
+
+    If ``tolerant``, a rule that fails with an error, which is a defect of niwaki, pins what its operator touches.
+    """
     facts = Facts([None] * len(graph.values), allow_inexact=allow_inexact)
     facts.reason("nothing constrains it", None)
     for value in graph.values:
@@ -37,7 +46,7 @@ def label(graph: Graph, find: FindRule = rules.find, pin_outputs: bool = True, a
         used: dict[int, tuple[Node, set[int]]] = {}
         for node in run.nodes:
             call = _Call(facts, graph, node, counting=index == 0)
-            _apply(call, facts, graph, node, find, scaling)
+            _apply(call, facts, graph, node, find, scaling, tolerant)
             used.setdefault(id(node.call), (node, set()))[1].update(call.understood)
         for node, understood in used.values():
             for position, number in enumerate(node.call.numbers):
@@ -77,7 +86,9 @@ def _given(facts: Facts, value: Value) -> Label:
     return Label(tuple(fixed(size, why) for size in value.shape), (False,) * len(value.shape), False, value.dtype)
 
 
-def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule, scaling: Scaling) -> None:
+def _apply(
+    call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule, scaling: Scaling, tolerant: bool
+) -> None:
     rule = find(node.operator)
     numbers = [number for number in node.outputs if number is not None]
     try:
@@ -91,10 +102,13 @@ def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule, 
                     f"the rule for {node.operator} expected the shape {made.shape}, "
                     f"but the result has {graph.values[number].shape}"
                 )
-    except Refused as refusal:
+    except (Refused, *_DEFECTS) as cause:
+        if not isinstance(cause, Refused) and not tolerant:
+            raise
+        reason = str(cause) if isinstance(cause, Refused) else _defect(node, cause)
         for axis in call.input_axes():
-            call.pin(axis, str(refusal))
-        labels = [call.opaque(i, str(refusal)) for i in range(len(call.shapes))]
+            call.pin(axis, reason)
+        labels = [call.opaque(i, reason) for i in range(len(call.shapes))]
         rule = None
     labels = scaling.follow(call, rule, labels)
     for number, made in zip(numbers, labels, strict=True):
@@ -104,6 +118,16 @@ def _apply(call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule, 
             _written(facts, graph, number, before, made, scaling)
     axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
     facts.touched.append(Touched(node, axes, call.resized, call.rescaled))
+
+
+_DEFECTS = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError)
+
+
+def _defect(node: Node, cause: Exception) -> str:
+    return (
+        f"niwaki's rule for the operator {node.operator} fails here ({type(cause).__qualname__}: {cause}), which is a "
+        "defect to report"
+    )
 
 
 def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Label, scaling: Scaling) -> None:

@@ -59,10 +59,10 @@ class Units:
         self.regroup()
 
     def _pin_unseen(self) -> None:
-        seen = {number for run in self.graph.runs for node in run.nodes for number in node.inputs()}
+        unseen = {value.number for value in self.graph.unseen()}
         why = self.facts.reason(_UNSEEN, None)
         for (number, _), (first, size) in self.facts.places.items():
-            if number not in seen and self.graph.values[number].origin is Origin.PARAMETER:
+            if number in unseen:
                 self.facts.pinned.append((np.arange(first, first + size), why))
 
     def _mark_inexact(self) -> IntArray:

@@ -62,7 +62,7 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
     graph = trace(model, [((), {})], modes=(False,))
     called = any(rules.find(node.operator) is rule for node in graph.runs[0].nodes)
     try:
-        facts = label(graph, find, pin_outputs=False)
+        facts = label(graph, find, pin_outputs=False, tolerant=False)
         builder = Builder(model, graph, facts, inner=True)
     except (ValueError, IndexError, TypeError, AttributeError) as cause:  # what a wrong rule may stumble over
         return RuleReport(called, 0, (f"labelling fails: {cause}",))
@@ -73,7 +73,7 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
         if problem is not None:
             violations.append(problem)
     units = len(builder.units)
-    facts = label(graph, find, pin_outputs=False, allow_inexact=True)
+    facts = label(graph, find, pin_outputs=False, allow_inexact=True, tolerant=False)
     if facts.inexact:  # then at least shapes and zeros have to be right
         builder = Builder(model, graph, facts, inner=True)
         for _ in range(plans):

@@ -108,3 +108,8 @@ class Graph:
     runs: tuple[Run, ...]
     contents: Mapping[int, torch.Tensor]
     overlooked: tuple[str, ...] = ()
+
+    def unseen(self) -> tuple[Value, ...]:
+        """The parameters that no operator of any run was given."""
+        seen = {number for run in self.runs for node in run.nodes for number in node.inputs()}
+        return tuple(v for v in self.values if v.origin is Origin.PARAMETER and v.number not in seen)
