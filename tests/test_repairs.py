@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.plan import Plan
+from niwaki.trace import tracer
 
 
 class Composed(nn.Module):
@@ -191,3 +192,28 @@ def test_an_epsilon_that_only_seems_to_follow_is_found_by_the_rehearsal() -> Non
     model, x, space = _prepared(Net(Capped))
     assert 12 not in [group.units for group in space.groups]
     assert deviations(model, random_plan(space, np.random.default_rng(0)), x)["eval"] < 1e-12
+
+
+def test_a_fused_norm_is_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some devices have an RMSNorm of one operator. Here one of our own stands for it."""
+
+    def parts(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+    def fused(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
+
+    library = torch.library.Library("niwaki_tests", "DEF")  # noqa: TOR901
+    library.define("rms(Tensor x, Tensor weight, float eps) -> Tensor")
+    library.impl("rms", parts, "CompositeImplicitAutograd")
+    library.impl("rms", fused, "CPU")
+    operator = torch.ops.niwaki_tests.rms.default
+
+    class Fused(Composed):
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = operator(x, self.weight, self.variance_epsilon)
+            return result
+
+    assert 12 not in [group.units for group in _prepared(Net(Fused))[2].groups]
+    monkeypatch.setattr(tracer, "COMPOSED", {operator})
+    assert 12 in [group.units for group in _prepared(Net(Fused))[2].groups]

@@ -39,20 +39,19 @@ def batch_norm(call: Call) -> list[Label]:
     return [first, *_statistics(call, (axes[1],))]
 
 
-@rule(aten.native_layer_norm.default, aten._fused_rms_norm.default)
+@rule(aten.native_layer_norm.default)
 def layer_norm(call: Call) -> list[Label]:
     """The normalised dimensions are averaged over."""
     x: Label = call["input"]
     count = len(call["normalized_shape"])
-    for name in ("weight", "bias"):
-        given = call.arguments.get(name)
+    weight, bias = call["weight"], call["bias"]
+    for given in (weight, bias):
         if given is not None:
             for ours, theirs in zip(x.axes[-count:], given.axes, strict=True):
                 call.equate(ours, theirs)
     for axis, expression in zip(x.axes[-count:], call.sizes(call["normalized_shape"]), strict=True):
         call.inexact(axis, "a norm averages over this dimension")
         call.size_is(expression, axis, "normalized_shape")
-    weight, bias = call["weight"], call.arguments.get("bias")
     zero = [False] * len(x.axes)
     for dim in range(-count, 0):
         zero[dim] = weight is not None and weight.zero[dim] and (bias is None or bias.zero[dim])

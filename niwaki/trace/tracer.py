@@ -33,6 +33,9 @@ from niwaki.trace.pretend import NeedsValue, Pretence, is_fake, needs_value
 ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 _SMALL = 2**16  # constants of up to so many entries are kept, to be compared after a cut
+# Operators of some devices only; elsewhere torch runs the operators they are composed of, and so do runs that are
+# recorded: what a cut repairs lies inside.
+COMPOSED = {torch.ops.aten._fused_rms_norm.default}
 _ENGINE = Path(__file__).parent.parent
 _INTERNAL = tuple(str(path) for path in (Path(torch.__file__).parent, _ENGINE / "trace", _ENGINE / "search.py"))
 
@@ -200,6 +203,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if func.namespace == "prim":  # a fake tensor is asked for its device or layout
             return func(*args, **(kwargs or {}))
+        if func in COMPOSED:
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         args, kwargs = self._pretence.arguments((args, kwargs or {}))
         arguments = tuple(self._reference(argument) for argument in args)
         named = {name: self._reference(argument) for name, argument in kwargs.items()}
