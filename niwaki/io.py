@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
@@ -63,6 +64,11 @@ def save(small: nn.Module, directory: str | os.PathLike[str], *, plan: Plan | No
         ...     sorted(os.listdir(directory))
         ['model.safetensors', 'plan.json']
     """
+    if isinstance(small, ExportedProgram):
+        raise FileFormatError(
+            "niwaki.save was given an exported program, which contains its code. Save it with torch.export.save and "
+            "the plan, if you need it, as plan.to_json()."
+        )
     plan = plan or plan_of(small)
     if plan is None:
         raise FileFormatError(

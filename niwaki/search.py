@@ -11,28 +11,32 @@ import torch
 
 from niwaki.core.space import SearchSpace
 from niwaki.errors import UnknownName
+from niwaki.graphs.entry import calls_of, program_of
+from niwaki.graphs.program import Program
 from niwaki.rehearse import rehearsed
 from niwaki.solve.build import Builder
 from niwaki.solve.facts import Facts
 from niwaki.solve.label import label
 from niwaki.trace.graph import Graph
-from niwaki.trace.tracer import example_calls, trace
+from niwaki.trace.tracer import trace
 
 
 def search_space(
-    model: torch.nn.Module,
-    example_inputs: Any,
+    model: torch.nn.Module | torch.export.ExportedProgram,
+    example_inputs: Any = None,
     ignored: Sequence[str] = (),
     inner: bool = False,
     rehearse: bool = True,
     allow_inexact: bool = False,
+    as_graph: bool = False,
 ) -> SearchSpace:
     """Find out what can leave ``model``, by running it once in eval and once in train mode.
 
     Args:
-        model: any module that runs; on any device, in any mode.
+        model: any module that runs, on any device, in any mode; or an exported program.
         example_inputs: a tensor or tuple is positional, a dict is keywords, a list of these several calls (for code
-            that takes different paths). The cost is counted for the first.
+            that takes different paths). The cost is counted for the first. An exported program may do without: it
+            knows the inputs that it was exported with.
         ignored: names or patterns of parameters, or names of modules, that must stay.
         inner: where a dimension is a product, such as (head, position in the head), offer the inner factor as units
             too; these overlap with the outer ones.
@@ -40,11 +44,14 @@ def search_space(
         allow_inexact: offer units, too, whose removal changes the result although they are zero: the width that a
             LayerNorm or a softmax runs over. Their groups say so (``group.inexact``), and the law holds only for plans
             that leave them whole.
+        as_graph: export the model and analyse the program: all sizes in it can follow, those written as numbers in
+            the source too. Such a plan is for ``niwaki.cut(..., as_graph=True)``. The program is that of eval mode, of
+            one call and of its shapes.
 
     The model is left exactly as it was, also after an error. The space refers to the model and owns no weights.
 
     Raises:
-        TraceError: the model does not run on these inputs.
+        TraceError: the model does not run on these inputs, or cannot be exported.
         UnknownName: a pattern in ``ignored`` matches nothing.
 
     Example:
@@ -56,9 +63,11 @@ def search_space(
         >>> print(space.pins[0])
         0.weight dim 1 (4 positions): it meets an input of the model
     """
-    calls = example_calls(example_inputs)
+    calls = calls_of(model, example_inputs)
+    model = program_of(model, calls[0], as_graph)
     matching = _matching(model, ignored)
-    graph = trace(model, calls)
+    single = isinstance(model, Program)  # eval and train mode are the same
+    graph = trace(model, calls, modes=(False,) if single else (False, True))
     facts = label(graph, allow_inexact=allow_inexact)
     _ignore(graph, facts, matching)
     builder = Builder(model, graph, facts, inner)
@@ -79,6 +88,8 @@ def search_space(
             f"No example call reached {len(unseen)} of the parameters ({unseen[0].name}, ...). They stay as they are, "
             "and code that uses them may not fit the cut network: give an example call that reaches them."
         )
+    if single:
+        notes.append("This is the space of an exported program: what other inputs or train mode would do is not in it.")
     if rehearse:
         notes += rehearsed(graph, facts, builder, calls)
     return builder.space(notes)

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from niwaki.core.plan import Plan
+from niwaki.graphs.entry import calls_of, program_of
+from niwaki.graphs.exporting import rebuilt
+from niwaki.graphs.program import Program, observer
 from niwaki.surgery.cut import cut, duplicate
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
-from niwaki.trace.tracer import ExampleCall, example_calls, map_tensors, tensors_in
+from niwaki.trace.tracer import ExampleCall, map_tensors, tensors_in
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -22,9 +25,9 @@ class Check:
     """The outcome of `check`.
 
     ``deviation``: largest difference between the outputs of the cut and of the zeroed network, relative to the largest
-    output. ``holds``: whether it is within ``tolerance``. ``diverges``: the first module whose outputs differ, if the
-    law does not hold. ``distance``: the same measure between the zeroed and the original network: how much the removed
-    units still mattered.
+    output. ``holds``: whether it is within ``tolerance``. ``diverges``: the first module (or call of a program) whose
+    outputs differ, if the law does not hold. ``distance``: the same measure between the zeroed and the original
+    network: how much the removed units still mattered.
     """
 
     deviation: float
@@ -41,11 +44,14 @@ class Check:
         )
 
 
-def check(model: torch.nn.Module, plan: Plan, inputs: Any) -> Check:
+def check(
+    model: torch.nn.Module | torch.export.ExportedProgram, plan: Plan, inputs: Any = None, as_graph: bool = False
+) -> Check:
     """Try the law on a model: cut it, zero it, run both in eval mode, compare.
 
-    ``inputs`` as for `niwaki.search_space`. Copies are compared in float64, where round-off cannot hide a difference;
-    a model that does not run in float64 is compared in its own precision. The model is left as it was.
+    ``inputs`` and ``as_graph`` as for `niwaki.search_space`. Copies are compared in float64, where round-off cannot
+    hide a difference; a model that does not run in float64 is compared in its own precision. The model is left as it
+    was.
 
     Raises:
         PlanError: the plan is for another network.
@@ -59,8 +65,9 @@ def check(model: torch.nn.Module, plan: Plan, inputs: Any) -> Check:
         >>> niwaki.check(net, plan, x).holds
         True
     """
+    calls = calls_of(model, inputs)
+    model = program_of(model, calls[0], as_graph)
     plan.check_fits(model)
-    calls = example_calls(inputs)
     with preserved(model):
         dtype: torch.dtype | None = torch.float64
         try:
@@ -80,7 +87,19 @@ def check(model: torch.nn.Module, plan: Plan, inputs: Any) -> Check:
         tolerance = TOLERANCE.get(precision, 1e-2)
         holds = deviation <= tolerance
         diverges = None if holds else _first_divergence(small, zero, calls, dtype, tolerance)
+        if isinstance(model, Program) and holds:
+            departure = _departure(model, plan, calls)
+            if departure > TOLERANCE[torch.float32]:
+                deviation, holds, diverges = departure, False, "the exported program made of the cut module"
     return Check(deviation, tolerance, holds, diverges, distance)
+
+
+def _departure(model: Program, plan: Plan, calls: tuple[ExampleCall, ...]) -> float:
+    """How far the exported program that `cut` gives is from the cut module it is made of: not at all, bit by bit."""
+    small = cut(model, plan)
+    assert isinstance(small, Program)
+    program = rebuilt(small).module()
+    return max(difference(_run(program, call, None), _run(small, call, None)) for call in calls)
 
 
 def convert(call: ExampleCall, dtype: torch.dtype | None) -> ExampleCall:
@@ -135,8 +154,10 @@ def _first_divergence(
     for model in (small, zero):
         outputs: list[tuple[str, list[torch.Tensor]]] = []
         handles = [module.register_forward_hook(_noter(name, outputs)) for name, module in model.named_modules()]
+        token = observer.set(_observing(outputs))
         for call in calls:
             _run(model, call, dtype)
+        observer.reset(token)
         for handle in handles:
             handle.remove()
         seen.append(outputs)
@@ -149,6 +170,14 @@ def _first_divergence(
 
 def _noter(name: str, outputs: list[tuple[str, list[torch.Tensor]]]) -> Callable[..., None]:
     def note(module: torch.nn.Module, args: Any, result: Any) -> None:
-        outputs.append((name, [tensor.detach().clone() for tensor in tensors_in(result)]))
+        outputs.append((name, _copies(result)))
 
     return note
+
+
+def _observing(outputs: list[tuple[str, list[torch.Tensor]]]) -> Callable[[str, Any], None]:
+    return lambda name, result: outputs.append((name, _copies(result)))
+
+
+def _copies(result: Any) -> list[torch.Tensor]:
+    return [tensor.detach().clone() for tensor in tensors_in(result)]

@@ -17,6 +17,7 @@ LAYERS: list[set[str]] = [
     {"files"},
     {"core"},
     {"trace"},
+    {"graphs"},
     {"rules"},
     {"solve"},
     {"criteria", "report"},

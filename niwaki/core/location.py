@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 
@@ -21,3 +22,7 @@ class Location:
             return f"'{self.module}'" if self.module else self.file
         where = f"{self.file}:{self.line}"
         return f"{where} (in '{self.module}')" if self.module else where
+
+
+# Where a program that is run call by call came from: its lines are those of the model it was exported from.
+running_at: ContextVar[Location | None] = ContextVar("running_at", default=None)

@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any, Literal, overload
 
 import torch
+from torch.export import ExportedProgram
 
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.paths import class_attribute, replaced
 from niwaki.core.plan import Plan
 from niwaki.core.repairs import ScalarEdit
 from niwaki.errors import PlanError
+from niwaki.graphs.entry import calls_of, program_of
+from niwaki.graphs.exporting import rebuilt
+from niwaki.graphs.program import Program
 from niwaki.surgery.plans import remember
 
 
-def cut(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
+@overload
+def cut(model: ExportedProgram, plan: Plan, as_graph: bool = ..., example_inputs: Any = ...) -> ExportedProgram: ...
+@overload
+def cut(
+    model: torch.nn.Module, plan: Plan, as_graph: Literal[False] = ..., example_inputs: Any = ...
+) -> torch.nn.Module: ...
+@overload
+def cut(model: torch.nn.Module, plan: Plan, as_graph: Literal[True], example_inputs: Any = ...) -> ExportedProgram: ...
+def cut(
+    model: torch.nn.Module | ExportedProgram, plan: Plan, as_graph: bool = False, example_inputs: Any = None
+) -> torch.nn.Module | ExportedProgram:
     """A smaller copy of ``model`` that computes what the model with its removed units at zero would compute.
 
     The model itself is not touched. Parameters and buffers of the copy are new tensors on the same device, tied ones
     stay tied, ``requires_grad`` and the training mode are kept, gradients are not. Non-tensor state is deep-copied.
 
+    Args:
+        model: the dense model, or the dense exported program; the result is of the same kind.
+        plan: what stays.
+        as_graph: export the model and cut the program; for plans of ``niwaki.search_space(..., as_graph=True)``. The
+            result is a `torch.export.ExportedProgram`, whose ``module()`` runs. It takes inputs of the shapes it was
+            exported with, and is what the model computes in eval mode.
+        example_inputs: with ``as_graph``, the inputs to export the model with: of the same shapes as the plan's.
+
     Raises:
         PlanError: the plan is for another network.
+        TraceError: the model cannot be exported.
 
     Example:
         >>> import torch, niwaki
@@ -31,9 +55,23 @@ def cut(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
         >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
         >>> niwaki.cut(net, plan)[0]
         Linear(in_features=4, out_features=4, bias=True)
+
+        >>> program = torch.export.export(net, (torch.randn(1, 4),))
+        >>> small = niwaki.cut(program, plan)
+        >>> small.module()(torch.randn(1, 4)).shape
+        torch.Size([1, 2])
     """
+    if as_graph or isinstance(model, ExportedProgram):
+        program = program_of(model, None if isinstance(model, _GRAPHS) else calls_of(model, example_inputs)[0], True)
+        plan.check_fits(program)
+        small = _carry_out(program, plan, contents=True)
+        assert isinstance(small, Program)
+        return rebuilt(small)
     plan.check_fits(model)
     return _carry_out(model, plan, contents=True)
+
+
+_GRAPHS = (ExportedProgram, Program)
 
 
 def cut_empty(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
@@ -109,7 +147,12 @@ def _edit(modules: Mapping[str, torch.nn.Module], edit: AttributeEdit) -> None:
         else:
             module.__dict__[edit.name] = edit.value
     except LookupError:
+        other = (
+            "Was it made for the model itself rather than for its graph? Then cut the model, without as_graph."
+            if isinstance(modules[""], Program)
+            else "Was it made for the graph of the model? Then cut with as_graph=True."
+        )
         raise PlanError(
             f"The plan sets '{edit}' of the module {edit.module!r} to {edit.value}, but this model has no such "
-            "attribute. Pass the dense model the plan was made for."
+            f"attribute. Pass the dense model the plan was made for. {other}"
         ) from None

@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from niwaki.core.location import Location
+from niwaki.core.location import Location, running_at
 from niwaki.core.numbers import Expression
 from niwaki.errors import TraceError
 from niwaki.trace.attributes import Tracking
@@ -260,6 +260,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _here(self) -> Location:
         """The innermost line that is neither torch's nor this package's machinery, up to the call of the model."""
+        told = running_at.get()
+        if told is not None:
+            return told
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame is not self._outermost and _internal(frame.f_code.co_filename):
             frame = frame.f_back

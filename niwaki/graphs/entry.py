@@ -1,0 +1,37 @@
+"""What the public functions accept: a model, an exported program, or a model to be exported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from niwaki.errors import TraceError
+from niwaki.graphs.exporting import exported
+from niwaki.graphs.program import Program
+from niwaki.trace.tracer import ExampleCall, example_calls
+
+
+def calls_of(model: nn.Module | ExportedProgram, example_inputs: Any) -> tuple[ExampleCall, ...]:
+    """The example calls that were given; for a program without, the one it was exported with."""
+    if example_inputs is not None:
+        return example_calls(example_inputs)
+    program = model.source if isinstance(model, Program) else model
+    if isinstance(program, ExportedProgram) and program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        return ((tuple(args), dict(kwargs)),)
+    raise TraceError(
+        "There are no example inputs, and only an exported program that was saved with its own can do without. Pass "
+        "inputs that the model accepts: a tensor or tuple for positional arguments, a dict for keywords."
+    )
+
+
+def program_of(model: nn.Module | ExportedProgram, call: ExampleCall | None, as_graph: bool) -> nn.Module:
+    """The module to analyse or cut: programs, given or to be made by exporting ``model``, as `Program`."""
+    if isinstance(model, ExportedProgram):
+        return Program(model)
+    if isinstance(model, Program) or not as_graph:
+        return model
+    assert call is not None
+    return Program(exported(model, call))

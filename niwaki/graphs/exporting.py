@@ -1,0 +1,169 @@
+"""From a model to an exported program, and from a cut `Program` back to one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from niwaki.errors import PlanError, TraceError
+from niwaki.graphs.program import REGIONS, Block, Program, needed
+from niwaki.graphs.sizes import replaced
+from niwaki.trace.preserve import preserved
+from niwaki.trace.tracer import ExampleCall
+
+
+def exported(model: nn.Module, call: ExampleCall) -> ExportedProgram:
+    """The eval-mode program of ``model`` for the shapes of one example call; it shares the model's parameters.
+
+    Raises:
+        TraceError: the model cannot be exported.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with preserved(model):
+        for module in model.modules():
+            module.training = False
+        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, whose heads cannot leave
+        try:
+            return torch.export.export(model, *call, strict=False)
+        except Exception as cause:
+            raise TraceError(
+                f"torch.export cannot export the model: {type(cause).__qualname__}: {_first_line(cause)}. The "
+                "graph-level cut needs an exported program: cut the model itself, without as_graph, or export it "
+                "yourself and pass the ExportedProgram."
+            ) from cause
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def rebuilt(small: Program) -> ExportedProgram:
+    """A cut program as `torch.export.ExportedProgram`: new sizes, tensors and metadata, everything else as it was.
+
+    Raises:
+        PlanError: the sizes do not fit one another; the plan was made for a program with other sizes.
+    """
+    source = small.source
+    module = copy.deepcopy(source.graph_module)
+    dense = _output_shapes(module.graph)
+    mode = _fake_mode(module.graph)
+    tensors = {**small.state_dict(keep_vars=True), **dict(small.named_buffers(remove_duplicate=False))}
+    given = []
+    for spec, node in zip(source.graph_signature.input_specs, _placeholders(module.graph), strict=True):
+        if spec.kind is InputKind.USER_INPUT:
+            given.append(node.meta.get("val"))
+        else:
+            assert spec.target is not None
+            with torch.no_grad():
+                given.append(mode.from_tensor(tensors[spec.target], static_shapes=True))
+    try:
+        with torch.no_grad(), mode:
+            _resize(module, small, given)
+    except (RuntimeError, TypeError, IndexError, ValueError) as cause:
+        raise PlanError(
+            f"The plan does not fit this program: with its sizes, an operator fails: {_first_line(cause)}. Was the "
+            "plan made for a program that was exported with inputs of other shapes?"
+        ) from cause
+    for before, after in zip(dense, _output_shapes(module.graph), strict=True):
+        if str(before) != str(after):
+            raise PlanError(
+                f"The plan does not fit this program: an output of the shape {list(before)} would get the shape "
+                f"{list(after)}. Was the plan made for a program that was exported with inputs of other shapes?"
+            )
+    module.recompile()
+    return ExportedProgram(
+        root=module,
+        graph=module.graph,
+        graph_signature=source.graph_signature,
+        state_dict={name: tensors[name] for name in source.state_dict},
+        range_constraints=copy.deepcopy(source.range_constraints),
+        module_call_graph=copy.deepcopy(source.module_call_graph),
+        example_inputs=source.example_inputs,
+        constants={name: tensors.get(name, held) for name, held in source.constants.items()},
+        verifiers=source.verifiers,
+    )
+
+
+def _resize(module: fx.GraphModule, block: Block, given: Sequence[Any]) -> Any:
+    """Write the sizes of ``block`` into the graph of ``module`` and recompute what its nodes remember of their
+    results; returns that of the output."""
+    graph, sizes = module.graph, block.sizes()
+    live = set(needed(graph))
+    for node in reversed(list(graph.nodes)):
+        if node not in live and not _still_true(node) and not node.users:
+            graph.erase_node(node)
+    calls = {node: replaced(node, sizes) for node in graph.nodes if node.op == "call_function"}  # by dense metadata
+    rest = iter(given)
+    output = None
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            value = next(rest)
+        elif node.op == "get_attr":
+            value = _held(module, node)
+        elif node.op == "call_function":
+            node.target, (node.args, node.kwargs) = calls[node]
+            value = _called(module, node, block)
+        else:
+            output = value = fx.node.map_arg(node.args[0], _remembered)
+        if "val" in node.meta or node.op == "get_attr":
+            node.meta["val"] = value
+        node.meta.pop("tensor_meta", None)
+    graph.lint()
+    return output
+
+
+def _called(module: fx.GraphModule, node: fx.Node, block: Block) -> Any:
+    assert callable(node.target)
+    args: Any = fx.node.map_arg(node.args, _remembered)
+    kwargs: Any = fx.node.map_arg(node.kwargs, _remembered)
+    if node.target in REGIONS:
+        place = next(i for i, argument in enumerate(args) if isinstance(argument, fx.GraphModule))
+        fetched = node.args[place]
+        assert isinstance(fetched, fx.Node)
+        return _resize(args[place], block.region(fetched.name), args[place + 1 :])
+    return node.target(*args, **kwargs)
+
+
+def _remembered(node: fx.Node) -> Any:
+    return node.meta["val"]
+
+
+def _still_true(node: fx.Node) -> bool:
+    """A check of the type and device of a tensor, not of its sizes."""
+    metadata = torch.ops.aten._assert_tensor_metadata.default
+    sizes = [*node.args[1:3], node.kwargs.get("size"), node.kwargs.get("stride")]
+    return node.target is metadata and all(given is None for given in sizes)
+
+
+def _held(module: nn.Module, node: fx.Node) -> Any:
+    held: Any = module
+    assert isinstance(node.target, str)
+    for part in node.target.split("."):
+        held = getattr(held, part)
+    return held
+
+
+def _placeholders(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def _output_shapes(graph: fx.Graph) -> list[torch.Size]:
+    (output,) = [node for node in graph.nodes if node.op == "output"]
+    values = [node.meta.get("val") for node in output.all_input_nodes]
+    return [value.shape for value in values if isinstance(value, torch.Tensor)]
+
+
+def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
+    """The mode that the program's metadata belongs to, with its symbols."""
+    values = (node.meta.get("val") for node in graph.nodes)
+    found = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
+    return found if found is not None else FakeTensorMode()
+
+
+def _first_line(cause: Exception) -> str:
+    return next(iter(str(cause).strip().splitlines()), "no message").strip().rstrip(".")

@@ -1,0 +1,91 @@
+"""The whole numbers of a graph that are sizes, and the few operators that hide sizes in other arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+# Whole numbers that have to follow a cut although the schema does not call them symbolic sizes.
+_SIZES_BY_NAME = {aten.group_norm.default: "num_groups"}
+_FAR = 2**31  # bounds that mean "to the end"
+
+
+def spelled_out(node: fx.Node) -> tuple[Callable[..., Any], Arguments]:
+    """Target and arguments of a call, with what it leaves to torch written out: the scale of an attention (torch would
+    compute another one from fewer positions), the sizes of the parts of a split (they may lose different numbers)."""
+    assert callable(node.target)
+    args, kwargs = tuple(node.args), dict(node.kwargs)
+    if node.target is aten.scaled_dot_product_attention.default and kwargs.get("scale") is None:
+        size = _value(node.args[0]).shape[-1]
+        if isinstance(size, int) and size:
+            kwargs["scale"] = 1 / math.sqrt(size)
+    if node.target in (aten.chunk.default, aten.split.Tensor):
+        given = _by_name(node)
+        dim = given.get("dim", 0)
+        sizes = [part.shape[dim] for part in node.meta["val"]]
+        if all(isinstance(size, int) for size in sizes):
+            return aten.split_with_sizes.default, ((given["self"], sizes, dim), {})
+    return node.target, (args, kwargs)
+
+
+def _value(argument: Any) -> Any:
+    return argument.meta["val"]
+
+
+def _by_name(node: fx.Node) -> dict[str, Any]:
+    assert isinstance(node.target, torch._ops.OpOverload)
+    names = [argument.name for argument in node.target._schema.arguments]
+    return dict(zip(names, node.args, strict=False)) | node.kwargs
+
+
+def with_sizes(target: Any, arguments: Arguments, visit: Callable[[int], Any]) -> Arguments:
+    """The arguments with ``visit(size)`` in the place of every size, always in the same order."""
+    args, kwargs = arguments
+    if isinstance(target, torch._ops.OpOverload):
+        schema = target._schema.arguments
+        named = {argument.name: _is_size(target, argument) for argument in schema}
+        positional = [_is_size(target, argument) for argument in schema]
+    elif _on_numbers(target):
+        named, positional = dict.fromkeys(kwargs, True), [True] * len(args)
+    else:
+        named, positional = {}, []
+    positional += [False] * (len(args) - len(positional))
+    return (
+        tuple(_visited(given, visit) if size else given for given, size in zip(args, positional, strict=False)),
+        {name: _visited(given, visit) if named.get(name) else given for name, given in kwargs.items()},
+    )
+
+
+def _on_numbers(target: Any) -> bool:
+    """Python's own operators, which an exported program applies to sizes; not the one that takes an item."""
+    return getattr(target, "__module__", None) == "_operator" and target.__name__ != "getitem"
+
+
+def _is_size(target: torch._ops.OpOverload, argument: Any) -> bool:
+    kind = argument.real_type
+    while kind.kind() in ("ListType", "OptionalType"):
+        kind = kind.getElementType()
+    return bool(kind.kind() == "SymIntType" or _SIZES_BY_NAME.get(target) == argument.name)
+
+
+def _visited(given: Any, visit: Callable[[int], Any]) -> Any:
+    if isinstance(given, (list, tuple)):
+        return [_visited(item, visit) for item in given]
+    if isinstance(given, int) and not isinstance(given, bool) and given != 0 and abs(given) < _FAR:
+        return visit(given)
+    return given
+
+
+def replaced(node: fx.Node, numbers: Mapping[str, tuple[int, ...]]) -> tuple[Callable[..., Any], Arguments]:
+    """Target and arguments of a call with new sizes."""
+    target, arguments = spelled_out(node)
+    rest = iter(numbers.get(node.name, ()))
+    return target, with_sizes(target, arguments, lambda size: next(rest, size))
