@@ -90,14 +90,15 @@ def rebuilt(small: Program) -> ExportedProgram:
 
 
 def _resize(module: fx.GraphModule, block: Block, given: Sequence[Any]) -> Any:
-    """Write the sizes of ``block`` into the graph of ``module`` and recompute what its nodes remember of their
+    """Write the numbers of ``block`` into the graph of ``module`` and recompute what its nodes remember of their
     results; returns that of the output."""
-    graph, sizes = module.graph, block.sizes()
+    graph, numbers = module.graph, block.numbers()
     live = set(needed(graph))
     for node in reversed(list(graph.nodes)):
         if node not in live and not _still_true(node) and not node.users:
             graph.erase_node(node)
-    calls = {node: replaced(node, sizes) for node in graph.nodes if node.op == "call_function"}  # by dense metadata
+    # All before the first: what a call leaves to torch is written out by the metadata of the dense program.
+    calls = {node: replaced(node, numbers[node.name]) for node in graph.nodes if node.name in numbers}
     rest = iter(given)
     output = None
     for node in graph.nodes:
@@ -106,7 +107,8 @@ def _resize(module: fx.GraphModule, block: Block, given: Sequence[Any]) -> Any:
         elif node.op == "get_attr":
             value = _held(module, node)
         elif node.op == "call_function":
-            node.target, (node.args, node.kwargs) = calls[node]
+            if node in calls:  # all but those that only check
+                node.target, (node.args, node.kwargs) = calls[node]
             value = _called(module, node, block)
         else:
             output = value = fx.node.map_arg(node.args[0], _remembered)

@@ -18,10 +18,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from niwaki.core.location import Location, running_at
 from niwaki.errors import TraceError
-from niwaki.graphs.sizes import spelled_out, with_sizes
+from niwaki.graphs.sizes import Numbers, spelled_out, with_numbers
 
 aten = torch.ops.aten
-_SUFFIX = ".sizes"  # no parameter or module can have a dot in its name
+_SIZES, _FLOAT = ".sizes", ".float"  # no parameter or module can have a dot in its name
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 
 # Told of every call of a program that runs, by a text that names it, and of its result.
@@ -45,6 +45,7 @@ _CALLED_AS: Mapping[Any, Callable[..., Any]] = {
     aten.sym_numel.default: torch.Tensor.numel,
     aten.narrow.default: torch.narrow,
     aten.unflatten.int: torch.unflatten,
+    aten.rms_norm.default: torch.rms_norm,
 }
 
 
@@ -83,6 +84,13 @@ class _Size:
 
 
 @dataclass(frozen=True, slots=True)
+class _Float:
+    """Stands for a float of the node: the attribute it is in."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Step:
     """One call; ``over`` are the values nobody needs afterwards."""
 
@@ -90,6 +98,7 @@ class _Step:
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    floats: tuple[str, ...]
     location: Location
     over: tuple[str, ...]
 
@@ -109,7 +118,8 @@ class _Script:
 
 
 class Block(nn.Module):
-    """A graph that runs call by call. The sizes of the node ``n`` are in the attribute ``n.sizes``."""
+    """A graph that runs call by call. The sizes of the node ``n`` are in the attribute ``n.sizes``, its floats in
+    ``n.float0``, ``n.float1``, ..."""
 
     _script: _Script
 
@@ -155,20 +165,31 @@ class Block(nn.Module):
             )
         target, arguments = spelled_out(node)
         sizes: list[int] = []
+        floats: list[str] = []
 
-        def keep(size: int) -> _Size:
+        def keep_size(size: int) -> _Size:
             sizes.append(size)
             return _Size(len(sizes) - 1)
 
-        args, kwargs = with_sizes(target, arguments, keep)
-        if sizes:
-            self.__dict__[node.name + _SUFFIX] = tuple(sizes)
-        function = REGIONS.get(target) or _CALLED_AS.get(target, target)
-        return _Step(node.name, function, _template(args), _template(kwargs), location_of(node), over)
+        def keep_float(value: float) -> _Float:
+            floats.append(f"{node.name}{_FLOAT}{len(floats)}")
+            self.__dict__[floats[-1]] = value
+            return _Float(floats[-1])
 
-    def sizes(self) -> dict[str, tuple[int, ...]]:
-        """The sizes of every node that has some, as they stand."""
-        return {name.removesuffix(_SUFFIX): held for name, held in self.__dict__.items() if name.endswith(_SUFFIX)}
+        args, kwargs = with_numbers(target, arguments, keep_size, keep_float)
+        if sizes:
+            self.__dict__[node.name + _SIZES] = tuple(sizes)
+        function = REGIONS.get(target) or _CALLED_AS.get(target, target)
+        place = location_of(node)
+        return _Step(node.name, function, _template(args), _template(kwargs), tuple(floats), place, over)
+
+    def numbers(self) -> dict[str, Numbers]:
+        """The numbers of every call, as they stand."""
+        held = self.__dict__
+        return {
+            step.name: Numbers(held.get(step.name + _SIZES, ()), tuple(held[name] for name in step.floats))
+            for step in self._script.steps
+        }
 
     def region(self, name: str) -> Block:
         """The block of the graph that the node ``name`` fetches."""
@@ -187,8 +208,7 @@ class Block(nn.Module):
         try:
             for step in script.steps:
                 running_at.set(step.location)
-                sizes = self.__dict__.get(step.name + _SUFFIX, ())
-                args, kwargs = _filled(step.args, values, sizes), _filled(step.kwargs, values, sizes)
+                args, kwargs = (self._filled(given, values, step.name) for given in (step.args, step.kwargs))
                 values[step.name] = step.function(*args, **kwargs)
                 if observe is not None:
                     observe(f"{step.name} at {step.location}", values[step.name])
@@ -196,7 +216,21 @@ class Block(nn.Module):
                     del values[name]
         finally:
             running_at.set(outer)
-        return _filled(script.output, values, ())
+        return self._filled(script.output, values, "")
+
+    def _filled(self, template: Any, values: Mapping[str, Any], name: str) -> Any:
+        if isinstance(template, _Value):
+            return values[template.name]
+        if isinstance(template, _Size):
+            return self.__dict__[name + _SIZES][template.index]
+        if isinstance(template, _Float):
+            return self.__dict__[template.name]
+        if isinstance(template, (list, tuple)):
+            items = [self._filled(item, values, name) for item in template]
+            return tuple(items) if isinstance(template, tuple) else items
+        if isinstance(template, dict):
+            return {key: self._filled(item, values, name) for key, item in template.items()}
+        return template
 
 
 class Program(Block):
@@ -340,17 +374,3 @@ def _template(argument: Any) -> Any:
     if isinstance(argument, dict):
         return {name: _template(item) for name, item in argument.items()}
     return argument
-
-
-def _filled(template: Any, values: Mapping[str, Any], sizes: Sequence[int]) -> Any:
-    if isinstance(template, _Value):
-        return values[template.name]
-    if isinstance(template, _Size):
-        return sizes[template.index]
-    if isinstance(template, list):
-        return [_filled(item, values, sizes) for item in template]
-    if isinstance(template, tuple):
-        return tuple(_filled(item, values, sizes) for item in template)
-    if isinstance(template, dict):
-        return {name: _filled(item, values, sizes) for name, item in template.items()}
-    return template

@@ -1,9 +1,11 @@
-"""The whole numbers of a graph that are sizes, and the few operators that hide sizes in other arguments."""
+"""The numbers of a graph that a cut may have to change: sizes, and floats such as the epsilon of a norm; and the few
+operators that leave such numbers to torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,13 +22,18 @@ _FAR = 2**31  # bounds that mean "to the end"
 
 def spelled_out(node: fx.Node) -> tuple[Callable[..., Any], Arguments]:
     """Target and arguments of a call, with what it leaves to torch written out: the scale of an attention (torch would
-    compute another one from fewer positions), the sizes of the parts of a split (they may lose different numbers)."""
+    compute another one from fewer positions), the sizes of the parts of a split (they may lose different numbers), the
+    epsilon of an RMSNorm (a cut rescales it)."""
     assert callable(node.target)
     args, kwargs = tuple(node.args), dict(node.kwargs)
     if node.target is aten.scaled_dot_product_attention.default and kwargs.get("scale") is None:
         size = _value(node.args[0]).shape[-1]
         if isinstance(size, int) and size:
             kwargs["scale"] = 1 / math.sqrt(size)
+    if node.target is aten.rms_norm.default and _by_name(node).get("eps") is None:
+        given = _by_name(node)
+        args = (given["input"], given["normalized_shape"], given.get("weight"))
+        kwargs = {"eps": torch.finfo(_value(given["input"]).dtype).eps}
     if node.target in (aten.chunk.default, aten.split.Tensor):
         given = _by_name(node)
         dim = given.get("dim", 0)
@@ -46,21 +53,28 @@ def _by_name(node: fx.Node) -> dict[str, Any]:
     return dict(zip(names, node.args, strict=False)) | node.kwargs
 
 
-def with_sizes(target: Any, arguments: Arguments, visit: Callable[[int], Any]) -> Arguments:
-    """The arguments with ``visit(size)`` in the place of every size, always in the same order."""
+def with_numbers(
+    target: Any, arguments: Arguments, size: Callable[[int], Any], real: Callable[[float], Any]
+) -> Arguments:
+    """The arguments with ``size(number)`` in the place of every size and ``real(number)`` in that of every float,
+    always in the same order."""
     args, kwargs = arguments
     if isinstance(target, torch._ops.OpOverload):
         schema = target._schema.arguments
-        named = {argument.name: _is_size(target, argument) for argument in schema}
-        positional = [_is_size(target, argument) for argument in schema]
-    elif _on_numbers(target):
-        named, positional = dict.fromkeys(kwargs, True), [True] * len(args)
+        sizes = {argument.name for argument in schema if _is_size(target, argument)}
+        names = [argument.name for argument in schema]
     else:
-        named, positional = {}, []
-    positional += [False] * (len(args) - len(positional))
+        names = [str(position) for position in range(len(args))]
+        sizes = {*names, *kwargs} if _on_numbers(target) else set()
+
+    def visited(name: str, given: Any) -> Any:
+        if type(given) is float:
+            return real(given)
+        return _visited(given, size) if name in sizes else given
+
     return (
-        tuple(_visited(given, visit) if size else given for given, size in zip(args, positional, strict=False)),
-        {name: _visited(given, visit) if named.get(name) else given for name, given in kwargs.items()},
+        tuple(visited(name, given) for name, given in zip(names, args, strict=False)),
+        {name: visited(name, given) for name, given in kwargs.items()},
     )
 
 
@@ -84,8 +98,16 @@ def _visited(given: Any, visit: Callable[[int], Any]) -> Any:
     return given
 
 
-def replaced(node: fx.Node, numbers: Mapping[str, tuple[int, ...]]) -> tuple[Callable[..., Any], Arguments]:
-    """Target and arguments of a call with new sizes."""
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The sizes and floats of one call, in order."""
+
+    sizes: tuple[int, ...]
+    floats: tuple[float, ...]
+
+
+def replaced(node: fx.Node, numbers: Numbers) -> tuple[Callable[..., Any], Arguments]:
+    """Target and arguments of a call with new numbers."""
     target, arguments = spelled_out(node)
-    rest = iter(numbers.get(node.name, ()))
-    return target, with_sizes(target, arguments, lambda size: next(rest, size))
+    sizes, floats = iter(numbers.sizes), iter(numbers.floats)
+    return target, with_numbers(target, arguments, lambda _: next(sizes), lambda _: next(floats))

@@ -57,6 +57,8 @@ def cut(
         Linear(in_features=4, out_features=4, bias=True)
 
         >>> program = torch.export.export(net, (torch.randn(1, 4),))
+        >>> space = niwaki.search_space(program)
+        >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
         >>> small = niwaki.cut(program, plan)
         >>> small.module()(torch.randn(1, 4)).shape
         torch.Size([1, 2])
