@@ -50,6 +50,7 @@ def rebuilt(small: Program) -> ExportedProgram:
     """
     source = small.source
     module = copy.deepcopy(source.graph_module)
+    _rename(source.graph_module, module)
     dense = _output_shapes(module.graph)
     mode = _fake_mode(module.graph)
     tensors = {**small.state_dict(keep_vars=True), **dict(small.named_buffers(remove_duplicate=False))}
@@ -87,6 +88,18 @@ def rebuilt(small: Program) -> ExportedProgram:
         constants={name: tensors.get(name, held) for name, held in source.constants.items()},
         verifiers=source.verifiers,
     )
+
+
+def _rename(source: fx.GraphModule, made: fx.GraphModule) -> None:
+    """Give the nodes of a copy the names they had: copying changes those that Python uses, such as ``input``."""
+    for before, after in zip(source.graph.nodes, made.graph.nodes, strict=True):
+        if after.op == "placeholder":
+            after.target = before.target
+        after.name = before.name
+        if before.op == "get_attr":
+            held = _held(source, before)
+            if isinstance(held, fx.GraphModule):
+                _rename(held, _held(made, after))
 
 
 def _resize(module: fx.GraphModule, block: Block, given: Sequence[Any]) -> Any:
