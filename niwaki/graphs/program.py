@@ -103,13 +103,14 @@ class _Step:
     over: tuple[str, ...]
 
 
-class _Script:
-    """What copies of a block share: the calls, in order."""
+class _Script(list[_Step]):
+    """The calls, in order, and what else copies of a block share. (What looks for numbers or tensors in the attributes
+    of modules takes a list for what its items are.)"""
 
     def __init__(self, program: ExportedProgram, graph: fx.Graph) -> None:
+        super().__init__()
         self.program, self.graph = program, graph
         self.inputs = tuple(node.name for node in graph.nodes if node.op == "placeholder")
-        self.steps: list[_Step] = []
         self.constants: dict[str, Any] = {}
         self.output: Any = None
 
@@ -139,7 +140,7 @@ class Block(nn.Module):
                 self._take(node, module)
             elif node.op == "call_function":
                 over = tuple(given.name for given in node.all_input_nodes if last[given] is node)
-                script.steps.append(self._step(node, over))
+                script.append(self._step(node, over))
             elif node.op == "output":
                 script.output = _template(node.args[0])
             elif node.op != "placeholder":
@@ -188,7 +189,7 @@ class Block(nn.Module):
         held = self.__dict__
         return {
             step.name: Numbers(held.get(step.name + _SIZES, ()), tuple(held[name] for name in step.floats))
-            for step in self._script.steps
+            for step in self._script
         }
 
     def region(self, name: str) -> Block:
@@ -206,7 +207,7 @@ class Block(nn.Module):
                 values[name.removesuffix(" region")] = self._modules[name]
         outer, observe = running_at.get(), observer.get()
         try:
-            for step in script.steps:
+            for step in script:
                 running_at.set(step.location)
                 args, kwargs = (self._filled(given, values, step.name) for given in (step.args, step.kwargs))
                 values[step.name] = step.function(*args, **kwargs)
