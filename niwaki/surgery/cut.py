@@ -16,7 +16,7 @@ from niwaki.core.repairs import ScalarEdit
 from niwaki.errors import PlanError
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
-from niwaki.graphs.program import Program
+from niwaki.graphs.program import Program, is_of_graph
 from niwaki.surgery.plans import remember
 
 
@@ -65,15 +65,32 @@ def cut(
     """
     if as_graph or isinstance(model, ExportedProgram):
         program = program_of(model, None if isinstance(model, _GRAPHS) else calls_of(model, example_inputs)[0], True)
+        _check_kind(program, plan)
         plan.check_fits(program)
         small = _carry_out(program, plan, contents=True)
         assert isinstance(small, Program)
         return rebuilt(small)
+    _check_kind(model, plan)
     plan.check_fits(model)
     return _carry_out(model, plan, contents=True)
 
 
 _GRAPHS = (ExportedProgram, Program)
+
+
+def _check_kind(model: torch.nn.Module, plan: Plan) -> None:
+    """Raise `PlanError` if the plan edits numbers of the other kind: a graph's have names that no attribute can have."""
+    kinds = {is_of_graph(edit.name) for edit in plan.attributes}
+    if True in kinds and not isinstance(model, Program):
+        raise PlanError(
+            "The plan was made for the graph of the model: it changes numbers of an exported program. Cut with "
+            "as_graph=True and example inputs, or pass the exported program."
+        )
+    if False in kinds and isinstance(model, Program):
+        raise PlanError(
+            "The plan was made for the model itself: it changes attributes of its modules, which an exported program "
+            "does not have. Cut the model, without as_graph."
+        )
 
 
 def cut_empty(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
@@ -149,12 +166,7 @@ def _edit(modules: Mapping[str, torch.nn.Module], edit: AttributeEdit) -> None:
         else:
             module.__dict__[edit.name] = edit.value
     except LookupError:
-        other = (
-            "Was it made for the model itself rather than for its graph? Then cut the model, without as_graph."
-            if isinstance(modules[""], Program)
-            else "Was it made for the graph of the model? Then cut with as_graph=True."
-        )
         raise PlanError(
             f"The plan sets '{edit}' of the module {edit.module!r} to {edit.value}, but this model has no such "
-            f"attribute. Pass the dense model the plan was made for. {other}"
+            "attribute. Pass the dense model the plan was made for."
         ) from None
