@@ -79,7 +79,7 @@ _GRAPHS = (ExportedProgram, Program)
 
 
 def _check_kind(model: torch.nn.Module, plan: Plan) -> None:
-    """Raise `PlanError` if the plan edits numbers of the other kind: a graph's have names that no attribute can have."""
+    """Raise `PlanError` if the plan edits numbers of the other kind: a graph's names can be no attribute's."""
     kinds = {is_of_graph(edit.name) for edit in plan.attributes}
     if True in kinds and not isinstance(model, Program):
         raise PlanError(
