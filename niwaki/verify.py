@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from niwaki.core.plan import Plan
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, observer
+from niwaki.precision import doubled
 from niwaki.surgery.cut import cut, duplicate
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
@@ -50,8 +52,8 @@ def check(
     """Try the law on a model: cut it, zero it, run both in eval mode, compare.
 
     ``inputs`` and ``as_graph`` as for `niwaki.search_space`. Copies are compared in float64, where round-off cannot
-    hide a difference; a model that does not run in float64 is compared in its own precision. The model is left as it
-    was.
+    hide a difference, also where the code asks for float32 by name, as many a norm does; a model that does not run in
+    float64 is compared in its own precision. The model is left as it was.
 
     Raises:
         PlanError: the plan is for another network.
@@ -116,7 +118,7 @@ def convert(call: ExampleCall, dtype: torch.dtype | None) -> ExampleCall:
 def _run(model: torch.nn.Module, call: ExampleCall, dtype: torch.dtype | None) -> list[torch.Tensor]:
     args, kwargs = convert(call, dtype)
     torch.manual_seed(0)  # what a model draws even in eval mode, it draws alike; `preserved` puts the state back
-    with torch.no_grad():
+    with torch.no_grad(), doubled() if dtype is torch.float64 else nullcontext():
         return list(tensors_in(model(*args, **kwargs)))
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import niwaki
 from niwaki.core.space import SearchSpace
+from niwaki.precision import doubled
 from niwaki.surgery.zero import zeroed
-from niwaki.testing.precision import doubled
 from niwaki.trace.tracer import example_calls, tensors_in
 from niwaki.verify import convert, difference
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import niwaki.testing.models as kit
 from niwaki import SearchSpace, search_space
 from niwaki.errors import TraceError
+from niwaki.precision import doubled
 from niwaki.testing import ModelReport, check_model
-from niwaki.testing.precision import doubled
 
 ROWS = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 

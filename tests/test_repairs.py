@@ -217,3 +217,15 @@ def test_a_fused_norm_is_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 12 not in [group.units for group in _prepared(Net(Fused))[2].groups]
     monkeypatch.setattr(tracer, "COMPOSED", {operator})
     assert 12 in [group.units for group in _prepared(Net(Fused))[2].groups]
+
+
+def test_check_sees_through_norms_in_float32() -> None:
+    """What transformers' norms round to float32 would hide what the law is about."""
+
+    class Single(Composed):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.to(torch.float32)).to(x.dtype)
+
+    model, x, space = _prepared(Net(Single))
+    found = niwaki.check(model, random_plan(space, np.random.default_rng(0)), x)
+    assert found.holds and found.deviation < 1e-12, found

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import niwaki
 from benchmarks.zoo.entries import Entry
+from niwaki.precision import doubled
 from niwaki.testing.models import (
     GRADIENT_TOLERANCE,
     TOLERANCE,
@@ -28,7 +29,6 @@ from niwaki.testing.models import (
     random_plan,
     randomised,
 )
-from niwaki.testing.precision import doubled
 from niwaki.trace.tracer import example_calls
 
 Row = dict[str, Any]

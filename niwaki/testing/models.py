@@ -15,10 +15,10 @@ from torch import nn
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.errors import NiwakiError
+from niwaki.precision import doubled
 from niwaki.search import search_space
 from niwaki.surgery.cut import cut, duplicate
 from niwaki.surgery.zero import zeroed
-from niwaki.testing.precision import doubled
 from niwaki.trace.preserve import preserved
 from niwaki.trace.tracer import ExampleCall, example_calls, tensors_in
 from niwaki.verify import check, convert, difference

@@ -49,9 +49,9 @@ class _Doubled(TorchFunctionMode):
 
 
 _GROUPED = tuple(
-    getattr(place, name)
-    for place, name in ((torch, "_grouped_mm"), (torch.nn.functional, "grouped_mm"))
-    if hasattr(place, name)
+    operator
+    for operator in (getattr(torch, "_grouped_mm", None), getattr(torch.nn.functional, "grouped_mm", None))
+    if operator is not None
 )
 
 
