@@ -18,8 +18,8 @@ import niwaki
 from niwaki.errors import FileFormatError, PlanError, TraceError
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program
+from niwaki.precision import doubled
 from niwaki.surgery.zero import zeroed
-from niwaki.testing.precision import doubled
 from niwaki.verify import difference
 
 TOLERANCE = {"float32": 1e-5, "eval": 1e-10, "train": 1e-8}
