@@ -46,6 +46,18 @@ COUNTS: Settings = {
     "max_target_positions": 64,
     "type_vocab_size": 2,
     "num_codebooks": 2,
+    # tables that would be most of a tiny model
+    "max_2d_position_embeddings": 128,
+    "max_encoder_position_embeddings": 128,
+    "max_decoder_position_embeddings": 128,
+    "max_ep_len": 64,
+    "num_hash_buckets": 64,
+    "src_vocab_size": 99,
+    "tgt_vocab_size": 99,
+    "num_bpe_labels": 99,
+    "num_wordpiece_labels": 99,
+    "pronunciation_vocab_size": 99,
+    "shape_vocab_size": 99,
 }
 # How wide.
 WIDTHS: Settings = {
@@ -80,6 +92,7 @@ WIDTHS: Settings = {
     "decoder_num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
+    "global_head_dim": 16,
     "d_kv": 8,
     "d_head": 8,
     "q_lora_rank": 16,
@@ -107,6 +120,9 @@ WIDTHS: Settings = {
     "encoder_hidden_dim": 32,
     "lru_width": 32,
     "attention_hidden_size": 32,
+    "pronunciation_embed_dim": 16,
+    "shape_embed_dim": 16,
+    "conv_pos_kernel_size": 3,
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 2,
     "index_n_heads": 2,

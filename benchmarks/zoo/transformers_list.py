@@ -13,6 +13,7 @@ KINDS: dict[str, str] = {
         musicflamingo neomme nomic_bert nystromformer pocket_tts qwen3_vl_text reformer rembert roberta
         roberta-prelayernorm roc_bert roformer sam3_lite_text_text_model splinter squeezebert tapas
         tipsv2_text_model ultrabert visual_bert vits xlm xlm-roberta xlm-roberta-xl yoso
+        esmc luke
     """,
     "decoder": """
         apertus bert-generation cohere cpmant ctrl cwm diffllama ernie4_5 gemma2 gemma3_text glm gpt2
@@ -21,6 +22,7 @@ KINDS: dict[str, str] = {
         granite_swa helium hyperclovax iquestcoder llama minicpm3 ministral ministral3 mistral
         modernbert-decoder moshi mpt nanochat nemotron olmo olmo2 olmo3 openai-gpt opt persimmon phi phi3 qwen2
         qwen3 seed_oss smollm3 stablelm starcoder2 vaultgemma xglm xlnet youtu
+        gpt_neo
     """,
     "mixture of experts": """
         afmoe axk1 cohere2_moe deepseek_v2 deepseek_v32 doge dots1 dots3_note_text exaone_moe flint
@@ -29,10 +31,12 @@ KINDS: dict[str, str] = {
         gpt_oss granitemoe_swa granitemoeshared hunyuan_v1_moe hy_v3 inkling_text jetmoe llama4_text
         mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text mistral_large4_text mixtral muse_spark_text olmoe
         openai_privacy_filter phimoe qwen2_moe qwen3_moe qwen3_vl_moe_text solar_open
+        longcat_flash
     """,
     "state-space": """
         bamba granitemoehybrid lfm2 falcon_mamba jamba kimi_linear lfm2_moe lfm3 mamba nemotron_h olmo_hybrid
         qwen3_5_moe_text qwen3_5_text qwen3_next qwen4_exp_text recurrent_gemma rwkv xlstm
+        falcon_h1 mamba2
     """,
     "encoder-decoder": """
         bart bigbird_pegasus blenderbot fsmt led longt5 m2m_100 mbart blenderbot-small marian mt5 mvp nllb-moe
@@ -53,6 +57,7 @@ KINDS: dict[str, str] = {
     "detection": """
         conditional_detr dab-detr deformable_detr detr grounding-dino d_fine deimv2 mm-grounding-dino owlv2
         owlvit rf_detr table-transformer yolos
+        rt_detr rt_detr_v2
     """,
     "audio": """
         audio-spectrogram-transformer canary cohere_asr data2vec-audio encodec gemma4_audio granite_speech5_ctc
@@ -74,6 +79,7 @@ KINDS: dict[str, str] = {
         ovis2 paligemma phi4_multimodal qianfan_ocr qwen2_audio qwen3_asr qwen3_omni_moe_thinker qwen3_vl
         qwen3_vl_moe smolvlm t5gemma2 tipsv2 udop ultravbert unlimited_ocr video_llava vilt vipllava
         vision-text-dual-encoder voxtral xclip
+        glm46v instructblip lxmert
     """,
     "time series": """
         informer autoformer patchtsmixer patchtst time_series_transformer timesfm timesfm2_5
