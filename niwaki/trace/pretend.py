@@ -6,7 +6,7 @@ real, so that the masks and positions that Python code looks into have their val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.utils._pytree import tree_map_only
 
 from niwaki.core.location import Location
 
+_NESTING = (torch.Tensor, list, tuple)
 _NEEDS = (DataDependentOutputException, DynamicOutputShapeException)
 
 
@@ -40,6 +40,7 @@ class Pretence:
         self.active = any(tensor.is_meta for tensor in tensors)
         self._device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._made: dict[Hashable, tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]] = {}
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the meta tensor is kept alive with its fake
 
     def swap(self, model: torch.nn.Module) -> None:
@@ -51,14 +52,31 @@ class Pretence:
                         module.__dict__[name] = self._replaced(value)
 
     def run(self, operator: torch._ops.OpOverload, args: Any, kwargs: Any) -> Any:
-        """Call an operator. What needs a content that there is not raises `NeedsValue`'s causes."""
-        if operator in _SHAPES and any(isinstance(argument, FakeTensor) for argument in args):
-            return _SHAPES[operator](*args, **kwargs)
-        return operator(*args, **kwargs)
+        """Call an operator. Layers are alike: what was computed for the same shapes is not computed again."""
+        shape_of = _SHAPES.get(operator)
+        if shape_of is not None and any(isinstance(argument, FakeTensor) for argument in args):
+            return shape_of(*args, **kwargs)
+        if not self.active or operator._schema.is_mutable:
+            return operator(*args, **kwargs)
+        key = _key((operator, *args, *kwargs.items()))
+        made = self._made.get(key) if key is not None else None
+        if made is None:
+            result = operator(*args, **kwargs)
+            if key is not None and isinstance(result, FakeTensor) and all(result is not given for given in args):
+                self._made[key] = tuple(result.shape), result.stride(), result.dtype, result.device
+            return result
+        shape, stride, dtype, device = made
+        return FakeTensor(self._mode, torch.empty_strided(shape, stride, dtype=dtype, device="meta"), device)
 
-    def arguments(self, structure: Any) -> Any:
+    def arguments(self, given: Any) -> Any:
         """The arguments of an operator with fakes in the place of meta tensors."""
-        return tree_map_only(torch.Tensor, self.stand_in, structure) if self.active else structure
+        if isinstance(given, torch.Tensor):
+            return self.stand_in(given)
+        if type(given) in (tuple, list):
+            return type(given)([self.arguments(item) if isinstance(item, _NESTING) else item for item in given])
+        if isinstance(given, dict):
+            return {name: self.arguments(item) for name, item in given.items()}
+        return given
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """The fake of a meta tensor; any other tensor itself."""
@@ -100,6 +118,23 @@ def needs_value(error: Exception, operator: torch._ops.OpOverload, location: Loc
     )
 
 
+def _key(argument: Any) -> Hashable:
+    """What the result of an operator depends on; None where that includes the content of a tensor."""
+    if isinstance(argument, FakeTensor):
+        return tuple(argument.shape), argument.stride(), argument.dtype
+    if isinstance(argument, torch.Tensor):
+        return None
+    if isinstance(argument, (list, tuple)):
+        items = tuple(_key(item) if isinstance(item, (torch.Tensor, list, tuple)) else (type(item), item) for item in argument)
+        return None if None in items else items
+    return argument
+
+
+def _as_strided(tensor: torch.Tensor, size: Any, stride: Any, storage_offset: int | None = None) -> torch.Tensor:
+    """A view whose base need not have kept the memory it would have."""
+    return tensor.new_empty_strided(size, stride)
+
+
 def _grouped_mm(
     left: torch.Tensor,
     right: torch.Tensor,
@@ -120,4 +155,7 @@ def _grouped_mm(
     return left.new_empty(shape, dtype=out_dtype)
 
 
-_SHAPES = {torch.ops.aten._grouped_mm.default: _grouped_mm}
+_SHAPES: dict[Any, Any] = {
+    torch.ops.aten._grouped_mm.default: _grouped_mm,
+    torch.ops.aten.as_strided.default: _as_strided,
+}

@@ -126,6 +126,11 @@ def _current(recorder: _Recorder) -> Iterator[None]:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors by identity and notes each operator call."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keeps torch from wrapping every operator call below in its compiler's switch."""
+        return False
+
     def __init__(self, model: torch.nn.Module, pretence: Pretence) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._pretence = pretence
@@ -206,7 +211,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in COMPOSED:
             with self:
                 return func.decompose(*args, **(kwargs or {}))
-        args, kwargs = self._pretence.arguments((args, kwargs or {}))
+        kwargs = kwargs or {}
+        if self._pretence.active:
+            args, kwargs = self._pretence.arguments(args), self._pretence.arguments(kwargs)
         arguments = tuple(self._reference(argument) for argument in args)
         named = {name: self._reference(argument) for name, argument in kwargs.items()}
         if func._schema.is_mutable:
