@@ -10,13 +10,39 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
+_LONG = 16  # so many units in a row are worth a run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Runs:
+    """Units in a row that all occur equally often on an axis: ``times[r]`` positions for each of the units from
+    ``first[r]`` up to, not including, ``end[r]``."""
+
+    first: IntArray  # [Q]
+    end: IntArray  # [Q]
+    times: FloatArray  # [Q]
+    axis: IntArray  # [Q]
+
+    def __call__(self, gates: FloatArray) -> FloatArray:
+        """The positions [Q] that survive ``gates``."""
+        bounds, place = np.unique(np.concatenate([self.first, self.end]), return_inverse=True)
+        sums = np.add.reduceat(np.append(gates, 0.0), bounds)
+        before = np.append(0.0, sums[:-1].cumsum())[place]
+        survive: FloatArray = self.times * (before[len(self.first) :] - before[: len(self.first)])
+        return survive
+
+
+_NO_UNITS: IntArray = np.zeros(0, dtype=np.int64)
+_NONE = Runs(_NO_UNITS, _NO_UNITS, np.zeros(0), _NO_UNITS)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counts:
     """Surviving positions per axis as a function of unit gates.
 
     Positions of one axis that depend on the same units are one row; ``units[r]`` holds the units of row r (padded with
-    the sentinel ``num_units``, which is always kept), ``times[r]`` the number of positions, ``axis[r]`` the axis.
+    the sentinel ``num_units``, which is always kept), ``times[r]`` the number of positions, ``axis[r]`` the axis. What
+    depends on one unit only and is regular stands in ``runs`` instead.
     """
 
     num_units: int
@@ -24,18 +50,47 @@ class Counts:
     units: IntArray  # [R, K]
     times: FloatArray  # [R]
     axis: IntArray  # [R]
+    runs: Runs = _NONE
+
+    @classmethod
+    def of(cls, num_units: int, num_axes: int, units: IntArray, times: FloatArray, axis: IntArray) -> Counts:
+        """The counts given by rows, with long runs told apart."""
+        unit = units.min(axis=1, initial=num_units)
+        alone = (unit < num_units) & ((units < num_units).sum(axis=1) == 1)
+        goes_on = alone[1:] & alone[:-1] & (unit[1:] == unit[:-1] + 1) & (times[1:] == times[:-1])
+        goes_on &= axis[1:] == axis[:-1]
+        first = np.flatnonzero(np.append(True, ~goes_on)) if len(unit) else np.zeros(0, dtype=np.int64)
+        length = np.diff(np.append(first, len(unit)))
+        long = (length >= _LONG) & alone[first]
+        rest = np.repeat(~long, length)
+        first, length = first[long], length[long]
+        runs = Runs(unit[first], unit[first] + length, times[first], axis[first])
+        return cls(num_units, num_axes, units[rest], times[rest], axis[rest], runs)
 
     def __call__(self, gates: FloatArray) -> FloatArray:
         """Surviving positions [num_axes] for ``gates`` [num_units] in [0, 1] (1 = kept)."""
-        extended = np.append(gates, 1.0)
-        alive = self.times * extended[self.units].prod(axis=1)
-        return np.bincount(self.axis, weights=alive, minlength=self.num_axes).astype(np.float64)
+        alive = self.times * np.append(gates, 1.0)[self.units].prod(axis=1)
+        counts = np.bincount(self.axis, weights=alive, minlength=self.num_axes).astype(np.float64)
+        if len(self.runs.axis):
+            counts += np.bincount(self.runs.axis, weights=self.runs(gates), minlength=self.num_axes)
+        return counts
+
+    def varies(self) -> NDArray[np.bool_]:
+        """Which axes [num_axes] depend on any unit."""
+        varies = np.zeros(self.num_axes, dtype=bool)
+        varies[self.axis[(self.units < self.num_units).any(axis=1)]] = True
+        varies[self.runs.axis] = True
+        return varies
 
     def slopes(self, gates: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
         """The derivative of each axis count by each unit gate, as (axis, unit, value) triplets."""
         extended = np.append(gates, 1.0)
         columns = self.units.shape[1]
-        rows_axis, rows_unit, rows_value = [], [], []
+        length = self.runs.end - self.runs.first
+        shift = self.runs.first - np.append(0, length.cumsum())[:-1]
+        rows_axis = [np.repeat(self.runs.axis, length)]
+        rows_unit = [np.arange(length.sum()) + np.repeat(shift, length)]
+        rows_value = [np.repeat(self.runs.times, length)]
         for column in range(columns):
             others = np.delete(self.units, column, axis=1)
             real = self.units[:, column] < self.num_units

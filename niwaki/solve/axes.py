@@ -16,47 +16,58 @@ from niwaki.trace.graph import Graph, Origin
 
 
 class AxisTable:
-    """Numbers axes by the identity of their ids."""
+    """Numbers axes; those that are known to depend on the same components have one number."""
 
-    def __init__(self) -> None:
-        self._numbers: dict[int, int] = {}
-        self._axes: list[Axis] = []
+    def __init__(self, solution: Components) -> None:
+        self._solution = solution
+        self._numbers: dict[object, int] = {}
+        self._axes: list[IntArray] = []
 
     def __len__(self) -> int:
         return len(self._axes)
 
     def number(self, axis: Axis) -> int:
         """The number of an axis."""
-        key = id(axis.ids)
+        key = self._solution.name(axis.ids)
         if key not in self._numbers:
             self._numbers[key] = len(self._axes)
-            self._axes.append(axis)
+            self._axes.append(axis.ids)
         return self._numbers[key]
 
     def rows(self) -> tuple[IntArray, IntArray]:
-        """All ids of all axes [R, K], 0 padded, and the axis number of each row [R]."""
-        width = max([1, *(axis.ids.shape[1] for axis in self._axes)])
-        sizes = [axis.size for axis in self._axes]
+        """The components of all positions of all axes [R, K], 0 padded, and the axis number of each row [R]."""
+        solved = [self._solution.canonical(ids) for ids in self._axes]
+        width = max([1, *(own.shape[1] for own in solved)])
+        sizes = [len(own) for own in solved]
         rows = np.zeros((sum(sizes), width), dtype=np.int64)
         start = 0
-        for axis in self._axes:
-            rows[start : start + axis.size, : axis.ids.shape[1]] = axis.ids
-            start += axis.size
+        for own in solved:
+            rows[start : start + len(own), : own.shape[1]] = own
+            start += len(own)
         return rows, np.repeat(np.arange(len(sizes)), sizes)
 
 
 def count_rows(rows: IntArray, axis: IntArray, num_axes: int, num_units: int) -> Counts:
-    """Merge equal rows of unit numbers (``num_units`` is the padding) of the same axis."""
-    rows = np.sort(rows, axis=1)
+    """Merge equal rows of unit numbers (``num_units`` is the padding) of the same axis; ``axis`` ascends."""
+    if rows.shape[1] > 1:
+        rows = np.sort(rows, axis=1)
+    new = (rows[1:] != rows[:-1]).any(axis=1) | (axis[1:] != axis[:-1])
+    begin = np.flatnonzero(np.append(np.ones(min(1, len(rows)), dtype=bool), new))
+    times = np.diff(np.append(begin, len(rows)))
+    rows, axis = rows[begin], axis[begin]
     base, width = num_units + 1, rows.shape[1]
     if num_axes * base**width < 2**62:  # a row fits into one integer, which sorts much faster
         powers = base ** np.arange(width - 1, -1, -1, dtype=np.int64)
-        keys, times = np.unique(axis * base**width + rows @ powers, return_counts=True)
-        merged_axis, merged = keys // base**width, keys[:, None] // powers % base
+        keys = axis * base**width + rows @ powers
+        if not bool((keys[1:] > keys[:-1]).all()):
+            keys, inverse = np.unique(keys, return_inverse=True)
+            times = np.bincount(inverse, weights=times, minlength=len(keys))
+            axis, rows = keys // base**width, keys[:, None] // powers % base
     else:
-        table, times = np.unique(np.concatenate([axis[:, None], rows], axis=1), axis=0, return_counts=True)
-        merged_axis, merged = table[:, 0], table[:, 1:]
-    return Counts(num_units, num_axes, merged, times.astype(np.float64), merged_axis)
+        table, inverse = np.unique(np.concatenate([axis[:, None], rows], axis=1), axis=0, return_inverse=True)
+        times = np.bincount(inverse.reshape(-1), weights=times, minlength=len(table))
+        axis, rows = table[:, 0], table[:, 1:]
+    return Counts.of(num_units, num_axes, rows, times.astype(np.float64), axis)
 
 
 def pad(lists: Sequence[Sequence[int]], filler: int) -> IntArray:
@@ -72,7 +83,7 @@ class Tables:
     """All axes that sizes and costs refer to, numbered, with the claims and terms written in those numbers."""
 
     def __init__(self, graph: Graph, facts: Facts, solution: Components) -> None:
-        table = AxisTable()
+        table = AxisTable(solution)
         self.claims = [
             (claim, _numbered(claim.expression, facts, table), None if claim.axis is None else table.number(claim.axis))
             for claim in facts.sizes
@@ -82,6 +93,7 @@ class Tables:
             for claim in facts.repairs
         ]
         self.macs = [(float(term.times), [table.number(axis) for axis in term.axes]) for term in facts.macs]
+        ids = {int(block[0]): block[:, None] for block in facts.blocks if len(block)}
         self.params: list[tuple[float, list[int]]] = []
         self.memory: list[tuple[float, list[int]]] = []
         for value in graph.values:
@@ -89,13 +101,11 @@ class Tables:
                 continue
             axes = []
             for dim in range(len(value.shape)):
-                first, size = facts.places[value.number, dim]
-                axes.append(table.number(Axis(np.arange(first, first + size)[:, None])))
+                axes.append(table.number(Axis(ids[facts.places[value.number, dim][0]])))
             self.memory.append((float(value.dtype.itemsize), axes))
             if value.origin is Origin.PARAMETER:
                 self.params.append((1.0, axes))
-        rows, self.axis = table.rows()
-        self.rows = solution.canonical(rows) if len(rows) else rows
+        self.rows, self.axis = table.rows()
         self.num_axes = len(table)
         self._first = np.searchsorted(self.axis, np.arange(self.num_axes + 1))
 

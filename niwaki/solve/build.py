@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from niwaki.rules.axis import Axis
 from niwaki.solve.axes import Tables, pad
 from niwaki.solve.facts import Facts
 from niwaki.solve.sizes import settle
-from niwaki.solve.units import Units
+from niwaki.solve.units import Spot, Units
 from niwaki.trace.graph import Graph, Origin
 
 
@@ -99,17 +100,23 @@ class Builder:
 def _places(units: Units) -> tuple[Place, ...]:
     """The dimensions that units own something of. Where nothing produces a unit, what reads it stands for it."""
     none = len(units)
-    owners = [units.of_components(spot.rows) for spot in units.spots]
     produced = np.zeros(none + 1, dtype=bool)
-    for spot, owner in zip(units.spots, owners, strict=True):
-        if spot.produces and spot.value.origin is Origin.PARAMETER:
+    done: set[int] = set()
+    for spot in units.spots:
+        owner = units.owners(spot)
+        if spot.produces and spot.value.origin is Origin.PARAMETER and id(owner) not in done:
+            done.add(id(owner))
             produced[owner.reshape(-1)] = True
+    produced[none] = True
+    complete: dict[int, bool] = {}
     places = []
-    for spot, owner in zip(units.spots, owners, strict=True):
-        owner = owner[:, (owner < none).any(axis=0)]
+    for spot in units.spots:
+        owner = units.owners(spot)
         if owner.shape[1]:
             parameter = spot.value.origin is Origin.PARAMETER
-            orphan = parameter and not produced[owner[owner < none]].all()
+            if id(owner) not in complete:
+                complete[id(owner)] = bool(produced[owner].all())
+            orphan = parameter and not complete[id(owner)]
             produces, driven = spot.produces or orphan, spot.driven or orphan
             places.append(Place(spot.value.name, spot.dim, owner, produces, driven, parameter))
     return tuple(places)
@@ -118,20 +125,13 @@ def _places(units: Units) -> tuple[Place, ...]:
 def _groups(places: Sequence[Place], units: Units) -> tuple[Group, ...]:
     starts = units.starts
     sizes = np.diff(starts)
-    group_of = np.append(np.repeat(np.arange(len(sizes)), sizes), len(sizes))
     pieces: list[list[Slice]] = [[] for _ in sizes]
+    parted: dict[int, list[tuple[int, IntArray]]] = {}
     for place in places:
-        positions = np.repeat(np.arange(len(place.units)), place.units.shape[1])
-        owner = place.units.reshape(-1)
-        order = np.argsort(owner, kind="stable")
-        owner, positions = owner[order], positions[order]
-        groups, begin = np.unique(group_of[owner], return_index=True)
-        for group, first, end in zip(groups, begin, [*begin[1:], len(owner)], strict=True):
-            if group < len(sizes):
-                index = positions[first:end].reshape(sizes[group], -1)
-                pieces[group].append(
-                    Slice(place.tensor, place.dim, index, place.produces, place.driven, place.parameter)
-                )
+        if id(place.units) not in parted:
+            parted[id(place.units)] = list(_by_group(place.units, starts))
+        for group, index in parted[id(place.units)]:
+            pieces[group].append(Slice(place.tensor, place.dim, index, place.produces, place.driven, place.parameter))
     names: Counter[str] = Counter()
     made = []
     for number, (slices, start, size) in enumerate(zip(pieces, starts.tolist(), sizes.tolist(), strict=False)):
@@ -140,6 +140,20 @@ def _groups(places: Sequence[Place], units: Units) -> tuple[Group, ...]:
         name = name if names[name] == 1 else f"{name}#{names[name]}"
         made.append(Group(name, start, size, tuple(slices), _inexact(units, number)))
     return tuple(made)
+
+
+def _by_group(owner: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray]]:
+    """The groups among the unit numbers [n, K] of the positions of a dimension, and for each of their units its
+    positions."""
+    positions = np.repeat(np.arange(len(owner)), owner.shape[1])
+    owner = owner.reshape(-1)
+    if not bool((owner[1:] >= owner[:-1]).all()):
+        order = np.argsort(owner, kind="stable")
+        owner, positions = owner[order], positions[order]
+    ends = np.searchsorted(owner, starts)
+    for group in np.flatnonzero(np.diff(ends)).tolist():
+        size = starts[group + 1] - starts[group]
+        yield group, positions[ends[group] : ends[group + 1]].reshape(size, -1)
 
 
 def _inexact(units: Units, group: int) -> str | None:
@@ -153,9 +167,9 @@ def _inexact(units: Units, group: int) -> str | None:
 def _pins(units: Units) -> tuple[Pin, ...]:
     pins = []
     for spot in units.spots:
-        if spot.value.origin is not Origin.PARAMETER:
+        if spot.value.origin is not Origin.PARAMETER or _free(units, spot).all():
             continue
-        numbers, counts = np.unique(units.reasons(spot)[~_free(units, spot.rows)], return_counts=True)
+        numbers, counts = np.unique(units.reasons(spot)[~_free(units, spot)], return_counts=True)
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             reason = units.facts.reasons[number]
             pins.append(Pin(spot.value.name, spot.dim, count, reason.text, reason.location))
@@ -167,12 +181,12 @@ def _coverage(units: Units) -> float:
     outside: dict[int, float] = {}
     for spot in units.spots:
         if spot.value.origin is Origin.PARAMETER:
-            share = 1 - float(_free(units, spot.rows).mean()) if len(spot.rows) else 1.0
+            share = 1 - float(_free(units, spot).mean()) if len(spot.rows) else 1.0
             outside[spot.value.number] = outside.get(spot.value.number, 1.0) * share
-    sizes = {number: int(np.prod(value.shape)) for number, value in enumerate(units.graph.values)}
-    everything = sum(sizes[number] for number in outside)
+    sizes = {number: math.prod(units.graph.values[number].shape) for number in outside}
+    everything = sum(sizes.values())
     return sum(sizes[number] * (1 - share) for number, share in outside.items()) / max(everything, 1)
 
 
-def _free(units: Units, rows: IntArray) -> BoolArray:
-    return np.asarray((units.of_components(rows) < len(units)).any(axis=1), dtype=bool)
+def _free(units: Units, spot: Spot) -> BoolArray:
+    return np.asarray((units.owners(spot) < len(units)).any(axis=1), dtype=bool)

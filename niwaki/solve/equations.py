@@ -11,17 +11,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray
+from niwaki.solve.blocks import Blocks
 from niwaki.solve.facts import Facts
+
+ShortArray = NDArray[np.int32]
 
 
 @dataclass(slots=True, eq=False)
-class Components:
-    """The solution: ``canonical(ids)`` gives the independent components that positions depend on.
+class _Solved:
+    """The solution for ids that stand for many: ``canonical(ids)`` gives the components that they depend on.
 
     ``seed[id]`` is the number of the reason for which a pinned id is pinned.
     """
@@ -31,15 +35,43 @@ class Components:
     defined: BoolArray  # [N] whether a component is a product
     seed: IntArray  # [N] id -> reason
 
-    def canonical(self, ids: IntArray) -> IntArray:
+    def canonical(self, ids: IntArray | ShortArray) -> IntArray:
         """Rows [n, K] of ids as rows [n, K'] of independent components, outer factors first, 0 padded."""
         rows = self.component[ids]
-        while self.defined[rows].any():
-            is_product = self.defined[rows]
+        while (is_product := self.defined[rows]).any():
             expanded = np.where(is_product[..., None], self.product[rows], 0)
             rows = np.concatenate([np.where(is_product, 0, rows)[..., None], expanded], axis=2)
             rows = _compact(rows.reshape(len(ids), rows.shape[1] * rows.shape[2]))
         return _compact(rows)
+
+
+class Components:
+    """The solution: the independent components, ``size`` of them at most, that positions depend on."""
+
+    def __init__(self, blocks: Blocks, short: ShortArray, solved: _Solved) -> None:
+        self.size = len(solved.component)
+        self._blocks, self._short, self._solved = blocks, short, solved
+        self._rows: dict[int, IntArray] = {}
+
+    def canonical(self, ids: IntArray) -> IntArray:
+        """Rows [n, K] of ids as rows [n, K'] of components, outer factors first, 0 padded. Blocks that are tied have
+        the same array of rows."""
+        number = self._blocks.number(ids)
+        if number is None:
+            return self._solved.canonical(self._short[ids])
+        first = int(self._short[ids.flat[0]])
+        rows = self._rows.get(first)
+        if rows is None or len(rows) != len(ids):
+            rows = self._rows[first] = self._solved.canonical(self._short[ids.reshape(-1, 1)])
+        return rows
+
+    def name(self, ids: IntArray) -> object:
+        """Something that axes with the same rows have in common, cheaper to find than these."""
+        return id(ids) if self._blocks.number(ids) is None else (int(self._short[ids.flat[0]]), len(ids))
+
+    def reasons(self, ids: IntArray) -> IntArray:
+        """The numbers of the reasons for which ids are pinned, where they are."""
+        return self._solved.seed[self._short[ids]]
 
 
 def _compact(rows: IntArray) -> IntArray:
@@ -78,27 +110,75 @@ class _Edges:
 
 def solve(facts: Facts) -> Components:
     """The least restrictive solution that these steps find; restricting it further is always allowed."""
-    edges = _Edges()
+    blocks = Blocks(facts)
+    equal = list({(id(left), id(right)): (left, right, why) for left, right, why in reversed(facts.equal)}.values())
+    equal.reverse()  # the first of several with the same arrays
+    whole, parts = _Edges(), []
+    for left, right, why in equal:
+        one, other = blocks.number(left), blocks.number(right)
+        if one is None or other is None:
+            parts.append((left, right, why))
+        elif one != other:
+            whole.add(np.array([one + 1]), np.array([other + 1]), why)
+    pinned, single = [], []
     for ids, why in facts.pinned:
-        ids = ids[ids != 0]
+        one = blocks.number(ids)
+        if one is None:
+            single.append((ids, why))
+        else:
+            pinned.append((one, why))
+    for one, why in pinned:
+        whole.add(np.array([0]), np.array([one + 1]), why)
+    short, edges = _shortened(blocks, whole, facts.ids)
+    for ids, why in single:
+        ids = short[ids[ids != 0]].astype(np.int64)
         edges.add(np.zeros_like(ids), ids, why)
     products = []
-    for left, right, why in facts.equal:
+    for left, right, why in parts:
+        left, right = short[left].astype(np.int64), short[right].astype(np.int64)
         if left.shape[1] == right.shape[1] == 1:
-            edges.add(left[:, 0], right[:, 0], why)
+            differ = left[:, 0] != right[:, 0]
+            edges.add(left[differ, 0], right[differ, 0], why)
         else:
             products.append((left, right, why))
     why_conflict = facts.reason("its factorisations conflict", None)
+    size = int(short.max(initial=0)) + 1
     while True:
-        solution = _components(edges, facts.ids)
+        solution = _components(edges, size)
         before = edges.count
         for left, right, why in products:
             _reconcile(solution, edges, left, right, why, why_conflict)
         if edges.count == before:
-            return solution
+            return Components(blocks, short, solution)
 
 
-def _components(edges: _Edges, count: int) -> Components:
+def _shortened(blocks: Blocks, whole: _Edges, ids: int) -> tuple[ShortArray, _Edges]:
+    """What stands for each id when tied blocks are one, and the edges that pin what stands for pinned blocks: one id
+    for each reason."""
+    solved = _components(whole, len(blocks.all) + 1)
+    short = np.zeros(ids, dtype=np.int32)
+    edges = _Edges()
+    first: dict[int, int] = {}
+    by_reason: dict[int, int] = {}
+    used = 1
+    for number, block in enumerate(blocks.all, start=1):
+        own = short[block[0] : block[0] + len(block)]
+        component, why = int(solved.component[number]), int(solved.seed[number])
+        if component == 0:
+            if why not in by_reason:
+                by_reason[why] = used
+                edges.add(np.array([0]), np.array([used]), why)
+                used += 1
+            own[:] = by_reason[why]
+        else:
+            if component not in first:
+                first[component] = used
+                used += len(block)
+            own[:] = np.arange(first[component], first[component] + len(block))
+    return short, edges
+
+
+def _components(edges: _Edges, count: int) -> _Solved:
     left, right, why = edges.arrays()
     graph = coo_array((np.ones(len(left)), (left, right)), shape=(count, count)).tocsr()
     _, labels = connected_components(graph, directed=False)
@@ -114,12 +194,10 @@ def _components(edges: _Edges, count: int) -> Components:
     reason = np.zeros(count, dtype=np.int64)
     pins = np.flatnonzero((left == 0) | (right == 0))[::-1]
     reason[left[pins] + right[pins]] = why[pins]
-    return Components(component, np.zeros((count, 1), dtype=np.int64), np.zeros(count, dtype=bool), reason[root])
+    return _Solved(component, np.zeros((count, 1), dtype=np.int64), np.zeros(count, dtype=bool), reason[root])
 
 
-def _reconcile(
-    solution: Components, edges: _Edges, left: IntArray, right: IntArray, why: int, why_conflict: int
-) -> None:
+def _reconcile(solution: _Solved, edges: _Edges, left: IntArray, right: IntArray, why: int, why_conflict: int) -> None:
     """Draw from one product equation what follows: joins, pins, definitions."""
     while True:
         a, b = solution.canonical(left), solution.canonical(right)
@@ -149,7 +227,7 @@ def _cancel(a: IntArray, b: IntArray) -> None:
             b[both, j] = 0
 
 
-def _define(solution: Components, a: IntArray, b: IntArray, in_a: IntArray, in_b: IntArray) -> bool:
+def _define(solution: _Solved, a: IntArray, b: IntArray, in_a: IntArray, in_b: IntArray) -> bool:
     """Rows with one component on the side of ``a`` define it, the first row of each component."""
     rows = np.flatnonzero((in_a == 1) & (in_b > 1))
     if not len(rows):

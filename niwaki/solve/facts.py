@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from niwaki.core.counts import IntArray
 from niwaki.core.location import Location
 from niwaki.core.numbers import Expression
@@ -79,7 +81,15 @@ class Facts:
     places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
     aliases: dict[int, list[int]] = field(default_factory=dict)  # root value -> values that share its memory
     touched: list[Touched] = field(default_factory=list)
+    blocks: list[IntArray] = field(default_factory=list)  # ids that were handed out together, in ascending order
     ids: int = 1
+
+    def allocate(self, size: int) -> IntArray:
+        """``size`` new ids [size, 1]."""
+        block = np.arange(self.ids, self.ids + size, dtype=np.int64)
+        self.blocks.append(block)
+        self.ids += size
+        return block[:, None]
 
     def reason(self, text: str, location: Location | None) -> int:
         """The number of a reason."""

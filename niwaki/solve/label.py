@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from niwaki import rules
@@ -76,8 +75,7 @@ def _given(facts: Facts, value: Value) -> Label:
         axes = []
         for dim, size in enumerate(value.shape):
             facts.places[value.number, dim] = (facts.ids, size)
-            axes.append(Axis(np.arange(facts.ids, facts.ids + size, dtype=np.int64)[:, None]))
-            facts.ids += size
+            axes.append(Axis(facts.allocate(size)))
         parameter = value.origin is Origin.PARAMETER
         source = Source(value.number, 0.0) if parameter else None
         return Label(tuple(axes), (parameter,) * len(axes), parameter, value.dtype, (), source)
@@ -194,9 +192,7 @@ class _Call(Call):
         return self._why[text]
 
     def fresh(self, size: int) -> Axis:
-        first = self._facts.ids
-        self._facts.ids += size
-        return Axis(np.arange(first, first + size, dtype=np.int64)[:, None])
+        return Axis(self._facts.allocate(size))
 
     def fixed(self, size: int, why: str = "") -> Axis:
         return fixed(size, self._reason(why) if why else 0)

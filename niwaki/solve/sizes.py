@@ -32,8 +32,7 @@ def settle(units: Units, tables: Tables) -> Numbers:
     bound: set[int] = set()  # claims that hold only in a rhythm
     while True:
         counts = tables.counts(units)
-        varies = np.zeros(tables.num_axes, dtype=bool)
-        varies[counts.axis[(counts.units < counts.num_units).any(axis=1)]] = True
+        varies = counts.varies()
         numbers, claims = _equations(tables, varies)
         failing: set[int] = set()
         trials = itertools.chain(units.contrasts(rng), (units.random_keep(rng) for _ in range(_TRIALS)))
@@ -87,8 +86,7 @@ def _distinguish(units: Units, tables: Tables) -> None:
 def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
     """Steps, a whole number of units of each group, that keep all ``bound`` claims true."""
     counts = tables.counts(units)
-    varies = np.zeros(tables.num_axes, dtype=bool)
-    varies[counts.axis[(counts.units < counts.num_units).any(axis=1)]] = True
+    varies = counts.varies()
     numbers, claims = _equations(tables, varies)
     chosen = [index for index, claim in enumerate(claims) if claim in bound]
     slopes = _Slopes(numbers, counts, units.starts)

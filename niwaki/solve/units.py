@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,10 +47,10 @@ class Units:
         self.graph, self.facts = graph, facts
         self._pin_unseen()
         self.solution: Components = solve(facts)
-        self._pinned = np.zeros(facts.ids, dtype=bool)  # components
+        self._pinned = np.zeros(self.solution.size, dtype=bool)  # components
         self._pinned[0] = True
         self._inexact = self._mark_inexact()
-        self._late = np.full(facts.ids, -1)  # component -> reason, for what was pinned after solving
+        self._late = np.full(self.solution.size, -1)  # component -> reason, for what was pinned after solving
         self._finer: tuple[IntArray, IntArray] = (np.zeros((0, 1), dtype=np.int64), np.zeros(0, dtype=np.int64))
         self.spots = self._find_spots()
         self.rhythms: tuple[Rhythm, ...] = ()
@@ -67,8 +67,8 @@ class Units:
 
     def _mark_inexact(self) -> IntArray:
         """For each component the reason for which removing it is inexact, or -1; the first reason counts."""
-        marks = np.full(self.facts.ids, -1)
-        for ids, why in reversed(self.facts.inexact):
+        marks = np.full(self.solution.size, -1)
+        for ids, why in {self.solution.name(ids): (ids, why) for ids, why in reversed(self.facts.inexact)}.values():
             marks[self.solution.canonical(ids[:, None])] = why
         return marks
 
@@ -82,12 +82,13 @@ class Units:
         marks = {}
         for name, arrays in (("reads", facts.reads), ("drives", facts.drives), ("makes", facts.makes)):
             mark = np.zeros(facts.ids, dtype=bool)
-            if arrays:
-                mark[np.concatenate(arrays)] = True
+            for ids in {id(ids.base if ids.base is not None else ids): ids for ids in arrays}.values():
+                mark[ids] = True
             marks[name] = mark
+        blocks = {int(block[0]): block for block in facts.blocks if len(block)}
         spots = []
         for (number, dim), (first, size) in facts.places.items():
-            ids = np.arange(first, first + size)
+            ids = blocks[first] if size else np.zeros(0, dtype=np.int64)
             own = slice(first, first + size)
             produces = bool(not marks["reads"][own].any() or marks["makes"][own].any())
             driven = produces or bool(marks["drives"][own].any())
@@ -107,6 +108,14 @@ class Units:
         """The unit numbers of rows of components."""
         return self._number[self.active(rows)]
 
+    def owners(self, spot: Spot) -> IntArray:
+        """The unit numbers [n, K] of the positions of a spot; spots with the same rows get the same array."""
+        key = id(spot.rows)
+        if key not in self._owners:
+            owners = self.of_components(spot.rows)
+            self._owners[key] = owners[:, (owners < len(self)).any(axis=0)]
+        return self._owners[key]
+
     def __len__(self) -> int:
         return len(self._units)
 
@@ -117,7 +126,7 @@ class Units:
 
     def reasons(self, spot: Spot) -> IntArray:
         """The numbers of the reasons for which positions are pinned (meaningless where they are not)."""
-        reasons = self.solution.seed[spot.ids]
+        reasons = self.solution.reasons(spot.ids)
         for column in spot.rows.T[::-1]:
             reasons = np.where(self._late[column] >= 0, self._late[column], reasons)
         return reasons
@@ -195,12 +204,15 @@ class Units:
     def _hold_inner(self) -> None:
         """Where a position depends on several components, the outermost stays a unit."""
         why = self.facts.reason(_INNER, None)
-        for spot in self.spots:
-            rows = self.active(spot.rows)
+        for rows in self._distinct_rows():
+            rows = self.active(rows)
             several = rows[(rows != 0).sum(axis=1) > 1]
             if len(several):
                 later = (several != 0).cumsum(axis=1) > 1
                 self.pin(several[later & (several != 0)], why)
+
+    def _distinct_rows(self) -> Iterable[IntArray]:
+        return {id(spot.rows): spot.rows for spot in self.spots}.values()
 
     def regroup(self) -> None:
         """Number the units again: components with the same multiset of places form a group, in the order of their
@@ -215,39 +227,50 @@ class Units:
             self.pin(alone, self.facts.reason(_ALONE, None))
 
     def _group(self) -> None:
-        components, places = [], []
-        produced = np.zeros(self.facts.ids, dtype=bool)
+        """A unit's signature is a hash of the multiset of its places: the sum of a random number for each of them."""
+        size, draw = self.solution.size, np.random.default_rng(0)
+        last = len(self.spots)
+        signature, produced = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
+        first = np.full(size, last)
+        places: dict[int, list[int]] = {}
         for number, spot in enumerate(self.spots):
-            flat = self.active(spot.rows).reshape(-1)
-            flat = flat[flat != 0]
-            components.append(flat)
-            places.append(np.full(len(flat), number))
-            if spot.value.origin is Origin.PARAMETER:
+            places.setdefault(id(spot.rows), []).append(number)
+        for rows in self._distinct_rows():
+            flat = rows.reshape(-1)
+            weight = draw.integers(1, 2**62, dtype=np.int64)
+            own = places[id(rows)]
+            np.add.at(signature, flat, weight)  # wraps around
+            np.minimum.at(first, flat, own[0])
+            if any(self.spots[number].value.origin is Origin.PARAMETER for number in own):
                 produced[flat] = True
-        finer_rows, finer_place = self._finer
-        flat = self.active(finer_rows)
-        components.append(flat[flat != 0])
-        places.append(np.repeat(finer_place, (flat != 0).sum(axis=1)) + len(self.spots))
-        inexact = np.flatnonzero(
-            self._inexact >= 0
-        )  # as if they had a place of their own: no group mixes the two kinds
-        components.append(inexact)
-        places.append(np.full(len(inexact), len(self.spots) + int(finer_place.max(initial=-1)) + 1))
-        component, place = np.concatenate(components), np.concatenate(places)
-        known = produced[component]
-        component, place = component[known], place[known]
-        units, index = np.unique(component, return_inverse=True)
-        last = int(place.max(initial=0)) + 1
-        weights = np.random.default_rng(0).integers(1, 2**62, size=last, dtype=np.int64)
-        signature = np.zeros(len(units), dtype=np.int64)
-        np.add.at(signature, index, weights[place])  # wraps around: a hash of the multiset
-        first = np.full(len(units), last)
-        np.minimum.at(first, index, place)
-        order = np.lexsort((units, signature, first))
-        units, signature, first = units[order], signature[order], first[order]
+        rows, place = self._finer
+        for column in rows.T:
+            np.add.at(signature, column, draw.integers(1, 2**62, size=int(place.max(initial=0)) + 1)[place])
+        signature[self._inexact >= 0] += draw.integers(1, 2**62)  # no group mixes the two kinds
+        units = np.flatnonzero(produced & ~self._pinned)
+        units = _ordered(units, signature[units], first[units])
+        signature, first = signature[units], first[units]
         new = np.append(True, (signature[1:] != signature[:-1]) | (first[1:] != first[:-1]))
         starts = np.flatnonzero(new) if len(units) else np.zeros(0, dtype=np.int64)
         self._units = units
         self._starts = np.append(starts, len(units)).astype(np.int64)
-        self._number = np.full(self.facts.ids, len(units), dtype=np.int64)
+        self._number = np.full(size, len(units), dtype=np.int64)
         self._number[units] = np.arange(len(units))
+        self._owners: dict[int, IntArray] = {}
+
+
+def _ordered(units: IntArray, signature: IntArray, first: IntArray) -> IntArray:
+    """Ascending ``units`` with the alike ones together: by first place, then by the first unit of a kind. Runs of alike
+    units are moved as a whole."""
+    if not len(units):
+        return units
+    begin = np.flatnonzero(np.append(True, (signature[1:] != signature[:-1]) | (first[1:] != first[:-1])))
+    length = np.diff(np.append(begin, len(units)))
+    _, leader, kind = np.unique(
+        np.stack([first[begin], signature[begin]], axis=1), axis=0, return_index=True, return_inverse=True
+    )
+    order = np.lexsort((begin, leader[kind.reshape(-1)], first[begin]))
+    begin, length = begin[order], length[order]
+    shift = begin - np.append(0, length.cumsum()[:-1])
+    ordered: IntArray = units[np.arange(len(units)) + np.repeat(shift, length)]
+    return ordered

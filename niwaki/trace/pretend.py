@@ -124,10 +124,10 @@ def _key(argument: Any) -> Hashable:
         return tuple(argument.shape), argument.stride(), argument.dtype
     if isinstance(argument, torch.Tensor):
         return None
-    if isinstance(argument, (list, tuple)):
-        items = tuple(_key(item) if isinstance(item, (torch.Tensor, list, tuple)) else (type(item), item) for item in argument)
-        return None if None in items else items
-    return argument
+    if not isinstance(argument, (list, tuple)):
+        return type(argument), argument
+    items = tuple(_key(item) for item in argument)
+    return None if None in items else items
 
 
 def _as_strided(tensor: torch.Tensor, size: Any, stride: Any, storage_offset: int | None = None) -> torch.Tensor:
