@@ -14,6 +14,7 @@ import torch
 from niwaki.core.metadata import SIZES
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.paths import replaced, where_from_json, where_to_json
+from niwaki.core.positions import Positions
 from niwaki.core.repairs import Repair, ScalarEdit
 from niwaki.errors import PlanError
 
@@ -37,9 +38,9 @@ class Plan:
     rescale, where an average goes over fewer entries than before. ``shapes``: the dense network's tensors.
     """
 
-    kept: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, Sequence[int]]
     units: Mapping[str, int]
-    tensors: Mapping[str, Mapping[int, tuple[int, ...]]]
+    tensors: Mapping[str, Mapping[int, Sequence[int]]]
     attributes: tuple[AttributeEdit, ...]
     shapes: tuple[TensorShape, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -86,10 +87,10 @@ class Plan:
                     "Use the niwaki version that wrote it."
                 )
             plan = cls(
-                kept={str(n): tuple(map(int, g["kept"])) for n, g in data["groups"].items()},
+                kept={str(n): Positions(map(int, g["kept"])) for n, g in data["groups"].items()},
                 units={str(n): int(g["units"]) for n, g in data["groups"].items()},
                 tensors={
-                    str(n): {int(d): tuple(map(int, kept)) for d, kept in dims.items()}
+                    str(n): {int(d): Positions(map(int, kept)) for d, kept in dims.items()}
                     for n, dims in data["tensors"].items()
                 },
                 attributes=tuple(
@@ -177,6 +178,8 @@ class Plan:
 
 
 def _ascending_below(kept: Sequence[int], size: int) -> bool:
+    if isinstance(kept, Positions):
+        return kept.ascending and (not len(kept) or kept[-1] < size)
     return all(left < right for left, right in pairwise((-1, *kept, size)))
 
 
@@ -204,7 +207,7 @@ def structure_hash(shapes: Sequence[TensorShape]) -> str:
 
 def derived_attributes(
     model: torch.nn.Module,
-    tensors: Mapping[str, Mapping[int, tuple[int, ...]]],
+    tensors: Mapping[str, Mapping[int, Sequence[int]]],
     edits: Sequence[AttributeEdit],
 ) -> list[AttributeEdit]:
     """Sizes that ``torch.nn`` modules keep for show (``out_features``, ``num_features``, ...) and nobody reads in

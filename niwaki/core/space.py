@@ -16,6 +16,7 @@ from niwaki.core.describe import describe_space
 from niwaki.core.location import Location
 from niwaki.core.numbers import AttributeEdit, Numbers
 from niwaki.core.plan import Plan, TensorShape, derived_attributes
+from niwaki.core.positions import Positions
 from niwaki.core.repairs import Repairs
 from niwaki.errors import PlanError
 
@@ -161,7 +162,7 @@ class SearchSpace:
                     f"The plan does not belong to this search space: its group {name!r} has {plan.units[name]} units, "
                     f"and here it has {names[name].units}."
                 )
-            keep[names[name].first + np.asarray(units, dtype=np.int64)] = True
+            keep[names[name].numbers][np.asarray(units, dtype=np.int64)] = True
         return keep
 
     def plan(self, keep: BoolArray, provenance: Mapping[str, Any] | None = None) -> Plan:
@@ -180,11 +181,15 @@ class SearchSpace:
                     "with them. Keep at least one unit of every group."
                 )
         alive = np.append(keep, True)
-        tensors: dict[str, dict[int, tuple[int, ...]]] = {}
+        tensors: dict[str, dict[int, Positions]] = {}
+        left: dict[int, Positions | None] = {}  # dimensions that are tied share their positions
         for place in self.places:
-            stays = alive[place.units].all(axis=1)
-            if not stays.all():
-                tensors.setdefault(place.tensor, {})[place.dim] = tuple(np.flatnonzero(stays).tolist())
+            if id(place.units) not in left:
+                stays = alive[place.units].all(axis=1)
+                left[id(place.units)] = None if stays.all() else Positions(np.flatnonzero(stays))
+            positions = left[id(place.units)]
+            if positions is not None:
+                tensors.setdefault(place.tensor, {})[place.dim] = positions
         counts = self.cost_model.counts(keep.astype(np.float64))
         values, failing = self.numbers.solve(counts)
         if failing:
@@ -202,7 +207,7 @@ class SearchSpace:
         edits += derived_attributes(self.model, tensors, edits)
         repairs, scalars = self.repairs.solve(counts)
         return Plan(
-            kept={g.name: tuple(np.flatnonzero(keep[g.numbers]).tolist()) for g in self.groups},
+            kept={g.name: Positions(np.flatnonzero(keep[g.numbers])) for g in self.groups},
             units={g.name: g.units for g in self.groups},
             tensors=tensors,
             attributes=tuple(edits),

@@ -59,10 +59,15 @@ def count_rows(rows: IntArray, axis: IntArray, num_axes: int, num_units: int) ->
     if num_axes * base**width < 2**62:  # a row fits into one integer, which sorts much faster
         powers = base ** np.arange(width - 1, -1, -1, dtype=np.int64)
         keys = axis * base**width + rows @ powers
-        if not bool((keys[1:] > keys[:-1]).all()):
-            keys, inverse = np.unique(keys, return_inverse=True)
-            times = np.bincount(inverse, weights=times, minlength=len(keys))
-            axis, rows = keys // base**width, keys[:, None] // powers % base
+        jumbled = np.zeros(num_axes, dtype=bool)
+        jumbled[axis[1:][keys[1:] <= keys[:-1]]] = True
+        which = jumbled[axis]
+        if which.any():
+            sorted_keys, inverse = np.unique(keys[which], return_inverse=True)
+            merged = np.bincount(inverse, weights=times[which], minlength=len(sorted_keys))
+            axis = np.concatenate([axis[~which], sorted_keys // base**width])
+            rows = np.concatenate([rows[~which], sorted_keys[:, None] // powers % base])
+            times = np.concatenate([times[~which], merged])
     else:
         table, inverse = np.unique(np.concatenate([axis[:, None], rows], axis=1), axis=0, return_inverse=True)
         times = np.bincount(inverse.reshape(-1), weights=times, minlength=len(table))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -137,7 +137,7 @@ def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None)
         ) from cause
 
 
-def _kept(tensor: torch.Tensor, kept: Mapping[int, tuple[int, ...]], contents: bool) -> torch.Tensor:
+def _kept(tensor: torch.Tensor, kept: Mapping[int, Sequence[int]], contents: bool) -> torch.Tensor:
     if tensor.is_meta or not contents:
         shape = [len(kept.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
         return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)

@@ -270,7 +270,7 @@ def _kept_gradients(model: nn.Module, plan: Plan, call: ExampleCall) -> dict[str
     return {name: _kept(gradient, plan.tensors.get(name, {})) for name, gradient in _gradients(model, call).items()}
 
 
-def _kept(gradient: torch.Tensor, dims: Mapping[int, tuple[int, ...]]) -> torch.Tensor:
+def _kept(gradient: torch.Tensor, dims: Mapping[int, Sequence[int]]) -> torch.Tensor:
     for dim, kept in dims.items():
         gradient = gradient.index_select(dim, torch.tensor(kept, dtype=torch.int64, device=gradient.device))
     return gradient

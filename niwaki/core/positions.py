@@ -1,0 +1,52 @@
+"""Whole numbers in a row, kept in one array: what is left of a group or of a dimension can be millions of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from niwaki.core.counts import IntArray
+
+
+class Positions(Sequence[int]):
+    """Like a tuple of ``int``, and equal to the tuple of the same numbers."""
+
+    __slots__ = ("array", "ascending")
+
+    def __init__(self, numbers: Iterable[int] | IntArray) -> None:
+        array = np.array(numbers if isinstance(numbers, np.ndarray) else list(numbers), dtype=np.int64)
+        array.setflags(write=False)
+        self.array: IntArray = array
+        self.ascending = bool((array[1:] > array[:-1]).all()) and (not len(array) or bool(array[0] >= 0))
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @overload
+    def __getitem__(self, which: int) -> int: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> tuple[int, ...]: ...
+
+    def __getitem__(self, which: int | slice) -> int | tuple[int, ...]:
+        found = self.array[which].tolist()
+        return tuple(found) if isinstance(which, slice) else int(found)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.array.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Positions):
+            return np.array_equal(self.array, other.array)
+        return tuple(self) == other
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> IntArray:
+        return self.array.astype(dtype or np.int64)
