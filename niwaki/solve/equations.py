@@ -2,8 +2,8 @@
 
 An equation says, row by row, that "any of these ids is removed" means the same on both sides. A row with one id on
 each side joins two ids. A row with one id against several defines that id as their product. A row with nothing on one
-side pins the other. What is still several against several is matched column by column, or pinned. This is repeated
-until nothing changes; every step is an array operation over all rows.
+side pins the other. What is still several against several is matched column by column, refined to common factors, or
+pinned. This is repeated until nothing changes; every step is an array operation over all rows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray
 from niwaki.solve.blocks import Blocks
 from niwaki.solve.facts import Facts
+from niwaki.solve.refine import Refining, connected_rows
 
 ShortArray = NDArray[np.int32]
 
@@ -141,15 +142,17 @@ def solve(facts: Facts) -> Components:
             edges.add(left[differ, 0], right[differ, 0], why)
         else:
             products.append((left, right, why))
-    why_conflict = facts.reason("its factorisations conflict", None)
-    size = int(short.max(initial=0)) + 1
+    refining = Refining(facts, int(short.max(initial=0)) + 1)
     while True:
-        solution = _components(edges, size)
+        solution = _components(edges, refining.ids)
         before = edges.count
         for left, right, why in products:
-            _reconcile(solution, edges, left, right, why, why_conflict)
-        if edges.count == before:
+            _reconcile(solution, edges, left, right, why, refining)
+        if edges.count == before and not refining.found:
             return Components(blocks, short, solution)
+        # In front, so that they are known when the equations that they come from are met again.
+        products = [*refining.found, *products]
+        refining.found = []
 
 
 def _shortened(blocks: Blocks, whole: _Edges, ids: int) -> tuple[ShortArray, _Edges]:
@@ -197,7 +200,7 @@ def _components(edges: _Edges, count: int) -> _Solved:
     return _Solved(component, np.zeros((count, 1), dtype=np.int64), np.zeros(count, dtype=bool), reason[root])
 
 
-def _reconcile(solution: _Solved, edges: _Edges, left: IntArray, right: IntArray, why: int, why_conflict: int) -> None:
+def _reconcile(solution: _Solved, edges: _Edges, left: IntArray, right: IntArray, why: int, refining: Refining) -> None:
     """Draw from one product equation what follows: joins, pins, definitions."""
     while True:
         a, b = solution.canonical(left), solution.canonical(right)
@@ -215,7 +218,7 @@ def _reconcile(solution: _Solved, edges: _Edges, left: IntArray, right: IntArray
             break
     several = (in_a > 1) & (in_b > 1)
     if several.any():
-        _match(edges, a[several], b[several], why, why_conflict)
+        _match(edges, a[several], b[several], why, refining)
 
 
 def _cancel(a: IntArray, b: IntArray) -> None:
@@ -248,22 +251,30 @@ def _define(solution: _Solved, a: IntArray, b: IntArray, in_a: IntArray, in_b: I
     return True
 
 
-def _match(edges: _Edges, a: IntArray, b: IntArray, why: int, why_conflict: int) -> None:
-    """Several against several: columns that correspond one to one are equal; without any, all is pinned."""
-    found = False
-    taken: set[int] = set()
+def _match(edges: _Edges, a: IntArray, b: IntArray, why: int, refining: Refining) -> None:
+    """Several against several: columns that correspond one to one are equal; without any, both sides are refined to
+    their common factors; without those, all is pinned."""
+    pairs = _pairs(a, b)
+    for i, j in pairs:
+        edges.add(a[:, i], b[:, j], why)
+    if not pairs:
+        for rows in connected_rows(np.concatenate([a, b], axis=1)):
+            conflict = refining.refine(a[rows], b[rows], why)
+            if conflict is not None:
+                ids = np.unique(np.concatenate([a[rows].reshape(-1), b[rows].reshape(-1)]))
+                ids = ids[ids != 0]
+                edges.add(np.zeros_like(ids), ids, conflict)
+
+
+def _pairs(a: IntArray, b: IntArray) -> list[tuple[int, int]]:
+    """The columns that correspond one to one."""
+    found: list[tuple[int, int]] = []
     for i in range(a.shape[1]):
         for j in range(b.shape[1]):
-            both = (a[:, i] != 0) & (b[:, j] != 0)
-            if j in taken or not both.all():
+            if j in {taken for _, taken in found} or not ((a[:, i] != 0) & (b[:, j] != 0)).all():
                 continue
             pairs = np.unique(np.stack([a[:, i], b[:, j]], axis=1), axis=0)
             if len(pairs) == len(np.unique(pairs[:, 0])) == len(np.unique(pairs[:, 1])):
-                edges.add(pairs[:, 0], pairs[:, 1], why)
-                taken.add(j)
-                found = True
+                found.append((i, j))
                 break
-    if not found:
-        ids = np.unique(np.concatenate([a.reshape(-1), b.reshape(-1)]))
-        ids = ids[ids != 0]
-        edges.add(np.zeros_like(ids), ids, why_conflict)
+    return found
