@@ -252,8 +252,10 @@ def _define(solution: _Solved, a: IntArray, b: IntArray, in_a: IntArray, in_b: I
 
 
 def _match(edges: _Edges, a: IntArray, b: IntArray, why: int, refining: Refining) -> None:
-    """Several against several: columns that correspond one to one are equal; without any, both sides are refined to
-    their common factors; without those, all is pinned."""
+    """Several against several: what is equal to the same is equal; columns that correspond one to one are equal;
+    without any, both sides are refined to their common factors; without those, all is pinned."""
+    if _repeats(edges, a, b, why) or _repeats(edges, b, a, why):
+        return
     pairs = _pairs(a, b)
     for i, j in pairs:
         edges.add(a[:, i], b[:, j], why)
@@ -264,6 +266,16 @@ def _match(edges: _Edges, a: IntArray, b: IntArray, why: int, refining: Refining
                 ids = np.unique(np.concatenate([a[rows].reshape(-1), b[rows].reshape(-1)]))
                 ids = ids[ids != 0]
                 edges.add(np.zeros_like(ids), ids, conflict)
+
+
+def _repeats(edges: _Edges, a: IntArray, b: IntArray, why: int) -> bool:
+    """Where rows of ``a`` are alike, so are those of ``b``: what they do not have in common is joined, one to one."""
+    _, first, inverse = np.unique(a, axis=0, return_index=True, return_inverse=True)
+    one, other = b[first[inverse.reshape(-1)]], b.copy()
+    _cancel(one, other)
+    single = ((one != 0).sum(axis=1) == 1) & ((other != 0).sum(axis=1) == 1)
+    edges.add(one[single].sum(axis=1), other[single].sum(axis=1), why)
+    return bool(single.any())
 
 
 def _pairs(a: IntArray, b: IntArray) -> list[tuple[int, int]]:
