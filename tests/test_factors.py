@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,14 +41,14 @@ class Repeated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kv, self.groups, self.size, self.halves, self.half = 2, 3, 8, 12, 4
+        self.kv, self.groups, self.size, self.twelve, self.quarter = 2, 3, 8, 12, 4
         self.query, self.key, self.out = nn.Linear(5, 48), nn.Linear(5, 16), nn.Linear(48, 3)
         self.gate = nn.Parameter(torch.randn(12, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         keys = self.key(x).view(len(x), self.kv, 1, self.size).expand(-1, -1, self.groups, -1)
         y = self.query(x) * keys.reshape(len(x), -1)
-        y = (y.view(len(x), self.halves, self.half) * self.gate).reshape(len(x), -1)
+        y = (y.view(len(x), self.twelve, self.quarter) * self.gate).reshape(len(x), -1)
         result: Tensor = self.out(y.tanh())
         return result
 
@@ -107,14 +106,22 @@ def test_ways_that_nest(ways: Sequence[tuple[int, int]], factors: list[int]) -> 
     _holds(net, space, x)
 
 
-@pytest.mark.parametrize("ways", [((6, 8), (8, 6)), ((8, 6), (6, 8))], ids=str)
-def test_ways_without_common_factors(ways: Sequence[tuple[int, int]]) -> None:
-    space = niwaki.search_space(Viewed(ways), torch.randn(2, 5))
-    assert not space.groups
-    (pin,) = [pin for pin in space.pins if (pin.parameter, pin.dim) == ("first.weight", 0)]
-    assert re.match(r"it is a product of \d+ x \d+ and also of \d+ x \d+, which", pin.reason)
-    assert pin.reason.endswith("which have no common factors")
-    assert pin.location is not None and pin.location.file.endswith("test_factors.py")
+@pytest.mark.parametrize(
+    ("ways", "units"),
+    [(((3, 8), (8, 3)), []), (((8, 3), (3, 8)), []), (((6, 8), (8, 6)), [2]), (((16, 3), (12, 4)), [4])],
+    ids=str,
+)
+def test_ways_without_common_factors(ways: Sequence[tuple[int, int]], units: list[int]) -> None:
+    """3 x 8 and 8 x 3 have nothing in common, 6 x 8 and 8 x 6 only their halves."""
+    torch.manual_seed(0)
+    net, x = Viewed(ways), torch.randn(2, 5)
+    for inner in (False, True):
+        space = niwaki.search_space(net, x, inner=inner)
+        assert [group.units for group in space.groups] == units
+        (pin,) = [pin for pin in space.pins if (pin.parameter, pin.dim) == ("inner.0", 1)]
+        assert pin.reason == "it is a product in two ways that have no common factors"
+        assert pin.location is not None and pin.location.file.endswith("test_factors.py")
+        _holds(net, space, x)
 
 
 def test_repeats() -> None:

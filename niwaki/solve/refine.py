@@ -2,7 +2,8 @@
 
 768 positions are 12 x 64 to one view and 24 x 32 to another: together they are 12 x 2 x 32, of which the 64 are the
 last two and the 24 the first two. That works where the strides of all factors nest, each dividing the next (64, 32, 1).
-12 x 64 and 16 x 48 have no common factors (48 does not divide 64), and nothing of such a dimension can be removed.
+12 x 64 and 16 x 48 do not nest (48 does not divide 64): what they have in common, 4 x 192, can be removed, and the
+192 have no common factors.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from niwaki.rules.axis import product_rows
 from niwaki.solve.facts import Facts
 
 _MOST_PARTS = 64  # blocks of rows that have nothing in common; more are no product of anything
+_CONFLICT = "it is a product in two ways that have no common factors"
 _MOST_TIMES = 8  # an equation that has to be refined more often does not come to an end
 
 
@@ -54,7 +56,7 @@ class Refining:
         sizes = common_sizes(columns)
         spans = None if sizes is None else [_span(column, sizes) for column in columns]
         if sizes is None or spans is None or None in spans or self._times[equation] > _MOST_TIMES:
-            return self._conflict(a, b, why)
+            return self._facts.reason(_CONFLICT, self._facts.reasons[why].location)
         factors: dict[int, IntArray] = {}
         for column, span in zip(columns, spans, strict=True):
             if span is not None and len(span) == 1:
@@ -69,13 +71,6 @@ class Refining:
                 rows = product_rows([factors[number] for number in span], chosen, range(len(span)))
                 self.found.append((_corner(column, sizes, span)[:, None], rows, why))
         return None
-
-    def _conflict(self, a: IntArray, b: IntArray, why: int) -> int:
-        ours, theirs = (" x ".join(str(len(np.unique(c))) for c in side.T if c.any()) for side in (a, b))
-        return self._facts.reason(
-            f"it is a product of {ours} and also of {theirs}, which have no common factors",
-            self._facts.reasons[why].location,
-        )
 
 
 def common_sizes(columns: Sequence[IntArray]) -> tuple[int, ...] | None:
