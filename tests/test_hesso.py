@@ -6,6 +6,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,14 @@ from niwaki.budget import Budget
 from niwaki.core.space import SearchSpace
 from niwaki.errors import BudgetError, MethodError, UnknownName
 from niwaki.methods import HESSO, Schedule
+from niwaki.methods.attach import Method
 
 SCHEDULE = Schedule(start=3, until=16, periods=3)
 Build = Callable[..., torch.optim.Optimizer]
 
 
 class Training:
-    """A net on fixed random data, with or without HESSO."""
+    """A net on fixed random data, with or without a method."""
 
     def __init__(
         self,
@@ -33,6 +35,7 @@ class Training:
         budget: Budget | None = None,
         schedule: Schedule = SCHEDULE,
         dtype: torch.dtype = torch.float32,
+        kind: Callable[..., Method] = HESSO,
         **options: object,
     ) -> None:
         torch.manual_seed(7)
@@ -47,9 +50,10 @@ class Training:
         self.optimizer = build(self.model.parameters())
         self.x, self.y = torch.randn(40, 8, *shape).to(dtype), torch.randint(0, 2, (40, 8))
         self.done = 0
-        self.method: HESSO | None = None
+        self.method: Any = None
         if budget is not None:
-            self.method = HESSO(self.space, self.optimizer, budget, schedule, **{"window": 3} | options)  # type: ignore[arg-type]
+            window = {"window": 3} if kind is HESSO else {}
+            self.method = kind(self.space, self.optimizer, budget, schedule, **window | options)
 
     def loss(self) -> Tensor:
         return nn.functional.cross_entropy(self.model(self.x[self.done % 40]), self.y[self.done % 40])

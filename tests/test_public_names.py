@@ -10,8 +10,11 @@ import niwaki
 from niwaki.cli.app import app
 
 PUBLIC = {
+    "AdaHSPG",
     "Budget",
+    "DHSPG",
     "HESSO",
+    "HSPG",
     "NiwakiError",
     "Plan",
     "Schedule",
@@ -48,7 +51,7 @@ def test_first_parameters() -> None:
         "save": ["small", "directory"],
         "load": ["fresh_dense_model", "directory"],
         "choose": ["space", "scores", "budget"],
-        "HESSO": ["space", "optimizer", "budget", "schedule"],
+        **dict.fromkeys(("HESSO", "HSPG", "AdaHSPG", "DHSPG"), ["space", "optimizer", "budget", "schedule"]),
     }
     for name, expected in first.items():
         assert list(inspect.signature(getattr(niwaki, name)).parameters)[: len(expected)] == expected, name

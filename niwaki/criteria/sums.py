@@ -52,10 +52,10 @@ def row_sums(
     rows: dict[str, list[Tensor]] = {}
     scratch = direction if consume else None
     if "square" in reads:
-        rows["square"] = _squares(x, dims)
+        rows["square"] = squares(x, dims)
     if direction is not None and not DIRECTION_SUMS.isdisjoint(reads):
         if "direction_square" in reads:
-            rows["direction_square"] = _squares(direction, dims)
+            rows["direction_square"] = squares(direction, dims)
         if "aligned" in reads:
             rows["aligned"] = _totals(torch.mul(x, direction, out=scratch), dims)
     if gradient is not None and not GRADIENT_SUMS.isdisjoint(reads):
@@ -63,7 +63,7 @@ def row_sums(
         if "product" in reads:
             rows["product"] = _totals(product, dims)
         if "product_square" in reads:
-            rows["product_square"] = _squares(product, dims)
+            rows["product_square"] = squares(product, dims)
     for name in reads:
         if name not in rows and name in ROW_SUMS:  # no gradient reached this tensor: it contributes nothing
             rows[name] = [x.new_zeros(x.shape[dim], dtype=_wide(x)) for dim in dims]
@@ -73,18 +73,31 @@ def row_sums(
 ROW_SUMS = frozenset({"square"}) | GRADIENT_SUMS | DIRECTION_SUMS
 
 
+def squares(x: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    """The sums of x^2 over all entries behind each position, for each of ``dims``."""
+    if x.dim() == 1:
+        return [x.to(_wide(x)).square()]
+    return [torch.linalg.vector_norm(x, dim=_others(x, dim), dtype=_wide(x)).square_() for dim in dims]
+
+
+def products(x: Tensor, y: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    """The sums of x y over all entries behind each position, for each of ``dims``."""
+    if x.dim() == 1:
+        return [x.to(_wide(x)) * y]
+    if dims == (0,) and x.dtype == y.dtype == _wide(x):
+        for order in ([*range(x.dim())], [0, *range(2, x.dim()), 1]):  # as it lies in memory: no temporary
+            a, b = x.permute(order), y.permute(order)
+            if a.is_contiguous() and b.is_contiguous():
+                return [torch.linalg.vecdot(a.flatten(1), b.flatten(1))]
+    return _totals(x * y, dims)
+
+
 def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _others(x: Tensor, dim: int) -> list[int]:
     return [other for other in range(x.dim()) if other != dim]
-
-
-def _squares(x: Tensor, dims: Sequence[int]) -> list[Tensor]:
-    if x.dim() == 1:
-        return [x.to(_wide(x)).square()]
-    return [torch.linalg.vector_norm(x, dim=_others(x, dim), dtype=_wide(x)).square_() for dim in dims]
 
 
 def _totals(x: Tensor, dims: Sequence[int]) -> list[Tensor]:

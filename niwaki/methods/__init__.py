@@ -1,6 +1,9 @@
 """One method per file, attached to any torch optimizer. Imports niwaki.core, niwaki.criteria and niwaki.budget."""
 
+from niwaki.methods.adahspg import AdaHSPG as AdaHSPG
 from niwaki.methods.attach import Method as Method
+from niwaki.methods.dhspg import DHSPG as DHSPG
 from niwaki.methods.hesso import HESSO as HESSO
-from niwaki.methods.hesso import Progress as Progress
+from niwaki.methods.hspg import HSPG as HSPG
+from niwaki.methods.progress import Progress as Progress
 from niwaki.methods.schedule import Schedule as Schedule

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget, check_budget, check_met, is_number, is_whole, provenance
+from niwaki.budget import Budget, check_budget, check_met, is_number, provenance
 from niwaki.core.counts import FloatArray
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
@@ -19,7 +18,9 @@ from niwaki.criteria import normalise
 from niwaki.criteria.registry import named
 from niwaki.errors import MethodError
 from niwaki.methods.attach import Method
+from niwaki.methods.checks import check_steps, diverged
 from niwaki.methods.plain import PlainUnits
+from niwaki.methods.progress import Phase, Progress
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.units import Units
 from niwaki.methods.vectorised import VectorisedUnits
@@ -34,21 +35,6 @@ WEIGHTS: Mapping[str, float] = {
 }
 
 IMPORTANT, FADING, ZERO = 0, 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a method stands. ``macs``, ``params``: the share that is left once all marked units are gone."""
-
-    step: int
-    phase: Literal["waiting", "scoring", "fading", "done"]
-    period: int
-    periods: int
-    units: int
-    marked: int
-    zero: int
-    macs: float
-    params: float
 
 
 class HESSO(Method):
@@ -109,10 +95,7 @@ class HESSO(Method):
         vectorised: bool = True,
     ) -> None:
         super().__init__(space, optimizer)
-        if not is_whole(window) or window < 1:
-            raise MethodError(
-                f"window={window!r} must be a whole number of steps, 1 or more: scores are averaged over it."
-            )
+        check_steps("window", window, "scores are averaged over it")
         check_budget(budget)
         _check_weights(criteria)
         self.budget, self.schedule, self.seed = budget, schedule, seed
@@ -203,10 +186,7 @@ class HESSO(Method):
         assert self._window is not None
         means = (self._window / self._samples).double().cpu().numpy()
         if not np.isfinite(means[:, keep]).all():
-            raise MethodError(
-                f"The scores of step {self.step} are not finite: the training has diverged (non-finite weights or "
-                "gradients), so nothing can be chosen. Lower the learning rate, or skip bad batches."
-            )
+            raise diverged("scores", self.step)
         parts = [
             weight * normalise(self.space, values, keep) for weight, values in zip(self._weights, means, strict=True)
         ]
@@ -217,7 +197,7 @@ class HESSO(Method):
         self._units.mark(self._status == FADING, self._status == ZERO)
         self._left = costs(self.space.cost_model, self._status == IMPORTANT, ("macs", "params"))
 
-    def _phase(self) -> Literal["waiting", "scoring", "fading", "done"]:
+    def _phase(self) -> Phase:
         if self.step >= self._timeline.borders[-1]:
             return "done"
         if self.step >= self._timeline.borders[0]:

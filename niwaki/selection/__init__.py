@@ -2,5 +2,6 @@
 
 from niwaki.selection.greedy import select as select
 from niwaki.selection.levels import Steps as Steps
+from niwaki.selection.levels import leaving as leaving
 from niwaki.selection.pricing import costs as costs
 from niwaki.selection.pricing import prices as prices

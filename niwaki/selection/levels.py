@@ -60,3 +60,28 @@ class Levels:
                 reached[first : first + len(leaving)] = allowed[place]
                 left[first : first + len(leaving)] = allowed[place - 1]
         return cls(block, step, reached, left)
+
+
+def leaving(space: SearchSpace, gone: BoolArray, steps: Steps) -> BoolArray:
+    """Which of the units in ``gone`` [num_units] can really leave: as many as sizes, steps and ties of ``space`` allow.
+
+    >>> import niwaki, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    >>> space = niwaki.search_space(net, torch.randn(1, 4))
+    >>> leaving(space, np.array([True, False, True, True, False, False]), Steps(round_to=2)).astype(int)
+    array([1, 0, 1, 0, 0, 0])
+    """
+    levels = Levels.of(space, steps)
+    level = np.full(int(levels.block.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    may: dict[int, IntArray] = {}
+    for number, group in enumerate(space.groups):
+        block, reached = int(levels.block[number]), levels.reached[group.numbers]
+        may[block] = np.unique(np.append(reached[reached >= 0], 0))
+        level[block] = min(level[block], int(gone[group.numbers].sum()) // int(levels.step[number]))
+    found = np.zeros(space.num_units, dtype=bool)
+    for number, group in enumerate(space.groups):
+        block = int(levels.block[number])
+        reachable = int(may[block][may[block] <= level[block]].max())
+        units = group.first + np.flatnonzero(gone[group.numbers])
+        found[units[: reachable * int(levels.step[number])]] = True
+    return found

@@ -1,0 +1,209 @@
+"""AdaHSPG+: an adaptive half-space method that need not start near the solution (TMLR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from niwaki.budget import Budget
+from niwaki.core.space import SearchSpace
+from niwaki.methods.checks import check_mask, check_number
+from niwaki.methods.half_space import HalfSpace
+from niwaki.methods.iterates import Change, Sums, Unit
+from niwaki.methods.progress import Phase
+from niwaki.methods.proximal import left_half_space, soft_length
+from niwaki.methods.schedule import Schedule
+
+GROWTH, MOST, LEAST = 0.1, 0.95, 1e-3  # of epsilon: by how much it grows, to what, and below what it is 0
+
+
+class AdaHSPG(HalfSpace):
+    """AdaHSPG+ on any optimizer: minimises loss + penalty * sum over units of ||x_g||, and ends sparse.
+
+    From step ``schedule.start`` to ``schedule.until`` two kinds of phases take turns, ``schedule.periods`` in all, with
+    x the weights of a unit before the optimizer's step and y those after it:
+
+    * *proximal*: x <- the prox of lr * penalty * ||.|| at y (group soft threshold). It may bring any unit to zero, and
+      may bring zeros back. If it brought more back than it removed, the support is still being sought: one more
+      proximal phase follows before the next half-space phase;
+    * *half-space*, for units that are not zero: both the optimizer's step and that on the penalty are shortened by
+      s = 1 / (1 + j / n) on step j of the phase's n. A unit further from zero than a step on the penalty reaches takes
+      the trial step x + s (y - x - lr * penalty * x / ||x||), and is set to zero if <trial, x> < epsilon * ||x||^2;
+      one that is nearer takes the proximal step. Zeros stay zero.
+
+    ``epsilon`` starts at 0 and adapts: if the proximal phases bring back a unit that the half-space phase before them
+    had set to zero, that was a mistake, and epsilon is halved and never exceeds that again; else it grows by 0.1, to at
+    most 0.95. So mistakes end, and with them the projections leave the convergence of the proximal steps alone.
+
+    The paper's proximal steps reduce their variance by full gradients at anchor points (Prox-SVRG), which a user's loop
+    does not give: here the base optimizer's momentum has that part. After ``until`` everything that is not zero trains
+    plainly.
+
+    Args:
+        space: the search space of the model that ``optimizer`` trains.
+        optimizer: any optimizer that holds all parameters of the space. The steps have its learning rates; where they
+            differ within a unit, the prox is the exact one of that metric.
+        budget: what must hold at the end, or None: what vanishes by itself. It is met as `HSPG` meets it.
+        schedule: the first and last step, and the number of phases.
+        penalty: the weight of the norms, the papers' lambda.
+        vectorised: False runs the plain loop over units, which is the specification.
+
+    Raises:
+        BudgetError: the budget cannot be met.
+        MethodError: the optimizer does not fit the space, or a number makes no sense.
+
+    >>> import niwaki, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
+    >>> space = niwaki.search_space(model, torch.randn(1, 4))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> schedule = niwaki.Schedule(start=1, until=40, periods=4)
+    >>> method = niwaki.AdaHSPG(space, optimizer, niwaki.Budget(macs=0.5), schedule, penalty=0.1)
+    >>> for _ in range(40):
+    ...     optimizer.zero_grad()
+    ...     model(torch.randn(8, 4)).square().mean().backward()
+    ...     optimizer.step()
+    >>> method.progress.phase, method.progress.macs <= 0.5
+    ('done', True)
+    """
+
+    name, label = "adahspg", "AdaHSPG+"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        optimizer: Optimizer,
+        budget: Budget | None,
+        schedule: Schedule,
+        *,
+        penalty: float = 1e-3,
+        vectorised: bool = True,
+    ) -> None:
+        check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
+        super().__init__(space, optimizer, budget, schedule, vectorised)
+        self.penalty = float(penalty)
+        self._length = max(1, (schedule.until - schedule.start + 1) // schedule.periods)
+        self._mode: Literal["proximal", "half-space"] = "proximal"
+        self._place = 0  # steps done in this phase
+        self._again = False  # the phase before was proximal too
+        self.epsilon, self._ceiling = 0.0, MOST
+        self._begin = self._zero.clone()  # the zeros when the phase began
+        self._projected = self._zero.clone()  # what the last half-space phase set to zero
+        self.attach()
+
+    def phase(self, step: int) -> Phase:
+        """The kind of the present phase."""
+        return "waiting" if step < self.schedule.start else self._mode
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The norms after the step; in half-space phases those before it, and what the step left of each unit."""
+        return frozenset({"after"} if self._mode == "proximal" else {"after", "square", "inner", "weighted"})
+
+    @property
+    def _shortened(self) -> float:
+        return 1 / (1 + self._place / self._length)
+
+    def of_unit(self, unit: Unit) -> Change:
+        """The algorithm box, for one unit."""
+        x, y, lr, penalty = unit.x, unit.y, unit.lr, self.penalty
+        if self._mode == "proximal":
+            rates = y.new_tensor(sorted(set(lr.tolist())))
+            parts = torch.stack([y[lr == rate].square().sum() for rate in rates])
+            return self._soft(soft_length(parts.unsqueeze(1), rates * penalty).squeeze(), penalty, y.norm())
+        s, norm, zero = self._shortened, x.norm(), y.new_zeros(())
+        if norm == 0:
+            return Change(zero, zero, pull=zero, soft=zero, back=1 - s)
+        y = x + s * (y - x)
+        reach = s * penalty * (lr @ x.square()) / (x @ x)
+        if norm > reach:
+            trial = y - s * lr * penalty * x / norm
+            keep = trial @ x >= self.epsilon * (x @ x)
+            return Change(keep.to(norm), norm, pull=s * penalty / norm, soft=zero, back=1 - s)
+        prox = self._soft((y.norm() - reach).clamp(min=0), s * penalty, norm)
+        return Change(prox.keep, norm, pull=zero, soft=prox.soft, back=1 - s)
+
+    def of_sums(self, sums: Sums) -> Change:
+        """The same for all units."""
+        if self._mode == "proximal":
+            norm = sums.after.sum(0).sqrt()
+            rates = (sums.rates * self.penalty).to(norm)
+            return self._soft(soft_length(sums.after, rates), self.penalty, norm)
+        s, norm, square = self._shortened, sums.square.sqrt(), sums.square
+        alive = norm > 0
+        inner = s * sums.inner + (1 - s) * square
+        reach = torch.where(alive, s * self.penalty * sums.weighted / square, 0)
+        far = alive & (norm > reach)
+        pull = torch.where(far, s * self.penalty / norm, 0)
+        ends = left_half_space(inner - pull * sums.weighted, square, self.epsilon)
+        after = s * s * sums.after.sum(0) + 2 * s * (1 - s) * sums.inner + (1 - s) ** 2 * square
+        length = torch.where(far, 1, (after.clamp(min=0).sqrt() - reach).clamp(min=0))
+        keep = alive & torch.where(far, ~ends, length > 0)
+        soft = torch.where(far | ~keep, 0, s * self.penalty / length)
+        return Change(keep.to(norm), norm, pull=pull, soft=soft, back=1 - s)
+
+    def _soft(self, length: Tensor, penalty: float, norm: Tensor) -> Change:
+        """The prox, given the norm of its result."""
+        soft = torch.where(length > 0, penalty / length, 0)
+        return Change((length > 0).to(norm), norm, soft=soft)
+
+    def conclude(self, step: int) -> None:
+        """Count the step; at the end of a phase see what it did, and what comes next. Only then the device is asked."""
+        self._place += 1
+        if self._place < self._length:
+            return
+        self._place, growing = 0, False
+        if self._mode == "half-space":
+            self._projected = self._zero & ~self._begin
+        else:
+            mistakes, back, gone = (
+                int(mask.sum())
+                for mask in (self._projected & ~self._zero, self._begin & ~self._zero, self._zero & ~self._begin)
+            )
+            growing = back > gone and not self._again
+            if mistakes:
+                self._ceiling = self.epsilon / 2 if self.epsilon / 2 >= LEAST else 0.0
+                self.epsilon = self._ceiling
+            elif not growing:
+                self.epsilon = min(self._ceiling, self.epsilon + GROWTH)
+            self._projected = self._projected & self._zero
+        self._again = growing
+        self._mode = "proximal" if growing or self._mode == "half-space" else "half-space"
+        self._begin = self._zero.clone()
+
+    def numbers(self) -> dict[str, Any]:
+        """The penalty and the number of phases."""
+        return {"penalty": self.penalty, "periods": self.schedule.periods}
+
+    def state(self) -> dict[str, Any]:
+        """What all half-space methods keep, and where in which phase this one is."""
+        return super().state() | {
+            "mode": self._mode,
+            "place": self._place,
+            "again": self._again,
+            "epsilon": self.epsilon,
+            "ceiling": self._ceiling,
+            "begin": self._begin.clone(),
+            "projected": self._projected.clone(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        super().restore(state)
+        self._mode, self._place, self._again = state["mode"], int(state["place"]), bool(state["again"])
+        self.epsilon, self._ceiling = float(state["epsilon"]), float(state["ceiling"])
+        self._begin = state["begin"].to(self._device).clone()
+        self._projected = state["projected"].to(self._device).clone()
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Two more masks, a known phase and a step in it."""
+        super().check_state(state)
+        for name in ("begin", "projected"):
+            check_mask(name, state[name], self.space.num_units)
+        if state["mode"] not in ("proximal", "half-space") or not 0 <= int(state["place"]) < self._length:
+            raise ValueError("its phase, or the step in it, is none of this schedule's")
+        if not 0 <= float(state["epsilon"]) <= float(state["ceiling"]) <= MOST or not isinstance(state["again"], bool):
+            raise ValueError("its epsilon is out of bounds")

@@ -1,0 +1,112 @@
+"""HSPG: half-space stochastic projected gradient (OTO, arXiv 2107.07467, Algorithm 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from niwaki.budget import Budget
+from niwaki.core.space import SearchSpace
+from niwaki.methods.checks import check_number
+from niwaki.methods.half_space import HalfSpace
+from niwaki.methods.iterates import Change, Sums, Unit
+from niwaki.methods.progress import Phase
+from niwaki.methods.proximal import left_half_space
+from niwaki.methods.schedule import Schedule
+
+
+class HSPG(HalfSpace):
+    """HSPG on any optimizer: the training minimises loss + penalty * sum over units of ||x_g||, and ends sparse.
+
+    With x the weights of a unit before the optimizer's step and y those after it:
+
+    * before step ``schedule.start`` (stage 1): x <- y - lr * penalty * x / ||x||, the subgradient step (eq. 4);
+    * from then on (stage 2), for units that are not zero: the same trial step, but x <- 0 if
+      <trial, x> < epsilon * ||x||^2 (eqs. 7 to 9, the half-space projection). Zeros stay zero;
+    * after ``schedule.until``: zeros stay zero, the rest takes the bare optimizer's step, without penalty.
+
+    How many units vanish follows from ``penalty`` and ``epsilon``. A ``budget`` is met at ``until`` by setting the
+    smallest of the other units to zero, if those that vanished do not meet it.
+
+    Args:
+        space: the search space of the model that ``optimizer`` trains.
+        optimizer: any optimizer that holds all parameters of the space. The step on the penalty has its learning rate.
+        budget: what must hold at the end, or None: what vanishes by itself.
+        schedule: ``start`` is the first step of stage 2, ``until`` the last. Its periods mean nothing here.
+        penalty: the weight of the norms, the papers' lambda.
+        epsilon: how readily units are set to zero, from 0 (only where the step turns them by more than a right angle)
+            to below 1.
+        vectorised: False runs the plain loop over units, which is the specification.
+
+    Raises:
+        BudgetError: the budget cannot be met.
+        MethodError: the optimizer does not fit the space, or a number makes no sense.
+
+    >>> import niwaki, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
+    >>> space = niwaki.search_space(model, torch.randn(1, 4))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> schedule = niwaki.Schedule(start=5, until=30)
+    >>> method = niwaki.HSPG(space, optimizer, niwaki.Budget(macs=0.5), schedule, penalty=0.1)
+    >>> for _ in range(30):
+    ...     optimizer.zero_grad()
+    ...     model(torch.randn(8, 4)).square().mean().backward()
+    ...     optimizer.step()
+    >>> method.progress.phase, method.progress.macs <= 0.5
+    ('done', True)
+    >>> small = niwaki.cut(model, method.plan())
+    """
+
+    name, label = "hspg", "HSPG"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        optimizer: Optimizer,
+        budget: Budget | None,
+        schedule: Schedule,
+        *,
+        penalty: float = 1e-3,
+        epsilon: float = 0.0,
+        vectorised: bool = True,
+    ) -> None:
+        check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
+        check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
+        super().__init__(space, optimizer, budget, schedule, vectorised)
+        self.penalty, self.epsilon = float(penalty), float(epsilon)
+        self.attach()
+
+    def phase(self, step: int) -> Phase:
+        """Stage 1 or stage 2."""
+        return "half-space" if step >= self.schedule.start else "penalised"
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The norms; for the projection what the step left of each unit."""
+        return frozenset({"square", "inner", "weighted"} if self.now == "half-space" else {"square"})
+
+    def of_unit(self, unit: Unit) -> Change:
+        """The algorithm box, for one unit."""
+        x, y, lr, norm = unit.x, unit.y, unit.lr, unit.x.norm()
+        zero, one = norm.new_zeros(()), norm.new_ones(())
+        if norm == 0:
+            return Change(keep=zero if self.now == "half-space" else one, norm=norm, pull=zero)
+        trial = y - lr * self.penalty * x / norm
+        ends = self.now == "half-space" and trial @ x < self.epsilon * (x @ x)
+        return Change(keep=zero if ends else one, norm=norm, pull=self.penalty / norm)
+
+    def of_sums(self, sums: Sums) -> Change:
+        """The same, with <trial, x> = <y, x> - penalty / ||x|| <lr x, x>."""
+        norm = sums.square.sqrt()
+        alive = norm > 0
+        pull = torch.where(alive, self.penalty / norm, 0)
+        if self.now != "half-space":
+            return Change(keep=torch.ones_like(norm), norm=norm, pull=pull)
+        ends = ~alive | left_half_space(sums.inner - pull * sums.weighted, sums.square, self.epsilon)
+        return Change(keep=(~ends).to(norm), norm=norm, pull=pull)
+
+    def numbers(self) -> dict[str, Any]:
+        """Penalty and epsilon."""
+        return {"penalty": self.penalty, "epsilon": self.epsilon}
