@@ -170,12 +170,55 @@ class Flat(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.Module]) -> None:
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
         super().__init__()
-        self.first, self.rnn, self.head = nn.Linear(3, 6), kind(6, 5, batch_first=True), nn.Linear(5, 2)
+        self.first, self.rnn = nn.Linear(3, 6), kind(6, 5, batch_first=True, **options)
+        self.head = nn.Linear((options.get("proj_size") or 5) * (2 if self.rnn.bidirectional else 1), 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.rnn(self.first(x))[0][:, -1])
+
+
+def refolded(x: Tensor) -> Tensor:
+    return F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1)
+
+
+def sampled(x: Tensor) -> Tensor:
+    grid = torch.linspace(-1, 1, 5, dtype=x.dtype)
+    return F.grid_sample(x, torch.stack([grid, grid.flip(0)], -1).expand(len(x), 5, 5, 2), align_corners=False)
+
+
+class Form(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.form, self.head = nn.Linear(3, 4), nn.Linear(3, 3), nn.Bilinear(4, 3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.form(torch.tanh(self.a(x)), self.b(x))))
+
+
+class Codebook(nn.Module):
+    """Each row is told by how far it is from known ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.known, self.head = nn.Linear(3, 6), nn.Parameter(torch.randn(7, 6)), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cdist(self.start(x), self.known[None]))
+
+
+class Merged(nn.Module):
+    """Some rows are replaced by those of another tensor, as image features replace their placeholders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.pixels, self.head = nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.words(x))
+        where = (torch.arange(x.shape[1]) < 2)[None, :, None].expand(len(x), -1, 1)
+        return self.head(y.masked_scatter(where.expand_as(y), self.pixels(x[:, :2])))
 
 
 class Packed(nn.Module):
@@ -463,7 +506,7 @@ PATTERNS: dict[str, Pattern] = {
     "repeat_interleave": Pattern(do(lambda x: x.repeat_interleave(2, 1), out=16), least=8),
     "pixel_shuffle": Pattern(do(lambda x: F.pixel_shuffle(x, 2), out=2), least=2),
     "pixel_unshuffle": Pattern(do(lambda x: F.pixel_unshuffle(x, 2), out=32), least=8),
-    "normalize over channels": Pattern(do(lambda x: F.normalize(x, dim=1)), "linalg_vector_norm"),
+    "normalize over channels": Pattern(do(lambda x: F.normalize(x, dim=1))),
     "max-out": Pattern(images(Pieces, out=4), least=4),
     "permute round trip": Pattern(do(lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)), least=8),
     "cat(x, x)": Pattern(do(lambda x: torch.cat([x, x], 1), out=16), least=8),
@@ -493,8 +536,14 @@ PATTERNS: dict[str, Pattern] = {
     "flatten to linear": Pattern(lambda: (Flat(False), torch.randn(2, 3, 4, 4)), least=8),
     "reshape to linear": Pattern(lambda: (Flat(True), torch.randn(2, 3, 4, 4)), least=8),
     "bare scale": Pattern(images(Scale), least=8),
-    "lstm": Pattern(of(lambda: Recurrent(nn.LSTM)), "no rule for the operator aten.", least=0),
-    "gru": Pattern(of(lambda: Recurrent(nn.GRU)), "cannot follow|no rule", least=0),
+    "lstm": Pattern(of(lambda: Recurrent(nn.LSTM)), least=11),
+    "two-way lstm of two layers": Pattern(of(lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True)), least=11),
+    "lstm with a projection": Pattern(
+        of(lambda: Recurrent(nn.LSTM, proj_size=4)), "part of the computed function", least=6
+    ),
+    "gru": Pattern(of(lambda: Recurrent(nn.GRU)), least=11),
+    "two-way gru of two layers": Pattern(of(lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True)), least=11),
+    "plain recurrence": Pattern(of(lambda: Recurrent(nn.RNN)), least=11),
     "multi-head attention": Pattern(of(lambda: Packed(False)), least=2),
     "multi-head attention after a norm": Pattern(of(lambda: Packed(True)), "a norm averages", least=0),
     "fused qkv": Pattern(of(lambda: Attention("fused")), least=12),
@@ -505,11 +554,21 @@ PATTERNS: dict[str, Pattern] = {
     "rope": Pattern(of(lambda: Attention("split", rotary=True)), least=12),
     "tied embedding": Pattern(lambda: (Tied(), torch.randint(0, 9, (2, 5))), least=14),
     "called twice": Pattern(images(Twice), least=8),
-    "weight norm": Pattern(images(lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 1))), "norm"),
+    "weight norm": Pattern(
+        images(lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 1))), "one divides by it", least=13
+    ),
     "weight standardisation": Pattern(images(lambda: Standardised(8, 8, 3)), "mean", least=8),
-    "spectral norm": Pattern(images(lambda: parametrizations.spectral_norm(nn.Conv2d(8, 8, 1))), "norm"),
+    "spectral norm": Pattern(images(lambda: parametrizations.spectral_norm(nn.Conv2d(8, 8, 1))), least=21),
     "parametrization": Pattern(images(parametrized), least=13),
     "linear as the last layer": Pattern(of(LastLinear), least=8),
+    "dropout of channels": Pattern(images(lambda: nn.Dropout2d(0.0)), least=8),
+    "unfold and fold": Pattern(images(lambda: Do(refolded)), least=8),
+    "grid sampling": Pattern(images(lambda: Do(sampled)), least=8),
+    "fourier transform of the image": Pattern(images(lambda: Do(lambda x: torch.fft.rfft2(x).abs())), least=8),
+    "fourier transform of the channels": Pattern(images(lambda: Do(lambda x: torch.fft.fft(x, dim=1).abs())), "transf"),
+    "bilinear form": Pattern(of(Form), least=13),
+    "distances to a codebook": Pattern(of(Codebook), least=6),
+    "rows merged by a mask": Pattern(of(Merged), least=6),
     "concat on the last dimension": Pattern(of(LastConcat), least=10),
     "one dimension": Pattern(
         lambda: (Dimensions(nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, 1), torch.randn(2, 3, 6)), least=16

@@ -33,7 +33,13 @@ SIZES: Mapping[type[nn.Module], tuple[Size, ...]] = {
     nn.modules.batchnorm._NormBase: _NORM,
     nn.Embedding: (Size("embedding_dim", "weight", 1), Size("num_embeddings", "weight", 0)),
     nn.MultiheadAttention: tuple(Size(name, "in_proj_weight", 1) for name in ("embed_dim", "kdim", "vdim")),
-    nn.RNNBase: (Size("input_size", "weight_ih_l0", 1),),
+    nn.RNNBase: (
+        Size("input_size", "weight_ih_l0", 1),
+        Size("hidden_size", "weight_hr_l0", 1),  # with a projection, of which the recurrent weight reads the result
+        Size("hidden_size", "weight_hh_l0", 1),
+        Size("proj_size", "weight_hr_l0", 0),
+    ),
+    nn.RNNCellBase: (Size("input_size", "weight_ih", 1), Size("hidden_size", "weight_hh", 1)),
     nn.PReLU: (Size("num_parameters", "weight", 0),),
 }
 

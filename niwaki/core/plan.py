@@ -225,6 +225,7 @@ def derived_attributes(
                 tensor = getattr(module, size.tensor, None)
                 if tensor is None or id(tensor) not in names or (path, size.name) in decided:
                     continue
+                decided.add((path, size.name))  # by the first of the tensors listed that there is
                 kept = tensors.get(names[id(tensor)], {})
                 if size.dim not in kept:
                     length = tensor.shape[size.dim]

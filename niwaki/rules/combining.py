@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +53,13 @@ def stack(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.split.Tensor, aten.unsafe_split.Tensor)
 def split(call: Call) -> list[Label]:
-    """Equal parts, the last one perhaps smaller. ``chunk`` divides the length by a number; ``split`` is told a size."""
+    """Equal parts, the last one perhaps smaller. ``chunk`` divides the length by a number; ``split`` is told a size.
+    torch's own layers (the gates of a recurrent one) use the unsafe version to divide."""
     x, dim, size = call["self"], call["dim"] % len(call["self"].axes), call["split_size"]
     length = x.axes[dim].size
     parts = [x.axes[dim].take(slice(start, start + size)) for start in range(0, length, size)]
-    if call.python.function in (torch.chunk, torch.Tensor.chunk):
+    unsafe = call.operator is aten.unsafe_split.Tensor
+    if call.python.function in _CHUNK or (unsafe and call.python.function not in _UNSAFE_SPLIT):
         call.follows("split_size")
         given = _divided_up(call.count("self", dim), len(parts))
     else:
@@ -65,6 +67,10 @@ def split(call: Call) -> list[Label]:
     for part in parts if length % size == 0 else parts[:-1]:
         call.size_is(given, part, "the size of a split")
     return [_cut_out(call, x, dim, part, output) for output, part in enumerate(parts)]
+
+
+_CHUNK = (torch.chunk, torch.Tensor.chunk, torch.unsafe_chunk, torch.Tensor.unsafe_chunk)
+_UNSAFE_SPLIT = (torch.unsafe_split, torch.Tensor.unsafe_split)
 
 
 def _divided_up(number: Expression, parts: int) -> Expression:
@@ -209,16 +215,27 @@ class _Sized(nn.Module):
 
 
 class _Split(nn.Module):
-    """Splits 6 into halves of a given size that are added up."""
+    """Splits 6 into halves of a given size that are multiplied."""
+
+    def __init__(self, function: Callable[[Tensor, int], Sequence[Tensor]] = torch.split) -> None:
+        super().__init__()
+        self.size, self.a, self.function = 3, nn.Parameter(torch.randn(6, 5)), function
+
+    def forward(self) -> Tensor:
+        first, second = self.function(self.a, self.size)
+        return first.sigmoid() * second
+
+
+class _Gates(nn.Module):
+    """A recurrent cell, whose gates torch takes apart by itself."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.size, self.a = 3, nn.Parameter(torch.randn(6, 5))
+        self.x, self.h = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(2, 3))
+        self.w, self.u = nn.Parameter(torch.randn(9, 4)), nn.Parameter(torch.randn(9, 3))
 
     def forward(self) -> Tensor:
-        first, second = torch.split(self.a, self.size)
-        result: Tensor = first.sigmoid() * second
-        return result
+        return torch.gru_cell(self.x, self.h, self.w, self.u)
 
 
 class _Repeat(nn.Module):
@@ -250,6 +267,8 @@ sample(cat)(lambda: _Two(lambda a, b, c: torch.cat([c, a.sigmoid()], 1)))
 sample(stack)(lambda: _Two(lambda a, b, c: torch.stack([a, c, c.sigmoid()], 1)))
 sample(split)(lambda: _Two(_halves))
 sample(split)(_Split)
+sample(split)(_Gates)
+sample(split)(lambda: _Split(torch.unsafe_split))
 sample(split_with_sizes)(_Sized)
 sample(unbind)(lambda: _Two(lambda a, b, c: a.unbind(0)[1] + b))
 sample(repeat)(_Repeat)

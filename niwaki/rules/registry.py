@@ -185,11 +185,13 @@ Rule = Callable[[Call], Label | Sequence[Label] | None]
 class Sample:
     """A small module whose forward calls the operator on its own parameters, for the law to be tried on.
 
-    ``build`` gives a module with parameters and integer attributes; ``forward()`` takes no argument.
+    ``build`` gives a module with parameters and integer attributes; ``forward()`` takes no argument. ``tolerance``: how
+    far its outputs may be off, relative to the largest; more than the law's own only where a kernel knows no float64.
     """
 
     name: str
     build: Callable[[], torch.nn.Module]
+    tolerance: float = 1e-10
 
 
 R = TypeVar("R", bound=Rule)
@@ -207,6 +209,7 @@ class Homogeneous:
 
 
 RULES: dict[OpOverload, Rule] = {}
+NAMED: dict[str, Rule] = {}  # of operators that other libraries bring, which may not be there when niwaki is imported
 HOMOGENEOUS: dict[Rule, Homogeneous] = {}
 SAMPLES: dict[Rule, list[Sample]] = {}
 MUTANTS: dict[Rule, list[Rule]] = {}
@@ -225,6 +228,19 @@ def rule(*operators: OpOverload) -> Callable[[R], R]:
     return register
 
 
+def named(*operators: str) -> Callable[[R], R]:
+    """As `rule`, for operators of other libraries, by their qualified names."""
+
+    def register(function: R) -> R:
+        for operator in operators:
+            if operator in NAMED:
+                raise ValueError(f"{operator} has a rule already, in {inspect.getmodule(NAMED[operator])}.")
+            NAMED[operator] = function
+        return function
+
+    return register
+
+
 def homogeneous(*factors: str, plus: str | None = None, whole: bool = False) -> Callable[[R], R]:
     """Say of a rule how its operators treat a common factor of an argument. Without this nothing is assumed."""
 
@@ -235,11 +251,11 @@ def homogeneous(*factors: str, plus: str | None = None, whole: bool = False) -> 
     return register
 
 
-def sample(function: Rule) -> Callable[[Build], Build]:
+def sample(function: Rule, tolerance: float = 1e-10) -> Callable[[Build], Build]:
     """Register a builder of a small module as a sample of a rule."""
 
     def register(build: Build) -> Build:
-        SAMPLES.setdefault(function, []).append(Sample(build.__qualname__, build))
+        SAMPLES.setdefault(function, []).append(Sample(build.__qualname__, build, tolerance))
         return build
 
     return register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from niwaki.surgery.zero import zeroed
 from niwaki.trace.graph import Graph
 from niwaki.trace.tracer import tensors_in, trace
 
-_TOLERANCE = 1e-10
 _RULE_FILES = Path(rules.__file__).parent
 
 
@@ -69,7 +69,7 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
     rng = np.random.default_rng(seed)
     violations = []
     for _ in range(plans):
-        problem = _violation(model, graph, facts.labels, builder, builder.units.random_keep(rng))
+        problem = _violation(model, graph, facts.labels, builder, builder.units.random_keep(rng), sample.tolerance)
         if problem is not None:
             violations.append(problem)
     units = len(builder.units)
@@ -77,7 +77,7 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
     if facts.inexact:  # then at least shapes and zeros have to be right
         builder = Builder(model, graph, facts, inner=True)
         for _ in range(plans):
-            problem = _violation(model, graph, facts.labels, builder, builder.units.random_keep(rng, 2), exact=False)
+            problem = _violation(model, graph, facts.labels, builder, builder.units.random_keep(rng, 2), math.inf)
             if problem is not None:
                 violations.append(problem)
     return RuleReport(called, units, tuple(violations))
@@ -89,7 +89,7 @@ def _violation(
     labels: list[Label | None],
     builder: Builder,
     keep: BoolArray,
-    exact: bool = True,
+    tolerance: float,
 ) -> str | None:
     try:
         plan = builder.space().plan(keep)
@@ -113,9 +113,9 @@ def _violation(
             expected = expected.index_select(dim, stays.nonzero().flatten())
         if small_output.shape != expected.shape:
             return f"the cut module gives the shape {list(small_output.shape)} instead of {list(expected.shape)}"
-        if exact and small_output.is_floating_point() and small_output.numel():
+        if math.isfinite(tolerance) and small_output.is_floating_point() and small_output.numel():
             gap = float((small_output - expected).abs().max())
-            if not gap <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+            if not gap <= tolerance * max(1.0, float(expected.abs().max())):
                 return f"the cut module's output differs by {gap:.1e}"
     return None
 

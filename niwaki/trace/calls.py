@@ -20,6 +20,12 @@ from niwaki.trace.floats import scalars
 from niwaki.trace.graph import PythonCall
 from niwaki.trace.numbers import TrackedInt, expression_of, freeze
 
+# Told to take another tensor's shape, of which operators see only the numbers.
+_AS_ANOTHER: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.expand_as: torch.Tensor.expand,
+    torch.Tensor.reshape_as: torch.Tensor.reshape,
+    torch.Tensor.view_as: torch.Tensor.view,
+}
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
@@ -52,6 +58,9 @@ class CallMode(TorchFunctionMode):
             return shape if dim is None else shape[dim]
         if func is torch.Tensor.numel or func is torch.numel:
             return math.prod(self._shape(args[0]))
+        if func in _AS_ANOTHER and len(args) == 2:
+            with self:
+                return _AS_ANOTHER[func](args[0], self._shape(args[1]))
         body = _body(func) if isinstance(func, FunctionType) else None
         if body is not None and func not in self._open:  # Tensor.unflatten calls the builtin of its own name
             self._open.append(func)
@@ -62,6 +71,11 @@ class CallMode(TorchFunctionMode):
                 self._open.pop()
         if func is torch.nn.functional.scaled_dot_product_attention and kwargs.get("scale") is None:
             freeze(self._shape(args[0] if args else kwargs["query"])[-1])  # its scale is computed out of sight
+        if func is torch.lstm:  # tells by the sizes of its states whether there is a projection, so they must differ
+            hidden, cell = args[2] if isinstance(args[1], torch.Tensor) else args[1]
+            if hidden.shape != cell.shape:
+                freeze(self._shape(hidden)[-1])
+                freeze(self._shape(cell)[-1])
         previous = self.current
         self.current = PythonCall(func, tuple(_numbers((args, kwargs))), tuple(scalars((args, kwargs))))
         try:

@@ -249,7 +249,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         known = self._known.get(id(item))
         if known is not None and known[0]() is item:
-            return known[1]
+            before = self.values[known[1]]
+            if before.shape == tuple(item.shape):
+                return known[1]
+            root = before.root  # arranged in place (`transpose_`): from now on it is another view of the same memory
         return self._add(item, Origin.COMPUTED, "", root)
 
     def _remember_written(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
