@@ -8,43 +8,61 @@ import torch
 from torch._ops import OpOverload
 
 from niwaki.rules import (
+    algebra,
     attention,
     combining,
     contraction,
     convolution,
     creation,
+    detection,
+    distances,
     identity,
     indexing,
+    losses,
     norms,
     pointwise,
     recurrent,
     reductions,
+    sampling,
+    spectral,
+    values,
     views,
+    weights,
     windows,
+    writing,
 )
-from niwaki.rules.registry import RULES, Rule
+from niwaki.rules.registry import NAMED, RULES, Rule
 
 __all__ = [
     "find",
+    "algebra",
     "attention",
     "combining",
     "contraction",
     "convolution",
     "creation",
+    "detection",
+    "distances",
     "identity",
     "indexing",
+    "losses",
     "norms",
     "pointwise",
     "recurrent",
     "reductions",
+    "sampling",
+    "spectral",
+    "values",
     "views",
+    "weights",
     "windows",
+    "writing",
 ]
 
 
 def find(operator: OpOverload) -> Rule | None:
     """The rule of an operator: its own, or the element-wise one if PyTorch tags it so, or None."""
-    known = RULES.get(operator)
+    known = RULES.get(operator) or NAMED.get(operator._schema.name)
     if known is None and torch.Tag.pointwise in operator.tags:
         return pointwise.pointwise
     return known

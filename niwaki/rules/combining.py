@@ -18,7 +18,7 @@ aten = torch.ops.aten
 @rule(aten.cat.default)
 def cat(call: Call) -> Label:
     """One after the other along ``dim``."""
-    tensors = [x for x in call["tensors"] if x.shape != (0,)]
+    tensors = [x for x in call["tensors"] if x.shape != (0,)] or call["tensors"]
     dim = call["dim"] % len(tensors[0].axes)
     axes = []
     for i in range(len(tensors[0].axes)):

@@ -12,9 +12,16 @@ from niwaki.rules.registry import Call, Label, mutant, rule, sample
 aten = torch.ops.aten
 
 
+_DROPPING = (torch.feature_dropout, torch.feature_dropout_, torch.feature_alpha_dropout, torch.feature_alpha_dropout_)
+
+
 def _sized(call: Call, zero: bool) -> Label:
     """A constant tensor: any of its positions may go, if the size it was given can follow."""
     given = call["size"]
+    if call.python.function in _DROPPING:  # a tensor of the size of its samples and channels: torch itself counts them
+        call.follows("size")
+        made = call["self"].axes[:2]
+        return call.label((*made, *(call.fixed(size) for size in given[2:])))
     axes = []
     for expression, size in zip(call.sizes(given), given, strict=True):
         axis = call.fixed(size) if size < 2 else call.fresh(size)
@@ -86,9 +93,16 @@ def counted(call: Call) -> Label:
     return call.opaque(0, "it meets a tensor that is made anew in every call")
 
 
-@rule(aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default)
+@rule(
+    aten._assert_async.default,
+    aten._assert_async.msg,
+    aten._linalg_check_errors.default,
+    aten._local_scalar_dense.default,
+    aten.is_nonzero.default,
+    aten.item.default,
+)
 def read_out(call: Call) -> None:
-    """A value goes to Python; it has one entry, so there is nothing to remove."""
+    """A value goes to Python; it has one entry, so there is nothing to remove. (Codes of errors are all zero.)"""
 
 
 class _Made(nn.Module):
@@ -129,6 +143,7 @@ sample(zeros)(lambda: _Made(lambda n: torch.zeros(4, n)))
 sample(zeros)(lambda: _Made(lambda n: torch.zeros(n, dtype=torch.float64)))
 sample(constant)(lambda: _Made(lambda n: torch.ones(4, n)))
 sample(constant)(lambda: _Made(lambda n: torch.full((n,), 2.0)))
+sample(constant)(lambda: _Like(lambda x: torch.feature_dropout(x[..., None] + 1, 1e-12, True)[..., 0]))
 sample(zeros_like)(lambda: _Like(torch.zeros_like))
 sample(zeros_like)(lambda: _Like(lambda x: x.clone().zero_()))
 sample(constant_like)(lambda: _Like(torch.ones_like))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ aten = torch.ops.aten
 
 @homogeneous("self", whole=True)
 @rule(
+    aten._conj.default,
     aten.alias.default,
     aten.detach.default,
     aten.detach_.default,
@@ -26,7 +28,7 @@ aten = torch.ops.aten
 def same(call: Call) -> Label:
     """The same entries."""
     x: Label = call["self"]
-    return call.label(x.axes, x.zero, x.weight)
+    return replace(call.label(x.axes, x.zero, x.weight), uniform=x.uniform)
 
 
 @rule(aten.copy_.default)
@@ -50,9 +52,22 @@ def dropout(call: Call) -> list[Label]:
     return [call.label(x.axes, x.zero), call.label(x.axes, output=1)]
 
 
-@rule(aten.bernoulli_.float, aten.uniform_.default, aten.normal_.default, aten.exponential_.default)
+@rule(
+    aten.bernoulli.default,
+    aten.bernoulli.p,
+    aten.bernoulli_.float,
+    aten.cauchy_.default,
+    aten.exponential_.default,
+    aten.geometric_.default,
+    aten.log_normal_.default,
+    aten.normal_.default,
+    aten.poisson.default,
+    aten.random_.default,
+    aten.random_.to,
+    aten.uniform_.default,
+)
 def redrawn(call: Call) -> Label:
-    """Random numbers in place."""
+    """Random numbers in its place."""
     return call.label(call["self"].axes)
 
 

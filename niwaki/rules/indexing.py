@@ -142,7 +142,7 @@ def scatter(call: Call) -> Label:
 
 
 @homogeneous("self")
-@rule(aten.tril.default, aten.triu.default)
+@rule(aten.tril.default, aten.tril_.default, aten.triu.default, aten.triu_.default)
 def triangle(call: Call) -> Label:
     """The last two dimensions are compared by number."""
     x: Label = call["self"]

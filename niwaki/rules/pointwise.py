@@ -25,11 +25,20 @@ _TRIES = 32
 def pointwise(call: Call) -> Label:
     """Any operator that works entry by entry."""
     operands = [argument for argument in call.arguments.values() if isinstance(argument, Label)]
+    if not operands:  # of numbers alone
+        return call.opaque(0)
     axes = broadcast(call, operands)
     zero = [axis.free and _stays_zero(call, operands, axis, dim - len(axes)) for dim, axis in enumerate(axes)]
     return call.label(
         axes, zero, weight=bool(operands) and all(operand.weight or not operand.axes for operand in operands)
     )
+
+
+@rule(aten.log_sigmoid_forward.default)
+def log_sigmoid(call: Call) -> list[Label]:
+    """Entry by entry, and something for the backward pass."""
+    x: Label = call["self"]
+    return [call.label(x.axes), *(call.opaque(output) for output in range(1, len(call.shapes)))]
 
 
 def broadcast(call: Call, operands: Sequence[Label]) -> list[Axis]:
@@ -169,14 +178,28 @@ def _run(
 rule(
     aten._prelu_kernel.default,
     aten._to_copy.default,
+    aten.abs_.default,
     aten.copy.default,
+    aten.eq_.Scalar,
+    aten.eq_.Tensor,
     aten.gelu_.default,
     aten.hardswish.default,
     aten.hardswish_.default,
+    aten.ge_.Scalar,
+    aten.ge_.Tensor,
+    aten.gt_.Scalar,
+    aten.gt_.Tensor,
+    aten.le_.Scalar,
+    aten.le_.Tensor,
+    aten.lt_.Scalar,
+    aten.lt_.Tensor,
     aten.masked_fill.Tensor,
     aten.masked_fill_.Scalar,
     aten.masked_fill_.Tensor,
     aten.mish_.default,
+    aten.ne_.Scalar,
+    aten.ne_.Tensor,
+    aten.rrelu_with_noise.default,
     aten.rsub.Tensor,
     aten.where.Scalar,
     aten.where.ScalarOther,
@@ -217,6 +240,13 @@ sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.addcmul(a, b, row,
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: (a * b) / row))
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.lerp(a, b, 0.3).masked_fill(b.abs() < 0.1, 0.0)))
 sample(pointwise)(_InPlace)
+sample(log_sigmoid)(lambda: _Of(lambda a, row, column, b: nn.functional.logsigmoid(a * 2)))
+
+
+@mutant(log_sigmoid)
+def _zero_at_zero(call: Call) -> list[Label]:
+    first, *rest = log_sigmoid(call)
+    return [call.label(first.axes, (True, True)), *rest]
 
 
 def _untied(call: Call) -> list[Axis]:

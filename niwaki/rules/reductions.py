@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from niwaki.rules.registry import Call, Label, Scale, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, Refused, Scale, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 
@@ -35,7 +35,7 @@ def _reduced(call: Call, zero: Sequence[bool], output: int = 0) -> Label:
 
 
 @homogeneous("self")
-@rule(aten.sum.default, aten.sum.dim_IntList)
+@rule(aten.sum.default, aten.sum.dim_IntList, aten.nansum.default)
 def total(call: Call) -> Label:
     """A sum does not miss zeros; entries that are not zero are missed."""
     x: Label = call["self"]
@@ -69,13 +69,12 @@ def mean(call: Call) -> Label:
     aten.amin.default,
     aten.var.correction,
     aten.std.correction,
-    aten.linalg_vector_norm.default,
     aten.prod.default,
     aten.prod.dim_int,
     aten.max.default,
     aten.min.default,
-    aten.norm.ScalarOpt_dim,
-    aten.norm.Scalar,
+    aten.median.default,
+    aten.nanmedian.default,
 )
 def average(call: Call) -> Label:
     """The reduced dimension counts in the result; along the others zeros give zeros."""
@@ -85,7 +84,30 @@ def average(call: Call) -> Label:
     return _reduced(call, x.zero)
 
 
-@rule(aten.var_mean.correction, aten.max.dim, aten.min.dim, aten.median.dim, aten.mode.default, aten.kthvalue.default)
+@homogeneous("self")
+@rule(aten.linalg_vector_norm.default, aten.norm.Scalar, aten.norm.ScalarOpt_dim)
+def vector_norm(call: Call) -> Label:
+    """A norm does not miss zeros, unless it is one of the smallest entries, of negative order."""
+    x: Label = call["self"]
+    order = call.arguments.get("ord", call.arguments.get("p"))
+    if order == 0:
+        raise Refused("a norm of order 0 counts entries")
+    for dim in _dims(call, len(x.axes)):
+        if not x.zero[dim] or (order is not None and order < 0):
+            call.inexact(x.axes[dim], "a norm runs over it, and its removed entries change it")
+    return _reduced(call, x.zero)
+
+
+@rule(
+    aten.kthvalue.default,
+    aten.max.dim,
+    aten.median.dim,
+    aten.min.dim,
+    aten.mode.default,
+    aten.nanmedian.dim,
+    aten.std_mean.correction,
+    aten.var_mean.correction,
+)
 def averages(call: Call) -> list[Label]:
     """As `average`, with two results."""
     return [average(call), _reduced(call, (False,) * len(call["self"].axes), output=1)]
@@ -98,6 +120,8 @@ def averages(call: Call) -> list[Label]:
     aten.any.dim,
     aten.all.default,
     aten.all.dim,
+    aten.count_nonzero.default,
+    aten.count_nonzero.dim_IntList,
     aten.logsumexp.default,
 )
 def summary(call: Call) -> Label:
@@ -125,7 +149,7 @@ def softmax(call: Call) -> Label:
     return call.label(x.axes)
 
 
-@rule(aten.cumsum.default)
+@rule(aten.cumsum.default, aten.cumsum_.default)
 def cumsum(call: Call) -> Label:
     """A running sum carries removed positions along."""
     x: Label = call["self"]
@@ -175,6 +199,9 @@ for _bent in (False, True):
     sample(average)(_over(lambda x: x.amax((0, 1), keepdim=True), _bent))
     sample(averages)(_over(lambda x: torch.var_mean(x, 1)[0], _bent))
     sample(averages)(_over(lambda x: x.max(0)[0], _bent))
+    sample(vector_norm)(_over(lambda x: torch.linalg.vector_norm(x, dim=1), _bent))
+    sample(vector_norm)(_over(lambda x: torch.linalg.vector_norm(x, 1.0, dim=(0, 2), keepdim=True), _bent))
+    sample(vector_norm)(_over(lambda x: torch.linalg.vector_norm(x, -1.0, dim=2) + x.sum(2), _bent))
     sample(summary)(_over(lambda x: x.logsumexp(1), _bent))
     sample(softmax)(_over(lambda x: x.softmax(2), _bent))
     sample(cumsum)(_over(lambda x: x.cumsum(1), _bent))
@@ -184,6 +211,7 @@ for _bent in (False, True):
 @mutant(total)
 @mutant(mean)
 @mutant(average)
+@mutant(vector_norm)
 def _any_dimension_can_go(call: Call) -> Label:
     return _reduced(call, call["self"].zero)
 
@@ -191,8 +219,11 @@ def _any_dimension_can_go(call: Call) -> Label:
 @mutant(total)
 @mutant(mean)
 @mutant(average)
+@mutant(vector_norm)
 def _what_is_left_is_zero(call: Call) -> Label:
-    right = {aten.sum: total, aten.mean: mean}.get(call.operator.overloadpacket, average)(call)
+    right = {aten.sum: total, aten.mean: mean, aten.linalg_vector_norm: vector_norm}.get(
+        call.operator.overloadpacket, average
+    )(call)
     return call.label(right.axes, [True] * len(right.axes))
 
 

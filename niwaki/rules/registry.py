@@ -42,8 +42,8 @@ class Label:
     """A tensor, seen by the rules.
 
     ``axes``: one per dimension. ``zero[d]``: in the zeroed model, entries at removed positions of dimension d are zero.
-    ``weight``: made of parameters alone. ``scale`` and ``source`` are followed from operator to operator outside the
-    rules, by what `homogeneous` says of them.
+    ``weight``: made of parameters alone. ``uniform[d]``: the same entry all along dimension d (not known: no flags).
+    ``scale`` and ``source`` are followed from operator to operator outside the rules, by what `homogeneous` says.
     """
 
     axes: tuple[Axis, ...]
@@ -52,6 +52,7 @@ class Label:
     dtype: torch.dtype
     scale: tuple[Scale, ...] = ()
     source: Source | None = None
+    uniform: tuple[bool, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,21 @@ def _arranged(call: Call, order: Sequence[int | None]) -> Label:
 
 
 @homogeneous("self", whole=True)
+@rule(aten.as_strided_.default, aten.as_strided.default)
+def strided(call: Call) -> Label:
+    """torch itself calls it to give a tensor the strides of a memory format, in its old shape; nothing else of what it
+    can do is followed."""
+    x: Label = call["self"]
+    if call.operator is not aten.as_strided_.default or call.python.function in _STRIDING or x.shape != call.shapes[0]:
+        raise Refused("its memory is read by strides")
+    call.follows("size", "stride")
+    return call.label(x.axes, x.zero, x.weight)
+
+
+_STRIDING = (torch.as_strided_, torch.Tensor.as_strided_)
+
+
+@homogeneous("self", whole=True)
 @rule(aten.permute.default)
 def permute(call: Call) -> Label:
     """Dimensions in a given order."""
@@ -82,7 +98,7 @@ def permute(call: Call) -> Label:
 
 
 @homogeneous("self", whole=True)
-@rule(aten.transpose.int)
+@rule(aten.transpose.int, aten.transpose_.default)
 def transpose(call: Call) -> Label:
     """Two dimensions swapped."""
     rank = len(call["self"].axes)
@@ -94,14 +110,14 @@ def transpose(call: Call) -> Label:
 
 
 @homogeneous("self", whole=True)
-@rule(aten.t.default)
+@rule(aten.t.default, aten.t_.default)
 def t(call: Call) -> Label:
     """A matrix transposed."""
     return _arranged(call, list(range(len(call["self"].axes)))[::-1])
 
 
 @homogeneous("self", whole=True)
-@rule(aten.unsqueeze.default)
+@rule(aten.unsqueeze.default, aten.unsqueeze_.default)
 def unsqueeze(call: Call) -> Label:
     """A new dimension of size 1."""
     rank = len(call["self"].axes)
@@ -111,7 +127,14 @@ def unsqueeze(call: Call) -> Label:
 
 
 @homogeneous("self", whole=True)
-@rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+@rule(
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze_.default,
+    aten.squeeze_.dim,
+    aten.squeeze_.dims,
+)
 def squeeze(call: Call) -> Label:
     """Dimensions of size 1 dropped."""
     x: Label = call["self"]
@@ -133,7 +156,7 @@ def expand(call: Call) -> Label:
     shape = call.shapes[0]
     lead = len(shape) - len(x.axes)
     expressions = call.sizes(call["size"])
-    axes, zero = [], []
+    axes, zero, uniform = [], [], []
     for dim, size in enumerate(shape):
         old = x.axes[dim - lead] if dim >= lead else None
         copied = size != 1 and (old is None or old.size != size)
@@ -143,7 +166,8 @@ def expand(call: Call) -> Label:
             call.pin(axis, "niwaki cannot see where this size comes from")
         axes.append(axis)
         zero.append(not copied and old is not None and x.zero[dim - lead])
-    return call.label(axes, zero, x.weight)
+        uniform.append(copied or (dim >= lead and x.uniform[dim - lead : dim - lead + 1] == (True,)))
+    return replace(call.label(axes, zero, x.weight), uniform=tuple(uniform))
 
 
 @homogeneous("self")
@@ -169,6 +193,42 @@ def pixel_unshuffle(call: Call) -> Label:
         call.pin(axis, _PIXELS)
     fixed = [call.fixed(axis.size // r, _PIXELS) for axis in (height, width)]
     return call.label((*lead, merge((channels, call.fixed(r**2))), *fixed), (*x.zero[:-2], False, False))
+
+
+@homogeneous("self")
+@rule(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
+def channel_shuffle(call: Call) -> Label:
+    """Channels (group, channel) become (channel, group)."""
+    x, groups = call["self"], call["groups"]
+    outer, inner = call.split(x.axes[1], (groups, x.axes[1].size // groups))
+    call.size_is(call.number(groups), outer, "the number of groups")
+    return call.label((x.axes[0], merge((inner, outer)), *x.axes[2:]), x.zero, x.weight)
+
+
+@homogeneous("self")
+@rule(aten.diagonal.default)
+def diagonal(call: Call) -> Label:
+    """Entries of equal number along two dimensions."""
+    x: Label = call["self"]
+    pair = {call["dim1"] % len(x.axes), call["dim2"] % len(x.axes)}
+    for dim in pair:
+        call.pin(x.axes[dim], "its diagonal is taken")
+    rest = [dim for dim in range(len(x.axes)) if dim not in pair]
+    taken = call.fixed(call.shapes[0][-1], "it is a diagonal")
+    return call.label((*(x.axes[dim] for dim in rest), taken), (*(x.zero[dim] for dim in rest), False), x.weight)
+
+
+@homogeneous("self")
+@rule(aten.diag_embed.default)
+def diag_embed(call: Call) -> Label:
+    """The last dimension becomes the diagonal of two."""
+    x, rank = call["self"], len(call.shapes[0])
+    call.pin(x.axes[-1], "it becomes a diagonal")
+    pair = {call["dim1"] % rank, call["dim2"] % rank}
+    rest = iter(range(rank - 2))
+    order = [None if dim in pair else next(rest) for dim in range(rank)]
+    axes = [call.fixed(size) if i is None else x.axes[i] for i, size in zip(order, call.shapes[0], strict=True)]
+    return call.label(axes, [i is not None and x.zero[i] for i in order], x.weight)
 
 
 class _Viewed(nn.Module):
@@ -203,6 +263,39 @@ class _Arranged(nn.Module):
 
     def forward(self) -> Tensor:
         return self.function(self.a.sigmoid() if self.bent else self.a)
+
+
+class _Strided(nn.Module):
+    """Strides that a model asks for, and a product that may shrink in any case."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4, 3))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.a.clone().as_strided_((3, 4), (1, 3)), self.b.detach().relu() @ self.b.relu().T
+
+
+class _Shuffled(nn.Module):
+    """Twelve channels in three groups."""
+
+    def __init__(self, bent: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.groups = nn.Parameter(torch.randn(2, 12, 3)), nn.Parameter(torch.randn(12, 1)), 3
+        self.bent = bent
+
+    def forward(self) -> Tensor:
+        x = self.a.sigmoid() if self.bent else self.a
+        return torch.channel_shuffle(x[..., None], self.groups)[..., 0] * self.b
+
+
+def _shuffle(bent: bool) -> Callable[[], nn.Module]:
+    return lambda: _Shuffled(bent)
+
+
+def _pooled(x: Tensor) -> Tensor:
+    """Averages in another memory format, which torch restores."""
+    return torch.nn.functional.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), 1)
 
 
 def _channels(x: Tensor) -> Tensor:
@@ -249,7 +342,13 @@ def _arrange(function: Callable[[Tensor], Tensor], bent: bool) -> Callable[[], n
     return lambda: _Arranged(function, bent)
 
 
+sample(strided)(_Strided)
+sample(transpose)(lambda: _Arranged(lambda x: (x * 2).transpose_(0, 3) * x.permute(3, 1, 2, 0)))
 for _bent in (False, True):
+    sample(diagonal)(_arrange(lambda x: x.diagonal(0, 1, -1), _bent))
+    sample(diag_embed)(_arrange(lambda x: x.squeeze(2).diag_embed(0, 0, 2), _bent))
+    sample(strided)(_arrange(_pooled, _bent))
+    sample(channel_shuffle)(_shuffle(_bent))
     sample(permute)(_arrange(lambda x: x.permute(2, 3, 0, 1) * 2, _bent))
     sample(transpose)(_arrange(lambda x: x.transpose(1, -1) * 2, _bent))
     sample(unsqueeze)(_arrange(lambda x: x.unsqueeze(-1) * 2, _bent))
@@ -337,6 +436,20 @@ def _channels_before_rows(call: Call) -> Label:
     return call.label((call["self"].axes[0], axes, *(call.fixed(size) for size in call.shapes[0][2:])))
 
 
+@mutant(diagonal)
+@mutant(diag_embed)
+@mutant(channel_shuffle)
+@mutant(strided)
+def _free(call: Call) -> Label:
+    x: Label = call["self"]
+    pool = [axis.take(slice(None, None, -1)) for axis in x.axes]
+    chosen = []
+    for size in call.shapes[0]:
+        fitting = next((i for i, axis in enumerate(pool) if axis.size == size), None)
+        chosen.append(call.fresh(size) if fitting is None else pool.pop(fitting))
+    return call.label(chosen)
+
+
 @mutant(permute)
 @mutant(transpose)
 @mutant(t)
@@ -358,6 +471,8 @@ def _zeros_of(right: Callable[[Call], Label]) -> Callable[[Call], Label]:
     return claims_zeros
 
 
+for _right in (diagonal, diag_embed, channel_shuffle):
+    mutant(_right)(_zeros_of(_right))
 for _right in (permute, transpose, t, unsqueeze, squeeze, pixel_shuffle, pixel_unshuffle):
     mutant(_right)(_zeros_of(_right))
 
