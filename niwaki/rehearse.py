@@ -84,7 +84,7 @@ def _rehearse(
         if run.error is None and not lines <= seen:
             seen |= lines
             try:
-                tried = trace(small, [call], modes=(run.training,), required=True)
+                tried = _tried(small, call, run)
             except TraceError as failure:
                 return _Problem(facts, start + failure.operator, f"fails, or what follows it: {failure.__cause__}")
             problem = _compare(small, graph, facts, builder, start, run, tried, keep)
@@ -92,6 +92,14 @@ def _rehearse(
                 return problem
         start += len(run.nodes)
     return None
+
+
+def _tried(small: torch.nn.Module, call: ExampleCall, run: Run) -> Graph:
+    """The cut model run as ``run`` was. What a network computes in its first run and keeps in a cache (a table of
+    positions) is a constant in its second, and may have been one in ``run``: on another path, another try."""
+    tried = trace(small, [call], modes=(run.training,), required=True)
+    paths = [[name for _, name in _named(one, all_of_them=False)] for one in (run, tried.runs[0])]
+    return tried if paths[0] == paths[1] else trace(small, [call], modes=(run.training,), required=True)
 
 
 def _compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -98,6 +99,27 @@ def test_a_comparison_must_come_out_the_same() -> None:
     space = niwaki.search_space(Projected(), torch.randn(3, 5))
     assert not space.groups
     assert any("!=" in pin.reason and pin.location is not None for pin in space.pins)
+
+
+class Remembering(nn.Module):
+    """A table is computed in the first run, and in no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    @cache  # noqa: B019 - as some networks do
+    def table(self, length: int) -> Tensor:
+        return torch.arange(length).sin().tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu()) + self.table(len(x))[:, None]
+
+
+def test_a_table_that_an_earlier_run_left_in_a_cache_is_no_mishap() -> None:
+    net, x = Remembering(), torch.randn(5, 4)
+    net(x)
+    assert [group.units for group in niwaki.search_space(net, x).groups] == [8]
 
 
 class Result:

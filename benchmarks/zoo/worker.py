@@ -178,6 +178,13 @@ def macs(model: nn.Module, call: Any) -> int:
     """Multiply-accumulates as torch's own counter sees them, attention as its plain definition."""
     counter = FlopCounterMode(display=False)
     args, kwargs = call
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model.eval()(*args, **kwargs)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:  # the counter stumbles over parameters that a module is called with
+            parameter.requires_grad_(False)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model.eval()(*args, **kwargs)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return int(counter.get_total_flops() // 2)
