@@ -120,6 +120,8 @@ WIDTHS: Settings = {
     "encoder_hidden_dim": 32,
     "lru_width": 32,
     "attention_hidden_size": 32,
+    "input_embedding_size": 24,
+    "output_embedding_size": 40,
     "pronunciation_embed_dim": 16,
     "shape_embed_dim": 16,
     "conv_pos_kernel_size": 3,

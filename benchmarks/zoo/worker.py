@@ -179,12 +179,15 @@ def macs(model: nn.Module, call: Any) -> int:
     counter = FlopCounterMode(display=False)
     args, kwargs = call
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]  # it is not counted
         for parameter in trained:  # the counter stumbles over parameters that a module is called with
             parameter.requires_grad_(False)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model.eval()(*args, **kwargs)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)  # type: ignore[no-untyped-call]
         for parameter in trained:
             parameter.requires_grad_(True)
     return int(counter.get_total_flops() // 2)

@@ -27,7 +27,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 GRADIENT_TOLERANCE = 1e-8
 _SHAKE = 1e-15  # a few units in the last place
 _AMPLIFIED = 10.0  # round-off of a whole pass, in multiples of one change of that size
-_DROPPING = ("p", "drop_prob", "drop_path_prob", "drop_path_rate", "drop_path", "layerdrop", "scale_prob")
+_DROPPING = ("p", "drop_rate", "drop_prob", "drop_path_prob", "drop_path_rate", "drop_path", "layerdrop", "scale_prob")
 
 
 @dataclass(frozen=True, slots=True)
