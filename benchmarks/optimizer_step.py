@@ -1,10 +1,11 @@
-"""What HESSO adds to ``optimizer.step()``: medians of interleaved steps on ResNet-50's parameters, one process.
+"""What the methods add to ``optimizer.step()``: medians of interleaved steps on ResNet-50's parameters, one process.
 
     python benchmarks/optimizer_step.py --rounds 15 --threads 2
 
 One model, one optimizer, random gradients; the methods are attached and detached around single steps, so that all
 variants see the same memory. ``fading`` and ``scoring and fading`` are taken in the sixth of ten periods at half the
-MACs: half of what leaves is zero already, a tenth is fading. Needs torchvision.
+MACs: half of what leaves is zero already, a tenth is fading. The half-space methods are taken while they change all
+units (DHSPG: those that half the MACs ask for). Needs torchvision.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ import torch
 from torch.optim import SGD, AdamW, Optimizer
 
 import niwaki
+from niwaki.methods.attach import Method
+from niwaki.methods.half_space import HalfSpace
 from niwaki.methods.hesso import FADING, IMPORTANT, ZERO
 from niwaki.selection import select
 from niwaki.train.torchvision_cpu import load
 
 TARGETS = {"idle": 1.05, "scoring": 1.7, "fading": 1.20, "keeping zeros": 1.12}
+HALF_SPACE = ("HSPG stage 1", "HSPG stage 2", "AdaHSPG+ proximal", "AdaHSPG+ half-space", "DHSPG window", "DHSPG")
+TARGETS |= dict.fromkeys(HALF_SPACE, 1.6) | {"DHSPG window": 1.7}
 
 OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter]], Optimizer]] = {
     "AdamW(foreach=True)": lambda parameters: AdamW(parameters, lr=1e-6, foreach=True),
@@ -52,7 +57,27 @@ def method_in(space: niwaki.SearchSpace, optimizer: Optimizer, phase: str) -> tu
     return method, {**step, "fading": 1550, "scoring and fading": 1606, "keeping zeros": 3000}[phase]
 
 
-def timed(clock: Callable[[], float], optimizer: Optimizer, method: niwaki.HESSO | None = None, step: int = 0) -> float:
+def half_space(space: niwaki.SearchSpace, optimizer: Optimizer, phase: str) -> tuple[HalfSpace, int]:
+    """The same of a half-space method, with a penalty that changes nothing."""
+    schedule, budget = niwaki.Schedule(start=11, until=10**6), niwaki.Budget(macs=0.5)
+    method: HalfSpace
+    if phase.startswith("HSPG"):
+        method = niwaki.HSPG(space, optimizer, budget, schedule, penalty=1e-9)
+    elif phase.startswith("AdaHSPG+"):
+        method = niwaki.AdaHSPG(space, optimizer, budget, schedule, penalty=1e-9)
+    else:
+        method = niwaki.DHSPG(space, optimizer, budget, schedule, penalty=1e-9, window=10**5)
+    method.detach()
+    state = method.state()
+    if phase == "AdaHSPG+ half-space":
+        method.restore(state | {"mode": "half-space"})
+    if phase == "DHSPG":
+        keep = select(space, np.ones(space.num_units), {"macs": 0.5 * space.cost().macs})
+        method.restore(state | {"chosen": torch.from_numpy(~keep)})
+    return method, {"HSPG stage 1": 4}.get(phase, 14)
+
+
+def timed(clock: Callable[[], float], optimizer: Optimizer, method: Method | None = None, step: int = 0) -> float:
     """Seconds of one optimizer step."""
     if method is not None:
         method.attach()
@@ -84,8 +109,10 @@ def main() -> None:
     results = {}
     for name, build in OPTIMIZERS.items():
         optimizer = build(parameters)
-        phases = ("idle", "scoring", "fading", "scoring and fading", "keeping zeros")
-        methods = {phase: method_in(space, optimizer, phase) for phase in phases}
+        phases = ("idle", "scoring", "fading", "scoring and fading", "keeping zeros", *HALF_SPACE)
+        methods: dict[str, tuple[Method, int]] = {
+            phase: (half_space if phase in HALF_SPACE else method_in)(space, optimizer, phase) for phase in phases
+        }
         seconds: dict[str, list[float]] = {"bare": [], **{phase: [] for phase in phases}}
         for round_number in range(options.rounds + 2):
             for variant, times in seconds.items():
