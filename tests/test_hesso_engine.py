@@ -88,7 +88,7 @@ def test_places_and_slices_say_the_same(name: str) -> None:
     build, shape = NETS[name]
     model = build()
     space = niwaki.search_space(model, torch.randn(1, *shape))
-    index, plain = UnitIndex.of(space), PlainUnits(space)
+    index, plain = UnitIndex.of(space), PlainUnits(space, torch.optim.SGD(model.parameters()))
     entries = [
         sum(
             unit_parameters(space)[tensor].index_select(dim, positions).numel()

@@ -140,3 +140,19 @@ def test_scores_are_taken_only_in_windows() -> None:
     line = run.method._timeline
     assert sampled == [step for step in range(1, SCHEDULE.until + 1) if line.scores(step)]
     assert np.diff(line.borders).min() >= line.window
+
+
+@pytest.mark.parametrize("vectorised", [True, False])
+def test_the_direction_is_known_at_rate_zero_and_without_weight_decay(vectorised: bool) -> None:
+    """At rate 0 the gradient's; and decoupled decay, which shrinks all units alike, makes none look redundant."""
+
+    def cosines(build: Any) -> torch.Tensor:
+        run = Training("conv", build, Budget(macs=0.4), criteria={"cosine": 1.0}, vectorised=vectorised)
+        run.step(SCHEDULE.start)
+        return run.optimizer.state_dict()["niwaki"]["state"]["window"][0]
+
+    tiny, zero = (cosines(lambda p, lr=lr: torch.optim.SGD(p, lr=lr)) for lr in (1e-3, 0.0))
+    assert (zero != 1).all()
+    torch.testing.assert_close(zero, tiny, atol=0.02, rtol=0)
+    plain, decaying = (cosines(lambda p, w=w: torch.optim.AdamW(p, lr=1e-5, weight_decay=w)) for w in (0.0, 100.0))
+    torch.testing.assert_close(plain, decaying, atol=0.02, rtol=0)

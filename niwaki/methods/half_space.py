@@ -71,7 +71,7 @@ class HalfSpace(Method):
             check_met(space, least, self._limits)
         self._dense = costs(space.cost_model, everything, ("macs", "params"))
         self._vectorised = vectorised
-        self._units: Units = VectorisedUnits(space) if vectorised else PlainUnits(space)
+        self._units: Units = (VectorisedUnits if vectorised else PlainUnits)(space, optimizer)
         self._device = next(iter(space.model.parameters())).device
         self._group = torch.from_numpy(group_of(space)).to(self._device)
         self._zero: Tensor = torch.zeros(space.num_units, dtype=torch.bool, device=self._device)

@@ -107,7 +107,7 @@ class HESSO(Method):
         check_met(space, select(space, np.ones(space.num_units), self._limits, steps=budget.steps), self._limits)
         self._dense = costs(space.cost_model, everything, ("macs", "params"))
         self._left = dict(self._dense)
-        self._units: Units = VectorisedUnits(space) if vectorised else PlainUnits(space)
+        self._units: Units = (VectorisedUnits if vectorised else PlainUnits)(space, optimizer)
         self._status = np.full(space.num_units, IMPORTANT, dtype=np.int8)
         self._window: torch.Tensor | None = None  # [criteria, num_units], sums over the open window
         self._samples = 0

@@ -7,37 +7,46 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from niwaki.core.segments import unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.registry import Criterion
 from niwaki.criteria.sums import UnitSums
+from niwaki.methods.direction import decay, rests
 from niwaki.methods.units import Units
 
 
 class PlainUnits(Units):
     """Units as loops over groups, units and slices."""
 
-    def __init__(self, space: SearchSpace) -> None:
-        self._space = space
+    def __init__(self, space: SearchSpace, optimizer: Optimizer) -> None:
+        self._space, self._optimizer = space, optimizer
         self._parameters = unit_parameters(space)
         self._before: dict[str, Tensor] = {}
         self._fading = self._zero = np.zeros(space.num_units, dtype=bool)
 
     def remember(self) -> None:
-        self._before = {name: weight.detach().clone() for name, weight in self._parameters.items()}
+        self._before = {}
+        if rests(self._optimizer):
+            return
+        groups = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
+        for name, weight in self._parameters.items():
+            group = groups[id(weight)]
+            self._before[name] = weight.detach() * (1 - group.get("lr", 0) * decay(self._optimizer, group))
 
     def values(self, criteria: Sequence[Criterion], seed: int) -> Tensor:
         columns = []
         for number in range(self._space.num_units):
-            x, gradient, before = [], [], []
+            x, gradient, direction = [], [], []
             for name, dim, index in self._entries(number, produces=True):
                 weight = self._parameters[name]
                 grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.to_dense()
                 x.append(weight.detach().index_select(dim, index).flatten())
                 gradient.append(grad.index_select(dim, index).flatten())
-                before.append(self._before.get(name, weight.detach()).index_select(dim, index).flatten())
-            unit = _sums(torch.cat(x), torch.cat(gradient), torch.cat(before) - torch.cat(x), number, self._space, seed)
+                way = self._before[name] - weight.detach() if self._before else grad
+                direction.append(way.index_select(dim, index).flatten())
+            unit = _sums(torch.cat(x), torch.cat(gradient), torch.cat(direction), number, self._space, seed)
             columns.append(torch.cat([criterion.saliency(unit) for criterion in criteria]))
         self._before = {}
         return torch.stack(columns, dim=1)

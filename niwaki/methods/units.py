@@ -17,14 +17,16 @@ class Units(Protocol):
 
     @abstractmethod
     def remember(self) -> None:
-        """Before an optimizer step: keep the parameters, so that its direction is known afterwards."""
+        """Before an optimizer step: keep the parameters less their decoupled weight decay, so that its direction is
+        known afterwards."""
 
     @abstractmethod
     def values(self, criteria: Sequence[Criterion], seed: int) -> Tensor:
         """After an optimizer step: each criterion of each unit, [criteria, num_units].
 
         All at the new parameters, with the gradient that the step consumed and the way that the step went. What the
-        optimizer *did* is its direction: that needs no table of optimizers, and a cosine no learning rate.
+        optimizer *did* is its direction: that needs no table of optimizers, and a cosine no learning rate. Where it did
+        nothing, at learning rate 0, the gradient is.
         """
 
     @abstractmethod

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.optim import Optimizer
 
 from niwaki.core.segments import UnitIndex, unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.registry import Criterion
 from niwaki.criteria.sums import UnitSums, row_sums
+from niwaki.methods.direction import decay, rests
 from niwaki.methods.units import Units
 
 Rows = list[tuple[Tensor, int, Tensor]]  # (parameter, dimension, positions)
@@ -25,27 +27,36 @@ class VectorisedUnits(Units):
     temporary of `values`, and is given back at the next `mark`.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
         self._parameters = unit_parameters(space)
         self._index = UnitIndex.of(space)
         self._driven = [place for place in space.places if place.parameter and place.driven]
         self._number = torch.arange(space.num_units, device=self._index.entries.device)
-        self._weights = [[self._parameters[name] for name in bundle.names] for bundle in self._index.bundles]
-        self._copies: list[Tensor] = []
+        self._weights: list[list[Tensor]] = [
+            [self._parameters[name] for name in bundle.names] for bundle in self._index.bundles
+        ]
+        held = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self._group = [[held[id(weight)] for weight in weights] for weights in self._weights]
+        self._copies: list[Tensor | None] = []
         self._before: list[Tensor] = []
         self._fading: Rows = []
         self._zero: Rows = []
 
     def remember(self) -> None:
-        single: list[Tensor] = [weights[0] for weights in self._weights if len(weights) == 1]
-        if not self._copies:
-            self._copies = [torch.empty_like(weight) for weight in single]
-        torch._foreach_copy_(self._copies, single)
-        copies = iter(self._copies)
-        self._before = [
-            next(copies) if len(weights) == 1 else bundle.join(weights)
-            for bundle, weights in zip(self._index.bundles, self._weights, strict=True)
-        ]
+        self._before = []
+        if rests(self._optimizer):
+            return
+        self._copies = self._copies or [None] * len(self._weights)
+        left = [1 - group.get("lr", 0) * decay(self._optimizer, group) for group in self._optimizer.param_groups]
+        for place, (bundle, weights) in enumerate(zip(self._index.bundles, self._weights, strict=True)):
+            parts = [left[number] for number in self._group[place]]
+            if len(weights) == 1:
+                before = torch.mul(weights[0].detach(), parts[0], out=self._copies[place])
+                self._copies[place] = before
+            else:
+                before = bundle.join(torch._foreach_mul(weights, parts))
+            self._before.append(before)
 
     def values(self, criteria: Sequence[Criterion], seed: int) -> Tensor:
         index, reads = self._index, {name for criterion in criteria for name in criterion.reads}
@@ -53,8 +64,9 @@ class VectorisedUnits(Units):
         for place, (bundle, weights) in enumerate(zip(index.bundles, self._weights, strict=True)):
             x = bundle.join(weights)
             gradient = _joined_gradient([weight.grad for weight in weights], weights)
-            direction = self._before[place].sub_(x) if self._before else None
-            for name, parts in row_sums(x, gradient, direction, bundle.dims, reads, consume=True).items():
+            direction = self._before[place].sub_(x) if self._before else gradient
+            own = bool(self._before)
+            for name, parts in row_sums(x, gradient, direction, bundle.dims, reads, consume=own).items():
                 rows.setdefault(name, []).extend(parts)
         self._before = []
         sums = UnitSums(index.num_units, self._number, index.entries, seed, **index.total(rows))
