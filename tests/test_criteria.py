@@ -40,10 +40,13 @@ def unit_vector(space: SearchSpace, tensors: dict[str, Tensor], number: int) -> 
     )
 
 
-def by_hand(name: str, x: Tensor, h: Tensor) -> float:
-    """The definitions, with the gradient as the direction of descent."""
+def by_hand(name: str, x: Tensor, h: Tensor, group: list[Tensor]) -> float:
+    """The definitions, with the gradient as the direction of descent; ``group``: the weights of all units of x's."""
     return float(
         {
+            "fisher": (x @ h) ** 2 / 2,
+            "lamp": x @ x / sum(other @ other for other in group if other.norm() >= x.norm()),
+            "geometric_median": sum((x - other).norm() for other in group),
             "magnitude": x.norm(),
             "average_magnitude": x.norm() / len(x),
             "cosine": 1 - torch.nn.functional.cosine_similarity(x, h, dim=0),
@@ -70,8 +73,11 @@ def test_against_a_loop_over_units(net: str, name: str) -> None:
         grads = dict(zip(parameters, torch.autograd.grad(loss(model, batch), list(parameters.values())), strict=True))
         for unit in range(space.num_units):
             weights = {k: v.detach() for k, v in parameters.items()}
-            expected[unit] += by_hand(name, unit_vector(space, weights, unit), unit_vector(space, grads, unit)) / 3
-    np.testing.assert_allclose(found.values, expected, rtol=1e-9)
+            home = next(g for g in space.groups if g.first <= unit < g.first + g.units)
+            group = [unit_vector(space, weights, other) for other in range(home.first, home.first + home.units)]
+            x = unit_vector(space, weights, unit)
+            expected[unit] += by_hand(name, x, unit_vector(space, grads, unit), group) / 3
+    np.testing.assert_allclose(found.values, expected, rtol=1e-7)
 
 
 def test_random_follows_its_seed() -> None:
@@ -116,7 +122,27 @@ def test_what_each_criterion_needs() -> None:
         "cosine": (False, True),
         "taylor1": (True, False),
         "taylor2": (True, False),
+        "fisher": (True, False),
+        "lamp": (False, False),
+        "geometric_median": (False, False),
     }
+
+
+def test_lamp_of_equal_and_of_dead_units() -> None:
+    group = torch.tensor([0, 0, 0, 1, 1, 1])
+    square = torch.tensor([1.0, 1.0, 2.0, 0.0, 5.0, 0.0])
+    sums = UnitSums(num_units=6, number=torch.arange(6), entries=torch.ones(6), square=square, group=group)
+    expected = torch.tensor([1 / 4, 1 / 3, 1.0, 0.0, 1.0, 0.0])
+    torch.testing.assert_close(criteria()["lamp"].saliency(sums), expected)
+
+
+def test_the_geometric_median_is_near_the_median() -> None:
+    model = MLP()
+    with torch.no_grad():
+        model.a.weight.copy_(torch.linspace(-1, 1, 12).unsqueeze(1).expand(12, 6))
+        model.a.bias.zero_()
+    values = score(mlp_space(model), "geometric_median").values[:12]
+    assert np.argsort(values)[:2].tolist() in ([5, 6], [6, 5]) and values.argmax() in (0, 11)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -189,7 +215,9 @@ def test_a_new_criterion_is_one_decorated_function() -> None:
 def test_errors_are_sentences() -> None:
     space = mlp_space(MLP())
     x = [torch.randn(2, 6)]
-    with pytest.raises(UnknownName, match="no criterion 'magnitud'. Registered are: average_magnitude, cosine, magni"):
+    with pytest.raises(
+        UnknownName, match="no criterion 'magnitud'. Registered are: average_magnitude, cosine, fisher, geo"
+    ):
         score(space, "magnitud")
     with pytest.raises(MethodError, match="'taylor1' is defined by the gradient .* needs batches and loss_fn: some"):
         score(space, "taylor1")

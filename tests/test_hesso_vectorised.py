@@ -11,6 +11,7 @@ from handmade import MLP, mlp_space
 from test_hesso import SCHEDULE, Training
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import niwaki
 from niwaki.budget import Budget
 from niwaki.methods import HESSO
 
@@ -140,6 +141,21 @@ def test_scores_are_taken_only_in_windows() -> None:
     line = run.method._timeline
     assert sampled == [step for step in range(1, SCHEDULE.until + 1) if line.scores(step)]
     assert np.diff(line.borders).min() >= line.window
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv", "overlap"])
+def test_plain_and_vectorised_agree_on_every_criterion(net: str) -> None:
+    names = dict.fromkeys(niwaki.criteria.criteria(), 1.0)
+    windows = []
+    for vectorised in (False, True):
+        run = Training(
+            net, lambda p: torch.optim.SGD(p, lr=0.05), Budget(macs=0.4), criteria=names, vectorised=vectorised
+        )
+        run.step(SCHEDULE.start)
+        windows.append(run.optimizer.state_dict()["niwaki"]["state"]["window"])
+        run.step(SCHEDULE.until - SCHEDULE.start)
+        assert run.method.progress.macs <= 0.4
+    torch.testing.assert_close(*windows, rtol=2e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("vectorised", [True, False])

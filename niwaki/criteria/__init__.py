@@ -2,6 +2,9 @@
 
 from niwaki.criteria import average_magnitude as average_magnitude
 from niwaki.criteria import cosine as cosine
+from niwaki.criteria import fisher as fisher
+from niwaki.criteria import geometric_median as geometric_median
+from niwaki.criteria import lamp as lamp
 from niwaki.criteria import magnitude as magnitude
 from niwaki.criteria import random as random
 from niwaki.criteria import taylor1 as taylor1

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from niwaki.core.counts import FloatArray
 from niwaki.core.segments import UnitIndex, unit_parameters
 from niwaki.core.space import SearchSpace
+from niwaki.criteria.among import among
 from niwaki.criteria.registry import Criterion, named
 from niwaki.criteria.sums import UnitSums, row_sums
 from niwaki.errors import MethodError
@@ -116,7 +117,8 @@ def _saliency(
         for name, parts_ in row_sums(x, gradient, gradient, bundle.dims, chosen.reads).items():
             rows.setdefault(name, []).extend(parts_)
     number = torch.arange(index.num_units, device=index.entries.device)
-    return chosen.saliency(UnitSums(index.num_units, number, index.entries, seed, **index.total(rows)))
+    others = among(space, parameters, chosen.reads, index.entries)
+    return chosen.saliency(UnitSums(index.num_units, number, index.entries, seed, **index.total(rows), **others))
 
 
 def _loss_of(loss_fn: Loss, model: nn.Module, batch: Any) -> Tensor:

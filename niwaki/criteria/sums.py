@@ -34,6 +34,8 @@ class UnitSums:
     product_square: Tensor = _NONE  # sum of (x h)^2
     aligned: Tensor = _NONE  # sum of x d
     direction_square: Tensor = _NONE  # sum of d^2
+    group: Tensor = _NONE  # the number of its group
+    distance: Tensor = _NONE  # sum of ||x - x_h|| over the units h of its group
 
 
 def row_sums(

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from niwaki.core.segments import unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.normalise import group_of
 from niwaki.criteria.registry import Criterion
 from niwaki.criteria.sums import UnitSums
 from niwaki.methods.direction import decay, rests
@@ -36,20 +37,30 @@ class PlainUnits(Units):
             self._before[name] = weight.detach() * (1 - group.get("lr", 0) * decay(self._optimizer, group))
 
     def values(self, criteria: Sequence[Criterion], seed: int) -> Tensor:
-        columns = []
+        weights, sums = [], []
         for number in range(self._space.num_units):
             x, gradient, direction = [], [], []
             for name, dim, index in self._entries(number, produces=True):
                 weight = self._parameters[name]
                 grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.to_dense()
+                way = self._before[name] - weight.detach() if self._before else grad
                 x.append(weight.detach().index_select(dim, index).flatten())
                 gradient.append(grad.index_select(dim, index).flatten())
-                way = self._before[name] - weight.detach() if self._before else grad
                 direction.append(way.index_select(dim, index).flatten())
-            unit = _sums(torch.cat(x), torch.cat(gradient), torch.cat(direction), number, self._space, seed)
-            columns.append(torch.cat([criterion.saliency(unit) for criterion in criteria]))
+            weights.append(torch.cat(x))
+            sums.append(_sums(torch.cat(x), torch.cat(gradient), torch.cat(direction)))
         self._before = {}
-        return torch.stack(columns, dim=1)
+        group = torch.from_numpy(group_of(self._space))
+        fields = {name: torch.stack([unit[name] for unit in sums]) for name in sums[0]}
+        if any("distance" in criterion.reads for criterion in criteria):
+            fields["distance"] = torch.stack(
+                [
+                    torch.stack([(x - y).norm() for y, h in zip(weights, group, strict=True) if g == h]).sum()
+                    for x, g in zip(weights, group, strict=True)
+                ]
+            )
+        units = UnitSums(self._space.num_units, torch.arange(len(sums)), seed=seed, group=group, **fields)
+        return torch.stack([criterion.saliency(units) for criterion in criteria])
 
     def mark(self, fading: BoolArray, zero: BoolArray) -> None:
         self._fading, self._zero = fading, zero
@@ -73,16 +84,13 @@ class PlainUnits(Units):
                 yield piece.tensor, piece.dim, torch.from_numpy(piece.index[number - group.first])
 
 
-def _sums(x: Tensor, gradient: Tensor, direction: Tensor, number: int, space: SearchSpace, seed: int) -> UnitSums:
+def _sums(x: Tensor, gradient: Tensor, direction: Tensor) -> dict[str, Tensor]:
     """The sums over one unit of its weights, their gradient and their direction, each flat."""
-    return UnitSums(
-        num_units=space.num_units,
-        number=torch.tensor([number]),
-        entries=torch.tensor([len(x)]).to(x),
-        seed=seed,
-        square=x.square().sum().view(1),
-        product=(x * gradient).sum().view(1),
-        product_square=(x * gradient).square().sum().view(1),
-        aligned=(x * direction).sum().view(1),
-        direction_square=direction.square().sum().view(1),
-    )
+    return {
+        "entries": torch.tensor(len(x)).to(x),
+        "square": x.square().sum(),
+        "product": (x * gradient).sum(),
+        "product_square": (x * gradient).square().sum(),
+        "aligned": (x * direction).sum(),
+        "direction_square": direction.square().sum(),
+    }

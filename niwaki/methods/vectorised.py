@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from niwaki.core.segments import UnitIndex, unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.among import among
 from niwaki.criteria.registry import Criterion
 from niwaki.criteria.sums import UnitSums, row_sums
 from niwaki.methods.direction import decay, rests
@@ -28,7 +29,7 @@ class VectorisedUnits(Units):
     """
 
     def __init__(self, space: SearchSpace, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
+        self._space, self._optimizer = space, optimizer
         self._parameters = unit_parameters(space)
         self._index = UnitIndex.of(space)
         self._driven = [place for place in space.places if place.parameter and place.driven]
@@ -69,7 +70,8 @@ class VectorisedUnits(Units):
             for name, parts in row_sums(x, gradient, direction, bundle.dims, reads, consume=own).items():
                 rows.setdefault(name, []).extend(parts)
         self._before = []
-        sums = UnitSums(index.num_units, self._number, index.entries, seed, **index.total(rows))
+        others = among(self._space, self._parameters, reads, index.entries)
+        sums = UnitSums(index.num_units, self._number, index.entries, seed, **index.total(rows), **others)
         return torch.stack([criterion.saliency(sums) for criterion in criteria])
 
     def mark(self, fading: BoolArray, zero: BoolArray) -> None:
