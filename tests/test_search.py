@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_trace import Careless, assert_same, everything
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import niwaki
 from niwaki.errors import TraceError, UnknownName
@@ -42,6 +44,15 @@ def test_the_model_is_left_as_it_was(fails: bool) -> None:
     else:
         niwaki.search_space(model, inputs)
     assert_same(before, everything(model))
+
+
+def test_attributes_that_are_computed_are_not_read() -> None:
+    """A parametrized weight is computed when it is read; spectral norm then takes a step of its power iteration."""
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(3, 6)), nn.ReLU(), nn.Linear(6, 2)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    space = niwaki.search_space(model, torch.randn(5, 3))
+    space.plan(np.arange(space.num_units) > 1)
+    assert_same(before, model.state_dict())
 
 
 def test_the_space_refers_to_the_model_and_owns_no_weights() -> None:

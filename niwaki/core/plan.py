@@ -222,7 +222,8 @@ def derived_attributes(
             if not isinstance(module, kind):
                 continue
             for size in sizes:
-                tensor = getattr(module, size.tensor, None)
+                # Not as an attribute: that may be computed, and change the module when it is read (spectral norm).
+                tensor = module._parameters.get(size.tensor, module._buffers.get(size.tensor))
                 if tensor is None or id(tensor) not in names or (path, size.name) in decided:
                     continue
                 decided.add((path, size.name))  # by the first of the tensors listed that there is

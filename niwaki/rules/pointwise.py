@@ -155,6 +155,9 @@ def _degree(
     return power if bool((found - power).abs().max() < 1e-12) else None
 
 
+_PLACEMENT = {"device", "memory_format"}  # where and how entries lie says nothing about them
+
+
 def _as(dtype: torch.dtype, values: torch.Tensor) -> torch.Tensor:
     """Random numbers as an operand of type ``dtype``, in the precision of float64."""
     if dtype is torch.bool:
@@ -166,6 +169,7 @@ def _run(
     operator: OpOverload, arguments: tuple[tuple[str, Any], ...], made: Mapping[int, torch.Tensor]
 ) -> torch.Tensor:
     filled = {name: made[given[0]] if isinstance(given, _Operand) else given for name, given in arguments}
+    filled |= dict.fromkeys(_PLACEMENT & filled.keys())
     filled = {"self" if name == "input" and "self" in filled else name: given for name, given in filled.items()}
     positional = [filled[argument.name] for argument in operator._schema.arguments if not argument.kwarg_only]
     named = {a.name: filled[a.name] for a in operator._schema.arguments if a.kwarg_only}
@@ -219,6 +223,11 @@ class _Of(nn.Module):
         return self.function(self.a, self.row, self.column, self.b)
 
 
+def _arranged(a: Tensor, row: Tensor, column: Tensor, b: Tensor) -> Tensor:
+    """Written anew in an order that only four dimensions have."""
+    return (a * b)[None, None].contiguous(memory_format=torch.channels_last)[0, 0]
+
+
 class _InPlace(nn.Module):
     """What is written through a view is no longer zero in the whole."""
 
@@ -240,6 +249,7 @@ sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.addcmul(a, b, row,
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: (a * b) / row))
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.lerp(a, b, 0.3).masked_fill(b.abs() < 0.1, 0.0)))
 sample(pointwise)(_InPlace)
+sample(pointwise)(lambda: _Of(_arranged))
 sample(log_sigmoid)(lambda: _Of(lambda a, row, column, b: nn.functional.logsigmoid(a * 2)))
 
 
