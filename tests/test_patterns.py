@@ -235,6 +235,18 @@ class Packed(nn.Module):
         return self.head(x + self.attention(x, x, x, need_weights=False)[0]).mean(1)
 
 
+class Encoder(nn.Module):
+    """torch's own encoder, of which eval mode without gradients takes a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 4, 12, 0.0, batch_first=True)
+        self.start, self.encoder, self.head = nn.Linear(3, 8), nn.TransformerEncoder(layer, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.start(x)))
+
+
 class Attention(nn.Module):
     def __init__(self, how: str, kv: int = 4, normed: bool = False, rotary: bool = False) -> None:
         super().__init__()
@@ -592,8 +604,87 @@ PATTERNS: dict[str, Pattern] = {
         of(ManyInputs, lambda: {"first": {"x": torch.randn(2, 3), "y": torch.randn(2, 3)}}), least=8
     ),
     "inputs in a list": Pattern(of(ManyInputs, lambda: ([torch.randn(2, 3), torch.randn(2, 3)],)), least=8),
+    "channels_last in the middle": Pattern(do(lambda x: x.contiguous(memory_format=torch.channels_last)), least=8),
+    "torch's own encoder": Pattern(of(Encoder), "a norm averages", least=12),
     "data-dependent control flow": Pattern(of(Branching, lambda: [torch.ones(2, 3), -torch.ones(2, 3)]), least=8),
 }
+
+
+# What is known to break other libraries, in the words in which it is usually told, and the patterns that try it.
+LISTED: dict[str, tuple[str, ...]] = {
+    "identity": ("identity",),
+    "roll": ("roll",),
+    "flip": ("flip",),
+    "index permutation": ("index permutation",),
+    "cat with flipped self": ("cat with flipped self",),
+    "chunk + add": ("chunk + add",),
+    "chunk + swap + cat": ("chunk + swap + cat",),
+    "GLU": ("glu",),
+    "strided slice": ("strided slice",),
+    "prefix slice": ("prefix slice by a literal", "prefix slice by an attribute"),
+    "channel shuffle": ("channel shuffle",),
+    "repeat": ("repeat",),
+    "repeat_interleave": ("repeat_interleave",),
+    "pixel_shuffle, pixel_unshuffle": ("pixel_shuffle", "pixel_unshuffle"),
+    "F.normalize over channels": ("normalize over channels",),
+    "max-out view": ("max-out",),
+    "permute round trip": ("permute round trip",),
+    "cat(x, x)": ("cat(x, x)",),
+    "softmax, mean, cumsum, sort over channels": (
+        "softmax over channels",
+        "mean over channels",
+        "cumsum over channels",
+        "sort over channels",
+    ),
+    "sigmoid, exp, added constant between producer and consumer": ("sigmoid", "exp", "added constant"),
+    "LayerNorm, RMSNorm over the pruned width": ("layer norm", "rms norm"),
+    "GroupNorm, InstanceNorm over the pruned width": (
+        "group norm",
+        "group norm of one group",
+        "instance norm",
+        "instance norm, affine",
+    ),
+    "grouped convolution": ("grouped conv", "depthwise", "depthwise times two", "resnext"),
+    "squeeze-excite": ("squeeze-excite by conv", "squeeze-excite by linear"),
+    "C2f": ("c2f",),
+    "reshape(B, -1) to linear": ("flatten to linear", "reshape to linear"),
+    "bare parameter as a scale": ("bare scale",),
+    "LSTM, GRU": (
+        "lstm",
+        "two-way lstm of two layers",
+        "lstm with a projection",
+        "gru",
+        "two-way gru of two layers",
+        "plain recurrence",
+    ),
+    "nn.MultiheadAttention": ("multi-head attention", "multi-head attention after a norm", "torch's own encoder"),
+    "fused and split qkv": ("fused qkv", "split qkv"),
+    "GQA, MQA": ("grouped queries", "one key head"),
+    "q/k norm": ("q and k norm",),
+    "RoPE": ("rope",),
+    "tied embedding and head": ("tied embedding",),
+    "shared modules called twice": ("called twice",),
+    "weight norm": ("weight norm",),
+    "weight standardisation": ("weight standardisation",),
+    "spectral norm": ("spectral norm",),
+    "parametrizations": ("parametrization",),
+    "3-D linear as last layer": ("linear as the last layer",),
+    "concat on the last dimension": ("concat on the last dimension",),
+    "Conv1d, Conv3d": ("one dimension", "three dimensions"),
+    "ConvTranspose with groups": ("transposed in groups",),
+    "subclassed layers": ("subclassed layer",),
+    "frozen layers": ("frozen layer",),
+    "stacked and listed experts": ("stacked experts", "listed experts", "routed experts"),
+    "state-space scan": ("state-space scan",),
+    "LoRA adapters": ("lora",),
+    "einsum everywhere": ("einsum everywhere",),
+    "dict, list and multiple inputs": ("two inputs", "inputs in a dict", "inputs in a list"),
+    "data-dependent control flow": ("data-dependent control flow",),
+}
+
+
+def test_every_known_pattern_is_tried() -> None:
+    assert {name for names in LISTED.values() for name in names} <= set(PATTERNS)
 
 
 @pytest.mark.parametrize("name", PATTERNS)
