@@ -49,7 +49,8 @@ class AdaHSPG(HalfSpace):
             differ within a unit, the prox is the exact one of that metric.
         budget: what must hold at the end, or None: what vanishes by itself. It is met as `HSPG` meets it.
         schedule: the first and last step, and the number of phases.
-        penalty: the weight of the norms, the papers' lambda.
+        penalty: the weight of the norms, the papers' lambda. By itself it takes lr * penalty off the norm of a unit in
+            every step: where that adds up to little by ``until``, few units vanish, and the budget's threshold decides.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:

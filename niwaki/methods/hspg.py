@@ -35,7 +35,8 @@ class HSPG(HalfSpace):
         optimizer: any optimizer that holds all parameters of the space. The step on the penalty has its learning rate.
         budget: what must hold at the end, or None: what vanishes by itself.
         schedule: ``start`` is the first step of stage 2, ``until`` the last. Its periods mean nothing here.
-        penalty: the weight of the norms, the papers' lambda.
+        penalty: the weight of the norms, the papers' lambda. By itself it takes lr * penalty off the norm of a unit in
+            every step: where that adds up to little by ``until``, few units vanish, and the budget's threshold decides.
         epsilon: how readily units are set to zero, from 0 (only where the step turns them by more than a right angle)
             to below 1.
         vectorised: False runs the plain loop over units, which is the specification.
