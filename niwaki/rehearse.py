@@ -97,9 +97,12 @@ def _rehearse(
 def _tried(small: torch.nn.Module, call: ExampleCall, run: Run) -> Graph:
     """The cut model run as ``run`` was. What a network computes in its first run and keeps in a cache (a table of
     positions) is a constant in its second, and may have been one in ``run``: on another path, another try."""
-    tried = trace(small, [call], modes=(run.training,), required=True)
-    paths = [[name for _, name in _named(one, all_of_them=False)] for one in (run, tried.runs[0])]
-    return tried if paths[0] == paths[1] else trace(small, [call], modes=(run.training,), required=True)
+    for _ in range(2):
+        tried = trace(small, [call], modes=(run.training,), required=True, decided=run.decisions)
+        paths = [[name for _, name in _named(one, all_of_them=False)] for one in (run, tried.runs[0])]
+        if paths[0] == paths[1]:
+            break
+    return tried
 
 
 def _compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 _LOOKED_UP = "it is looked up by index"
+_WRITTEN = "it is written by index"
 
 
 @homogeneous("self")
@@ -72,24 +74,28 @@ def embedding(call: Call) -> Label:
 def index(call: Call) -> Label:
     """Dimensions with an index tensor are looked up, the others go on."""
     x: Label = call["self"]
-    given = dict(enumerate(call["indices"]))
-    looked_up: list[int] = []
-    for dim, tensor in given.items():
-        if tensor is not None:
-            looked_up += range(dim, dim + (len(tensor.axes) if tensor.dtype is torch.bool else 1))
-            for axis in tensor.axes:
-                call.pin(axis, "it is an index")
-    for dim in looked_up:
-        call.pin(x.axes[dim], _LOOKED_UP)
+    looked_up, lead = _looked_up(call, x, _LOOKED_UP)
     rest = [dim for dim in range(len(x.axes)) if dim not in looked_up]
     new = len(call.shapes[0]) - len(rest)
-    adjacent = looked_up == list(range(looked_up[0], looked_up[0] + len(looked_up)))
-    lead = looked_up[0] if adjacent else 0
     kept = [dim for dim in rest if dim < lead], [dim for dim in rest if dim >= lead]
     made = [call.fixed(size, _LOOKED_UP) for size in call.shapes[0][len(kept[0]) : len(kept[0]) + new]]
     axes = [*(x.axes[dim] for dim in kept[0]), *made, *(x.axes[dim] for dim in kept[1])]
     zero = [*(x.zero[dim] for dim in kept[0]), *(False for _ in made), *(x.zero[dim] for dim in kept[1])]
     return call.label(axes, zero, x.weight)
+
+
+def _looked_up(call: Call, x: Label, why: str) -> tuple[list[int], int]:
+    """The dimensions of ``x`` that have an index tensor, and where what they become goes. All of these are pinned."""
+    dims: list[int] = []
+    for dim, tensor in enumerate(call["indices"]):
+        if tensor is not None:
+            dims += range(dim, dim + (len(tensor.axes) if tensor.dtype is torch.bool else 1))
+            for axis in tensor.axes:
+                call.pin(axis, "it is an index")
+    for dim in dims:
+        call.pin(x.axes[dim], why)
+    adjacent = dims == list(range(dims[0], dims[0] + len(dims)))
+    return dims, dims[0] if adjacent else 0
 
 
 @homogeneous("self")
@@ -122,23 +128,44 @@ def gather(call: Call) -> Label:
 
 @rule(aten.index_put_.default, aten.index_put.default)
 def index_put(call: Call) -> Label:
-    """Dimensions with an index tensor are written by number; niwaki follows none of the others."""
+    """Dimensions with an index tensor are written by number, the others take the values position by position."""
     x, values = call["self"], call["values"]
-    for tensor in (x, values, *(given for given in call["indices"] if given is not None)):
-        for axis in tensor.axes:
-            call.pin(axis, "it is written by index")
-    return call.label(x.axes)
+    written, lead = _looked_up(call, x, _WRITTEN)
+    rest = [dim for dim in range(len(x.axes)) if dim not in written]
+    new = max(1 if given.dtype is torch.bool else len(given.axes) for given in call["indices"] if given is not None)
+    order = [*(dim for dim in rest if dim < lead), *[None] * new, *(dim for dim in rest if dim >= lead)]
+    zero = [False] * len(x.axes)
+    for back in range(1, min(len(order), len(values.axes)) + 1):
+        dim, theirs = order[-back], values.axes[-back]
+        if dim is None:
+            call.pin(theirs, _WRITTEN)
+        elif theirs.size == x.axes[dim].size:
+            call.equate(x.axes[dim], theirs)
+            zero[dim] = x.zero[dim] and values.zero[-back]
+    return call.label(x.axes, zero)
 
 
 @rule(aten.scatter.src, aten.scatter.value, aten.scatter_.src, aten.scatter_.value, aten.scatter_add.default)
 def scatter(call: Call) -> Label:
-    """As `index_put`."""
-    for name in ("self", "index", "src"):
-        given = call.arguments.get(name)
-        if isinstance(given, Label):
-            for axis in given.axes:
-                call.pin(axis, "it is written by index")
-    return call.label(call["self"].axes)
+    """Along ``dim`` by number; along the others position by position, as far as the index reaches."""
+    x, indices, source, along = (
+        call["self"],
+        call["index"],
+        call.arguments.get("src"),
+        call["dim"] % len(call["self"].axes),
+    )
+    zero = []
+    for dim, (ours, theirs) in enumerate(zip(x.axes, indices.axes, strict=True)):
+        given = None if source is None else source.axes[dim].take(slice(None, theirs.size))
+        if dim == along:
+            call.pin(ours, _WRITTEN)
+            call.pin(theirs, _WRITTEN)
+        else:
+            call.equate(ours.take(slice(None, theirs.size)), theirs)
+        if given is not None:
+            call.equate(theirs, given)
+        zero.append(dim != along and x.zero[dim] and (call["value"] == 0 if source is None else source.zero[dim]))
+    return call.label(x.axes, zero)
 
 
 @homogeneous("self")
@@ -196,6 +223,25 @@ class _Batched(nn.Module):
         return self.function(self.a.sigmoid())
 
 
+_ROWS, _FIVE = torch.tensor([0, 3, 1]), torch.arange(5)
+
+
+def _put(a: Tensor, where: Any, b: Tensor) -> Tensor:
+    a[where] = b
+    return a
+
+
+class _Chosen(nn.Module):
+    """A function of parameters [5, 4, 6] and [5, 3, 6] that returns as many dimensions."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.function = nn.Parameter(torch.randn(5, 4, 6)), nn.Parameter(torch.randn(5, 3, 6)), function
+
+    def forward(self) -> Tensor:
+        return self.function(self.a, self.b)
+
+
 class _Written(nn.Module):
     """A function of parameters [4, 6] and [3, 6], and a product with a third, which may shrink in any case."""
 
@@ -228,6 +274,22 @@ sample(gather)(lambda: _Batched(lambda a: a.gather(1, torch.zeros_like(a, dtype=
 sample(gather)(lambda: _Batched(lambda a: a.gather(1, torch.zeros_like(a[:4], dtype=torch.int64))))
 sample(index_put)(lambda: _Written(lambda a, b: (a * 2).index_put_((torch.tensor([0, 3, 1]),), b.sigmoid())))
 sample(scatter)(lambda: _Written(lambda a, b: a.scatter(0, torch.arange(3)[:, None].expand(3, 6), b)))
+sample(index_put)(lambda: _Written(lambda a, b: a.sigmoid().index_put_((torch.tensor([0, 3, 1]),), b)))
+sample(index_put)(lambda: _Written(lambda a, b: (a * 2).index_put((torch.tensor([0, 3, 1]),), b, accumulate=True)))
+sample(index_put)(lambda: _Written(lambda a, b: _put(a * 2, torch.tensor([True, True, False, True]), b * 2)))
+sample(index_put)(lambda: _Written(lambda a, b: (a * 2).index_put_((torch.tensor([0, 3]),), b[0, :1].sigmoid())))
+sample(index_put)(lambda: _Chosen(lambda a, b: _put(a * 2, (slice(None), _ROWS), b * 2)))
+sample(index_put)(
+    lambda: _Chosen(
+        lambda a, b: _put(a.permute(0, 2, 1) * 2, (_FIVE, slice(None), _FIVE[[0, 3, 1, 2, 0]]), b[:, 0] * 2)
+    )
+)
+sample(scatter)(lambda: _Written(lambda a, b: (a * 2).scatter(0, torch.arange(3)[:, None].expand_as(b), b * 2)))
+sample(scatter)(lambda: _Written(lambda a, b: a.scatter_add(0, torch.arange(3)[:, None].expand_as(b), b)))
+sample(scatter)(lambda: _Written(lambda a, b: (a * 2).scatter(0, torch.zeros_like(b, dtype=torch.int64), 0.0)))
+sample(scatter)(lambda: _Written(lambda a, b: (a * 2).scatter_(0, torch.zeros_like(b, dtype=torch.int64), 0.5)))
+sample(scatter)(lambda: _Written(lambda a, b: (a * 2).scatter(0, torch.zeros_like(b[:, :4], dtype=torch.int64), b)))
+sample(scatter)(lambda: _Written(lambda a, b: (a * 2).scatter(0, (b.abs() > 0).long(), 0.5)))
 sample(triangle)(lambda: _Batched(lambda a: a.tril()))
 
 

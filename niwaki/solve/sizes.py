@@ -15,7 +15,7 @@ from math import gcd, lcm
 import numpy as np
 
 from niwaki.core.counts import Counts, FloatArray, IntArray
-from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, Numbers, leaves
+from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, Literal, Numbers, leaves
 from niwaki.core.space import BoolArray
 from niwaki.solve.axes import Tables
 from niwaki.solve.units import Rhythm, Units
@@ -96,9 +96,29 @@ def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
         sizes = np.diff(units.starts)[groups]
         steps = _null_step(matrix[np.ix_(rows, groups)], sizes)
         if steps is not None:
-            most = int(((sizes - 1) // steps).min())
-            rhythms.append(Rhythm(tuple(groups.tolist()), tuple(steps.tolist()), most))
-    units.rhythms = tuple(rhythms)
+            rhythms.append(Rhythm(tuple(groups.tolist()), tuple(steps.tolist()), 0))
+    units.rhythms = tuple(_in_steps(rhythms, [slopes.remainder(index) for index in chosen], np.diff(units.starts)))
+
+
+def _in_steps(
+    rhythms: Sequence[Rhythm], remainders: Sequence[tuple[FloatArray, int] | None], sizes: IntArray
+) -> list[Rhythm]:
+    """Lengthen the steps so that what must stay a multiple does: per unit lost of each group it loses so much."""
+    steps: dict[tuple[int, ...], IntArray] = {rhythm.groups: np.array(rhythm.steps) for rhythm in rhythms}
+    in_rhythm = {group for groups in steps for group in groups}
+    for slope, _ in filter(None, remainders):
+        for group in np.flatnonzero(slope).tolist():
+            if group not in in_rhythm:
+                steps.setdefault((group,), np.ones(1, dtype=np.int64))
+    lengthened = []
+    for groups, step in steps.items():
+        for slope, modulus in filter(None, remainders):
+            lost = round(float(slope[list(groups)] @ step))
+            step = step * (modulus // gcd(modulus, lost))
+        most = int(((sizes[list(groups)] - 1) // step).min())
+        if most:
+            lengthened.append(Rhythm(groups, tuple(step.tolist()), most))
+    return lengthened
 
 
 def _blocks(matrix: FloatArray) -> list[tuple[IntArray, IntArray]]:
@@ -161,6 +181,14 @@ class _Slopes:
         equation = self._numbers.equations[index]
         target = np.zeros(self._groups) if equation.axis is None else self._axis[equation.axis]
         return np.round(self._of(equation.expression) - target, 9).astype(np.float64)
+
+    def remainder(self, index: int) -> tuple[FloatArray, int] | None:
+        """For an equation "a number divided by a literal leaves nothing": how that number changes with the units lost,
+        and the literal."""
+        expression = self._numbers.equations[index].expression
+        if not isinstance(expression, Combination) or (expression.symbol, expression.value) != ("%", 0):
+            return None
+        return (self._of(expression.left), expression.right.value) if isinstance(expression.right, Literal) else None
 
     def _solved(self, attribute: Attribute, equation: Equation) -> FloatArray:
         nothing = np.zeros(self._groups)

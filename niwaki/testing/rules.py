@@ -193,7 +193,7 @@ class _Filtered(Call):
                 self._call.contract(left, left_dim, right, right_dim)
 
     def size_is(self, expression: Expression | None, axis: Axis, what: str) -> None:
-        if expression is not None and axis.free and self._passes():
+        if expression is not None and (not axis.free or self._passes()):
             self._call.size_is(expression, axis, what)
 
     def reads(self, weight: Label, dim: int, zero: bool) -> None:

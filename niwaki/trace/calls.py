@@ -56,6 +56,8 @@ class CallMode(TorchFunctionMode):
             shape = self._shape(args[0])
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return shape if dim is None else shape[dim]
+        if func is torch.Tensor.tolist:
+            return self._listed(args[0])
         if func is torch.Tensor.numel or func is torch.numel:
             return math.prod(self._shape(args[0]))
         if func in _AS_ANOTHER and len(args) == 2:
@@ -82,6 +84,12 @@ class CallMode(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self.current = previous
+
+    def _listed(self, tensor: torch.Tensor) -> Any:
+        """Entry by entry, which operators see; ``tolist`` reads the memory behind their back."""
+        self.current = PythonCall(torch.Tensor.tolist)
+        with self:
+            return [self._listed(part) for part in tensor.unbind()] if tensor.ndim else tensor.item()
 
     def _shape(self, tensor: torch.Tensor) -> torch.Size:
         value = self._numbering.number_of(tensor)

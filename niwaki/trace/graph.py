@@ -12,6 +12,7 @@ import torch
 from niwaki.core.location import Location
 from niwaki.core.numbers import Expression
 from niwaki.core.repairs import Scalar
+from niwaki.trace.decisions import Decision
 
 
 class Origin(Enum):
@@ -86,6 +87,7 @@ class Run:
     """One forward pass: its nodes, the value numbers of its outputs, the mode it ran in.
 
     ``error``: what it failed with, and ``inside`` whether that came out of an operator rather than from Python code.
+    ``decisions``: what its data decided.
     """
 
     nodes: tuple[Node, ...]
@@ -94,6 +96,7 @@ class Run:
     training: bool
     error: Exception | None = None
     inside: bool = False
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,6 +25,7 @@ from niwaki.core.numbers import Expression
 from niwaki.errors import TraceError
 from niwaki.trace.attributes import Tracking
 from niwaki.trace.calls import CallMode
+from niwaki.trace.decisions import Decision, Decisions
 from niwaki.trace.graph import Frozen, Graph, Node, Origin, Ref, Run, Value
 from niwaki.trace.numbers import current_trace, frozen_sink
 from niwaki.trace.preserve import preserved
@@ -59,8 +60,11 @@ def trace(
     calls: Sequence[ExampleCall],
     modes: Sequence[bool] = (False, True),
     required: bool = False,
+    decided: Sequence[Decision] = (),
 ) -> Graph:
     """Run ``model`` on every call in every mode (False: eval, True: train) and record what happens.
+
+    ``decided``: what the data of another run decided; the first run decides the same and takes the same path.
 
     The model is left as it was. A run in train mode that fails is recorded with its error, unless it is ``required``;
     one in eval mode raises.
@@ -74,6 +78,7 @@ def trace(
         with preserved(model), torch.inference_mode(False):
             pretence.swap(model)
             recorder = _Recorder(model, pretence)
+            recorder.decisions = Decisions(decided)
             runs, unfit = _runs(recorder, model, calls, modes, required, left_alone)
         if not unfit:
             return Graph(tuple(recorder.values), tuple(runs), recorder.contents, tuple(sorted(recorder.overlooked)))
@@ -140,6 +145,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes: list[Node] = []
         self._frozen: list[Frozen] = []
         self._inside = False
+        self.decisions = Decisions()
         self._outermost: FrameType | None = None
         self._running: torch.nn.Module | None = None
         self.overlooked: set[str] = set()
@@ -182,7 +188,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with torch.no_grad():
                 tensor.copy_(content)
         self._undo.clear()
-        return Run(tuple(self._nodes), outputs, tuple(self._frozen), training, error, self._inside)
+        decisions, self.decisions = tuple(self.decisions.made), Decisions()
+        return Run(tuple(self._nodes), outputs, tuple(self._frozen), training, error, self._inside, decisions)
 
     def number_of(self, tensor: torch.Tensor) -> int:
         """The value number of a tensor; one never seen before is a constant."""
@@ -220,7 +227,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._remember_written(func, args, kwargs)
         self._inside = True
         try:
-            result = self._pretence.run(func, args, kwargs)
+            result = self.decisions.run(self._pretence.run, func, args, kwargs)
         except Exception as error:
             raise (needs_value(error, func, self._here()) or error) from error
         self._inside = False

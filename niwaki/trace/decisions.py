@@ -1,0 +1,83 @@
+"""What data decide in a run: positions found by value, numbers read out, masks. A later run can be made to decide the
+same, so that it takes the same path with other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+Calculate = Callable[[torch._ops.OpOverload, Any, Any], Any]
+
+_DECIDING = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
+_INDEX = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor})
+_MASKS = (torch.bool, torch.uint8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """An operator, the shapes it was given, and what came out (for an index: the masks among its arguments)."""
+
+    operator: torch._ops.OpOverload
+    shapes: tuple[tuple[int, ...], ...]
+    outcome: Any
+
+
+class Decisions:
+    """Runs operators and notes what was decided; with ``given``, decides what was decided there, as long as the same
+    questions are asked in the same order."""
+
+    def __init__(self, given: Sequence[Decision] = ()) -> None:
+        self.made: list[Decision] = []
+        self._given = list(reversed(given))
+
+    def run(
+        self, calculate: Calculate, operator: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The result of ``operator``, calculated or as given."""
+        if _DECIDING.isdisjoint(operator.tags):
+            return calculate(operator, args, kwargs)
+        if operator in _INDEX:
+            return self._index(calculate, operator, *args, **kwargs)
+        shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+        given = self._next(operator, shapes)
+        if given is not None:
+            return _copy(given.outcome)
+        outcome = calculate(operator, args, kwargs)
+        self.made.append(Decision(operator, shapes, _copy(outcome)))
+        return outcome
+
+    def _index(
+        self,
+        calculate: Calculate,
+        operator: torch._ops.OpOverload,
+        x: torch.Tensor,
+        indices: Sequence[torch.Tensor | None],
+    ) -> Any:
+        masks = [tensor for tensor in indices if tensor is not None and tensor.dtype in _MASKS]
+        if not masks:
+            return calculate(operator, (x, indices), {})
+        shapes = tuple(tuple(mask.shape) for mask in masks)
+        given = self._next(operator, shapes)
+        if given is None:
+            self.made.append(Decision(operator, shapes, _copy(masks)))
+            return calculate(operator, (x, indices), {})
+        chosen = iter(given.outcome)
+        replaced = [next(chosen) if index is not None and index.dtype in _MASKS else index for index in indices]
+        return calculate(operator, (x, replaced), {})
+
+    def _next(self, operator: torch._ops.OpOverload, shapes: tuple[tuple[int, ...], ...]) -> Decision | None:
+        if not self._given:
+            return None
+        given = self._given.pop()
+        if given.operator is operator and given.shapes == shapes:
+            return given
+        self._given.clear()  # another path: nothing that follows can be compared
+        return None
+
+
+def _copy(outcome: Any) -> Any:
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), outcome)
