@@ -38,7 +38,7 @@ def rehearsed(graph: Graph, facts: Facts, builder: Builder, calls: Sequence[Exam
             return []
         space = builder.space()
         try:
-            plan = space.plan(keep := builder.units.random_keep(rng, _LEAST, _SHARE))
+            plan = space.plan(keep := builder.units.random_keep(rng, _LEAST, _SHARE, odd=True))
         except PlanError as cause:
             failure = str(cause)
             break

@@ -14,6 +14,7 @@ from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 _LOOKED_UP = "it is looked up by index"
+_EVERY = "every so many positions of it are taken"
 _WRITTEN = "it is written by index"
 
 
@@ -24,7 +25,7 @@ def sliced(call: Call) -> Label:
     x, dim, step = call["self"], call["dim"] % len(call["self"].axes), call["step"]
     axis = x.axes[dim]
     if step != 1:
-        call.pin(axis, "every so many positions of it are taken")
+        return _strided(call, x, dim)
     axes = list(x.axes)
     axes[dim] = axis.take(slice(call["start"], call["end"], step))
     _bound(call, axis, call["start"])
@@ -33,6 +34,22 @@ def sliced(call: Call) -> Label:
         call.follows("end")
     else:
         _bound(call, axis, call["end"])
+    return call.label(axes, x.zero, x.weight)
+
+
+def _strided(call: Call, x: Label, dim: int) -> Label:
+    """Every so many positions. From a whole dimension this takes one of each run of ``step`` positions, and runs leave
+    whole; anything else would count differently after a cut."""
+    axis, start, step = x.axes[dim], call["start"] or 0, call["step"]
+    axes = list(x.axes)
+    if axis.size % step == 0 and 0 <= start < step and (call["end"] is None or call["end"] >= axis.size):
+        runs, inside = call.split(axis, (axis.size // step, step))
+        call.pin(inside, _EVERY)
+        call.follows("start", "end")
+        axes[dim] = runs
+    else:
+        call.pin(axis, _EVERY)
+        axes[dim] = axis.take(slice(call["start"], call["end"], step))
     return call.label(axes, x.zero, x.weight)
 
 
@@ -259,6 +276,10 @@ sample(sliced)(lambda: _Sliced(-3))
 sample(sliced)(lambda: _Sliced(2, 6))
 sample(sliced)(_Narrow)
 sample(sliced)(lambda: _By(lambda a, b, i: a[::2, 1:3] + 1))
+sample(sliced)(lambda: _By(lambda a, b, i: a[:, ::4]))
+sample(sliced)(lambda: _By(lambda a, b, i: torch.cat([a[:, 1::2] * 2, a[:, ::2].sigmoid()], 1)))
+sample(sliced)(lambda: _By(lambda a, b, i: a[:, 3::2] * 2))
+sample(sliced)(lambda: _By(lambda a, b, i: a[:, :4:2] * 2))
 sample(sliced)(lambda: _By(lambda a, b, i: a[-3:, :-4]))
 sample(sliced)(lambda: _By(lambda a, b, i: a[:, 2:99] * 2))
 sample(select)(lambda: _By(lambda a, b, i: a[1] * b))

@@ -16,6 +16,7 @@ from niwaki.core.plan import tensor_shapes
 from niwaki.core.repairs import Factor, Repairs, Scalar, ScalarRule, TensorRule
 from niwaki.core.space import BoolArray, Group, Pin, Place, SearchSpace, Slice, Tie
 from niwaki.rules.axis import Axis
+from niwaki.solve.alike import understand_unseen
 from niwaki.solve.axes import Tables, pad
 from niwaki.solve.facts import Facts
 from niwaki.solve.sizes import settle
@@ -28,6 +29,7 @@ class Builder:
 
     def __init__(self, model: torch.nn.Module, graph: Graph, facts: Facts, inner: bool = False) -> None:
         self._model = model
+        understand_unseen(model, graph, facts)
         self.units = Units(graph, facts, inner)
         self._tables = Tables(graph, facts, self.units.solution)
         self._pin_contradicting_repairs()

@@ -61,8 +61,8 @@ class Units:
     def _pin_unseen(self) -> None:
         unseen = {value.number for value in self.graph.unseen()}
         why = self.facts.reason(_UNSEEN, None)
-        for (number, _), (first, size) in self.facts.places.items():
-            if number in unseen:
+        for (number, dim), (first, size) in self.facts.places.items():
+            if number in unseen and (number, dim) not in self.facts.understood:
                 self.facts.pinned.append((np.arange(first, first + size), why))
 
     def _mark_inexact(self) -> IntArray:
@@ -155,12 +155,14 @@ class Units:
         self._finer = rows, place
         self.regroup()
 
-    def random_keep(self, rng: np.random.Generator, least: int = 1, share: float = 1.0) -> BoolArray:
+    def random_keep(self, rng: np.random.Generator, least: int = 1, share: float = 1.0, odd: bool = False) -> BoolArray:
         """A random mask of units that keeps at least one of every group, or ``least`` where there are more, at most
-        ``share`` of it, and respects the rhythms."""
+        ``share`` of it, and respects the rhythms. ``odd``: where possible an odd number, which nothing divides."""
         sizes = np.diff(self._starts)
         low = np.minimum(least, sizes - 1)
         kept = rng.integers(low, np.maximum(low, (sizes * share).astype(np.int64)) + 1)
+        if odd:
+            kept = np.where(kept | 1 < sizes, kept | 1, kept)
         for rhythm in self.rhythms:
             times = int(rng.integers(int(rhythm.most * (1 - share)), rhythm.most + 1))
             for group, step in zip(rhythm.groups, rhythm.steps, strict=True):

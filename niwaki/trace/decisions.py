@@ -13,7 +13,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 Calculate = Callable[[torch._ops.OpOverload, Any, Any], Any]
 
 _DECIDING = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
-_INDEX = frozenset({torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor})
+_INDEXING = frozenset(
+    {
+        torch.ops.aten.index.Tensor,
+        torch.ops.aten._unsafe_index.Tensor,
+        torch.ops.aten.index_put.default,
+        torch.ops.aten.index_put_.default,
+    }
+)
 _MASKS = (torch.bool, torch.uint8)
 
 
@@ -38,10 +45,10 @@ class Decisions:
         self, calculate: Calculate, operator: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The result of ``operator``, calculated or as given."""
+        if operator in _INDEXING:
+            return calculate(operator, (args[0], self._chosen(operator, args[1]), *args[2:]), kwargs)
         if _DECIDING.isdisjoint(operator.tags):
             return calculate(operator, args, kwargs)
-        if operator in _INDEX:
-            return self._index(calculate, operator, *args, **kwargs)
         shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
         given = self._next(operator, shapes)
         if given is not None:
@@ -50,24 +57,20 @@ class Decisions:
         self.made.append(Decision(operator, shapes, _copy(outcome)))
         return outcome
 
-    def _index(
-        self,
-        calculate: Calculate,
-        operator: torch._ops.OpOverload,
-        x: torch.Tensor,
-        indices: Sequence[torch.Tensor | None],
-    ) -> Any:
-        masks = [tensor for tensor in indices if tensor is not None and tensor.dtype in _MASKS]
+    def _chosen(
+        self, operator: torch._ops.OpOverload, indices: Sequence[torch.Tensor | None]
+    ) -> Sequence[torch.Tensor | None]:
+        """``indices``, with the masks among them as given."""
+        masks = [index for index in indices if index is not None and index.dtype in _MASKS]
         if not masks:
-            return calculate(operator, (x, indices), {})
+            return indices
         shapes = tuple(tuple(mask.shape) for mask in masks)
         given = self._next(operator, shapes)
         if given is None:
             self.made.append(Decision(operator, shapes, _copy(masks)))
-            return calculate(operator, (x, indices), {})
+            return indices
         chosen = iter(given.outcome)
-        replaced = [next(chosen) if index is not None and index.dtype in _MASKS else index for index in indices]
-        return calculate(operator, (x, replaced), {})
+        return [next(chosen) if index is not None and index.dtype in _MASKS else index for index in indices]
 
     def _next(self, operator: torch._ops.OpOverload, shapes: tuple[tuple[int, ...], ...]) -> Decision | None:
         if not self._given:
