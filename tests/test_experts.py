@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.space import SearchSpace
-from niwaki.surgery.zero import zeroed
 from niwaki.train.torchvision_cpu import load
-from niwaki.verify import difference
 
 WIDTH, INNER, EXPERTS = 12, 10, 4
 
@@ -245,11 +244,7 @@ class Family:
 
         config = getattr(transformers, f"{self.name.split('For')[0]}Config")(**self.config)
         torch.manual_seed(seed)
-        model = randomised(getattr(transformers, self.name)(config)).eval()
-        for module in model.modules():
-            if isinstance(module.__dict__.get("dtype"), torch.dtype):  # routers that calculate in one type of their own
-                module.dtype = torch.float64
-        return model
+        return randomised(getattr(transformers, self.name)(config)).eval()
 
     def tokens(self, length: int, seed: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -277,7 +272,7 @@ FAMILIES = [
         {**_ENCODERS, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
         | {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "expert_capacity": 64}
         | {"dropout_rate": 0.0, "router_jitter_noise": 0.0},
-        "encoder.block.1.layer.1.mlp.experts.expert_1.wi",
+        r"encoder.block.1.layer.1.mlp.experts.expert_\d.wi",
         24,
     ),
     Family(
@@ -285,7 +280,7 @@ FAMILIES = [
         {**_ENCODERS, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
         | {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "expert_capacity": 64}
         | {"encoder_sparse_step": 2, "decoder_sparse_step": 2, "max_position_embeddings": 64},
-        "model.encoder.layers.1.ffn.experts.expert_1.fc1",
+        r"model.encoder.layers.1.ffn.experts.expert_\d.fc1",
         24,
     ),
 ]
@@ -297,30 +292,30 @@ FAMILIES = [
     ids=lambda value: value.name if isinstance(value, Family) else str(value),
 )
 def test_transformers(family: Family, length: int) -> None:
-    """Expert by expert, in float64; with one token most experts are not reached."""
+    """Expert by expert; with one token most experts are not reached."""
     model = family.build(seed=length)
     implement(model, "eager")
-    space = holds(model.double(), family.tokens(length, 1), family.tokens(24, 2))
+    space = niwaki.search_space(model, family.tokens(length, 1))
     if length > 1:
-        assert by_name(space)[family.group] == family.units
+        assert any(re.fullmatch(family.group, name) and units == family.units for name, units in by_name(space).items())
+    plan = random_plan(space, np.random.default_rng(0))
+    assert deviations(model, plan, family.tokens(length, 1))["train"] < 1e-8
+    assert deviations(model, plan, family.tokens(24, 2), train=False)["eval"] < 1e-10
 
 
-@pytest.mark.parametrize("family", FAMILIES[:9], ids=lambda family: family.name)
+@pytest.mark.parametrize("family", [FAMILIES[i] for i in (0, 3, 6, 8)], ids=lambda family: family.name)
 @pytest.mark.parametrize("how", ["grouped_mm", "batched_mm"])
 def test_other_implementations(family: Family, how: str) -> None:
-    """The kernel for grouped products has no float64, and wants dimensions that it can read 16 bytes at a time."""
+    """The kernel for grouped products wants dimensions that it can read 16 bytes at a time."""
     model = family.build(seed=0)
     implement(model, how)
     space = niwaki.search_space(model, family.tokens(16, 1))
     assert by_name(space)[family.group] == family.units
-    for seed in range(3):
-        plan = random_plan(space, np.random.default_rng(seed))
-        if how == "grouped_mm":
-            assert len(plan.kept[family.group]) % 8 == 0
-        small, zero = niwaki.cut(model, plan), zeroed(model, plan)
-        with torch.no_grad():
-            for inputs in (family.tokens(16, 1), family.tokens(24, 2)):
-                assert difference([small(**inputs).logits], [zero(**inputs).logits]) < 1e-5
+    plan = random_plan(space, np.random.default_rng(0))
+    if how == "grouped_mm":
+        assert len(plan.kept[family.group]) % 8 == 0
+    found = deviations(model, plan, family.tokens(24, 2))
+    assert found["float32"] < 1e-5 and found["eval"] < 1e-10 and found["train"] < 1e-8, found
 
 
 def implement(model: nn.Module, how: str) -> None:

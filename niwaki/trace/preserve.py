@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from niwaki.trace.pretend import is_fake
+
 _CONTAINERS = (list, dict, set, deque)
 
 
@@ -45,10 +47,12 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
             for value, content in contents.values():
                 _restore(value, content)
             for buffer, content in buffers:
-                if not buffer.is_meta and not torch.equal(buffer, content):
+                if _differs(buffer, content):
                     buffer.copy_(content)
         for parameter, gradient, data in gradients:
-            if parameter.data.data_ptr() != data.data_ptr() or parameter.shape != data.shape:
+            if not is_fake(parameter) and (
+                parameter.data.data_ptr() != data.data_ptr() or parameter.shape != data.shape
+            ):
                 parameter.data = data
             parameter.grad = gradient
 
@@ -70,10 +74,14 @@ def _collect(value: Any, contents: dict[int, tuple[Any, Any]], own: set[int]) ->
 
 def _restore(value: Any, content: Any) -> None:
     if isinstance(value, torch.Tensor):
-        if not value.is_meta and not torch.equal(value, content):
+        if _differs(value, content):
             value.detach().copy_(content)
     elif isinstance(value, list):
         value[:] = content
     else:
         value.clear()
         value.extend(content) if isinstance(value, deque) else value.update(content)
+
+
+def _differs(tensor: torch.Tensor, content: torch.Tensor) -> bool:
+    return not tensor.is_meta and not is_fake(tensor) and not torch.equal(tensor, content)

@@ -93,16 +93,18 @@ def _runs(
     required: bool,
     left_alone: frozenset[int],
 ) -> tuple[list[Run], frozenset[int]]:
-    """The runs, or the objects among the attributes that have to be left alone in another attempt."""
+    """The runs, each of the model as it is given, or the objects among the attributes that have to be left alone in
+    another attempt."""
     runs: list[Run] = []
     with _current(recorder):
         tracking = Tracking(model, left_alone)
         for training, call in itertools.product(modes, calls):
-            for module in model.modules():
-                module.training = training
-            run = recorder.run(model, call, training)
-            needs = isinstance(run.error, NeedsValue)
-            unfit = tracking.unfit(failed=run.error is not None and not (training or required or needs))
+            with preserved(model):
+                for module in model.modules():
+                    module.training = training
+                run = recorder.run(model, call, training)
+                needs = isinstance(run.error, NeedsValue)
+                unfit = tracking.unfit(failed=run.error is not None and not (training or required or needs))
             if unfit:
                 return runs, unfit
             if run.error is not None and (not training or required):
