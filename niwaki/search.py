@@ -20,6 +20,8 @@ from niwaki.solve.label import label
 from niwaki.trace.graph import Graph
 from niwaki.trace.tracer import trace
 
+_NAMED = 3  # modules that a note names
+
 
 def search_space(
     model: torch.nn.Module | torch.export.ExportedProgram,
@@ -82,17 +84,39 @@ def search_space(
             f"The model also returns {', '.join(graph.overlooked)}; tensors inside are not taken for outputs and may "
             "get smaller."
         )
-    unseen = graph.unseen()
-    if unseen:
-        notes.append(
-            f"No example call reached {len(unseen)} of the parameters ({unseen[0].name}, ...). They stay as they are, "
-            "and code that uses them may not fit the cut network: give an example call that reaches them."
-        )
+    notes += _unseen(graph, facts)
     if single:
         notes.append("This is the space of an exported program: what other inputs or train mode would do is not in it.")
     if rehearse:
         notes += rehearsed(graph, facts, builder, calls)
     return builder.space(notes)
+
+
+def _unseen(graph: Graph, facts: Facts) -> list[str]:
+    """What is said of parameters that no run touched: those of which siblings tell, and the others."""
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for value in graph.unseen():
+        found[value.number in facts.alike].append(value.name)
+    notes = []
+    if found[False]:
+        notes.append(
+            f"No example call reached {_listed(found[False])}. They stay as they are, and code that uses them may not "
+            "fit the cut network: give an example call that reaches them (example_inputs may be a list of calls)."
+        )
+    if found[True]:
+        notes.append(
+            f"No example call reached {_listed(found[True])}, but some that are like them: the cut network will fit "
+            "them, and what is theirs alone stays. An example call that reaches them, with more tokens for instance, "
+            "lets that leave too."
+        )
+    return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    """How many parameters, and the first modules that have them."""
+    owners = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+    more = f" and {len(owners) - _NAMED} more" if len(owners) > _NAMED else ""
+    return f"{len(names)} of the parameters (in {', '.join(owners[:_NAMED])}{more})"
 
 
 def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:

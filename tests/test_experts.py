@@ -15,7 +15,7 @@ from law import deviations, random_plan, randomised
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.core.space import SearchSpace
+from niwaki.core.space import Group, SearchSpace
 from niwaki.train.torchvision_cpu import load
 
 WIDTH, INNER, EXPERTS = 12, 10, 4
@@ -104,7 +104,7 @@ class Stacked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.tanh(self.start(x)) * 3
-        scores = self.gate(x).softmax(-1)
+        scores = self.gate(x).sigmoid() if self.how == "gated" else self.gate(x).softmax(-1)
         if self.how == "chosen":
             chosen = scores.argmax(-1)
             a, b = torch.bmm(x[:, None], self.up[chosen]).squeeze(1).chunk(2, -1)
@@ -127,7 +127,7 @@ HANDMADE: dict[str, Callable[[], nn.Module]] = {
     "list, sized": lambda: ModuleList("index_add", sized=True),
     "list, shared number": lambda: ModuleList("shared number"),
     "parameter lists": Lists,
-    **{f"stacked, {how}": (lambda how=how: Stacked(how)) for how in ("mixed", "dispatch", "chosen")},
+    **{f"stacked, {how}": (lambda how=how: Stacked(how)) for how in ("mixed", "gated", "dispatch", "chosen")},
 }
 
 
@@ -164,6 +164,54 @@ def test_unseen_experts_follow_their_siblings() -> None:
     pinned = {(pin.parameter, pin.dim): pin.reason for pin in space.pins}
     assert pinned["experts.1.up.weight", 0].startswith("no forward pass reached this parameter; give an example call")
     assert ("experts.1.up.weight", 1) not in pinned
+    assert space.notes == (
+        "No example call reached 8 of the parameters (in experts.1.up, experts.1.down, experts.3.up and 1 more), but "
+        "some that are like them: the cut network will fit them, and what is theirs alone stays. An example call that "
+        "reaches them, with more tokens for instance, lets that leave too.",
+    )
+
+
+def test_unseen_parameters_without_siblings_are_listed() -> None:
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.spare = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.up(x).relu())
+
+    space = niwaki.search_space(Spare(), torch.randn(4, 3))
+    assert space.notes == (
+        "No example call reached 2 of the parameters (in spare). They stay as they are, and code that uses them may "
+        "not fit the cut network: give an example call that reaches them (example_inputs may be a list of calls).",
+    )
+    assert by_name(space) == {"up": 8}
+    pinned = {(pin.parameter, pin.dim): pin.reason for pin in space.pins}
+    reason = "no forward pass reached this parameter; give an example call that does"
+    assert all(pinned[place] == reason for place in (("spare.weight", 0), ("spare.weight", 1), ("spare.bias", 0)))
+
+
+def test_whole_experts() -> None:
+    """Where all experts answer, one can leave exactly if its gate looks at no other; a softmax over them makes it
+    inexact, and a router that chooses some would choose others: there they stay."""
+    torch.manual_seed(0)
+    x = torch.randn(6, 5)
+
+    def experts(how: str, allow_inexact: bool) -> list[Group]:
+        space = niwaki.search_space(randomised(Stacked(how)), x, allow_inexact=allow_inexact)
+        return [group for group in space.groups if {"gate.weight", "up", "down"} == {s.tensor for s in group.slices}]
+
+    (exact,) = experts("gated", False)
+    assert exact.units == EXPERTS and exact.inexact is None
+    assert experts("mixed", False) == []
+    (inexact,) = experts("mixed", True)
+    assert inexact.units == EXPERTS and inexact.inexact is not None and "_softmax" in inexact.inexact
+    assert experts("chosen", True) == []
+    topk = niwaki.search_space(ModuleList("index_add"), x, allow_inexact=True)
+    (pin,) = (pin for pin in topk.pins if (pin.parameter, pin.dim) == ("gate.weight", 0))
+    assert (
+        pin.reason == "aten.topk.default arranges this dimension by value; without one of them it would choose others"
+    )
 
 
 def test_one_sibling_is_no_evidence() -> None:

@@ -165,7 +165,9 @@ def ranked(call: Call) -> list[Label]:
     """Positions along ``dim`` are exchanged by value."""
     x: Label = call["self"]
     dim = call["dim"] % max(len(x.axes), 1)
-    call.pin(x.axes[dim], f"{call.operator} arranges this dimension by value")
+    call.pin(
+        x.axes[dim], f"{call.operator} arranges this dimension by value; without one of them it would choose others"
+    )
     axes = [
         call.fixed(size, "it is arranged by value") if i == dim else axis
         for i, (axis, size) in enumerate(zip(x.axes, call.shapes[0], strict=True))

@@ -67,7 +67,7 @@ def grouped_mm(call: Call) -> Label:
     if len(a.axes) != 2 or len(b.axes) != 3:
         raise Refused("a grouped product of this form is not followed")
     for axis in (a.axes[0], b.axes[0], *call["offs"].axes):
-        call.pin(axis, "rows are sent to experts by number")
+        call.pin(axis, "rows are sent to experts by number, and a router without one of them would choose others")
     call.contract(a, 1, b, 1)
     for axis in (b.axes[1], b.axes[2]):
         _aligned(call, a.dtype, axis)

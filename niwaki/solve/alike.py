@@ -22,6 +22,7 @@ from niwaki.core.counts import IntArray
 from niwaki.core.numbers import Attribute, Combination, Count, Expression, leaves
 from niwaki.core.paths import class_attribute, part
 from niwaki.core.space import BoolArray
+from niwaki.rules.axis import Axis
 from niwaki.solve.equations import Components, solve
 from niwaki.solve.facts import Facts, SizeClaim
 from niwaki.trace.graph import Graph, Origin
@@ -43,6 +44,7 @@ def understand_unseen(model: torch.nn.Module, graph: Graph, facts: Facts) -> Non
     tensors = {value.name: value.number for value in graph.values if value.origin in (Origin.PARAMETER, Origin.BUFFER)}
     unseen = {value.name for value in graph.unseen()}
     families = _families(graph, tensors, unseen)
+    facts.alike.update(tensors[family.unseen + name] for family in families for name in family.inside)
     if families:
         _Understanding(model, graph, facts, tensors, families).apply()
 
@@ -127,8 +129,8 @@ class _Understanding:
 
     def _owners(self) -> IntArray:
         """For each component the number of the one sibling that it lives in; 0 for those that live elsewhere too."""
-        low = np.full(self._facts.ids, len(self._child) + 1)
-        high = np.zeros(self._facts.ids, dtype=np.int64)
+        low = np.full(self._solution.size, len(self._child) + 1)
+        high = np.zeros(self._solution.size, dtype=np.int64)
         for name in self._tensors:
             child = next((self._child[prefix] for prefix in _prefixes(name) if prefix in self._child), 0)
             for dim in range(len(self._graph.values[self._tensors[name]].shape)):
@@ -177,17 +179,17 @@ class _Understanding:
             attributes = [leaf for leaf in leaves(claim.expression) if isinstance(leaf, Attribute)]
             if not attributes:
                 continue
-            components = self._components(claim)
-            own = {paths[number] for number in np.unique(self._owner[components]).tolist() if number}
+            axes = self._claimed(claim)
+            own = {paths[number] for number in self._siblings(axes)}
             homes = [next((p for p in _prefixes(leaf.module) if p in self._child), "") for leaf in attributes]
             if own:
                 if any(home not in own for home in homes):
-                    self._facts.pinned.append((components, why))
+                    self._pin(axes, why)
             elif homes[0] in first and set(homes) == {homes[0]}:
                 for unseen in first[homes[0]]:
-                    self._follow(claim, components, homes[0], unseen)
+                    self._follow(claim, axes, homes[0], unseen)
 
-    def _follow(self, claim: SizeClaim, components: IntArray, sibling: str, unseen: str) -> None:
+    def _follow(self, claim: SizeClaim, axes: list[Axis], sibling: str, unseen: str) -> None:
         """What ``claim`` says of the numbers of ``sibling`` holds for those of ``unseen``, if they are equal now."""
         moved = _moved(claim.expression, sibling, unseen)
         numbers = [leaf for leaf in leaves(moved) if isinstance(leaf, Attribute)]
@@ -195,19 +197,24 @@ class _Understanding:
             self._facts.sizes.append(SizeClaim(moved, claim.axis, claim.what, claim.location))
             return
         text = f"{numbers[0]} differs from its like in {sibling}, and no forward pass reached it"
-        self._facts.pinned.append((components, self._facts.reason(text, claim.location)))
+        self._pin(axes, self._facts.reason(text, claim.location))
 
-    def _components(self, claim: SizeClaim) -> IntArray:
-        """What a claim depends on; a component is named by one of its ids."""
+    def _claimed(self, claim: SizeClaim) -> list[Axis]:
+        """The axes that a claim depends on."""
         axes = [] if claim.axis is None else [claim.axis]
         for leaf in leaves(claim.expression):
             if isinstance(leaf, Count) and isinstance(leaf.axis, tuple):
                 counted = self._facts.labels[leaf.axis[0]]
                 axes += [] if counted is None else [counted.axes[leaf.axis[1]]]
-        found = [self._solution.canonical(axis.ids).reshape(-1) for axis in axes if axis.free]
-        components: IntArray = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
-        free: IntArray = components[components != 0]
-        return free
+        return [axis for axis in axes if axis.free]
+
+    def _siblings(self, axes: list[Axis]) -> set[int]:
+        """The numbers of the siblings whose own units are on some axes."""
+        rows = [self._solution.canonical(axis.ids).reshape(-1) for axis in axes]
+        return {int(number) for row in rows for number in np.unique(self._owner[row[row != 0]]) if number}
+
+    def _pin(self, axes: list[Axis], why: int) -> None:
+        self._facts.pinned += [(axis.ids.reshape(-1), why) for axis in axes]
 
 
 def _classes(model: torch.nn.Module, path: str) -> list[tuple[str, type]]:

@@ -80,6 +80,7 @@ class Facts:
     makes: list[IntArray] = field(default_factory=list)
     places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
     aliases: dict[int, list[int]] = field(default_factory=dict)  # root value -> values that share its memory
+    alike: set[int] = field(default_factory=set)  # unseen parameters of whose module there are others that were seen
     understood: set[tuple[int, int]] = field(default_factory=set)  # (value, dim) of unseen parameters that are known
     touched: list[Touched] = field(default_factory=list)
     blocks: list[IntArray] = field(default_factory=list)  # ids that were handed out together, in ascending order
