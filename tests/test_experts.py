@@ -366,6 +366,15 @@ def test_other_implementations(family: Family, how: str) -> None:
     assert found["float32"] < 1e-5 and found["eval"] < 1e-10 and found["train"] < 1e-8, found
 
 
+def test_key_heads_leave_with_their_queries() -> None:
+    """Beside the experts: a unit of grouped attention is a head of keys and values with the heads that ask it."""
+    family = FAMILIES[0]
+    space = niwaki.search_space(family.build(seed=0), family.tokens(16, 1), rehearse=False)
+    (heads,) = (group for group in space.groups if group.name == "model.layers.1.self_attn.q_proj")
+    owned = {(s.tensor.split(".")[-2], s.dim): s.index.shape for s in heads.slices}
+    assert owned == {("q_proj", 0): (2, 16), ("k_proj", 0): (2, 8), ("v_proj", 0): (2, 8), ("o_proj", 1): (2, 16)}
+
+
 def implement(model: nn.Module, how: str) -> None:
     """Choose how transformers calculates experts."""
     for module in model.modules():
