@@ -51,7 +51,7 @@ def trilinear(call: Call) -> Label:
     return call.label(made, zero)
 
 
-@rule(aten.addmv.default)
+@rule(aten.addmv.default, aten.addmv_.default)
 def addmv(call: Call) -> Label:
     """bias + [m, k] @ [k]."""
     bias, a, b = call["self"], call["mat"], call["vec"]
@@ -65,11 +65,13 @@ def addmv(call: Call) -> Label:
 @rule(
     aten._linalg_det.default,
     aten._linalg_eigh.default,
+    aten._linalg_eigvals.default,
     aten._linalg_slogdet.default,
     aten._linalg_solve_ex.default,
     aten._linalg_svd.default,
     aten.cholesky_inverse.default,
     aten.linalg_cholesky_ex.default,
+    aten.linalg_eig.default,
     aten.linalg_inv_ex.default,
     aten.linalg_lu_factor_ex.default,
     aten.linalg_matrix_exp.default,
@@ -157,6 +159,7 @@ sample(vdot)(lambda: _Forms(lambda a, b, m, c: torch.vdot(a, b)))
 sample(vdot)(lambda: _Forms(lambda a, b, m, c: torch.vdot(a, b) * m, "ab"))
 sample(addmv)(lambda: _Forms(lambda a, b, m, c: torch.addmv(c, m, a)))
 sample(addmv)(lambda: _Forms(lambda a, b, m, c: torch.addmv(c, m, a), "c"))
+sample(addmv)(lambda: _Forms(lambda a, b, m, c: c.clone().addmv_(m, a)))
 sample(addmv)(lambda: _Forms(lambda a, b, m, c: torch.addmv(c, m, a), "m"))
 for _bent in ("", "x", "w", "xyw", "xy"):
     sample(trilinear)(lambda bent=_bent: _Bilinear(bent))

@@ -25,7 +25,7 @@ def _product(call: Call, a: Label, b: Label) -> Label:
 
 
 @homogeneous("mat1", "mat2", plus="self")
-@rule(aten.addmm.default)
+@rule(aten.addmm.default, aten.addmm_.default)
 def addmm(call: Call) -> Label:
     """bias + [m, k] @ [k, n]."""
     return _plus(call, call["self"], _product(call, call["mat1"], call["mat2"]))
@@ -58,7 +58,7 @@ def _batched(call: Call, a: Label, b: Label) -> Label:
 
 
 @homogeneous("batch1", "batch2", plus="self")
-@rule(aten.baddbmm.default)
+@rule(aten.baddbmm.default, aten.baddbmm_.default)
 def baddbmm(call: Call) -> Label:
     """bias + [b, m, k] @ [b, k, n]."""
     return _plus(call, call["self"], _batched(call, call["batch1"], call["batch2"]))
@@ -155,12 +155,22 @@ class _BendsTheBias(nn.Module):
         return torch.addmm(self.b.sigmoid(), self.x, self.w)
 
 
+class _Onto(_Batched):
+    """Products that are added to what is there."""
+
+    def forward(self) -> torch.Tensor:
+        scores = (self.bias * 2).baddbmm_(self.q, self.k.transpose(1, 2))
+        return scores[0].clone().addmm_(self.q[0], self.k[0].T)
+
+
 sample(mm)(_Linear)
 sample(mm)(_NothingIsZero)
 sample(addmm)(_Linear)
 sample(addmm)(_BendsTheBias)
+sample(addmm)(_Onto)
 sample(bmm)(_Batched)
 sample(baddbmm)(_Scores)
+sample(baddbmm)(_Onto)
 sample(mv)(_Vectors)
 sample(dot)(_Dot)
 

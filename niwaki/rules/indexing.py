@@ -143,7 +143,7 @@ def gather(call: Call) -> Label:
     return call.label(axes)
 
 
-@rule(aten.index_put_.default, aten.index_put.default)
+@rule(aten._index_put_impl_.default, aten._unsafe_index_put.default, aten.index_put.default, aten.index_put_.default)
 def index_put(call: Call) -> Label:
     """Dimensions with an index tensor are written by number, the others take the values position by position."""
     x, values = call["self"], call["values"]
@@ -162,7 +162,18 @@ def index_put(call: Call) -> Label:
     return call.label(x.axes, zero)
 
 
-@rule(aten.scatter.src, aten.scatter.value, aten.scatter_.src, aten.scatter_.value, aten.scatter_add.default)
+@rule(
+    aten.scatter.reduce,
+    aten.scatter.src,
+    aten.scatter.value,
+    aten.scatter.value_reduce,
+    aten.scatter_.reduce,
+    aten.scatter_.src,
+    aten.scatter_.value,
+    aten.scatter_.value_reduce,
+    aten.scatter_add.default,
+    aten.scatter_add_.default,
+)
 def scatter(call: Call) -> Label:
     """Along ``dim`` by number; along the others position by position, as far as the index reaches."""
     x, indices, source, along = (
@@ -294,6 +305,7 @@ sample(index_select)(lambda: _Batched(lambda a: a.index_select(1, torch.tensor([
 sample(gather)(lambda: _Batched(lambda a: a.gather(1, torch.zeros_like(a, dtype=torch.int64))))
 sample(gather)(lambda: _Batched(lambda a: a.gather(1, torch.zeros_like(a[:4], dtype=torch.int64))))
 sample(index_put)(lambda: _Written(lambda a, b: (a * 2).index_put_((torch.tensor([0, 3, 1]),), b.sigmoid())))
+sample(scatter)(lambda: _Written(lambda a, b: a.clone().scatter_add_(0, torch.arange(3)[:, None].expand(3, 6), b)))
 sample(scatter)(lambda: _Written(lambda a, b: a.scatter(0, torch.arange(3)[:, None].expand(3, 6), b)))
 sample(index_put)(lambda: _Written(lambda a, b: a.sigmoid().index_put_((torch.tensor([0, 3, 1]),), b)))
 sample(index_put)(lambda: _Written(lambda a, b: (a * 2).index_put((torch.tensor([0, 3, 1]),), b, accumulate=True)))

@@ -186,6 +186,8 @@ rule(
     aten.copy.default,
     aten.eq_.Scalar,
     aten.eq_.Tensor,
+    aten.floor_divide.Scalar,
+    aten.floor_divide_.Scalar,
     aten.gelu_.default,
     aten.hardswish.default,
     aten.hardswish_.default,
@@ -248,6 +250,7 @@ sample(pointwise)(lambda: _Of(lambda a, row, column, b: a.tanh() + row.exp()))
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.addcmul(a, b, row, value=0.5).clamp(min=0.1)))
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: (a * b) / row))
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.lerp(a, b, 0.3).masked_fill(b.abs() < 0.1, 0.0)))
+sample(pointwise)(lambda: _Of(lambda a, row, column, b: (a // 0.1) * b))
 sample(pointwise)(_InPlace)
 sample(pointwise)(lambda: _Of(_arranged))
 sample(log_sigmoid)(lambda: _Of(lambda a, row, column, b: nn.functional.logsigmoid(a * 2)))

@@ -118,8 +118,10 @@ def averages(call: Call) -> list[Label]:
     aten.argmin.default,
     aten.any.default,
     aten.any.dim,
+    aten.any.dims,
     aten.all.default,
     aten.all.dim,
+    aten.all.dims,
     aten.count_nonzero.default,
     aten.count_nonzero.dim_IntList,
     aten.logsumexp.default,
@@ -205,6 +207,7 @@ for _bent in (False, True):
     sample(vector_norm)(_over(lambda x: torch.linalg.vector_norm(x, 1.0, dim=(0, 2), keepdim=True), _bent))
     sample(vector_norm)(_over(lambda x: torch.linalg.vector_norm(x, -1.0, dim=2) + x.sum(2), _bent))
     sample(summary)(_over(lambda x: x.logsumexp(1), _bent))
+    sample(summary)(_over(lambda x: x * torch.any(x > 0.7, dim=(0, 2), keepdim=True), _bent))
     sample(softmax)(_over(lambda x: x.softmax(2), _bent))
     sample(cumsum)(_over(lambda x: x.cumsum(1), _bent))
     sample(ranked)(_over(lambda x: x.sort(dim=1)[0], _bent))
