@@ -52,16 +52,21 @@ def parts(value: Any) -> Iterator[tuple[Step, Any]]:
         if len(value) <= _LONGEST and (type(value) in _SEQUENCES or _is_namedtuple(value)):
             yield from enumerate(value)
     elif isinstance(value, dict):
-        if len(value) <= _LONGEST and type(value) in _MAPPINGS:
-            yield from ((key, item) for key, item in value.items() if type(key) in (int, str))
+        if len(value) <= _LONGEST and (type(value) in _MAPPINGS or _is_subclassed(type(value))):
+            yield from ((key, item) for key, item in dict.items(value) if type(key) in (int, str))
+            yield from _fields(value)
     elif isinstance(value, partial):
         yield from ((Field(name), getattr(value, name)) for name in _PARTIAL)
     elif isinstance(value, FunctionType):
         if not value.__code__.co_filename.startswith(_TORCH):
             yield from ((Field(name), _of_function(value, name)) for name in _FUNCTION)
-    elif not isinstance(value, _UNIQUE):
-        for kept in _attributes(value) if _copyable(type(value)) else ():
-            yield from ((Field(name), item) for name, item in kept.items())
+    elif not isinstance(value, _UNIQUE) and _copyable(type(value)):
+        yield from _fields(value)
+
+
+def _fields(value: Any) -> Iterator[tuple[Step, Any]]:
+    for kept in _attributes(value):
+        yield from ((Field(name), item) for name, item in kept.items() if kept is not value)
 
 
 def part(value: Any, step: Step) -> Any:
@@ -94,10 +99,14 @@ def rebuilt(value: Any, changes: Mapping[Step, Any]) -> Any:
     if isinstance(value, FunctionType):
         return _function(value, *(named.get(name, _of_function(value, name)) for name in _FUNCTION))
     other = _new(type(value))
+    if isinstance(value, dict):
+        dict.update(other, {**value, **{step: item for step, item in changes.items() if not isinstance(step, Field)}})
     own, slots = _attributes(value)
     for name, item in slots.items():
         _slots(type(value))[name].__set__(other, named.get(name, item))
-    if own:
+    if own is value:  # a dict whose items are its attributes
+        object.__setattr__(other, "__dict__", other)
+    elif own:
         object.__getattribute__(other, "__dict__").update({**own, **{k: v for k, v in named.items() if k in own}})
     return other
 
@@ -145,8 +154,26 @@ def _step(data: Any) -> Step:
     return step
 
 
+def is_setting(value: Any) -> bool:
+    """Whether something that a class holds would be the same on an object: a number, container or plain object, and
+    nothing that behaves, such as a method or a property."""
+    if type(value) is int:
+        return True
+    kind = type(value)
+    return not callable(value) and class_attribute(kind, "__get__") is None and any(True for _ in parts(value))
+
+
 def _is_namedtuple(value: Any) -> bool:
     return isinstance(getattr(type(value), "_fields", None), tuple)
+
+
+def _is_subclassed(kind: type) -> bool:
+    """Whether a class of dicts is plain dict to C."""
+    try:
+        dict.__new__(kind)
+    except TypeError:  # an OrderedDict, say
+        return False
+    return _copyable(kind)
 
 
 def _copyable(kind: type) -> bool:
@@ -162,7 +189,7 @@ def _copyable(kind: type) -> bool:
 
 def _new(kind: type) -> Any:
     """An object without attributes; no code of its class runs."""
-    return SimpleNamespace.__new__(kind) if issubclass(kind, SimpleNamespace) else object.__new__(kind)
+    return next((base for base in (SimpleNamespace, dict) if issubclass(kind, base)), object).__new__(kind)
 
 
 def _attributes(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:

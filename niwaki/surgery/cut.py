@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from niwaki.core.numbers import AttributeEdit
-from niwaki.core.paths import class_attribute, replaced
+from niwaki.core.paths import class_attribute, is_setting, replaced
 from niwaki.core.plan import Plan
 from niwaki.core.repairs import ScalarEdit
 from niwaki.errors import PlanError
@@ -161,10 +161,10 @@ def _edit(modules: Mapping[str, torch.nn.Module], edit: AttributeEdit) -> None:
         module = modules[edit.module]
         if edit.name in module.__dict__:
             module.__dict__[edit.name] = replaced(module.__dict__[edit.name], edit.where, edit.value)
-        elif edit.where or not isinstance(class_attribute(type(module), edit.name), int):
-            raise LookupError(edit.name)
+        elif is_setting(setting := class_attribute(type(module), edit.name)) and (edit.where or type(setting) is int):
+            module.__dict__[edit.name] = replaced(setting, edit.where, edit.value)
         else:
-            module.__dict__[edit.name] = edit.value
+            raise LookupError(edit.name)
     except LookupError:
         raise PlanError(
             f"The plan sets '{edit}' of the module {edit.module!r} to {edit.value}, but this model has no such "

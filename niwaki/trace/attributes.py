@@ -10,12 +10,11 @@ from __future__ import annotations
 from functools import partial
 from types import FunctionType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
 from niwaki.core.numbers import Attribute
-from niwaki.core.paths import Where, parts, rebuilt
+from niwaki.core.paths import Where, is_setting, parts, rebuilt
 from niwaki.trace.floats import track_floats
 from niwaki.trace.numbers import TrackedInt
 
@@ -35,16 +34,33 @@ class Tracking:
         self._without: set[int] = set()  # objects in which there are no numbers
         self._copies: list[tuple[Any, Any, list[Any]]] = []  # original, copy, what the copy held at first
         self._held: list[Any] = []  # keeps alive what `_without` knows by identity
+        self._classes: dict[type, dict[str, Any]] = {}
         for path, module in model.named_modules():
             track_floats(path, module)
-            for name, value in _numbers_of_class(type(module)).items():
-                if name not in module.__dict__:
-                    module.__dict__[name] = TrackedInt(value, Attribute(path, name, (), value))
+            for name, value in self._settings_of(type(module)).items():
+                tracked = value if name in module.__dict__ else self._tracked(path, name, (), value)
+                if tracked is not value:
+                    module.__dict__[name] = tracked
             for name, value in list(module.__dict__.items()):
                 if name not in _MODULE_INTERNALS:
                     tracked = self._tracked(path, name, (), value)
                     if tracked is not value:
                         module.__dict__[name] = tracked
+
+    def _settings_of(self, kind: type) -> dict[str, Any]:
+        """What a module's class says that may hold numbers, as far as its author is not torch."""
+        if kind not in self._classes:
+            found: dict[str, Any] = {}
+            for base in reversed(kind.__mro__):
+                if not base.__module__.startswith("torch."):
+                    found |= vars(base)
+            known = {name for base in kind.__mro__ if base.__module__.startswith("torch.") for name in vars(base)}
+            self._classes[kind] = {
+                name: value
+                for name, value in found.items()
+                if name not in known and not name.startswith("__") and is_setting(value)
+            }
+        return self._classes[kind]
 
     def unfit(self, failed: bool) -> frozenset[int]:
         """The identities of originals for which the copies were no good, so that a trace has to do without: those the
@@ -85,19 +101,3 @@ def _holds(copy: Any, held: list[Any]) -> bool:
     """Whether nothing was written; what cannot be written to has nothing in ``held``."""
     now = [item for _, item in parts(copy)] if held else []
     return len(now) == len(held) and all(a is b for a, b in zip(now, held, strict=True))
-
-
-def _numbers_of_class(kind: type) -> dict[str, int]:
-    """The integers that are attributes of a module's class, as far as its author is not torch."""
-    if kind not in _OF_CLASSES:
-        numbers: dict[str, int] = {}
-        for base in reversed(kind.__mro__):
-            if not base.__module__.startswith("torch."):
-                named = {name: value for name, value in vars(base).items() if not name.startswith("__")}
-                numbers = {name: value for name, value in numbers.items() if name not in named}
-                numbers |= {name: value for name, value in named.items() if type(value) is int}
-        _OF_CLASSES[kind] = numbers
-    return _OF_CLASSES[kind]
-
-
-_OF_CLASSES: WeakKeyDictionary[type, dict[str, int]] = WeakKeyDictionary()
