@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections import UserDict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,14 +31,6 @@ class AttrDict(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
-
-
-class Mirror(dict[str, Any]):
-    """Another way to write one: the items are the attributes."""
-
-    def __init__(self, **items: Any) -> None:
-        super().__init__(items)
-        self.__dict__ = self
 
 
 class Numbers(enum.IntEnum):
@@ -104,13 +97,13 @@ class Net(nn.Module):
         self.nested = {"stages": [{"heads": (1, 4)}], 3: 4}
         self.config = Config()
         self.attr, self.user = AttrDict(heads=4, inner=AttrDict(heads=4)), UserDict(heads=4)
-        self.mirror = Mirror(heads=4)
         self.space = SimpleNamespace(of=SimpleNamespace(heads=[4]))
         self.named = Pair(4, 6)
         self.member = Numbers.HEADS
         self.partial = partial(_viewed, heads=4)
         self.nested_partial = partial(partial(_viewed, size=6), heads=4)
         self.closure = _closing(4)
+        self.default = lambda y, heads=4: y.view(len(y), heads, 6)
         self.scaled = Scaled(4)
         self.unflatten = nn.Unflatten(1, (4, 6))
         self.first, self.last = nn.Linear(5, 24), nn.Linear(24, 3)
@@ -138,7 +131,7 @@ def _closing(heads: int) -> Callable[[Tensor], Tensor]:
 
 
 # fmt: off
-FOLLOWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+FOLLOWS: dict[str, Callable[[Any, Any], Tensor]] = {
     "attribute": lambda m, y: y.view(len(y), m.heads, 6),
     "nested containers": lambda m, y: y.view(len(y), m.nested["stages"][0]["heads"][1], -1),
     "key that is a number": lambda m, y: y.view(len(y), m.nested[3], -1),
@@ -150,7 +143,6 @@ FOLLOWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "cached property": lambda m, y: y.view(len(y), m.cached, -1),
     "attribute dict": lambda m, y: y.view(len(y), m.attr.heads, -1),
     "attribute dict in another": lambda m, y: y.view(len(y), m.attr.inner.heads, 6),
-    "dict that is its attributes": lambda m, y: y.view(len(y), m.mirror.heads, -1),
     "user dict": lambda m, y: y.view(len(y), m.user["heads"], -1),
     "namespace": lambda m, y: y.view(len(y), m.space.of.heads[0], -1),
     "named tuple": lambda m, y: y.view(len(y), m.named.heads, m.named.size),
@@ -184,13 +176,13 @@ FOLLOWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "unflatten": lambda m, y: y.unflatten(-1, (m.heads, -1)),
     "unflatten by shape": lambda m, y: y.unflatten(1, (y.shape[1] // 6, 6)),
     "chunk": lambda m, y: torch.stack(y.chunk(2, dim=1), 1).view(len(y), m.heads, 6),
-    "chunk by attribute": lambda m, y: torch.stack(y.view(len(y), 6, m.heads).transpose(1, 2).chunk(m.kinds // 2, 1), 1).flatten(1, 2),
+    "chunk of heads": lambda m, y: torch.stack(y.view(len(y), m.heads, 6).chunk(2, 1), 1).flatten(1, 2),
     "split by attribute": lambda m, y: torch.stack(y.split(m.width // 2, dim=1), 1).view(len(y), m.heads, 6),
     "split by shape": lambda m, y: torch.stack(torch.split(y, y.shape[1] // 2, 1), 1).view(len(y), m.heads, 6),
-    "split by sizes": lambda m, y: torch.cat(y.split((m.width - m.size * 2, m.size * 2), 1), 1).view(len(y), m.heads, 6),
+    "split by sizes": lambda m, y: torch.cat(y.split((m.width - m.size * 2, m.size * 2), 1), 1).view(len(y), -1, 6),
     "narrow": lambda m, y: y.narrow(1, 0, m.width).view(len(y), m.heads, 6),
     "slice": lambda m, y: y[:, : m.width].view(len(y), m.heads, 6),
-    "slice from half": lambda m, y: torch.cat([y[:, m.width // 2 :], y[:, : m.width // 2]], 1).view(len(y), m.heads, 6),
+    "slice from half": lambda m, y: torch.cat([y[:, m.width // 2 :], y[:, : m.width // 2]], 1).view(len(y), -1, 6),
     "new tensor": lambda m, y: (y + y.new_zeros(len(y), m.width)).view(len(y), m.heads, 6),
     "einops": lambda m, y: _rearrange(y, "b (h d) -> b h d", h=m.heads),
     "einops, the other": lambda m, y: _rearrange(y, "b (h d) -> b h d", d=6),
@@ -198,33 +190,43 @@ FOLLOWS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "einsum": lambda m, y: torch.einsum("bhd,bhd->bhd", y.view(len(y), m.heads, 6), y.view(len(y), -1, 6)),
     "comparison": lambda m, y: y.view(len(y), m.heads, 6) if m.heads * 6 == y.shape[1] else y,
     "assertion": lambda m, y: _asserted(m, y),
-    "view as another": lambda m, y: y.view_as(y.view(len(y), m.width)).view(len(y), m.heads, 6),
-    "default": lambda m, y, heads=4: y.view(len(y), heads, 6),
+    "view as another": lambda m, y: y.view_as(torch.cat([y[:, :m.width].view(len(y), m.heads, 6)], 2)),
+    "reshape as another": lambda m, y: y.reshape_as(other=y.view(len(y), m.heads, 6) * 2),
+    "expand as another": lambda m, y: (z := y.view(len(y), m.heads, 6)) * m.gate[:1].sigmoid().expand_as(z),
+    "default": lambda m, y: m.default(y),
     "float on the left": lambda m, y: y[:, : int(1.0 * m.width)].view(len(y), m.heads, 6),
     "replaced config": lambda m, y: y.view(len(y), SimpleNamespace(**vars(m.config.inner)).heads, 6),
 }
 
-PINS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
-    "literal": (lambda m, y: y.view(len(y), 4, 6), "written as the number"),
-    "global": (lambda m, y: y.view(len(y), HEADS, 6), "written as the number"),
-    "enumeration": (lambda m, y: y.view(len(y), m.member.value, 6), "written as the number"),
-    "number of numpy": (lambda m, y: y.view(len(y), int(m.array), 6), "written as the number"),
-    "number in a tensor": (lambda m, y: y.view(len(y), int(m.buffer), 6), "written as the number|no rule"),
-    "float": (lambda m, y: y.view(len(y), int(m.width / 6), 6), "written as the number"),
-    "float on the left, to half": (lambda m, y: torch.cat([y[:, : int(0.5 * m.width)], y[:, int(0.5 * m.width) :]], 1).view(len(y), m.heads, 6), ""),
-    "Size.numel": (lambda m, y: y.view(len(y), y.shape[1:].numel() // 6, 6), "written as the number"),
-    "times": (lambda m, y: y.view(len(y), m.heads, 6) * m.heads, "x"),
-    "arange": (lambda m, y: y.view(len(y), m.heads, 6) * torch.arange(m.heads).to(y)[:, None], "x"),
-    "sqrt": (lambda m, y: y.view(len(y), m.heads, 6) / np.sqrt(m.heads), "x"),
-    "array": (lambda m, y: y.view(len(y), m.heads, 6) * float(np.array([m.heads])[0]), "x"),
-    "string times": (lambda m, y: y.view(len(y), m.heads, 6) * int(f"{m.heads}"), "x"),
-    "range": (lambda m, y: y.view(len(y), m.heads, 6) * len(range(m.heads)), "x"),
-    "loop": (lambda m, y: sum(y.view(len(y), m.heads, 6) for i in range(m.heads)), "x"),
-    "table": (lambda m, y: y.view(len(y), m.heads, 6) * {4: 2.0}.get(m.heads, 1.0), "x"),
-    "string": (lambda m, y: y.view(len(y), int(f"{m.heads}"), 6), "written as the number"),
-    "hash": (lambda m, y: y.view(len(y), half(8), 6), "written as the number"),
-    "repetitions": (lambda m, y: torch.stack([y[:, 6 * i : 6 * i + 6] for i in range(m.heads)], 1), "written as the number"),
-    "einops, a number": (lambda m, y: _rearrange(y, "b (h d) -> b h d", h=4, d=6), "written as the number"),
+# Two halves, or two pairs of halves, that lose equally many of their two rows of six.
+HALVES = {"chunk", "chunk of heads", "split by attribute", "split by shape"}
+PAIRS = {"split by sizes", "slice from half"}
+
+WRITTEN = r"is written as the number \d+$"
+GIVEN = r"^after a cut, aten\.\w+\.Tensor is given \[.*\] instead of \[.*\]$"
+FACTOR = "^a number that enters a computation that niwaki does not follow is computed as heads, which cannot"
+PART = "^a number that is part of the computed function is computed as heads, which cannot follow a cut"
+PINS: dict[str, tuple[Callable[[Any, Any], Tensor], str]] = {
+    "literal": (lambda m, y: y.view(len(y), 4, 6), WRITTEN),
+    "global": (lambda m, y: y.view(len(y), HEADS, 6), WRITTEN),
+    "enumeration": (lambda m, y: y.view(len(y), m.member.value, 6), WRITTEN),
+    "number of numpy": (lambda m, y: y.view(len(y), int(m.array), 6), WRITTEN),
+    "number in a tensor": (lambda m, y: y.view(len(y), int(m.buffer), 6), WRITTEN),
+    "float": (lambda m, y: y.view(len(y), int(m.width / 6), 6), WRITTEN),
+    "string": (lambda m, y: y.view(len(y), int(f"{m.heads}"), 6), WRITTEN),
+    "cache": (lambda m, y: y.view(len(y), half(8), 6), WRITTEN),
+    "Size.numel": (lambda m, y: y.view(len(y), y.shape[1:].numel() // 6, 6), WRITTEN),
+    "repetitions": (lambda m, y: torch.stack([y[:, 6 * i : 6 * i + 6] for i in range(m.heads)], 1), WRITTEN),
+    "einops, a number": (lambda m, y: _rearrange(y, "b (h d) -> b h d", h=4, d=6), WRITTEN),
+    "factor": (lambda m, y: y.view(len(y), m.heads, 6) * m.heads, FACTOR),
+    "divisor": (lambda m, y: y.view(len(y), m.heads, 6) / math.sqrt(m.heads), PART),
+    "divisor of numpy": (lambda m, y: y.view(len(y), m.heads, 6) / np.sqrt(m.heads), GIVEN),
+    "array": (lambda m, y: y.view(len(y), m.heads, 6) * float(np.array([m.heads])[0]), GIVEN),
+    "factor in a string": (lambda m, y: y.view(len(y), m.heads, 6) * int(f"{m.heads}"), GIVEN),
+    "length of a range": (lambda m, y: y.view(len(y), m.heads, 6) * len(range(m.heads)), GIVEN),
+    "table": (lambda m, y: y.view(len(y), m.heads, 6) * {4: 2.0}.get(m.heads, 1.0), r"is computed as \(heads - 4\)"),
+    "loop": (lambda m, y: _repeated(y.view(len(y), m.heads, 6), m.heads), "is replaced by another operator$"),
+    "values": (lambda m, y: y.view(len(y), m.heads, 6) * torch.arange(m.heads)[:, None], "made anew in every call$"),
 }
 # fmt: on
 
@@ -232,6 +234,12 @@ PINS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
 def _rearrange(y: Tensor, pattern: str, **sizes: int) -> Tensor:
     result: Tensor = pytest.importorskip("einops").rearrange(y, pattern, **sizes)
     return result
+
+
+def _repeated(y: Tensor, times: int) -> Tensor:
+    for _ in range(times):
+        y = y * y.abs()
+    return y
 
 
 def _asserted(m: Any, y: Tensor) -> Tensor:
@@ -242,12 +250,12 @@ def _asserted(m: Any, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", FOLLOWS)
-def test_follows(name: str) -> None:
+def test_a_size_follows(name: str) -> None:
     torch.manual_seed(0)
     net, x = Net(FOLLOWS[name]), torch.randn(2, 5)
     space = niwaki.search_space(net, x)
-    assert sum(group.units for group in space.groups) == 4
-    for seed in range(3):
+    assert [group.units for group in space.groups] == [2] if name in HALVES else [2, 2] if name in PAIRS else [4]
+    for seed in range(2):
         plan = niwaki.Plan.from_json(random_plan(space, np.random.default_rng(seed)).to_json())
         found = deviations(net, plan, x)
         assert found["eval"] <= 1e-10
@@ -255,8 +263,35 @@ def test_follows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PINS)
-def test_pins(name: str) -> None:
+def test_a_size_pins(name: str) -> None:
     function, reason = PINS[name]
     space = niwaki.search_space(Net(function), torch.randn(2, 5))
     assert not space.groups
-    print([str(p) for p in space.pins])
+    assert not space.notes
+    pins = [pin for pin in space.pins if (pin.parameter, pin.dim) == ("first.weight", 0)]
+    assert sum(pin.count for pin in pins) == 24
+    for pin in pins:
+        assert re.search(reason, pin.reason), pin
+        assert pin.location is not None
+        places = ((function, 0), (_rearrange, 1), (_repeated, 2))
+        lines = {given.__code__.co_firstlineno + inside for given, inside in places}
+        assert pin.location.file == __file__ and pin.location.line in lines
+
+
+def test_a_shared_config_is_one_object_for_all_but_the_cut_module() -> None:
+    """The class's and the other modules' stay what they are."""
+
+    def shape(module: Any, y: Tensor) -> Tensor:
+        return _viewed(y, module.settings.inner.heads)
+
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(Net(shape), nn.Linear(3, 5), Net(shape))
+    x = torch.randn(2, 5)
+    space = niwaki.search_space(net, x)
+    assert [group.units for group in space.groups if group.units == 4] == [4, 4]
+    assert not space.ties
+    keep = np.ones(space.num_units, dtype=bool)
+    keep[space.groups[0].first : space.groups[0].first + 2] = False
+    small = niwaki.cut(net, space.plan(keep))
+    assert [module.settings.inner.heads for module in (small[0], small[2], net[0], Net)] == [2, 4, 4, 4]
+    assert small[2].settings is Net.settings

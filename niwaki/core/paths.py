@@ -104,9 +104,7 @@ def rebuilt(value: Any, changes: Mapping[Step, Any]) -> Any:
     own, slots = _attributes(value)
     for name, item in slots.items():
         _slots(type(value))[name].__set__(other, named.get(name, item))
-    if own is value:  # a dict whose items are its attributes
-        object.__setattr__(other, "__dict__", other)
-    elif own:
+    if own:
         object.__getattribute__(other, "__dict__").update({**own, **{k: v for k, v in named.items() if k in own}})
     return other
 

@@ -7,14 +7,15 @@ will make of it.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
+from functools import cached_property, partial
 from types import FunctionType
 from typing import Any
 
 import torch
 
 from niwaki.core.numbers import Attribute
-from niwaki.core.paths import Where, is_setting, parts, rebuilt
+from niwaki.core.paths import Field, Step, Where, class_attribute, is_setting, parts, rebuilt
 from niwaki.trace.floats import track_floats
 from niwaki.trace.numbers import TrackedInt
 
@@ -32,7 +33,7 @@ class Tracking:
     def __init__(self, model: torch.nn.Module, left_alone: frozenset[int]) -> None:
         self._left_alone = set(left_alone)
         self._without: set[int] = set()  # objects in which there are no numbers
-        self._copies: list[tuple[Any, Any, list[Any]]] = []  # original, copy, what the copy held at first
+        self._copies: list[tuple[Any, Any, dict[Step, Any]]] = []  # original, copy, what the copy held at first
         self._held: list[Any] = []  # keeps alive what `_without` knows by identity
         self._classes: dict[type, dict[str, Any]] = {}
         for path, module in model.named_modules():
@@ -90,14 +91,17 @@ class Tracking:
             return value
         copy = rebuilt(value, changes)
         fixed = isinstance(value, (tuple, partial, FunctionType))
-        self._copies.append((value, copy, [] if fixed else [item for _, item in parts(copy)]))
+        self._copies.append((value, copy, {} if fixed else dict(parts(copy))))
         return copy
 
 
 _ATOMS = (bool, float, str, bytes, type(None), torch.nn.Module, torch.Tensor, torch.dtype, torch.device)
 
 
-def _holds(copy: Any, held: list[Any]) -> bool:
-    """Whether nothing was written; what cannot be written to has nothing in ``held``."""
-    now = [item for _, item in parts(copy)] if held else []
-    return len(now) == len(held) and all(a is b for a, b in zip(now, held, strict=True))
+def _holds(copy: Any, held: Mapping[Step, Any]) -> bool:
+    """Whether nothing was written, but for what a `cached_property` keeps; what cannot be written to has nothing in
+    ``held``."""
+    now = dict(parts(copy)) if held else {}
+    new = [step.name for step in now.keys() - held.keys() if isinstance(step, Field)]
+    cached = all(isinstance(class_attribute(type(copy), name), cached_property) for name in new)
+    return cached and len(now) == len(held) + len(new) and all(now[step] is held[step] for step in held)

@@ -60,9 +60,9 @@ class CallMode(TorchFunctionMode):
             return self._listed(args[0])
         if func is torch.Tensor.numel or func is torch.numel:
             return math.prod(self._shape(args[0]))
-        if func in _AS_ANOTHER and len(args) == 2:
+        if func in _AS_ANOTHER:
             with self:
-                return _AS_ANOTHER[func](args[0], self._shape(args[1]))
+                return _AS_ANOTHER[func](args[0], self._shape(args[1] if len(args) > 1 else kwargs["other"]))
         body = _body(func) if isinstance(func, FunctionType) else None
         if body is not None and func not in self._open:  # Tensor.unflatten calls the builtin of its own name
             self._open.append(func)

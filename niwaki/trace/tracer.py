@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import fields, is_dataclass
 from functools import cache
+from os import sep
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,6 +40,7 @@ _SMALL = 2**16  # constants of up to so many entries are kept, to be compared af
 COMPOSED = {torch.ops.aten._fused_rms_norm.default}
 _ENGINE = Path(__file__).parent.parent
 _INTERNAL = tuple(str(path) for path in (Path(torch.__file__).parent, _ENGINE / "trace", _ENGINE / "search.py"))
+_EINOPS = f"{sep}einops{sep}"  # to a user's code operators like those of torch
 
 
 def example_calls(example_inputs: Any) -> tuple[ExampleCall, ...]:
@@ -377,4 +379,4 @@ def _memory(tensor: Any) -> object:
 
 @cache
 def _internal(filename: str) -> bool:
-    return filename.startswith(_INTERNAL)
+    return filename.startswith(_INTERNAL) or _EINOPS in filename
