@@ -17,6 +17,7 @@ from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import Call, Label, Refused, Rule, Scale, Source
 from niwaki.solve.facts import Facts, MacsTerm, SizeClaim, Touched
+from niwaki.solve.repeats import Calls, Said
 from niwaki.solve.scaling import Scaling
 from niwaki.trace.graph import Graph, Node, Origin, Ref, Value
 
@@ -29,24 +30,37 @@ def label(
     pin_outputs: bool = True,
     allow_inexact: bool = False,
     tolerant: bool = True,
+    repeats: bool = True,
 ) -> Facts:
     """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first.
 
-    If ``tolerant``, a rule that fails with an error, which is a defect of niwaki, pins what its operator touches.
+    If ``tolerant``, a rule that fails with an error, which is a defect of niwaki, pins what its operator touches. If
+    ``repeats``, a call that a run before has made already, of the same labels, is not labelled again: that is faster.
     """
     facts = Facts([None] * len(graph.values), allow_inexact=allow_inexact)
     facts.reason("nothing constrains it", None)
+    fixed_by: dict[Origin, int] = {}
     for value in graph.values:
         facts.aliases.setdefault(value.root, []).append(value.number)
         if value.origin is not Origin.COMPUTED:
-            facts.labels[value.number] = _given(facts, value)
+            facts.labels[value.number] = _given(facts, value, fixed_by)
     scaling = Scaling(facts)
+    calls = Calls(graph, facts)
     for index, run in enumerate(graph.runs):
         used: dict[int, tuple[Node, set[int]]] = {}
         for node in run.nodes:
-            call = _Call(facts, graph, node, counting=index == 0)
-            _apply(call, facts, graph, node, find, scaling, tolerant)
-            used.setdefault(id(node.call), (node, set()))[1].update(call.understood)
+            key = calls.key(node) if repeats and len(graph.runs) > 1 else None
+            said = calls.said.get(key) if index else None
+            if said is None:
+                call = _Call(facts, graph, node, counting=index == 0)
+                labels = _apply(call, graph, node, find, scaling, tolerant)
+                axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
+                said = Said(labels, axes, call.resized, call.rescaled, call.understood)
+                if key is not None:
+                    calls.said[key] = said
+            _assign(facts, graph, node, said.labels, scaling)
+            facts.touched.append(Touched(node, said.axes, said.resized, said.rescaled))
+            used.setdefault(id(node.call), (node, set()))[1].update(said.understood)
         for node, understood in used.values():
             for position, number in enumerate(node.call.numbers):
                 if position not in understood and not isinstance(number, Literal):
@@ -69,7 +83,7 @@ def label(
     return facts
 
 
-def _given(facts: Facts, value: Value) -> Label:
+def _given(facts: Facts, value: Value, fixed_by: dict[Origin, int]) -> Label:
     """Parameters and buffers get new ids; inputs and constants are fixed."""
     if value.origin in (Origin.PARAMETER, Origin.BUFFER):
         axes = []
@@ -79,14 +93,15 @@ def _given(facts: Facts, value: Value) -> Label:
         parameter = value.origin is Origin.PARAMETER
         source = Source(value.number, 0.0) if parameter else None
         return Label(tuple(axes), (parameter,) * len(axes), parameter, value.dtype, (), source)
-    what = "an input of the model" if value.origin is Origin.INPUT else "a tensor that is no parameter or buffer"
-    why = facts.reason(f"it meets {what}", None)
+    if value.origin not in fixed_by:
+        what = "an input of the model" if value.origin is Origin.INPUT else "a tensor that is no parameter or buffer"
+        fixed_by[value.origin] = facts.reason(f"it meets {what}", None)
+    why = fixed_by[value.origin]
     return Label(tuple(fixed(size, why) for size in value.shape), (False,) * len(value.shape), False, value.dtype)
 
 
-def _apply(
-    call: _Call, facts: Facts, graph: Graph, node: Node, find: FindRule, scaling: Scaling, tolerant: bool
-) -> None:
+def _apply(call: _Call, graph: Graph, node: Node, find: FindRule, scaling: Scaling, tolerant: bool) -> list[Label]:
+    """The labels of the outputs of a call, by its rule."""
     rule = find(node.operator)
     numbers = [number for number in node.outputs if number is not None]
     try:
@@ -108,14 +123,16 @@ def _apply(
             call.pin(axis, reason)
         labels = [call.opaque(i, reason) for i in range(len(call.shapes))]
         rule = None
-    labels = scaling.follow(call, rule, labels)
+    return scaling.follow(call, rule, labels)
+
+
+def _assign(facts: Facts, graph: Graph, node: Node, labels: Sequence[Label], scaling: Scaling) -> None:
+    numbers = [number for number in node.outputs if number is not None]
     for number, made in zip(numbers, labels, strict=True):
         before = facts.labels[number]
         facts.labels[number] = made
         if before is not None:
             _written(facts, graph, number, before, made, scaling)
-    axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
-    facts.touched.append(Touched(node, axes, call.resized, call.rescaled))
 
 
 _DEFECTS = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError)

@@ -1,0 +1,89 @@
+"""Calls that were made before. What a rule says is a function of the operator, its arguments and the labels of its
+tensors, so that a second run of the same layers, in train mode say, has little to add."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from niwaki.core.numbers import Combination, Count, Expression
+from niwaki.core.repairs import Scalar
+from niwaki.rules.axis import Axis
+from niwaki.rules.registry import Label
+from niwaki.solve.facts import Facts
+from niwaki.trace.graph import Graph, Node, Ref
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Said:
+    """What labelling a call gave: labels, all axes, the numbers among the arguments that a cut may change, the float
+    attributes that it may repair, the places of the numbers of the Python call that the rule has understood."""
+
+    labels: list[Label]
+    axes: list[Axis]
+    resized: set[int]
+    rescaled: dict[float, Scalar]
+    understood: set[int]
+
+
+class Calls:
+    """Remembers what was said of calls."""
+
+    def __init__(self, graph: Graph, facts: Facts) -> None:
+        self.said: dict[Hashable, Said] = {}
+        self._graph, self._facts = graph, facts
+        self._labels: dict[int, tuple[Label, Hashable]] = {}  # by identity; the label is kept alive
+        self._unlike: dict[Hashable, Hashable] = {}  # one object for equal keys
+
+    def key(self, node: Node) -> Hashable:
+        """Equal for calls of which the same will be said, once more; None where that cannot be told."""
+        outputs = [self._graph.values[number] for number in node.outputs if number is not None]
+        key = (
+            node.operator,
+            tuple(self._argument(argument) for argument in node.args),
+            tuple((name, self._argument(argument)) for name, argument in node.kwargs.items()),
+            tuple((value.shape, value.dtype) for value in outputs),
+            node.location,
+            tuple(self._number(number) for number in node.call.numbers),
+            node.call.scalars,
+        )
+        try:
+            hash(key)
+        except TypeError:
+            return None
+        return key
+
+    def _argument(self, argument: Any) -> Hashable:
+        if isinstance(argument, Ref):
+            label = self._facts.labels[argument.value]
+            assert label is not None
+            return self._label(label)
+        if isinstance(argument, tuple):
+            return tuple(self._argument(item) for item in argument)
+        return type(argument), argument
+
+    def _label(self, label: Label) -> Hashable:
+        known = self._labels.get(id(label))
+        if known is None:
+            scale = tuple((_axis(factor.axis), factor.power, factor.why) for factor in label.scale)
+            axes = tuple(map(_axis, label.axes))
+            key: Hashable = (axes, label.zero, label.weight, label.dtype, scale, label.source)
+            known = self._labels[id(label)] = label, id(self._unlike.setdefault(key, key))
+        return known[1]
+
+    def _number(self, number: Expression) -> Hashable:
+        """An expression with axes in the place of dimensions of tensors."""
+        if isinstance(number, Combination):
+            return number.symbol, self._number(number.left), self._number(number.right)
+        if isinstance(number, Count) and isinstance(number.axis, tuple):
+            value, dim = number.axis
+            label = self._facts.labels[value]
+            assert label is not None
+            return Count, _axis(label.axes[dim])
+        return number
+
+
+def _axis(axis: Axis) -> Hashable:
+    """Fixed axes of one size and reason are alike; any other is itself alone."""
+    return id(axis.ids) if axis.free else (axis.size, axis.why)
