@@ -12,7 +12,9 @@ from niwaki.rules.axis import Axis
 from niwaki.solve.equations import Components
 from niwaki.solve.facts import Facts
 from niwaki.solve.units import Units
-from niwaki.trace.graph import Graph, Origin
+from niwaki.trace.graph import Origin
+
+_CHUNK = 2**18  # so many rows are solved together
 
 
 class AxisTable:
@@ -34,44 +36,59 @@ class AxisTable:
             self._axes.append(axis.ids)
         return self._numbers[key]
 
-    def rows(self) -> tuple[IntArray, IntArray]:
-        """The components of all positions of all axes [R, K], 0 padded, and the axis number of each row [R]."""
-        solved = [self._solution.canonical(ids) for ids in self._axes]
-        width = max([1, *(own.shape[1] for own in solved)])
-        sizes = [len(own) for own in solved]
-        rows = np.zeros((sum(sizes), width), dtype=np.int64)
-        start = 0
-        for own in solved:
-            rows[start : start + len(own), : own.shape[1]] = own
-            start += len(own)
-        return rows, np.repeat(np.arange(len(sizes)), sizes)
+    def rows(self, units: Units) -> tuple[IntArray, IntArray, IntArray]:
+        """The components that are still free of all positions of all axes [R, K], 0 padded, the axis number of each
+        row [R], and how many positions in a row it stands for [R]."""
+        pieces: list[tuple[IntArray, IntArray, IntArray]] = []
+        first = 0
+        while first < len(self._axes) or not pieces:
+            solved: list[IntArray] = []
+            while first + len(solved) < len(self._axes) and sum(map(len, solved)) < _CHUNK:
+                solved.append(self._solution.canonical(self._axes[first + len(solved)]))
+            axis = np.repeat(np.arange(first, first + len(solved)), list(map(len, solved)))
+            rows = units.active(stacked(solved))
+            pieces.append(merged(rows, axis, np.ones(len(rows), dtype=np.int64)))
+            first += len(solved)
+        table = stacked([rows for rows, _, _ in pieces])
+        used = (table != 0).any(axis=0)
+        used[0] = True
+        return table[:, used], np.concatenate([axis for _, axis, _ in pieces]), np.concatenate([n for *_, n in pieces])
 
 
-def count_rows(rows: IntArray, axis: IntArray, num_axes: int, num_units: int) -> Counts:
-    """Merge equal rows of unit numbers (``num_units`` is the padding) of the same axis; ``axis`` ascends."""
-    if rows.shape[1] > 1:
-        rows = np.sort(rows, axis=1)
+def stacked(arrays: Sequence[IntArray]) -> IntArray:
+    """Arrays of rows one below the other, 0 padded."""
+    width = max([1, *(own.shape[1] for own in arrays)])
+    rows = np.zeros((sum(map(len, arrays)), width), dtype=np.int64)
+    start = 0
+    for own in arrays:
+        rows[start : start + len(own), : own.shape[1]] = own
+        start += len(own)
+    return rows
+
+
+def merged(rows: IntArray, axis: IntArray, times: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Equal rows of the same axis that follow one another become one."""
     new = (rows[1:] != rows[:-1]).any(axis=1) | (axis[1:] != axis[:-1])
     begin = np.flatnonzero(np.append(np.ones(min(1, len(rows)), dtype=bool), new))
-    times = np.diff(np.append(begin, len(rows)))
-    rows, axis = rows[begin], axis[begin]
-    base, width = num_units + 1, rows.shape[1]
-    if num_axes * base**width < 2**62:  # a row fits into one integer, which sorts much faster
-        powers = base ** np.arange(width - 1, -1, -1, dtype=np.int64)
-        keys = axis * base**width + rows @ powers
-        jumbled = np.zeros(num_axes, dtype=bool)
-        jumbled[axis[1:][keys[1:] <= keys[:-1]]] = True
-        which = jumbled[axis]
-        if which.any():
-            sorted_keys, inverse = np.unique(keys[which], return_inverse=True)
-            merged = np.bincount(inverse, weights=times[which], minlength=len(sorted_keys))
-            axis = np.concatenate([axis[~which], sorted_keys // base**width])
-            rows = np.concatenate([rows[~which], sorted_keys[:, None] // powers % base])
-            times = np.concatenate([times[~which], merged])
-    else:
-        table, inverse = np.unique(np.concatenate([axis[:, None], rows], axis=1), axis=0, return_inverse=True)
-        times = np.bincount(inverse.reshape(-1), weights=times, minlength=len(table))
-        axis, rows = table[:, 0], table[:, 1:]
+    return rows[begin], axis[begin], np.add.reduceat(times, begin) if len(begin) else times
+
+
+def count_rows(rows: IntArray, axis: IntArray, times: IntArray, num_axes: int, num_units: int) -> Counts:
+    """Merge equal rows of unit numbers (``num_units`` is the padding) of the same axis; ``axis`` ascends."""
+    rows, axis, times = merged(np.sort(rows, axis=1) if rows.shape[1] > 1 else rows, axis, times)
+    after = np.zeros(max(len(rows) - 1, 0), dtype=bool)  # whether a row is behind the one before it
+    for column in rows.T[::-1]:
+        after = (column[1:] > column[:-1]) | ((column[1:] == column[:-1]) & after)
+    jumbled = np.zeros(num_axes, dtype=bool)
+    jumbled[axis[1:][(axis[1:] == axis[:-1]) & ~after]] = True
+    which = jumbled[axis]
+    if which.any():
+        order = np.flatnonzero(which)
+        order = order[np.lexsort((*rows[order].T[::-1], axis[order]))]
+        ordered = merged(rows[order], axis[order], times[order])
+        rows, axis, times = (
+            np.concatenate([old[~which], new]) for old, new in zip((rows, axis, times), ordered, strict=True)
+        )
     return Counts.of(num_units, num_axes, rows, times.astype(np.float64), axis)
 
 
@@ -87,8 +104,9 @@ def pad(lists: Sequence[Sequence[int]], filler: int) -> IntArray:
 class Tables:
     """All axes that sizes and costs refer to, numbered, with the claims and terms written in those numbers."""
 
-    def __init__(self, graph: Graph, facts: Facts, solution: Components) -> None:
-        table = AxisTable(solution)
+    def __init__(self, units: Units) -> None:
+        graph, facts = units.graph, units.facts
+        table = AxisTable(units.solution)
         self.claims = [
             (claim, _numbered(claim.expression, facts, table), None if claim.axis is None else table.number(claim.axis))
             for claim in facts.sizes
@@ -110,17 +128,18 @@ class Tables:
             self.memory.append((float(value.dtype.itemsize), axes))
             if value.origin is Origin.PARAMETER:
                 self.params.append((1.0, axes))
-        self.rows, self.axis = table.rows()
+        self.rows, self.axis, self.times = table.rows(units)
         self.num_axes = len(table)
         self._first = np.searchsorted(self.axis, np.arange(self.num_axes + 1))
 
-    def rows_of(self, axis: int) -> IntArray:
-        """The components [n, K] of the positions of one axis."""
-        return self.rows[self._first[axis] : self._first[axis + 1]]
+    def rows_of(self, axis: int) -> tuple[IntArray, IntArray]:
+        """The components [n, K] that one axis depends on, and for how many positions each row stands [n]."""
+        own = slice(self._first[axis], self._first[axis + 1])
+        return self.rows[own], self.times[own]
 
     def counts(self, units: Units) -> Counts:
         """Surviving positions of every axis, as a function of the units there are now."""
-        return count_rows(units.of_components(self.rows), self.axis, self.num_axes, len(units))
+        return count_rows(units.of_components(self.rows), self.axis, self.times, self.num_axes, len(units))
 
 
 def _numbered(expression: Expression, facts: Facts, table: AxisTable) -> Expression:

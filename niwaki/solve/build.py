@@ -31,7 +31,7 @@ class Builder:
         self._model = model
         understand_unseen(model, graph, facts)
         self.units = Units(graph, facts, inner)
-        self._tables = Tables(graph, facts, self.units.solution)
+        self._tables = Tables(self.units)
         self._pin_contradicting_repairs()
         self._numbers = settle(self.units, self._tables)
 
@@ -41,7 +41,10 @@ class Builder:
         for claim, factors in self._tables.repairs:
             wanted = (
                 claim.shift,
-                *((np.sort(self._tables.rows_of(axis), axis=0).tobytes(), power) for axis, _, power in factors),
+                *(
+                    (np.sort(np.repeat(*self._tables.rows_of(axis), axis=0), axis=0).tobytes(), power)
+                    for axis, _, power in factors
+                ),
             )
             if found.setdefault(claim.target, wanted) != wanted:
                 for other in self.units.facts.repairs:

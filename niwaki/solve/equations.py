@@ -83,9 +83,11 @@ def _compact(rows: IntArray) -> IntArray:
     for left in range(rows.shape[1]):
         for right in range(left + 1, rows.shape[1]):
             rows[:, right] = np.where(rows[:, right] == rows[:, left], 0, rows[:, right])
-    order = np.argsort(rows == 0, axis=1, kind="stable")
-    rows = np.take_along_axis(rows, order, axis=1)
-    return rows[:, (rows != 0).any(axis=0)]
+    real = rows != 0
+    if bool((real[:, 1:] > real[:, :-1]).any()):
+        rows = np.take_along_axis(rows, np.argsort(~real, axis=1, kind="stable"), axis=1)
+        real = rows != 0
+    return rows[:, real.any(axis=0)]
 
 
 class _Edges:

@@ -80,7 +80,7 @@ def _distinguish(units: Units, tables: Tables) -> None:
     for _, expression, _ in tables.claims:
         axes.update(leaf.axis for leaf in leaves(expression) if isinstance(leaf, Count) and isinstance(leaf.axis, int))
     which = np.isin(tables.axis, sorted(axes))
-    units.distinguish(tables.rows[which], tables.axis[which])
+    units.distinguish(tables.rows[which], tables.axis[which], tables.times[which])
 
 
 def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
@@ -266,5 +266,5 @@ def _pin_failing(units: Units, tables: Tables, failing: Sequence[int], numbers: 
             f"{equation.what} is computed as {equation.expression}, which cannot follow a cut", equation.location
         )
         for axis in axes:
-            pinned |= units.pin(tables.rows_of(axis).reshape(-1), why)
+            pinned |= units.pin(tables.rows_of(axis)[0].reshape(-1), why)
     return pinned

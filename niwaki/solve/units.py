@@ -51,7 +51,8 @@ class Units:
         self._pinned[0] = True
         self._inexact = self._mark_inexact()
         self._late = np.full(self.solution.size, -1)  # component -> reason, for what was pinned after solving
-        self._finer: tuple[IntArray, IntArray] = (np.zeros((0, 1), dtype=np.int64), np.zeros(0, dtype=np.int64))
+        none = np.zeros(0, dtype=np.int64)
+        self._finer: tuple[IntArray, IntArray, IntArray] = (none[:, None], none, none)
         self.spots = self._find_spots()
         self.rhythms: tuple[Rhythm, ...] = ()
         if not inner:
@@ -150,9 +151,10 @@ class Units:
         self.pin(self._units, why)
         self.regroup()
 
-    def distinguish(self, rows: IntArray, place: IntArray) -> None:
-        """Units that occur differently often on some axes (rows of components, and the axis of each) are not alike."""
-        self._finer = rows, place
+    def distinguish(self, rows: IntArray, place: IntArray, times: IntArray) -> None:
+        """Units that occur differently often on some axes (rows of components, the axis of each, and how often it is
+        there) are not alike."""
+        self._finer = rows, place, times
         self.regroup()
 
     def random_keep(self, rng: np.random.Generator, least: int = 1, share: float = 1.0, odd: bool = False) -> BoolArray:
@@ -245,9 +247,9 @@ class Units:
             np.minimum.at(first, flat, own[0])
             if any(self.spots[number].value.origin is Origin.PARAMETER for number in own):
                 produced[flat] = True
-        rows, place = self._finer
+        rows, place, times = self._finer
         for column in rows.T:
-            np.add.at(signature, column, draw.integers(1, 2**62, size=int(place.max(initial=0)) + 1)[place])
+            np.add.at(signature, column, draw.integers(1, 2**62, size=int(place.max(initial=0)) + 1)[place] * times)
         signature[self._inexact >= 0] += draw.integers(1, 2**62)  # no group mixes the two kinds
         units = np.flatnonzero(produced & ~self._pinned)
         units = _ordered(units, signature[units], first[units])
