@@ -189,7 +189,7 @@ def _components(edges: _Edges, count: int) -> _Solved:
     _, labels = connected_components(graph, directed=False)
     # Name each component by its smallest id, so that the pinned one, which holds id 0, is 0.
     smallest = np.full(labels.max() + 1, count, dtype=np.int64)
-    np.minimum.at(smallest, labels, np.arange(count))
+    smallest[labels[::-1]] = np.arange(count)[::-1]  # the last one written stays
     component = smallest[labels]
     _, parent = breadth_first_order(graph, 0, directed=False)
     parent = np.where(parent < 0, 0, parent).astype(np.int64)

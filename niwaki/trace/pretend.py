@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 
 from niwaki.core.location import Location
 
+_PLAIN = (FakeTensor, int, float, bool, type(None), torch.dtype, torch.device)
 _NESTING = (torch.Tensor, list, tuple)
 _NEEDS = (DataDependentOutputException, DynamicOutputShapeException)
 
@@ -70,6 +71,8 @@ class Pretence:
 
     def arguments(self, given: Any) -> Any:
         """The arguments of an operator with fakes in the place of meta tensors."""
+        if type(given) in _PLAIN:
+            return given
         if isinstance(given, torch.Tensor):
             return self.stand_in(given)
         if type(given) in (tuple, list):
