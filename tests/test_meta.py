@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
+from benchmarks.scale import measure
 from niwaki.errors import TraceError
 from tests.zoo import _DECODER, ZOO, _transformers
 
@@ -56,6 +57,16 @@ def test_nothing_of_the_size_of_a_parameter_is_materialised() -> None:
     model = _on_meta(lambda: nn.Sequential(nn.Linear(2**16, 2**20), nn.ReLU(), nn.Linear(2**20, 2**16)))  # 512 GiB
     space = niwaki.search_space(model, torch.zeros(1, 2**16, device="meta"))
     assert [group.units for group in space.groups] == [2**20]
+
+
+@pytest.mark.parametrize(("name", "coverage", "left"), [("llama-3-70b", 0.99, 0.5), ("mixtral-8x7b", 0.0, 1.0)])
+def test_layers_of_real_width_are_analysed_and_cut_on_meta(name: str, coverage: float, left: float) -> None:
+    found = measure(name, layers=2)
+    assert found["params"] > 2.5e9
+    assert found["coverage"] > coverage
+    assert found["cut_params"] < found["params"] * left
+    assert found["real_bytes_after_cut"] < 2**20
+    assert found["peak_GB"] < 4  # the parameters would need more than 10
 
 
 class _Mixed(nn.Module):
