@@ -119,7 +119,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.shape(self, self.first(x).tanh())
-        return self.last((y * self.gate).transpose(1, 2).flatten(1))
+        result: Tensor = self.last((y * self.gate).transpose(1, 2).flatten(1))
+        return result
 
 
 def _viewed(y: Tensor, heads: int, size: int = -1) -> Tensor:
@@ -295,3 +296,32 @@ def test_a_shared_config_is_one_object_for_all_but_the_cut_module() -> None:
     small = niwaki.cut(net, space.plan(keep))
     assert [module.settings.inner.heads for module in (small[0], small[2], net[0], Net)] == [2, 4, 4, 4]
     assert small[2].settings is Net.settings
+
+
+class Width(nn.Module):
+    """Attention's usual last lines: the width to come back to is read from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.first, self.last = nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, width = x.shape
+        y = self.first(x).view(batch, self.heads, -1).tanh()
+        return self.last(y.reshape(batch, width))
+
+
+def test_a_width_read_from_the_input_is_left_to_the_graph_level_cut() -> None:
+    torch.manual_seed(0)
+    net, x = Width(), torch.randn(2, 24)
+    space = niwaki.search_space(net, x)
+    assert not space.groups
+    reasons = {pin.reason for pin in space.pins if (pin.parameter, pin.dim) == ("first.weight", 0)}
+    assert reasons == {
+        "a size given to view is computed as size(24), which cannot follow a cut: size(24) is read from a shape and "
+        "stays. The graph-level cut can change it (as_graph=True)"
+    }
+    space = niwaki.search_space(net, x, as_graph=True)
+    assert [group.units for group in space.groups] == [4]
+    assert niwaki.check(net, random_plan(space, np.random.default_rng(0)), x, as_graph=True).holds

@@ -27,10 +27,11 @@ def describe_space(space: SearchSpace) -> str:
     if len(by_size) > _SHOWN:
         lines.append(f"  ... and {len(by_size) - _SHOWN} smaller groups (space.groups)")
     for tie in space.ties[:_SHOWN]:
-        parts = ", ".join(
-            f"{step} of {space.groups[group].name}" for group, step in zip(tie.groups, tie.steps, strict=True)
-        )
-        lines.append(f"  tied, leaving together: {parts}")
+        parts = [f"{step} of {space.groups[group].name}" for group, step in zip(tie.groups, tie.steps, strict=True)]
+        if len(parts) > 1:
+            lines.append(f"  tied, leaving together: {', '.join(parts)}")
+        else:
+            lines.append(f"  leaving in steps: {parts[0]}, {tie.most} times at most")
     by_reason: dict[str, list[Pin]] = {}
     for pin in space.pins:
         by_reason.setdefault(pin.reason, []).append(pin)

@@ -64,7 +64,8 @@ class Group:
 @dataclass(frozen=True, slots=True)
 class Tie:
     """Groups whose sizes depend on one another: their units leave only together, ``steps[i]`` units of group number
-    ``groups[i]`` at a time, at most ``most`` times (two halves of a ``chunk`` lose equally many)."""
+    ``groups[i]`` at a time, at most ``most`` times (two halves of a ``chunk`` lose equally many). Of a single group: it
+    leaves in steps (its size has to stay even), or not below some size."""
 
     groups: tuple[int, ...]
     steps: tuple[int, ...]

@@ -1,8 +1,9 @@
 """Which numbers in Python can follow a cut, by which attributes, and what has to be pinned or kept in step instead.
 
 The equations are not analysed but tried, on random plans. Where one fails, the groups it involves may still leave in a
-common rhythm (two halves of a chunk lose equally many): that is a null vector of the equations' slopes. Where there is
-none, the axis is pinned with the source line of the number.
+common rhythm (two halves of a chunk lose equally many): that is a null vector of the equations' slopes. Where one group
+alone decides, it may leave by several units at a time, or not go below some size (a number that has to stay even, or
+more than one). Otherwise the axis is pinned with the source line of the number.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from niwaki.solve.units import Rhythm, Units
 
 _TRIALS = 6
 _ENOUGH = 4
+_LARGEST = 4096  # groups with more units are tried only so far
 _LATE = 1000  # an equation that only a comparison in Python asks for is the last to decide an attribute
 
 
@@ -56,22 +58,25 @@ def settle(units: Units, tables: Tables) -> Numbers:
 def _involved(numbers: Numbers, equations: Collection[int]) -> set[int]:
     """The axes that some equations depend on, through attributes too."""
     axes: set[int] = set()
+    for index in _reached(numbers, equations):
+        equation = numbers.equations[index]
+        counted = (leaf.axis for leaf in leaves(equation.expression) if isinstance(leaf, Count))
+        axes.update(axis for axis in (equation.axis, *counted) if isinstance(axis, int))
+    return axes
+
+
+def _reached(numbers: Numbers, equations: Collection[int]) -> set[int]:
+    """Some equations, and those that decide their attributes, and so on."""
     seen: set[int] = set()
     waiting = list(equations)
     while waiting:
         index = waiting.pop()
-        if index in seen:
-            continue
-        seen.add(index)
-        equation = numbers.equations[index]
-        if equation.axis is not None:
-            axes.add(equation.axis)
-        for leaf in leaves(equation.expression):
-            if isinstance(leaf, Count) and isinstance(leaf.axis, int):
-                axes.add(leaf.axis)
-            elif isinstance(leaf, Attribute) and leaf in numbers.deciding:
-                waiting.append(numbers.deciding[leaf])
-    return axes
+        if index not in seen:
+            seen.add(index)
+            inside = leaves(numbers.equations[index].expression)
+            attributes = (leaf for leaf in inside if isinstance(leaf, Attribute))
+            waiting += [numbers.deciding[attribute] for attribute in attributes if attribute in numbers.deciding]
+    return seen
 
 
 def _distinguish(units: Units, tables: Tables) -> None:
@@ -96,7 +101,21 @@ def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
         sizes = np.diff(units.starts)[groups]
         steps = _null_step(matrix[np.ix_(rows, groups)], sizes)
         if steps is not None:
-            rhythms.append(Rhythm(tuple(groups.tolist()), tuple(steps.tolist()), 0))
+            most = int(((sizes - 1) // steps).min())
+            rhythms.append(Rhythm(tuple(groups.tolist()), tuple(steps.tolist()), most))
+    taken = {group for rhythm in rhythms for group in rhythm.groups}
+    alone: dict[int, list[int]] = {}  # group -> equations that it decides alone
+    for index in chosen:
+        groups = slopes.groups_of(_involved(numbers, [index]))
+        if len(groups) == 1 and groups[0] not in taken:
+            alone.setdefault(int(groups[0]), []).append(index)
+    for group, equations in alone.items():
+        size = int(units.starts[group + 1] - units.starts[group])
+        holds = [_hold(numbers, equations, slopes.counts_without(group, lost)) for lost in range(min(size, _LARGEST))]
+        step = next((lost for lost in range(1, len(holds)) if holds[lost]), None)
+        if step is not None:
+            most = next((times for times, fine in enumerate(holds[::step]) if not fine), len(holds[::step])) - 1
+            rhythms.append(Rhythm((group,), (step,), most))
     units.rhythms = tuple(_in_steps(rhythms, [slopes.remainder(index) for index in chosen], np.diff(units.starts)))
 
 
@@ -104,21 +123,26 @@ def _in_steps(
     rhythms: Sequence[Rhythm], remainders: Sequence[tuple[FloatArray, int] | None], sizes: IntArray
 ) -> list[Rhythm]:
     """Lengthen the steps so that what must stay a multiple does: per unit lost of each group it loses so much."""
-    steps: dict[tuple[int, ...], IntArray] = {rhythm.groups: np.array(rhythm.steps) for rhythm in rhythms}
-    in_rhythm = {group for groups in steps for group in groups}
-    for slope, _ in filter(None, remainders):
-        for group in np.flatnonzero(slope).tolist():
-            if group not in in_rhythm:
-                steps.setdefault((group,), np.ones(1, dtype=np.int64))
+    in_rhythm = {group for rhythm in rhythms for group in rhythm.groups}
+    others = {group for slope, _ in filter(None, remainders) for group in np.flatnonzero(slope).tolist()} - in_rhythm
     lengthened = []
-    for groups, step in steps.items():
+    for rhythm in [*rhythms, *(Rhythm((group,), (1,), int(sizes[group]) - 1) for group in sorted(others))]:
+        step, times = np.array(rhythm.steps), 1
         for slope, modulus in filter(None, remainders):
-            lost = round(float(slope[list(groups)] @ step))
-            step = step * (modulus // gcd(modulus, lost))
-        most = int(((sizes[list(groups)] - 1) // step).min())
-        if most:
-            lengthened.append(Rhythm(groups, tuple(step.tolist()), most))
+            lost = round(float(slope[list(rhythm.groups)] @ step)) * times
+            times *= modulus // gcd(modulus, lost)
+        if rhythm.most >= times:
+            lengthened.append(Rhythm(rhythm.groups, tuple((step * times).tolist()), rhythm.most // times))
     return lengthened
+
+
+def _hold(numbers: Numbers, equations: Collection[int], counts: FloatArray) -> bool:
+    """Whether some equations hold for ``counts``."""
+    order = sorted(_reached(numbers, equations))
+    position = {index: new for new, index in enumerate(order)}
+    deciding = {attribute: position[index] for attribute, index in numbers.deciding.items() if index in position}
+    _, failing = Numbers(tuple(numbers.equations[index] for index in order), deciding).solve(counts)
+    return not {position[index] for index in equations} & set(failing)
 
 
 def _blocks(matrix: FloatArray) -> list[tuple[IntArray, IntArray]]:
@@ -172,9 +196,19 @@ class _Slopes:
         first = np.isin(unit, starts[:-1])
         group = np.searchsorted(starts, unit[first], side="right") - 1
         np.add.at(self._axis, (axis[first], group), -value[first])
+        self._full = counts(np.ones(counts.num_units))
         self._attributes: dict[Attribute, FloatArray] = {}
         for attribute, index in numbers.deciding.items():
             self._attributes[attribute] = self._solved(attribute, numbers.equations[index])
+
+    def groups_of(self, axes: Collection[int]) -> IntArray:
+        """The groups that some axes depend on."""
+        return np.flatnonzero((self._axis[sorted(axes)] != 0).any(axis=0))
+
+    def counts_without(self, group: int, lost: int) -> FloatArray:
+        """The positions left on every axis when ``lost`` units of a group are gone."""
+        left: FloatArray = self._full + lost * self._axis[:, group]
+        return left
 
     def residual(self, index: int) -> FloatArray:
         """How an equation departs from being true, per unit lost, [groups]."""
@@ -263,8 +297,18 @@ def _pin_failing(units: Units, tables: Tables, failing: Sequence[int], numbers: 
             axes = {axis for axis in counted if isinstance(axis, int) and varies[axis]}
             axes = axes or _involved(numbers, [index])
         why = units.facts.reason(
-            f"{equation.what} is computed as {equation.expression}, which cannot follow a cut", equation.location
+            f"{equation.what} is computed as {equation.expression}, which cannot follow a cut"
+            + _because(equation.expression, varies),
+            equation.location,
         )
         for axis in axes:
             pinned |= units.pin(tables.rows_of(axis)[0].reshape(-1), why)
     return pinned
+
+
+def _because(expression: Expression, varies: BoolArray) -> str:
+    """What to say of a number that is read from the shape of a tensor: no attribute can change that."""
+    for leaf in leaves(expression):
+        if isinstance(leaf, Count) and isinstance(leaf.axis, int) and not varies[leaf.axis]:
+            return f": {leaf} is read from a shape and stays. The graph-level cut can change it (as_graph=True)"
+    return ""
