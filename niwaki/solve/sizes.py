@@ -23,7 +23,7 @@ from niwaki.solve.units import Rhythm, Units
 
 _TRIALS = 6
 _ENOUGH = 4
-_LARGEST = 4096  # groups with more units are tried only so far
+_LONGEST_STEP = 65  # a number that has to stay a multiple of 64 is not unheard of
 _LATE = 1000  # an equation that only a comparison in Python asks for is the last to decide an attribute
 
 
@@ -110,12 +110,8 @@ def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
         if len(groups) == 1 and groups[0] not in taken:
             alone.setdefault(int(groups[0]), []).append(index)
     for group, equations in alone.items():
-        size = int(units.starts[group + 1] - units.starts[group])
-        holds = [_hold(numbers, equations, slopes.counts_without(group, lost)) for lost in range(min(size, _LARGEST))]
-        step = next((lost for lost in range(1, len(holds)) if holds[lost]), None)
-        if step is not None:
-            most = next((times for times, fine in enumerate(holds[::step]) if not fine), len(holds[::step])) - 1
-            rhythms.append(Rhythm((group,), (step,), most))
+        rhythm = _alone(numbers, equations, slopes, group, int(units.starts[group + 1] - units.starts[group]))
+        rhythms += [] if rhythm is None else [rhythm]
     units.rhythms = tuple(_in_steps(rhythms, [slopes.remainder(index) for index in chosen], np.diff(units.starts)))
 
 
@@ -134,6 +130,19 @@ def _in_steps(
         if rhythm.most >= times:
             lengthened.append(Rhythm(rhythm.groups, tuple((step * times).tolist()), rhythm.most // times))
     return lengthened
+
+
+def _alone(numbers: Numbers, equations: Collection[int], slopes: _Slopes, group: int, size: int) -> Rhythm | None:
+    """The least step in which a group of ``size`` units can leave, and how often, with some equations staying true."""
+
+    def holds(lost: int) -> bool:
+        return _hold(numbers, equations, slopes.counts_without(group, lost))
+
+    step = next(filter(holds, range(1, min(size, _LONGEST_STEP))), None)
+    if step is None:
+        return None
+    end = next(itertools.filterfalse(holds, range(2 * step, size, step)), size - 1 + step)
+    return Rhythm((group,), (step,), end // step - 1)
 
 
 def _hold(numbers: Numbers, equations: Collection[int], counts: FloatArray) -> bool:
