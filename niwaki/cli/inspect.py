@@ -48,6 +48,13 @@ def inspect(
             "LayerNorm; --check looks at the others",
         ),
     ] = False,
+    as_graph: Annotated[
+        bool,
+        typer.Option(
+            "--as-graph",
+            help="export the network and look at the program: what only a number in the source keeps can leave there",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON instead of tables")] = False,
 ) -> None:
     """Print what could leave a network, what could not and why, without training it.
@@ -55,7 +62,9 @@ def inspect(
     Exit code 0: done; 1: with --check, the law does not hold; 2: the network could not be inspected.
     """
     try:
-        request = Request(model, parse_inputs(input or ()), classes, parse_shares(keep), check, meta, allow_inexact)
+        request = Request(
+            model, parse_inputs(input or ()), classes, parse_shares(keep), check, meta, allow_inexact, as_graph
+        )
         if draw_to is not None:
             check_drawable(draw_to)
         with _progress() as say:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from niwaki.errors import PlanError, TraceError
-from niwaki.graphs.program import REGIONS, Block, Program, needed
+from niwaki.graphs.program import REGIONS, TORCH, Block, Program, needed
 from niwaki.graphs.sizes import replaced
+from niwaki.trace.pretend import Pretence
 from niwaki.trace.preserve import preserved
-from niwaki.trace.tracer import ExampleCall
-
+from niwaki.trace.tracer import ExampleCall, map_tensors, tensors_in
 
 def exported(model: nn.Module, call: ExampleCall) -> ExportedProgram:
     """The eval-mode program of ``model`` for the shapes of one example call; it shares the model's parameters.
@@ -26,20 +28,31 @@ def exported(model: nn.Module, call: ExampleCall) -> ExportedProgram:
         TraceError: the model cannot be exported.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
+    pretence = Pretence(model, list(tensors_in(call)), _mode_for_export())
     with preserved(model):
+        pretence.swap(model)
+        call = map_tensors(call, pretence.stand_in)
         for module in model.modules():
             module.training = False
         torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, whose heads cannot leave
         try:
-            return torch.export.export(model, *call, strict=False)
+            program = torch.export.export(model, *call, strict=False)
         except Exception as cause:
             raise TraceError(
-                f"torch.export cannot export the model: {type(cause).__qualname__}: {_first_line(cause)}. The "
-                "graph-level cut needs an exported program: cut the model itself, without as_graph, or export it "
+                f"torch.export cannot export the model: {_line(cause)}{type(cause).__qualname__}: {_first_line(cause)}. "
+                "The graph-level cut needs an exported program: cut the model itself, without as_graph, or export it "
                 "yourself and pass the ExportedProgram."
             ) from cause
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
+    for tensors in (program.state_dict, program.constants):
+        tensors.update({name: pretence.original(tensor) for name, tensor in tensors.items()})
+    return program
+
+
+def _mode_for_export() -> FakeTensorMode:
+    """A mode whose fake tensors a model to be exported may hold."""
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(tracked_fakes=[]))
 
 
 def rebuilt(small: Program) -> ExportedProgram:
@@ -60,8 +73,7 @@ def rebuilt(small: Program) -> ExportedProgram:
             given.append(node.meta.get("val"))
         else:
             assert spec.target is not None
-            with torch.no_grad():
-                given.append(mode.from_tensor(tensors[spec.target], static_shapes=True))
+            given.append(_pretended(mode, tensors[spec.target], node.meta["val"]))
     try:
         with torch.no_grad(), mode:
             _resize(module, small, given)
@@ -83,11 +95,19 @@ def rebuilt(small: Program) -> ExportedProgram:
         graph_signature=source.graph_signature,
         state_dict={name: tensors[name] for name in source.state_dict},
         range_constraints=copy.deepcopy(source.range_constraints),
-        module_call_graph=copy.deepcopy(source.module_call_graph),
+        module_call_graph=list(source.module_call_graph),
         example_inputs=source.example_inputs,
         constants={name: tensors.get(name, held) for name, held in source.constants.items()},
         verifiers=source.verifiers,
     )
+
+
+def _pretended(mode: FakeTensorMode, tensor: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """The metadata of a parameter or buffer; one on the meta device is where its dense fake claims to be."""
+    with torch.no_grad(), mode:
+        if tensor.is_meta:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=dense.device)
+        return mode.from_tensor(tensor, static_shapes=True)
 
 
 def _rename(source: fx.GraphModule, made: fx.GraphModule) -> None:
@@ -178,6 +198,13 @@ def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
     values = (node.meta.get("val") for node in graph.nodes)
     found = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
     return found if found is not None else FakeTensorMode()
+
+
+def _line(cause: Exception) -> str:
+    """The innermost line of the user's code that an error went through, as the beginning of a sentence."""
+    files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(cause.__traceback__)]
+    users = [f"{file}:{line}: " for file, line in files if not file.startswith((TORCH, __file__, "<"))]
+    return users[-1] if users else ""
 
 
 def _first_line(cause: Exception) -> str:

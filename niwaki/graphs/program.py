@@ -22,7 +22,7 @@ from niwaki.graphs.sizes import Numbers, spelled_out, with_numbers
 
 aten = torch.ops.aten
 _SIZES, _FLOAT = ".sizes", ".float"  # no parameter or module can have a dot in its name
-_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 
 # Told of every call of a program that runs, by a text that names it, and of its result.
 observer: ContextVar[Callable[[str, Any], None] | None] = ContextVar("observer", default=None)
@@ -366,7 +366,7 @@ def location_of(node: fx.Node) -> Location:
     module = str(stack[-1][0]).split("@")[0] if stack else ""
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     for file, line in reversed(lines):
-        if not file.startswith((_TORCH, "<")):
+        if not file.startswith((TORCH, "<")):
             return Location(file, int(line), module)
     return Location(f"node {node.name!r} of the exported program", 0, module)
 

@@ -34,15 +34,18 @@ class NeedsValue(RuntimeError):
 
 
 class Pretence:
-    """Fake tensors that stand for meta tensors, one for each."""
+    """Fake tensors, of a mode of their own unless given, that stand for meta tensors, one for each."""
 
-    def __init__(self, model: torch.nn.Module, given: Sequence[torch.Tensor] = ()) -> None:
+    def __init__(
+        self, model: torch.nn.Module, given: Sequence[torch.Tensor] = (), mode: FakeTensorMode | None = None
+    ) -> None:
         tensors = [*given, *model.parameters(), *model.buffers()]
         self.active = any(tensor.is_meta for tensor in tensors)
         self._device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+self._mode = FakeTensorMode(allow_non_fake_inputs=True) if mode is None else mode
         self._made: dict[Hashable, tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]] = {}
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the meta tensor is kept alive with its fake
+        self._metas: dict[int, torch.Tensor] = {}  # by the identity of the fake
 
     def swap(self, model: torch.nn.Module) -> None:
         """Put fakes in the place of all meta tensors that hang on ``model``. It is up to the caller to undo that."""
@@ -91,7 +94,12 @@ class Pretence:
             if isinstance(tensor, torch.nn.Parameter):
                 fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
             self._fakes[id(tensor)] = tensor, fake
+            self._metas[id(fake)] = tensor
         return self._fakes[id(tensor)][1]
+
+    def original(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The meta tensor that a fake stands for; any other tensor itself."""
+        return self._metas.get(id(tensor), tensor)
 
     def _replaced(self, value: Any) -> Any:
         """``value`` with stand-ins, containers that a module may share with others changed in place."""

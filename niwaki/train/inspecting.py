@@ -38,6 +38,7 @@ class Request:
     check: bool = False
     meta: bool = False
     allow_inexact: bool = False
+    as_graph: bool = False
 
 
 def inspect_model(request: Request, say: Say = lambda stage: None) -> tuple[SearchSpace, Inspection]:
@@ -59,13 +60,15 @@ def inspect_model(request: Request, say: Say = lambda stage: None) -> tuple[Sear
     found = _specimen(request)
     say(f"analysing {request.model}")
     begin = time.perf_counter()
-    space = niwaki.search_space(found.model, found.inputs, allow_inexact=request.allow_inexact)
+    space = niwaki.search_space(
+        found.model, found.inputs, allow_inexact=request.allow_inexact, as_graph=request.as_graph
+    )
     seconds = time.perf_counter() - begin
     weightless = any(parameter.is_meta for parameter in found.model.parameters())
     law = None
     if request.check:
         say(f"checking the law on {LAW_PLANS} random plans")
-        law = _law(found)
+        law = _law(space.model, found.inputs)
     return space, Inspection(
         model=request.model,
         inputs=described(found.inputs),
@@ -112,9 +115,9 @@ def _specimen(request: Request) -> Specimen:
     return found
 
 
-def _law(found: Specimen) -> Law:
+def _law(model: torch.nn.Module, inputs: Any) -> Law:
     try:
-        report = check_model(found.model, found.inputs, plans=LAW_PLANS)
+        report = check_model(model, inputs, plans=LAW_PLANS)
     except AssertionError as failure:
         return Law(False, str(failure))
     return Law(True, str(report), report.forward, report.backward)
