@@ -42,7 +42,7 @@ class Pretence:
         tensors = [*given, *model.parameters(), *model.buffers()]
         self.active = any(tensor.is_meta for tensor in tensors)
         self._device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
-self._mode = FakeTensorMode(allow_non_fake_inputs=True) if mode is None else mode
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True) if mode is None else mode
         self._made: dict[Hashable, tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]] = {}
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the meta tensor is kept alive with its fake
         self._metas: dict[int, torch.Tensor] = {}  # by the identity of the fake
