@@ -1,10 +1,11 @@
 """How much of networks of real size can leave: the share of the parameters that lie in at least one unit.
 
-python benchmarks/coverage.py [--match llama] [--kind transformer]
+python benchmarks/coverage.py [--match llama] [--kind transformer] [--as-graph]
 
 Language models live on the meta device, so that they need no weights. Embedding tables do
-not count for transformers: their rows are looked up by number, and only their width could ever go. The last column
-allows inexact units, the width across a LayerNorm above all.
+not count for transformers: their rows are looked up by number, and only their width could ever go. One column
+allows inexact units, the width across a LayerNorm above all; one (--as-graph) is that of the exported program, "-"
+where a network cannot be exported.
 """
 
 from __future__ import annotations
@@ -144,23 +145,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--match", default="", help="only names that contain this regular expression")
     parser.add_argument("--kind", default="", help="only kinds that contain this")
+    parser.add_argument("--as-graph", action="store_true", help="export the networks, too, and analyse the programs")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
-    table = Table("kind", "network", "parameters", "coverage", "with inexact units", "analysis CPU s", "costs most")
-    means: dict[str, list[tuple[float, float]]] = {}
+    table = Table(
+        *("kind", "network", "parameters", "coverage", "with inexact units", "as graph", "analysis CPU s", "costs most")
+    )
+    means: dict[str, list[Figures]] = {}
     for entry in entries():
         if re.search(options.match, entry.name) and options.kind in entry.kind:
-            row, figures = _row(entry)
+            row, figures = _row(entry, options.as_graph)
             means.setdefault(entry.kind, []).append(figures)
             table.add_row(*row)
             console.print(*row, sep="  ", markup=False, highlight=False)
     for kind, figures_of_kind in means.items():
-        exact, inexact = (sum(column) / len(column) for column in zip(*figures_of_kind, strict=True))
-        table.add_row(kind, f"mean of {len(figures_of_kind)}", "", f"{exact:.3f}", f"{inexact:.3f}", "", "")
+        columns = zip(*figures_of_kind, strict=True)
+        table.add_row(kind, f"mean of {len(figures_of_kind)}", "", *(_mean(column) for column in columns), "", "")
     console.print(table)
 
 
-def _row(entry: Entry) -> tuple[tuple[str, ...], tuple[float, float]]:
+Figures = tuple[float, float, float | None]  # coverage; with inexact units; of the program, if there is one
+
+
+def _mean(column: tuple[float | None, ...]) -> str:
+    known = [figure for figure in column if figure is not None]
+    return f"{sum(known) / len(known):.3f}" if known else "-"
+
+
+def _of_program(model: nn.Module, inputs: Any, embeddings: bool) -> float | None:
+    try:
+        return coverage(niwaki.search_space(model, inputs, as_graph=True), model, embeddings)
+    except niwaki.errors.TraceError:
+        return None
+
+
+def _row(entry: Entry, as_graph: bool) -> tuple[tuple[str, ...], Figures]:
     with torch.device("meta" if entry.name.startswith("transformers") else "cpu"):
         model = entry.build().eval()
     embeddings = entry.kind != TRANSFORMER
@@ -169,6 +188,7 @@ def _row(entry: Entry) -> tuple[tuple[str, ...], tuple[float, float]]:
     seconds = time.process_time() - start
     loose = niwaki.search_space(model, entry.inputs(), allow_inexact=True)
     exact, inexact = coverage(space, model, embeddings), coverage(loose, model, embeddings)
+    graph = _of_program(model, entry.inputs(), embeddings) if as_graph else None
     sizes = dict(model.named_parameters())
     lost: dict[str, float] = {}
     for pin in space.pins:
@@ -176,8 +196,9 @@ def _row(entry: Entry) -> tuple[tuple[str, ...], tuple[float, float]]:
         lost[pin.reason] = lost.get(pin.reason, 0) + share * sizes[pin.parameter].numel()
     worst = max(lost, key=lambda reason: lost[reason], default="")
     total = sum(parameter.numel() for parameter in sizes.values())
-    row = (entry.kind, entry.name, f"{total:,}", f"{exact:.3f}", f"{inexact:.3f}", f"{seconds:.1f}", worst[:70])
-    return row, (exact, inexact)
+    figures = (exact, inexact, graph)
+    shown = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
+    return (entry.kind, entry.name, f"{total:,}", *shown, f"{seconds:.1f}", worst[:70]), figures
 
 
 if __name__ == "__main__":

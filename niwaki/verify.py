@@ -14,7 +14,7 @@ from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, observer
 from niwaki.precision import doubled
-from niwaki.surgery.cut import cut, duplicate
+from niwaki.surgery.cut import check_kind, cut, duplicate
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
 from niwaki.trace.tracer import ExampleCall, map_tensors, tensors_in
@@ -69,6 +69,7 @@ def check(
     """
     calls = calls_of(model, inputs)
     model = program_of(model, calls[0], as_graph)
+    check_kind(model, plan)
     plan.check_fits(model)
     with preserved(model):
         dtype: torch.dtype | None = torch.float64
@@ -89,6 +90,7 @@ def check(
         tolerance = TOLERANCE.get(precision, 1e-2)
         holds = deviation <= tolerance
         diverges = None if holds else _first_divergence(small, zero, calls, dtype, tolerance)
+        del original, small, zero  # each as large as the model, and twice that in float64
         if isinstance(model, Program) and holds:
             departure = _departure(model, plan, calls)
             if departure > TOLERANCE[torch.float32]:

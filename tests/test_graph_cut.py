@@ -333,7 +333,9 @@ class Choosing(nn.Module):
 
 def test_what_cannot_be_exported_or_followed_is_told() -> None:
     x = torch.randn(5, 3)
-    with pytest.raises(TraceError, match=r"torch.export cannot export the model: .*test_graph_cut.py:\d+: .*cut the model itself"):
+    with pytest.raises(
+        TraceError, match=r"torch.export cannot export the model: .*test_graph_cut.py:\d+: .*cut the model itself"
+    ):
         niwaki.search_space(Choosing("python"), x, as_graph=True)
     with pytest.raises(TraceError, match="contains cond, at .*test_graph_cut.py.*control flow"):
         niwaki.search_space(Choosing("cond"), x, as_graph=True)

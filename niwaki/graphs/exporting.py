@@ -17,9 +17,10 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from niwaki.errors import PlanError, TraceError
 from niwaki.graphs.program import REGIONS, TORCH, Block, Program, needed
 from niwaki.graphs.sizes import replaced
-from niwaki.trace.pretend import Pretence
 from niwaki.trace.preserve import preserved
+from niwaki.trace.pretend import Pretence
 from niwaki.trace.tracer import ExampleCall, map_tensors, tensors_in
+
 
 def exported(model: nn.Module, call: ExampleCall) -> ExportedProgram:
     """The eval-mode program of ``model`` for the shapes of one example call; it shares the model's parameters.
@@ -38,8 +39,9 @@ def exported(model: nn.Module, call: ExampleCall) -> ExportedProgram:
         try:
             program = torch.export.export(model, *call, strict=False)
         except Exception as cause:
+            problem = f"{_line(cause)}{type(cause).__qualname__}: {_first_line(cause)}"
             raise TraceError(
-                f"torch.export cannot export the model: {_line(cause)}{type(cause).__qualname__}: {_first_line(cause)}. "
+                f"torch.export cannot export the model: {problem}. "
                 "The graph-level cut needs an exported program: cut the model itself, without as_graph, or export it "
                 "yourself and pass the ExportedProgram."
             ) from cause

@@ -65,12 +65,12 @@ def cut(
     """
     if as_graph or isinstance(model, ExportedProgram):
         program = program_of(model, None if isinstance(model, _GRAPHS) else calls_of(model, example_inputs)[0], True)
-        _check_kind(program, plan)
+        check_kind(program, plan)
         plan.check_fits(program)
         small = _carry_out(program, plan, contents=True)
         assert isinstance(small, Program)
         return rebuilt(small)
-    _check_kind(model, plan)
+    check_kind(model, plan)
     plan.check_fits(model)
     return _carry_out(model, plan, contents=True)
 
@@ -78,7 +78,7 @@ def cut(
 _GRAPHS = (ExportedProgram, Program)
 
 
-def _check_kind(model: torch.nn.Module, plan: Plan) -> None:
+def check_kind(model: torch.nn.Module, plan: Plan) -> None:
     """Raise `PlanError` if the plan edits numbers of the other kind: a graph's names can be no attribute's."""
     kinds = {is_of_graph(edit.name) for edit in plan.attributes}
     if True in kinds and not isinstance(model, Program):
