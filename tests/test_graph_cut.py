@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +79,26 @@ class Regions(nn.Module):
         return self.head(self.last(h) * torch.tensor([1.0, 2, 3, 4, 5, 6]))
 
 
+class Shuffled(nn.Module):
+    """Two branches whose channels are dealt out in turn, as in ShuffleNet. The 2 of the view is two units that are not
+    alike, so none of them can leave, and the positions between them are the units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 3, padding=1), nn.Linear(32, 3)
+        self.next = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dealt(self.left(x), self.right(x))
+        for layer in self.next:
+            first, second = x.chunk(2, 1)
+            x = self.dealt(first, torch.relu(layer(second)))
+        return self.last(x.mean((2, 3)))
+
+    def dealt(self, left: Tensor, right: Tensor) -> Tensor:
+        return torch.cat([left, right], 1).view(-1, 2, 16, 4, 4).transpose(1, 2).reshape(-1, 32, 4, 4)
+
+
 def attention() -> tuple[nn.Module, Any]:
     return Attention(), torch.randn(2, 5, 10)
 
@@ -86,6 +109,10 @@ def views() -> tuple[nn.Module, Any]:
 
 def regions() -> tuple[nn.Module, Any]:
     return Regions(), torch.randint(0, 11, (2, 5))
+
+
+def shuffled() -> tuple[nn.Module, Any]:
+    return Shuffled(), torch.randn(2, 3, 4, 4)
 
 
 class Functional(nn.Module):
@@ -124,8 +151,8 @@ def bert() -> tuple[nn.Module, Any]:
     return ZOO["bert"].build(), ZOO["bert"].inputs()
 
 
-MODELS = [attention, views, regions, functional, vit, resnet, llama, bert]
-WIDER = [attention, views, regions, functional, vit]  # what the class itself pins
+MODELS = [attention, views, regions, shuffled, functional, vit, resnet, llama, bert]
+WIDER = [attention, views, regions, shuffled, functional, vit]  # what the class itself pins
 
 
 def given(build: Callable[[], tuple[nn.Module, Any]]) -> tuple[nn.Module, Any]:
@@ -177,6 +204,11 @@ def test_coverage_is_never_lower_and_higher_where_numbers_are_in_the_way(build: 
     assert len(ours.notes) == 1 and "an exported program" in ours.notes[0]
 
 
+def test_positions_between_two_branches_are_units() -> None:
+    model, x = given(shuffled)
+    assert niwaki.search_space(model, x, as_graph=True).coverage > 0.99
+
+
 def test_the_metadata_of_the_cut_program_is_that_of_its_results() -> None:
     model, x = given(attention)
     space = niwaki.search_space(model, x, as_graph=True)
@@ -200,10 +232,7 @@ def test_programs_go_through_files_and_can_be_cut_again() -> None:
     program = export(model, (x,))
     space = niwaki.search_space(program)
     small = niwaki.cut(program, random_plan(space, np.random.default_rng(0)))
-    file = io.BytesIO()
-    torch.export.save(small, file)
-    file.seek(0)
-    again = torch.export.load(file)
+    again = through_a_file(small)
     assert torch.equal(again.module()(x), small.module()(x))
     second = niwaki.search_space(again)
     assert second.num_units < space.num_units
@@ -228,6 +257,103 @@ def test_a_dynamic_batch_stays_dynamic(build: Any) -> None:
     assert torch.allclose(small(more), zeroed(space.model, plan)(more), atol=1e-6)
     with pytest.raises(AssertionError, match="<= 64"):
         small(torch.cat([x] * 40))
+
+
+def test_dynamic_shapes_of_a_whole_model_survive() -> None:
+    """Batch and length of a transformer, through save and load; the plan was made before them."""
+    torch.manual_seed(0)
+    model = ZOO["gpt2"].build().eval()
+    tokens = torch.randint(0, 90, (2, 9))
+    sizes = {"input_ids": {0: Dim("batch", max=8), 1: Dim("length", min=2, max=16)}, "use_cache": None}
+    program = export(model, (), {"input_ids": tokens, "use_cache": False}, dynamic_shapes=sizes)
+    space = niwaki.search_space(program)
+    plan = random_plan(space, np.random.default_rng(0))
+    small = through_a_file(niwaki.cut(through_a_file(program), plan)).module()
+    for shape in ((2, 9), (5, 3), (8, 16)):
+        tokens = torch.randint(0, 90, shape)
+        with torch.no_grad():
+            expected = zeroed(space.model, plan)(input_ids=tokens, use_cache=False).logits
+            assert difference([small(input_ids=tokens, use_cache=False).logits], [expected]) < 1e-5
+
+
+def through_a_file(program: ExportedProgram) -> ExportedProgram:
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    return torch.export.load(file)
+
+
+@pytest.mark.parametrize("build", [attention, views, functional, shuffled])
+def test_decomposed_programs(build: Any) -> None:
+    model, x = given(build)
+    program = export(model, (x,)).run_decompositions()
+    space = niwaki.search_space(program)
+    whole = niwaki.search_space(model, x, as_graph=True).coverage
+    assert space.coverage == whole or build is views  # a norm of groups of two, taken apart, leaves no groups alike
+    assert niwaki.check(program, random_plan(space, np.random.default_rng(0))).holds
+
+
+class Counting(nn.Module):
+    """Statistics that training updates, a number and a None among the inputs, an input among the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 12), nn.BatchNorm1d(12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor, times: int, mask: Tensor | None = None) -> dict[str, Any]:
+        h = self.norm(self.a(x)).view(-1, 3, 4).flatten(1) * times
+        return {"out": self.b(h if mask is None else h * mask), "x": x, "times": times}
+
+
+def test_a_program_of_training_keeps_its_statistics() -> None:
+    torch.manual_seed(0)
+    model, x = randomised(Counting()).double().train(), torch.randn(6, 4, dtype=torch.float64)
+    program = export(model, (x, 3, None))
+    space = niwaki.search_space(program)
+    plan = random_plan(space, np.random.default_rng(0))
+    assert space.coverage > 0.9 and niwaki.check(program, plan).holds
+    small, zero = niwaki.cut(program, plan).module(), zeroed(space.model, plan)
+    with torch.no_grad():
+        ours, expected = small(x, 3, None), zero(x, 3, None)
+    assert difference([ours["out"]], [expected["out"]]) < 1e-10
+    assert torch.equal(ours["x"], x) and ours["times"] == 3
+    (kept,) = plan.tensors["norm.running_mean"].values()
+    statistics, reference = dict(small.named_buffers()), dict(zero.named_buffers())
+    assert difference([statistics["norm.running_mean"]], [reference["norm.running_mean"][list(kept)]]) < 1e-10
+    assert int(statistics["norm.num_batches_tracked"]) == int(reference["norm.num_batches_tracked"]) == 1
+
+
+def test_a_model_without_weights_gives_the_same_space() -> None:
+    model, x = given(resnet)
+    with torch.device("meta"):
+        empty = ZOO["resnet18"].build().eval()
+    parameters = [id(parameter) for parameter in empty.parameters()]
+    ours, real = (niwaki.search_space(net, x, as_graph=True) for net in (empty, model))
+    assert (ours.coverage, ours.num_units, ours.cost()) == (real.coverage, real.num_units, real.cost())
+    assert {id(parameter) for parameter in ours.model.parameters()} == set(parameters)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    plan = random_plan(ours, np.random.default_rng(0))
+    assert niwaki.check(model, plan, x, as_graph=True).holds
+    small = niwaki.cut(empty, plan, as_graph=True, example_inputs=x)
+    assert sum(parameter.numel() for parameter in small.parameters()) == ours.cost(plan).params
+
+
+def test_a_cut_copies_the_weights_once_and_warns_of_nothing() -> None:
+    model, x = given(attention)
+    space = niwaki.search_space(model, x, as_graph=True)
+    plan = random_plan(space, np.random.default_rng(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = niwaki.cut(model, plan, as_graph=True, example_inputs=x)
+        callable_ = small.module()
+    dense = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    ours = {parameter.untyped_storage().data_ptr() for parameter in small.parameters()}
+    assert ours.isdisjoint(dense)
+    assert {parameter.untyped_storage().data_ptr() for parameter in callable_.parameters()} == ours
+    freed = weakref.ref(model.qkv.weight)
+    del model, space
+    gc.collect()
+    assert freed() is None and callable_(x).shape == x.shape
 
 
 def test_the_program_shares_the_weights_of_the_model() -> None:
@@ -309,6 +435,10 @@ def test_wrong_plans_and_inputs_are_told() -> None:
     classes = random_plan(niwaki.search_space(other, pixels), np.random.default_rng(0))
     with pytest.raises(PlanError, match="made for the model itself.*without as_graph"):
         niwaki.cut(other, classes, as_graph=True, example_inputs=pixels)
+    with pytest.raises(PlanError, match="made for the model itself.*without as_graph"):
+        niwaki.check(other, classes, pixels, as_graph=True)
+    with pytest.raises(PlanError, match="made for the graph of the model.*as_graph=True"):
+        niwaki.check(model, plan, x)
     with pytest.raises(TraceError, match="takes inputs of the structure"):
         niwaki.search_space(export(model, (x,)), {"y": x})
     with pytest.raises(FileFormatError, match="torch.export.save"):

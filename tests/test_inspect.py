@@ -39,6 +39,18 @@ class Net(nn.Module):
     def forward(self, x):
         return self.b(self.norm(self.a(x))[:, :4])
 
+class Views(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x).view(-1, 4, 2).flatten(1))
+
+class Branches(nn.Sequential):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
 def with_inputs():
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 6)
 
@@ -145,6 +157,16 @@ def test_blocks_of_features() -> None:
     net = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
     kinds = {group.kind for group in group_figures(niwaki.search_space(net, torch.randn(1, 5, 16), allow_inexact=True))}
     assert "features" in kinds
+
+
+def test_as_graph_what_a_number_keeps_can_leave() -> None:
+    assert found("net.py:Views", "--input", "2x6")["units"] == 0
+    content = found("net.py:Views", "--input", "2x6", "--as-graph", "--check", "--keep", "0.5", "--draw", "out.html")
+    assert (content["units"], content["law"]["holds"]) == (4, True)
+    assert content["predictions"][0]["cost"]["params"] == 8 * 7 / 2 + 4 * 3 + 3
+    assert found("net.py:Views", "--input", "2x6", "--as-graph", "--meta")["units"] == 4
+    outcome = run("net.py:Branches", "--input", "2x6", "--as-graph")
+    assert outcome.exit_code == 2 and re.search(r"cannot export the model: .*net.py:\d+: ", outcome.stderr)
 
 
 def test_inexact_groups_are_named() -> None:

@@ -71,5 +71,6 @@ def test_commands_and_options() -> None:
         },
         "inspect": {
             *("model", "--input", "--classes", "--keep", "--draw", "--check", "--meta", "--allow-inexact", "--json"),
+            "--as-graph",
         },
     }

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 # Whole numbers that have to follow a cut although the schema does not call them symbolic sizes.
-_SIZES_BY_NAME = {aten.group_norm.default: "num_groups"}
+_SIZES_BY_NAME = {aten.group_norm.default: "num_groups", aten.native_group_norm.default: "group"}
 _FAR = 2**31  # bounds that mean "to the end"
 
 

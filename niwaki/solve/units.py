@@ -55,9 +55,9 @@ class Units:
         self._finer: tuple[IntArray, IntArray, IntArray] = (none[:, None], none, none)
         self.spots = self._find_spots()
         self.rhythms: tuple[Rhythm, ...] = ()
-        if not inner:
-            self._hold_inner()
         self.regroup()
+        if not inner and self._hold_inner():
+            self.regroup()
 
     def _pin_unseen(self) -> None:
         unseen = {value.number for value in self.graph.unseen()}
@@ -208,15 +208,17 @@ class Units:
         """How many positions of an axis survive a mask of units."""
         return int(self.survivors(axis, keep).sum()) if axis.free else axis.size
 
-    def _hold_inner(self) -> None:
-        """Where a position depends on several components, the outermost stays a unit."""
-        why = self.facts.reason(_INNER, None)
+    def _hold_inner(self) -> bool:
+        """Where a position depends on several units, the outermost stays one; returns whether there were such. An outer
+        factor that is alone in its group can leave no more and is pinned before, so that the inner one may."""
+        why, found = self.facts.reason(_INNER, None), False
         for rows in self._distinct_rows():
             rows = self.active(rows)
             several = rows[(rows != 0).sum(axis=1) > 1]
             if len(several):
                 later = (several != 0).cumsum(axis=1) > 1
-                self.pin(several[later & (several != 0)], why)
+                found |= self.pin(several[later & (several != 0)], why)
+        return found
 
     def _distinct_rows(self) -> Iterable[IntArray]:
         return {id(spot.rows): spot.rows for spot in self.spots}.values()
