@@ -98,8 +98,7 @@ def check_model(
         for number in range(plans):
             plan = random_plan(space, rng, share)
             try:
-                with doubled():
-                    outcome = check(subject, plan, example_inputs)
+                outcome = check(subject, plan, example_inputs)
                 gradients = gradient_deviation(subject, plan, calls[0]) if train else None
             except (NiwakiError, RuntimeError, ValueError, TypeError, IndexError) as cause:
                 raise AssertionError(f"Random plan {number} (seed {seed}): the cut model fails: {cause}") from cause
