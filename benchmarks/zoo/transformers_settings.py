@@ -48,6 +48,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "max_depth": 4,
         "xpath_unit_hidden_size": 8,
     },
+    "sam_vision_model": {"output_channels": 32},
+    "sam_hq_vision_model": {"output_channels": 32},
     "radio": {"max_img_size": 64},
     "prophetnet": {"max_position_embeddings": 32},
     "tapas": {"type_vocab_sizes": [3, 16, 16, 2, 16, 16, 10]},
