@@ -122,6 +122,28 @@ def test_a_table_that_an_earlier_run_left_in_a_cache_is_no_mishap() -> None:
     assert [group.units for group in niwaki.search_space(net, x).groups] == [8]
 
 
+@torch.library.custom_op("niwaki_test::above_average", mutates_args=())
+def above_average(scores: Tensor) -> Tensor:
+    """Positions that depend on values, found by an operator that niwaki knows nothing of."""
+    return (scores > scores.mean()).nonzero()[:, 0]
+
+
+class Detecting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.score = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        return self.second(y)[above_average(self.score(y)[:, 0])]
+
+
+def test_positions_that_another_library_finds_are_those_of_the_traced_run() -> None:
+    torch.manual_seed(0)
+    net, x = Detecting(), torch.randn(9, 4)
+    assert [group.units for group in niwaki.search_space(net, x).groups] == [8]
+
+
 class Result:
     """An object that niwaki has never seen."""
 

@@ -22,6 +22,7 @@ _INDEXING = frozenset(
     }
 )
 _MASKS = (torch.bool, torch.uint8)
+_WHOLE = (torch.int64, torch.int32, *_MASKS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,13 +48,20 @@ class Decisions:
         """The result of ``operator``, calculated or as given."""
         if operator in _INDEXING:
             return calculate(operator, (args[0], self._chosen(operator, args[1]), *args[2:]), kwargs)
-        if _DECIDING.isdisjoint(operator.tags):
+        tagged = not _DECIDING.isdisjoint(operator.tags)
+        if not tagged and operator.namespace == "aten":
             return calculate(operator, args, kwargs)
         shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
-        given = self._next(operator, shapes)
+        given = self._next(operator, shapes) if tagged else None
         if given is not None:
             return _copy(given.outcome)
         outcome = calculate(operator, args, kwargs)
+        if not tagged:  # a library's own operator, whose tags say nothing: whole numbers are positions that it found
+            if not isinstance(outcome, torch.Tensor) or outcome.dtype not in _WHOLE:
+                return outcome
+            given = self._next(operator, shapes)
+            if given is not None:
+                return _copy(given.outcome)
         self.made.append(Decision(operator, shapes, _copy(outcome)))
         return outcome
 
