@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from niwaki.rules.detection import stand_in
+
 Block = tuple[Any, ...]
 BATCH, SIDE, LENGTH, VOCABULARY = 2, 4, 5, 11
 
@@ -62,6 +64,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "hardswish_": lambda: nn.Hardswish(inplace=True),
     "leaky": lambda: nn.LeakyReLU(0.1),
+    "logsigmoid": nn.LogSigmoid,
+    "dropout": lambda: nn.Dropout(0.1),
     "shifted": Shifted,
     "exp": Exp,
 }
@@ -135,6 +139,8 @@ class Shuffle(nn.Module):
         self.groups, self.per, self.how = groups, width // groups, how
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.how == "torch":
+            return F.channel_shuffle(x, self.groups)
         b, c, h, w = x.shape
         if self.how == "attributes":
             x = x.view(b, self.groups, self.per, h, w)
@@ -231,6 +237,12 @@ class Pool(nn.Module):
             return F.max_pool2d(x, 3, 1, 1)
         if self.how == "avg":
             return F.avg_pool2d(x, 3, 1, 1)
+        if self.how == "padded":
+            return F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1)
+        if self.how == "reflected":
+            return F.max_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
+        if self.how == "strided":  # of another memory format, which torch restores
+            return x * F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1)
         return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode=self.how)
 
 
@@ -323,12 +335,14 @@ class Branches(nn.Module):
 
 
 class PixelShuffled(nn.Module):
-    def __init__(self, width: int, out: int) -> None:
+    def __init__(self, width: int, out: int, back: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, 4 * out, 1)
+        self.conv, self.back = nn.Conv2d(width, 4 * out, 1), back
+        self.last = nn.Conv2d(4 * out, out, 1) if back else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(F.pixel_shuffle(self.conv(x), 2), 2)
+        y = F.pixel_shuffle(self.conv(x), 2)
+        return self.last(F.pixel_unshuffle(torch.relu(y), 2)) if self.back else F.avg_pool2d(y, 2)
 
 
 class Transposed(nn.Module):
@@ -357,6 +371,94 @@ class Standardised(nn.Module):
         else:
             w = torch.tanh(w) + 0.1
         return F.conv2d(x, w, self.conv.bias, padding=1)
+
+
+class Patches(nn.Module):
+    """What is cut out of an image, and put back."""
+
+    def __init__(self, width: int, how: str) -> None:
+        super().__init__()
+        self.how, self.mix = how, nn.Linear(SIDE * SIDE, SIDE * SIDE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "fold":
+            return F.fold(self.mix(F.unfold(x, 3, padding=1)), x.shape[2:], 3, padding=1)
+        if self.how == "tiles":
+            return F.fold(F.gelu(F.unfold(x, 2, stride=2)), x.shape[2:], 2, stride=2)
+        tiles = x.unfold(2, 2, 2).unfold(3, 2, 2)
+        return F.interpolate(tiles.amax((-2, -1)), x.shape[2:], mode="bicubic")
+
+
+class Warped(nn.Module):
+    """Sampled where the image itself says."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.where = nn.Conv2d(width, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = torch.tanh(self.where(x)).permute(0, 2, 3, 1)
+        return x + F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+class Waves(nn.Module):
+    """Fourier transforms over the image or the channels."""
+
+    def __init__(self, width: int, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.filter = nn.Parameter(torch.randn(width, SIDE, SIDE // 2 + 1, 2) * 0.3) if how == "filter" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.filter is not None:
+            made = torch.fft.rfft2(x, norm="ortho") * torch.view_as_complex(self.filter)
+            return torch.fft.irfft2(made, s=x.shape[2:], norm="ortho")
+        if self.how == "channels":
+            return torch.fft.fft(x, dim=1, norm="ortho").real
+        return torch.view_as_real(torch.fft.fft(x, dim=2, norm="ortho")).sum(-1)
+
+
+class Reweighted(nn.Sequential):
+    """A convolution whose weight torch computes."""
+
+    def __init__(self, width: int, out: int, how: str) -> None:
+        conv = nn.Conv2d(width, out, 3, padding=1)
+        made = {
+            "weight": lambda: nn.utils.parametrizations.weight_norm(conv),
+            "by_input": lambda: nn.utils.parametrizations.weight_norm(conv, dim=1),
+            "spectral": lambda: nn.utils.parametrizations.spectral_norm(conv),
+        }[how]()
+        super().__init__(made)
+
+
+class Regions(nn.Module):
+    """Looks at regions, as detectors do, with stand-ins of torchvision's operators that know no gradient."""
+
+    def __init__(self, width: int, how: str) -> None:
+        super().__init__()
+        self.how, self.mix = how, nn.Conv2d(width, width, 1)
+        self.offsets, self.score = nn.Conv2d(width, 2, 1), nn.Conv2d(width, 1, 1)
+        self.weight, self.bias = nn.Parameter(torch.randn(width, width, 1, 1)), nn.Parameter(torch.randn(width))
+        self.parts, self.spread = nn.Conv2d(width, 12, 1), nn.Linear(12, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x.detach()
+        if self.how == "sensitive":
+            boxes = torch.tensor([[0, 0.0, 0.0, 1.5, 1.5], [1, 1.0, 1.0, 2.5, 2.5]], dtype=x.dtype)
+            made = stand_in("ps_roi_align")(self.parts(seen).detach(), boxes, 1.0, 2, 2, 0)[0]
+            return x + self.spread(made.flatten(1))[:, :, None, None]
+        boxes = torch.tensor([[0, 0.0, 0.0, 1.5, 1.5], [1, 1.0, 1.0, 2.5, 2.5]], dtype=x.dtype)
+        if self.how == "deform":
+            offsets, none = self.offsets(seen).detach(), x.new_zeros(0, 1, 1, 1)
+            options = (1, 1, 0, 0, 1, 1, 1, 1, False)
+            y = stand_in("deform_conv2d")(seen, self.weight.detach(), offsets, none, self.bias.detach(), *options)
+        elif self.how == "chosen":
+            score = torch.sigmoid(self.score(seen)).detach().amax((2, 3)).flatten()
+            kept = stand_in("nms")(boxes[:, 1:], score, 0.5)
+            y = seen[kept].sum(0, keepdim=True)
+        else:
+            y = stand_in("roi_align")(seen, boxes, 1.0, 2, 2, 0, False).mean((2, 3), keepdim=True)
+        return x + self.mix(y)
 
 
 # --------------------------------------------------------------------------------------------------- blocks of tokens
@@ -536,6 +638,215 @@ class Convolved(nn.Module):
         return self.down(F.silu(y) * F.silu(gate))
 
 
+class Recurrent(nn.Module):
+    """Recurrent layers and cells, and back to the width."""
+
+    def __init__(self, width: int, inner: int, kind: str, layers: int, two_way: bool) -> None:
+        super().__init__()
+        self.inner, self.kind = inner, kind
+        if kind == "cell":
+            self.cell: nn.Module = nn.GRUCell(width, inner)
+            self.back = nn.Linear(inner, width)
+        else:
+            layer = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[kind]
+            self.rnn = layer(width, inner, layers, batch_first=True, bidirectional=two_way)
+            self.back = nn.Linear(inner * (2 if two_way else 1), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind != "cell":
+            return self.back(self.rnn(x)[0])
+        state, states = x.new_zeros(x.shape[0], self.inner), []
+        for now in x.unbind(1):
+            state = self.cell(now, state)
+            states.append(state)
+        return self.back(torch.stack(states, 1))
+
+
+class Scan(nn.Module):
+    """A diagonal state-space model whose step, input and output depend on the input; step by step or at once."""
+
+    def __init__(self, width: int, inner: int, state: int, how: str) -> None:
+        super().__init__()
+        self.up, self.down, self.how, self.state = nn.Linear(width, inner), nn.Linear(inner, width), how, state
+        self.decay, self.skip = nn.Parameter(torch.randn(inner, state)), nn.Parameter(torch.randn(inner))
+        self.step, self.read = nn.Linear(inner, inner), nn.Linear(inner, 2 * state, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = F.silu(self.up(x))
+        step = F.softplus(self.step(u))
+        b, c = self.read(u).split([self.state, self.state], dim=-1)
+        decay = torch.exp(-step[..., None] * self.decay.exp() * 0.1)
+        given = step[..., None] * u[..., None] * b[:, :, None]
+        if self.how == "sums":
+            totals = decay.log().cumsum(1)
+            states = (given * torch.exp(-totals)).cumsum(1) * torch.exp(totals)
+        else:
+            state, kept = torch.zeros_like(given[:, 0]), []
+            for number in range(x.shape[1]):
+                state = state * decay[:, number] + given[:, number]
+                kept.append(state)
+            states = torch.stack(kept, 1)
+        y = torch.einsum("blds,bls->bld", states, c)
+        return self.down(y + self.skip * u)
+
+
+class Compared(nn.Module):
+    """Distances to a codebook."""
+
+    def __init__(self, width: int, inner: int, power: float) -> None:
+        super().__init__()
+        self.up, self.down, self.power = nn.Linear(width, inner), nn.Linear(4, width), power
+        self.known = nn.Parameter(torch.randn(4, inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.cdist(self.up(x), self.known.expand(x.shape[0], -1, -1), p=self.power))
+
+
+class Form(nn.Module):
+    """Two views of a token, in a bilinear form."""
+
+    def __init__(self, width: int, inner: int, act: str) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(width, inner), nn.Linear(width, 3), ACTIVATIONS[act]()
+        self.form = nn.Bilinear(inner, 3, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.form(self.act(self.a(x)), self.b(x))
+
+
+class Transformed(nn.Module):
+    """Mixed by a Fourier transform along the sequence, or along both dimensions."""
+
+    def __init__(self, width: int, both: bool) -> None:
+        super().__init__()
+        self.both, self.mix = both, nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.fft.fft2(x, norm="ortho") if self.both else torch.fft.fft(x, dim=1, norm="ortho")
+        return self.mix(y.real)
+
+
+class Written(nn.Module):
+    """Tokens that are written, replaced or added by number or by a mask."""
+
+    def __init__(self, width: int, inner: int, how: str) -> None:
+        super().__init__()
+        self.how, self.up, self.down = how, nn.Linear(width, inner), nn.Linear(inner, width)
+        self.other = nn.Linear(width, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, other = torch.relu(self.up(x)), self.other(x[:, :2])
+        rows = torch.tensor([3, 1])
+        if self.how == "copy":
+            y = y.index_copy(1, rows, other)
+        elif self.how == "fill":
+            y = y.index_fill(1, rows, 0.0)
+        elif self.how == "reduce":
+            y = y.scatter_reduce(1, rows[None, :, None].expand_as(other), other, "sum")
+        elif self.how == "scatter":
+            y = y.scatter(1, rows[None, :, None].expand_as(other), other)
+        elif self.how == "put":
+            y = y.index_put((torch.arange(x.shape[0])[:, None], rows[None]), other)
+        elif self.how == "mask":
+            mask = (torch.arange(x.shape[1]) < 2)[None, :, None].expand_as(y)
+            y = y.masked_scatter(mask, other)
+        else:
+            y = y.clone()
+            y[:, 1:3] = other
+        return self.down(y)
+
+
+class Ranked(nn.Module):
+    """Tokens by the order of something."""
+
+    def __init__(self, width: int, how: str) -> None:
+        super().__init__()
+        self.how, self.score, self.mix = how, nn.Linear(width, 1), nn.Linear(width, width)
+        self.table = nn.Embedding(4, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(x)
+        if self.how == "sort":
+            return y.sort(dim=1)[0]
+        if self.how == "top":
+            return y + x.topk(2, dim=1)[0].sum(1, keepdim=True)
+        score = self.score(x)
+        if self.how == "gather":
+            return y.gather(1, score.argsort(1).expand(-1, -1, y.shape[2]))
+        if self.how == "largest":
+            return y * score.cummax(1)[0]
+        return y + self.table(torch.bucketize(score[..., 0].detach(), torch.tensor([-0.5, 0.0, 0.5])))
+
+
+class Odd(nn.Module):
+    """What is met now and then."""
+
+    def __init__(self, width: int, inner: int, how: str) -> None:
+        super().__init__()
+        self.how, self.up, self.down = how, nn.Linear(width, inner), nn.Linear(inner, width)
+        self.vector, self.other = nn.Parameter(torch.randn(inner)), nn.Parameter(torch.randn(inner))
+        self.dropout = nn.Dropout1d(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(ODD[self.how](self, torch.tanh(self.up(x))))
+
+    def scores(self, y: Tensor) -> Tensor:
+        """[batch, length, length], positive definite."""
+        return y @ y.mT + 3 * torch.eye(y.shape[1])
+
+
+def _added(self: Odd, y: Tensor) -> Tensor:
+    return torch.stack([torch.addmv(self.other, row.mT @ row, self.vector) for row in y])[:, None] + y
+
+
+def _where(self: Odd, y: Tensor) -> Tensor:
+    among = torch.sort(y[:, :, 0].detach())[0]
+    return y + torch.searchsorted(among, y[:, :, 1].detach()).to(y.dtype)[..., None]
+
+
+def _counted(self: Odd, y: Tensor) -> Tensor:
+    return y + 1 if bool(y.isfinite().all()) else y
+
+
+def _crossed(self: Odd, y: Tensor) -> Tensor:
+    return torch.linalg.cross(y[:, :3], y[:, 1:4], dim=1).repeat(1, 2, 1)[:, : y.shape[1]]
+
+
+ODD: dict[str, Callable[[Odd, Tensor], Tensor]] = {
+    "mv": lambda self, y: y * (y @ self.vector)[..., None],
+    "dot": lambda self, y: y * torch.dot(self.vector, self.other),
+    "vdot": lambda self, y: y * torch.vdot(self.vector, self.other),
+    "addmv": _added,
+    "baddbmm": lambda self, y: torch.baddbmm(y, self.scores(y), y, alpha=0.5),
+    "inverse": lambda self, y: torch.linalg.inv(self.scores(y)) @ y,
+    "solve": lambda self, y: torch.linalg.solve(self.scores(y), y),
+    "trace": lambda self, y: y * torch.trace(self.scores(y)[0]),
+    "cross": _crossed,
+    "dist": lambda self, y: y * torch.dist(y[:, 0], y[:, 1]),
+    "diagonal": lambda self, y: y + self.scores(y).diagonal(dim1=1, dim2=2).tanh().diag_embed() @ y,
+    "logsumexp": lambda self, y: y - y.logsumexp(1, keepdim=True),
+    "extremes": lambda self, y: y + torch.var_mean(y, 1)[0][:, None] + y.max(1)[0][:, None],
+    "select": lambda self, y: y.index_select(1, torch.tensor([4, 2, 2, 0, 1])),
+    "often": lambda self, y: y.repeat_interleave(torch.tensor([0, 1, 2, 1, 1]), dim=1),
+    "ones": lambda self, y: y + torch.ones_like(y),
+    "dropped": lambda self, y: self.dropout(y),
+    "search": _where,
+    "checked": _counted,
+    "lower": lambda self, y: self.scores(y).tril() @ y,
+}
+
+
+class Encoder(nn.Module):
+    """torch's own encoder layer."""
+
+    def __init__(self, width: int, heads: int, inner: int, first: bool) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(width, heads, inner, 0.0, batch_first=True, norm_first=first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
 class TokenBlock(nn.Module):
     def __init__(self, norm: nn.Module, body: nn.Module, how: str) -> None:
         super().__init__()
@@ -592,7 +903,7 @@ class TokenNet(nn.Module):
         self.embed = nn.Embedding(VOCABULARY, width)
         self.position = nn.Parameter(torch.randn(1, LENGTH + 2, width))
         self.token = nn.Parameter(torch.randn(1, 1, width))
-        self.numbered = nn.Embedding(LENGTH, width)
+        self.numbered, self.bag = nn.Embedding(LENGTH, width), nn.EmbeddingBag(VOCABULARY, width, mode="sum")
         self.blocks = nn.ModuleList(token_block(block, width) for block in spec.blocks)
         self.head = nn.Linear(width, VOCABULARY, bias=spec.head != "tied")
         if spec.head == "tied":
@@ -604,6 +915,8 @@ class TokenNet(nn.Module):
             x = x + self.position[:, : ids.shape[1]]
         elif self.start == "numbered":
             x = x + self.numbered(torch.arange(ids.shape[1]))
+        elif self.start == "bag":
+            x = x + self.bag(ids)[:, None]
         elif self.start == "token":
             x = torch.cat([self.token.expand(ids.shape[0], -1, -1), x], 1)[:, : ids.shape[1]]
         for block in self.blocks:
@@ -614,6 +927,8 @@ class TokenNet(nn.Module):
             x = x[:, 0]
         elif self.how == "product":
             return x @ self.embed.weight.t()
+        elif self.how == "loss":
+            return F.cross_entropy(self.head(x).flatten(0, 1), ids.flatten()) + F.mse_loss(x, torch.zeros_like(x))
         return self.head(x)
 
 
@@ -677,6 +992,16 @@ def image_block(block: Block, width: int) -> tuple[nn.Module, int]:
         per = options[0]
         groups = next(g for g in (2, 3, 1) if width % g == 0)
         return Transposed(width, per * groups, groups), per * groups
+    if name == "patches":
+        return Patches(width, *options), width
+    if name == "warped":
+        return Warped(width), width
+    if name == "waves":
+        return Waves(width, *options), width
+    if name == "reweighted":
+        return Reweighted(width, *options), options[0]
+    if name == "regions":
+        return Regions(width, *options), width
     assert name == "standardised"
     return Standardised(width, *options), options[0]
 
@@ -697,9 +1022,24 @@ def token_block(block: Block, width: int) -> nn.Module:
         body = MLP(width, *options)
     elif name == "mixer":
         body = TokenMixer(*options)
+    elif name == "encoder":
+        body = Encoder(width, next(h for h in (4, 3, 2, 1) if width % h == 0), *options)
     else:
-        body = Convolved(width, *options)
+        body = _TOKEN_BODIES[name](width, *options)
     return TokenBlock(TOKEN_NORMS[norm](width), body, how)
+
+
+_TOKEN_BODIES: dict[str, Callable[..., nn.Module]] = {
+    "convolved": Convolved,
+    "recurrent": Recurrent,
+    "scan": Scan,
+    "compared": Compared,
+    "form": Form,
+    "transformed": Transformed,
+    "written": Written,
+    "ranked": Ranked,
+    "odd": Odd,
+}
 
 
 def build(spec: Image | Tokens) -> tuple[nn.Module, Tensor]:
@@ -725,17 +1065,22 @@ _simple: st.SearchStrategy[Block] = st.one_of(
     st.tuples(st.just("twice"), _acts),
     st.tuples(st.just("standardised"), _widths, _one_of(["standard", "normed", "tanh"])),
     st.tuples(st.just("transposed"), _one_of([2, 1, 3])),
+    st.tuples(st.just("reweighted"), _widths, _one_of(["weight", "by_input", "spectral"])),
 )
 _past: st.SearchStrategy[Block] = st.one_of(
-    st.tuples(st.just("shuffle"), _one_of(["attributes", "computed", "unflatten", "given"])),
+    st.tuples(st.just("shuffle"), _one_of(["attributes", "computed", "unflatten", "given", "torch"])),
     st.tuples(st.just("squeeze"), _one_of([2, 4]), _one_of(["linear", "conv"])),
-    st.tuples(st.just("pool"), _one_of(["max", "avg", "nearest", "bilinear"])),
+    st.tuples(st.just("pool"), _one_of(["max", "avg", "nearest", "bilinear", "padded", "reflected", "strided"])),
     st.tuples(st.just("scale"), _one_of(["mul", "in_place", "view", "addcmul"])),
     st.tuples(st.just("over"), _one_of(["spatial", "softmax", "normalize", "roll", "sum", "cumsum"])),
     st.tuples(st.just("swap"), _one_of(["swap", "add", "interleave"])),
     st.tuples(st.just("last"), _one_of([4, 6]), st.booleans()),
-    st.tuples(st.just("pixels"), _one_of([2, 4])),
+    st.tuples(st.just("pixels"), _one_of([2, 4]), st.booleans()),
     st.tuples(st.just("literal")),
+    st.tuples(st.just("patches"), _one_of(["fold", "tiles", "windows"])),
+    st.tuples(st.just("warped")),
+    st.tuples(st.just("waves"), _one_of(["filter", "channels", "rows"])),
+    st.tuples(st.just("regions"), _one_of(["deform", "chosen", "align", "sensitive"])),
 )
 
 
@@ -787,11 +1132,34 @@ _token_blocks: st.SearchStrategy[Block] = st.one_of(
     st.tuples(st.just("convolved"), *_norm_and_how, _one_of([4, 6])),
     st.tuples(st.just("packed"), *_norm_and_how),
 )
+_more_token_blocks: st.SearchStrategy[Block] = st.one_of(
+    st.tuples(
+        st.just("recurrent"),
+        *_norm_and_how,
+        _one_of([3, 4, 6]),
+        _one_of(["lstm", "gru", "rnn", "cell"]),
+        _one_of([1, 2]),
+        st.booleans(),
+    ),
+    st.tuples(st.just("scan"), *_norm_and_how, _one_of([3, 6]), _one_of([2, 3]), _one_of(["steps", "sums"])),
+    st.tuples(st.just("compared"), *_norm_and_how, _one_of([3, 6]), _one_of([1.0, 2.0])),
+    st.tuples(st.just("form"), *_norm_and_how, _one_of([3, 6]), _acts.filter(lambda act: not act.endswith("_"))),
+    st.tuples(st.just("transformed"), *_norm_and_how, st.booleans()),
+    st.tuples(
+        st.just("written"),
+        *_norm_and_how,
+        _one_of([3, 6]),
+        _one_of(["copy", "fill", "reduce", "scatter", "put", "mask", "slice"]),
+    ),
+    st.tuples(st.just("ranked"), *_norm_and_how, _one_of(["sort", "top", "gather", "largest", "table"])),
+    st.tuples(st.just("encoder"), *_norm_and_how, _one_of([4, 6]), st.booleans()),
+    *[st.tuples(st.just("odd"), *_norm_and_how, _one_of([4, 6]), _one_of(list(ODD)))] * 3,
+)
 tokens: st.SearchStrategy[Tokens] = st.builds(
     Tokens,
     _one_of([6, 8, 4]),
-    _one_of(["none", "parameter", "numbered", "token"]),
-    st.lists(_token_blocks, min_size=1, max_size=3).map(tuple),
-    _one_of(["own", "tied", "mean", "first", "product"]),
+    _one_of(["none", "parameter", "numbered", "token", "bag"]),
+    st.lists(st.one_of(_token_blocks, _more_token_blocks), min_size=1, max_size=3).map(tuple),
+    _one_of(["own", "tied", "mean", "first", "product", "loss"]),
 )
-networks: st.SearchStrategy[Image | Tokens] = st.one_of(images, images, tokens)
+networks: st.SearchStrategy[Image | Tokens] = st.one_of(images, tokens)

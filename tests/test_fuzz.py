@@ -1,11 +1,13 @@
 """Random networks: whatever niwaki finds to remove obeys the law, whatever it pins has a reason.
 
 ``NIWAKI_NETWORKS`` is the number of networks of the exhaustive run (``-m ondemand``), ``NIWAKI_SEED`` where it starts.
+The networks of CI have to go through every family of rules, and through nearly every rule.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,10 @@ from networks import Image, Tokens, build, networks
 from torch import nn
 
 import niwaki
+from niwaki import rules
+from niwaki.rules.pointwise import pointwise
+from niwaki.rules.registry import NAMED, RULES, Rule
+from niwaki.trace.tracer import example_calls, trace
 
 IN_CI = 500
 PLANS = 2
@@ -30,18 +36,28 @@ class Tally:
 
     coverage: list[float] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
+    rules: Counter[str] = field(default_factory=Counter)  # networks that a rule was asked in
 
     def __str__(self) -> str:
         cut = np.asarray(self.removed) > 0
+        never = sorted(ALL_RULES - set(self.rules))
         return (
             f"{len(cut)} networks: mean coverage {np.mean(self.coverage):.3f}, {cut.mean():.1%} lose units, "
-            f"{np.mean(self.removed):.1f} units on average"
+            f"{np.mean(self.removed):.1f} units on average; "
+            f"{len(ALL_RULES) - len(never)} of {len(ALL_RULES)} rules, all but {', '.join(never)}"
         )
 
     def assert_substantial(self) -> None:
         """A network in which everything is pinned obeys the law, too."""
         assert np.mean(self.coverage) > 0.5, str(self)
         assert (np.asarray(self.removed) > 0).mean() > 0.85, str(self)
+
+
+def _name(rule: Rule) -> str:
+    return f"{rule.__module__.rsplit('.', 1)[-1]}.{rule.__qualname__}"
+
+
+ALL_RULES = {_name(rule) for rule in (*RULES.values(), *NAMED.values(), pointwise)}
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -72,6 +88,8 @@ def obeys(spec: Image | Tokens, tally: Tally) -> None:
         found = deviations(model, plan, inputs, train=number == 0)
         assert found["eval"] <= 1e-10, found
         assert found.get("train", 0.0) <= 1e-8, found
+    asked = {rules.find(node.operator) for run in trace(model, example_calls(inputs)).runs for node in run.nodes}
+    tally.rules.update(_name(rule) for rule in asked if rule is not None)
     tally.coverage.append(space.coverage)
     tally.removed.append(most)
 
@@ -99,6 +117,9 @@ def test_random_networks() -> None:
     tally = many(IN_CI, None)
     print(tally)
     tally.assert_substantial()
+    families = {rule.split(".")[0] for rule in ALL_RULES}
+    assert {rule.split(".")[0] for rule in tally.rules} == families
+    assert len(tally.rules) > 0.8 * len(ALL_RULES), str(tally)
 
 
 @pytest.mark.ondemand

@@ -127,7 +127,8 @@ _defined: list[torch.library.Library] = []  # a Library takes its operators with
 
 
 @cache
-def _stand_in(name: str) -> OpOverload:
+def stand_in(name: str) -> OpOverload:
+    """An operator of the same signature as torchvision's ``name``, without its extension (and without gradients)."""
     schema, implementation = _SCHEMAS[name]
     library = torch.library.Library("niwaki", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define(name + schema)  # type: ignore[no-untyped-call]
@@ -144,7 +145,7 @@ class _Regions(nn.Module):
         super().__init__()
         self.x, self.boxes = nn.Parameter(torch.randn(2, 8, 4, 4)), nn.Parameter(torch.rand(3, 5))
         self.c, self.d = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(5, 3))
-        self.operator, self.bent = _stand_in(name), bent
+        self.operator, self.bent = stand_in(name), bent
         self.options = (1.0, 2, 2, 0, False) if name == "roi_align" else (1.0, 2, 2, 0)
 
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -160,7 +161,7 @@ class _Boxes(nn.Module):
         self.c, self.d = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(5, 3))
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        kept = _stand_in("nms")(self.boxes.cos(), self.scores.cos(), 0.5)
+        kept = stand_in("nms")(self.boxes.cos(), self.scores.cos(), 0.5)
         return kept * 1.0, self.c @ self.d
 
 
@@ -177,7 +178,7 @@ class _Deformed(nn.Module):
         x, w, b = (getattr(self, n).sigmoid() if n in self.bent else getattr(self, n) for n in ("x", "w", "b"))
         mask = self.mask.cos() if self.masked else torch.zeros(0, 1, 1, 1, dtype=x.dtype)
         options = (1, 1, 0, 0, 1, 1, self.groups, 1, self.masked)
-        made: Tensor = _stand_in("deform_conv2d")(x, w, self.offset.cos(), mask, b, *options)
+        made: Tensor = stand_in("deform_conv2d")(x, w, self.offset.cos(), mask, b, *options)
         return made
 
 
