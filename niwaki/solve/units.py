@@ -194,10 +194,7 @@ class Units:
     def _keep(self, kept: IntArray, rng: np.random.Generator) -> BoolArray:
         keep = np.zeros(len(self), dtype=bool)
         for start, size, number in zip(self._starts, np.diff(self._starts), kept, strict=False):
-            if number == 1:
-                keep[start + rng.integers(size)] = True
-            else:
-                keep[start + (rng.permutation(size)[:number] if number < size else np.arange(size))] = True
+            keep[start + rng.permutation(size)[:number]] = True
         return keep
 
     def survivors(self, axis: Axis, keep: BoolArray) -> BoolArray:
