@@ -778,6 +778,31 @@ class Ranked(nn.Module):
         return y + self.table(torch.bucketize(score[..., 0].detach(), torch.tensor([-0.5, 0.0, 0.5])))
 
 
+class Routed(nn.Module):
+    """Every token goes through one of three experts, the one that a router chooses."""
+
+    def __init__(self, width: int, inner: int, how: str) -> None:
+        super().__init__()
+        self.how, self.router = how, nn.Linear(width, 3)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width)) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        chosen = self.router(rows).argmax(-1)
+        result = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            where = torch.nonzero(chosen == number)[:, 0]
+            if self.how == "written":
+                result[where] = expert(rows[where])
+            else:
+                result.index_add_(0, where, expert(rows[where]))
+        if self.how == "counted":
+            result = result * torch.bincount(chosen, minlength=3)[chosen][:, None]
+        return result.reshape(x.shape)
+
+
 class Odd(nn.Module):
     """What is met now and then."""
 
@@ -1038,6 +1063,7 @@ _TOKEN_BODIES: dict[str, Callable[..., nn.Module]] = {
     "transformed": Transformed,
     "written": Written,
     "ranked": Ranked,
+    "routed": Routed,
     "odd": Odd,
 }
 
@@ -1142,6 +1168,7 @@ _more_token_blocks: st.SearchStrategy[Block] = st.one_of(
         st.booleans(),
     ),
     st.tuples(st.just("scan"), *_norm_and_how, _one_of([3, 6]), _one_of([2, 3]), _one_of(["steps", "sums"])),
+    st.tuples(st.just("routed"), *_norm_and_how, _one_of([3, 6]), _one_of(["added", "written", "counted"])),
     st.tuples(st.just("compared"), *_norm_and_how, _one_of([3, 6]), _one_of([1.0, 2.0])),
     st.tuples(st.just("form"), *_norm_and_how, _one_of([3, 6]), _acts.filter(lambda act: not act.endswith("_"))),
     st.tuples(st.just("transformed"), *_norm_and_how, st.booleans()),
