@@ -63,9 +63,11 @@ def measure(name: str, layers: int | None) -> dict[str, Any]:
     space, cpu, wall = _timed(lambda: niwaki.search_space(model, inputs))
     keep = np.ones(space.num_units, dtype=bool)
     tied = {number for tie in space.ties for number in tie.groups}
-    for number, group in enumerate(space.groups):
-        if number not in tied:
-            keep[group.first : group.first + group.units // 2] = False
+    leaving = {number: group.units // 2 for number, group in enumerate(space.groups) if number not in tied}
+    for tie in space.ties:
+        leaving |= {number: tie.most // 2 * step for number, step in zip(tie.groups, tie.steps, strict=True)}
+    for number, gone in leaving.items():
+        keep[space.groups[number].first : space.groups[number].first + gone] = False
     plan, plan_cpu, _ = _timed(lambda: space.plan(keep))
     space.cost(plan)
     costs = [_timed(lambda: space.cost(plan))[1] for _ in range(9)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from niwaki.core.counts import Counts, FloatArray, IntArray, Runs
+from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray, Runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class CostModel:
     macs: Terms
     memory: Terms
 
-    def __call__(self, gates: FloatArray) -> Cost:
-        """The cost for ``gates`` [num_units] (1 = kept, 0 = removed)."""
+    def __call__(self, gates: FloatArray | BoolArray) -> Cost:
+        """The cost for ``gates`` [num_units] (1 = kept, 0 = removed), a mask for choice."""
         alive = self.counts(gates)
         return Cost(*(round(terms.total(alive)) for terms in (self.params, self.macs, self.memory)))
 

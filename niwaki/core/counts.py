@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 _LONG = 16  # so many units in a row are worth a run
 
@@ -23,11 +25,12 @@ class Runs:
     times: FloatArray  # [Q]
     axis: IntArray  # [Q]
 
-    def __call__(self, gates: FloatArray) -> FloatArray:
+    def __call__(self, gates: FloatArray | BoolArray) -> FloatArray:
         """The positions [Q] that survive ``gates``."""
         bounds, place = np.unique(np.concatenate([self.first, self.end]), return_inverse=True)
-        sums = np.add.reduceat(np.append(gates, 0.0), bounds)
-        before = np.append(0.0, sums[:-1].cumsum())[place]
+        add = np.count_nonzero if gates.dtype == bool else np.sum
+        sums = np.array([add(gates[first:end]) for first, end in pairwise(bounds.tolist())], dtype=np.float64)
+        before = np.append(0.0, sums.cumsum())[place]
         survive: FloatArray = self.times * (before[len(self.first) :] - before[: len(self.first)])
         return survive
 
@@ -67,9 +70,10 @@ class Counts:
         runs = Runs(unit[first], unit[first] + length, times[first], axis[first])
         return cls(num_units, num_axes, units[rest], times[rest], axis[rest], runs)
 
-    def __call__(self, gates: FloatArray) -> FloatArray:
-        """Surviving positions [num_axes] for ``gates`` [num_units] in [0, 1] (1 = kept)."""
-        alive = self.times * np.append(gates, 1.0)[self.units].prod(axis=1)
+    def __call__(self, gates: FloatArray | BoolArray) -> FloatArray:
+        """Surviving positions [num_axes] for ``gates`` [num_units] in [0, 1] (1 = kept), a mask for choice."""
+        own = gates.take(self.units, mode="clip") if self.num_units else True  # no copy of all gates for one sentinel
+        alive = self.times * np.where(self.units < self.num_units, own, True).prod(axis=1)
         counts = np.bincount(self.axis, weights=alive, minlength=self.num_axes).astype(np.float64)
         if len(self.runs.axis):
             counts += np.bincount(self.runs.axis, weights=self.runs(gates), minlength=self.num_axes)

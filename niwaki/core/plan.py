@@ -146,11 +146,15 @@ class Plan:
                     f"{_shortened(value)}"
                 ) from None
 
-    def check_positions(self) -> None:
-        """Raise `PlanError` if the plan keeps units, tensors, dimensions or positions that do not exist."""
+    def check_units(self) -> None:
+        """Raise `PlanError` if the plan keeps units that do not exist."""
         for group, kept in self.kept.items():
             if group not in self.units or not _ascending_below(kept, self.units[group]):
                 raise _edited(f"keeps units of the group {group!r} that are not an ascending choice of its units")
+
+    def check_positions(self) -> None:
+        """Raise `PlanError` if the plan keeps units, tensors, dimensions or positions that do not exist."""
+        self.check_units()
         shapes = {s.name: s.shape for s in self.shapes}
         for repair in self.repairs:
             if repair.tensor not in shapes:

@@ -49,4 +49,4 @@ class Positions(Sequence[int]):
         return repr(tuple(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> IntArray:
-        return self.array.astype(dtype or np.int64)
+        return self.array.astype(dtype or np.int64, copy=bool(copy))

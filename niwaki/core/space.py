@@ -125,11 +125,11 @@ class SearchSpace:
 
     def cost(self, plan: Plan | None = None) -> Cost:
         """The cost of the model as it is, or as ``plan`` leaves it."""
-        return self.cost_of(np.ones(self.num_units) if plan is None else self.keep_of(plan))
+        return self.cost_of(np.ones(self.num_units, dtype=bool) if plan is None else self.keep_of(plan))
 
     def cost_of(self, keep: FloatArray | BoolArray) -> Cost:
         """The cost when the units with ``keep`` [num_units] true stay."""
-        return self.cost_model(np.asarray(keep, dtype=np.float64))
+        return self.cost_model(keep if keep.dtype == bool else np.asarray(keep, dtype=np.float64))
 
     def least_cost(self) -> Cost:
         """The cost with the fewest units left in every group (`least_units`): nothing below it can be reached."""
@@ -156,14 +156,14 @@ class SearchSpace:
                 f"The plan does not belong to this search space: the group {odd!r} exists in only one of the two. "
                 "Make a plan from this space with niwaki.choose or method.plan()."
             )
-        plan.check_positions()
+        plan.check_units()
         for name, units in plan.kept.items():
             if plan.units[name] != names[name].units:
                 raise PlanError(
                     f"The plan does not belong to this search space: its group {name!r} has {plan.units[name]} units, "
                     f"and here it has {names[name].units}."
                 )
-            keep[names[name].numbers][np.asarray(units, dtype=np.int64)] = True
+            keep[names[name].numbers][np.asarray(units)] = True
         return keep
 
     def plan(self, keep: BoolArray, provenance: Mapping[str, Any] | None = None) -> Plan:
