@@ -327,3 +327,16 @@ def test_two_plain_numbers_are_divided() -> None:
             return result
 
     assert [group.units for group in niwaki.search_space(Net(), torch.randn(1, 4)).groups] == [8]
+
+
+def test_an_empty_parameter_costs_nothing() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 7, bias=False)
+            self.more = nn.Parameter(torch.zeros(0, 7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.up(x)) @ torch.cat([self.down.weight.T, self.more], 0)
+
+    assert niwaki.search_space(Net(), torch.randn(1, 4)).cost().params == 40 + 56

@@ -120,7 +120,7 @@ class Tables:
         self.params: list[tuple[float, list[int]]] = []
         self.memory: list[tuple[float, list[int]]] = []
         for value in graph.values:
-            if value.origin not in (Origin.PARAMETER, Origin.BUFFER):
+            if value.origin not in (Origin.PARAMETER, Origin.BUFFER) or 0 in value.shape:
                 continue
             axes = []
             for dim in range(len(value.shape)):
