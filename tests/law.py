@@ -6,14 +6,13 @@ import copy
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 import niwaki
-from niwaki.core.space import SearchSpace
 from niwaki.precision import doubled
 from niwaki.surgery.zero import zeroed
+from niwaki.testing.models import random_plan as random_plan
 from niwaki.trace.tracer import example_calls, tensors_in
 from niwaki.verify import convert, difference
 
@@ -40,22 +39,6 @@ def without_randomness(model: nn.Module) -> nn.Module:
             if isinstance(module.__dict__.get(name), float):
                 setattr(module, name, 0.0)
     return model
-
-
-def random_plan(space: SearchSpace, rng: np.random.Generator, share: float = 0.5) -> niwaki.Plan:
-    """Keep about ``share`` of every group, at random."""
-    kept = [
-        min(group.units, max(least, round(group.units * rng.uniform(0.5, 1.5) * share)))
-        for group, least in zip(space.groups, space.least_units(), strict=True)
-    ]
-    for tie in space.ties:
-        times = int(rng.integers(0, tie.most + 1))
-        for group, step in zip(tie.groups, tie.steps, strict=True):
-            kept[group] = space.groups[group].units - times * step
-    keep = np.zeros(space.num_units, dtype=bool)
-    for group, number in zip(space.groups, kept, strict=True):
-        keep[group.first + rng.permutation(group.units)[:number]] = True
-    return space.plan(keep)
 
 
 def outputs(model: nn.Module, inputs: Any, dtype: torch.dtype) -> list[torch.Tensor]:

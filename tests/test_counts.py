@@ -23,7 +23,7 @@ def test_counts_of_rows(seed: int) -> None:
         plain = np.zeros(num_axes)
         for row, number, many in zip(rows, axis, times, strict=True):
             plain[number] += many * np.prod([np.append(gates, 1.0)[unit] for unit in set(row.tolist())])
-        assert counts(gates).tolist() == plain.tolist()
+        assert counts(gates).tolist() == counts(gates.astype(bool)).tolist() == plain.tolist()
     assert counts.varies().tolist() == [bool((rows[axis == number] < num_units).any()) for number in range(num_axes)]
 
 

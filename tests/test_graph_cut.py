@@ -471,3 +471,12 @@ def test_what_cannot_be_exported_or_followed_is_told() -> None:
         niwaki.search_space(Choosing("cond"), x, as_graph=True)
     with pytest.raises(TraceError, match="a size that depends on data.*test_graph_cut.py"):
         niwaki.search_space(Choosing("data"), x, as_graph=True)
+
+
+def test_a_plan_of_a_graph_without_numbers_is_refused_by_the_module() -> None:
+    """Nothing in it names the graph, but the layers would remember their dense sizes."""
+    net, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(2, 4)
+    space = niwaki.search_space(net, x, as_graph=True)
+    keep = np.arange(space.num_units) > 4
+    with pytest.raises(PlanError, match="made for the graph of the model"):
+        niwaki.cut(net, space.plan(keep))

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.paths import class_attribute, is_setting, replaced
-from niwaki.core.plan import Plan
+from niwaki.core.plan import Plan, derived_attributes
 from niwaki.core.repairs import ScalarEdit
 from niwaki.errors import PlanError
 from niwaki.graphs.entry import calls_of, program_of
@@ -79,11 +79,13 @@ _GRAPHS = (ExportedProgram, Program)
 
 
 def check_kind(model: torch.nn.Module, plan: Plan) -> None:
-    """Raise `PlanError` if the plan edits numbers of the other kind: a graph's names can be no attribute's."""
+    """Raise `PlanError` if the plan edits numbers of the other kind (a graph's names can be no attribute's), or leaves
+    out sizes that torch's modules remember, as plans of a graph do."""
     kinds = {is_of_graph(edit.name) for edit in plan.attributes}
-    if True in kinds and not isinstance(model, Program):
+    of_graph = True in kinds or (not kinds and bool(derived_attributes(model, plan.tensors, ())))
+    if of_graph and not isinstance(model, Program):
         raise PlanError(
-            "The plan was made for the graph of the model: it changes numbers of an exported program. Cut with "
+            "The plan was made for the graph of the model: it changes numbers of an exported program only. Cut with "
             "as_graph=True and example inputs, or pass the exported program."
         )
     if False in kinds and isinstance(model, Program):
