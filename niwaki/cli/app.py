@@ -16,7 +16,7 @@ from niwaki.cli.tables import report_table
 from niwaki.errors import NiwakiError
 from niwaki.train.errors import Interrupted, RunError
 from niwaki.train.job import train as run_job
-from niwaki.train.recipe import Recipe
+from niwaki.train.recipe import Recipe, choices
 
 app = typer.Typer(
     help="Train any PyTorch network once and get back a smaller one that computes the same thing.",
@@ -45,7 +45,7 @@ def train(
     data: Annotated[
         str, typer.Option(help="digits, an .npz file with images and labels, or a folder of images per class")
     ] = _DEFAULT.data,
-    method: Annotated[str, typer.Option(help="hesso, or none to train the dense network")] = _DEFAULT.method,
+    method: Annotated[str, typer.Option(help=f"{choices()}, which trains the dense network")] = _DEFAULT.method,
     keep_macs: Annotated[
         float | None,
         typer.Option(help="multiply-accumulates to keep: a share up to 1, or a number  [default: 0.4]"),

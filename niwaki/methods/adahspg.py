@@ -16,6 +16,7 @@ from niwaki.methods.half_space import HalfSpace
 from niwaki.methods.iterates import Change, Sums, Unit
 from niwaki.methods.progress import Phase
 from niwaki.methods.proximal import left_half_space, soft_length
+from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 
 GROWTH, MOST, LEAST = 0.1, 0.95, 1e-3  # of epsilon: by how much it grows, to what, and below what it is 0
@@ -208,3 +209,6 @@ class AdaHSPG(HalfSpace):
             raise ValueError("its phase, or the step in it, is none of this schedule's")
         if not 0 <= float(state["epsilon"]) <= float(state["ceiling"]) <= MOST or not isinstance(state["again"], bool):
             raise ValueError("its epsilon is out of bounds")
+
+
+register(AdaHSPG.name, lambda t: AdaHSPG(t.space, t.optimizer, t.budget, t.schedule))

@@ -14,6 +14,7 @@ from niwaki.core.plan import Plan, structure_hash
 from niwaki.core.segments import unit_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
+from niwaki.methods.progress import Progress
 
 KEY = "niwaki"
 _FORMAT = 1
@@ -71,6 +72,11 @@ class Method(ABC):
     @abstractmethod
     def plan(self) -> Plan:
         """The plan that removes what is marked now."""
+
+    @property
+    @abstractmethod
+    def progress(self) -> Progress:
+        """Where the method stands."""
 
     @abstractmethod
     def before_step(self, step: int) -> None:

@@ -22,6 +22,7 @@ from niwaki.methods.half_space import HalfSpace, follows_gradient
 from niwaki.methods.iterates import Change, Sums, Unit
 from niwaki.methods.progress import Phase
 from niwaki.methods.proximal import left_half_space
+from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 from niwaki.selection import costs, select
 
@@ -230,6 +231,9 @@ class DHSPG(HalfSpace):
             check_mask("choice", state["chosen"], units)
         if "scores" in state and tuple(state["scores"].shape) != (2, units):
             raise ValueError(f"its window has not the shape {[2, units]}")
+
+
+register(DHSPG.name, lambda t: DHSPG(t.space, t.optimizer, t.budget, t.schedule))
 
 
 def dual_penalty(aligned: Tensor, norm: Tensor, square: Tensor, penalty: float, amplify: float, most: float) -> Tensor:

@@ -21,6 +21,7 @@ from niwaki.methods.attach import Method
 from niwaki.methods.checks import check_steps, diverged
 from niwaki.methods.plain import PlainUnits
 from niwaki.methods.progress import Phase, Progress
+from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.units import Units
 from niwaki.methods.vectorised import VectorisedUnits
@@ -245,6 +246,9 @@ class HESSO(Method):
             raise ValueError("its window and its number of samples contradict one another")
         if window is not None and tuple(window.shape) != (len(self._criteria), units):
             raise ValueError(f"its window has not the shape {[len(self._criteria), units]}")
+
+
+register(HESSO.name, lambda t: HESSO(t.space, t.optimizer, t.budget, t.schedule))
 
 
 def _check_weights(criteria: object) -> None:

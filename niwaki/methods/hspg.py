@@ -14,6 +14,7 @@ from niwaki.methods.half_space import HalfSpace
 from niwaki.methods.iterates import Change, Sums, Unit
 from niwaki.methods.progress import Phase
 from niwaki.methods.proximal import left_half_space
+from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 
 
@@ -111,3 +112,6 @@ class HSPG(HalfSpace):
     def numbers(self) -> dict[str, Any]:
         """Penalty and epsilon."""
         return {"penalty": self.penalty, "epsilon": self.epsilon}
+
+
+register(HSPG.name, lambda t: HSPG(t.space, t.optimizer, t.budget, t.schedule))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.methods.attach import Method
+from niwaki.methods.registry import Training, attach
 from niwaki.train.checkpoint import Checkpoint, random_state, set_random_state
 from niwaki.train.data import Batches, Images
 from niwaki.train.errors import RunError
@@ -89,9 +91,13 @@ class Run:
         _check_scores(self.model, self.batches.example(2), task, recipe.model)
         self.optimizer = self._optimizer()
         self.space = niwaki.search_space(self.model, self.batches.example())
-        self.method: niwaki.HESSO | None = None
-        if recipe.method == "hesso":
-            self.method = niwaki.HESSO(self.space, self.optimizer, recipe.budget(), recipe.schedule(self.steps))
+        self.method: Method | None = None
+        self._batch: tuple[Tensor, Tensor] | None = None
+        if recipe.method != "none":
+            schedule = recipe.schedule(self.steps)
+            self.method = attach(
+                recipe.method, Training(self.space, self.optimizer, recipe.budget(), schedule, self._loss)
+            )
         self.step = 0
         self.history: list[EpochResult] = []
         self._epoch_loss = 0.0
@@ -121,7 +127,8 @@ class Run:
             group["lr"] = self.recipe.learning_rate(self.step, self.steps)
         self.model.train()
         self.optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self.model(x), y)
+        self._batch = x, y
+        loss = self._loss()
         value = loss.item()
         if not np.isfinite(value):
             raise RunError(
@@ -133,6 +140,12 @@ class Run:
         self.step += 1
         self._epoch_loss += value
         return value
+
+    def _loss(self) -> Tensor:
+        """The loss of the batch at hand."""
+        assert self._batch is not None
+        x, y = self._batch
+        return nn.functional.cross_entropy(self.model(x), y)
 
     def _finish_epoch(self, observer: Observer, epoch: int) -> None:
         mean_loss = self._epoch_loss / self.batches.per_epoch

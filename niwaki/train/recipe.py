@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import niwaki
+from niwaki.methods.registry import methods
 from niwaki.train.errors import RunError
 
-METHODS = ("hesso", "none")
+METHODS = (*sorted(methods()), "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise RunError(f"There is no method {self.method!r}. Choose {' or '.join(METHODS)}.")
+            raise RunError(f"There is no method {self.method!r}. Choose {choices()}.")
         for name in ("epochs", "batch_size", "periods"):
             if getattr(self, name) < 1:
                 raise RunError(f"{name} is {getattr(self, name)}, but must be at least 1.")
@@ -95,6 +96,11 @@ class Recipe:
         """The names in ``others`` whose values are not this recipe's."""
         mine = self.to_dict()
         return sorted(name for name, value in others.items() if mine[name] != value)
+
+
+def choices() -> str:
+    """The names of all methods, as a sentence lists them."""
+    return f"{', '.join(METHODS[:-1])} or {METHODS[-1]}"
 
 
 def _limit(value: float | None) -> float | int | None:

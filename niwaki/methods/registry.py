@@ -1,0 +1,58 @@
+"""The table of all methods by name, for those who let others choose one: the command line, benchmarks, tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from niwaki.budget import Budget
+from niwaki.core.space import SearchSpace
+from niwaki.errors import MethodError, UnknownName
+from niwaki.methods.attach import Method
+from niwaki.methods.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """What a training loop has to offer to a method. ``loss()``: the loss of the batch at hand, computed anew."""
+
+    space: SearchSpace
+    optimizer: Optimizer
+    budget: Budget
+    schedule: Schedule
+    loss: Callable[[], Tensor]
+
+
+Build = Callable[[Training], Method]
+_REGISTRY: dict[str, Build] = {}
+
+
+def register(name: str, build: Build) -> None:
+    """Let ``build``, which attaches a method with its default arguments, be known under ``name``."""
+    if name in _REGISTRY:
+        raise MethodError(f"There is already a method {name!r}. Give the new one another name.")
+    _REGISTRY[name] = build
+
+
+def methods() -> dict[str, Build]:
+    """All registered methods by name: what attaches each to a `Training` with its default arguments.
+
+    >>> sorted(methods())[:2]
+    ['adahspg', 'dhspg']
+    """
+    return dict(_REGISTRY)
+
+
+def attach(name: str, training: Training) -> Method:
+    """The method called ``name``, attached to the optimizer of ``training`` with its default arguments.
+
+    Raises:
+        UnknownName: there is none; the message lists those there are.
+        NiwakiError: the method does not fit the training.
+    """
+    if name not in _REGISTRY:
+        raise UnknownName(f"There is no method {name!r}. Registered are: {', '.join(sorted(_REGISTRY))}.")
+    return _REGISTRY[name](training)

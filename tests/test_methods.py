@@ -1,0 +1,89 @@
+"""The table of methods: each can be chosen by its name, keeps its promises in the main job, and resumes there."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from handmade import MLP, mlp_space
+from typer.testing import CliRunner
+
+import niwaki
+from niwaki.budget import Budget
+from niwaki.cli.app import app
+from niwaki.errors import MethodError, UnknownName
+from niwaki.methods import HESSO, Schedule
+from niwaki.methods.registry import Training, attach, methods, register
+from niwaki.train import job
+from niwaki.train.checkpoint import read_checkpoint, write_checkpoint
+from niwaki.train.data import load_images
+from niwaki.train.loop import Run, Silent
+from niwaki.train.recipe import Recipe
+
+SHORT = Recipe(model="mlp", epochs=4, batch_size=128, periods=3, prune_until=0.6, width=0.25, keep_macs=0.4)
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_every_method_trains_by_its_name(name: str, tmp_path: Path) -> None:
+    report = job.train(replace(SHORT, method=name), tmp_path / "out", Silent(), measure_seconds=0.02)
+    plan = niwaki.Plan.from_json((tmp_path / "out/plan.json").read_text())
+    assert plan.provenance["method"] == report.recipe["method"] == name
+    assert report.small.macs <= 0.4 * report.dense.macs and report.check["holds"]
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_every_method_resumes_in_the_main_job(name: str, tmp_path: Path) -> None:
+    """Through the files of a run, wherever it stops: the same bits."""
+    images, cpu = load_images("digits", 0), torch.device("cpu")
+    whole = Run(replace(SHORT, method=name), images, cpu)
+    stops = range(0, whole.steps, 9)
+    for step in stops:
+        whole.advance(Silent(), step)
+        write_checkpoint(tmp_path / str(step), whole.checkpoint())
+    whole.advance(Silent())
+    for step in stops:
+        resumed = Run(replace(SHORT, method=name), images, cpu)
+        resumed.restore(read_checkpoint(tmp_path / str(step)))
+        resumed.advance(Silent())
+        for value, other in zip(resumed.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
+            assert torch.equal(value, other), f"{name}, resumed after step {step}"
+        assert resumed.plan().to_json() == whole.plan().to_json()
+
+
+def test_the_command_line_offers_every_method() -> None:
+    told = " ".join(CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output.split())
+    assert "adahspg, dhspg, hesso, hspg or none" in told
+
+
+def test_names_are_the_classes_own_and_stand_in_one_place() -> None:
+    """One plug-in is one file and one import line: no other file of the package knows the name of a method."""
+    root = Path(niwaki.__file__).parent
+    assert set(methods()) == {"hesso", "hspg", "adahspg", "dhspg"}
+    for name in methods():
+        said = [
+            str(path.relative_to(root))
+            for path in root.rglob("*.py")
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and node.value == name
+        ]
+        defaults = ["train/recipe.py"] if name == Recipe().method else []
+        assert len(set(said) - set(defaults)) == 1, said
+
+
+def test_unknown_and_doubled_names() -> None:
+    model = MLP()
+    training = Training(
+        mlp_space(model),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        Budget(macs=0.5),
+        Schedule(start=1, until=20),
+        lambda: model(torch.zeros(1, 6)).sum(),
+    )
+    with pytest.raises(UnknownName, match=r"There is no method 'magic'. Registered are: adahspg, dhspg, hesso"):
+        attach("magic", training)
+    with pytest.raises(MethodError, match="There is already a method 'hesso'. Give the new one another name"):
+        register("hesso", lambda t: HESSO(t.space, t.optimizer, t.budget, t.schedule))
+    assert attach("hesso", training).name == "hesso"
