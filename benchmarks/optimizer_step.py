@@ -23,8 +23,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 import niwaki
 from niwaki.methods.attach import Method
+from niwaki.methods.fading import FADING, IMPORTANT, ZERO
 from niwaki.methods.half_space import HalfSpace
-from niwaki.methods.hesso import FADING, IMPORTANT, ZERO
 from niwaki.selection import select
 from niwaki.train.torchvision_cpu import load
 

@@ -6,7 +6,7 @@ d the direction in which the optimizer moves, so that x goes to x - lr * d.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +73,13 @@ def row_sums(
 
 
 ROW_SUMS = frozenset({"square"}) | GRADIENT_SUMS | DIRECTION_SUMS
+
+_DEGREE = {"square": 2, "product": 1, "product_square": 2, "aligned": 1, "direction_square": 0}
+
+
+def enlarged(sums: Mapping[str, Tensor], size: Tensor) -> dict[str, Tensor]:
+    """Those of `ROW_SUMS` in ``sums`` if the weights x of each unit were ``size`` times as large, all [units]."""
+    return {name: value * size ** _DEGREE[name] for name, value in sums.items()}
 
 
 def squares(x: Tensor, dims: Sequence[int]) -> list[Tensor]:

@@ -36,7 +36,7 @@ class PlainUnits(Units):
             group = groups[id(weight)]
             self._before[name] = weight.detach() * (1 - group.get("lr", 0) * decay(self._optimizer, group))
 
-    def values(self, criteria: Sequence[Criterion], seed: int) -> Tensor:
+    def values(self, criteria: Sequence[Criterion], seed: int, size: Tensor | None = None) -> Tensor:
         weights, sums = [], []
         for number in range(self._space.num_units):
             x, gradient, direction = [], [], []
@@ -48,7 +48,8 @@ class PlainUnits(Units):
                 gradient.append(grad.index_select(dim, index).flatten())
                 direction.append(way.index_select(dim, index).flatten())
             weights.append(torch.cat(x))
-            sums.append(_sums(torch.cat(x), torch.cat(gradient), torch.cat(direction)))
+            larger = torch.cat(x) if size is None else torch.cat(x) * size[number]
+            sums.append(_sums(larger, torch.cat(gradient), torch.cat(direction)))
         self._before = {}
         group = torch.from_numpy(group_of(self._space))
         fields = {name: torch.stack([unit[name] for unit in sums]) for name in sums[0]}

@@ -14,7 +14,7 @@ from niwaki.core.segments import UnitIndex, unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.among import among
 from niwaki.criteria.registry import Criterion
-from niwaki.criteria.sums import UnitSums, row_sums
+from niwaki.criteria.sums import UnitSums, enlarged, row_sums
 from niwaki.methods.direction import decay, rests
 from niwaki.methods.units import Units
 
@@ -59,7 +59,7 @@ class VectorisedUnits(Units):
                 before = bundle.join(torch._foreach_mul(weights, parts))
             self._before.append(before)
 
-    def values(self, criteria: Sequence[Criterion], seed: int) -> Tensor:
+    def values(self, criteria: Sequence[Criterion], seed: int, size: Tensor | None = None) -> Tensor:
         index, reads = self._index, {name for criterion in criteria for name in criterion.reads}
         rows: dict[str, list[Tensor]] = {}
         for place, (bundle, weights) in enumerate(zip(index.bundles, self._weights, strict=True)):
@@ -71,7 +71,8 @@ class VectorisedUnits(Units):
                 rows.setdefault(name, []).extend(parts)
         self._before = []
         others = among(self._space, self._parameters, reads, index.entries)
-        sums = UnitSums(index.num_units, self._number, index.entries, seed, **index.total(rows), **others)
+        totals = index.total(rows) if size is None else enlarged(index.total(rows), size)
+        sums = UnitSums(index.num_units, self._number, index.entries, seed, **totals, **others)
         return torch.stack([criterion.saliency(sums) for criterion in criteria])
 
     def mark(self, fading: BoolArray, zero: BoolArray) -> None:

@@ -1,0 +1,241 @@
+"""What HESSO and HESSO-CRIC share: scores of units, portions of them that fade to zero, the plan, and their state."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from niwaki.budget import Budget, check_budget, check_met, is_number, provenance
+from niwaki.core.counts import FloatArray
+from niwaki.core.plan import Plan
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria import normalise
+from niwaki.criteria.registry import named
+from niwaki.errors import MethodError
+from niwaki.methods.attach import Method
+from niwaki.methods.checks import check_steps, diverged
+from niwaki.methods.plain import PlainUnits
+from niwaki.methods.progress import Phase, Progress
+from niwaki.methods.schedule import Schedule, Timeline
+from niwaki.methods.units import Units
+from niwaki.methods.vectorised import VectorisedUnits
+from niwaki.selection import costs, select
+
+WEIGHTS: Mapping[str, float] = {
+    "magnitude": 0.2,
+    "average_magnitude": 0.2,
+    "cosine": 0.2,
+    "taylor1": 0.2,
+    "taylor2": 0.2,
+}
+
+IMPORTANT, FADING, ZERO = 0, 1, 2
+
+
+class Fading(Method):
+    """A method that scores units by a weighted sum of criteria and fades the least salient to zero, in portions.
+
+    A portion is marked at the end of the step with which a period begins, as many units as bring the cost an equal
+    share nearer to the budget. Then every unit takes the optimizer's own step, and the marked ones are multiplied by
+    (T - t - 1) / (T - t) on step t = 0 ... T - 1 of the period. Zeros stay zero. Unmarked units take the bare
+    optimizer's step, to the bit.
+
+    Subclasses say what the saliency is when a period begins, and what happens before the first.
+    """
+
+    label: str
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        optimizer: Optimizer,
+        budget: Budget,
+        schedule: Schedule,
+        criteria: Mapping[str, float],
+        window: int,
+        seed: int,
+        vectorised: bool,
+    ) -> None:
+        super().__init__(space, optimizer)
+        check_steps("window", window, "scores are averaged over it")
+        check_budget(budget)
+        _check_weights(criteria)
+        self.budget, self.schedule, self.seed = budget, schedule, seed
+        self._criteria = [named(name) for name in criteria]
+        self._weights = np.array(list(criteria.values()), dtype=np.float64)
+        self._directed = any(criterion.needs_direction for criterion in self._criteria)
+        self._limits = budget.absolute(space)
+        everything = np.ones(space.num_units, dtype=bool)
+        check_met(space, select(space, np.ones(space.num_units), self._limits, steps=budget.steps), self._limits)
+        self._dense = costs(space.cost_model, everything, ("macs", "params"))
+        self._left = dict(self._dense)
+        self._units: Units = (VectorisedUnits if vectorised else PlainUnits)(space, optimizer)
+        self._status = np.full(space.num_units, IMPORTANT, dtype=np.int8)
+        self._window: Tensor | None = None  # [criteria, num_units], sums over the open window
+        self._samples = 0
+
+    @property
+    @abstractmethod
+    def timeline(self) -> Timeline | None:
+        """When portions leave; None while that is not known."""
+
+    @property
+    @abstractmethod
+    def phase(self) -> Phase:
+        """What happens on the next step."""
+
+    @abstractmethod
+    def saliency(self, keep: BoolArray) -> FloatArray:
+        """How much the network needs each unit of ``keep``, when a period begins: [num_units], none negative."""
+
+    @abstractmethod
+    def numbers(self) -> dict[str, Any]:
+        """The method's own settings."""
+
+    def plan(self) -> Plan:
+        """The plan that removes the units marked so far; after ``schedule.until`` steps it meets the budget, and all
+        its units are zero.
+
+        Raises:
+            PlanError: no values of the model's attributes could follow the choice.
+        """
+        keep = self._status == IMPORTANT
+        about = {"method": self.name, **self._about()}
+        return self.space.plan(keep, provenance(self.space, keep, self.budget, step=self.step, **about))
+
+    @property
+    def progress(self) -> Progress:
+        """Where the method stands, without asking the device."""
+        borders = () if self.timeline is None else self.timeline.borders[:-1]
+        return Progress(
+            step=self.step,
+            phase=self.phase,
+            period=sum(border <= self.step for border in borders),
+            periods=self.schedule.periods,
+            units=self.space.num_units,
+            marked=int((self._status != IMPORTANT).sum()),
+            zero=int((self._status == ZERO).sum()),
+            macs=self._left["macs"] / self._dense["macs"],
+            params=self._left["params"] / self._dense["params"],
+        )
+
+    def __repr__(self) -> str:
+        now = self.progress
+        return (
+            f"{self.label}: step {now.step}, {now.phase} (period {now.period} of {now.periods}); {now.marked} of "
+            f"{now.units} units marked, {now.zero} zero; {now.macs:.1%} of the MACs and {now.params:.1%} of the "
+            "parameters left"
+        )
+
+    def sample(self, size: Tensor | None = None) -> Tensor:
+        """Score all units as they are, or as if they were ``size`` [num_units] times as large, into the open window;
+        the scores [criteria, num_units]."""
+        values = self._units.values(self._criteria, self.seed, size)
+        self._window = values.clone() if self._window is None else self._window.to(values).add_(values)
+        self._samples += 1
+        return values
+
+    def close_window(self) -> Tensor:
+        """The mean over the open window, [criteria, num_units]; the next one is empty."""
+        assert self._window is not None
+        mean = self._window / self._samples
+        self._window, self._samples = None, 0
+        return mean
+
+    def weighted(self, means: Tensor, keep: BoolArray) -> FloatArray:
+        """The weighted sum of criteria [criteria, num_units], each over its mean in the group: [num_units]."""
+        values = means.double().cpu().numpy()
+        if not np.isfinite(values[:, keep]).all():
+            raise diverged("scores", self.step)
+        parts = [weight * normalise(self.space, one, keep) for weight, one in zip(self._weights, values, strict=True)]
+        saliency = np.where(keep, np.sum(parts, axis=0), 0.0)
+        return saliency - min(0.0, float(saliency.min(initial=0.0)))
+
+    def follow(self, timeline: Timeline) -> None:
+        """The part of a step that fades: the marked units fade, zeros are kept, a period may begin."""
+        factor = timeline.factor(self.step)
+        if factor == 0:
+            self._status[self._status == FADING] = ZERO
+            self._mark()
+        elif factor is not None:
+            self._units.fade(factor)
+        self._units.clear()
+        period = timeline.selects(self.step)
+        if period is not None:
+            self._select(timeline.periods - period)
+
+    def _select(self, to_go: int) -> None:
+        """Mark the least salient important units: an equal share of the budget still to go."""
+        keep = self._status == IMPORTANT
+        now = costs(self.space.cost_model, keep, self._limits)
+        limits = {m: now[m] - max(0.0, now[m] - limit) / to_go for m, limit in self._limits.items()}
+        kept = select(self.space, self.saliency(keep), limits, ~keep, steps=self.budget.steps)
+        self._status[keep & ~kept] = FADING
+        self._mark()
+
+    def _mark(self) -> None:
+        self._units.mark(self._status == FADING, self._status == ZERO)
+        self._left = costs(self.space.cost_model, self._status == IMPORTANT, ("macs", "params"))
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "schedule": [self.schedule.start, self.schedule.until, self.schedule.periods],
+            "criteria": {c.name: float(w) for c, w in zip(self._criteria, self._weights, strict=True)},
+            "seed": self.seed,
+            **self.numbers(),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Schedule, criteria, seed, limits, the steps in which groups may shrink, and the method's own numbers."""
+        steps = {"round_to": self.budget.round_to, "min_units": self.budget.min_units}
+        return self._about() | {"limits": dict(self._limits)} | steps
+
+    def state(self) -> dict[str, Any]:
+        """What each unit is, and the sums of the open window."""
+        state: dict[str, Any] = {"status": torch.from_numpy(self._status.copy()), "samples": self._samples}
+        if self._window is not None:
+            state["window"] = self._window.clone()
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`; the zeros themselves are in the model's parameters."""
+        self._status = state["status"].cpu().numpy().copy()
+        self._samples = int(state["samples"])
+        window = state.get("window")
+        self._window = None if window is None else window.clone()
+        self._mark()
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """One status per unit, and a window of one row per criterion if there are samples."""
+        units, status, window = self.space.num_units, state["status"], state.get("window")
+        if not isinstance(status, Tensor) or status.shape != (units,) or status.dtype != torch.int8:
+            raise ValueError(f"its status is not {units} small integers, one per unit")
+        if not bool(((status >= IMPORTANT) & (status <= ZERO)).all()):
+            raise ValueError("its status holds values that mean nothing")
+        if int(state["samples"]) < 0 or (window is None) != (int(state["samples"]) == 0):
+            raise ValueError("its window and its number of samples contradict one another")
+        if window is not None and tuple(window.shape) != (len(self._criteria), units):
+            raise ValueError(f"its window has not the shape {[len(self._criteria), units]}")
+
+
+def _check_weights(criteria: object) -> None:
+    """Criteria must be named with finite weights, none negative and not all zero: only then does the sum rank units."""
+    example = "name criteria and their weights, such as {'magnitude': 1.0}"
+    if not isinstance(criteria, Mapping):
+        raise MethodError(f"criteria={criteria!r} is no mapping: {example}.")
+    if not criteria:
+        raise MethodError(f"criteria is empty: {example}.")
+    for name, weight in criteria.items():
+        if not is_number(weight) or not math.isfinite(weight) or weight < 0:
+            raise MethodError(
+                f"criteria has the weight {weight!r} for {name!r}: it must be a finite number, 0 or more."
+            )
+    if not any(criteria.values()):
+        raise MethodError("criteria has the weight 0 only, so all units would score alike: give one a weight above 0.")
