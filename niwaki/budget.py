@@ -6,14 +6,15 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
 
 from niwaki.core.cost import Cost
 from niwaki.core.plan import Plan
+from niwaki.core.scalars import is_number as is_number
+from niwaki.core.scalars import is_whole as is_whole
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Among
 from niwaki.criteria.score import Scores
@@ -22,16 +23,6 @@ from niwaki.selection import Steps, costs, select
 from niwaki.version import __version__
 
 MEASURES = ("macs", "params", "units", "memory")
-
-
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether ``value`` is a whole number by type: Python's or numpy's, and no truth value."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether ``value`` is a real number by type, and no truth value."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[..., SearchSpace], tuple
     "overlap": (Overlap, overlap_space, (5,)),
 }
 
+# compared with their definitions in test_criteria_data.py, or drawn
+ELSEWHERE = {"random", "activation", "energy", "hessian", "batchnorm_scale"}
+
 
 def loss(model: nn.Module, batch: Tensor) -> Tensor:
     return model(batch).square().mean()
@@ -57,7 +60,7 @@ def by_hand(name: str, x: Tensor, h: Tensor, group: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("name", sorted(set(criteria()) - {"random"}))
+@pytest.mark.parametrize("name", sorted(set(criteria()) - ELSEWHERE))
 def test_against_a_loop_over_units(net: str, name: str) -> None:
     build, space_of, shape = NETS[net]
     model = build().double()
@@ -125,7 +128,13 @@ def test_what_each_criterion_needs() -> None:
         "fisher": (True, False),
         "lamp": (False, False),
         "geometric_median": (False, False),
+        "batchnorm_scale": (False, False),
+        "activation": (False, False),
+        "energy": (False, False),
+        "hessian": (False, False),
     }
+    assert {name for name, c in criteria().items() if c.needs_activations} == {"activation", "energy"}
+    assert {name for name, c in criteria().items() if c.needs_curvature} == {"hessian"}
 
 
 def test_lamp_of_equal_and_of_dead_units() -> None:
@@ -216,14 +225,14 @@ def test_errors_are_sentences() -> None:
     space = mlp_space(MLP())
     x = [torch.randn(2, 6)]
     with pytest.raises(
-        UnknownName, match="no criterion 'magnitud'. Registered are: average_magnitude, cosine, fisher, geo"
+        UnknownName, match="no criterion 'magnitud'. Registered are: activation, average_magnitude, batch"
     ):
         score(space, "magnitud")
     with pytest.raises(MethodError, match="'taylor1' is defined by the gradient .* needs batches and loss_fn: some"):
         score(space, "taylor1")
     with pytest.raises(MethodError, match="needs loss_fn: some batches"):
         score(space, "cosine", x)
-    with pytest.raises(MethodError, match="batches is empty, so the criterion 'taylor2' has no gradient"):
+    with pytest.raises(MethodError, match="batches is empty, so the criterion 'taylor2' has nothing to"):
         score(space, "taylor2", [], loss)
     with pytest.raises(MethodError, match=r"must return the scalar loss .* but returned a tensor of shape \[2, 3\]"):
         score(space, "taylor1", x, lambda model, batch: model(batch))

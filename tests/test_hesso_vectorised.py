@@ -145,7 +145,8 @@ def test_scores_are_taken_only_in_windows() -> None:
 
 @pytest.mark.parametrize("net", ["mlp", "conv", "overlap"])
 def test_plain_and_vectorised_agree_on_every_criterion(net: str) -> None:
-    names = dict.fromkeys(niwaki.criteria.criteria(), 1.0)
+    known = niwaki.criteria.criteria().values()
+    names = {c.name: 1.0 for c in known if not (c.needs_activations or c.needs_curvature or "scale" in c.reads)}
     windows = []
     for vectorised in (False, True):
         run = Training(

@@ -9,18 +9,22 @@ from torch import Tensor
 
 from niwaki.core.space import Group, SearchSpace
 from niwaki.criteria.normalise import group_of
+from niwaki.criteria.scales import mean_scales
 
 
 def among(
     space: SearchSpace, parameters: Mapping[str, Tensor], reads: Collection[str], like: Tensor
 ) -> dict[str, Tensor]:
-    """Those of ``group`` and ``distance`` that are in ``reads``, as fields of `UnitSums`, where and as ``like`` is."""
+    """Those of ``group``, ``distance`` and ``scale`` that are in ``reads``, as fields of `UnitSums`, where and as
+    ``like`` is."""
     found: dict[str, Tensor] = {}
     if "group" in reads:
         found["group"] = torch.from_numpy(group_of(space)).to(like.device)
     if "distance" in reads:
         parts = [_vectors(group, parameters).to(like) for group in space.groups]
         found["distance"] = torch.cat([torch.cdist(x, x).sum(1) for x in parts])
+    if "scale" in reads:
+        found["scale"] = mean_scales(space, parameters, like)
     return found
 
 

@@ -6,10 +6,12 @@ from typing import Literal
 
 import numpy as np
 
-from niwaki.core.counts import FloatArray
+from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.isomorphic import classes_of
 
-Among = Literal["group", "space"]
+Among = Literal["group", "isomorphic", "space"]
+AMONG: tuple[Among, ...] = ("group", "isomorphic", "space")
 
 
 def group_of(space: SearchSpace) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -20,14 +22,23 @@ def group_of(space: SearchSpace) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return numbers
 
 
-def normalise(space: SearchSpace, values: FloatArray, keep: BoolArray, among: Among = "group") -> FloatArray:
-    """``values`` [num_units] over their mean among the units of ``keep``: of each group, or of the whole space.
+def peers_of(space: SearchSpace, among: Among) -> IntArray:
+    """The number of the set of units within which each unit is compared, [num_units]."""
+    if among == "space":
+        return np.zeros(space.num_units, np.int64)
+    groups = group_of(space)
+    return groups if among == "group" else classes_of(space)[groups]
 
-    A group whose values are all zero stays zero. Global means make layers of different scale incomparable (a network
+
+def normalise(space: SearchSpace, values: FloatArray, keep: BoolArray, among: Among = "group") -> FloatArray:
+    """``values`` [num_units] over their mean among the units of ``keep``: of each group, of each class of isomorphic
+    groups, or of the whole space.
+
+    Where the values are all zero they stay zero. Global means make layers of different scale incomparable (a network
     can lose a whole layer), therefore ``group`` is the default.
     """
-    where = group_of(space) if among == "group" else np.zeros(space.num_units, np.int64)
-    kinds = len(space.groups) if among == "group" else 1
+    where = peers_of(space, among)
+    kinds = int(where.max(initial=-1)) + 1
     total = np.bincount(where, weights=np.where(keep, values, 0.0), minlength=kinds)
     mean = total / np.maximum(np.bincount(where, weights=keep, minlength=kinds), 1)
     return values / np.where(mean > 0, mean, 1.0)[where]

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from niwaki.criteria.sums import DIRECTION_SUMS, GRADIENT_SUMS, UnitSums
+from niwaki.core.space import SearchSpace
+from niwaki.criteria.scales import scale_places
+from niwaki.criteria.sums import ACTIVATION_SUMS, CURVATURE_SUMS, DIRECTION_SUMS, GRADIENT_SUMS, UnitSums
 from niwaki.errors import MethodError, UnknownName
 
 Saliency = Callable[[UnitSums], Tensor]
@@ -36,9 +38,19 @@ class Criterion:
         return not DIRECTION_SUMS.isdisjoint(self.reads)
 
     @property
+    def needs_activations(self) -> bool:
+        """Whether it is defined by the values that pass through the units."""
+        return not ACTIVATION_SUMS.isdisjoint(self.reads)
+
+    @property
+    def needs_curvature(self) -> bool:
+        """Whether it is defined by the second derivative of the loss."""
+        return not CURVATURE_SUMS.isdisjoint(self.reads)
+
+    @property
     def needs_data(self) -> bool:
         """Whether it cannot be computed from the weights alone."""
-        return self.needs_gradients or self.needs_direction
+        return self.needs_gradients or self.needs_direction or self.needs_activations or self.needs_curvature
 
 
 _REGISTRY: dict[str, Criterion] = {}
@@ -76,3 +88,22 @@ def named(name: str) -> Criterion:
             "Pass one of these names, or a function of the search space."
         )
     return _REGISTRY[name]
+
+
+def in_training(name: str, space: SearchSpace) -> Criterion:
+    """The criterion called ``name``, for a method that scores ``space`` in the course of the training.
+
+    Raises:
+        UnknownName: there is none.
+        MethodError: it needs more than weights, gradients and steps, or is not defined for the space.
+    """
+    found = named(name)
+    if found.needs_activations or found.needs_curvature:
+        what = "activations" if found.needs_activations else "second derivatives"
+        raise MethodError(
+            f"The criterion {name!r} needs {what}, which an optimizer step does not show to a method. Choose criteria "
+            "of weights and gradients for the training, or score a trained network with niwaki.score."
+        )
+    if "scale" in found.reads:
+        scale_places(space)
+    return found

@@ -1,28 +1,27 @@
-"""Scoring all units of a search space by one criterion."""
+"""Scoring all units of a search space by one criterion, or by a weighted mix of several."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
 from niwaki.core.counts import FloatArray
-from niwaki.core.segments import UnitIndex, unit_parameters
+from niwaki.core.scalars import is_number, is_whole
 from niwaki.core.space import SearchSpace
-from niwaki.criteria.among import among
+from niwaki.criteria.measure import Loss, Measurement
+from niwaki.criteria.normalise import AMONG, normalise
 from niwaki.criteria.registry import Criterion, named
-from niwaki.criteria.sums import UnitSums, row_sums
 from niwaki.errors import MethodError
-from niwaki.trace.preserve import preserved
 
-Loss = Callable[[nn.Module, Any], Tensor]
+Saliencies = Callable[[SearchSpace], ArrayLike]
+One = str | Saliencies
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,25 +34,36 @@ class Scores:
 
 def score(
     space: SearchSpace,
-    criterion: str | Callable[[SearchSpace], ArrayLike],
+    criterion: One | Mapping[One, float],
     batches: Iterable[Any] | None = None,
     loss_fn: Loss | None = None,
     *,
+    among: Literal["group", "layer", "isomorphic", "space"] | None = None,
     seed: int = 0,
+    probes: int = 30,
 ) -> Scores:
     """Score every unit of ``space``.
 
-    ``criterion``: the name of a registered criterion, or a function of the space that returns [num_units] values.
-    Criteria defined by gradients also need ``batches`` (anything iterable) and ``loss_fn(model, batch)``, which
-    returns a scalar; their values are means over the batches, in eval mode. ``seed`` is for criteria that draw.
+    Args:
+        space: whose units.
+        criterion: the name of a registered criterion; or a function of the space that returns [num_units] values; or a
+            mix of these, ``{"magnitude": 0.5, "taylor1": 0.5}``, the weighted sum of all, each normalised.
+        batches: data, anything iterable, for criteria that need some. Values are means over the batches, in eval mode.
+        loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of a batch.
+        among: among which units values are divided by their mean: those of each ``group``; of each ``layer`` (every
+            module scores its part of a unit by itself, and the unit has the mean of its layers); of all
+            ``isomorphic`` groups (the same layers in the same arrangement); or of the whole ``space``. None leaves them
+            as they are; a mix takes ``group`` then.
+        seed: for criteria that draw.
+        probes: Hessian-vector products per batch, for criteria that need them (``hessian``).
 
     The model is left as it was: parameters, gradients, modes, buffers and attributes; so are the random states of
     Python, numpy and torch.
 
     Raises:
         UnknownName: there is no criterion of that name.
-        MethodError: data are needed and missing, the loss is no finite scalar, or a function returned something else
-            than one finite number per unit.
+        MethodError: data are needed and missing, the loss is no finite scalar, a weight makes no sense, a criterion is
+            not defined for the space, or a function returned something else than one finite number per unit.
 
     >>> import niwaki, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
@@ -65,93 +75,74 @@ def score(
     ...     return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
     >>> niwaki.score(space, "taylor1", batches, loss_fn).criterion
     'taylor1'
+    >>> niwaki.score(space, {"activation": 1.0, "magnitude": 0.5}, batches, loss_fn).criterion
+    '1 activation + 0.5 magnitude'
     """
-    if not isinstance(criterion, str):
-        return Scores(_values(space, criterion(space), _name_of(criterion)), _name_of(criterion))
-    chosen = named(criterion)
-    if not chosen.needs_data:
-        return Scores(_values(space, _saliency(space, UnitIndex.of(space), chosen, {}, seed), criterion), criterion)
+    if among not in (None, "layer", *AMONG):
+        raise MethodError(f"among={among!r} must be 'group', 'layer', 'isomorphic', 'space', or None.")
+    if not is_whole(probes) or probes < 1:
+        raise MethodError(f"probes={probes!r} must be a whole number, 1 or more.")
+    mix = _weights(criterion) if isinstance(criterion, Mapping) else {criterion: 1.0}
+    among = among or ("group" if isinstance(criterion, Mapping) else None)
+    registered = [named(one) for one in mix if isinstance(one, str)]
+    if among == "layer" and len(registered) < len(mix):
+        raise MethodError("A function scores units as a whole, not layer by layer: compare among 'group' or 'space'.")
+    found: dict[str, Tensor] = {}
+    if registered:
+        measured = _measure(space, registered, batches, loss_fn, seed, int(probes), among == "layer")
+        found = dict(zip([one.name for one in registered], measured, strict=True))
+    everything = np.ones(space.num_units, dtype=bool)
+    total = np.zeros(space.num_units)
+    for one, weight in mix.items():
+        name = _name_of(one)
+        values = _values(space, found[one] if isinstance(one, str) else one(space), name)
+        if among is not None and among != "layer":
+            values = normalise(space, values, everything, among)
+        total += weight * values
+    if not isinstance(criterion, Mapping):
+        return Scores(total, _name_of(criterion))
+    return Scores(total, " + ".join(f"{weight:g} {_name_of(one)}" for one, weight in mix.items()))
+
+
+def _measure(
+    space: SearchSpace,
+    criteria: Sequence[Criterion],
+    batches: Iterable[Any] | None,
+    loss_fn: Loss | None,
+    seed: int,
+    probes: int,
+    by_layer: bool,
+) -> Tensor:
+    if not space.num_units:
+        return torch.zeros(len(criteria), 0)
+    measurement = Measurement(space, criteria, seed, probes, by_layer)
+    needy = next((criterion for criterion in criteria if criterion.needs_data), None)
+    if needy is None:
+        return measurement.at_weights()
     if batches is None or loss_fn is None:
         missing = [word for word, value in (("batches", batches), ("loss_fn", loss_fn)) if value is None]
+        what = "the activations" if needy.needs_activations else "the gradient of the loss"
         raise MethodError(
-            f"The criterion {criterion!r} is defined by the gradient of the loss, so niwaki.score needs "
+            f"The criterion {needy.name!r} is defined by {what}, so niwaki.score needs "
             f"{' and '.join(missing)}: some batches of data, and a function loss_fn(model, batch) that returns the "
             "scalar loss."
         )
-    return Scores(_values(space, _mean_over(space, chosen, batches, loss_fn, seed), criterion), criterion)
+    return measurement.over(batches, loss_fn)
 
 
-def _mean_over(space: SearchSpace, chosen: Criterion, batches: Iterable[Any], loss_fn: Loss, seed: int) -> Tensor:
-    index, parameters = UnitIndex.of(space), unit_parameters(space)
-    total, count = torch.zeros_like(index.entries), 0
-    with _borrowed(space.model, parameters.values()):
-        for batch in batches:
-            with torch.enable_grad():
-                loss = _loss_of(loss_fn, space.model, batch)
-                _check_loss(loss, count)
-                gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            total += _saliency(space, index, chosen, dict(zip(parameters, gradients, strict=True)), seed)
-            count += 1
-    if count == 0:
-        raise MethodError(
-            f"batches is empty, so the criterion {chosen.name!r} has no gradient to score with. "
-            "Pass at least one batch (a generator can be read only once)."
-        )
-    return total / count
-
-
-@torch.no_grad()
-def _saliency(
-    space: SearchSpace, index: UnitIndex, chosen: Criterion, gradients: dict[str, Tensor | None], seed: int
-) -> Tensor:
-    """One criterion at the model's weights, the gradient being the direction of descent: [num_units]."""
-    parameters = unit_parameters(space)
-    rows: dict[str, list[Tensor]] = {}
-    for bundle in index.bundles:
-        x = bundle.join([parameters[name].detach() for name in bundle.names])
-        gradient = None
-        if gradients:
-            parts = [gradients[name] for name in bundle.names]
-            zeros = [torch.zeros_like(parameters[name]) for name in bundle.names]
-            gradient = bundle.join([z if g is None else g for g, z in zip(parts, zeros, strict=True)])
-        for name, parts_ in row_sums(x, gradient, gradient, bundle.dims, chosen.reads).items():
-            rows.setdefault(name, []).extend(parts_)
-    number = torch.arange(index.num_units, device=index.entries.device)
-    others = among(space, parameters, chosen.reads, index.entries)
-    return chosen.saliency(UnitSums(index.num_units, number, index.entries, seed, **index.total(rows), **others))
-
-
-def _loss_of(loss_fn: Loss, model: nn.Module, batch: Any) -> Tensor:
-    if not callable(loss_fn):
-        raise MethodError(f"loss_fn={loss_fn!r} is no function. Pass loss_fn(model, batch), which returns the loss.")
-    try:
-        inspect.signature(loss_fn).bind(model, batch)
-    except ValueError:
-        pass  # some built-in functions have no signature to look at
-    except TypeError as cause:
-        raise MethodError(
-            f"loss_fn cannot be called as loss_fn(model, batch): {cause}. It is given the model and one batch, and "
-            "returns the scalar loss."
-        ) from cause
-    return loss_fn(model, batch)
-
-
-def _check_loss(loss: object, count: int) -> None:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__qualname__}"
-        raise MethodError(
-            f"loss_fn must return the scalar loss of a batch, but returned {what}. Reduce it to its mean."
-        )
-    if not loss.requires_grad:
-        raise MethodError(
-            "The loss that loss_fn returned does not depend on the model's parameters, so there is no gradient to "
-            "score with. Compute it from the model that loss_fn is given, without torch.no_grad() and without .item()."
-        )
-    if not torch.isfinite(loss):
-        raise MethodError(
-            f"The loss of batch {count} is {loss.item()}, so its gradient scores nothing. "
-            "Look for non-finite data or a diverged model."
-        )
+def _weights(mix: Mapping[One, float]) -> dict[One, float]:
+    """The weights of a mix as they are, or an error."""
+    if not mix:
+        raise MethodError("The mix of criteria is empty: name criteria and their weights, such as {'magnitude': 1.0}.")
+    for one, weight in mix.items():
+        if not is_number(weight) or not math.isfinite(weight) or weight < 0:
+            raise MethodError(
+                f"The mix of criteria has the weight {weight!r} for {_name_of(one)!r}: it must be a finite number, 0 "
+                "or more."
+            )
+    if not any(mix.values()):
+        raise MethodError("The mix of criteria has the weight 0 only, so all units would score alike.")
+    return {one: float(weight) for one, weight in mix.items()}
 
 
 def _values(space: SearchSpace, values: Tensor | ArrayLike, name: str) -> FloatArray:
@@ -176,20 +167,5 @@ def _values(space: SearchSpace, values: Tensor | ArrayLike, name: str) -> FloatA
     return array
 
 
-def _name_of(function: Callable[..., object]) -> str:
-    return getattr(function, "__name__", None) or type(function).__qualname__
-
-
-@contextmanager
-def _borrowed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """The model in eval mode with gradients for ``parameters``; afterwards everything is as it was."""
-    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    with preserved(model):
-        try:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-            model.eval()
-            yield
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
+def _name_of(one: One) -> str:
+    return one if isinstance(one, str) else getattr(one, "__name__", None) or type(one).__qualname__

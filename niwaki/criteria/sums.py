@@ -14,6 +14,8 @@ from torch import Tensor
 
 GRADIENT_SUMS = frozenset({"product", "product_square"})
 DIRECTION_SUMS = frozenset({"aligned", "direction_square"})
+ACTIVATION_SUMS = frozenset({"active", "energy"})
+CURVATURE_SUMS = frozenset({"curved"})
 
 _NONE = torch.empty(0)
 
@@ -36,6 +38,10 @@ class UnitSums:
     direction_square: Tensor = _NONE  # sum of d^2
     group: Tensor = _NONE  # the number of its group
     distance: Tensor = _NONE  # sum of ||x - x_h|| over the units h of its group
+    scale: Tensor = _NONE  # mean of |s| over the BatchNorm scales s among x
+    active: Tensor = _NONE  # mean of |a| over the values a that are read of the unit
+    energy: Tensor = _NONE  # nuclear norm of these values as a matrix [samples, positions]
+    curved: Tensor = _NONE  # x' H x, H the Hessian of the loss by x
 
 
 def row_sums(

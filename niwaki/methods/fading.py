@@ -17,7 +17,7 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria import normalise
-from niwaki.criteria.registry import named
+from niwaki.criteria.registry import in_training
 from niwaki.errors import MethodError
 from niwaki.methods.attach import Method
 from niwaki.methods.checks import check_steps, diverged
@@ -68,7 +68,7 @@ class Fading(Method):
         check_budget(budget)
         _check_weights(criteria)
         self.budget, self.schedule, self.seed = budget, schedule, seed
-        self._criteria = [named(name) for name in criteria]
+        self._criteria = [in_training(name, space) for name in criteria]
         self._weights = np.array(list(criteria.values()), dtype=np.float64)
         self._directed = any(criterion.needs_direction for criterion in self._criteria)
         self._limits = budget.absolute(space)

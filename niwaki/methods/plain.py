@@ -13,6 +13,7 @@ from niwaki.core.segments import unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import group_of
 from niwaki.criteria.registry import Criterion
+from niwaki.criteria.scales import mean_scales
 from niwaki.criteria.sums import UnitSums
 from niwaki.methods.direction import decay, rests
 from niwaki.methods.units import Units
@@ -60,6 +61,8 @@ class PlainUnits(Units):
                     for x, g in zip(weights, group, strict=True)
                 ]
             )
+        if any("scale" in criterion.reads for criterion in criteria):
+            fields["scale"] = mean_scales(self._space, self._parameters, fields["square"])
         units = UnitSums(self._space.num_units, torch.arange(len(sums)), seed=seed, group=group, **fields)
         return torch.stack([criterion.saliency(units) for criterion in criteria])
 

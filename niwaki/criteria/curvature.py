@@ -1,0 +1,72 @@
+"""The curvature of the loss along each unit, by Hutchinson's method: one Hessian-vector product per probe for all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from niwaki.core.segments import UnitIndex
+from niwaki.core.space import SearchSpace
+from niwaki.criteria.sums import row_sums
+from niwaki.errors import MethodError
+
+
+def curvature(
+    space: SearchSpace,
+    index: UnitIndex,
+    parameters: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    signs: Tensor,
+) -> Tensor:
+    """x_g' H_gg x_g of each unit, [num_units]: the mean over the probes ``signs`` [probes, num_units] of +-1.
+
+    A probe is v = x with the entries of each unit under one random sign. Then <v_g, (Hv)_g> has the mean x_g' H_gg x_g,
+    since the terms between units cancel: unlike the trace, it sees how the weights of a unit act together. (Of entries
+    that lie in several units at once the terms between those that differ in the other unit cancel, too.)
+
+    ``gradients`` must carry a graph (``create_graph=True``).
+    """
+    total = torch.zeros_like(index.entries)
+    for sign in signs:
+        probe = _probe(space, parameters, sign)
+        seeds = [probe[name] for name in gradients]
+        try:
+            products = torch.autograd.grad(
+                list(gradients.values()),
+                [parameters[name] for name in gradients],
+                seeds,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        except RuntimeError as cause:
+            raise MethodError(
+                "The criterion 'hessian' needs the second derivative of the loss, and the model has an operator "
+                f"without one: {cause}. Choose 'fisher' or 'taylor2', which need none."
+            ) from cause
+        curved = dict(zip(gradients, products, strict=True))
+        rows: list[Tensor] = []
+        for bundle in index.bundles:
+            v, hv = (bundle.join([table[name] for name in bundle.names]) for table in (probe, curved))
+            rows += row_sums(v, hv, None, bundle.dims, {"product"})["product"]
+        total += index.total({"product": rows})["product"]
+    return total / len(signs)
+
+
+@torch.no_grad()
+def _probe(space: SearchSpace, parameters: Mapping[str, Tensor], sign: Tensor) -> dict[str, Tensor]:
+    """The weights, each entry times the sign of every unit that it helps to make; zero where it makes none."""
+    extended = torch.cat([sign, sign.new_ones(1)])
+    signs = {name: torch.ones((), device=value.device, dtype=value.dtype) for name, value in parameters.items()}
+    outside = dict(signs)
+    for place in space.places:
+        if place.produces and place.parameter:
+            value = parameters[place.tensor]
+            units = torch.from_numpy(place.units).to(sign.device)
+            shape = [-1 if dim == place.dim else 1 for dim in range(value.dim())]
+            signs[place.tensor] = signs[place.tensor] * extended[units].prod(1).to(value).view(shape)
+            none = (units == space.num_units).all(1)
+            outside[place.tensor] = outside[place.tensor] * none.to(value).view(shape)
+    return {name: value.detach() * signs[name] * (1 - outside[name]) for name, value in parameters.items()}

@@ -1,0 +1,33 @@
+"""Which groups are alike: the same layers, coupled in the same arrangement (isomorphic pruning, arXiv 2407.04616)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+
+from niwaki.core.counts import IntArray
+from niwaki.core.space import Group, SearchSpace
+
+
+def classes_of(space: SearchSpace) -> IntArray:
+    """The number of the class of each group, [groups]; groups of one class are isomorphic.
+
+    Two groups are isomorphic when their slices, in the order of the model's tensors, belong to modules of the same
+    types, in the same parameters and dimensions of them, and say the same of each (whether it makes the unit or reads
+    it). The number of units does not count, nor does that of positions per unit: the hidden layers of all blocks of a
+    transformer are one class, and so are those of a convolutional network's stages, whatever their widths.
+    """
+    modules = dict(space.model.named_modules())
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(_signature(group, modules), len(known)) for group in space.groups], np.int64)
+
+
+def _signature(group: Group, modules: dict[str, object]) -> Hashable:
+    found = []
+    owners: dict[str, int] = {}
+    for piece in group.slices:
+        owner, _, own = piece.tensor.rpartition(".")
+        number = owners.setdefault(owner, len(owners))  # which slices share a module
+        found.append((number, type(modules.get(owner)), own, piece.dim, piece.produces, piece.parameter))
+    return tuple(found)

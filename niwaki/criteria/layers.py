@@ -1,0 +1,54 @@
+"""Units taken apart by layer: what one module's parameters alone say of a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from niwaki.core.segments import UnitIndex
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layers:
+    """The parts of units. Part i is what the module number ``layer[i]`` holds of the unit ``unit[i]``; ``index`` knows
+    which rows make up which part."""
+
+    index: UnitIndex
+    unit: Tensor  # [parts]
+    layer: Tensor  # [parts]
+    num_units: int
+
+    @classmethod
+    def of(cls, index: UnitIndex, parameters: Mapping[str, Tensor]) -> Layers:
+        """The parts of the units of ``index``."""
+        owners: dict[str, int] = {}
+        layers, entries = [], []
+        for bundle in index.bundles:
+            for name in bundle.names:
+                value, owner = parameters[name], owners.setdefault(name.rpartition(".")[0], len(owners))
+                for dim in bundle.dims:
+                    rows = value.shape[dim]
+                    layers += [owner] * rows
+                    entries += [value.numel() / rows] * rows
+        home = index.entries.device
+        key = torch.tensor(layers, device=home)[index.row] * index.num_units + index.unit
+        parts, part = torch.unique(key, return_inverse=True)
+        sizes = index.entries.new_zeros(len(parts))
+        sizes.index_add_(0, part, torch.tensor(entries, device=home).to(sizes)[index.row])
+        fine = UnitIndex(len(parts), index.bundles, index.row, part, sizes)
+        return cls(fine, parts % index.num_units, parts // index.num_units, index.num_units)
+
+    def joined(self, values: Tensor) -> Tensor:
+        """One value per unit, [num_units], from ``values`` [parts]: each over the mean of its layer, then the mean over
+        the unit's layers. A layer whose values are all zero stays zero."""
+        mean = _mean(values, self.layer, int(self.layer.max()) + 1)
+        shares = values / torch.where(mean > 0, mean, 1)[self.layer]
+        return _mean(shares, self.unit, self.num_units)
+
+
+def _mean(values: Tensor, where: Tensor, kinds: int) -> Tensor:
+    total = values.new_zeros(kinds).index_add_(0, where, values)
+    return total / torch.bincount(where, minlength=kinds).clamp(min=1)

@@ -1,0 +1,166 @@
+"""The values of criteria at the model's weights, as means over batches of data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from niwaki.core.segments import UnitIndex, unit_parameters
+from niwaki.core.space import SearchSpace
+from niwaki.criteria.among import among
+from niwaki.criteria.curvature import curvature
+from niwaki.criteria.layers import Layers
+from niwaki.criteria.observe import Observer
+from niwaki.criteria.registry import Criterion
+from niwaki.criteria.sums import ROW_SUMS, UnitSums, row_sums
+from niwaki.errors import MethodError
+from niwaki.trace.preserve import preserved
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+class Measurement:
+    """Several criteria measured at once: the model runs once per batch. ``by_layer``: each layer scores its part of a
+    unit by itself, see `Layers`."""
+
+    def __init__(
+        self, space: SearchSpace, criteria: Sequence[Criterion], seed: int, probes: int, by_layer: bool
+    ) -> None:
+        self._space, self._criteria, self._seed, self._probes = space, criteria, seed, probes
+        self._parameters = unit_parameters(space)
+        self._index = UnitIndex.of(space)
+        self._layers = Layers.of(self._index, self._parameters) if by_layer else None
+        self._reads = {name for criterion in criteria for name in criterion.reads}
+        if by_layer and not self._reads <= ROW_SUMS | {"group"}:
+            odd = next(c.name for c in criteria if not set(c.reads) <= ROW_SUMS | {"group"})
+            raise MethodError(
+                f"The criterion {odd!r} looks at units as a whole, so it cannot score them layer by layer. Compare "
+                "among 'group', 'isomorphic' or 'space'."
+            )
+
+    def at_weights(self) -> Tensor:
+        """The criteria, [criteria, num_units], if none of them needs data."""
+        return self._joined(self._values({}, {}))
+
+    def over(self, batches: Iterable[Any], loss_fn: Loss) -> Tensor:
+        """The means of the criteria over ``batches``, [criteria, num_units]."""
+        total: Tensor | float = 0.0
+        count = 0
+        with _borrowed(self._space.model, self._parameters.values()), ExitStack() as modes:
+            observer = self._observer()
+            if any(criterion.needs_curvature for criterion in self._criteria):
+                modes.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
+            for batch in batches:
+                with torch.enable_grad(), observer or ExitStack():
+                    loss = _loss_of(loss_fn, self._space.model, batch)
+                more = observer.fields() if observer else {}
+                gradients: dict[str, Tensor | None] = {}
+                if any(c.needs_gradients or c.needs_direction or c.needs_curvature for c in self._criteria):
+                    gradients, curved = self._derivatives(loss, count)
+                    more |= curved
+                total = total + self._values(gradients, more)
+                count += 1
+        if not isinstance(total, Tensor):
+            raise MethodError(
+                f"batches is empty, so the criterion {self._criteria[0].name!r} has nothing to score with. "
+                "Pass at least one batch (a generator can be read only once)."
+            )
+        return self._joined(total / count)
+
+    def _observer(self) -> Observer | None:
+        if not any(criterion.needs_activations for criterion in self._criteria):
+            return None
+        return Observer(self._space, self._index.entries, energy="energy" in self._reads)
+
+    def _derivatives(self, loss: Tensor, count: int) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
+        """The gradients of the parameters that units are made of, and ``curved`` if some criterion reads it."""
+        _check_loss(loss, count)
+        curved = any(criterion.needs_curvature for criterion in self._criteria)
+        values = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True, create_graph=curved)
+        gradients: dict[str, Tensor | None] = dict(zip(self._parameters, values, strict=True))
+        if not curved:
+            return gradients, {}
+        reached = {name: value for name, value in zip(self._parameters, values, strict=True) if value is not None}
+        generator = torch.Generator().manual_seed(self._seed + count)
+        signs = 2 * torch.randint(0, 2, (self._probes, self._index.num_units), generator=generator) - 1
+        found = curvature(self._space, self._index, self._parameters, reached, signs.to(self._index.entries))
+        return {name: None if value is None else value.detach() for name, value in gradients.items()}, {"curved": found}
+
+    @torch.no_grad()
+    def _values(self, gradients: Mapping[str, Tensor | None], more: Mapping[str, Tensor]) -> Tensor:
+        """All criteria, the gradient being the direction of descent: [criteria, num_units], or [criteria, parts]."""
+        index = self._index if self._layers is None else self._layers.index
+        rows: dict[str, list[Tensor]] = {}
+        for bundle in index.bundles:
+            x = bundle.join([self._parameters[name].detach() for name in bundle.names])
+            gradient = None
+            if gradients:
+                parts = [gradients[name] for name in bundle.names]
+                zeros = [torch.zeros_like(self._parameters[name]) for name in bundle.names]
+                gradient = bundle.join([z if g is None else g for g, z in zip(parts, zeros, strict=True)])
+            for name, found in row_sums(x, gradient, gradient, bundle.dims, self._reads).items():
+                rows.setdefault(name, []).extend(found)
+        if self._layers is None:
+            others = {**among(self._space, self._parameters, self._reads, index.entries), **more}
+        else:
+            others = {"group": self._layers.layer}
+        number = torch.arange(index.num_units, device=index.entries.device)
+        sums = UnitSums(index.num_units, number, index.entries, self._seed, **index.total(rows), **others)
+        return torch.stack([criterion.saliency(sums) for criterion in self._criteria])
+
+    def _joined(self, values: Tensor) -> Tensor:
+        return values if self._layers is None else torch.stack([self._layers.joined(row) for row in values])
+
+
+def _loss_of(loss_fn: Loss, model: nn.Module, batch: Any) -> Tensor:
+    if not callable(loss_fn):
+        raise MethodError(f"loss_fn={loss_fn!r} is no function. Pass loss_fn(model, batch), which returns the loss.")
+    try:
+        inspect.signature(loss_fn).bind(model, batch)
+    except ValueError:
+        pass  # some built-in functions have no signature to look at
+    except TypeError as cause:
+        raise MethodError(
+            f"loss_fn cannot be called as loss_fn(model, batch): {cause}. It is given the model and one batch, and "
+            "returns the scalar loss."
+        ) from cause
+    return loss_fn(model, batch)
+
+
+def _check_loss(loss: object, count: int) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__qualname__}"
+        raise MethodError(
+            f"loss_fn must return the scalar loss of a batch, but returned {what}. Reduce it to its mean."
+        )
+    if not loss.requires_grad:
+        raise MethodError(
+            "The loss that loss_fn returned does not depend on the model's parameters, so there is no gradient to "
+            "score with. Compute it from the model that loss_fn is given, without torch.no_grad() and without .item()."
+        )
+    if not torch.isfinite(loss):
+        raise MethodError(
+            f"The loss of batch {count} is {loss.item()}, so its gradient scores nothing. "
+            "Look for non-finite data or a diverged model."
+        )
+
+
+@contextmanager
+def _borrowed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """The model in eval mode with gradients for ``parameters``; afterwards everything is as it was."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    with preserved(model):
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            model.eval()
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)

@@ -1,0 +1,111 @@
+"""What passes through units: the values that matrix products and convolutions read, seen while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from niwaki.core.space import SearchSpace
+from niwaki.errors import MethodError
+
+aten = torch.ops.aten
+_PRODUCTS: Mapping[Any, tuple[int, int]] = {  # the places of the two factors among the arguments
+    aten.mm.default: (0, 1),
+    aten.bmm.default: (0, 1),
+    aten.addmm.default: (1, 2),
+    aten.baddbmm.default: (1, 2),
+}
+
+
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While entered: adds up what the units of ``space`` pass on, per batch.
+
+    Below autograd every layer is one of a few operators that contract an activation with a parameter (or a view of
+    it). The dimension of the parameter that is contracted tells which units the activation holds: the search space
+    knows whose positions these are. So no layer needs a hook, and no table of layers is needed. A grouped convolution
+    is not looked at: what it reads is read again behind it.
+    """
+
+    def __init__(self, space: SearchSpace, like: Tensor, *, energy: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._space, self._like, self._with_energy = space, like, energy
+        self._at = {value.untyped_storage().data_ptr(): name for name, value in space.model.named_parameters()}
+        self._parameters = dict(space.model.named_parameters())
+        self._owned: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
+        for group in space.groups:
+            for piece in group.slices:
+                index = torch.from_numpy(piece.index)
+                self._owned.setdefault((piece.tensor, piece.dim), []).append((group.first, index))
+        self._active, self._energy, self._reads = like.new_zeros(3, space.num_units)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for values, key in _read_by(func, args, self._owner):
+            for first, index in self._owned.get(key, ()):
+                self._add(values, first, index)
+        return func(*args, **(kwargs or {}))
+
+    def _owner(self, factor: Tensor, dim: int) -> tuple[str, int] | None:
+        """The parameter that ``factor`` is or is a view of, and which of its dimensions the ``dim`` of it is."""
+        if factor.layout is not torch.strided:
+            return None
+        name = self._at.get(factor.untyped_storage().data_ptr())
+        if name is None:
+            return None
+        whole = self._parameters[name]
+        same = [
+            d
+            for d in range(whole.dim())
+            if (whole.stride(d), whole.shape[d]) == (factor.stride(dim), factor.shape[dim])
+        ]
+        return (name, same[0]) if len(same) == 1 else None
+
+    def _add(self, values: Tensor, first: int, index: Tensor) -> None:
+        """``values`` [positions, samples, places]; ``index`` [units, K] the positions of units ``first`` on."""
+        units, width = index.shape
+        own = values.detach().index_select(0, index.reshape(-1).to(values.device)).to(self._like)
+        own = own.reshape(units, width, *values.shape[1:]).transpose(1, 2).flatten(2)  # [units, samples, K * places]
+        numbers = slice(first, first + units)
+        self._active[numbers] += own.abs().mean((1, 2))
+        self._reads[numbers] += 1
+        if self._with_energy:
+            self._energy[numbers] += torch.linalg.svdvals(own).sum(1) if own.shape[2] > 1 else own.norm(dim=(1, 2))
+
+    def fields(self) -> dict[str, Tensor]:
+        """``active`` and ``energy`` [num_units] since the last call: means over all reads.
+
+        Raises:
+            MethodError: nothing was seen of some group.
+        """
+        unseen = [group.name for group in self._space.groups if not bool(self._reads[group.numbers].all())]
+        if unseen:
+            raise MethodError(
+                f"No matrix product or convolution was seen to read units of {len(unseen)} of the "
+                f"{len(self._space.groups)} groups, first {unseen[0]!r}, so their activations are not known. loss_fn "
+                "must run the model's own parameters (no copy of them, no autocast); or choose a criterion that needs "
+                "no activations."
+            )
+        found = {"active": self._active / self._reads, "energy": self._energy / self._reads}
+        self._active, self._energy, self._reads = self._like.new_zeros(3, self._space.num_units)
+        return found
+
+
+def _read_by(
+    func: Any, args: tuple[Any, ...], owner: Callable[[Tensor, int], tuple[str, int] | None]
+) -> Iterator[tuple[Tensor, tuple[str, int]]]:
+    """What an operator reads through a parameter, [positions, samples, places], and the parameter's dimension."""
+    if func in _PRODUCTS:
+        left, right = (args[place] for place in _PRODUCTS[func])
+        for values, dim, key in ((left, -1, owner(right, -2)), (right, -2, owner(left, -1))):
+            if key is not None:
+                yield values.movedim(dim, 0).flatten(1).unsqueeze(2), key
+    elif func is aten.convolution.default:
+        x, weight, transposed, groups = args[0], args[1], args[6], args[8]
+        key = owner(weight, 0 if transposed else 1) if groups == 1 else None
+        if key is not None:
+            yield x.movedim(1, 0).flatten(2), key
