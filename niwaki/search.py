@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from niwaki.collector import without_collector
 from niwaki.core.space import SearchSpace
 from niwaki.errors import UnknownName
 from niwaki.graphs.entry import calls_of, program_of
@@ -23,6 +24,7 @@ from niwaki.trace.tracer import trace
 _NAMED = 3  # modules that a note names
 
 
+@without_collector()
 def search_space(
     model: torch.nn.Module | torch.export.ExportedProgram,
     example_inputs: Any = None,
@@ -95,7 +97,7 @@ def search_space(
 def _unseen(graph: Graph, facts: Facts) -> list[str]:
     """What is said of parameters that no run touched: those of which siblings tell, and the others."""
     found: dict[bool, list[str]] = {True: [], False: []}
-    for value in graph.unseen():
+    for value in graph.unseen:
         found[value.number in facts.alike].append(value.name)
     notes = []
     if found[False]:

@@ -39,7 +39,12 @@ class Axis:
 
     def same_as(self, other: Axis) -> bool:
         """Whether both are equal id by id, so that equating them says nothing."""
-        return self.ids is other.ids or (self.ids.shape == other.ids.shape and bool((self.ids == other.ids).all()))
+        ours, theirs = self.ids, other.ids
+        if ours is theirs:
+            return True
+        if ours.shape != theirs.shape or (ours.size and ours.item(0) != theirs.item(0)):
+            return False
+        return bool((ours == theirs).all())
 
 
 def fixed(size: int, why: int = 0) -> Axis:

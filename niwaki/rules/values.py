@@ -101,7 +101,7 @@ def _sought_by_row(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _known(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return torch.isin(b.relu().ceil(), c.cos().ceil()) * 1.0 + b
+    return torch.isin(b.relu().ceil(), (-99 * c.abs()).exp().round()) * 1.0 + b  # a zero is a one, the rest are zeros
 
 
 class _Merged(nn.Module):

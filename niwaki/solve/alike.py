@@ -42,7 +42,7 @@ class _Family:
 def understand_unseen(model: torch.nn.Module, graph: Graph, facts: Facts) -> None:
     """Add to ``facts`` what the siblings of unseen modules tell about these."""
     tensors = {value.name: value.number for value in graph.values if value.origin in (Origin.PARAMETER, Origin.BUFFER)}
-    unseen = {value.name for value in graph.unseen()}
+    unseen = {value.name for value in graph.unseen}
     families = _families(graph, tensors, unseen)
     facts.alike.update(tensors[family.unseen + name] for family in families for name in family.inside)
     if families:

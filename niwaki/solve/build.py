@@ -14,13 +14,13 @@ from niwaki.core.counts import IntArray
 from niwaki.core.location import Location
 from niwaki.core.plan import tensor_shapes
 from niwaki.core.repairs import Factor, Repairs, Scalar, ScalarRule, TensorRule
-from niwaki.core.space import BoolArray, Group, Pin, Place, SearchSpace, Slice, Tie
+from niwaki.core.space import Group, Pin, Place, SearchSpace, Slice, Tie
 from niwaki.rules.axis import Axis
 from niwaki.solve.alike import understand_unseen
 from niwaki.solve.axes import Tables, pad
 from niwaki.solve.facts import Facts
 from niwaki.solve.sizes import settle
-from niwaki.solve.units import Spot, Units
+from niwaki.solve.units import Units
 from niwaki.trace.graph import Graph, Origin
 
 
@@ -172,9 +172,9 @@ def _inexact(units: Units, group: int) -> str | None:
 def _pins(units: Units) -> tuple[Pin, ...]:
     pins = []
     for spot in units.spots:
-        if spot.value.origin is not Origin.PARAMETER or _free(units, spot).all():
+        if spot.value.origin is not Origin.PARAMETER or (free := units.free(spot)).all():
             continue
-        numbers, counts = np.unique(units.reasons(spot)[~_free(units, spot)], return_counts=True)
+        numbers, counts = np.unique(units.reasons(spot)[~free], return_counts=True)
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             reason = units.facts.reasons[number]
             pins.append(Pin(spot.value.name, spot.dim, count, reason.text, reason.location))
@@ -186,12 +186,8 @@ def _coverage(units: Units) -> float:
     outside: dict[int, float] = {}
     for spot in units.spots:
         if spot.value.origin is Origin.PARAMETER:
-            share = 1 - float(_free(units, spot).mean()) if len(spot.rows) else 1.0
+            share = 1 - float(units.free(spot).mean()) if len(spot.rows) else 1.0
             outside[spot.value.number] = outside.get(spot.value.number, 1.0) * share
     sizes = {number: math.prod(units.graph.values[number].shape) for number in outside}
     everything = sum(sizes.values())
     return sum(sizes[number] * (1 - share) for number, share in outside.items()) / max(everything, 1)
-
-
-def _free(units: Units, spot: Spot) -> BoolArray:
-    return np.asarray((units.owners(spot) < len(units)).any(axis=1), dtype=bool)

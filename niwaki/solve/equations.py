@@ -23,6 +23,8 @@ from niwaki.solve.refine import Refining, connected_rows
 
 ShortArray = NDArray[np.int32]
 
+_WIDE = 8  # columns; what such an equation says costs time, and is often said by others
+
 
 @dataclass(slots=True, eq=False)
 class _Solved:
@@ -44,6 +46,14 @@ class _Solved:
             rows = np.concatenate([np.where(is_product, 0, rows)[..., None], expanded], axis=2)
             rows = _compact(rows.reshape(len(ids), rows.shape[1] * rows.shape[2]))
         return _compact(rows)
+
+    def says(self, left: IntArray, right: IntArray) -> bool:
+        """Whether both sides are the same component in every row: there will never be anything new in that."""
+        ours, theirs = self.component[left], self.component[right]
+        name = ours.max(axis=1)
+        if not np.array_equal(name, theirs.max(axis=1)):
+            return False
+        return all(bool(((side == 0) | (side == name[:, None])).all()) for side in (ours, theirs))
 
 
 class Components:
@@ -148,7 +158,14 @@ def solve(facts: Facts) -> Components:
     while True:
         solution = _components(edges, refining.ids)
         before = edges.count
+        products = [product for product in products if not solution.says(*product[:2])]
+        wide = []
         for left, right, why in products:
+            if max(left.shape[1], right.shape[1]) > _WIDE:
+                wide.append((left, right, why))
+            else:
+                _reconcile(solution, edges, left, right, why, refining)
+        for left, right, why in wide if edges.count == before and not refining.found else ():
             _reconcile(solution, edges, left, right, why, refining)
         if edges.count == before and not refining.found:
             return Components(blocks, short, solution)

@@ -60,7 +60,7 @@ class Units:
             self.regroup()
 
     def _pin_unseen(self) -> None:
-        unseen = {value.number for value in self.graph.unseen()}
+        unseen = {value.number for value in self.graph.unseen}
         why = self.facts.reason(_UNSEEN, None)
         for (number, dim), (first, size) in self.facts.places.items():
             if number in unseen and (number, dim) not in self.facts.understood:
@@ -117,6 +117,13 @@ class Units:
             self._owners[key] = owners[:, (owners < len(self)).any(axis=0)]
         return self._owners[key]
 
+    def free(self, spot: Spot) -> BoolArray:
+        """The positions of a spot that some unit owns."""
+        key = id(spot.rows)
+        if key not in self._free:
+            self._free[key] = np.asarray((self.owners(spot) < len(self)).any(axis=1), dtype=bool)
+        return self._free[key]
+
     def __len__(self) -> int:
         return len(self._units)
 
@@ -169,7 +176,7 @@ class Units:
             times = int(rng.integers(int(rhythm.most * (1 - share)), rhythm.most + 1))
             for group, step in zip(rhythm.groups, rhythm.steps, strict=True):
                 kept[group] = sizes[group] - times * step
-        return self._keep(kept, rng)
+        return self._keep(kept, self._order(rng))
 
     def contrasts(self, rng: np.random.Generator) -> Iterator[BoolArray]:
         """A few masks among which, for any two groups that are in no rhythm, there is one that leaves the first its
@@ -178,10 +185,11 @@ class Units:
         mover = np.arange(len(sizes))
         for rhythm in self.rhythms:
             mover[list(rhythm.groups)] = rhythm.groups[0]
+        order = self._order(rng)
         for bit in range(max(1, len(sizes).bit_length())):
             small = (mover >> bit) & 1 == 1
-            yield self._keep(np.where(small, least, sizes), rng)
-            yield self._keep(np.where(small, sizes, least), rng)
+            yield self._keep(np.where(small, least, sizes), order)
+            yield self._keep(np.where(small, sizes, least), order)
 
     def _least(self) -> IntArray:
         sizes = np.diff(self._starts)
@@ -191,10 +199,17 @@ class Units:
             kept[groups] = sizes[groups] - rhythm.most * np.array(rhythm.steps)
         return kept
 
-    def _keep(self, kept: IntArray, rng: np.random.Generator) -> BoolArray:
+    def _order(self, rng: np.random.Generator) -> IntArray:
+        """The units of each group in a random order."""
+        group = np.repeat(np.arange(len(self._starts) - 1), np.diff(self._starts))
+        order: IntArray = np.argsort(group + rng.random(len(self)))
+        return order
+
+    def _keep(self, kept: IntArray, order: IntArray) -> BoolArray:
+        """The mask of the first so many units of each group."""
+        rank = np.arange(len(self)) - np.repeat(self._starts[:-1], np.diff(self._starts))
         keep = np.zeros(len(self), dtype=bool)
-        for start, size, number in zip(self._starts, np.diff(self._starts), kept, strict=False):
-            keep[start + rng.permutation(size)[:number]] = True
+        keep[order[rank < np.repeat(kept, np.diff(self._starts))]] = True
         return keep
 
     def survivors(self, axis: Axis, keep: BoolArray) -> BoolArray:
@@ -263,6 +278,7 @@ class Units:
         self._number = np.full(size, len(units), dtype=np.int64)
         self._number[units] = np.arange(len(units))
         self._owners: dict[int, IntArray] = {}
+        self._free: dict[int, BoolArray] = {}
 
 
 def _ordered(units: IntArray, signature: IntArray, first: IntArray) -> IntArray:

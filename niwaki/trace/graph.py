@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class Run:
     decisions: tuple[Decision, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """All runs of one model over one numbering of values.
 
@@ -112,6 +113,7 @@ class Graph:
     contents: Mapping[int, torch.Tensor]
     overlooked: tuple[str, ...] = ()
 
+    @cached_property
     def unseen(self) -> tuple[Value, ...]:
         """The parameters that no operator of any run was given."""
         seen = {number for run in self.runs for node in run.nodes for number in node.inputs()}
