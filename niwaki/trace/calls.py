@@ -30,11 +30,17 @@ _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
+_READING = {getattr(torch.Tensor, name) for name in ("numpy", "__array__", "__dlpack__", "untyped_storage", "storage")}
+
+
 class Numbering(Protocol):
     """Gives every tensor of a run its value number."""
 
     def number_of(self, tensor: torch.Tensor) -> int:
         """The value number of ``tensor``."""
+
+    def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
+        """Told of a torch function that reads the memory of ``tensor`` behind the operators' back."""
 
 
 class CallMode(TorchFunctionMode):
@@ -58,6 +64,8 @@ class CallMode(TorchFunctionMode):
             return shape if dim is None else shape[dim]
         if func is torch.Tensor.tolist:
             return self._listed(args[0])
+        if func in _READING:
+            self._numbering.reads(func, args[0])
         if func is torch.Tensor.numel or func is torch.numel:
             return math.prod(self._shape(args[0]))
         if func in _AS_ANOTHER:

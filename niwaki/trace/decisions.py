@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 Calculate = Callable[[torch._ops.OpOverload, Any, Any], Any]
 
 _DECIDING = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
-_INDEXING = frozenset(
+INDEXING = frozenset(
     {
         torch.ops.aten.index.Tensor,
         torch.ops.aten._unsafe_index.Tensor,
@@ -23,6 +24,18 @@ _INDEXING = frozenset(
 )
 _MASKS = (torch.bool, torch.uint8)
 _WHOLE = (torch.int64, torch.int32, *_MASKS)
+
+
+def looks(operator: torch._ops.OpOverload, args: Sequence[Any]) -> bool:
+    """Whether what an operator does, beyond the numbers in its result, depends on the content of its arguments."""
+    if operator in INDEXING:
+        return any(index is not None and index.dtype in _MASKS for index in args[1])
+    return _tagged(operator)
+
+
+@cache
+def _tagged(operator: torch._ops.OpOverload) -> bool:
+    return not _DECIDING.isdisjoint(operator.tags)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,9 +59,9 @@ class Decisions:
         self, calculate: Calculate, operator: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The result of ``operator``, calculated or as given."""
-        if operator in _INDEXING:
+        if operator in INDEXING:
             return calculate(operator, (args[0], self._chosen(operator, args[1]), *args[2:]), kwargs)
-        tagged = not _DECIDING.isdisjoint(operator.tags)
+        tagged = looks(operator, args)
         if not tagged and operator.namespace == "aten":
             return calculate(operator, args, kwargs)
         shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))

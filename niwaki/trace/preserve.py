@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,42 +14,65 @@ import torch
 from niwaki.trace.pretend import is_fake
 
 _CONTAINERS = (list, dict, set, deque)
+_EMPTIABLE = frozenset({list, dict, OrderedDict, set})
+_PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
-@contextmanager
-def preserved(model: torch.nn.Module) -> Iterator[None]:
-    """Whatever happens inside, an error included, ``model`` and the random generators come out as they went in.
+class Snapshot:
+    """What a model was like when this was made.
 
     Buffers are copied; a write to a parameter is undone by the tracer from a copy made just before it. Attributes are
     restored by identity, and containers and plain tensors among them, however nested, also by content. Objects of other
     kinds that hang on a module are not looked into.
     """
-    modules = list(model.modules())
-    attributes = [(module, dict(module.__dict__)) for module in modules]
-    contents: dict[int, tuple[Any, Any]] = {}
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    for _, saved in attributes:
-        for value in saved.values():
-            _collect(value, contents, own)
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    gradients = [(parameter, parameter.grad, parameter.data) for parameter in model.parameters()]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(enabled=True):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        for module, saved in attributes:
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        modules = list(model.modules())
+        self._attributes = [(module, dict(module.__dict__)) for module in modules]
+        parameters = _distinct(tensor for module in modules for tensor in module._parameters.values())
+        buffers = _distinct(tensor for module in modules for tensor in module._buffers.values())
+        self._contents: dict[int, tuple[Any, Any]] = {}
+        self._empty: list[Any] = []  # a module has a dozen containers for hooks, mostly with nothing inside
+        self._own = {id(tensor) for tensor in (*parameters, *buffers)}
+        for _, saved in self._attributes:
+            for value in saved.values():
+                kind = type(value)
+                if kind in _EMPTIABLE and not value:
+                    self._empty.append(value)
+                elif kind not in _PLAIN:
+                    self._collect(value)
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
+        self._gradients = [(parameter, parameter.grad, parameter.data) for parameter in parameters]
+
+    def _collect(self, value: Any) -> None:
+        """Note the content of containers, however nested, and of tensors that are no parameters or buffers."""
+        if isinstance(value, torch.Tensor):
+            if id(value) not in self._contents and id(value) not in self._own:
+                self._contents[id(value)] = value, value.detach().clone()
+        elif isinstance(value, _CONTAINERS):
+            if id(value) not in self._contents:
+                self._contents[id(value)] = value, value.copy()
+                for item in value.values() if isinstance(value, dict) else value:
+                    self._collect(item)
+        elif isinstance(value, tuple):
+            for item in value:
+                self._collect(item)
+
+    def restore(self) -> None:
+        """Make the model what it was."""
+        for module, saved in self._attributes:
             module.__dict__.clear()
             module.__dict__.update(saved)
+        for container in self._empty:
+            if container:
+                container.clear()
         with torch.no_grad():
-            for value, content in contents.values():
+            for value, content in self._contents.values():
                 _restore(value, content)
-            for buffer, content in buffers:
+            for buffer, content in self._buffers:
                 if _differs(buffer, content):
                     buffer.copy_(content)
-        for parameter, gradient, data in gradients:
+        for parameter, gradient, data in self._gradients:
             if not is_fake(parameter) and (
                 parameter.data.data_ptr() != data.data_ptr() or parameter.shape != data.shape
             ):
@@ -57,19 +80,40 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _collect(value: Any, contents: dict[int, tuple[Any, Any]], own: set[int]) -> None:
-    """Note the content of containers, however nested, and of tensors that are no parameters or buffers."""
-    if id(value) in contents or id(value) in own:
-        return
-    if isinstance(value, torch.Tensor):
-        contents[id(value)] = value, value.detach().clone()
-    elif isinstance(value, _CONTAINERS):
-        contents[id(value)] = value, value.copy() if value else ()  # copying all the empty ones takes most time
-        for item in value.values() if isinstance(value, dict) else value:
-            _collect(item, contents, own)
-    elif isinstance(value, tuple):
-        for item in value:
-            _collect(item, contents, own)
+def _distinct(tensors: Iterator[torch.Tensor | None]) -> list[torch.Tensor]:
+    return list({id(tensor): tensor for tensor in tensors if tensor is not None}.values())
+
+
+@contextmanager
+def preserved(model: torch.nn.Module) -> Iterator[Snapshot]:
+    """Whatever happens inside, an error included, ``model`` and the random generators come out as they went in."""
+    with _random_state():
+        snapshot = Snapshot(model)
+        try:
+            yield snapshot
+        finally:
+            snapshot.restore()
+
+
+@contextmanager
+def restored(snapshot: Snapshot) -> Iterator[None]:
+    """As `preserved`, but the model comes out as it was when the snapshot was made."""
+    with _random_state():
+        try:
+            yield
+        finally:
+            snapshot.restore()
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(enabled=True):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 def _restore(value: Any, content: Any) -> None:

@@ -28,8 +28,10 @@ from niwaki.trace.attributes import Tracking
 from niwaki.trace.calls import CallMode
 from niwaki.trace.decisions import Decision, Decisions
 from niwaki.trace.graph import Frozen, Graph, Node, Origin, Ref, Run, Value
+from niwaki.trace.hollow import Hollow
 from niwaki.trace.numbers import current_trace, frozen_sink
-from niwaki.trace.preserve import preserved
+from niwaki.trace.operators import traits
+from niwaki.trace.preserve import Snapshot, preserved, restored
 from niwaki.trace.pretend import NeedsValue, Pretence, is_fake, needs_value
 
 ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]
@@ -63,10 +65,12 @@ def trace(
     modes: Sequence[bool] = (False, True),
     required: bool = False,
     decided: Sequence[Decision] = (),
+    arithmetic: bool = False,
 ) -> Graph:
     """Run ``model`` on every call in every mode (False: eval, True: train) and record what happens.
 
     ``decided``: what the data of another run decided; the first run decides the same and takes the same path.
+    ``arithmetic``: compute all numbers, though only those that decide something have to be (`hollow`).
 
     The model is left as it was. A run in train mode that fails is recorded with its error, unless it is ``required``;
     one in eval mode raises.
@@ -77,11 +81,16 @@ def trace(
     left_alone: frozenset[int] = frozenset()
     while True:
         pretence = Pretence(model, list(tensors_in(list(calls))))
+        hollow = None if pretence.active or decided or arithmetic else Hollow()
         with preserved(model), torch.inference_mode(False):
             pretence.swap(model)
-            recorder = _Recorder(model, pretence)
+            recorder = _Recorder(model, pretence, hollow)
             recorder.decisions = Decisions(decided)
-            runs, unfit = _runs(recorder, model, calls, modes, required, left_alone)
+            try:
+                runs, unfit = _runs(recorder, model, calls, modes, required, left_alone)
+            except _NeedsArithmetic:
+                arithmetic = True
+                continue
         if not unfit:
             return Graph(tuple(recorder.values), tuple(runs), recorder.contents, tuple(sorted(recorder.overlooked)))
         left_alone |= unfit
@@ -100,11 +109,14 @@ def _runs(
     runs: list[Run] = []
     with _current(recorder):
         tracking = Tracking(model, left_alone)
+        snapshot = Snapshot(model)
         for training, call in itertools.product(modes, calls):
-            with preserved(model):
+            with restored(snapshot):
                 for module in model.modules():
                     module.training = training
                 run = recorder.run(model, call, training)
+                if recorder.hollow is not None and (run.error is not None or recorder.hollow.looked):
+                    raise _NeedsArithmetic
                 needs = isinstance(run.error, NeedsValue)
                 unfit = tracking.unfit(failed=run.error is not None and not (training or required or needs))
             if unfit:
@@ -132,6 +144,10 @@ def _current(recorder: _Recorder) -> Iterator[None]:
         current_trace.reset(token)
 
 
+class _NeedsArithmetic(Exception):
+    """A run without its arithmetic failed, or looked for what was not computed."""
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors by identity and notes each operator call."""
 
@@ -140,9 +156,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Keeps torch from wrapping every operator call below in its compiler's switch."""
         return False
 
-    def __init__(self, model: torch.nn.Module, pretence: Pretence) -> None:
+    def __init__(self, model: torch.nn.Module, pretence: Pretence, hollow: Hollow | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._pretence = pretence
+        self.hollow = hollow
         self.values: list[Value] = []
         self.contents: dict[int, torch.Tensor] = {}
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
@@ -157,9 +174,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._modules = [""]
         self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self._owners: dict[object, torch.nn.Parameter] = {}  # by memory; those not yet copied in this run
+        self._parameters: list[torch.nn.Parameter] = []
         self._undo: list[tuple[torch.Tensor, torch.Tensor]] = []
         for name, parameter in model.named_parameters():
             self._add(parameter, Origin.PARAMETER, name)
+            self._parameters.append(parameter)
         for name, buffer in model.named_buffers():
             self._add(buffer, Origin.BUFFER, name)
 
@@ -167,7 +186,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Record one forward pass."""
         self._nodes, self._frozen, self._inside = [], [], False
         self._outermost, self._running = sys._getframe(), model
-        self._owners = {_memory(parameter): parameter for parameter in model.parameters()}
+        self._owners = {_memory(parameter): parameter for parameter in self._parameters}
         error: Exception | None = None
         outputs: tuple[int, ...] = ()
         args, kwargs = map_tensors(call, lambda tensor: self._pretence.stand_in(tensor).detach().clone())
@@ -203,9 +222,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return known[1]
         return self._add(tensor, Origin.CONSTANT, "")
 
+    def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
+        if self.hollow is not None:
+            self.hollow.refuse_reading(function, self.values[self.number_of(tensor)].root)
+
     def _add(self, tensor: torch.Tensor, origin: Origin, name: str, root: int | None = None) -> int:
         number = len(self.values)
-        shape = tuple(int(size) for size in tensor.shape)
+        shape = tuple(map(int, tensor.shape))
         self.values.append(Value(number, shape, tensor.dtype, origin, name, number if root is None else root))
         self._known[id(tensor)] = (weakref.ref(tensor), number)
         return number
@@ -227,22 +250,44 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args, kwargs = self._pretence.arguments(args), self._pretence.arguments(kwargs)
         arguments = tuple(self._reference(argument) for argument in args)
         named = {name: self._reference(argument) for name, argument in kwargs.items()}
-        if func._schema.is_mutable:
+        known = traits(func)
+        if known.writes:
             self._remember_written(func, args, kwargs)
         self._inside = True
         try:
-            result = self.decisions.run(self._pretence.run, func, args, kwargs)
+            result, hollow = self._calculated(func, args, kwargs, (*arguments, *named.values()))
         except Exception as error:
             raise (needs_value(error, func, self._here()) or error) from error
         self._inside = False
-        first = next((a.value for a in arguments if isinstance(a, Ref)), None)
         results = result if isinstance(result, (tuple, list)) else (result,)
-        viewing = any(r.alias_info is not None for r in func._schema.returns)
-        outputs = tuple(
-            self._result(item, self.values[first].root if viewing and first is not None else None) for item in results
-        )
+        first = next((a.value for a in arguments if isinstance(a, Ref)), None) if known.viewing else None
+        root = None if first is None else self.values[first].root
+        outputs = tuple(self._result(item, root) for item in results)
         self._nodes.append(Node(func, arguments, named, outputs, self._here(), self._calls.current))
+        if hollow:
+            self._mark_hollow(func, args, kwargs, outputs)
         return result
+
+    def _calculated(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], references: Sequence[Any]
+    ) -> tuple[Any, bool]:
+        """What an operator gives, and whether that is hollow."""
+        affected = False
+        if self.hollow is not None:
+            affected = self.hollow.affects(func, args, (self.values[n].root for n in _numbers_in(references)))
+            result = self.hollow.result(func, args, kwargs, affected)
+            if result is not None:
+                return result, True
+        return self.decisions.run(self._pretence.run, func, args, kwargs), affected
+
+    def _mark_hollow(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Sequence[int | None]
+    ) -> None:
+        assert self.hollow is not None
+        written = [self.number_of(tensor) for tensor in traits(func).written(args, kwargs)]
+        for number in (*outputs, *written):
+            if number is not None:
+                self.hollow.mark(self.values[number].root)
 
     def _reference(self, argument: Any) -> Any:
         if isinstance(argument, torch.Tensor):
@@ -268,13 +313,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _remember_written(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Copy a parameter before an operator writes its memory, under whatever name."""
-        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-        for argument in func._schema.arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                for tensor in tree_leaves(given.get(argument.name)):
-                    parameter = self._owners.pop(_memory(tensor), None)
-                    if parameter is not None:
-                        self._undo.append((parameter, parameter.detach().clone()))
+        for tensor in traits(func).written(args, kwargs):
+            parameter = self._owners.pop(_memory(tensor), None)
+            if parameter is not None:
+                self._undo.append((parameter, parameter.detach().clone()))
 
     def _freeze(self, expression: Expression) -> None:
         self._frozen.append(Frozen(expression, self._here()))
@@ -307,6 +349,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for handle in handles:
                 handle.remove()
             del self._modules[1:]
+
+
+def _numbers_in(references: Sequence[Any]) -> Iterator[int]:
+    """Value numbers among the arguments of a node."""
+    for argument in references:
+        if isinstance(argument, Ref):
+            yield argument.value
+        elif isinstance(argument, tuple):
+            yield from (item.value for item in argument if isinstance(item, Ref))
 
 
 def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
