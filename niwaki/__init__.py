@@ -1,6 +1,7 @@
 """niwaki trains any PyTorch network once and hands back a smaller one that computes the same thing."""
 
-from niwaki.budget import Budget, choose
+from niwaki.budget import Budget
+from niwaki.choosing import choose
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import score

@@ -1,4 +1,4 @@
-"""What a network may cost at the end, and the plan that costs no more."""
+"""What a network may cost at the end."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import numpy as np
 import torch
 
 from niwaki.core.cost import Cost
-from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_number as is_number
 from niwaki.core.scalars import is_whole as is_whole
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria.normalise import Among
-from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
-from niwaki.selection import Steps, costs, select
+from niwaki.selection import Steps, costs
 from niwaki.version import __version__
 
-MEASURES = ("macs", "params", "units", "memory")
+MODELLED = ("macs", "params", "units", "memory")
+MEASURED = ("activations", "latency")
+_FREE = Steps()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,9 @@ class Budget:
 
     A float in (0, 1] is the share of the dense network that may stay, a whole number above 1 the absolute amount:
     ``macs`` multiply-accumulates for the example input, ``params`` parameters, ``units`` prunable units, ``memory``
-    bytes of parameters and buffers.
+    bytes of parameters and buffers. These are known for any choice of units. The others are measured on networks that
+    are really cut, by `niwaki.choose` with example inputs: ``activations``, the most bytes of computed tensors alive at
+    once in one forward pass in eval mode, and ``latency``, the microseconds of that pass on the device of the model.
 
     ``round_to``: every group keeps a multiple of so many units, or all of them. ``min_units``: every group keeps at
     least so many.
@@ -47,13 +48,17 @@ class Budget:
     params: float | int | None = None
     units: float | int | None = None
     memory: float | int | None = None
+    activations: float | int | None = None
+    latency: float | int | None = None
     round_to: int = 1
     min_units: int = 1
 
     def __post_init__(self) -> None:
         limits = self.limits
         if not limits:
-            raise BudgetError(f"A budget needs at least one limit, one of {', '.join(MEASURES)}: Budget(macs=0.5).")
+            raise BudgetError(
+                f"A budget needs at least one limit, one of {', '.join(MODELLED + MEASURED)}: Budget(macs=0.5)."
+            )
         for measure, limit in limits.items():
             share = is_number(limit) and not is_whole(limit) and 0 < limit <= 1
             if not share and not (is_whole(limit) and limit > 1):
@@ -71,15 +76,28 @@ class Budget:
     @property
     def limits(self) -> dict[str, float | int]:
         """The limits that are set, as they were given."""
-        given = {"macs": self.macs, "params": self.params, "units": self.units, "memory": self.memory}
+        given = {
+            "macs": self.macs,
+            "params": self.params,
+            "units": self.units,
+            "memory": self.memory,
+            "activations": self.activations,
+            "latency": self.latency,
+        }
         return {measure: limit for measure, limit in given.items() if limit is not None}
 
+    @property
+    def measured(self) -> dict[str, float | int]:
+        """The limits that only a measurement can tell to be met."""
+        return {measure: limit for measure, limit in self.limits.items() if measure in MEASURED}
+
     def absolute(self, space: SearchSpace) -> dict[str, float]:
-        """The limits as amounts, for the model of ``space``."""
-        dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), self.limits)
+        """The limits that need no measurement, as amounts, for the model of ``space``."""
+        modelled = {measure: limit for measure, limit in self.limits.items() if measure in MODELLED}
+        dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), modelled)
         return {
             measure: float(limit) if is_whole(limit) else float(math.floor(limit * dense[measure]))
-            for measure, limit in self.limits.items()
+            for measure, limit in modelled.items()
         }
 
     @property
@@ -94,60 +112,36 @@ class Budget:
         return ", ".join(parts)
 
 
-def choose(space: SearchSpace, scores: Scores, budget: Budget, *, compare: Among = "group") -> Plan:
-    """The plan that keeps what ``scores`` call important and meets every limit of ``budget`` from below.
-
-    The gap left under the tightest limit is at most 1 %, or nothing more fits into it. ``compare``: units are compared
-    by their share of their group's score (``group``), or by the score itself (``space``: for criteria that are
-    comparable across layers).
-
-    Raises:
-        BudgetError: the budget cannot be met; the message tells the least reachable cost and what is in the way.
-        PlanError: no values of the model's attributes could follow the choice.
-
-    >>> import niwaki, torch
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
-    >>> space = niwaki.search_space(model, torch.randn(1, 4))
-    >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(macs=0.5))
-    >>> space.cost().macs, space.cost(plan).macs
-    (60, 30)
-    """
-    if not isinstance(scores, Scores):
-        raise BudgetError(
-            f"scores is a {type(scores).__qualname__}, but must be what niwaki.score returns: "
-            "niwaki.score(space, 'magnitude'), or niwaki.score(space, lambda space: values) for values of your own."
-        )
-    check_budget(budget)
-    if scores.values.shape != (space.num_units,):
-        raise BudgetError(
-            f"The scores are for {scores.values.size} units, but the search space has {space.num_units}. "
-            "Score the same space that you choose from."
-        )
-    limits = budget.absolute(space)
-    keep = select(
-        space, scores.values - min(0.0, scores.values.min(initial=0.0)), limits, steps=budget.steps, compare=compare
-    )
-    check_met(space, keep, limits)
-    return space.plan(keep, provenance(space, keep, budget, criterion=scores.criterion))
-
-
-def check_budget(budget: object) -> None:
-    """Raise `BudgetError` if what was passed as a budget is none, such as a bare number."""
+def check_budget(budget: object, *, training: bool = True) -> None:
+    """Raise `BudgetError` if what was passed as a budget is none, such as a bare number, or if it has limits that
+    cannot be followed in the course of a ``training``."""
     if not isinstance(budget, Budget):
         raise BudgetError(f"budget={budget!r} is no budget. Say of what it is a limit: niwaki.Budget(macs=0.5).")
+    if training and budget.measured:
+        measure = next(iter(budget.measured))
+        raise BudgetError(
+            f"{measure} is measured on networks that are cut, which a method cannot do in the course of the training. "
+            f"First find the MACs that meet it, plan = niwaki.choose(space, niwaki.score(space, 'magnitude'), "
+            f"niwaki.Budget({measure}={budget.measured[measure]!r}), example_inputs=x), and give the method these: "
+            "niwaki.Budget(macs=space.cost(plan).macs)."
+        )
 
 
-def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float]) -> None:
+def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], steps: Steps = _FREE) -> None:
     """Raise `BudgetError` if ``keep``, the best that a selection could do, still costs more than ``limits``."""
     reached = costs(space.cost_model, keep, limits)
+    if steps != _FREE:
+        sizes = f" (a multiple of {steps.round_to} units, and no fewer than {steps.min_units})"
+    else:
+        sizes = ""
     for measure, limit in limits.items():
         if reached[measure] <= limit:
             continue
         dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), limits)[measure]
         raise BudgetError(
             f"The budget {measure} <= {limit:,.0f} ({limit / dense:.1%} of {dense:,.0f}) cannot be met: with every "
-            f"group at its least size {reached[measure]:,.0f} ({reached[measure] / dense:.1%}) remain. "
-            f"{_in_the_way(space)} Ask for more {measure}, or remove these reasons."
+            f"group at its least size{sizes} {reached[measure]:,.0f} ({reached[measure] / dense:.1%}) remain. "
+            f"{in_the_way(space)} Ask for more {measure}, or remove these reasons."
         )
 
 
@@ -167,7 +161,7 @@ def _plain(cost: Cost) -> dict[str, int]:
     return {"params": cost.params, "macs": cost.macs, "memory": cost.memory}
 
 
-def _in_the_way(space: SearchSpace) -> str:
+def in_the_way(space: SearchSpace) -> str:
     """The reasons of the pins that hold the most parameters, as a sentence."""
     if not space.pins:
         return "Nothing is pinned: what remains is one step of units in every group."

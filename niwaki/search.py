@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from niwaki.errors import UnknownName
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.program import Program
 from niwaki.rehearse import rehearsed
+from niwaki.selection import uniform
 from niwaki.solve.build import Builder
 from niwaki.solve.facts import Facts
 from niwaki.solve.label import label
@@ -33,6 +34,7 @@ def search_space(
     rehearse: bool = True,
     allow_inexact: bool = False,
     as_graph: bool = False,
+    layout: Literal["free", "uniform"] = "free",
 ) -> SearchSpace:
     """Find out what can leave ``model``, by running it once in eval and once in train mode.
 
@@ -51,12 +53,15 @@ def search_space(
         as_graph: export the model and analyse the program: all sizes in it can follow, those written as numbers in
             the source too. Such a plan is for ``niwaki.cut(..., as_graph=True)``. The program is that of eval mode, of
             one call and of its shapes.
+        layout: ``uniform`` ties groups that are alike (the same layers in the same arrangement, of the same size), so
+            that they keep equally many units, each its own: what a configuration with one number for all layers can
+            say.
 
     The model is left exactly as it was, also after an error. The space refers to the model and owns no weights.
 
     Raises:
         TraceError: the model does not run on these inputs, or cannot be exported.
-        UnknownName: a pattern in ``ignored`` matches nothing.
+        UnknownName: a pattern in ``ignored`` matches nothing, or there is no such layout.
 
     Example:
         >>> import torch, niwaki
@@ -67,6 +72,8 @@ def search_space(
         >>> print(space.pins[0])
         0.weight dim 1 (4 positions): it meets an input of the model
     """
+    if layout not in ("free", "uniform"):
+        raise UnknownName(f"There is no layout {layout!r}. Choose 'free' or 'uniform' widths across layers.")
     calls = calls_of(model, example_inputs)
     model = program_of(model, calls[0], as_graph)
     matching = _matching(model, ignored)
@@ -91,7 +98,8 @@ def search_space(
         notes.append("This is the space of an exported program: what other inputs or train mode would do is not in it.")
     if rehearse:
         notes += rehearsed(graph, facts, builder, calls)
-    return builder.space(notes)
+    space = builder.space(notes)
+    return uniform(space) if layout == "uniform" else space
 
 
 def _unseen(graph: Graph, facts: Facts) -> list[str]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from handmade import MLP, ConvNet, Overlap, conv_space, mlp_space, overlap_space
 
-from niwaki.budget import Budget, choose
+from niwaki.budget import Budget
+from niwaki.choosing import choose
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace, Tie
 from niwaki.criteria import Scores, score

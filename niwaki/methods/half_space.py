@@ -68,7 +68,7 @@ class HalfSpace(Method):
             check_budget(budget)
             self._limits, self._steps = budget.absolute(space), budget.steps
             least = select(space, np.ones(space.num_units), self._limits, steps=self._steps)
-            check_met(space, least, self._limits)
+            check_met(space, least, self._limits, budget.steps)
         self._dense = costs(space.cost_model, everything, ("macs", "params"))
         self._vectorised = vectorised
         self._units: Units = (VectorisedUnits if vectorised else PlainUnits)(space, optimizer)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,34 +44,50 @@ def measure_latency(
         >>> measure_latency({"net": net}, torch.zeros(1, 4), seconds=0.01)["net"].batch
         1
     """
-    modes = {name: network.training for name, network in networks.items()}
-    times: dict[str, list[float]] = {name: [] for name in networks}
+    batch = len(x)
+    return {
+        name: _summary(values, batch)
+        for name, values in interleaved(
+            {name: (network, (x,), {}) for name, network in networks.items()}, x.device, seconds, least_rounds
+        ).items()
+    }
+
+
+def interleaved(
+    calls: Mapping[str, tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]],
+    device: torch.device,
+    seconds: float,
+    least_rounds: int,
+) -> dict[str, list[float]]:
+    """The milliseconds of each pass of networks, given with their positional and keyword arguments, that take turns."""
+    modes = [(module, module.training) for network, _, _ in calls.values() for module in network.modules()]
+    times: dict[str, list[float]] = {name: [] for name in calls}
     try:
-        for network in networks.values():
+        for network, _, _ in calls.values():
             network.eval()
         with torch.inference_mode():
-            for network in networks.values():
+            for network, args, kwargs in calls.values():
                 for _ in range(3):
-                    network(x)
+                    network(*args, **kwargs)
             end = time.perf_counter() + seconds
             rounds = 0
             while rounds < least_rounds or time.perf_counter() < end:
-                for name, network in networks.items():
-                    times[name].append(_milliseconds(network, x))
+                for name, (network, args, kwargs) in calls.items():
+                    times[name].append(_milliseconds(lambda: network(*args, **kwargs), device))  # noqa: B023
                 rounds += 1
     finally:
-        for name, network in networks.items():
-            network.train(modes[name])
-    return {name: _summary(values, len(x)) for name, values in times.items()}
+        for module, mode in modes:
+            module.training = mode
+    return times
 
 
-def _milliseconds(network: nn.Module, x: Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+def _milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     begin = time.perf_counter()
-    network(x)
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return (time.perf_counter() - begin) * 1e3
 
 

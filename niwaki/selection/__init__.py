@@ -1,6 +1,8 @@
 """From saliencies and limits to the units that stay. Imports niwaki.core and niwaki.criteria."""
 
+from niwaki.selection.greedy import next_step as next_step
 from niwaki.selection.greedy import select as select
+from niwaki.selection.layout import uniform as uniform
 from niwaki.selection.levels import Steps as Steps
 from niwaki.selection.levels import leaving as leaving
 from niwaki.selection.pricing import costs as costs

@@ -19,7 +19,7 @@ import numpy as np
 
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria.normalise import Among, group_of
+from niwaki.criteria.normalise import Among, group_of, peers_of
 from niwaki.selection.levels import Levels, Steps
 from niwaki.selection.pricing import costs, prices
 from niwaki.selection.queue import Queue
@@ -28,6 +28,7 @@ _ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on
 _SWAPS = 16
 _TIGHT = 0.01
 _TINY = 1e-300
+_HUGE = 1e200
 _FREE = Steps()
 
 
@@ -42,13 +43,34 @@ def select(
 ) -> BoolArray:
     """The units to keep, [num_units], so that every measure in ``limits`` is met from below.
 
-    ``saliency`` [num_units] is not negative. Units in ``removed`` stay removed. ``compare="space"``: what is kept is
-    worth the sum of its saliency, for saliencies that are comparable across groups as they are. Where the limits
-    cannot be met every group ends at its least size: the caller compares.
+    ``saliency`` [num_units] is not negative. Units in ``removed`` stay removed. ``compare="isomorphic"``: V and C are
+    those of all isomorphic groups together. ``compare="space"``: what is kept is worth the sum of its saliency, for
+    saliencies that are comparable across groups as they are. Where the limits cannot be met every group ends at its
+    least size: the caller compares.
     """
     chooser = _Chooser(space, saliency, dict(limits), steps, compare)
     start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
     return chooser.tighten(chooser.refill(chooser.shrink(start), start), start)
+
+
+def next_step(
+    space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], steps: Steps = _FREE
+) -> tuple[IntArray, dict[str, float]] | None:
+    """The smallest step by which ``keep`` could grow, measured by the limit it comes nearest to or exceeds most: its
+    units, and what the network would then cost. None where everything is kept."""
+    chooser = _Chooser(space, np.ones(space.num_units), dict(limits), steps, "group")
+    queue = chooser._returning(keep, np.ones(space.num_units, dtype=bool), prices(chooser.model, keep, limits))
+    found = []
+    for number in range(len(queue)):
+        units = queue.units[queue.start[number] : queue.start[number + 1]]
+        more = keep.copy()
+        more[units] = True
+        reached = costs(chooser.model, more, limits)
+        found.append((max(reached[measure] / max(limit, 1.0) for measure, limit in limits.items()), number, reached))
+    if not found:
+        return None
+    _, number, reached = min(found, key=lambda one: one[:2])
+    return queue.units[queue.start[number] : queue.start[number + 1]], reached
 
 
 class _Chooser:
@@ -58,6 +80,7 @@ class _Chooser:
         self.space, self.saliency, self.limits, self.compare = space, saliency, limits, compare
         self.model = space.cost_model.merged()
         self.group, self.groups = group_of(space), len(space.groups)
+        self.peers = peers_of(space, compare)
         self.levels = Levels.of(space, steps)
         self.block = self.levels.block[self.group]
         self.first = np.array([group.first for group in space.groups], np.int64)
@@ -143,12 +166,12 @@ class _Chooser:
         return mixed.clip(min=floor)
 
     def _worth(self, before: FloatArray, after: FloatArray, units: IntArray, weight: Mapping[str, float]) -> FloatArray:
-        """What it is worth to have each of ``units``, whose group keeps ``before`` with it and ``after`` without."""
+        """What it is worth to have each of ``units``, whose peers keep ``before`` with it and ``after`` without."""
         if self.compare == "space":
             return self.saliency[units]
-        cost = np.bincount(self.group, weights=self._mixed(self.dense_price, weight), minlength=self.groups)
+        cost = np.bincount(self.peers, weights=self._mixed(self.dense_price, weight))
         gain = np.log(np.maximum(before, _TINY)) - np.log(np.maximum(after, _TINY))
-        return np.asarray(cost[self.group[units]] * gain, np.float64)
+        return np.asarray(cost[self.peers[units]] * gain, np.float64)
 
     def _leaving(
         self, keep: BoolArray, weight: Mapping[str, float], price: Mapping[str, FloatArray], last: BoolArray | None
@@ -156,10 +179,10 @@ class _Chooser:
         """The steps by which the groups of ``keep`` can shrink, those first that lose least per cost saved."""
         mixed = self._mixed(price, weight)
         units, group, place, alive = self._sorted(keep, self.saliency / mixed)
-        kept = self._cumulative(units[::-1])[::-1]  # by the group, when this unit is the next to leave
+        kept = self._held(keep, self.saliency / mixed, -1)[units]  # by its peers, when this unit is the next to leave
         worth = self._worth(kept, kept - self.saliency[units], units, weight)
         if last is not None:
-            worth = np.where(last[units], 1 / _TINY, worth)
+            worth = np.where(last[units], _HUGE, worth)
         level = self.levels.reached[self.first[group] + (self.size - alive)[group] + place]
         may = level >= 0
         return Queue.of(units[may], self.block[units[may]], level[may], worth[may], mixed[units[may]])
@@ -173,8 +196,8 @@ class _Chooser:
         left = self.levels.left[np.minimum(self.first + np.maximum(gone, 1), self.space.num_units) - 1]
         needed = gone - np.where(gone > 0, left, 0) * self.levels.step
         blocked = self.levels.block[missing < needed]  # some of its last step left for good
-        held = np.bincount(self.group, weights=np.where(keep, self.saliency, 0.0), minlength=self.groups)[group]
-        after = held + self._cumulative(units)
+        held = np.bincount(self.peers, weights=np.where(keep, self.saliency, 0.0))[self.peers[units]]
+        after = held + self._held(may & ~keep, -self.saliency / mixed, 1)[units]
         worth = self._worth(after, after - self.saliency[units], units, weight)
         near = (place < needed[group]) & ~np.isin(self.block[units], blocked)
         units, worth = units[near], worth[near]
@@ -188,14 +211,18 @@ class _Chooser:
         size = np.bincount(group, minlength=self.groups)
         return units, group, np.arange(len(units)) - (np.cumsum(size) - size)[group], size
 
-    def _cumulative(self, units: IntArray) -> FloatArray:
-        """The saliency of each unit and those before it in its group; units of a group are neighbours."""
-        if not len(units):
-            return np.empty(0)
-        total = np.cumsum(self.saliency[units])
-        first = np.append(True, np.diff(self.group[units]) != 0)
-        before = (total - self.saliency[units])[first]
-        return np.asarray(total - before[np.cumsum(first) - 1], np.float64)
+    def _held(self, which: BoolArray, key: FloatArray, way: int) -> FloatArray:
+        """The saliency of each unit in ``which`` and of its peers there that come before it (``way`` 1) or after it
+        (-1) in the order of ``key``, [num_units]."""
+        held = np.zeros(self.space.num_units)
+        units = np.flatnonzero(which)
+        if len(units):
+            units = units[np.lexsort((key[units], self.peers[units]))][::way]
+            total = np.cumsum(self.saliency[units])
+            first = np.append(True, np.diff(self.peers[units]) != 0)
+            before = (total - self.saliency[units])[first]
+            held[units] = total - before[np.cumsum(first) - 1]
+        return held
 
     def _fitting(self, queue: Queue, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> BoolArray:
         """Which steps may fit into ``slack`` if taken alone."""

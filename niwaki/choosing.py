@@ -1,0 +1,104 @@
+"""The plan that keeps what matters and costs no more than a budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from niwaki.budget import Budget, check_budget, check_met, provenance
+from niwaki.core.plan import Plan
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.normalise import AMONG, Among
+from niwaki.criteria.score import Scores
+from niwaki.errors import BudgetError
+from niwaki.measuring import Meter, meters, within
+from niwaki.selection import costs, next_step, select
+
+_TIGHT = 0.01
+
+
+def choose(
+    space: SearchSpace,
+    scores: Scores,
+    budget: Budget,
+    *,
+    compare: Among = "group",
+    example_inputs: Any = None,
+) -> Plan:
+    """The plan that keeps what ``scores`` call important and meets every limit of ``budget`` from below.
+
+    The gap left under the tightest limit is at most 1 % (5 % for latency), or nothing more fits into it:
+    ``plan.provenance["tight"]`` then says what the next step would cost. Measured limits are met by cutting and
+    measuring networks of fewer and fewer MACs; what was measured is in ``plan.provenance["measured"]``.
+
+    Args:
+        space: what can leave.
+        scores: how much the network needs each unit, from `niwaki.score`.
+        budget: what the network may cost.
+        compare: units are compared by their share of the score of their ``group``; of all ``isomorphic`` groups; or by
+            the score itself, in the whole ``space`` (for criteria that are comparable across layers).
+        example_inputs: for ``activations`` and ``latency``: what to run the network with, on the model's device; a
+            tensor or tuple is positional, a dict is keywords.
+
+    Raises:
+        BudgetError: the budget cannot be met; the message tells the least reachable cost and what is in the way.
+        PlanError: no values of the model's attributes could follow the choice.
+
+    >>> import niwaki, torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
+    >>> space = niwaki.search_space(model, torch.randn(1, 4))
+    >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(macs=0.5))
+    >>> space.cost().macs, space.cost(plan).macs
+    (60, 30)
+    """
+    if not isinstance(scores, Scores):
+        raise BudgetError(
+            f"scores is a {type(scores).__qualname__}, but must be what niwaki.score returns: "
+            "niwaki.score(space, 'magnitude'), or niwaki.score(space, lambda space: values) for values of your own."
+        )
+    check_budget(budget, training=False)
+    if compare not in AMONG:
+        raise BudgetError(f"compare={compare!r} must be one of {', '.join(map(repr, AMONG))}.")
+    if scores.values.shape != (space.num_units,):
+        raise BudgetError(
+            f"The scores are for {scores.values.size} units, but the search space has {space.num_units}. "
+            "Score the same space that you choose from."
+        )
+    saliency = scores.values - min(0.0, scores.values.min(initial=0.0))
+    limits = budget.absolute(space)
+
+    def selected(under: Mapping[str, float]) -> BoolArray:
+        if not under:
+            return np.ones(space.num_units, dtype=bool)
+        return select(space, saliency, under, steps=budget.steps, compare=compare)
+
+    keep = selected(limits)
+    check_met(space, keep, limits, budget.steps)
+    about: dict[str, Any] = {"criterion": scores.criterion}
+    if budget.measured:
+        found: Mapping[str, Meter] = meters(space, budget, example_inputs)
+        keep, about["measured"] = within(space, found, keep, limits, selected)
+    elif told := _loose(space, keep, limits, budget):
+        about["tight"] = told
+    return space.plan(keep, provenance(space, keep, budget, **about))
+
+
+def _loose(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], budget: Budget) -> str | None:
+    """Why more than 1 % is left under every limit, as a sentence; None where no more is."""
+    reached = costs(space.cost_model, keep, limits)
+    tightest = max(limits, key=lambda measure: reached[measure] / max(limits[measure], 1.0))
+    if reached[tightest] >= (1 - _TIGHT) * limits[tightest]:
+        return None
+    step = next_step(space, keep, limits, budget.steps)
+    if step is None:
+        return None
+    units, more = step
+    names = dict.fromkeys(g.name for g in space.groups if ((units >= g.first) & (units < g.first + g.units)).any())
+    over = max(limits, key=lambda measure: more[measure] / max(limits[measure], 1.0))
+    return (
+        f"{tightest} is {reached[tightest]:,.0f}, {1 - reached[tightest] / limits[tightest]:.1%} under its limit of "
+        f"{limits[tightest]:,.0f}. The finest step there is, {len(units)} more of the units of {', '.join(names)}, "
+        f"would make {over} {more[over]:,.0f}, with a limit of {limits[over]:,.0f}."
+    )
