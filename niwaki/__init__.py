@@ -7,7 +7,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.criteria import score
 from niwaki.errors import NiwakiError
 from niwaki.io import load, save
-from niwaki.methods import DHSPG, HESSO, HSPG, AdaHSPG, Schedule
+from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, AdaHSPG, Schedule
 from niwaki.search import search_space
 from niwaki.surgery.cut import cut
 from niwaki.surgery.fold import fold_constants
@@ -15,6 +15,7 @@ from niwaki.verify import check
 from niwaki.version import __version__
 
 __all__ = [
+    "CRIC",
     "DHSPG",
     "HESSO",
     "HSPG",

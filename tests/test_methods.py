@@ -55,13 +55,13 @@ def test_every_method_resumes_in_the_main_job(name: str, tmp_path: Path) -> None
 
 def test_the_command_line_offers_every_method() -> None:
     told = " ".join(CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output.split())
-    assert "adahspg, dhspg, hesso, hspg or none" in told
+    assert "adahspg, dhspg, hesso, hesso-cric, hspg or none" in told
 
 
 def test_names_are_the_classes_own_and_stand_in_one_place() -> None:
     """One plug-in is one file and one import line: no other file of the package knows the name of a method."""
     root = Path(niwaki.__file__).parent
-    assert set(methods()) == {"hesso", "hspg", "adahspg", "dhspg"}
+    assert set(methods()) == {"hesso", "hesso-cric", "hspg", "adahspg", "dhspg"}
     for name in methods():
         said = [
             str(path.relative_to(root))

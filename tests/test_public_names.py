@@ -12,6 +12,7 @@ from niwaki.cli.app import app
 PUBLIC = {
     "AdaHSPG",
     "Budget",
+    "CRIC",
     "DHSPG",
     "HESSO",
     "HSPG",
@@ -51,7 +52,7 @@ def test_first_parameters() -> None:
         "save": ["small", "directory"],
         "load": ["fresh_dense_model", "directory"],
         "choose": ["space", "scores", "budget"],
-        **dict.fromkeys(("HESSO", "HSPG", "AdaHSPG", "DHSPG"), ["space", "optimizer", "budget", "schedule"]),
+        **dict.fromkeys(("HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG"), ["space", "optimizer", "budget", "schedule"]),
     }
     for name, expected in first.items():
         assert list(inspect.signature(getattr(niwaki, name)).parameters)[: len(expected)] == expected, name

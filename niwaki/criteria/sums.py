@@ -85,7 +85,7 @@ _DEGREE = {"square": 2, "product": 1, "product_square": 2, "aligned": 1, "direct
 
 def enlarged(sums: Mapping[str, Tensor], size: Tensor) -> dict[str, Tensor]:
     """Those of `ROW_SUMS` in ``sums`` if the weights x of each unit were ``size`` times as large, all [units]."""
-    return {name: value * size ** _DEGREE[name] for name, value in sums.items()}
+    return {name: value * size.to(value) ** _DEGREE[name] for name, value in sums.items()}
 
 
 def squares(x: Tensor, dims: Sequence[int]) -> list[Tensor]:

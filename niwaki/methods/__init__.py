@@ -2,6 +2,7 @@
 
 from niwaki.methods.adahspg import AdaHSPG as AdaHSPG
 from niwaki.methods.attach import Method as Method
+from niwaki.methods.cric import CRIC as CRIC
 from niwaki.methods.dhspg import DHSPG as DHSPG
 from niwaki.methods.hesso import HESSO as HESSO
 from niwaki.methods.hspg import HSPG as HSPG

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -45,6 +45,7 @@ class Method(ABC):
                 f"This optimizer has a method already ({_attached[optimizer]}). Call its detach() first: two "
                 "methods would drive the same units."
             )
+        self.closure: Callable[[], Any] | None = None  # what the step at hand was given, while it lasts
         self._loading: Mapping[str, Any] | None = None
         self._handles: list[Any] = []
 
@@ -63,6 +64,8 @@ class Method(ABC):
     @final
     def detach(self) -> None:
         """Let go of the optimizer. The parameters stay as they are; zeros are no longer kept."""
+        if self._handles:
+            self.leave()
         for handle in self._handles:
             handle.remove()
         if self._handles:
@@ -86,6 +89,9 @@ class Method(ABC):
     def after_step(self, step: int) -> None:
         """What to do after it."""
 
+    def leave(self) -> None:  # noqa: B027
+        """Before it lets go: take back what was only tried, if there is anything of the kind."""
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What must be the same when a run is resumed, as plain data."""
@@ -103,6 +109,7 @@ class Method(ABC):
         """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         with torch.no_grad():
             self.before_step(self.step + 1)
 
@@ -110,11 +117,11 @@ class Method(ABC):
         # Fused optimizers are called even on overflow and skip the update themselves; a scaler tells them so by this
         # attribute, which exists only during such a call.
         overflow = getattr(optimizer, "found_inf", None)
-        if overflow is not None and bool(overflow):
-            return
-        self.step += 1
-        with torch.no_grad():
-            self.after_step(self.step)
+        if overflow is None or not bool(overflow):
+            self.step += 1
+            with torch.no_grad():
+                self.after_step(self.step)
+        self.closure = None
 
     def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         state_dict[KEY] = {

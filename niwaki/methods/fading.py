@@ -97,6 +97,10 @@ class Fading(Method):
         """How much the network needs each unit of ``keep``, when a period begins: [num_units], none negative."""
 
     @abstractmethod
+    def group_weight(self) -> FloatArray | None:
+        """How much more some groups matter than others, [groups]; see `select`."""
+
+    @abstractmethod
     def numbers(self) -> dict[str, Any]:
         """The method's own settings."""
 
@@ -159,6 +163,10 @@ class Fading(Method):
         saliency = np.where(keep, np.sum(parts, axis=0), 0.0)
         return saliency - min(0.0, float(saliency.min(initial=0.0)))
 
+    def redundant(self, saliency: FloatArray) -> BoolArray:
+        """The units that the whole budget would remove by ``saliency`` [num_units], if none had left."""
+        return ~select(self.space, saliency, self._limits, steps=self.budget.steps, weight=self.group_weight())
+
     def follow(self, timeline: Timeline) -> None:
         """The part of a step that fades: the marked units fade, zeros are kept, a period may begin."""
         factor = timeline.factor(self.step)
@@ -168,16 +176,18 @@ class Fading(Method):
         elif factor is not None:
             self._units.fade(factor)
         self._units.clear()
-        period = timeline.selects(self.step)
-        if period is not None:
-            self._select(timeline.periods - period)
+        if timeline.selects(self.step) is not None:
+            self._begin(timeline)
 
-    def _select(self, to_go: int) -> None:
+    def _begin(self, timeline: Timeline) -> None:
         """Mark the least salient important units: an equal share of the budget still to go."""
+        to_go = timeline.periods - timeline.borders.index(self.step)
         keep = self._status == IMPORTANT
         now = costs(self.space.cost_model, keep, self._limits)
         limits = {m: now[m] - max(0.0, now[m] - limit) / to_go for m, limit in self._limits.items()}
-        kept = select(self.space, self.saliency(keep), limits, ~keep, steps=self.budget.steps)
+        kept = select(
+            self.space, self.saliency(keep), limits, ~keep, steps=self.budget.steps, weight=self.group_weight()
+        )
         self._status[keep & ~kept] = FADING
         self._mark()
 

@@ -106,6 +106,9 @@ class HESSO(Fading):
         """From the mean over the window that ends with this step."""
         return self.weighted(self.close_window(), keep)
 
+    def group_weight(self) -> None:
+        """None matters more than another."""
+
     def numbers(self) -> dict[str, Any]:
         """Over how many steps scores are averaged."""
         return {"window": self._timeline.window}

@@ -28,6 +28,10 @@ class PlainUnits(Units):
         self._before: dict[str, Tensor] = {}
         self._fading = self._zero = np.zeros(space.num_units, dtype=bool)
 
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self._parameters.values())).device
+
     def remember(self) -> None:
         self._before = {}
         if rests(self._optimizer):

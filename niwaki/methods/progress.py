@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Phase = Literal["waiting", "scoring", "fading", "penalised", "proximal", "half-space", "done"]
+Phase = Literal["waiting", "scoring", "trial", "fading", "penalised", "proximal", "half-space", "done"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,3 +82,26 @@ class Timeline:
             if before < step <= after:
                 return (after - step) / (after - step + 1)
         return None
+
+
+def fitting_cycles(schedule: Schedule, opens: int, cycle: int | None, cycles: int) -> tuple[int, int]:
+    """Steps per cycle and how many cycles, at most ``cycles``, that fit between the end of step ``opens`` and the last
+    periods of one step each. With ``cycle`` None they take half of those steps, if that is two steps each at least.
+
+    Raises:
+        MethodError: ``cycle`` is no number of steps in which something can fade, or not even one such cycle fits.
+
+    >>> fitting_cycles(Schedule(start=1, until=101, periods=10), 1, None, 10)
+    (5, 10)
+    """
+    room = schedule.until - opens - schedule.periods
+    steps = max(2, (schedule.until - opens) // 2 // cycles) if cycle is None else cycle
+    if not is_whole(steps) or steps < 2:
+        raise MethodError(f"cycle={cycle!r} must be a whole number of steps, 2 or more: a trial fades in them.")
+    if steps > room:
+        raise MethodError(
+            f"The schedule has {schedule.until - opens} steps after its first window, which ends with step {opens}: "
+            f"too few for a cycle of {steps} steps and {schedule.periods} periods of at least one step each. Let it "
+            "end later, or use fewer periods or shorter cycles."
+        )
+    return int(steps), min(cycles, room // int(steps))

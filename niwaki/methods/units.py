@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from niwaki.core.space import BoolArray
@@ -14,6 +15,11 @@ from niwaki.criteria.registry import Criterion
 
 class Units(Protocol):
     """The units of a search space during training, all without gradients. Only `mark` waits for the device."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where `values` are."""
 
     @abstractmethod
     def remember(self) -> None:

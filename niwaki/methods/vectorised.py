@@ -44,6 +44,10 @@ class VectorisedUnits(Units):
         self._fading: Rows = []
         self._zero: Rows = []
 
+    @property
+    def device(self) -> torch.device:
+        return self._index.entries.device
+
     def remember(self) -> None:
         self._before = []
         if rests(self._optimizer):

@@ -40,15 +40,17 @@ def select(
     *,
     steps: Steps = _FREE,
     compare: Among = "group",
+    weight: FloatArray | None = None,
 ) -> BoolArray:
     """The units to keep, [num_units], so that every measure in ``limits`` is met from below.
 
     ``saliency`` [num_units] is not negative. Units in ``removed`` stay removed. ``compare="isomorphic"``: V and C are
     those of all isomorphic groups together. ``compare="space"``: what is kept is worth the sum of its saliency, for
-    saliencies that are comparable across groups as they are. Where the limits cannot be met every group ends at its
+    saliencies that are comparable across groups as they are. ``weight`` [groups] multiplies
+    the C_g of groups that matter more than others. Where the limits cannot be met every group ends at its
     least size: the caller compares.
     """
-    chooser = _Chooser(space, saliency, dict(limits), steps, compare)
+    chooser = _Chooser(space, saliency, dict(limits), steps, compare, weight)
     start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
     return chooser.tighten(chooser.refill(chooser.shrink(start), start), start)
 
@@ -58,7 +60,7 @@ def next_step(
 ) -> tuple[IntArray, dict[str, float]] | None:
     """The smallest step by which ``keep`` could grow, measured by the limit it comes nearest to or exceeds most: its
     units, and what the network would then cost. None where everything is kept."""
-    chooser = _Chooser(space, np.ones(space.num_units), dict(limits), steps, "group")
+    chooser = _Chooser(space, np.ones(space.num_units), dict(limits), steps, "group", None)
     queue = chooser._returning(keep, np.ones(space.num_units, dtype=bool), prices(chooser.model, keep, limits))
     found = []
     for number in range(len(queue)):
@@ -75,12 +77,19 @@ def next_step(
 
 class _Chooser:
     def __init__(
-        self, space: SearchSpace, saliency: FloatArray, limits: dict[str, float], steps: Steps, compare: Among
+        self,
+        space: SearchSpace,
+        saliency: FloatArray,
+        limits: dict[str, float],
+        steps: Steps,
+        compare: Among,
+        weight: FloatArray | None,
     ) -> None:
         self.space, self.saliency, self.limits, self.compare = space, saliency, limits, compare
         self.model = space.cost_model.merged()
         self.group, self.groups = group_of(space), len(space.groups)
         self.peers = peers_of(space, compare)
+        self.weight = np.ones(self.groups) if weight is None else weight
         self.levels = Levels.of(space, steps)
         self.block = self.levels.block[self.group]
         self.first = np.array([group.first for group in space.groups], np.int64)
@@ -171,7 +180,7 @@ class _Chooser:
             return self.saliency[units]
         cost = np.bincount(self.peers, weights=self._mixed(self.dense_price, weight))
         gain = np.log(np.maximum(before, _TINY)) - np.log(np.maximum(after, _TINY))
-        return np.asarray(cost[self.peers[units]] * gain, np.float64)
+        return np.asarray(cost[self.peers[units]] * self.weight[self.group[units]] * gain, np.float64)
 
     def _leaving(
         self, keep: BoolArray, weight: Mapping[str, float], price: Mapping[str, FloatArray], last: BoolArray | None

@@ -29,6 +29,7 @@ class Recipe:
     method: str = "hesso"
     keep_macs: float | None = 0.4
     keep_params: float | None = None
+    keep_units: float | None = None
     epochs: int = 40
     batch_size: int = 64
     lr: float = 0.02
@@ -59,12 +60,14 @@ class Recipe:
                 f"Pruning from the share {self.prune_start} of all steps until {self.prune_until} is no interval in "
                 "0 to 1. Use for example 0.1 and 0.35."
             )
-        if self.method != "none" and self.keep_macs is None and self.keep_params is None:
+        if self.method != "none" and self.keep_macs is self.keep_params is self.keep_units is None:
             raise RunError(f"The method {self.method!r} needs to know what to keep: give keep_macs or keep_params.")
 
     def budget(self) -> niwaki.Budget:
         """What must hold when the method has finished."""
-        return niwaki.Budget(macs=_limit(self.keep_macs), params=_limit(self.keep_params))
+        return niwaki.Budget(
+            macs=_limit(self.keep_macs), params=_limit(self.keep_params), units=_limit(self.keep_units)
+        )
 
     def schedule(self, steps: int) -> niwaki.Schedule:
         """When the method acts in a run of ``steps`` optimizer steps.

@@ -1,0 +1,78 @@
+"""Everything that training steps change, kept so that they can be undone: weights, buffers and optimizer state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """``weights`` and ``state``: of each parameter of the optimizer, in its order. ``buffers``: the model's, by name.
+
+    Numbers that an optimizer keeps in its param groups are not among it: schedulers write there, and go on.
+    """
+
+    weights: list[Tensor]
+    buffers: dict[str, Tensor]
+    state: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: Optimizer) -> Snapshot:
+        """A copy of this moment."""
+        parameters = _parameters(optimizer)
+        return cls(
+            [parameter.detach().clone() for parameter in parameters],
+            {name: buffer.detach().clone() for name, buffer in model.named_buffers()},
+            [_copied(optimizer.state[parameter]) if parameter in optimizer.state else {} for parameter in parameters],
+        )
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Undo all steps since then. Gradients stay."""
+        parameters = _parameters(optimizer)
+        for parameter, weight, saved in zip(parameters, self.weights, self.state, strict=True):
+            parameter.copy_(weight)
+            now = optimizer.state.pop(parameter, {})
+            if saved:
+                optimizer.state[parameter] = _copied(saved, now)
+        for name, buffer in model.named_buffers():
+            if name in self.buffers:
+                buffer.copy_(self.buffers[name])
+
+    def data(self) -> dict[str, Any]:
+        """Tensors, numbers, lists and dictionaries."""
+        return {"weights": self.weights, "buffers": self.buffers, "state": self.state}
+
+    @classmethod
+    def check(cls, data: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> None:
+        """Raise `ValueError`, `KeyError` or `TypeError` unless `restore` could follow ``data``."""
+        parameters = _parameters(optimizer)
+        if [tuple(w.shape) for w in data["weights"]] != [tuple(p.shape) for p in parameters]:
+            raise ValueError("its snapshot holds the weights of another optimizer")
+        if len(data["state"]) != len(parameters):
+            raise ValueError("its snapshot holds the state of another optimizer")
+        here = dict(model.named_buffers())
+        if any(name not in here or here[name].shape != value.shape for name, value in data["buffers"].items()):
+            raise ValueError("its snapshot holds the buffers of another model")
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _copied(value: Any, now: Any = None) -> Any:
+    """A deep copy; tensors where those of ``now`` are, which after a resume may be on another device."""
+    if isinstance(value, Tensor):
+        return value.detach().to(now.device if isinstance(now, Tensor) else value.device, copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item, now.get(key) if isinstance(now, dict) else None) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return copy.deepcopy(value)
