@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.space import Group, SearchSpace
+from niwaki.errors import PlanError
 from niwaki.train.torchvision_cpu import load
 
 WIDTH, INNER, EXPERTS = 12, 10, 4
@@ -193,7 +195,7 @@ def test_unseen_parameters_without_siblings_are_listed() -> None:
 
 def test_whole_experts() -> None:
     """Where all experts answer, one can leave exactly if its gate looks at no other; a softmax over them makes it
-    inexact, and a router that chooses some would choose others: there they stay."""
+    inexact, and so does a router that would choose others. A list of modules stays as long as it is."""
     torch.manual_seed(0)
     x = torch.randn(6, 5)
 
@@ -206,11 +208,13 @@ def test_whole_experts() -> None:
     assert experts("mixed", False) == []
     (inexact,) = experts("mixed", True)
     assert inexact.units == EXPERTS and inexact.inexact is not None and "_softmax" in inexact.inexact
-    assert experts("chosen", True) == []
+    assert experts("chosen", False) == []
+    (inexact,) = experts("chosen", True)
+    assert inexact.units == EXPERTS and inexact.inexact is not None
     topk = niwaki.search_space(ModuleList("index_add"), x, allow_inexact=True)
     (pin,) = (pin for pin in topk.pins if (pin.parameter, pin.dim) == ("gate.weight", 0))
-    assert (
-        pin.reason == "aten.topk.default arranges this dimension by value; without one of them it would choose others"
+    assert pin.reason == (
+        "aten.eq.Scalar computes with positions along it, which are numbered anew when some of them leave"
     )
 
 
@@ -381,3 +385,120 @@ def implement(model: nn.Module, how: str) -> None:
         config = module.__dict__.get("config")
         if config is not None and "_experts_implementation_internal" in vars(config):
             config._experts_implementation = how
+
+
+# -------------------------------------------------------------------------------------------------- experts that leave
+
+_ROUTED = [FAMILIES[i] for i in (0, 1, 2, 5, 6, 8)]
+
+
+def _experts(space: SearchSpace) -> list[Group]:
+    """The groups whose units are whole experts."""
+    return [
+        group for group in space.groups if group.inexact and any(s.tensor.endswith("down_proj") for s in group.slices)
+    ]
+
+
+@contextmanager
+def masked(model: nn.Module, router: str, removed: list[int]) -> Iterator[None]:
+    """As long as this lasts, a router never chooses some of the experts."""
+    weight = model.get_parameter(router)
+    linear = nn.functional.linear
+
+    def patched(x: Tensor, given: Tensor, bias: Tensor | None = None) -> Tensor:
+        made = linear(x, given, bias)
+        return made.index_fill(-1, torch.tensor(removed), -torch.inf) if given is weight else made
+
+    nn.functional.linear = patched
+    try:
+        yield
+    finally:
+        nn.functional.linear = linear
+
+
+@pytest.mark.parametrize("how", ["grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("family", _ROUTED, ids=lambda family: family.name)
+def test_an_expert_leaves_as_if_the_router_never_chose_it(family: Family, how: str) -> None:
+    model = family.build(seed=0)
+    implement(model, how)
+    space = niwaki.search_space(model, family.tokens(16, 1), allow_inexact=True)
+    groups = _experts(space)
+    assert [group.units for group in groups] == [4, 4] and all("router" in str(g.inexact) or g.inexact for g in groups)
+    (router,) = {s.tensor for s in groups[1].slices if re.search(r"(gate|router|router\.layer)\.weight$", s.tensor)}
+    removed = [0, 2]
+    keep = np.ones(space.num_units, dtype=bool)
+    keep[[groups[1].first + expert for expert in removed]] = False
+    small = niwaki.cut(model, space.plan(keep))
+    tokens = family.tokens(24, 2)
+    with torch.no_grad(), masked(model, router, removed):
+        expected = model(**tokens).logits
+    with torch.no_grad():
+        found = small(**tokens).logits
+        dense = model(**tokens).logits
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max() < 1e-2 * (dense - expected).abs().max()
+
+
+@pytest.mark.parametrize("how", ["grouped_mm", "batched_mm"])
+def test_a_router_keeps_as_many_experts_as_it_chooses(how: str) -> None:
+    model = FAMILIES[0].build(seed=0)
+    implement(model, how)
+    space = niwaki.search_space(model, FAMILIES[0].tokens(16, 1), allow_inexact=True)
+    keep = np.ones(space.num_units, dtype=bool)
+    keep[_experts(space)[0].first : _experts(space)[0].first + 3] = False
+    with pytest.raises(PlanError, match="whether there are enough to choose from"):
+        space.plan(keep)
+
+
+def test_experts_stay_unless_inexact_units_are_allowed() -> None:
+    model = FAMILIES[0].build(seed=0)
+    implement(model, "grouped_mm")
+    space = niwaki.search_space(model, FAMILIES[0].tokens(16, 1))
+    assert _experts(space) == []
+    reasons = {(pin.parameter, pin.dim): pin.reason for pin in space.pins}
+    router = "model.layers.1.mlp.gate.weight"
+    assert "depend on one another" in reasons[router, 0] or "would choose others" in reasons[router, 0]
+
+
+class Numbered(nn.Module):
+    """Chooses rows of a table, and does something else with their numbers, too."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gate, self.table, self.use = nn.Linear(5, 6), nn.Parameter(torch.randn(6, 5)), use
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = self.gate(x).argmax(-1)
+        return self.table[chosen], self.use(chosen)
+
+
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        (lambda chosen: chosen * 1.5, "aten.mul.Tensor computes with positions along it, which are numbered anew"),
+        (lambda chosen: chosen == 2, "aten.eq.Scalar computes with positions along it"),
+        (lambda chosen: chosen.view(2, -1), "an output of the model holds positions along it"),
+        (lambda chosen: torch.arange(6)[chosen], "it meets a tensor that is made anew in every call"),
+        (lambda chosen: nn.functional.one_hot(chosen, 6), "positions along it"),
+        (lambda chosen: chosen.bincount(minlength=7), "positions along it"),
+        (lambda chosen: chosen.float().sum(), None),
+    ],
+)
+def test_numbers_that_are_used_otherwise_hold_their_axis(use: Callable[[Tensor], Tensor], reason: str | None) -> None:
+    torch.manual_seed(0)
+    space = niwaki.search_space(Numbered(use), torch.randn(8, 5), allow_inexact=True)
+    assert not space.groups
+    pinned = {(pin.parameter, pin.dim): pin.reason for pin in space.pins}
+    assert (reason or "positions along it") in pinned["gate.weight", 0], pinned
+
+
+def test_numbers_that_only_look_something_up_do_not() -> None:
+    torch.manual_seed(0)
+    model = Numbered(lambda chosen: torch.ones(1))
+    space = niwaki.search_space(model, torch.randn(8, 5), allow_inexact=True)
+    (group,) = space.groups
+    assert group.units == 6 and {(s.tensor, s.dim) for s in group.slices} == {
+        ("gate.weight", 0),
+        ("gate.bias", 0),
+        ("table", 0),
+    }
+    assert niwaki.search_space(model, torch.randn(8, 5)).num_units == 0

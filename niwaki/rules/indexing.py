@@ -81,7 +81,7 @@ def select(call: Call) -> Label:
 def embedding(call: Call) -> Label:
     """Rows of ``weight`` by number."""
     weight, indices = call["weight"], call["indices"]
-    call.pin(weight.axes[0], _LOOKED_UP)
+    call.looked_up(weight.axes[0], indices, _LOOKED_UP)
     call.makes(weight, 1)
     return call.label((*indices.axes, weight.axes[1]), (*(False for _ in indices.axes), weight.zero[1]))
 
@@ -109,8 +109,12 @@ def _looked_up(call: Call, x: Label, why: str) -> tuple[list[int], int]:
             dims += range(dim, dim + (len(tensor.axes) if tensor.dtype is torch.bool else 1))
             for axis in tensor.axes:
                 call.pin(axis, "it is an index")
+    by_number = {dim: tensor for dim, tensor in enumerate(call["indices"]) if tensor is not None}
     for dim in dims:
-        call.pin(x.axes[dim], why)
+        if dim in by_number and by_number[dim].dtype is not torch.bool:
+            call.looked_up(x.axes[dim], by_number[dim], why)
+        else:
+            call.pin(x.axes[dim], why)
     adjacent = dims == list(range(dims[0], dims[0] + len(dims)))
     return dims, dims[0] if adjacent else 0
 
@@ -120,7 +124,7 @@ def _looked_up(call: Call, x: Label, why: str) -> tuple[list[int], int]:
 def index_select(call: Call) -> Label:
     """Positions of ``dim`` by number."""
     x, dim = call["self"], call["dim"] % max(len(call["self"].axes), 1)
-    call.pin(x.axes[dim], _LOOKED_UP)
+    call.looked_up(x.axes[dim], call["index"], _LOOKED_UP)
     axes = list(x.axes)
     axes[dim] = call.fixed(call.shapes[0][dim], _LOOKED_UP)
     return call.label(axes, x.zero, x.weight)
@@ -134,7 +138,7 @@ def gather(call: Call) -> Label:
     axes: list[Axis] = []
     for i, (ours, theirs) in enumerate(zip(x.axes, indices.axes, strict=True)):
         if i == dim % len(x.axes):
-            call.pin(ours, _LOOKED_UP)
+            call.looked_up(ours, indices, _LOOKED_UP)
             axes.append(theirs)
         else:
             near = ours.take(slice(None, theirs.size))

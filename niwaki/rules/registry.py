@@ -43,7 +43,9 @@ class Label:
 
     ``axes``: one per dimension. ``zero[d]``: in the zeroed model, entries at removed positions of dimension d are zero.
     ``weight``: made of parameters alone. ``uniform[d]``: the same entry all along dimension d (not known: no flags).
-    ``scale`` and ``source`` are followed from operator to operator outside the rules, by what `homogeneous` says.
+    ``places``: every entry is a whole number, the position of something along that axis.
+    ``scale``, ``source`` and ``places`` are followed from operator to operator outside the rules, by what `homogeneous`
+    says.
     """
 
     axes: tuple[Axis, ...]
@@ -53,6 +55,7 @@ class Label:
     scale: tuple[Scale, ...] = ()
     source: Source | None = None
     uniform: tuple[bool, ...] = ()
+    places: Axis | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -146,6 +149,20 @@ class Call(ABC):
     @abstractmethod
     def macs(self, times: int, *axes: Axis) -> None:
         """This call does ``times`` multiply-accumulates per combination of positions of ``axes``."""
+
+    @abstractmethod
+    def places(self, label: Label) -> Axis | None:
+        """The axis on which the entries of ``label`` are positions, if they are. The rule that asks knows what to do:
+        nobody else sees to it that the axis stays whole."""
+
+    def looked_up(self, axis: Axis, indices: Label, why: str) -> None:
+        """Positions of ``axis`` are taken by the numbers in ``indices``. Only numbers that are known to be positions of
+        the same axis will follow a cut; otherwise it is pinned, because ``why``."""
+        places = self.places(indices)
+        if places is None:
+            self.pin(axis, why)
+        else:
+            self.equate(axis, places)
 
     def label(
         self,

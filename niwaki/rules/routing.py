@@ -41,10 +41,22 @@ def extremes(call: Call) -> list[Label]:
 
 @rule(aten.histc.default, aten.bincount.default)
 def histogram(call: Call) -> Label:
-    """How many entries have which value."""
-    for axis in call["self"].axes:
+    """How many entries have which value. Of positions along an axis, how many there are of each."""
+    x = call["self"]
+    for axis in x.axes:
         call.pin(axis, "its entries are counted")
-    return call.opaque(0, "there are so many values to count")
+    bins = "bins" if "bins" in call.arguments else "minlength"
+    size = call[bins]
+    values = call.arguments.get("min", 0), call.arguments.get("max", size - 1)
+    every = x.places is not None and size == x.places.size and values == (0, size - 1)
+    places = call.places(x) if every and call.arguments.get("weights") is None else None
+    if places is None:
+        return call.opaque(0, "there are so many values to count")
+    call.size_is(call.number(size), places, f"the number of {bins}")
+    if bins == "bins":
+        largest = call.number(size - 1)
+        call.size_is(Combination("+", largest, Literal(1), size), places, "one more than the largest value")
+    return call.label([places])
 
 
 @rule(aten.index_add_.default, aten.index_add.default)
@@ -66,8 +78,10 @@ def grouped_mm(call: Call) -> Label:
     a, b = call["self"], call["mat2"]
     if len(a.axes) != 2 or len(b.axes) != 3:
         raise Refused("a grouped product of this form is not followed")
-    for axis in (a.axes[0], b.axes[0], *call["offs"].axes):
-        call.pin(axis, "rows are sent to experts by number, and a router without one of them would choose others")
+    why = "rows are sent to experts by number, and a router without one of them would choose others"
+    call.pin(a.axes[0], why)
+    call.inexact(b.axes[0], why)
+    call.equate(b.axes[0], call["offs"].axes[0])
     call.contract(a, 1, b, 1)
     for axis in (b.axes[1], b.axes[2]):
         _aligned(call, a.dtype, axis)
@@ -121,16 +135,38 @@ class _Counted(nn.Module):
         return self.count(self.a.abs().sum(0).clamp(max=2.4)), self.a.detach()[:, :2] @ self.c[:2]
 
 
+class _Chosen(nn.Module):
+    """How often each of six is among the three largest of a row [4, 6]; weighs rows [6, 5], which may shrink."""
+
+    def __init__(self, last: int, minlength: bool = False) -> None:
+        super().__init__()
+        self.a, self.c = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6, 5))
+        self.bins, self.last, self.minlength = 6, last, minlength
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        chosen = self.a.topk(3, dim=1)[1].reshape(-1)
+        if self.minlength:
+            counted = chosen.bincount(minlength=self.bins).double()
+        else:
+            counted = chosen.double().histc(self.bins, 0, self.last)
+        if int.__eq__(self.last, 5) and int.__lt__(self.bins, 6):  # looked at behind the back of the trace
+            raise ValueError("the largest value has not followed")
+        return counted @ self.c, torch.relu(self.c.detach()[:2])
+
+
 class _Experts(nn.Module):
     """Rows [6, 16] are sent to three experts [3, 16, 24]. The numbers are whole, for the kernel has no float64."""
 
-    def __init__(self, transposed: bool, bent: bool = False) -> None:
+    rows: Tensor
+
+    def __init__(self, transposed: bool, bent: bool = False, given: bool = False) -> None:
         super().__init__()
         self.transposed, self.bent = transposed, bent
         self.x = nn.Parameter(torch.randint(-3, 4, (6, 16)).float())
         self.w = nn.Parameter(torch.randint(-3, 4, (3, 24, 16) if transposed else (3, 16, 24)).float())
         self.last = nn.Parameter(torch.randint(-3, 4, (24, 5)).float())
-        self.rows = torch.tensor([1, 4, 6], dtype=torch.int32)
+        rows = torch.tensor([1, 4, 6], dtype=torch.int32)
+        self.register_buffer("rows", rows) if given else setattr(self, "rows", rows)
 
     def forward(self) -> Tensor:
         w = self.w.transpose(1, 2) if self.transposed else self.w
@@ -151,6 +187,9 @@ sample(extremes)(_extremes(dim=-1))
 sample(extremes)(_extremes(dim=0, keepdim=True))
 sample(histogram)(lambda: _Counted(lambda x: x.histc(3, 0.0, 2.4)))
 sample(histogram)(lambda: _Counted(lambda x: x.long().bincount(minlength=3)))
+sample(histogram)(lambda: _Chosen(last=5))
+sample(histogram)(lambda: _Chosen(last=6))
+sample(histogram)(lambda: _Chosen(last=6, minlength=True))
 sample(index_add)(lambda: _Routed(lambda a, b, c: (a * 2).index_add_(0, _ROWS, b) @ c))
 sample(index_add)(lambda: _Routed(lambda a, b, c: (a * 2).index_add_(0, _ROWS, b.sigmoid())))
 sample(index_add)(lambda: _Routed(lambda a, b, c: a.sigmoid().index_add(0, _ROWS, b * 2)))
@@ -158,6 +197,7 @@ sample(index_add)(lambda: _Routed(lambda a, b, c: a.t().index_add(-1, _ROWS, b.t
 sample(grouped_mm)(lambda: _Experts(transposed=False))
 sample(grouped_mm)(lambda: _Experts(transposed=True))
 sample(grouped_mm)(lambda: _Experts(transposed=False, bent=True))
+sample(grouped_mm)(lambda: _Experts(transposed=False, given=True))
 
 
 @mutant(nonzero)

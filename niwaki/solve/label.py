@@ -16,6 +16,7 @@ from niwaki.core.numbers import Count, Expression, Literal, leaves
 from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import Call, Label, Refused, Rule, Scale, Source
+from niwaki.solve import places
 from niwaki.solve.facts import Facts, MacsTerm, SizeClaim, Touched
 from niwaki.solve.repeats import Calls, Said
 from niwaki.solve.scaling import Scaling
@@ -71,6 +72,9 @@ def label(
             returned = facts.labels[result]
             assert returned is not None
             scaling.refuse(returned.scale)
+            if returned.places is not None and returned.places.free:
+                why = facts.reason("an output of the model holds positions along it", None)
+                facts.pinned.append((returned.places.ids.reshape(-1), why))
         if pin_outputs:
             why = facts.reason("it is an output of the model", None)
             for result in run.outputs:
@@ -123,7 +127,7 @@ def _apply(call: _Call, graph: Graph, node: Node, find: FindRule, scaling: Scali
             call.pin(axis, reason)
         labels = [call.opaque(i, reason) for i in range(len(call.shapes))]
         rule = None
-    return scaling.follow(call, rule, labels)
+    return places.follow(call, rule, scaling.follow(call, rule, labels), call.placed)
 
 
 def _assign(facts: Facts, graph: Graph, node: Node, labels: Sequence[Label], scaling: Scaling) -> None:
@@ -174,6 +178,7 @@ class _Call(Call):
         self.understood: set[int] = set()  # positions among the numbers of the Python call
         self.resized: set[int] = set()
         self.rescaled: dict[float, Scalar] = {}
+        self.placed: list[Label] = []
         outputs = [graph.values[number] for number in node.outputs if number is not None]
         self.shapes = tuple(value.shape for value in outputs)
         self.dtypes = tuple(value.dtype for value in outputs)
@@ -287,6 +292,10 @@ class _Call(Call):
         same = [position for position, number in enumerate(numbers) if number.value == given]
         self.understood.update(same[-1:])
         return numbers[same[-1]] if same else Literal(given)
+
+    def places(self, label: Label) -> Axis | None:
+        self.placed.append(label)
+        return label.places if label.places is not None and label.places.free else None
 
     def count(self, argument: str, dim: int) -> Expression:
         names = [known.name for known in self._node.operator._schema.arguments]

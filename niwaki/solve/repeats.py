@@ -68,7 +68,8 @@ class Calls:
         if known is None:
             scale = tuple((_axis(factor.axis), factor.power, factor.why) for factor in label.scale)
             axes = tuple(map(_axis, label.axes))
-            key: Hashable = (axes, label.zero, label.weight, label.dtype, scale, label.source)
+            places = None if label.places is None else _axis(label.places)
+            key: Hashable = (axes, label.zero, label.weight, label.dtype, scale, label.source, places)
             known = self._labels[id(label)] = label, id(self._unlike.setdefault(key, key))
         return known[1]
 

@@ -208,6 +208,13 @@ class _Filtered(Call):
     def follows(self, *names: str) -> None:
         self._call.follows(*names)
 
+    def places(self, label: Label) -> Axis | None:
+        return self._call.places(label)
+
+    def looked_up(self, axis: Axis, indices: Label, why: str) -> None:
+        if axis.free and self._passes():
+            self._call.looked_up(axis, indices, why)
+
     def number(self, given: int) -> Expression:
         return self._call.number(given)
 
