@@ -16,8 +16,13 @@ from law import deviations, random_plan, randomised
 from torch import Tensor, nn
 
 import niwaki
+from niwaki import rules
 from niwaki.core.space import Group, SearchSpace
 from niwaki.errors import PlanError
+from niwaki.rules.registry import Call, Label, Refused, Rule
+from niwaki.solve.build import Builder
+from niwaki.solve.label import label
+from niwaki.trace.tracer import example_calls, trace
 from niwaki.train.torchvision_cpu import load
 
 WIDTH, INNER, EXPERTS = 12, 10, 4
@@ -502,3 +507,21 @@ def test_numbers_that_only_look_something_up_do_not() -> None:
         ("table", 0),
     }
     assert niwaki.search_space(model, torch.randn(8, 5)).num_units == 0
+
+
+def test_a_rule_that_refuses_has_understood_nothing() -> None:
+    """It may have asked where positions lie before it found that it cannot go on."""
+    model = Numbered(lambda chosen: torch.ones(1))
+    graph = trace(model, example_calls(torch.randn(8, 5)), modes=(False,))
+
+    def find(operator: torch._ops.OpOverload) -> Rule | None:
+        return refusing if operator is torch.ops.aten.index.Tensor else rules.find(operator)
+
+    def refusing(call: Call) -> Label:
+        assert call.places(call["indices"][0]) is not None
+        raise Refused("a table of this kind is not followed")
+
+    facts = label(graph, find, allow_inexact=True)
+    (group,) = Builder(model, graph, label(graph, allow_inexact=True)).space().groups
+    assert group.units == 6
+    assert not Builder(model, graph, facts).space().groups

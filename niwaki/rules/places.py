@@ -57,8 +57,9 @@ def ranked(call: Call) -> list[Label]:
     why = f"{call.operator} arranges this dimension by value; without one of them it would choose others"
     if x.axes and call.operator is aten.topk.default and call["k"] < x.axes[dim].size:
         call.inexact(x.axes[dim], why)
-        enough = Combination(">=", call.count("self", dim), call.number(call["k"]), 1)
-        call.size_is(enough, call.fixed(1), "whether there are enough to choose from")
+        if x.axes[dim].free:
+            enough = Combination(">=", call.count("self", dim), call.number(call["k"]), 1)
+            call.size_is(enough, call.fixed(1), "whether there are enough to choose from")
     elif x.axes:
         call.pin(x.axes[dim], why)
     axes = [

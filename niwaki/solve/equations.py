@@ -49,6 +49,8 @@ class _Solved:
 
     def says(self, left: IntArray, right: IntArray) -> bool:
         """Whether both sides are the same component in every row: there will never be anything new in that."""
+        if not (left.shape[1] and right.shape[1]):
+            return False
         ours, theirs = self.component[left], self.component[right]
         name = ours.max(axis=1)
         if not np.array_equal(name, theirs.max(axis=1)):

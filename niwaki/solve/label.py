@@ -127,6 +127,7 @@ def _apply(call: _Call, graph: Graph, node: Node, find: FindRule, scaling: Scali
             call.pin(axis, reason)
         labels = [call.opaque(i, reason) for i in range(len(call.shapes))]
         rule = None
+        call.placed.clear()
     return places.follow(call, rule, scaling.follow(call, rule, labels), call.placed)
 
 
