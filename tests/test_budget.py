@@ -15,7 +15,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace, Tie
 from niwaki.criteria import Scores, score
 from niwaki.errors import BudgetError
-from niwaki.selection import costs, select
+from niwaki.selection import costs, prices, select
 
 SPACES = {
     "mlp": lambda: mlp_space(MLP(16, 40, 30)),
@@ -132,11 +132,33 @@ def test_compared_across_the_space_scale_counts() -> None:
     assert sizes(space, plan) == [40, 2]
 
 
-def test_equal_saliency_takes_the_same_share_of_every_group() -> None:
+def test_equal_saliency_leaves_the_fourth_root_of_the_cost() -> None:
     space = conv_space(ConvNet(64, 96))
-    kept = sizes(space, choose(space, Scores(np.ones(space.num_units), ""), Budget(macs=0.4)))
-    shares = [k / group.units for k, group in zip(kept, space.groups, strict=True)]
-    assert max(shares) - min(shares) < 0.15
+    price = prices(space.cost_model, np.ones(space.num_units, dtype=bool), ["macs"])["macs"]
+    cost = np.array([price[group.numbers].sum() for group in space.groups])
+    for limit in (0.2, 0.4, 0.6):
+        kept = sizes(space, choose(space, Scores(np.ones(space.num_units), ""), Budget(macs=limit)))
+        share = np.array([k / group.units for k, group in zip(kept, space.groups, strict=True)])
+        np.testing.assert_allclose(share / share[0], (cost / cost[0]) ** 0.25, rtol=0.1)
+
+
+def test_no_group_leaves_alone() -> None:
+    """Two groups of equal cost, the saliency of one spread a little wider: both give, that one a little more."""
+    space = mlp_space(MLP(3, 100, 100))
+    values = np.concatenate([np.linspace(0.8, 1.2, 100), np.linspace(0.6, 1.4, 100)])
+    first, second = sizes(space, choose(space, Scores(values, ""), Budget(macs=0.4)))
+    assert second < first < second + 25
+
+
+def test_a_group_is_worth_what_it_was() -> None:
+    """In portions, as methods choose, the group that has lost much does not begin anew."""
+    space = mlp_space(MLP(3, 100, 100))
+    keep = np.ones(space.num_units, dtype=bool)
+    keep[:60] = False  # of the first group only
+    saliency = np.where(keep, 1.0, 0.0)
+    again = select(space, saliency, {"macs": 0.25 * space.cost().macs}, ~keep)
+    kept = [int(again[group.numbers].sum()) for group in space.groups]
+    assert kept[0] > 33 and kept[1] < 67
 
 
 def test_useless_units_go_first() -> None:

@@ -258,7 +258,7 @@ def test_isomorphic_groups_compete() -> None:
     plans = [choose(space, Scores(v, ""), budget, compare="isomorphic") for v in (values, whole, alone)]
     assert plans[0].kept == plans[1].kept
     kept = [[len(plan.kept[group.name]) for group in hidden] for plan in plans]
-    assert min(kept[0]) >= 8 and kept[2][0] <= 2 and min(kept[2][1:]) >= 15
+    assert min(kept[0]) >= 8 and kept[2][0] <= 4 and min(kept[2][1:]) >= 15
     assert all(space.cost(plan).macs <= 0.6 * space.cost().macs for plan in plans)
     by_group = [choose(space, Scores(v, ""), budget) for v in (values, alone)]
     assert by_group[0].kept == by_group[1].kept
