@@ -39,8 +39,8 @@ def select(
 
     ``saliency`` [num_units] is not negative. Units in ``removed`` stay removed. ``compare="isomorphic"``: v and C are
     those of all isomorphic groups together. ``compare="space"``: what is kept is worth the sum of its saliency, for
-    saliencies that are comparable across groups as they are. ``weight`` [groups] multiplies the worth of groups that
-    matter more than others. Where the limits cannot be met every group ends at its least size: the caller compares.
+    saliencies that are comparable across groups as they are. ``weight`` [groups]: a group of twice the weight keeps
+    twice the share. Where the limits cannot be met every group ends at its least size: the caller compares.
     """
     start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
     chooser = _Chooser(space, dict(limits), steps, saliency, Worth(space, saliency, start, compare, weight))

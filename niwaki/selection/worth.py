@@ -33,7 +33,7 @@ class Worth:
     ``compare="space"`` none, where it is the saliency itself.
 
     ``start`` [num_units] are the units there are; others left before, and are taken to have been like them. ``weight``
-    [groups] multiplies the worth of groups that matter more than others.
+    [groups]: of groups that are else alike one of twice the weight keeps twice the share (its worth counts four times).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Worth:
         peers = self._peers[units]
         cost = np.bincount(self._peers, weights=price)[peers]
         more, less = (np.maximum(saliency / self._whole[peers], _LEAST) for saliency in (before, after))
-        return np.asarray(self._weight[units] * cost**1.5 * (1 / less - 1 / more), np.float64)
+        return np.asarray(self._weight[units] ** 2 * cost**1.5 * (1 / less - 1 / more), np.float64)
 
     def total(self, keep: BoolArray) -> FloatArray:
         """The saliency kept of the peers of each unit, [num_units]."""
