@@ -1,5 +1,7 @@
 """From the record of a run to a search space: rules give equations between ids, components of ids are the units.
 
-``label``: runs the rules. ``equations``: solves the ids. ``alike``: modules that no run reached. ``sizes``: solves the
-numbers in Python. ``build``: groups, costs, pins. Imports core, trace and rules.
+``label``: runs the rules (``repeats``: not twice), and follows through them what is no constraint: factors
+(``scaling``), positions that were found (``places``). ``equations``: solves the ids, with ``blocks`` and ``refine``.
+``alike``: modules that no run reached. ``sizes``: solves the numbers in Python, with the tables of ``axes``. ``units``
+and ``build``: groups, costs, pins. Imports core, trace and rules.
 """

@@ -77,8 +77,8 @@ class Hollow:
         that are not in the usual one."""
         if operator in _IMAGES and not all(_contiguous(argument) for argument in args):
             return None
-        key = tuple(map(_key, (*args, *kwargs.values())))
-        forms = self._forms.get((operator, *key))
+        key = (operator, *map(_key, args), *((name, _key(given)) for name, given in kwargs.items()))
+        forms = self._forms.get(key)
         if forms is None:
             device = next(argument.device for argument in args if isinstance(argument, torch.Tensor))
             told = operator(*map(_bare, args), **{name: _bare(given) for name, given in kwargs.items()})
@@ -86,7 +86,7 @@ class Hollow:
             if not all(isinstance(tensor, torch.Tensor) for tensor in told):
                 return None
             forms = tuple((tuple(tensor.shape), tensor.stride(), tensor.dtype, device) for tensor in told)
-            self._forms[operator, *key] = forms
+            self._forms[key] = forms
         made = tuple(_zeros(*form) for form in forms)
         return made if len(made) > 1 else made[0]
 
@@ -99,7 +99,7 @@ def _pointwise(operator: torch._ops.OpOverload, args: Sequence[Any], kwargs: dic
         return None
     if operator._schema.is_mutable:
         return first
-    return _zeros(tuple(first.shape), first.stride(), first.dtype, first.device) if _dense(first) else None
+    return _zeros_like(first) if _dense(first) else None
 
 
 def _like(argument: Any, first: torch.Tensor) -> bool:
