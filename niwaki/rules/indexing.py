@@ -200,16 +200,6 @@ def scatter(call: Call) -> Label:
     return call.label(x.axes, zero)
 
 
-@homogeneous("self")
-@rule(aten.tril.default, aten.tril_.default, aten.triu.default, aten.triu_.default)
-def triangle(call: Call) -> Label:
-    """The last two dimensions are compared by number."""
-    x: Label = call["self"]
-    for axis in x.axes[-2:]:
-        call.pin(axis, "a triangle of it is taken")
-    return call.label(x.axes, x.zero)
-
-
 class _Sliced(nn.Module):
     """Bounds held in an attribute, from both ends; the two parts are weighed, joined and go on."""
 
@@ -327,7 +317,6 @@ sample(scatter)(lambda: _Written(lambda a, b: (a * 2).scatter(0, torch.zeros_lik
 sample(scatter)(lambda: _Written(lambda a, b: (a * 2).scatter_(0, torch.zeros_like(b, dtype=torch.int64), 0.5)))
 sample(scatter)(lambda: _Written(lambda a, b: (a * 2).scatter(0, torch.zeros_like(b[:, :4], dtype=torch.int64), b)))
 sample(scatter)(lambda: _Written(lambda a, b: (a * 2).scatter(0, (b.abs() > 0).long(), 0.5)))
-sample(triangle)(lambda: _Batched(lambda a: a.tril()))
 
 
 @mutant(sliced)
@@ -397,13 +386,3 @@ def _written_rows_are_free(call: Call) -> Label:
     call.equate(x.axes[1], source.axes[1])
     call.pin(source.axes[0], "")
     return call.label(x.axes, x.zero)
-
-
-@mutant(triangle)
-def _triangle_of_free_rows(call: Call) -> Label:
-    return call.label(call["self"].axes)
-
-
-@mutant(triangle)
-def _what_is_left_is_zero(call: Call) -> Label:
-    return call.label(triangle(call).axes, [True] * len(call["self"].axes))

@@ -13,7 +13,6 @@ from niwaki.rules.axis import Axis, merge
 from niwaki.rules.registry import Call, Label, Refused, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
-_PIXELS = "pixels are arranged by number"
 
 
 @homogeneous("self", whole=True)
@@ -170,67 +169,6 @@ def expand(call: Call) -> Label:
     return replace(call.label(axes, zero, x.weight), uniform=tuple(uniform))
 
 
-@homogeneous("self")
-@rule(aten.pixel_shuffle.default)
-def pixel_shuffle(call: Call) -> Label:
-    """Channels are (channel, row, column) and become (channel), with r rows and columns for each one before."""
-    x, r = call["self"], call["upscale_factor"]
-    *lead, channels, height, width = x.axes
-    made, inner = call.split(channels, (channels.size // r**2, r**2))
-    for axis in (inner, height, width):
-        call.pin(axis, _PIXELS)
-    fixed = [call.fixed(axis.size * r, _PIXELS) for axis in (height, width)]
-    return call.label((*lead, made, *fixed), (*x.zero[:-2], False, False))
-
-
-@homogeneous("self")
-@rule(aten.pixel_unshuffle.default)
-def pixel_unshuffle(call: Call) -> Label:
-    """The reverse."""
-    x, r = call["self"], call["downscale_factor"]
-    *lead, channels, height, width = x.axes
-    for axis in (height, width):
-        call.pin(axis, _PIXELS)
-    fixed = [call.fixed(axis.size // r, _PIXELS) for axis in (height, width)]
-    return call.label((*lead, merge((channels, call.fixed(r**2))), *fixed), (*x.zero[:-2], False, False))
-
-
-@homogeneous("self")
-@rule(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
-def channel_shuffle(call: Call) -> Label:
-    """Channels (group, channel) become (channel, group)."""
-    x, groups = call["self"], call["groups"]
-    outer, inner = call.split(x.axes[1], (groups, x.axes[1].size // groups))
-    call.size_is(call.number(groups), outer, "the number of groups")
-    return call.label((x.axes[0], merge((inner, outer)), *x.axes[2:]), x.zero, x.weight)
-
-
-@homogeneous("self")
-@rule(aten.diagonal.default)
-def diagonal(call: Call) -> Label:
-    """Entries of equal number along two dimensions."""
-    x: Label = call["self"]
-    pair = {call["dim1"] % len(x.axes), call["dim2"] % len(x.axes)}
-    for dim in pair:
-        call.pin(x.axes[dim], "its diagonal is taken")
-    rest = [dim for dim in range(len(x.axes)) if dim not in pair]
-    taken = call.fixed(call.shapes[0][-1], "it is a diagonal")
-    return call.label((*(x.axes[dim] for dim in rest), taken), (*(x.zero[dim] for dim in rest), False), x.weight)
-
-
-@homogeneous("self")
-@rule(aten.diag_embed.default)
-def diag_embed(call: Call) -> Label:
-    """The last dimension becomes the diagonal of two."""
-    x, rank = call["self"], len(call.shapes[0])
-    call.pin(x.axes[-1], "it becomes a diagonal")
-    pair = {call["dim1"] % rank, call["dim2"] % rank}
-    rest = iter(range(rank - 2))
-    order = [None if dim in pair else next(rest) for dim in range(rank)]
-    axes = [call.fixed(size) if i is None else x.axes[i] for i, size in zip(order, call.shapes[0], strict=True)]
-    return call.label(axes, [i is not None and x.zero[i] for i in order], x.weight)
-
-
 class _Viewed(nn.Module):
     """A function of parameters [2, 12, 5] and [2, 3, 5] and the attributes heads = 3 and width = 4."""
 
@@ -276,36 +214,9 @@ class _Strided(nn.Module):
         return self.a.clone().as_strided_((3, 4), (1, 3)), self.b.detach().relu() @ self.b.relu().T
 
 
-class _Shuffled(nn.Module):
-    """Twelve channels in three groups."""
-
-    def __init__(self, bent: bool) -> None:
-        super().__init__()
-        self.a, self.b, self.groups = nn.Parameter(torch.randn(2, 12, 3)), nn.Parameter(torch.randn(12, 1)), 3
-        self.bent = bent
-
-    def forward(self) -> Tensor:
-        x = self.a.sigmoid() if self.bent else self.a
-        return torch.channel_shuffle(x[..., None], self.groups)[..., 0] * self.b
-
-
-def _shuffle(bent: bool) -> Callable[[], nn.Module]:
-    return lambda: _Shuffled(bent)
-
-
 def _pooled(x: Tensor) -> Tensor:
     """Averages in another memory format, which torch restores."""
     return torch.nn.functional.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), 1)
-
-
-def _channels(x: Tensor) -> Tensor:
-    """[3, 16, 3, 1]: sixteen channels that go their own ways."""
-    return torch.cat([x, x * 2, x.flip(1), x - 1], 1).permute(0, 1, 3, 2)[:, :, :3]
-
-
-def _pixels(x: Tensor) -> Tensor:
-    """[3, 4, 2, 4], of which the last two dimensions are an image."""
-    return x.repeat(1, 1, 2, 1)
 
 
 class _Expand(nn.Module):
@@ -338,31 +249,23 @@ sample(view)(lambda: _Viewed(lambda a, b, heads, width: torch.unflatten(a, 1, (h
 sample(view)(_Flatten)
 
 
-def _arrange(function: Callable[[Tensor], Tensor], bent: bool) -> Callable[[], nn.Module]:
+def arrange(function: Callable[[Tensor], Tensor], bent: bool) -> Callable[[], nn.Module]:
+    """A builder of samples: ``function`` of a parameter [3, 4, 1, 4], or of its sigmoid."""
     return lambda: _Arranged(function, bent)
 
 
 sample(strided)(_Strided)
 sample(transpose)(lambda: _Arranged(lambda x: (x * 2).transpose_(0, 3) * x.permute(3, 1, 2, 0)))
 for _bent in (False, True):
-    sample(diagonal)(_arrange(lambda x: x.diagonal(0, 1, -1), _bent))
-    sample(diag_embed)(_arrange(lambda x: x.squeeze(2).diag_embed(0, 0, 2), _bent))
-    sample(strided)(_arrange(_pooled, _bent))
-    sample(channel_shuffle)(_shuffle(_bent))
-    sample(permute)(_arrange(lambda x: x.permute(2, 3, 0, 1) * 2, _bent))
-    sample(transpose)(_arrange(lambda x: x.transpose(1, -1) * 2, _bent))
-    sample(unsqueeze)(_arrange(lambda x: x.unsqueeze(-1) * 2, _bent))
-    sample(squeeze)(_arrange(lambda x: x.squeeze(2) * 2, _bent))
-    sample(t)(_arrange(lambda x: x[0, :, 0].t() * 2, _bent))
+    sample(strided)(arrange(_pooled, _bent))
+    sample(permute)(arrange(lambda x: x.permute(2, 3, 0, 1) * 2, _bent))
+    sample(transpose)(arrange(lambda x: x.transpose(1, -1) * 2, _bent))
+    sample(unsqueeze)(arrange(lambda x: x.unsqueeze(-1) * 2, _bent))
+    sample(squeeze)(arrange(lambda x: x.squeeze(2) * 2, _bent))
+    sample(t)(arrange(lambda x: x[0, :, 0].t() * 2, _bent))
 sample(squeeze)(lambda: _Viewed(lambda a, b, heads, width: (a[:, :, None].squeeze() * 2) @ b[0].t()))
 sample(expand)(_Expand)
 sample(expand)(_ExpandAlone)
-
-
-sample(pixel_shuffle)(_arrange(lambda x: torch.pixel_shuffle(_channels(x), 2) * 2, False))
-sample(pixel_shuffle)(_arrange(lambda x: torch.pixel_shuffle(_channels(x), 2) * 2, True))
-sample(pixel_unshuffle)(_arrange(lambda x: torch.pixel_unshuffle(_pixels(x), 2) * 2, False))
-sample(pixel_unshuffle)(_arrange(lambda x: torch.pixel_unshuffle(_pixels(x), 2) * 2, True))
 
 
 def _as_given(call: Call, axes: Sequence[Axis], zero: bool = False) -> Label:
@@ -422,25 +325,9 @@ def _any_of_its_size(call: Call, axes: Sequence[Axis]) -> Label:
     return call.label(chosen)
 
 
-@mutant(pixel_shuffle)
-def _rows_before_channels(call: Call) -> Label:
-    channels, r = call["self"].axes[1], call["upscale_factor"]
-    inner, made = call.split(channels, (r**2, channels.size // r**2))
-    call.pin(inner, "")
-    return call.label((call["self"].axes[0], made, *(call.fixed(size) for size in call.shapes[0][2:])))
-
-
-@mutant(pixel_unshuffle)
-def _channels_before_rows(call: Call) -> Label:
-    axes = merge((call.fixed(call["downscale_factor"] ** 2), call["self"].axes[1]))
-    return call.label((call["self"].axes[0], axes, *(call.fixed(size) for size in call.shapes[0][2:])))
-
-
-@mutant(diagonal)
-@mutant(diag_embed)
-@mutant(channel_shuffle)
 @mutant(strided)
-def _free(call: Call) -> Label:
+def free(call: Call) -> Label:
+    """Nothing is tied to anything: wrong for whatever arranges."""
     x: Label = call["self"]
     pool = [axis.take(slice(None, None, -1)) for axis in x.axes]
     chosen = []
@@ -463,7 +350,9 @@ def _from_the_end(call: Call) -> Label:
     return _any_of_its_size(call, call["self"].axes[::-1])
 
 
-def _zeros_of(right: Callable[[Call], Label]) -> Callable[[Call], Label]:
+def zeros_of(right: Callable[[Call], Label]) -> Callable[[Call], Label]:
+    """A rule's own axes, with zeros wherever something was removed."""
+
     def claims_zeros(call: Call) -> Label:
         axes = right(call).axes
         return call.label(axes, [True] * len(axes))
@@ -471,10 +360,8 @@ def _zeros_of(right: Callable[[Call], Label]) -> Callable[[Call], Label]:
     return claims_zeros
 
 
-for _right in (diagonal, diag_embed, channel_shuffle):
-    mutant(_right)(_zeros_of(_right))
-for _right in (permute, transpose, t, unsqueeze, squeeze, pixel_shuffle, pixel_unshuffle):
-    mutant(_right)(_zeros_of(_right))
+for _right in (permute, transpose, t, unsqueeze, squeeze):
+    mutant(_right)(zeros_of(_right))
 
 
 @mutant(expand)
