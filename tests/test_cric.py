@@ -244,6 +244,32 @@ def test_with_one_period_the_final_scores_alone_decide() -> None:
     assert (run.marked() == expected).all()
 
 
+def test_windows_take_part_more_and_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = training()
+    parts: list[np.ndarray] = []
+    shares: list[float] = []
+    weighted, saliency = run.method.weighted, run.method.saliency
+
+    def told(means: Tensor, keep: np.ndarray) -> np.ndarray:
+        parts.append(weighted(means, keep))
+        return parts[-1]
+
+    def checked(keep: np.ndarray) -> np.ndarray:
+        parts.clear()
+        found = saliency(keep)
+        share = run.method.timeline.borders.index(run.method.step) / SCHEDULE.periods
+        expected = parts[0] if share == 0 else (1 - share) * parts[0] + share * parts[1]
+        assert np.allclose(found, expected) and len(parts) == 1 + (share > 0)
+        assert np.allclose(parts[0], weighted(run.method.trials.mean(), keep))
+        shares.append(share)
+        return found
+
+    monkeypatch.setattr(run.method, "weighted", told)
+    monkeypatch.setattr(run.method, "saliency", checked)
+    run.step(SCHEDULE.until)
+    assert shares == [0, 1 / 3, 2 / 3]
+
+
 # ---------------------------------------------------------------- layers
 
 

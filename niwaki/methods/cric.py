@@ -40,8 +40,8 @@ class CRIC(Fading):
       V <- the noted units that are not in H.
     * It ends when V is no more than ``tolerance``, or after ``cycles`` cycles; H only grows.
     * Then units leave as in HESSO. The score of a unit is the mean of all its samples along the way, and layers count
-      by their sensitivity. As training goes on meanwhile, a window precedes each selection p > 0 (so there is none if
-      ``schedule.periods`` is 1, as published), and counts p times as much.
+      by their sensitivity. As training goes on meanwhile, a window precedes each selection p = 1 ... P - 1 of
+      P = ``schedule.periods`` and takes part with the share p / P (with one period, as published, there is none).
 
     The steps of the cycles are taken back, so this many steps of the training are spent on the choice. While a cycle
     runs the model is on trial: look at its accuracy before or after. `detach` takes an open cycle back.
@@ -174,8 +174,8 @@ class CRIC(Fading):
         """The mean of all samples of the cycles; later periods mix in the window that ends with this step."""
         assert self._timeline is not None
         tried = self.weighted(self.trials.mean(), keep)
-        period = self._timeline.borders.index(self.step)
-        return tried if period == 0 else (tried + period * self.weighted(self.close_window(), keep)) / (period + 1)
+        share = self._timeline.borders.index(self.step) / self._timeline.periods
+        return tried if share == 0 else (1 - share) * tried + share * self.weighted(self.close_window(), keep)
 
     def group_weight(self) -> FloatArray:
         """The sensitivity of each layer as a weight of its units, [groups], with mean 1."""
