@@ -191,6 +191,17 @@ class Fading(Method):
         self._status[keep & ~kept] = FADING
         self._mark()
 
+    def review(self) -> None:
+        """Choose once more among all units that are not yet zero, at the same cost: what fades and would now be kept
+        returns, and what takes its place fades in the steps that are left."""
+        keep, here = self._status == IMPORTANT, self._status != ZERO
+        limits = costs(self.space.cost_model, keep, self._limits)
+        saliency = self.weighted(self.close_window(), here)
+        weight = self.group_weight()
+        kept = select(self.space, saliency, limits, ~here, steps=self.budget.steps, weight=weight)
+        self._status[here] = np.where(kept[here], IMPORTANT, FADING)
+        self._mark()
+
     def _mark(self) -> None:
         self._units.mark(self._status == FADING, self._status == ZERO)
         self._left = costs(self.space.cost_model, self._status == IMPORTANT, ("macs", "params"))

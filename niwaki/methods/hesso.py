@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from niwaki.budget import Budget
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.methods.fading import WEIGHTS, Fading
+from niwaki.errors import MethodError
+from niwaki.methods.fading import FADING, WEIGHTS, Fading
 from niwaki.methods.progress import Phase
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule, Timeline
@@ -36,6 +38,9 @@ class HESSO(Fading):
         schedule: when; see `Schedule`.
         criteria: registered criteria and their weights.
         window: over how many steps criteria are averaged before each selection.
+        readmit: choose once more in the middle of each period of four steps or more, among all units that are not yet
+            zero: one that has begun to fade returns if it would be kept now, by its scores as if it had not faded.
+            Off, as in the paper, selections are final.
         seed: for criteria that draw.
         vectorised: False runs the plain loop over units, which is the specification.
 
@@ -70,11 +75,15 @@ class HESSO(Fading):
         *,
         criteria: Mapping[str, float] = WEIGHTS,
         window: int = 10,
+        readmit: bool = False,
         seed: int = 0,
         vectorised: bool = True,
     ) -> None:
         super().__init__(space, optimizer, budget, schedule, criteria, window, seed, vectorised)
         self._timeline = Timeline.of(schedule, int(window))
+        if not isinstance(readmit, bool):
+            raise MethodError(f"readmit={readmit!r} must be True or False: whether what has begun to fade may return.")
+        self._readmit = readmit
         self.attach()
 
     @property
@@ -93,14 +102,23 @@ class HESSO(Fading):
 
     def before_step(self, step: int) -> None:
         """Within a window: keep the parameters, so that the direction of the step is known."""
-        if self._timeline.scores(step) and self._directed:
+        if self._directed and (self._timeline.scores(step) or self._previews(step)):
             self._units.remember()
 
     def after_step(self, step: int) -> None:
         """One step of the algorithm; the optimizer's own step has just been taken by all units."""
-        if self._timeline.scores(step):
+        faded = self._previews(step)
+        if faded:
+            fading = torch.from_numpy(self._status == FADING).to(self._units.device)
+            self.sample(torch.where(fading, faded, 1.0))
+        elif self._timeline.scores(step):
             self.sample()
         self.follow(self._timeline)
+        if self._readmit and self._timeline.reviews(step):
+            self.review()
+
+    def _previews(self, step: int) -> float | None:
+        return self._timeline.previews(step) if self._readmit else None
 
     def saliency(self, keep: BoolArray) -> FloatArray:
         """From the mean over the window that ends with this step."""
@@ -110,8 +128,8 @@ class HESSO(Fading):
         """None matters more than another."""
 
     def numbers(self) -> dict[str, Any]:
-        """Over how many steps scores are averaged."""
-        return {"window": self._timeline.window}
+        """Over how many steps scores are averaged, and whether units may return."""
+        return {"window": self._timeline.window} | ({"readmit": True} if self._readmit else {})
 
 
 register(HESSO.name, lambda t: HESSO(t.space, t.optimizer, t.budget, t.schedule))

@@ -83,6 +83,22 @@ class Timeline:
                 return (after - step) / (after - step + 1)
         return None
 
+    def reviews(self, step: int) -> bool:
+        """Whether ``step`` is the middle of a period of at least four steps."""
+        return any(
+            step == (before + after) // 2 and after - before >= 4
+            for before, after in zip(self.borders, self.borders[1:], strict=False)
+        )
+
+    def previews(self, step: int) -> float | None:
+        """In the averaging window before the middle of a period: how many times larger what fades was when it began to.
+        None outside these windows."""
+        for before, after in zip(self.borders, self.borders[1:], strict=False):
+            middle = (before + after) // 2
+            if max(before, middle - self.window) < step <= middle and self.reviews(middle):
+                return (after - before) / (after - step + 1)
+        return None
+
 
 def fitting_cycles(schedule: Schedule, opens: int, cycle: int | None, cycles: int) -> tuple[int, int]:
     """Steps per cycle and how many cycles, at most ``cycles``, that fit between the end of step ``opens`` and the last
