@@ -15,6 +15,7 @@ from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.measuring import Meter, meters, within
 from niwaki.selection import costs, next_step, select
+from niwaki.trace.preserve import preserved
 
 _TIGHT = 0.01
 
@@ -40,7 +41,7 @@ def choose(
         compare: units are compared by their share of the score of their ``group``; of all ``isomorphic`` groups; or by
             the score itself, in the whole ``space`` (for criteria that are comparable across layers).
         example_inputs: for ``activations`` and ``latency``: what to run the network with, on the model's device; a
-            tensor or tuple is positional, a dict is keywords.
+            tensor or tuple is positional, a dict is keywords. The model is left as it was.
 
     Raises:
         BudgetError: the budget cannot be met; the message tells the least reachable cost and what is in the way.
@@ -79,7 +80,8 @@ def choose(
     about: dict[str, Any] = {"criterion": scores.criterion}
     if budget.measured:
         found: Mapping[str, Meter] = meters(space, budget, example_inputs)
-        keep, about["measured"] = within(space, found, keep, limits, selected)
+        with preserved(space.model):
+            keep, about["measured"] = within(space, found, keep, limits, selected)
     elif told := _loose(space, keep, limits, budget):
         about["tight"] = told
     return space.plan(keep, provenance(space, keep, budget, **about))

@@ -119,6 +119,23 @@ def test_nothing_is_cut_where_everything_fits() -> None:
     assert not plan.tensors and set(plan.provenance["measured"]) == {"activations", "latency"}
 
 
+def test_the_model_is_left_as_it_was() -> None:
+    class Counting(MLP):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls, self.last = self.calls + 1, torch.rand(1)
+            return super().forward(x)
+
+    model, x = Counting(16, 40, 30).train(), torch.randn(2, 16)
+    before, state = dict(model.__dict__), torch.get_rng_state()
+    space = mlp_space(model)
+    choose(space, even(space), Budget(activations=0.5), example_inputs=x)
+    assert (
+        model.__dict__ == before and model.calls == 0 and model.training and torch.equal(torch.get_rng_state(), state)
+    )
+
+
 def test_latency_is_really_measured() -> None:
     torch.manual_seed(0)
     model, x = MLP(256, 1024, 1024), torch.randn(64, 256)
