@@ -170,6 +170,9 @@ def test_it_ends_early_when_little_is_new() -> None:
     run = training("wide", tolerance=0.9, cycles=8, budget=Budget(units=0.8))
     run.step(OPENS)
     assert run.method.trials.ended == OPENS and run.method.progress.marked > 0  # V itself is below the tolerance
+    bare = Training("wide", sgd)
+    bare.step(OPENS)
+    same(everything(run), everything(bare))  # the layers were measured, and nothing has faded yet
     run = training("wide", tolerance=0.15, cycles=8, cycle=3, budget=Budget(units=0.8))
     run.step(SCHEDULE.until - SCHEDULE.periods)
     assert 1 <= run.method.trials.cycle < 8 and run.method.trials.ended == OPENS + 3 * run.method.trials.cycle
