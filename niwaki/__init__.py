@@ -7,7 +7,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.criteria import score
 from niwaki.errors import NiwakiError
 from niwaki.io import load, save
-from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, AdaHSPG, Schedule
+from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule
 from niwaki.search import search_space
 from niwaki.surgery.cut import cut
 from niwaki.surgery.fold import fold_constants
@@ -19,6 +19,7 @@ __all__ = [
     "DHSPG",
     "HESSO",
     "HSPG",
+    "LHSPG",
     "AdaHSPG",
     "Budget",
     "NiwakiError",

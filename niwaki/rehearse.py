@@ -198,7 +198,8 @@ def _repaired(constant: Any, rescaled: Mapping[float, Scalar], small: torch.nn.M
     if type(constant) is not float or constant not in rescaled:
         return constant
     scalar = rescaled[constant]
-    return _Rounded(small.get_submodule(scalar.module).__dict__[scalar.name])
+    value = small.get_submodule(scalar.module).__dict__[scalar.name]
+    return constant if value is None else _Rounded(value)  # None, the machine epsilon, where the width is as it was
 
 
 class _Rounded(float):

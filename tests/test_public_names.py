@@ -16,6 +16,7 @@ PUBLIC = {
     "DHSPG",
     "HESSO",
     "HSPG",
+    "LHSPG",
     "NiwakiError",
     "Plan",
     "Schedule",
@@ -52,7 +53,9 @@ def test_first_parameters() -> None:
         "save": ["small", "directory"],
         "load": ["fresh_dense_model", "directory"],
         "choose": ["space", "scores", "budget"],
-        **dict.fromkeys(("HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG"), ["space", "optimizer", "budget", "schedule"]),
+        **dict.fromkeys(
+            ("HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "LHSPG"), ["space", "optimizer", "budget", "schedule"]
+        ),
     }
     for name, expected in first.items():
         assert list(inspect.signature(getattr(niwaki, name)).parameters)[: len(expected)] == expected, name

@@ -171,3 +171,24 @@ def test_a_model_without_an_output_is_refused() -> None:
 
     with pytest.raises(niwaki.NiwakiError, match="returned no tensor that niwaki can find"):
         niwaki.search_space(Net(4, 3), torch.randn(2, 4))
+
+
+class Elsewhere(nn.Module):
+    """Reads one width through a function that a copy of the module shares, behind a norm without an epsilon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.third = nn.Linear(4, 6), nn.RMSNorm(6), nn.Linear(5, 3)
+        self.beside = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3))
+        second = nn.Linear(6, 5)
+        self.second, self.read = second, lambda x: second(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.read(self.norm(self.first(x))).relu()) + self.beside(x)
+
+
+def test_a_norm_without_an_epsilon_whose_width_was_pinned() -> None:
+    """The rehearsal after the one that failed finds None where it looks for the epsilon; and it fails as well."""
+    space = niwaki.search_space(Elsewhere(), torch.randn(5, 4))
+    assert not space.groups
+    assert any("niwaki could not tell what to pin, so everything is pinned" in note for note in space.notes)

@@ -6,5 +6,6 @@ from niwaki.methods.cric import CRIC as CRIC
 from niwaki.methods.dhspg import DHSPG as DHSPG
 from niwaki.methods.hesso import HESSO as HESSO
 from niwaki.methods.hspg import HSPG as HSPG
+from niwaki.methods.lhspg import LHSPG as LHSPG
 from niwaki.methods.progress import Progress as Progress
 from niwaki.methods.schedule import Schedule as Schedule

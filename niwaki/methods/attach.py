@@ -39,7 +39,7 @@ class Method(ABC):
         self.space = space
         self.optimizer = optimizer
         self.step = 0
-        _check_parameters(space, optimizer)
+        self.check_parameters()
         if optimizer in _attached:
             raise MethodError(
                 f"This optimizer has a method already ({_attached[optimizer]}). Call its detach() first: two "
@@ -88,6 +88,10 @@ class Method(ABC):
     @abstractmethod
     def after_step(self, step: int) -> None:
         """What to do after it."""
+
+    def check_parameters(self) -> None:
+        """Raise `MethodError` unless the optimizer trains all that the units are made of."""
+        _check_parameters(self.space, self.optimizer)
 
     def leave(self) -> None:  # noqa: B027
         """Before it lets go: take back what was only tried, if there is anything of the kind."""

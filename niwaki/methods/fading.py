@@ -77,7 +77,8 @@ class Fading(Method):
         check_met(space, least, self._limits, budget.steps)
         self._dense = costs(space.cost_model, everything, ("macs", "params"))
         self._left = dict(self._dense)
-        self._units: Units = (VectorisedUnits if vectorised else PlainUnits)(space, optimizer)
+        self._vectorised = vectorised
+        self._units: Units = (VectorisedUnits if vectorised else PlainUnits)(space, self.holder())
         self._status = np.full(space.num_units, IMPORTANT, dtype=np.int8)
         self._window: Tensor | None = None  # [criteria, num_units], sums over the open window
         self._samples = 0
@@ -174,10 +175,18 @@ class Fading(Method):
             self._status[self._status == FADING] = ZERO
             self._mark()
         elif factor is not None:
-            self._units.fade(factor)
+            self.shrink(factor)
         self._units.clear()
         if timeline.selects(self.step) is not None:
             self._begin(timeline)
+
+    def shrink(self, factor: float) -> None:
+        """What becomes of the marked units on a step that would leave ``factor`` of them."""
+        self._units.fade(factor)
+
+    def holder(self) -> Optimizer:
+        """The optimizer that holds the parameters which units are made of."""
+        return self.optimizer
 
     def _begin(self, timeline: Timeline) -> None:
         """Mark the least salient important units: an equal share of the budget still to go."""
