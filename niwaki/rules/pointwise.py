@@ -168,6 +168,17 @@ def _as(dtype: torch.dtype, values: torch.Tensor) -> torch.Tensor:
 def _run(
     operator: OpOverload, arguments: tuple[tuple[str, Any], ...], made: Mapping[int, torch.Tensor]
 ) -> torch.Tensor:
+    """``operator`` on the numbers made for its operands; on one after the other where it takes no more at once."""
+    try:
+        return _called(operator, arguments, made)
+    except RuntimeError:  # `masked_fill` fills in one number
+        each = [{i: values[k] for i, values in made.items()} for k in range(_TRIES)]
+        return torch.stack([_called(operator, arguments, numbers) for numbers in each])
+
+
+def _called(
+    operator: OpOverload, arguments: tuple[tuple[str, Any], ...], made: Mapping[int, torch.Tensor]
+) -> torch.Tensor:
     filled = {name: made[given[0]] if isinstance(given, _Operand) else given for name, given in arguments}
     filled |= dict.fromkeys(_PLACEMENT & filled.keys())
     filled = {"self" if name == "input" and "self" in filled else name: given for name, given in filled.items()}
@@ -250,6 +261,8 @@ sample(pointwise)(lambda: _Of(lambda a, row, column, b: a.tanh() + row.exp()))
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.addcmul(a, b, row, value=0.5).clamp(min=0.1)))
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: (a * b) / row))
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: torch.lerp(a, b, 0.3).masked_fill(b.abs() < 0.1, 0.0)))
+sample(pointwise)(lambda: _Of(lambda a, row, column, b: (a * b).masked_fill(row > 0, torch.tensor(0.0)) * 2))
+sample(pointwise)(lambda: _Of(lambda a, row, column, b: (a * b).masked_fill(row < 9, torch.tensor(0.5)) * column))
 sample(pointwise)(lambda: _Of(lambda a, row, column, b: (a // 0.1) * b))
 sample(pointwise)(_InPlace)
 sample(pointwise)(lambda: _Of(_arranged))

@@ -140,7 +140,7 @@ def _assign(facts: Facts, graph: Graph, node: Node, labels: Sequence[Label], sca
             _written(facts, graph, number, before, made, scaling)
 
 
-_DEFECTS = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError)
+_DEFECTS = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
 
 
 def _defect(node: Node, cause: Exception) -> str:
