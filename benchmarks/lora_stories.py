@@ -95,7 +95,7 @@ class Bench:
         method = None
         if share is not None:
             space = niwaki.search_space(model, self.example())
-            schedule = niwaki.Schedule(start=o.steps // 20, until=6 * o.steps // 10, periods=o.periods)
+            schedule = niwaki.Schedule(start=o.steps // 20, until=round(o.until * o.steps), periods=o.periods)
             budget = niwaki.Budget(params=share)
             method = niwaki.LHSPG(space, optimizer, budget, schedule, loss=loss, protect=o.protect)
         model.train()
@@ -131,8 +131,9 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.9, 0.8])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--periods", type=int, default=5)
+    parser.add_argument("--until", type=float, default=0.3, help="the share of the steps after which all is zero")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--protect", type=float, default=0.1)

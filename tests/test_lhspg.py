@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 import niwaki
 from niwaki.budget import Budget
 from niwaki.core.segments import unit_parameters
+from niwaki.core.space import Tie
 from niwaki.errors import BudgetError, MethodError
 from niwaki.methods.lora import find_pairs, merged_space
 from niwaki.surgery.zero import zeroed
@@ -97,6 +99,18 @@ def test_merged_space_costs_what_the_merged_network_costs() -> None:
     for group in view.groups:
         assert np.array_equal(number[group.numbers], np.arange(space.num_units)[whole[group.name].numbers])
     assert not any("lora" in name for name in unit_parameters(view))
+
+
+def test_what_is_tied_to_the_rank_stays() -> None:
+    """The rank does not change, so neither can a width that must follow it."""
+    space = Job().space
+    names = [group.name for group in space.groups]
+    rank, wide = names.index("blocks.1.up.lora_A.default"), names.index("blocks.1.gate.base_layer")
+    tied = replace(space, ties=(*space.ties, Tie((rank, wide), (1, 10), 1)))
+    view, _ = merged_space(tied, find_pairs(tied))
+    number = [group.name for group in view.groups].index("blocks.1.gate.base_layer")
+    assert view.least_units()[number] == view.groups[number].units == 20
+    assert merged_space(space, find_pairs(space))[0].least_units()[number] == 1
 
 
 # -------------------------------------------------------------------------------------------------------- the run

@@ -1,4 +1,7 @@
-"""LHSPG: half-space projected gradient on frozen weights with LoRA adapters (LoRAShear, arXiv 2310.18356)."""
+"""LHSPG: half-space projected gradient on frozen weights with LoRA adapters (LoRAShear, arXiv 2310.18356).
+
+It is not in the registry of methods, which holds those that any training can choose by name: it needs adapters.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,8 @@ class LHSPG(Fading):
       to zero in equal steps, unless a number is given;
     * at the period's end what is left of these units is set to zero.
 
-    Zeros stay zero. Of all other units W stays, to the bit, between two merges, and A and B take the bare optimizer's
-    step. What the optimizer remembers of B (momentum) outlives a merge.
+    Units that no pair computes stay. Zeros stay zero. Of all other units W stays, to the bit, between two merges, and A
+    and B take the bare optimizer's step. What the optimizer remembers of B (momentum) outlives a merge.
 
     Differs from the paper: its penalty is not given as a formula there that could be confirmed, and knowledge is not
     recovered by re-weighted data mixtures; go on training after ``until`` instead.
