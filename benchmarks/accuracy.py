@@ -195,7 +195,7 @@ def main() -> None:
     """Run the experiments and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fashion", type=Path, help="an .npz with x_train, y_train, x_test, y_test of Fashion-MNIST")
-    parser.add_argument("--deep", action="store_true", help="HESSO-CRIC beside HESSO at 30, 20 and 10 % of the units")
+    parser.add_argument("--deep", action="store_true", help="HESSO-CRIC beside HESSO at 30, 20 and 10 %% of the units")
     parser.add_argument("--only", choices=("digits", "fashion"), help="run one experiment only")
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated; default: all")
     parser.add_argument("--seeds", type=int, help="default: five for digits, three for Fashion-MNIST")
