@@ -9,9 +9,9 @@ no layer collapses.
 
 Costs are products of widths, so with the logarithm of v_g in the place of - 1 / v_g all ways to meet a limit are worth
 the same if units are equally salient, and a slight difference in how saliency is spread decides which group leaves
-almost alone: of a small pretrained Llama the residual stream, whose loss nothing makes up for (loss 2.69 instead of
-2.25 after 200 steps at 60 % of the MACs). With - 1 / v_g the best is in between. C_g alone lets all groups lose like
-shares (2.50); with C_g^(3/2) a group that much of the network runs through keeps more, by the fourth root of its cost.
+almost alone: of a small pretrained Llama the residual stream, whose loss nothing makes up for. With - 1 / v_g the best
+is in between. C_g alone lets all groups lose like shares; with C_g^(3/2) a group that much of the network runs through
+keeps more, by the fourth root of its cost.
 Convolutional networks trained from scratch end alike with any of these, but not without C_g: residual streams, being
 the most expensive, then shrink most.
 """
