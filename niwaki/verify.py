@@ -17,7 +17,8 @@ from niwaki.precision import doubled
 from niwaki.surgery.cut import check_kind, cut, duplicate
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
-from niwaki.trace.tracer import ExampleCall, map_tensors, tensors_in
+from niwaki.trace.structures import map_tensors, tensors_in
+from niwaki.trace.tracer import ExampleCall
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 

@@ -13,7 +13,8 @@ import niwaki
 from niwaki.precision import doubled
 from niwaki.surgery.zero import zeroed
 from niwaki.testing.models import random_plan as random_plan
-from niwaki.trace.tracer import example_calls, tensors_in
+from niwaki.trace.structures import tensors_in
+from niwaki.trace.tracer import example_calls
 from niwaki.verify import convert, difference
 
 DROPPING = ("p", "drop_prob", "dropout", "attention_dropout", "drop_path_rate")

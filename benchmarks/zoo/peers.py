@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from benchmarks.zoo.entries import Entry
 from benchmarks.zoo.worker import Recorder, Stopped
 from niwaki.testing.models import randomised
-from niwaki.trace.tracer import example_calls, tensors_in
+from niwaki.trace.structures import tensors_in
+from niwaki.trace.tracer import example_calls
 from niwaki.verify import difference
 
 _EXACT = 1e-4

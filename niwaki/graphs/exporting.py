@@ -19,7 +19,8 @@ from niwaki.graphs.program import REGIONS, TORCH, Block, Program, needed
 from niwaki.graphs.sizes import replaced
 from niwaki.trace.preserve import preserved
 from niwaki.trace.pretend import Pretence
-from niwaki.trace.tracer import ExampleCall, map_tensors, tensors_in
+from niwaki.trace.structures import map_tensors, tensors_in
+from niwaki.trace.tracer import ExampleCall
 
 
 def exported(model: nn.Module, call: ExampleCall) -> ExportedProgram:

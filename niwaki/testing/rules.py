@@ -25,7 +25,8 @@ from niwaki.solve.label import label
 from niwaki.surgery.cut import cut
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.graph import Graph
-from niwaki.trace.tracer import tensors_in, trace
+from niwaki.trace.structures import tensors_in
+from niwaki.trace.tracer import trace
 
 _RULE_FILES = Path(rules.__file__).parent
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import copy
-from dataclasses import fields, is_dataclass
 from functools import cache
 from os import sep
 from pathlib import Path
@@ -19,7 +16,6 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from niwaki.core.location import Location, running_at
 from niwaki.core.numbers import Expression
@@ -33,6 +29,7 @@ from niwaki.trace.numbers import current_trace, frozen_sink
 from niwaki.trace.operators import traits
 from niwaki.trace.preserve import Snapshot, preserved, restored
 from niwaki.trace.pretend import NeedsValue, Pretence, is_fake, needs_value
+from niwaki.trace.structures import map_tensors, objects_in, tensors_in
 
 ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -358,69 +355,6 @@ def _numbers_in(references: Sequence[Any]) -> Iterator[int]:
             yield argument.value
         elif isinstance(argument, tuple):
             yield from (item.value for item in argument if isinstance(item, Ref))
-
-
-def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
-    """The tensors of inputs or outputs: those in (nested) containers and dataclasses, or, if there are none, those in
-    whatever objects there are. An object beside tensors, such as a cache, is none of the model's outputs."""
-    found = list(_visible(structure))
-    return iter(found) if found else _search(structure, set())
-
-
-def map_tensors(structure: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A copy of inputs, with ``function`` applied to the tensors in (nested) containers and dataclasses."""
-
-    def mapped(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor):
-            return function(leaf)
-        if not is_dataclass(leaf) or isinstance(leaf, type):
-            return leaf
-        made = copy(leaf)
-        for field in fields(leaf):
-            object.__setattr__(made, field.name, map_tensors(getattr(leaf, field.name), function))
-        return made
-
-    return tree_map(mapped, structure)
-
-
-def objects_in(structure: Any) -> list[str]:
-    """The types of objects beside tensors in which `tensors_in` does not look, though they hold some."""
-    leaves = [leaf for leaf in tree_leaves(structure) if not isinstance(leaf, (torch.Tensor, *_PLAIN))]
-    opaque = [leaf for leaf in leaves if not is_dataclass(leaf) and next(_search(leaf, set()), None) is not None]
-    return sorted({type(leaf).__qualname__ for leaf in opaque}) if any(True for _ in _visible(structure)) else []
-
-
-def _visible(structure: Any) -> Iterator[torch.Tensor]:
-    for leaf in tree_leaves(structure):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _visible([getattr(leaf, field.name) for field in fields(leaf)])
-
-
-def _search(structure: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    for leaf in tree_leaves(structure):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif not isinstance(leaf, _PLAIN) and id(leaf) not in seen:
-            seen.add(id(leaf))
-            if isinstance(leaf, (Set, deque)):
-                yield from _search(list(leaf), seen)
-            yield from _search([value for _, value in _attributes(leaf)], seen)
-
-
-_PLAIN = (int, float, complex, str, bytes, type, type(None), torch.nn.Module, torch.dtype, torch.device)
-
-
-def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
-    """The attributes that an object keeps in its dictionary or its slots."""
-    yield from getattr(thing, "__dict__", {}).items()
-    for kind in type(thing).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            value = getattr(thing, name, None)
-            if value is not None:
-                yield name, value
 
 
 def _memory(tensor: Any) -> object:
