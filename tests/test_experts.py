@@ -496,6 +496,19 @@ def test_numbers_that_are_used_otherwise_hold_their_axis(use: Callable[[Tensor],
     assert (reason or "positions along it") in pinned["gate.weight", 0], pinned
 
 
+@pytest.mark.parametrize("rows", [8, 7])
+def test_a_table_of_another_size_holds_both(rows: int) -> None:
+    """The numbers reach some of its rows only, and which these are would change."""
+    torch.manual_seed(0)
+    model = Numbered(lambda chosen: torch.ones(1))
+    model.table = nn.Parameter(torch.randn(rows, 5))
+    space = niwaki.search_space(model, torch.randn(8, 5), allow_inexact=True)
+    assert not space.groups
+    pinned = {(pin.parameter, pin.dim): pin.reason for pin in space.pins}
+    assert pinned["gate.weight", 0] == f"its positions look something up in a dimension of {rows}, not 6"
+    assert pinned["table", 0] == "it is looked up by index"
+
+
 def test_numbers_that_only_look_something_up_do_not() -> None:
     torch.manual_seed(0)
     model = Numbered(lambda chosen: torch.ones(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ctypes import c_float
 
 import numpy as np
 import pytest
@@ -112,6 +113,8 @@ def _swallowing(hidden: Tensor) -> bool:
         lambda hidden: bool(hidden.view(-1)[5:9].clone().any()),
         lambda hidden: bool(torch.zeros(8, 300).add_(hidden).any()),
         lambda hidden: bool(torch.stack([hidden, hidden]).unbind()[1].any()),
+        lambda hidden: hidden.to_sparse().values().numel() > 0,
+        lambda hidden: c_float.from_address(hidden.data_ptr()).value != 0,
         _swallowing,
     ],
 )

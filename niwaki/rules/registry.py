@@ -159,10 +159,12 @@ class Call(ABC):
         """Positions of ``axis`` are taken by the numbers in ``indices``. Only numbers that are known to be positions of
         the same axis will follow a cut; otherwise it is pinned, because ``why``."""
         places = self.places(indices)
-        if places is None:
-            self.pin(axis, why)
-        else:
+        if places is not None and places.size == axis.size:
             self.equate(axis, places)
+            return
+        self.pin(axis, why)
+        if places is not None:
+            self.pin(places, f"its positions look something up in a dimension of {axis.size}, not {places.size}")
 
     def label(
         self,

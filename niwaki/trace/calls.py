@@ -30,7 +30,10 @@ _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 
-_READING = {getattr(torch.Tensor, name) for name in ("numpy", "__array__", "__dlpack__", "untyped_storage", "storage")}
+_READING = {
+    getattr(torch.Tensor, name)
+    for name in ("numpy", "__array__", "__dlpack__", "untyped_storage", "storage", "data_ptr")
+}
 
 
 class Numbering(Protocol):

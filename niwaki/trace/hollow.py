@@ -49,6 +49,12 @@ class Hollow:
             self.refuse(str(operator))
         return True
 
+    def check(self, operator: torch._ops.OpOverload, result: Any) -> None:
+        """An error if what an operator made of hollow tensors is arranged by their content, as sparse tensors are."""
+        made = result if isinstance(result, (tuple, list)) else (result,)
+        if any(isinstance(item, torch.Tensor) and item.layout is not torch.strided for item in made):
+            self.refuse(str(operator))
+
     def refuse(self, what: str) -> NoReturn:
         """The error for code that looks into a hollow tensor."""
         self.looked = True

@@ -275,7 +275,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = self.hollow.result(func, args, kwargs, affected)
             if result is not None:
                 return result, True
-        return self.decisions.run(self._pretence.run, func, args, kwargs), affected
+        result = self.decisions.run(self._pretence.run, func, args, kwargs)
+        if self.hollow is not None and affected:
+            self.hollow.check(func, result)
+        return result, affected
 
     def _mark_hollow(
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Sequence[int | None]
