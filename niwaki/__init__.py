@@ -6,7 +6,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import score
 from niwaki.errors import NiwakiError
-from niwaki.io import load, save
+from niwaki.io import load, load_optimizer, load_program, save
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule
 from niwaki.search import search_space
 from niwaki.surgery.cut import cut
@@ -32,6 +32,8 @@ __all__ = [
     "cut",
     "fold_constants",
     "load",
+    "load_optimizer",
+    "load_program",
     "save",
     "score",
     "search_space",

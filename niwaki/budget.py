@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,8 +153,11 @@ def provenance(space: SearchSpace, keep: BoolArray, budget: Budget, **more: Any)
         "budget": {**budget.limits, "round_to": budget.round_to, "min_units": budget.min_units},
         "dense": _plain(space.cost()),
         "kept": _plain(space.cost_of(keep)),
+        "seed": torch.initial_seed(),
         "niwaki": __version__,
         "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
     }
 
 

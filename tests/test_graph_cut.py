@@ -7,6 +7,7 @@ import io
 import warnings
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -259,21 +260,26 @@ def test_a_dynamic_batch_stays_dynamic(build: Any) -> None:
         small(torch.cat([x] * 40))
 
 
-def test_dynamic_shapes_of_a_whole_model_survive() -> None:
+def test_dynamic_shapes_of_a_whole_model_survive(tmp_path: Path) -> None:
     """Batch and length of a transformer, through save and load; the plan was made before them."""
     torch.manual_seed(0)
     model = ZOO["gpt2"].build().eval()
     tokens = torch.randint(0, 90, (2, 9))
     sizes = {"input_ids": {0: Dim("batch", max=8), 1: Dim("length", min=2, max=16)}, "use_cache": None}
-    program = export(model, (), {"input_ids": tokens, "use_cache": False}, dynamic_shapes=sizes)
+    kwargs = {"input_ids": tokens, "use_cache": False}
+    program = export(model, (), kwargs, dynamic_shapes=sizes)
     space = niwaki.search_space(program)
     plan = random_plan(space, np.random.default_rng(0))
-    small = through_a_file(niwaki.cut(through_a_file(program), plan)).module()
+    cut = niwaki.cut(through_a_file(program), plan)
+    niwaki.save(cut, tmp_path)
+    small = niwaki.load_program(tmp_path).module()
+    filled = niwaki.load(export(ZOO["gpt2"].build().eval(), (), kwargs, dynamic_shapes=sizes), tmp_path).module()
     for shape in ((2, 9), (5, 3), (8, 16)):
         tokens = torch.randint(0, 90, shape)
         with torch.no_grad():
             expected = zeroed(space.model, plan)(input_ids=tokens, use_cache=False).logits
-            assert difference([small(input_ids=tokens, use_cache=False).logits], [expected]) < 1e-5
+            for run in (through_a_file(cut).module(), small, filled):
+                assert difference([run(input_ids=tokens, use_cache=False).logits], [expected]) < 1e-5
 
 
 def through_a_file(program: ExportedProgram) -> ExportedProgram:
@@ -441,8 +447,9 @@ def test_wrong_plans_and_inputs_are_told() -> None:
         niwaki.check(model, plan, x)
     with pytest.raises(TraceError, match="takes inputs of the structure"):
         niwaki.search_space(export(model, (x,)), {"y": x})
-    with pytest.raises(FileFormatError, match="torch.export.save"):
-        niwaki.save(niwaki.cut(export(model, (x,)), plan), "nowhere")  # type: ignore[arg-type]
+    with pytest.raises(FileFormatError, match="an exported program as the network, and beside it an optimizer"):
+        optimizer = torch.optim.SGD(model.parameters())
+        niwaki.save(niwaki.cut(export(model, (x,)), plan), "nowhere", optimizer=optimizer)
 
 
 class Choosing(nn.Module):

@@ -19,46 +19,9 @@ from niwaki import io
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
-
-
-class Net(nn.Module):
-    """A convolutional network with a buffer of its own."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
-        self.norm = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.head = nn.Linear(width, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.conv2(torch.relu(self.norm(self.conv1(x))))).mean((2, 3)))
-
-
-class Tied(nn.Module):
-    """An embedding whose weight is the output projection too."""
-
-    def __init__(self, tie: bool = True) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(11, 6)
-        self.up = nn.Linear(6, 16)
-        self.down = nn.Linear(16, 6)
-        self.out = nn.Linear(6, 11, bias=False)
-        if tie:
-            self.out.weight = self.embed.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens)
-        return self.out(x + self.down(torch.relu(self.up(x))))
-
-
-IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-TOKENS = torch.arange(10).reshape(2, 5)
-
-
-def plan_for(model: nn.Module, inputs: Tensor, share: float = 0.5) -> Plan:
-    space = niwaki.search_space(model, inputs)
-    return niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(params=share))
+from niwaki.files import sha256_of
+from niwaki.io import format as file_format
+from tests.saved import IMAGES, TOKENS, Net, Tied, plan_for
 
 
 @pytest.fixture
@@ -218,7 +181,7 @@ def test_files_without_those_buffers_load(tmp_path: Path) -> None:
         weights = data["weights"]
         assert isinstance(weights, dict) and weights.pop("buffers") == outside
         weights["tensors"] = {name: crc for name, crc in weights["tensors"].items() if name not in outside}
-        weights["sha256"] = io.sha256_of(tmp_path / "model.safetensors")
+        weights["sha256"] = sha256_of(tmp_path / "model.safetensors")
 
     edit_plan(as_before)(tmp_path)
     assert torch.equal(niwaki.load(Remembering().eval(), tmp_path)(IMAGES), small(IMAGES))
@@ -240,7 +203,7 @@ def edit_plan(change: Callable[[dict[str, object]], None], checksum: bool = True
         data = json.loads((directory / "plan.json").read_text())
         change(data)
         if checksum:
-            data["checksum"] = io._checksum(data)
+            data["checksum"] = file_format.checksum(data)
         (directory / "plan.json").write_text(json.dumps(data))
 
     return damage

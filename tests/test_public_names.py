@@ -27,6 +27,8 @@ PUBLIC = {
     "cut",
     "fold_constants",
     "load",
+    "load_optimizer",
+    "load_program",
     "save",
     "score",
     "search_space",
@@ -52,6 +54,8 @@ def test_first_parameters() -> None:
         "check": ["model", "plan", "inputs"],
         "save": ["small", "directory"],
         "load": ["fresh_dense_model", "directory"],
+        "load_optimizer": ["optimizer", "small", "directory"],
+        "load_program": ["directory"],
         "choose": ["space", "scores", "budget"],
         **dict.fromkeys(
             ("HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "LHSPG"), ["space", "optimizer", "budget", "schedule"]

@@ -69,7 +69,9 @@ def cut(
         plan.check_fits(program)
         small = _carry_out(program, plan, contents=True)
         assert isinstance(small, Program)
-        return rebuilt(small)
+        made = rebuilt(small)
+        remember(made, plan)
+        return made
     check_kind(model, plan)
     plan.check_fits(model)
     return _carry_out(model, plan, contents=True)

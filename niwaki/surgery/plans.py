@@ -1,21 +1,22 @@
-"""Which plan a module was cut by, for as long as the module lives."""
+"""Which plan a network was cut by, for as long as it lives."""
 
 from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.export import ExportedProgram
 
 from niwaki.core.plan import Plan
 
-_PLANS: WeakKeyDictionary[torch.nn.Module, Plan] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[torch.nn.Module | ExportedProgram, Plan] = WeakKeyDictionary()
 
 
-def remember(module: torch.nn.Module, plan: Plan) -> None:
-    """Note that ``module`` was cut by ``plan``."""
-    _PLANS[module] = plan
+def remember(network: torch.nn.Module | ExportedProgram, plan: Plan) -> None:
+    """Note that ``network`` was cut by ``plan``."""
+    _PLANS[network] = plan
 
 
-def plan_of(module: torch.nn.Module) -> Plan | None:
-    """The plan that ``module`` was cut by, if niwaki cut it in this process."""
-    return _PLANS.get(module)
+def plan_of(network: torch.nn.Module | ExportedProgram) -> Plan | None:
+    """The plan that ``network`` was cut by, if niwaki cut it in this process."""
+    return _PLANS.get(network)

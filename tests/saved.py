@@ -1,0 +1,49 @@
+"""Small networks that are saved and loaded, and plans for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import niwaki
+from niwaki.core.plan import Plan
+
+
+class Net(nn.Module):
+    """A convolutional network with a buffer of its own."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv2(torch.relu(self.norm(self.conv1(x))))).mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the output projection too."""
+
+    def __init__(self, tie: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.up = nn.Linear(6, 16)
+        self.down = nn.Linear(16, 6)
+        self.out = nn.Linear(6, 11, bias=False)
+        if tie:
+            self.out.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.out(x + self.down(torch.relu(self.up(x))))
+
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+TOKENS = torch.arange(10).reshape(2, 5)
+
+
+def plan_for(model: nn.Module, inputs: Tensor, share: float = 0.5) -> Plan:
+    space = niwaki.search_space(model, inputs)
+    return niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(params=share))
