@@ -3,6 +3,7 @@
 from niwaki.budget import Budget
 from niwaki.choosing import choose
 from niwaki.core.plan import Plan
+from niwaki.core.reindex import reindex
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import score
 from niwaki.errors import NiwakiError
@@ -11,6 +12,8 @@ from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule
 from niwaki.search import search_space
 from niwaki.surgery.cut import cut
 from niwaki.surgery.fold import fold_constants
+from niwaki.surgery.moments import declare_state
+from niwaki.surgery.shrink import shrink
 from niwaki.verify import check
 from niwaki.version import __version__
 
@@ -30,11 +33,14 @@ __all__ = [
     "check",
     "choose",
     "cut",
+    "declare_state",
     "fold_constants",
     "load",
     "load_optimizer",
     "load_program",
+    "reindex",
     "save",
     "score",
     "search_space",
+    "shrink",
 ]

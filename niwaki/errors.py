@@ -36,3 +36,7 @@ class FileFormatError(NiwakiError):
 
 class MethodError(NiwakiError):
     """A method, schedule or criterion that was given something it cannot work with."""
+
+
+class ShrinkError(NiwakiError):
+    """Training state that cannot follow a network that shrinks in place."""

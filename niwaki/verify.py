@@ -15,6 +15,7 @@ from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, observer
 from niwaki.precision import doubled
 from niwaki.surgery.cut import check_kind, cut, duplicate
+from niwaki.surgery.plans import to_do
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
 from niwaki.trace.structures import map_tensors, tensors_in
@@ -71,7 +72,7 @@ def check(
     calls = calls_of(model, inputs)
     model = program_of(model, calls[0], as_graph)
     check_kind(model, plan)
-    plan.check_fits(model)
+    plan, _ = to_do(model, plan)
     with preserved(model):
         dtype: torch.dtype | None = torch.float64
         try:

@@ -145,6 +145,9 @@ class Plan:
                     f"sets '{edit}' of the module {edit.module!r}, which has no such number there: {edit.name!r} is "
                     f"{_shortened(value)}"
                 ) from None
+        for scalar in self.scalars:
+            if scalar.module not in modules or scalar.name not in modules[scalar.module].__dict__:
+                raise _edited(f"rescales {scalar.name!r} of the module {scalar.module!r}, which has no such number")
 
     def check_units(self) -> None:
         """Raise `PlanError` if the plan keeps units that do not exist."""
@@ -232,12 +235,12 @@ def derived_attributes(
                     continue
                 decided.add((path, size.name))  # by the first of the tensors listed that there is
                 kept = tensors.get(names[id(tensor)], {})
-                if size.dim not in kept:
-                    length = tensor.shape[size.dim]
-                else:
-                    length = len(kept[size.dim])
+                length = len(kept.get(size.dim, range(tensor.shape[size.dim])))
+                times = f"{path}.{size.times}"
                 if size.times is not None:
-                    length *= changes.get(f"{path}.{size.times}", getattr(module, size.times))
-                if length != getattr(module, size.name):
+                    length *= changes.get(times, getattr(module, size.times))
+                # Not compared with the value here: the module may have been shrunk in place since the plan's space was
+                # found, and a fresh dense one needs the edit all the same.
+                if size.dim in kept or times in changes:
                     derived.append(AttributeEdit(path, size.name, (), length))
     return derived

@@ -12,12 +12,11 @@ from torch.export import ExportedProgram
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.paths import class_attribute, is_setting, replaced
 from niwaki.core.plan import Plan, derived_attributes
-from niwaki.core.repairs import ScalarEdit
 from niwaki.errors import PlanError
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, is_of_graph
-from niwaki.surgery.plans import remember
+from niwaki.surgery.plans import remember, to_do
 
 
 @overload
@@ -73,8 +72,10 @@ def cut(
         remember(made, plan)
         return made
     check_kind(model, plan)
-    plan.check_fits(model)
-    return _carry_out(model, plan, contents=True)
+    left, whole = to_do(model, plan)
+    small = _carry_out(model, left, contents=True)
+    remember(small, whole)
+    return small
 
 
 _GRAPHS = (ExportedProgram, Program)
@@ -106,21 +107,25 @@ def _carry_out(model: torch.nn.Module, plan: Plan, contents: bool) -> torch.nn.M
     replaced: dict[int, object] = {}
     repairs = {repair.tensor: repair for repair in plan.repairs}
     for name, parameter in model.named_parameters():
-        data = _kept(parameter.detach(), plan.tensors.get(name, {}), contents)
+        data = kept(parameter.detach(), plan.tensors.get(name, {}), contents)
         data = repairs[name].of(data) if contents and name in repairs else data
         smaller = torch.nn.Parameter(data, requires_grad=parameter.requires_grad)
         replaced[id(parameter)] = smaller
     for name, buffer in model.named_buffers():
-        replaced[id(buffer)] = _kept(buffer.detach(), plan.tensors.get(name, {}), True)
+        replaced[id(buffer)] = kept(buffer.detach(), plan.tensors.get(name, {}), True)
     small = duplicate(model, replaced)
-    modules = dict(small.named_modules())
+    edit_numbers(small, plan)
+    return small
+
+
+def edit_numbers(model: torch.nn.Module, plan: Plan) -> None:
+    """Give the modules the integers and floats that ``plan`` wants."""
+    modules = dict(model.named_modules())
     for edit in plan.attributes:
         _edit(modules, edit)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
     for scalar in plan.scalars:
-        _rescale(modules, scalar, dtype)
-    remember(small, plan)
-    return small
+        modules[scalar.module].__dict__[scalar.name] = scalar.of(dtype)
 
 
 def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None) -> torch.nn.Module:
@@ -141,22 +146,14 @@ def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None)
         ) from cause
 
 
-def _kept(tensor: torch.Tensor, kept: Mapping[int, Sequence[int]], contents: bool) -> torch.Tensor:
+def kept(tensor: torch.Tensor, positions: Mapping[int, Sequence[int]], contents: bool = True) -> torch.Tensor:
+    """A new tensor of the entries at ``positions``, by dimension; zeros of that shape without ``contents``."""
     if tensor.is_meta or not contents:
-        shape = [len(kept.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
+        shape = [len(positions.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
         return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-    for dim, positions in kept.items():
-        tensor = tensor.index_select(dim, torch.tensor(positions, dtype=torch.int64, device=tensor.device))
-    return tensor if kept else tensor.clone()
-
-
-def _rescale(modules: Mapping[str, torch.nn.Module], edit: ScalarEdit, dtype: torch.dtype) -> None:
-    if edit.module not in modules or edit.name not in modules[edit.module].__dict__:
-        raise PlanError(
-            f"The plan rescales {edit.name!r} of the module {edit.module!r}, but this model has no such attribute. "
-            "Pass the dense model the plan was made for."
-        )
-    modules[edit.module].__dict__[edit.name] = edit.of(dtype)
+    for dim, stays in positions.items():
+        tensor = tensor.index_select(dim, torch.tensor(stays, dtype=torch.int64, device=tensor.device))
+    return tensor if positions else tensor.clone()
 
 
 def _edit(modules: Mapping[str, torch.nn.Module], edit: AttributeEdit) -> None:

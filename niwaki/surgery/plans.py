@@ -7,7 +7,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.export import ExportedProgram
 
-from niwaki.core.plan import Plan
+from niwaki.core.compose import composed, difference
+from niwaki.core.plan import Plan, structure_hash, tensor_shapes
 
 _PLANS: WeakKeyDictionary[torch.nn.Module | ExportedProgram, Plan] = WeakKeyDictionary()
 
@@ -20,3 +21,27 @@ def remember(network: torch.nn.Module | ExportedProgram, plan: Plan) -> None:
 def plan_of(network: torch.nn.Module | ExportedProgram) -> Plan | None:
     """The plan that ``network`` was cut by, if niwaki cut it in this process."""
     return _PLANS.get(network)
+
+
+def to_do(model: torch.nn.Module, plan: Plan) -> tuple[Plan, Plan]:
+    """What is to be done to ``model`` as it is now, and what has then been done to the dense network.
+
+    A plan is for the dense network or for the model as it is: a network that `niwaki.cut` made or `niwaki.shrink`
+    shrank knows what has been done to it.
+
+    Raises:
+        PlanError: the plan fits neither.
+    """
+    done = plan_of(model)
+    if done is None:
+        plan.check_fits(model)
+        return plan, plan
+    if plan.structure == structure_hash(tensor_shapes(model)):
+        plan.check_fits(model)
+        return plan, composed(done, plan)
+    if plan.structure == done.structure:
+        left = difference(done, plan)
+        left.check_fits(model)
+        return left, plan
+    plan.check_fits(model)  # says what differs
+    return plan, plan

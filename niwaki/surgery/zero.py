@@ -6,6 +6,7 @@ import torch
 
 from niwaki.core.plan import Plan
 from niwaki.surgery.cut import duplicate
+from niwaki.surgery.plans import to_do
 
 
 def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
@@ -13,7 +14,7 @@ def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
 
     Producing and consuming slices alike; buffers and everything else are as they were.
     """
-    plan.check_fits(model)
+    plan, _ = to_do(model, plan)
     same = duplicate(model)
     parameters = dict(same.named_parameters())
     with torch.no_grad():

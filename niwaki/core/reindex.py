@@ -1,0 +1,224 @@
+"""What a search space becomes once units have left: the same groups, ties, numbers and costs, over the units that stay.
+
+Nothing is traced again: no unit is found that was none before, also where `niwaki.search_space` would find one in the
+smaller network (the positions inside a head, once a single head is left). A group of which one unit is left stays a
+group, which can lose no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from niwaki.core.cost import CostModel
+from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray, Runs
+from niwaki.core.numbers import (
+    Attribute,
+    Combination,
+    Count,
+    Equation,
+    Expression,
+    Numbers,
+    evaluate,
+)
+from niwaki.core.plan import Plan, TensorShape
+from niwaki.core.repairs import Factor, Repairs, ScalarRule, TensorRule, ratio
+from niwaki.core.space import Group, Place, SearchSpace, Slice, Tie
+from niwaki.errors import PlanError
+
+
+def reindex(space: SearchSpace, plan: Plan, model: torch.nn.Module | None = None) -> SearchSpace:
+    """The search space of the network that ``plan`` leaves, without running it again.
+
+    Args:
+        space: the space that ``plan`` was made from.
+        plan: what stays.
+        model: the smaller network, as `niwaki.cut` returned it; without it the model of ``space`` itself, which
+            `niwaki.shrink` has made smaller.
+
+    Raises:
+        PlanError: the plan does not belong to ``space``, ``model`` is not what the plan leaves, or units of a group
+            have lost unequally much to those of others that overlap with them: analyse the small network anew then.
+
+    Example:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> space = niwaki.search_space(net, torch.randn(1, 4))
+        >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+        >>> rest = niwaki.reindex(space, plan, niwaki.cut(net, plan))
+        >>> [(group.name, group.units) for group in rest.groups]
+        [('0', 4)]
+    """
+    model = space.model if model is None else model
+    keep = space.keep_of(plan)
+    here = {name: tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    shapes = smaller_shapes(plan)
+    for shape in shapes:
+        if here.get(shape.name) != shape.shape:
+            raise PlanError(
+                f"The model is not what the plan leaves: {shape.name!r} should have the shape {list(shape.shape)}, but "
+                f"has {list(here.get(shape.name, ()))}. Shrink the model by this plan first (niwaki.shrink), or pass "
+                "what niwaki.cut made of it."
+            )
+    return _Reindexing(space, keep).space(model, shapes)
+
+
+def smaller_shapes(plan: Plan) -> tuple[TensorShape, ...]:
+    """Names and shapes of the tensors after the cut."""
+    return tuple(
+        TensorShape(
+            shape.name,
+            tuple(len(plan.tensors.get(shape.name, {}).get(dim, range(size))) for dim, size in enumerate(shape.shape)),
+        )
+        for shape in plan.shapes
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Positions:
+    """Of one dimension: which units its positions now depend on, and where each position went (-1: it has left)."""
+
+    units: IntArray  # [n, K]
+    moved: IntArray  # [old n]
+
+
+class _Reindexing:
+    """Old numbers to new ones."""
+
+    def __init__(self, space: SearchSpace, keep: BoolArray) -> None:
+        self._old, self._keep = space, keep
+        self._left = int(keep.sum())
+        self._before = np.append(0, keep.cumsum())  # [num_units + 1]: how many stay of the units before
+        self._number = np.append(np.where(keep, self._before[:-1], -1), self._left)  # with the sentinel
+        self._counts = space.cost_model.counts(keep.astype(np.float64))
+        self._known: dict[int, _Positions] = {}
+        self._indices: dict[tuple[int, int, int], IntArray] = {}
+
+    def space(self, model: torch.nn.Module, shapes: tuple[TensorShape, ...]) -> SearchSpace:
+        old = self._old
+        places = tuple(self._place(place) for place in old.places)
+        return replace(
+            old,
+            model=model,
+            groups=tuple(self._group(group) for group in old.groups),
+            places=places,
+            coverage=_coverage(places, self._left, {s.name: s.shape for s in shapes}, model),
+            shapes=shapes,
+            cost_model=self._costs(old.cost_model),
+            numbers=_numbers(old.numbers, self._counts),
+            ties=tuple(self._tie(tie) for tie in old.ties),
+            repairs=_repairs(old.repairs, self._counts),
+        )
+
+    def _positions(self, units: IntArray) -> _Positions:
+        """Dimensions that are tied share their table, before and after."""
+        known = self._known.get(id(units))
+        if known is None:
+            numbers = self._number[units]
+            stays = (numbers >= 0).all(axis=1)
+            moved = np.where(stays, stays.cumsum() - 1, -1)
+            known = self._known[id(units)] = _Positions(numbers[stays], moved)
+        return known
+
+    def _place(self, place: Place) -> Place:
+        return replace(place, units=self._positions(place.units).units)
+
+    def _group(self, group: Group) -> Group:
+        first, end = int(self._before[group.first]), int(self._before[group.first + group.units])
+        where = {(place.tensor, place.dim): place.units for place in self._old.places}
+        slices = tuple(self._slice(group, piece, where[piece.tensor, piece.dim]) for piece in group.slices)
+        return replace(group, first=first, units=end - first, slices=slices)
+
+    def _slice(self, group: Group, piece: Slice, units: IntArray) -> Slice:
+        key = (group.first, id(units), id(piece.index))
+        if key not in self._indices:
+            moved = self._positions(units).moved[piece.index[self._keep[group.numbers]]]
+            stays = moved >= 0
+            width = stays.sum(axis=1)
+            if (width != width[0]).any():
+                raise PlanError(
+                    f"The units of the group {group.name!r} overlap with units that leave, and lose between "
+                    f"{int((~stays).sum(axis=1).min())} and {int((~stays).sum(axis=1).max())} of their positions of "
+                    f"{piece.tensor!r}: they are no longer alike. Analyse the small network anew with "
+                    "niwaki.search_space."
+                )
+            self._indices[key] = moved[stays].reshape(len(moved), -1)
+        return replace(piece, index=self._indices[key])
+
+    def _costs(self, model: CostModel) -> CostModel:
+        return replace(model, counts=self._fewer(model.counts))
+
+    def _fewer(self, counts: Counts) -> Counts:
+        units = self._number[counts.units]
+        stays = (units >= 0).all(axis=1)
+        runs = counts.runs
+        first, end = self._before[runs.first], self._before[runs.end]
+        some = end > first
+        return Counts(
+            self._left,
+            counts.num_axes,
+            units[stays],
+            counts.times[stays],
+            counts.axis[stays],
+            Runs(first[some], end[some], runs.times[some], runs.axis[some]),
+        )
+
+    def _tie(self, tie: Tie) -> Tie:
+        group = self._old.groups[tie.groups[0]]
+        lost = group.units - int(self._keep[group.numbers].sum())
+        return replace(tie, most=tie.most - lost // tie.steps[0])
+
+
+def _numbers(numbers: Numbers, counts: FloatArray) -> Numbers:
+    """The same equations between the numbers that hold after the cut."""
+    values, _ = numbers.solve(counts)
+
+    def now(expression: Expression) -> Expression:
+        if isinstance(expression, Attribute):
+            return replace(expression, value=values.get(expression, expression.value))
+        if isinstance(expression, Count):
+            assert isinstance(expression.axis, int)
+            return Count(expression.axis, round(float(counts[expression.axis])))
+        if isinstance(expression, Combination):
+            value = evaluate(expression, values, counts)
+            value = expression.value if value is None else value
+            return Combination(expression.symbol, now(expression.left), now(expression.right), value)
+        return expression
+
+    def attribute(old: Attribute) -> Attribute:
+        return replace(old, value=values.get(old, old.value))
+
+    equations = (Equation(now(e.expression), e.axis, e.what, e.location) for e in numbers.equations)
+    return Numbers(tuple(equations), {attribute(old): index for old, index in numbers.deciding.items()})
+
+
+def _repairs(repairs: Repairs, counts: FloatArray) -> Repairs:
+    """The same repairs, from the averages as they are after the cut."""
+
+    def now(factors: Sequence[Factor]) -> tuple[Factor, ...]:
+        return tuple(replace(factor, size=round(float(counts[factor.axis]))) for factor in factors)
+
+    tensors = (TensorRule(rule.tensor, rule.shift, now(rule.factors)) for rule in repairs.tensors)
+    scalars = []
+    for rule in repairs.scalars:
+        times = ratio(rule.factors, counts)
+        changed = rule.scalar if times == 1 else replace(rule.scalar, value=rule.scalar.value * times, epsilon=False)
+        scalars.append(ScalarRule(changed, now(rule.factors)))
+    return Repairs(tuple(tensors), tuple(scalars))
+
+
+def _coverage(
+    places: Sequence[Place], sentinel: int, shapes: dict[str, tuple[int, ...]], model: torch.nn.Module
+) -> float:
+    """The share of the parameters' entries that lie in a unit: in any of their dimensions."""
+    outside = {name: 1.0 for name, _ in model.named_parameters()}
+    for place in places:
+        if place.parameter:
+            free = np.asarray((place.units < sentinel).any(axis=1))
+            outside[place.tensor] *= 1 - float(free.mean()) if free.size else 1.0
+    sizes = {name: math.prod(shapes[name]) for name in outside}
+    return sum(sizes[name] * (1 - share) for name, share in outside.items()) / max(sum(sizes.values()), 1)

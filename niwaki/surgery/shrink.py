@@ -1,0 +1,168 @@
+"""Shrinking in place: the same module and parameter objects, smaller, and the training state that hangs on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from niwaki.core.plan import Plan, structure_hash, tensor_shapes
+from niwaki.core.repairs import Repair
+from niwaki.errors import PlanError, ShrinkError
+from niwaki.surgery.cut import check_kind, edit_numbers, kept
+from niwaki.surgery.moments import Change, smaller_state
+from niwaki.surgery.plans import remember, to_do
+
+
+def shrink(
+    model: nn.Module,
+    plan: Plan,
+    optimizer: Optimizer | None = None,
+    ema: nn.Module | Iterable[nn.Module] = (),
+) -> None:
+    """Cut ``model`` by ``plan`` where it is, in the middle of training.
+
+    Module, parameters and buffers stay the objects they are, with fewer entries; gradients, the optimizer's state and
+    averaged copies lose the same entries, and Python attributes follow. So the optimizer still owns all parameters, and
+    hooks, schedulers and gradient scalers, which hold nothing of a parameter's shape, go on. A compiled model compiles
+    once more. What is removed should be zero (`niwaki.check` tells how far from it): then the network computes what it
+    computed before.
+
+    Where an RMSNorm gets narrower its weights are rescaled, and the optimizer's averages with them; from then on these
+    weights move at another pace than they would have.
+
+    Args:
+        model: the module itself, or one that wraps it (``torch.compile``). One that was shrunk before may be shrunk
+            further, by a plan for the dense network or for the model as it is.
+        plan: what stays. From the space of the dense network it must keep nothing that has left already.
+        optimizer: its state follows: any state of the parameter's shape, or with one position in place of all in some
+            dimensions; `niwaki.declare_state` is for others. An optimizer that couples the entries of a parameter
+            (Muon, Adafactor's factored averages) takes other steps on a smaller one.
+        ema: averaged copies of the model, such as ``torch.optim.swa_utils.AveragedModel``. Units that are zero in the
+            model may not be zero yet in an average, which loses them all the same.
+
+    Nothing is changed if an error is raised.
+
+    Raises:
+        PlanError: the plan is for another network or for a graph, or keeps what has left already.
+        ShrinkError: a state of the optimizer cannot follow, a parameter is no plain tensor, or the process belongs to a
+            group of several, whose wrappers (``DistributedDataParallel``) would keep the old sizes.
+
+    Example:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.AdamW(net.parameters())
+        >>> space = niwaki.search_space(net, torch.randn(1, 4))
+        >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+        >>> niwaki.shrink(net, plan, optimizer)
+        >>> net[0], len(optimizer.param_groups[0]["params"])
+        (Linear(in_features=4, out_features=4, bias=True), 4)
+    """
+    _check_alone()
+    model = _inside(model, plan)
+    check_kind(model, plan)
+    left, whole = to_do(model, plan)
+    copies = [_copy(copy, model) for copy in ([ema] if isinstance(ema, nn.Module) else ema)]
+    for copy in copies:
+        left.check_fits(copy)
+    repairs = {repair.tensor: repair for repair in left.repairs}
+    actions: list[Callable[[], None]] = []
+    changes: dict[Tensor, Change] = {}
+    for name, parameter in model.named_parameters():
+        if name in left.tensors or name in repairs:
+            changes[parameter] = Change(name, left.tensors.get(name, {}), repairs.get(name))
+    if optimizer is not None:
+        actions += smaller_state(optimizer, changes)
+    for module in (model, *copies):
+        actions += _smaller_tensors(module, left, repairs)
+    for action in actions:
+        action()
+    for module in (model, *copies):
+        edit_numbers(module, left)
+        remember(module, whole)
+
+
+def _check_alone() -> None:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise ShrinkError(
+            f"This process belongs to a group of {distributed.get_world_size()}, and wrappers such as "
+            "DistributedDataParallel keep the old sizes of what they wrap. Cut at the end of training instead "
+            "(niwaki.cut)."
+        )
+
+
+def _inside(model: nn.Module, plan: Plan) -> nn.Module:
+    """The module that the plan is for: the one given, or the only one inside a wrapper that has its tensors."""
+    expected = {shape.name for shape in plan.shapes}
+    if {shape.name for shape in tensor_shapes(model)} == expected:
+        return model
+    found = [child for child in model.children() if {shape.name for shape in tensor_shapes(child)} == expected]
+    return found[0] if len(found) == 1 else model
+
+
+def _copy(copy: nn.Module, model: nn.Module) -> nn.Module:
+    """The copy of ``model`` in an average."""
+    structure = structure_hash(tensor_shapes(model))
+    for module in (copy, *copy.children()):
+        if structure_hash(tensor_shapes(module)) == structure:
+            return module
+    raise PlanError(
+        f"The averaged copy ({type(copy).__qualname__}) has not the tensors of the model, nor has a module directly "
+        "inside it. Pass the copies that were made of this model, and each of them every time the model is shrunk."
+    )
+
+
+def _smaller_tensors(module: nn.Module, plan: Plan, repairs: Mapping[str, Repair]) -> list[Callable[[], None]]:
+    actions = []
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if name not in plan.tensors and name not in repairs:
+            continue
+        _check_plain(name, tensor)
+        repair, positions = repairs.get(name), plan.tensors.get(name, {})
+        data, gradient = kept(tensor.detach(), positions), tensor.grad
+        if repair is not None:
+            data = repair.of(data)
+        if gradient is not None:
+            gradient = kept(gradient.detach().to_dense(), positions) / (1.0 if repair is None else repair.factor)
+        actions.append(_replacing(tensor, data, gradient))
+    return actions
+
+
+def _check_plain(name: str, tensor: object) -> None:
+    if is_traceable_wrapper_subclass(tensor):
+        raise ShrinkError(
+            f"{name!r} is a {type(tensor).__qualname__}, and only plain tensors can be made smaller in place. Cut "
+            "at the end of training instead (niwaki.cut)."
+        )
+
+
+def _replacing(tensor: Tensor, data: Tensor, gradient: Tensor | None) -> Callable[[], None]:
+    def replace() -> None:
+        tensor.grad = None
+        if tensor.requires_grad:
+            # Graphs that are still referenced (by the last step's loss, say) end in an accumulator of the old shape,
+            # which would put a gradient of that shape into the parameter: it refuses from now on.
+            get_gradient_edge(tensor).node.register_prehook(_refuse)
+            # Of another dtype for a moment: that is when torch forgets the old accumulator and makes a new one.
+            tensor.data = tensor.data.new_empty(0, dtype=_other(tensor.dtype))
+        tensor.data = data
+        tensor.grad = gradient
+
+    return replace
+
+
+def _other(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype != torch.float32 else torch.float64
+
+
+def _refuse(*_: Any) -> None:
+    raise ShrinkError(
+        "This backward pass goes through a graph that was recorded before the network was shrunk, and its gradients "
+        "have the old shapes. Compute the loss anew, and call backward before the optimizer's step."
+    )
