@@ -25,13 +25,16 @@ PUBLIC = {
     "check",
     "choose",
     "cut",
+    "declare_state",
     "fold_constants",
     "load",
     "load_optimizer",
     "load_program",
+    "reindex",
     "save",
     "score",
     "search_space",
+    "shrink",
 }
 
 
