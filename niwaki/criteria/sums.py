@@ -50,15 +50,14 @@ def row_sums(
     direction: Tensor | None,
     dims: Sequence[int],
     reads: Collection[str],
-    *,
-    consume: bool = False,
+    scratch: Tensor | None = None,
 ) -> dict[str, list[Tensor]]:
     """The sums named in ``reads`` over all entries behind each position of each of ``dims``.
 
-    ``consume``: the memory of ``direction`` may be overwritten (no other temporary is then needed).
+    ``scratch``: memory of the shape of ``x`` that may be overwritten, which ``direction`` may lie in. No other
+    temporary is then needed.
     """
     rows: dict[str, list[Tensor]] = {}
-    scratch = direction if consume else None
     if "square" in reads:
         rows["square"] = squares(x, dims)
     if direction is not None and not DIRECTION_SUMS.isdisjoint(reads):
@@ -79,6 +78,8 @@ def row_sums(
 
 
 ROW_SUMS = frozenset({"square"}) | GRADIENT_SUMS | DIRECTION_SUMS
+
+_AS_THEY_ARE = frozenset({torch.float32, torch.float64})  # asking torch for their promotion costs more than a small sum
 
 _DEGREE = {"square": 2, "product": 1, "product_square": 2, "aligned": 1, "direction_square": 0}
 
@@ -108,7 +109,7 @@ def products(x: Tensor, y: Tensor, dims: Sequence[int]) -> list[Tensor]:
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+    return x.dtype if x.dtype in _AS_THEY_ARE else torch.promote_types(x.dtype, torch.float32)
 
 
 def _others(x: Tensor, dim: int) -> list[int]:

@@ -15,7 +15,7 @@ from niwaki.criteria.normalise import group_of
 from niwaki.criteria.registry import Criterion
 from niwaki.criteria.scales import mean_scales
 from niwaki.criteria.sums import UnitSums
-from niwaki.methods.direction import decay, rests
+from niwaki.methods.direction import Directions
 from niwaki.methods.units import Units
 
 
@@ -23,9 +23,9 @@ class PlainUnits(Units):
     """Units as loops over groups, units and slices."""
 
     def __init__(self, space: SearchSpace, optimizer: Optimizer) -> None:
-        self._space, self._optimizer = space, optimizer
+        self._space = space
         self._parameters = unit_parameters(space)
-        self._before: dict[str, Tensor] = {}
+        self._directions = Directions(optimizer, list(self._parameters.values()))
         self._fading = self._zero = np.zeros(space.num_units, dtype=bool)
 
     @property
@@ -33,29 +33,23 @@ class PlainUnits(Units):
         return next(iter(self._parameters.values())).device
 
     def remember(self) -> None:
-        self._before = {}
-        if rests(self._optimizer):
-            return
-        groups = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
-        for name, weight in self._parameters.items():
-            group = groups[id(weight)]
-            self._before[name] = weight.detach() * (1 - group.get("lr", 0) * decay(self._optimizer, group))
+        self._directions.remember()
 
     def values(self, criteria: Sequence[Criterion], seed: int, size: Tensor | None = None) -> Tensor:
         weights, sums = [], []
+        found = zip(self._parameters.items(), self._directions.after(), strict=True)
+        ways = {name: direction.whole(weight.detach()) for (name, weight), direction in found}
         for number in range(self._space.num_units):
             x, gradient, direction = [], [], []
             for name, dim, index in self._entries(number, produces=True):
                 weight = self._parameters[name]
                 grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.to_dense()
-                way = self._before[name] - weight.detach() if self._before else grad
                 x.append(weight.detach().index_select(dim, index).flatten())
                 gradient.append(grad.index_select(dim, index).flatten())
-                direction.append(way.index_select(dim, index).flatten())
+                direction.append(ways[name].index_select(dim, index).flatten())
             weights.append(torch.cat(x))
             larger = torch.cat(x) if size is None else torch.cat(x) * size[number]
             sums.append(_sums(larger, torch.cat(gradient), torch.cat(direction)))
-        self._before = {}
         group = torch.from_numpy(group_of(self._space))
         fields = {name: torch.stack([unit[name] for unit in sums]) for name in sums[0]}
         if any("distance" in criterion.reads for criterion in criteria):

@@ -23,17 +23,15 @@ class Units(Protocol):
 
     @abstractmethod
     def remember(self) -> None:
-        """Before an optimizer step: keep the parameters less their decoupled weight decay, so that its direction is
-        known afterwards."""
+        """Before an optimizer step: keep what its direction cannot be known without afterwards; see `Directions`."""
 
     @abstractmethod
     def values(self, criteria: Sequence[Criterion], seed: int, size: Tensor | None = None) -> Tensor:
         """After an optimizer step: each criterion of each unit, [criteria, num_units].
 
-        All at the new parameters, with the gradient that the step consumed and the way that the step went. What the
-        optimizer *did* is its direction: that needs no table of optimizers, and a cosine no learning rate. Where it did
-        nothing, at learning rate 0, the gradient is. With ``size`` [num_units] the sums over each unit are taken as if
-        its weights were so many times as large, where gradient and direction are what they are.
+        All at the new parameters, with the gradient that the step consumed and the direction that it took. With
+        ``size`` [num_units] the sums over each unit are taken as if its weights were so many times as large, where
+        gradient and direction are what they are.
         """
 
     @abstractmethod

@@ -14,8 +14,9 @@ from niwaki.core.segments import UnitIndex, unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.among import among
 from niwaki.criteria.registry import Criterion
-from niwaki.criteria.sums import UnitSums, enlarged, row_sums
-from niwaki.methods.direction import decay, rests
+from niwaki.criteria.sums import DIRECTION_SUMS, UnitSums, enlarged
+from niwaki.methods.blocks import blocked_sums
+from niwaki.methods.direction import Directions, joined
 from niwaki.methods.units import Units
 
 Rows = list[tuple[Tensor, int, Tensor]]  # (parameter, dimension, positions)
@@ -24,12 +25,11 @@ Rows = list[tuple[Tensor, int, Tensor]]  # (parameter, dimension, positions)
 class VectorisedUnits(Units):
     """Units as segments of rows of the parameters.
 
-    While a window is open, `remember` keeps one copy of the producing parameters; its memory serves as the only
-    temporary of `values`, and is given back at the next `mark`.
+    While a window is open, the copies that `Directions` may need are kept; they are given back at the next `mark`.
     """
 
     def __init__(self, space: SearchSpace, optimizer: Optimizer) -> None:
-        self._space, self._optimizer = space, optimizer
+        self._space = space
         self._parameters = unit_parameters(space)
         self._index = UnitIndex.of(space)
         self._driven = [place for place in space.places if place.parameter and place.driven]
@@ -37,10 +37,7 @@ class VectorisedUnits(Units):
         self._weights: list[list[Tensor]] = [
             [self._parameters[name] for name in bundle.names] for bundle in self._index.bundles
         ]
-        held = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        self._group = [[held[id(weight)] for weight in weights] for weights in self._weights]
-        self._copies: list[Tensor | None] = []
-        self._before: list[Tensor] = []
+        self._directions = Directions(optimizer, [weight for weights in self._weights for weight in weights])
         self._fading: Rows = []
         self._zero: Rows = []
 
@@ -49,38 +46,27 @@ class VectorisedUnits(Units):
         return self._index.entries.device
 
     def remember(self) -> None:
-        self._before = []
-        if rests(self._optimizer):
-            return
-        self._copies = self._copies or [None] * len(self._weights)
-        left = [1 - group.get("lr", 0) * decay(self._optimizer, group) for group in self._optimizer.param_groups]
-        for place, (bundle, weights) in enumerate(zip(self._index.bundles, self._weights, strict=True)):
-            parts = [left[number] for number in self._group[place]]
-            if len(weights) == 1:
-                before = torch.mul(weights[0].detach(), parts[0], out=self._copies[place])
-                self._copies[place] = before
-            else:
-                before = bundle.join(torch._foreach_mul(weights, parts))
-            self._before.append(before)
+        self._directions.remember()
 
     def values(self, criteria: Sequence[Criterion], seed: int, size: Tensor | None = None) -> Tensor:
         index, reads = self._index, {name for criterion in criteria for name in criterion.reads}
+        found = [] if reads.isdisjoint(DIRECTION_SUMS) else self._directions.after()
         rows: dict[str, list[Tensor]] = {}
-        for place, (bundle, weights) in enumerate(zip(index.bundles, self._weights, strict=True)):
-            x = bundle.join(weights)
-            gradient = _joined_gradient([weight.grad for weight in weights], weights)
-            direction = self._before[place].sub_(x) if self._before else gradient
-            own = bool(self._before)
-            for name, parts in row_sums(x, gradient, direction, bundle.dims, reads, consume=own).items():
+        first = 0
+        for bundle, weights in zip(index.bundles, self._weights, strict=True):
+            here = found[first : first + len(weights)]
+            first += len(weights)
+            x, gradient = bundle.join(weights), _joined_gradient([weight.grad for weight in weights], weights)
+            direction = joined(here, weights) if here else None
+            for name, parts in blocked_sums(x.detach(), gradient, direction, bundle.dims, reads).items():
                 rows.setdefault(name, []).extend(parts)
-        self._before = []
         others = among(self._space, self._parameters, reads, index.entries)
         totals = index.total(rows) if size is None else enlarged(index.total(rows), size)
         sums = UnitSums(index.num_units, self._number, index.entries, seed, **totals, **others)
         return torch.stack([criterion.saliency(sums) for criterion in criteria])
 
     def mark(self, fading: BoolArray, zero: BoolArray) -> None:
-        self._copies = []
+        self._directions.forget()
         self._fading, self._zero = [], []
         fades, zeros = np.append(fading, False), np.append(zero, False)
         for place in self._driven:

@@ -1,8 +1,4 @@
-"""Which way an optimizer moves its parameters: x goes to x - lr * d. Here, what of a step is not d.
-
-d is found from two iterates, which needs no table of optimizers. Weight decay that is decoupled from the gradient moves
-x as well and says nothing about the loss: it does not count.
-"""
+"""What of an optimizer's step is not its direction: decoupled weight decay, which says nothing about the loss."""
 
 from __future__ import annotations
 

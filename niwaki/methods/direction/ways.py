@@ -1,0 +1,84 @@
+"""Directions as recipes, so that they can be evaluated for some rows of a parameter, or for many vectors at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+Part = Tensor | float
+Way = Callable[[Sequence[Part], Tensor], Tensor]  # entry by entry; the memory, of the result's shape, may be used
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction:
+    """d = ``scale`` * ``way``(``parts``).
+
+    A part is a tensor of the parameter's shape, or a number for all of its entries, which may be a tensor without
+    dimensions: then nothing waits for the device. The scale is such a number too; that of `joined` vectors may be a
+    tensor of their shape.
+    """
+
+    way: Way
+    parts: tuple[Part, ...] = ()
+    scale: Part = 1.0
+
+    def split(self, length: int, count: int) -> list[Callable[[Tensor], Tensor]]:
+        """``way`` of each ``count`` blocks of ``length`` rows, given memory for it, without the scale. The result may
+        lie in that memory, or be a part itself, which is not to be changed."""
+        columns = [_split(part, length) or [part] * count for part in self.parts]
+        return [partial(self.way, [column[number] for column in columns]) for number in range(count)]
+
+    def whole(self, like: Tensor) -> Tensor:
+        """d, of the shape of ``like``."""
+        return self.way(self.parts, torch.empty_like(like)) * self.scale
+
+
+def itself(parts: Sequence[Part], memory: Tensor) -> Tensor:
+    """The only part."""
+    (part,) = parts
+    assert isinstance(part, Tensor)
+    return part
+
+
+def nothing(parts: Sequence[Part], memory: Tensor) -> Tensor:
+    """Zero: the optimizer lets the parameter be."""
+    return memory.zero_()
+
+
+def difference(parts: Sequence[Part], memory: Tensor) -> Tensor:
+    """The first part less the second."""
+    first, second = parts
+    return torch.sub(first, second, out=memory)
+
+
+def joined(directions: Sequence[Direction], vectors: Sequence[Tensor]) -> Direction:
+    """The direction of all ``vectors`` in a row, given that of each."""
+    if len(directions) == 1:
+        return directions[0]
+    scale = _joined([direction.scale for direction in directions], vectors)
+    if any(direction.way is not directions[0].way for direction in directions):
+        each = [d.way(d.parts, torch.empty_like(v)) for d, v in zip(directions, vectors, strict=True)]
+        return Direction(itself, (torch.cat(each),), scale)
+    columns = zip(*(direction.parts for direction in directions), strict=True)
+    return Direction(directions[0].way, tuple(_joined(parts, vectors) for parts in columns), scale)
+
+
+def _split(part: Part, length: int) -> Sequence[Part]:
+    return torch.split(part, length) if isinstance(part, Tensor) and part.dim() else ()
+
+
+def _joined(parts: Sequence[Part], vectors: Sequence[Tensor]) -> Part:
+    first = parts[0]
+    if not any(isinstance(part, Tensor) for part in parts) and all(part == first for part in parts):
+        return first
+    wide = [torch.promote_types(vector.dtype, torch.float32) for vector in vectors]
+    return torch.cat(
+        [
+            torch.as_tensor(part, dtype=dtype, device=vector.device).expand_as(vector)
+            for part, dtype, vector in zip(parts, wide, vectors, strict=True)
+        ]
+    )
