@@ -159,6 +159,7 @@ def test_a_batch_of_one_image_is_left_out() -> None:
 def test_shifts_move_images() -> None:
     x = torch.arange(1, 10, dtype=torch.uint8).reshape(1, 1, 3, 3).repeat(2, 1, 1, 1)
     moved = shifted(x, torch.tensor([[1, 1], [2, 0]]), 1)
+    assert moved.stride() == (9, 9, 3, 1), "not the strides of channels-last images"
     assert torch.equal(moved[0], x[0])
     assert moved[1, 0].tolist() == [[0, 4, 5], [0, 7, 8], [0, 0, 0]]
 

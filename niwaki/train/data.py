@@ -303,7 +303,10 @@ def shifted(x: Tensor, offsets: Tensor, shift: int) -> Tensor:
         return x
     height, width = x.shape[2:]
     padded = torch.nn.functional.pad(x, (shift,) * 4)
-    rows = offsets[:, 0, None] + torch.arange(height)
-    columns = offsets[:, 1, None] + torch.arange(width)
-    image = torch.arange(len(x))[:, None, None]
-    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    rows = offsets[:, 0, None] + torch.arange(height, device=x.device)
+    columns = offsets[:, 1, None] + torch.arange(width, device=x.device)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    moved = padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    # Not `contiguous()`: it leaves images of one channel with the strides of channels-last ones, and with those the
+    # backward pass of torch 2.13's convolutions on the CPU writes past its buffers for some numbers of channels.
+    return moved.clone(memory_format=torch.contiguous_format)
