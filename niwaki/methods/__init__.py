@@ -1,5 +1,6 @@
 """One method per file, attached to any torch optimizer. Imports niwaki.core, niwaki.criteria and niwaki.budget."""
 
+from niwaki.methods import angle_safe as angle_safe
 from niwaki.methods.adahspg import AdaHSPG as AdaHSPG
 from niwaki.methods.attach import Method as Method
 from niwaki.methods.cric import CRIC as CRIC

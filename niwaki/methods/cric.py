@@ -149,6 +149,7 @@ class CRIC(Fading):
                 "HESSO-CRIC measures how the loss grows when parts of a layer are zero, but knows no loss. Pass "
                 "loss=lambda: loss_fn(model(x), y), give optimizer.step a closure, or leave it out with layers=0."
             )
+        self.before_fading(step)
         if self._scores(step) and self._directed:
             self._units.remember()
 

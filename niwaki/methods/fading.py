@@ -21,6 +21,7 @@ from niwaki.criteria.registry import in_training
 from niwaki.errors import MethodError
 from niwaki.methods.attach import Method
 from niwaki.methods.checks import check_steps, diverged
+from niwaki.methods.fades import Faded, fade_named
 from niwaki.methods.plain import PlainUnits
 from niwaki.methods.progress import Phase, Progress
 from niwaki.methods.schedule import Schedule, Timeline
@@ -42,10 +43,10 @@ IMPORTANT, FADING, ZERO = 0, 1, 2
 class Fading(Method):
     """A method that scores units by a weighted sum of criteria and fades the least salient to zero, in portions.
 
-    A portion is marked at the end of the step with which a period begins, as many units as bring the cost an equal
-    share nearer to the budget. Then every unit takes the optimizer's own step, and the marked ones are multiplied by
-    (T - t - 1) / (T - t) on step t = 0 ... T - 1 of the period. Zeros stay zero. Unmarked units take the bare
-    optimizer's step, to the bit.
+    A portion is marked at the end of the step with which a period begins, as many units as bring the cost the
+    schedule's share nearer to the budget. Then every unit takes the optimizer's own step, and the marked ones are
+    multiplied by (T - t - 1) / (T - t) on step t = 0 ... T - 1 of the period, or by what another `Fade` leaves. Zeros
+    stay zero. Unmarked units take the bare optimizer's step, to the bit.
 
     Subclasses say what the saliency is when a period begins, and what happens before the first.
     """
@@ -79,6 +80,7 @@ class Fading(Method):
         self._left = dict(self._dense)
         self._vectorised = vectorised
         self._units: Units = (VectorisedUnits if vectorised else PlainUnits)(space, self.holder())
+        self._fade = fade_named(schedule.fade)(Faded(space, self.holder(), self._units, vectorised))
         self._status = np.full(space.num_units, IMPORTANT, dtype=np.int8)
         self._window: Tensor | None = None  # [criteria, num_units], sums over the open window
         self._samples = 0
@@ -180,20 +182,25 @@ class Fading(Method):
         if timeline.selects(self.step) is not None:
             self._begin(timeline)
 
+    def before_fading(self, step: int) -> None:
+        """Before the optimizer's step: what the fade has to know of the weights as they are."""
+        if self.timeline is not None and self.timeline.factor(step):
+            self._fade.remember()
+
     def shrink(self, factor: float) -> None:
         """What becomes of the marked units on a step that would leave ``factor`` of them."""
-        self._units.fade(factor)
+        self._fade.shrink(factor)
 
     def holder(self) -> Optimizer:
         """The optimizer that holds the parameters which units are made of."""
         return self.optimizer
 
     def _begin(self, timeline: Timeline) -> None:
-        """Mark the least salient important units: an equal share of the budget still to go."""
-        to_go = timeline.periods - timeline.borders.index(self.step)
+        """Mark the least salient important units: the schedule's share of the budget still to go."""
+        portion = self.schedule.portion(timeline.periods - timeline.borders.index(self.step))
         keep = self._status == IMPORTANT
         now = costs(self.space.cost_model, keep, self._limits)
-        limits = {m: now[m] - max(0.0, now[m] - limit) / to_go for m, limit in self._limits.items()}
+        limits = {m: now[m] - max(0.0, now[m] - limit) * portion for m, limit in self._limits.items()}
         kept = select(
             self.space, self.saliency(keep), limits, ~keep, steps=self.budget.steps, weight=self.group_weight()
         )
@@ -212,12 +219,14 @@ class Fading(Method):
         self._mark()
 
     def _mark(self) -> None:
-        self._units.mark(self._status == FADING, self._status == ZERO)
+        fading = self._status == FADING
+        self._units.mark(fading, self._status == ZERO)
+        self._fade.mark(fading)
         self._left = costs(self.space.cost_model, self._status == IMPORTANT, ("macs", "params"))
 
     def _about(self) -> dict[str, Any]:
         return {
-            "schedule": [self.schedule.start, self.schedule.until, self.schedule.periods],
+            "schedule": self.schedule.data,
             "criteria": {c.name: float(w) for c, w in zip(self._criteria, self._weights, strict=True)},
             "seed": self.seed,
             **self.numbers(),

@@ -55,6 +55,12 @@ class HalfSpace(Method):
             raise MethodError(
                 f"schedule={schedule!r} is no schedule. Say when: niwaki.Schedule(start=100, until=500) in steps."
             )
+        schedule.check_fade(self.label)
+        if schedule.ramp != "linear":
+            raise MethodError(
+                f"The schedule has the ramp {schedule.ramp!r}, but {self.label} does not choose units in portions. "
+                "Leave it out, or use HESSO, HESSO-CRIC or LHSPG."
+            )
         if any(group.get("lr") is None for group in optimizer.param_groups):
             raise MethodError(
                 f"{self.label} takes its steps with the optimizer's learning rate, but {type(optimizer).__qualname__} "

@@ -12,6 +12,7 @@ from niwaki.budget import Budget
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
+from niwaki.methods.fades import LINEAR
 from niwaki.methods.fading import FADING, WEIGHTS, Fading
 from niwaki.methods.progress import Phase
 from niwaki.methods.registry import register
@@ -83,6 +84,11 @@ class HESSO(Fading):
         self._timeline = Timeline.of(schedule, int(window))
         if not isinstance(readmit, bool):
             raise MethodError(f"readmit={readmit!r} must be True or False: whether what has begun to fade may return.")
+        if readmit and schedule.fade != LINEAR:
+            raise MethodError(
+                "readmit=True counts what has begun to fade as if it had not, which it can for a linear fade only, not "
+                f"for the fade {schedule.fade!r} of the schedule. Leave one of the two out."
+            )
         self._readmit = readmit
         self.attach()
 
@@ -101,7 +107,8 @@ class HESSO(Fading):
         return "scoring" if self._timeline.scores(self.step + 1) else "waiting"
 
     def before_step(self, step: int) -> None:
-        """Within a window: keep the parameters, so that the direction of the step is known."""
+        """Within a window: see that the direction of the step will be known."""
+        self.before_fading(step)
         if self._directed and (self._timeline.scores(step) or self._previews(step)):
             self._units.remember()
 

@@ -36,6 +36,8 @@ class Sums:
     weighted: Tensor  # <lr x, x>
     aligned: Tensor  # <x, d>
     direction: Tensor  # ||d||^2
+    moved: Tensor  # <lr d, d>
+    ahead: Tensor  # <y, d>
     after: Tensor  # [param groups, num_units]
     rates: Tensor  # [param groups]
 

@@ -110,8 +110,9 @@ class FastIterates(Iterates):
         for block in self._blocks:
             y = block.y = block.read()
             x = y if block.x is None else block.x
-            d = self._direction(block, x, y) if not reads.isdisjoint({"aligned", "direction"}) else x
+            d = self._direction(block, x, y) if not reads.isdisjoint({"aligned", "direction", "ahead"}) else x
             pairs = {"square": (x, x), "inner": (x, y), "after": (y, y), "aligned": (x, d), "direction": (d, d)}
+            pairs["ahead"] = (y, d)
             for name, (one, other) in pairs.items():
                 if name in reads:
                     parts = squares(one, block.dims) if one is other else products(one, other, block.dims)
@@ -121,6 +122,8 @@ class FastIterates(Iterates):
         }
         if "weighted" in reads:
             found["weighted"] = found["square"] * lr
+        if "moved" in reads:
+            found["moved"] = found["direction"] * lr
         after = found.pop("after", None)
         sums = {name: self._totals([values])[0] for name, values in found.items()}
         if after is not None:

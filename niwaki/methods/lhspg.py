@@ -105,6 +105,7 @@ class LHSPG(Fading):
     ) -> None:
         check_number("protect", protect, 0, 1, "it is the share of the groups that lose nothing")
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
+        schedule.check_fade("LHSPG")
         if penalty is not None:
             check_number("penalty", penalty, 0, math.inf, "it is the length that a unit loses in each step")
         self.loss, self.protect, self.penalty, self.epsilon = loss, float(protect), penalty, float(epsilon)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from niwaki.budget import is_whole
 from niwaki.errors import MethodError
+from niwaki.methods.fades import LINEAR, fade_named
+
+RAMPS = {"linear": 1, "cubic": 3}  # by name: the power of the share of periods that is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,19 +17,27 @@ class Schedule:
     """The steps of a method, counted in calls of ``optimizer.step()``, the first being step 1.
 
     ``start``: the step on which the first scoring happens. ``until``: the last step on which anything that is to go is
-    not yet zero: after it the budget is met. ``periods``: in how many portions units leave, each an equal share of the
-    budget still to go.
+    not yet zero: after it the budget is met. ``periods``: in how many portions units leave.
+
+    ``ramp``: how large the portions are. ``"linear"``: equal shares of the way to the budget. ``"cubic"``: after p of P
+    portions (1 - p / P)^3 of the way is left, so that most leaves early, when there is most time to recover.
+
+    ``fade``: how units come to zero within their period, a name in `niwaki.methods.fades.fades`: ``"linear"``, or
+    ``"angle-safe"`` (see `AngleSafe`). HESSO and HESSO-CRIC fade; methods that do not refuse any other than the first.
 
     Raises:
-        MethodError: not whole numbers, or too few steps for the periods.
+        MethodError: not whole numbers, too few steps for the periods, or an unknown ramp.
+        UnknownName: there is no fade of that name.
 
     >>> Schedule(start=100, until=500, periods=10)
-    Schedule(start=100, until=500, periods=10)
+    Schedule(start=100, until=500, periods=10, ramp='linear', fade='linear')
     """
 
     start: int
     until: int
     periods: int = 10
+    ramp: str = "linear"
+    fade: str = LINEAR
 
     def __post_init__(self) -> None:
         for name, value, why in (
@@ -40,6 +52,31 @@ class Schedule:
                 f"The schedule has {self.until - self.start} steps after its first scoring (start={self.start}, "
                 f"until={self.until}), too few for {self.periods} periods of at least one step each. "
                 "Let it end later, or use fewer periods."
+            )
+        if self.ramp not in RAMPS:
+            raise MethodError(f"Schedule(ramp={self.ramp!r}) is no ramp. Choose one of: {', '.join(RAMPS)}.")
+        fade_named(self.fade)
+
+    def portion(self, to_go: int) -> float:
+        """The share of the way from here to the budget that leaves next, with ``to_go`` portions left.
+
+        >>> [Schedule(start=1, until=9, periods=2, ramp=ramp).portion(2) for ramp in ("linear", "cubic")]
+        [0.5, 0.875]
+        """
+        return 1 / to_go if RAMPS[self.ramp] == 1 else 1 - (1 - 1 / to_go) ** RAMPS[self.ramp]
+
+    @property
+    def data(self) -> list[Any]:
+        """As plain data; what is as published is left out."""
+        more = [self.ramp, self.fade] if (self.ramp, self.fade) != ("linear", LINEAR) else []
+        return [self.start, self.until, self.periods, *more]
+
+    def check_fade(self, label: str) -> None:
+        """Raise `MethodError` if this is a schedule for methods that fade."""
+        if self.fade != LINEAR:
+            raise MethodError(
+                f"The schedule has the fade {self.fade!r}, but {label} does not fade what leaves. Leave it out, or use "
+                "HESSO or HESSO-CRIC."
             )
 
 
