@@ -22,7 +22,8 @@ from niwaki.solve.build import Builder
 from niwaki.solve.facts import Facts
 from niwaki.surgery.cut import cut_empty
 from niwaki.trace.graph import Graph, Node, Ref, Run
-from niwaki.trace.tracer import ExampleCall, trace
+from niwaki.trace.structures import ExampleCall
+from niwaki.trace.tracer import trace
 
 _SHARE = 0.25  # a hard cut: quick to run, different for groups of different size, and all of the smallest
 _LEAST = 2  # of a dimension with one position torch makes another use: einsum multiplies instead of contracting

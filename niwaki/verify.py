@@ -18,8 +18,7 @@ from niwaki.surgery.cut import check_kind, cut, duplicate
 from niwaki.surgery.plans import to_do
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
-from niwaki.trace.structures import map_tensors, tensors_in
-from niwaki.trace.tracer import ExampleCall
+from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 

@@ -21,6 +21,7 @@ from niwaki.core.numbers import Attribute
 from niwaki.core.paths import Field, describe, replaced, where_from_json, where_to_json
 from niwaki.errors import FileFormatError
 from niwaki.trace.attributes import Tracking
+from niwaki.trace.inventory import Inventory
 from niwaki.trace.numbers import TrackedInt
 from niwaki.trace.tracer import example_calls, trace
 from tests.law import deviations, random_plan
@@ -261,7 +262,7 @@ def test_things_with_an_identity_are_not_copied() -> None:
 
     net = Net()
     before = dict(net.__dict__)
-    tracking = Tracking(net, frozenset())
+    tracking = Tracking(Inventory.of(net), frozenset())
     assert all(net.__dict__[name] is before[name] for name in ("closing", "things"))
     assert isinstance(net.itself[0], TrackedInt)
     assert net.itself[1] is before["itself"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.plan import Plan
-from niwaki.trace import tracer
+from niwaki.trace import recorder
 
 
 class Composed(nn.Module):
@@ -215,7 +215,7 @@ def test_a_fused_norm_is_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
             return result
 
     assert 12 not in [group.units for group in _prepared(Net(Fused))[2].groups]
-    monkeypatch.setattr(tracer, "COMPOSED", {operator})
+    monkeypatch.setattr(recorder, "COMPOSED", {operator})
     assert 12 in [group.units for group in _prepared(Net(Fused))[2].groups]
 
 

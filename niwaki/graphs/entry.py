@@ -10,7 +10,8 @@ from torch.export import ExportedProgram
 from niwaki.errors import TraceError
 from niwaki.graphs.exporting import exported
 from niwaki.graphs.program import Program
-from niwaki.trace.tracer import ExampleCall, example_calls
+from niwaki.trace.structures import ExampleCall
+from niwaki.trace.tracer import example_calls
 
 
 def calls_of(model: nn.Module | ExportedProgram, example_inputs: Any) -> tuple[ExampleCall, ...]:

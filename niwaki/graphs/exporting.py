@@ -19,8 +19,7 @@ from niwaki.graphs.program import REGIONS, TORCH, Block, Program, needed
 from niwaki.graphs.sizes import replaced
 from niwaki.trace.preserve import preserved
 from niwaki.trace.pretend import Pretence
-from niwaki.trace.structures import map_tensors, tensors_in
-from niwaki.trace.tracer import ExampleCall
+from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
 
 
 def exported(model: nn.Module, call: ExampleCall) -> ExportedProgram:
@@ -30,7 +29,7 @@ def exported(model: nn.Module, call: ExampleCall) -> ExportedProgram:
         TraceError: the model cannot be exported.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    pretence = Pretence(model, list(tensors_in(call)), _mode_for_export())
+    pretence = Pretence([*tensors_in(call), *model.parameters(), *model.buffers()], _mode_for_export())
     with preserved(model):
         pretence.swap(model)
         call = map_tensors(call, pretence.stand_in)

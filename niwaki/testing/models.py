@@ -20,8 +20,8 @@ from niwaki.search import search_space
 from niwaki.surgery.cut import cut, duplicate
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
-from niwaki.trace.structures import tensors_in
-from niwaki.trace.tracer import ExampleCall, example_calls
+from niwaki.trace.structures import ExampleCall, tensors_in
+from niwaki.trace.tracer import example_calls
 from niwaki.verify import check, convert, difference
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

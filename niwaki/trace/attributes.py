@@ -16,7 +16,8 @@ import torch
 
 from niwaki.core.numbers import Attribute
 from niwaki.core.paths import Field, Step, Where, class_attribute, is_setting, parts, rebuilt
-from niwaki.trace.floats import track_floats
+from niwaki.trace.floats import TrackedFloat, track_floats
+from niwaki.trace.inventory import Inventory
 from niwaki.trace.numbers import TrackedInt
 
 _DEEPEST = 6  # steps of a path
@@ -30,23 +31,24 @@ class Tracking:
     is among ``left_alone`` keep their plain numbers, which then count as literals.
     """
 
-    def __init__(self, model: torch.nn.Module, left_alone: frozenset[int]) -> None:
+    def __init__(self, inventory: Inventory, left_alone: frozenset[int]) -> None:
         self._left_alone = set(left_alone)
         self._without: set[int] = set()  # objects in which there are no numbers
         self._copies: list[tuple[Any, Any, dict[Step, Any]]] = []  # original, copy, what the copy held at first
         self._held: list[Any] = []  # keeps alive what `_without` knows by identity
         self._classes: dict[type, dict[str, Any]] = {}
-        for path, module in model.named_modules():
+        for path, module in inventory.modules:
             track_floats(path, module)
+            own = module.__dict__
             for name, value in self._settings_of(type(module)).items():
-                tracked = value if name in module.__dict__ else self._tracked(path, name, (), value)
+                tracked = value if name in own else self._tracked(path, name, (), value)
                 if tracked is not value:
-                    module.__dict__[name] = tracked
-            for name, value in list(module.__dict__.items()):
-                if name not in _MODULE_INTERNALS:
+                    own[name] = tracked
+            for name, value in list(own.items()):
+                if type(value) not in _SIMPLE and name not in _MODULE_INTERNALS:
                     tracked = self._tracked(path, name, (), value)
                     if tracked is not value:
-                        module.__dict__[name] = tracked
+                        own[name] = tracked
 
     def _settings_of(self, kind: type) -> dict[str, Any]:
         """What a module's class says that may hold numbers, as far as its author is not torch."""
@@ -95,13 +97,16 @@ class Tracking:
         return copy
 
 
+_SIMPLE = frozenset({bool, float, str, type(None), TrackedFloat})
 _ATOMS = (bool, float, str, bytes, type(None), torch.nn.Module, torch.Tensor, torch.dtype, torch.device)
 
 
 def _holds(copy: Any, held: Mapping[Step, Any]) -> bool:
     """Whether nothing was written, but for what a `cached_property` keeps; what cannot be written to has nothing in
     ``held``."""
-    now = dict(parts(copy)) if held else {}
+    if not held:
+        return True
+    now = dict(parts(copy))
     new = [step.name for step in now.keys() - held.keys() if isinstance(step, Field)]
     cached = all(isinstance(class_attribute(type(copy), name), cached_property) for name in new)
     return cached and len(now) == len(held) + len(new) and all(now[step] is held[step] for step in held)

@@ -7,7 +7,7 @@ among its arguments; it also makes shape reads return tracked integers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import FunctionType
 from typing import Any, Protocol
@@ -16,24 +16,13 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from niwaki.core.numbers import Count, Expression
-from niwaki.trace.floats import scalars
+from niwaki.core.repairs import Scalar
+from niwaki.trace.floats import TrackedFloat
 from niwaki.trace.graph import PythonCall
-from niwaki.trace.numbers import TrackedInt, expression_of, freeze
+from niwaki.trace.numbers import TrackedInt, current_trace, expression_of, freeze
 
-# Told to take another tensor's shape, of which operators see only the numbers.
-_AS_ANOTHER: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.expand_as: torch.Tensor.expand,
-    torch.Tensor.reshape_as: torch.Tensor.reshape,
-    torch.Tensor.view_as: torch.Tensor.view,
-}
-_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-
-
-_READING = {
-    getattr(torch.Tensor, name)
-    for name in ("numpy", "__array__", "__dlpack__", "untyped_storage", "storage", "data_ptr")
-}
+_NO_NUMBERS = frozenset({torch.Tensor, torch.nn.Parameter, bool, float, str, type(None), torch.dtype, torch.device})
 
 
 class Numbering(Protocol):
@@ -59,68 +48,114 @@ class CallMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func == _SHAPE:
-            return self._shape(args[0])
-        if func is torch.Tensor.size:
-            shape = self._shape(args[0])
-            dim = args[1] if len(args) > 1 else kwargs.get("dim")
-            return shape if dim is None else shape[dim]
-        if func is torch.Tensor.tolist:
-            return self._listed(args[0])
-        if func in _READING:
-            self._numbering.reads(func, args[0])
-        if func is torch.Tensor.numel or func is torch.numel:
-            return math.prod(self._shape(args[0]))
-        if func in _AS_ANOTHER:
-            with self:
-                return _AS_ANOTHER[func](args[0], self._shape(args[1] if len(args) > 1 else kwargs["other"]))
-        body = _body(func) if isinstance(func, FunctionType) else None
-        if body is not None and func not in self._open:  # Tensor.unflatten calls the builtin of its own name
-            self._open.append(func)
-            try:
-                with self:
-                    return body(*args, **kwargs)
-            finally:
-                self._open.pop()
-        if func is torch.nn.functional.scaled_dot_product_attention and kwargs.get("scale") is None:
-            freeze(self._shape(args[0] if args else kwargs["query"])[-1])  # its scale is computed out of sight
-        if func is torch.lstm:  # tells by the sizes of its states whether there is a projection, so they must differ
-            hidden, cell = args[2] if isinstance(args[1], torch.Tensor) else args[1]
-            if hidden.shape != cell.shape:
-                freeze(self._shape(hidden)[-1])
-                freeze(self._shape(cell)[-1])
+        answer = _ANSWERED.get(func)
+        if answer is not None:
+            return answer(self, *args, **kwargs)
+        watch = _WATCHED.get(func)
+        if watch is not None:
+            watch(self, func, args, kwargs)
+        if type(func) is FunctionType and func not in self._open:  # Tensor.unflatten calls the builtin of its own name
+            body = _body(func)
+            if body is not None:
+                self._open.append(func)
+                try:
+                    with self:
+                        return body(*args, **kwargs)
+                finally:
+                    self._open.pop()
         previous = self.current
-        self.current = PythonCall(func, tuple(_numbers((args, kwargs))), tuple(scalars((args, kwargs))))
+        numbers: list[Expression] = []
+        floats: list[Scalar] = []
+        _given(args, numbers, floats)
+        if kwargs:
+            _given(kwargs, numbers, floats)
+        self.current = PythonCall(func, tuple(numbers), tuple(floats))
         try:
             return func(*args, **kwargs)
         finally:
             self.current = previous
 
-    def _listed(self, tensor: torch.Tensor) -> Any:
-        """Entry by entry, which operators see; ``tolist`` reads the memory behind their back."""
-        self.current = PythonCall(torch.Tensor.tolist)
-        with self:
-            return [self._listed(part) for part in tensor.unbind()] if tensor.ndim else tensor.item()
-
-    def _shape(self, tensor: torch.Tensor) -> torch.Size:
+    def shape_of(self, tensor: torch.Tensor) -> torch.Size:
+        """Its sizes, which know what they are the sizes of."""
         value = self._numbering.number_of(tensor)
         return torch.Size([TrackedInt(size, Count((value, dim), size)) for dim, size in enumerate(tuple(tensor.shape))])
 
+    def size_of(self, tensor: torch.Tensor, dim: int | None = None) -> Any:
+        """``Tensor.size``."""
+        shape = self.shape_of(tensor)
+        return shape if dim is None else shape[dim]
 
-def _numbers(argument: Any) -> Iterator[Expression]:
-    """Whole numbers among (nested) arguments, in order of writing; bounds of slices included."""
-    if isinstance(argument, bool) or argument is None:
+    def entries_of(self, input: torch.Tensor) -> int:
+        """``Tensor.numel``."""
+        return math.prod(self.shape_of(input))
+
+    def listed(self, tensor: torch.Tensor) -> Any:
+        """``Tensor.tolist``, entry by entry, which operators see; it reads the memory behind their back."""
+        self.current = PythonCall(torch.Tensor.tolist)
+        with self:
+            return [self.listed(part) for part in tensor.unbind()] if tensor.ndim else tensor.item()
+
+    def as_another(self, function: Callable[..., Any], tensor: torch.Tensor, other: torch.Tensor) -> Any:
+        """Told to take another tensor's shape, of which operators see only the numbers."""
+        with self:
+            return function(tensor, self.shape_of(other))
+
+    def reads(self, func: Callable[..., Any], args: Sequence[Any], _: Any) -> None:
+        """Memory is read behind the operators' back."""
+        self._numbering.reads(func, args[0])
+
+    def attends(self, _: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """The scale of attention is computed out of sight."""
+        if kwargs.get("scale") is None:
+            freeze(self.shape_of(args[0] if args else kwargs["query"])[-1])
+
+    def recurs(self, _: Any, args: Sequence[Any], __: Any) -> None:
+        """An LSTM tells by the sizes of its states whether there is a projection, so they must differ."""
+        hidden, cell = args[2] if isinstance(args[1], torch.Tensor) else args[1]
+        if hidden.shape != cell.shape:
+            freeze(self.shape_of(hidden)[-1])
+            freeze(self.shape_of(cell)[-1])
+
+
+_ANSWERED: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.shape.__get__: CallMode.shape_of,  # type: ignore[attr-defined]
+    torch.Tensor.size: CallMode.size_of,
+    torch.Tensor.tolist: CallMode.listed,
+    torch.Tensor.numel: CallMode.entries_of,
+    torch.numel: CallMode.entries_of,
+    torch.Tensor.expand_as: lambda mode, *given, **named: mode.as_another(torch.Tensor.expand, *given, **named),
+    torch.Tensor.reshape_as: lambda mode, *given, **named: mode.as_another(torch.Tensor.reshape, *given, **named),
+    torch.Tensor.view_as: lambda mode, *given, **named: mode.as_another(torch.Tensor.view, *given, **named),
+}
+_WATCHED: dict[Any, Callable[..., None]] = {
+    torch.nn.functional.scaled_dot_product_attention: CallMode.attends,
+    torch.lstm: CallMode.recurs,
+    **{
+        getattr(torch.Tensor, name): CallMode.reads
+        for name in ("numpy", "__array__", "__dlpack__", "untyped_storage", "storage", "data_ptr")
+    },
+}
+
+
+def _given(argument: Any, numbers: list[Expression], floats: list[Scalar]) -> None:
+    """Collect the whole numbers among (nested) arguments, in order of writing, bounds of slices included, and the float
+    attributes."""
+    kind = type(argument)
+    if kind in _NO_NUMBERS:
         return
-    if isinstance(argument, int):
-        yield expression_of(argument)
+    if kind is TrackedFloat:
+        if argument.trace is current_trace.get():
+            floats.append(argument.scalar)
+    elif isinstance(argument, int):
+        numbers.append(expression_of(argument))
     elif isinstance(argument, (tuple, list)):
         for item in argument:
-            yield from _numbers(item)
+            _given(item, numbers, floats)
     elif isinstance(argument, dict):
         for item in argument.values():
-            yield from _numbers(item)
+            _given(item, numbers, floats)
     elif isinstance(argument, slice):
-        yield from _numbers((argument.start, argument.stop, argument.step))
+        _given((argument.start, argument.stop, argument.step), numbers, [])
 
 
 @cache

@@ -5,37 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from niwaki.trace.operators import traits
+
 Calculate = Callable[[torch._ops.OpOverload, Any, Any], Any]
 
-_DECIDING = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
-INDEXING = frozenset(
-    {
-        torch.ops.aten.index.Tensor,
-        torch.ops.aten._unsafe_index.Tensor,
-        torch.ops.aten.index_put.default,
-        torch.ops.aten.index_put_.default,
-    }
-)
 _MASKS = (torch.bool, torch.uint8)
 _WHOLE = (torch.int64, torch.int32, *_MASKS)
 
 
 def looks(operator: torch._ops.OpOverload, args: Sequence[Any]) -> bool:
     """Whether what an operator does, beyond the numbers in its result, depends on the content of its arguments."""
-    if operator in INDEXING:
-        return any(index is not None and index.dtype in _MASKS for index in args[1])
-    return _tagged(operator)
+    known = traits(operator)
+    return _masked(args) if known.indexes else known.decides
 
 
-@cache
-def _tagged(operator: torch._ops.OpOverload) -> bool:
-    return not _DECIDING.isdisjoint(operator.tags)
+def _masked(args: Sequence[Any]) -> bool:
+    """Whether an indexing call is given masks."""
+    return any(index is not None and index.dtype in _MASKS for index in args[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,10 +50,11 @@ class Decisions:
         self, calculate: Calculate, operator: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The result of ``operator``, calculated or as given."""
-        if operator in INDEXING:
+        known = traits(operator)
+        if known.indexes:
             return calculate(operator, (args[0], self._chosen(operator, args[1]), *args[2:]), kwargs)
-        tagged = looks(operator, args)
-        if not tagged and operator.namespace == "aten":
+        tagged = known.decides
+        if not tagged and not known.foreign:
             return calculate(operator, args, kwargs)
         shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
         given = self._next(operator, shapes) if tagged else None

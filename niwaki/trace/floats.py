@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,19 +25,6 @@ class TrackedFloat(float):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (float, (float.__float__(self),))
-
-
-def scalars(argument: Any) -> Iterator[Scalar]:
-    """The float attributes among (nested) arguments."""
-    if isinstance(argument, TrackedFloat):
-        if argument.trace is current_trace.get():
-            yield argument.scalar
-    elif isinstance(argument, (tuple, list)):
-        for item in argument:
-            yield from scalars(item)
-    elif isinstance(argument, dict):
-        for item in argument.values():
-            yield from scalars(item)
 
 
 def track_floats(path: str, module: torch.nn.Module) -> None:

@@ -8,14 +8,13 @@ and the run is made again with all its arithmetic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 
 from niwaki.trace.decisions import looks
+from niwaki.trace.zeros import Zeros
 
 _WORTH = 2**14  # entries among the arguments from which on it is worth it
 
@@ -36,6 +35,7 @@ class Hollow:
         self.looked = False
         self._roots: set[int] = set()
         self._forms: dict[Hashable, tuple[_Form, ...]] = {}
+        self._zeros = Zeros()
 
     def mark(self, root: int) -> None:
         """What has this memory is hollow from now on."""
@@ -69,43 +69,57 @@ class Hollow:
         self, operator: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], affected: bool
     ) -> Any:
         """A hollow result; None if the operator has to run, which is always right."""
-        if sum(_entries(argument) for argument in args) < _WORTH:
+        make = _MAKES.get(operator)
+        if make is None or sum([given.numel() for given in args if isinstance(given, torch.Tensor)]) < _WORTH:
             return None
-        if operator in _POINTWISE:
-            return _pointwise(operator, args, kwargs) if affected else None
-        shaped = _SHAPED.get(operator)
-        if shaped is not None:
-            return shaped(*args, **kwargs)
-        return self._by_shapes(operator, args, kwargs) if operator in _BY_SHAPES else None
+        return make(self, operator, args, kwargs, affected)
 
-    def _by_shapes(self, operator: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def by_shapes(self, operator: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], _: bool) -> Any:
         """What torch itself says of the result for tensors without memory. It is wrong about the arrangement of images
         that are not in the usual one."""
-        if operator in _IMAGES and not all(_contiguous(argument) for argument in args):
+        tensors = [given for given in args if isinstance(given, torch.Tensor)]
+        if operator in _IMAGES and not all(tensor.is_contiguous() for tensor in tensors):
             return None
         key = (operator, *map(_key, args), *((name, _key(given)) for name, given in kwargs.items()))
         forms = self._forms.get(key)
         if forms is None:
-            device = next(argument.device for argument in args if isinstance(argument, torch.Tensor))
             told = operator(*map(_bare, args), **{name: _bare(given) for name, given in kwargs.items()})
             told = told if isinstance(told, (tuple, list)) else (told,)
             if not all(isinstance(tensor, torch.Tensor) for tensor in told):
                 return None
+            device = tensors[0].device
             forms = tuple((tuple(tensor.shape), tensor.stride(), tensor.dtype, device) for tensor in told)
             self._forms[key] = forms
-        made = tuple(_zeros(*form) for form in forms)
+        made = tuple(self._zeros.tensor(*form) for form in forms)
         return made if len(made) > 1 else made[0]
 
+    def pointwise(
+        self, operator: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], affected: bool
+    ) -> Any:
+        """The result of an operator on tensors that are arranged alike, of which it keeps the type."""
+        first = args[0]
+        same = affected and not kwargs and isinstance(first, torch.Tensor) and first.is_floating_point()
+        if not same or not all(_like(argument, first) for argument in args[1:]):
+            return None
+        if operator._schema.is_mutable:
+            return first
+        return self._like(first) if _dense(first) else None
 
-def _pointwise(operator: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The result of an operator on tensors that are arranged alike, of which it keeps the type."""
-    first = args[0]
-    same = not kwargs and isinstance(first, torch.Tensor) and first.is_floating_point()
-    if not same or not all(_like(argument, first) for argument in args[1:]):
-        return None
-    if operator._schema.is_mutable:
-        return first
-    return _zeros_like(first) if _dense(first) else None
+    def batch_norm(self, _: Any, args: Sequence[Any], __: Any, ___: bool) -> Any:
+        """The normalised input, and in training what the backward pass keeps."""
+        x, training = args[0], args[5]
+        if not x.is_contiguous() or x.device.type != "cpu":
+            return None
+        kept = (x.shape[1] if training else 0,)
+        return self._like(x), x.new_zeros(kept), x.new_zeros(kept)
+
+    def attention(self, _: Any, args: Sequence[Any], __: Any, ___: bool) -> Any:
+        """torch's own says that there are weights where there are none."""
+        needs_weights = args[10] if len(args) > 10 else True
+        return None if needs_weights else (self._like(args[0].contiguous()), None)
+
+    def _like(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._zeros.tensor(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
 
 
 def _like(argument: Any, first: torch.Tensor) -> bool:
@@ -114,42 +128,8 @@ def _like(argument: Any, first: torch.Tensor) -> bool:
     return argument.shape == first.shape and argument.stride() == first.stride() and argument.dtype == first.dtype
 
 
-def _batch_norm(x: torch.Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *_: Any) -> Any:
-    if not x.is_contiguous() or x.device.type != "cpu":
-        return None
-    kept = (x.shape[1] if training else 0,)
-    return _zeros_like(x), x.new_zeros(kept), x.new_zeros(kept)
-
-
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *given: Any) -> Any:
-    """torch's own says that there are weights where there are none."""
-    needs_weights = given[7] if len(given) > 7 else True
-    return None if needs_weights else (_zeros_like(query.contiguous()), None)
-
-
 def _dense(tensor: torch.Tensor) -> bool:
     return bool(torch.ops.aten.is_non_overlapping_and_dense.default(tensor))
-
-
-def _zeros_like(tensor: torch.Tensor) -> torch.Tensor:
-    return _zeros(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
-
-
-def _zeros(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    entries = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if math.prod(shape) else 0
-    if device.type == "cpu":
-        memory = torch.from_numpy(np.zeros(entries * dtype.itemsize, np.uint8)).view(dtype)
-    else:
-        memory = torch.zeros(entries, dtype=dtype, device=device)
-    return memory.as_strided(shape, stride)
-
-
-def _contiguous(argument: Any) -> bool:
-    return not isinstance(argument, torch.Tensor) or argument.is_contiguous()
-
-
-def _entries(argument: Any) -> int:
-    return argument.numel() if isinstance(argument, torch.Tensor) else 0
 
 
 def _key(argument: Any) -> Hashable:
@@ -199,8 +179,10 @@ _POINTWISE = frozenset(  # of one type of tensors, which they keep; those in pla
         _aten.tanh.default,
     }
 )
-_SHAPED: dict[Any, Callable[..., Any]] = {
-    _aten.native_batch_norm.default: _batch_norm,
-    _aten._native_multi_head_attention.default: _attention,
+_MAKES: dict[torch._ops.OpOverload, Callable[..., Any]] = {
+    **dict.fromkeys(_BY_SHAPES, Hollow.by_shapes),
+    **dict.fromkeys(_POINTWISE, Hollow.pointwise),
+    _aten.native_batch_norm.default: Hollow.batch_norm,
+    _aten._native_multi_head_attention.default: Hollow.attention,
 }
-OPERATORS = _BY_SHAPES | _POINTWISE | frozenset(_SHAPED)  # whose results may be left hollow
+OPERATORS = frozenset(_MAKES)  # whose results may be left hollow

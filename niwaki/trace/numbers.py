@@ -6,7 +6,7 @@ import operator
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import reduce
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,12 @@ def expression_of(number: int) -> Expression:
     """The expression of a tracked integer; any other integer is a literal."""
     if isinstance(number, TrackedInt) and number.trace is current_trace.get():
         return number.expression
-    return Literal(plain(number))
+    return _literal(plain(number))
+
+
+@lru_cache(maxsize=4096)
+def _literal(number: int) -> Literal:
+    return Literal(number)
 
 
 def plain(number: int) -> int:

@@ -10,14 +10,30 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+_DECIDING = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
+INDEXING = frozenset(
+    {
+        torch.ops.aten.index.Tensor,
+        torch.ops.aten._unsafe_index.Tensor,
+        torch.ops.aten.index_put.default,
+        torch.ops.aten.index_put_.default,
+    }
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """``viewing``: a result shares the memory of an argument. ``writes``: position and name of the arguments that are
-    written to."""
+    """``inquires``: it asks for a property of a tensor. ``viewing``: a result shares the memory of an argument.
+    ``writes``: position and name of the arguments that are written to. ``indexes``: tensors among its arguments say
+    where. ``decides``: its tags say that what it does, beyond the numbers in its result, depends on the content of its
+    arguments. ``foreign``: it is another library's own, whose tags say nothing."""
 
+    inquires: bool
     viewing: bool
     writes: tuple[tuple[int, str], ...]
+    indexes: bool
+    decides: bool
+    foreign: bool
 
     def written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
         """The tensors among the arguments of a call that it writes to."""
@@ -31,10 +47,14 @@ def traits(operator: torch._ops.OpOverload) -> Traits:
     """The traits of an operator."""
     schema = operator._schema
     return Traits(
+        operator.namespace == "prim",
         any(result.alias_info is not None for result in schema.returns),
         tuple(
             (position, argument.name)
             for position, argument in enumerate(schema.arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
         ),
+        operator in INDEXING,
+        not _DECIDING.isdisjoint(operator.tags),
+        operator.namespace != "aten",
     )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
+from niwaki.trace.floats import TrackedFloat
+from niwaki.trace.numbers import TrackedInt
 from niwaki.trace.pretend import is_fake
 
 _CONTAINERS = (list, dict, set, deque)
 _EMPTIABLE = frozenset({list, dict, OrderedDict, set})
-_PLAIN = frozenset({bool, int, float, str, type(None)})
+_PLAIN = frozenset({bool, int, float, str, type(None), TrackedInt, TrackedFloat})
 
 
 class Snapshot:
@@ -26,41 +28,47 @@ class Snapshot:
     kinds that hang on a module are not looked into.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, before: Snapshot | None = None) -> None:
+        """Of ``model``; of what hung on it already in the snapshot ``before``, the content is taken from there."""
         modules = list(model.modules())
-        self._attributes = [(module, dict(module.__dict__)) for module in modules]
+        self._attributes = {id(module): (module, dict(module.__dict__)) for module in modules}
         parameters = _distinct(tensor for module in modules for tensor in module._parameters.values())
         buffers = _distinct(tensor for module in modules for tensor in module._buffers.values())
-        self._contents: dict[int, tuple[Any, Any]] = {}
+        self._contents: dict[int, tuple[Any, Any]] = {} if before is None else dict(before._contents)
         self._empty: list[Any] = []  # a module has a dozen containers for hooks, mostly with nothing inside
         self._own = {id(tensor) for tensor in (*parameters, *buffers)}
-        for _, saved in self._attributes:
-            for value in saved.values():
+        for number, (_, saved) in self._attributes.items():
+            known = before._attributes[number][1] if before is not None and number in before._attributes else {}
+            for name, value in saved.items():
                 kind = type(value)
                 if kind in _EMPTIABLE and not value:
                     self._empty.append(value)
-                elif kind not in _PLAIN:
+                elif kind not in _PLAIN and known.get(name) is not value:
                     self._collect(value)
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
+        copied = {} if before is None else before._buffers
+        self._buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {
+            id(buffer): copied.get(id(buffer)) or (buffer, buffer.detach().clone()) for buffer in buffers
+        }
         self._gradients = [(parameter, parameter.grad, parameter.data) for parameter in parameters]
 
     def _collect(self, value: Any) -> None:
         """Note the content of containers, however nested, and of tensors that are no parameters or buffers."""
-        if isinstance(value, torch.Tensor):
-            if id(value) not in self._contents and id(value) not in self._own:
-                self._contents[id(value)] = value, value.detach().clone()
+        inside: Iterable[Any] = ()
+        if isinstance(value, tuple):
+            inside = value
         elif isinstance(value, _CONTAINERS):
             if id(value) not in self._contents:
                 self._contents[id(value)] = value, value.copy()
-                for item in value.values() if isinstance(value, dict) else value:
-                    self._collect(item)
-        elif isinstance(value, tuple):
-            for item in value:
+                inside = value.values() if isinstance(value, dict) else value
+        elif isinstance(value, torch.Tensor) and id(value) not in self._contents and id(value) not in self._own:
+            self._contents[id(value)] = value, value.detach().clone()
+        for item in inside:
+            if type(item) not in _PLAIN:
                 self._collect(item)
 
     def restore(self) -> None:
         """Make the model what it was."""
-        for module, saved in self._attributes:
+        for module, saved in self._attributes.values():
             module.__dict__.clear()
             module.__dict__.update(saved)
         for container in self._empty:
@@ -69,7 +77,7 @@ class Snapshot:
         with torch.no_grad():
             for value, content in self._contents.values():
                 _restore(value, content)
-            for buffer, content in self._buffers:
+            for buffer, content in self._buffers.values():
                 if _differs(buffer, content):
                     buffer.copy_(content)
         for parameter, gradient, data in self._gradients:

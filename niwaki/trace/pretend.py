@@ -34,12 +34,10 @@ class NeedsValue(RuntimeError):
 
 
 class Pretence:
-    """Fake tensors, of a mode of their own unless given, that stand for meta tensors, one for each."""
+    """Fake tensors, of a mode of their own unless given, that stand for the meta tensors among some tensors, one for
+    each."""
 
-    def __init__(
-        self, model: torch.nn.Module, given: Sequence[torch.Tensor] = (), mode: FakeTensorMode | None = None
-    ) -> None:
-        tensors = [*given, *model.parameters(), *model.buffers()]
+    def __init__(self, tensors: Sequence[torch.Tensor], mode: FakeTensorMode | None = None) -> None:
         self.active = any(tensor.is_meta for tensor in tensors)
         self._device = next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
         self._mode = FakeTensorMode(allow_non_fake_inputs=True) if mode is None else mode

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
+
 
 def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
     """The tensors of inputs or outputs: those in (nested) containers and dataclasses, or, if there are none, those in

@@ -1,0 +1,76 @@
+"""Which line of the user's source, in which module, is running now."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from os import sep
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from niwaki.core.location import Location, running_at
+from niwaki.trace.inventory import Inventory
+
+_ENGINE = Path(__file__).parent.parent
+_INTERNAL = tuple(str(path) for path in (Path(torch.__file__).parent, _ENGINE / "trace", _ENGINE / "search.py"))
+_EINOPS = f"{sep}einops{sep}"  # to a user's code operators like those of torch
+
+
+class Lines:
+    """Knows the lines of a model that is being ``watched``; equal locations are one object."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._names = {id(module): name for name, module in reversed(inventory.modules)}
+        self._modules = [""]
+        self._outermost: FrameType | None = None
+        self._model = ""
+        self._known: dict[tuple[str, int, str], Location] = {}
+
+    def here(self) -> Location:
+        """The innermost line that is neither torch's nor this package's machinery, up to the call of the model."""
+        told = running_at.get()
+        if told is not None:
+            return told
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame is not self._outermost and _internal(frame.f_code.co_filename):
+            frame = frame.f_back
+        module = self._modules[-1]
+        if frame is None or frame is self._outermost:
+            line = self._model, 0, module
+        else:
+            line = frame.f_code.co_filename, frame.f_lineno, module
+        known = self._known.get(line)
+        if known is None:
+            known = self._known[line] = Location(*line)
+        return known
+
+    @contextmanager
+    def watching(self, model: torch.nn.Module, caller: FrameType) -> Iterator[None]:
+        """Inside, ``caller`` calls ``model``."""
+
+        def enter(module: torch.nn.Module, _: Any) -> None:
+            self._modules.append(self._names.get(id(module), self._modules[-1]))
+
+        def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
+            if len(self._modules) > 1:
+                self._modules.pop()
+
+        self._outermost, self._model = caller, type(model).__qualname__
+        handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            del self._modules[1:]
+
+
+@cache
+def _internal(filename: str) -> bool:
+    return filename.startswith(_INTERNAL) or _EINOPS in filename

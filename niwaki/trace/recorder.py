@@ -1,0 +1,220 @@
+"""Records one run of a model: every operator call below autograd, with the tensors that it was given and gave."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from niwaki.core.numbers import Expression
+from niwaki.trace.calls import CallMode
+from niwaki.trace.decisions import Decisions
+from niwaki.trace.graph import Frozen, Node, Origin, Ref, Run, Value
+from niwaki.trace.hollow import Hollow
+from niwaki.trace.inventory import Inventory
+from niwaki.trace.lines import Lines
+from niwaki.trace.numbers import frozen_sink
+from niwaki.trace.operators import Traits, traits
+from niwaki.trace.pretend import Pretence, is_fake, needs_value
+from niwaki.trace.structures import ExampleCall, map_tensors, objects_in, tensors_in
+
+_SMALL = 2**16  # constants of up to so many entries are kept, to be compared after a cut
+# Operators of some devices only; elsewhere torch runs the operators they are composed of, and so do runs that are
+# recorded: what a cut repairs lies inside.
+COMPOSED = {torch.ops.aten._fused_rms_norm.default}
+_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format})
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Numbers tensors by identity and notes each operator call."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keeps torch from wrapping every operator call below in its compiler's switch."""
+        return False
+
+    def __init__(self, inventory: Inventory, pretence: Pretence, hollow: Hollow | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._pretence = pretence
+        self.hollow = hollow
+        self.values: list[Value] = []
+        self.contents: dict[int, torch.Tensor] = {}
+        self._refs: list[Ref] = []  # one for each value
+        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        self._nodes: list[Node] = []
+        self._frozen: list[Frozen] = []
+        self._inside = False
+        self.decisions = Decisions()
+        self.overlooked: set[str] = set()
+        self._calls = CallMode(self)
+        self._lines = Lines(inventory)
+        self._parameters = [parameter for _, parameter in inventory.parameters]
+        self._owners: dict[object, torch.nn.Parameter] = {}  # by memory; those not yet copied in this run
+        self._undo: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for name, parameter in inventory.parameters:
+            self._add(parameter, Origin.PARAMETER, name)
+        for name, buffer in inventory.buffers:
+            self._add(buffer, Origin.BUFFER, name)
+
+    def run(self, model: torch.nn.Module, call: ExampleCall, training: bool) -> Run:
+        """Record one forward pass."""
+        self._nodes, self._frozen, self._inside = [], [], False
+        self._owners = {_memory(parameter): parameter for parameter in self._parameters}
+        error: Exception | None = None
+        outputs: tuple[int, ...] = ()
+        args, kwargs = map_tensors(call, lambda tensor: self._pretence.stand_in(tensor).detach().clone())
+        for tensor in tensors_in((args, kwargs)):
+            self._add(tensor, Origin.INPUT, "model input")
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(self._lines.watching(model, sys._getframe()))
+                token = frozen_sink.set(self._freeze)
+                stack.callback(frozen_sink.reset, token)
+                stack.enter_context(self)
+                stack.enter_context(self._calls)
+                result = model(*args, **kwargs)
+            outputs = tuple(self.number_of(tensor) for tensor in tensors_in(result))
+            if not outputs:
+                raise TypeError(f"it returned no tensor that niwaki can find, but {type(result).__qualname__}")
+            self.overlooked.update(objects_in(result))
+        except Exception as cause:  # noqa: BLE001 - any error of the user's code is reported, with the run recorded so far
+            error = cause
+        for tensor, content in self._undo:
+            with torch.no_grad():
+                tensor.copy_(content)
+        self._undo.clear()
+        decisions, self.decisions = tuple(self.decisions.made), Decisions()
+        return Run(tuple(self._nodes), outputs, tuple(self._frozen), training, error, self._inside, decisions)
+
+    def number_of(self, tensor: torch.Tensor) -> int:
+        """The value number of a tensor; one never seen before is a constant."""
+        if self._pretence.active:
+            tensor = self._pretence.stand_in(tensor)
+        known = self._known.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        return self._add(tensor, Origin.CONSTANT, "")
+
+    def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
+        if self.hollow is not None:
+            self.hollow.refuse_reading(function, self.values[self.number_of(tensor)].root)
+
+    def _add(self, tensor: torch.Tensor, origin: Origin, name: str, root: int | None = None) -> int:
+        number = len(self.values)
+        self.values.append(
+            Value(number, tuple(tensor.shape), tensor.dtype, origin, name, number if root is None else root)
+        )
+        self._refs.append(Ref(number))
+        self._known[id(tensor)] = (weakref.ref(tensor), number)
+        return number
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        known = traits(func)
+        if known.inquires:  # a fake tensor is asked for its device or layout
+            return func(*args, **(kwargs or {}))
+        if func in COMPOSED:
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self._pretence.active:
+            args, kwargs = self._pretence.arguments(args), self._pretence.arguments(kwargs)
+        given: list[int] = []
+        arguments = tuple([self._reference(argument, given) for argument in args])
+        named = {name: self._reference(argument, given) for name, argument in kwargs.items()}
+        if known.writes:
+            self._remember_written(known, args, kwargs)
+        self._inside = True
+        try:
+            result, hollow = self._calculated(func, args, kwargs, given)
+        except Exception as error:
+            raise (needs_value(error, func, self._lines.here()) or error) from error
+        self._inside = False
+        root = None
+        if known.viewing:
+            first = next((a.value for a in arguments if isinstance(a, Ref)), None)
+            root = None if first is None else self.values[first].root
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        outputs = tuple([self._result(item, root) for item in results])
+        self._nodes.append(Node(func, arguments, named, outputs, self._lines.here(), self._calls.current))
+        if hollow:
+            self._mark_hollow(known, args, kwargs, outputs)
+        return result
+
+    def _calculated(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], given: Sequence[int]
+    ) -> tuple[Any, bool]:
+        """What an operator gives that was given values of these numbers, and whether that is hollow."""
+        affected = False
+        if self.hollow is not None:
+            values = self.values
+            affected = self.hollow.affects(func, args, [values[number].root for number in given])
+            result = self.hollow.result(func, args, kwargs, affected)
+            if result is not None:
+                return result, True
+        result = self.decisions.run(self._pretence.run, func, args, kwargs)
+        if self.hollow is not None and affected:
+            self.hollow.check(func, result)
+        return result, affected
+
+    def _mark_hollow(
+        self, known: Traits, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Sequence[int | None]
+    ) -> None:
+        assert self.hollow is not None
+        written = [self.number_of(tensor) for tensor in known.written(args, kwargs)] if known.writes else []
+        for number in (*outputs, *written):
+            if number is not None:
+                self.hollow.mark(self.values[number].root)
+
+    def _reference(self, argument: Any, given: list[int]) -> Any:
+        """An argument as a node holds it; the values in it are added to those ``given``."""
+        kind = type(argument)
+        if kind in _PLAIN:
+            return argument
+        if isinstance(argument, torch.Tensor):
+            number = self.number_of(argument)
+            given.append(number)
+            constant = self.values[number].origin is Origin.CONSTANT
+            if constant and number not in self.contents and argument.numel() <= _SMALL and not is_fake(argument):
+                self.contents[number] = argument.detach().clone()
+            return self._refs[number]
+        if isinstance(argument, (list, tuple)):
+            return tuple([self._reference(item, given) for item in argument])
+        return argument
+
+    def _result(self, item: Any, root: int | None) -> int | None:
+        if not isinstance(item, torch.Tensor):
+            return None
+        known = self._known.get(id(item))
+        if known is not None and known[0]() is item:
+            before = self.values[known[1]]
+            if before.shape == tuple(item.shape):
+                return known[1]
+            root = before.root  # arranged in place (`transpose_`): from now on it is another view of the same memory
+        return self._add(item, Origin.COMPUTED, "", root)
+
+    def _remember_written(self, known: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Copy a parameter before an operator writes its memory, under whatever name."""
+        for tensor in known.written(args, kwargs):
+            parameter = self._owners.pop(_memory(tensor), None)
+            if parameter is not None:
+                self._undo.append((parameter, parameter.detach().clone()))
+
+    def _freeze(self, expression: Expression) -> None:
+        self._frozen.append(Frozen(expression, self._lines.here()))
+
+
+def _memory(tensor: Any) -> object:
+    """What identifies the memory of a tensor."""
+    return tensor.untyped_storage()._cdata if isinstance(tensor, torch.Tensor) else None
