@@ -49,16 +49,16 @@ def label(
     calls = Calls(graph, facts)
     for index, run in enumerate(graph.runs):
         used: dict[int, tuple[Node, set[int]]] = {}
+        calls.begin()
         for node in run.nodes:
             key = calls.key(node) if repeats and len(graph.runs) > 1 else None
-            said = calls.said.get(key) if index else None
+            said = calls.recall(key) if index else None
             if said is None:
                 call = _Call(facts, graph, node, counting=index == 0)
                 labels = _apply(call, graph, node, find, scaling, tolerant)
                 axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
                 said = Said(labels, axes, call.resized, call.rescaled, call.understood)
-                if key is not None:
-                    calls.said[key] = said
+                calls.remember(key, said)
             _assign(facts, graph, node, said.labels, scaling)
             facts.touched.append(Touched(node, said.axes, said.resized, said.rescaled))
             used.setdefault(id(node.call), (node, set()))[1].update(said.understood)

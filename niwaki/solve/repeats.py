@@ -3,6 +3,7 @@ tensors, so that a second run of the same layers, in train mode say, has little 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +29,32 @@ class Said:
 
 
 class Calls:
-    """Remembers what was said of calls."""
+    """Remembers what was said of calls, in the order in which they were made. (Of several calls with one key the same is
+    said, each time with ids of its own; their order tells which of these go on to be used where.)"""
 
     def __init__(self, graph: Graph, facts: Facts) -> None:
-        self.said: dict[Hashable, Said] = {}
+        self._said: dict[Hashable, list[Said]] = {}
+        self._recalled: Counter[Hashable] = Counter()
         self._graph, self._facts = graph, facts
         self._labels: dict[int, tuple[Label, Hashable]] = {}  # by identity; the label is kept alive
         self._unlike: dict[Hashable, Hashable] = {}  # one object for equal keys
+
+    def begin(self) -> None:
+        """Another run."""
+        self._recalled.clear()
+
+    def recall(self, key: Hashable) -> Said | None:
+        """What was said of such a call in a run before; None if there was none."""
+        known = self._said.get(key)
+        if known is None:
+            return None
+        self._recalled[key] += 1
+        return known[min(self._recalled[key], len(known)) - 1]
+
+    def remember(self, key: Hashable, said: Said) -> None:
+        """Note what was said of a call."""
+        if key is not None:
+            self._said.setdefault(key, []).append(said)
 
     def key(self, node: Node) -> Hashable:
         """Equal for calls of which the same will be said, once more; None where that cannot be told."""
