@@ -18,6 +18,7 @@ from niwaki.trace import hollow
 from niwaki.trace.graph import Graph, Node, Ref
 from niwaki.trace.hollow import Hollow
 from niwaki.trace.tracer import example_calls, trace
+from niwaki.trace.zeros import Zeros
 
 aten = torch.ops.aten
 
@@ -191,3 +192,19 @@ def test_hollow_results_are_arranged_as_real_ones(
                 assert (ours.shape, ours.stride(), ours.dtype) == (theirs.shape, theirs.stride(), theirs.dtype)
     elif layout == "contiguous":
         assert operator is aten._native_multi_head_attention.default and training, "it runs, which takes time"
+
+
+def test_zeros_have_no_memory_in_common() -> None:
+    zeros = Zeros()
+    shapes = [((3, 5), (5, 1)), ((), ()), ((2, 0), (1, 1)), ((4, 6, 2), (12, 1, 6)), ((2**24,), (1,)), ((7,), (1,))]
+    made = [
+        zeros.tensor(shape, stride, dtype, torch.device("cpu"))
+        for shape, stride in shapes * 2
+        for dtype in (torch.float32, torch.bfloat16, torch.float64)
+    ]
+    for number, tensor in enumerate(made):
+        assert (tensor.shape, tensor.stride()) == shapes[number // 3 % len(shapes)]
+        assert tensor.storage_offset() == 0
+        tensor += number + 1
+    for number, tensor in enumerate(made):
+        assert (tensor == (torch.zeros((), dtype=tensor.dtype) + number + 1)).all()

@@ -56,3 +56,23 @@ def test_the_space_is_the_same(name: str) -> None:
     assert ours.cost() == plain.cost()
     assert ours.least_cost() == plain.least_cost()
     assert {str(e.expression) for e in ours.numbers.equations} == {str(e.expression) for e in plain.numbers.equations}
+
+
+def test_calls_that_are_alike_are_recalled_in_their_order() -> None:
+    """Two calls of which the same is said, each with ids of its own: another run goes on with the right ones, so that
+    it needs no more."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.one, self.two = 4, nn.Linear(4, 16), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.one(x)
+            queries, keys = (hidden.view(-1, self.heads, hidden.shape[1] // self.heads) for _ in range(2))
+            return self.two((queries.softmax(1) + keys).flatten(1))
+
+    model, calls = Net(), example_calls(torch.randn(2, 4))
+    once, twice = (label(trace(model, calls, modes=modes)) for modes in ((False,), (False, True)))
+    assert twice.ids == once.ids
+    assert len(twice.equal) == len(once.equal)
