@@ -29,8 +29,8 @@ class Said:
 
 
 class Calls:
-    """Remembers what was said of calls, in the order in which they were made. (Of several calls with one key the same is
-    said, each time with ids of its own; their order tells which of these go on to be used where.)"""
+    """Remembers what was said of calls, in the order in which they were made: of several calls with one key the same is
+    said, each time with ids of its own, and their order tells which of these go on to be used where."""
 
     def __init__(self, graph: Graph, facts: Facts) -> None:
         self._said: dict[Hashable, list[Said]] = {}
