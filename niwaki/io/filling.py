@@ -24,7 +24,7 @@ def fill(small: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, An
     state = small.state_dict(keep_vars=True)
     outside = set(about.get("buffers", ())) & tensors.keys() - state.keys()
     inside = {name: saved for name, saved in tensors.items() if name not in outside}
-    fill_state(state, inside, about["tied"], path)
+    fill_state(state, inside, about.get("tied", {}), path)
     for name, value in small.named_buffers(remove_duplicate=False):
         if name in inside and value is not state[name]:
             raise FileFormatError(

@@ -145,7 +145,7 @@ def load(
         small = cut(fresh_dense_model, plan)
     except PlanError as cause:
         raise FileFormatError(f"{str(source)!r} cannot be loaded into this model. {cause}") from cause
-    filled = frozenset(tensors) | frozenset(data["weights"]["tied"])
+    filled = frozenset(tensors) | frozenset(data["weights"].get("tied", {}))
     whole = materialised(small, filled, torch.device(device or "cpu"))
     fill(whole, tensors, data["weights"], path)
     return whole if device is None else whole.to(device)

@@ -94,15 +94,25 @@ def load_optimizer(optimizer: Optimizer, small: nn.Module, directory: str | os.P
         content = decode(about["tree"], tensors)
         _check_shapes(about["shapes"], _shapes(small, numbers), path)
         groups = _groups(content["param_groups"], names, current, numbers, path)
-        state = {numbers[name]: value for name, value in content["state"].items()}
+        state = {numbers[name]: dict(value) for name, value in content["state"].items()}
         new = {"state": state, "param_groups": groups, **content["rest"]}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as cause:
+        _put(optimizer, small, new, content["state"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as cause:
         raise FileFormatError(
             f"{str(source)!r} does not describe its {OPTIMIZER_FILE} as niwaki.save does: "
             f"{type(cause).__qualname__}: {cause}. It was damaged or made by hand."
         ) from cause
-    optimizer.load_state_dict(new)
-    _keep_dtypes(optimizer, small, content["state"])
+
+
+def _put(optimizer: Optimizer, small: nn.Module, new: dict[str, Any], saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Load a ``state_dict``, or leave the optimizer as it was: torch looks into the state after it has replaced it."""
+    before = {"state": optimizer.state, "param_groups": optimizer.param_groups}
+    try:
+        optimizer.load_state_dict(new)
+        _keep_dtypes(optimizer, small, saved)
+    except BaseException:
+        optimizer.__dict__.update(before)
+        raise
 
 
 def _kind(optimizer: Optimizer) -> str:
@@ -159,7 +169,9 @@ def _groups(
             f"{[len(group['params']) for group in saved]} parameters in each, and {[len(known) for known in names]} "
             "here. Build it with the groups of the saved one."
         )
-    return [{**group, "params": now["params"]} for group, now in zip(saved, current["param_groups"], strict=True)]
+    return [
+        {**now, **group, "params": now["params"]} for group, now in zip(saved, current["param_groups"], strict=True)
+    ]
 
 
 def _keep_dtypes(optimizer: Optimizer, small: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:

@@ -160,7 +160,7 @@ def fill_program(program: ExportedProgram, tensors: Mapping[str, Tensor], about:
                 "Export the network in the dtype it was saved in."
             )
     inside = {name: tensor for name, tensor in tensors.items() if name not in outside}
-    fill_state(program.state_dict, inside, about["tied"], path)
+    fill_state(program.state_dict, inside, about.get("tied", {}), path)
     with torch.no_grad():
         for name, saved in outside.items():
             constants[name].copy_(saved)

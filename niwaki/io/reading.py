@@ -24,13 +24,15 @@ def read_description(directory: Path) -> tuple[Plan, Mapping[str, Any]]:
         FileFormatError: there is no plan, or it is damaged or from a newer niwaki.
     """
     path = directory / PLAN_FILE
-    if not directory.exists():
-        raise FileFormatError(f"There is no directory {str(directory)!r} to load from.")
-    if not directory.is_dir():
-        raise FileFormatError(f"Cannot load from {str(directory)!r}: it is a file. Name the directory that was saved.")
-    if not path.is_file():
-        raise FileFormatError(f"{str(directory)!r} has no {PLAN_FILE}: it is not a network that niwaki.save wrote.")
     try:
+        if not directory.exists():
+            raise FileFormatError(f"There is no directory {str(directory)!r} to load from.")
+        if not directory.is_dir():
+            raise FileFormatError(
+                f"Cannot load from {str(directory)!r}: it is a file. Name the directory that was saved."
+            )
+        if not path.is_file():
+            raise FileFormatError(f"{str(directory)!r} has no {PLAN_FILE}: it is not a network that niwaki.save wrote.")
         text = path.read_bytes().decode()
         data = json.loads(text)
         plan = Plan.from_json(text)

@@ -7,6 +7,7 @@ staged names until they have taken the place of the old ones.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -40,16 +41,17 @@ def write_directory(target: Path, data: Mapping[str, Any], parts: Mapping[str, P
     Raises:
         FileFormatError: ``target`` is a file, or cannot be written to.
     """
-    if target.exists() and not target.is_dir():
-        raise FileFormatError(f"Cannot save to {str(target)!r}: it is a file. Name a directory.")
     try:
+        if target.exists() and not target.is_dir():
+            raise FileFormatError(f"Cannot save to {str(target)!r}: it is a file. Name a directory.")
         if target.is_dir():
-            _write_into(target, data, parts)
+            _replace(target, data, parts)
         else:
             _make(target, data, parts)
-    except OSError as cause:
+    except (OSError, ValueError) as cause:  # a null character in a name is a ValueError
+        why = (isinstance(cause, OSError) and cause.strerror) or cause
         raise FileFormatError(
-            f"Cannot save to {str(target)!r}: {cause.strerror or cause}. Name a directory that can be written to."
+            f"Cannot save to {str(target)!r}: {why}. Name a directory that can be written to."
         ) from cause
 
 
@@ -71,6 +73,15 @@ def _make(target: Path, data: Mapping[str, Any], parts: Mapping[str, Part]) -> N
 def _plain(name: str) -> str:
     """``name`` as a pattern that matches itself only."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _replace(target: Path, data: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
+    try:
+        _write_into(target, data, parts)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            _remove_leftovers(target)
+        raise
 
 
 def _write_into(directory: Path, data: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
