@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"selection"},
     {"budget"},
     {"methods", "surgery"},
-    {"rehearse", "verify", "io", "measuring"},
+    {"rehearse", "verify", "io", "measuring", "huggingface"},
     {"choosing"},
     {"search"},
     {"testing", "__init__"},

@@ -1,0 +1,324 @@
+"""Cut networks as ordinary Hugging Face checkpoints: they load in a process that has never heard of niwaki."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import niwaki
+from niwaki.errors import FileFormatError
+from niwaki.train.torchvision_cpu import load
+
+load()
+transformers = pytest.importorskip("transformers")
+from niwaki import huggingface  # noqa: E402
+
+_DECODER = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+_ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+def tokens(rows: int = 2, length: int = 9) -> torch.Tensor:
+    return torch.randint(1, 99, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+# Class, configuration, inputs, the Auto class that loads it, what it cannot say, what must be less than before.
+FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[], dict[str, Any]], str, tuple[str, ...], set[str]]] = {
+    "Llama": (
+        "LlamaForCausalLM",
+        _DECODER,
+        lambda: {"input_ids": tokens()},
+        "AutoModelForCausalLM",
+        (),
+        {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"},
+    ),
+    "Qwen3": (
+        "Qwen3ForCausalLM",
+        {**_DECODER, "head_dim": 8},
+        lambda: {"input_ids": tokens()},
+        "AutoModelForCausalLM",
+        (),
+        {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"},
+    ),
+    "Mistral": (
+        "MistralForCausalLM",
+        {**_DECODER, "tie_word_embeddings": False},
+        lambda: {"input_ids": tokens()},
+        "AutoModelForCausalLM",
+        (),
+        {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"},
+    ),
+    "T5": (
+        "T5ForConditionalGeneration",
+        {
+            **{"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+            "decoder_start_token_id": 0,
+        },
+        lambda: {"input_ids": tokens(), "decoder_input_ids": tokens(2, 5)},
+        "AutoModelForSeq2SeqLM",
+        (),
+        {"d_ff", "num_heads"},
+    ),
+    "ViT": (
+        "ViTForImageClassification",
+        {**_ENCODER, "image_size": 16, "patch_size": 8, "num_labels": 5},
+        lambda: {"pixel_values": images()},
+        "AutoModelForImageClassification",
+        (),
+        {"intermediate_size", "num_attention_heads"},
+    ),
+    "GPT2": (
+        "GPT2LMHeadModel",
+        {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+        lambda: {"input_ids": tokens()},
+        "AutoModelForCausalLM",
+        ("*.attn.*",),
+        {"n_inner"},
+    ),
+    "Bert": (
+        "BertForMaskedLM",
+        {**_ENCODER, "vocab_size": 99, "max_position_embeddings": 32},
+        lambda: {"input_ids": tokens()},
+        "AutoModelForMaskedLM",
+        ("*.attention.*",),
+        {"intermediate_size"},
+    ),
+}
+
+
+def build(name: str) -> Any:
+    torch.manual_seed(0)
+    kind = getattr(transformers, FAMILIES[name][0])
+    model = kind(kind.config_class(**FAMILIES[name][1])).eval()
+    with torch.no_grad():  # norm weights of one and biases of zero would hide mistakes
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def cut(name: str, every: int = 2) -> tuple[Any, dict[str, Any]]:
+    """Every so manieth unit of each group stays."""
+    model, inputs = build(name), FAMILIES[name][2]()
+    space = niwaki.search_space(model, inputs, layout="uniform", ignored=list(FAMILIES[name][4]))
+    keep = np.zeros(space.num_units, dtype=bool)
+    for group in space.groups:
+        keep[group.first : group.first + group.units : every] = True
+    return niwaki.cut(model, space.plan(keep)), inputs
+
+
+# In a fresh process, in another directory: the library alone, the checkpoint, and the inputs.
+SCRIPT = """
+import sys
+import importlib.util
+import torch
+sys.modules["torchvision"] = None  # the one installed here may not fit the torch
+assert importlib.util.find_spec("niwaki") is None, "niwaki is on the path"
+import transformers
+from safetensors.torch import load_file, save_file
+for job in sys.argv[1:]:
+    folder, auto = job.split("=")
+    model, told = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True)
+    assert not any(told.values()), told
+    inputs = load_file(folder + "/inputs.test")
+    with torch.no_grad():
+        found = {"logits": model.eval()(**inputs).logits}
+        if model.can_generate():
+            ids = {"input_ids": inputs["input_ids"]}
+            found["tokens"] = model.generate(**ids, max_new_tokens=6, do_sample=False, use_cache=True, pad_token_id=0)
+    save_file(found, folder + "/outputs.test")
+"""
+
+
+def in_a_fresh_process(jobs: dict[Path, tuple[str, dict[str, Any]]]) -> dict[Path, dict[str, torch.Tensor]]:
+    """Without niwaki: neither in the working directory nor installed there."""
+    for folder, (_, inputs) in jobs.items():
+        save_file(inputs, folder / "inputs.test")
+    home = next(iter(jobs))
+    finder = f"import sys; sys.path[:] = [p for p in sys.path if p != {str(Path(niwaki.__file__).parents[1])!r}]\n"
+    finder += "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", finder + SCRIPT, *(f"{folder}={auto}" for folder, (auto, _) in jobs.items())],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {folder: load_file(folder / "outputs.test") for folder in jobs}
+
+
+def greedy(model: Any, inputs: dict[str, Any], cache: bool) -> torch.Tensor:
+    ids = {"input_ids": inputs["input_ids"]}
+    made: torch.Tensor = model.generate(**ids, max_new_tokens=6, do_sample=False, use_cache=cache, pad_token_id=0)
+    return made
+
+
+def test_families_load_without_niwaki(tmp_path: Path) -> None:
+    made = {name: cut(name) for name in FAMILIES}
+    for name, (small, inputs) in made.items():
+        before = {key: value.clone() for key, value in small.state_dict().items()}
+        dense = small.config.to_dict()
+        huggingface.save_pretrained(small, tmp_path / name, inputs)
+        assert small.config.to_dict() == dense
+        assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
+        assert {"config.json", "model.safetensors"} <= {entry.name for entry in (tmp_path / name).iterdir()}
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        for key in FAMILIES[name][5]:
+            assert config[key] == (dense[key] or 128) // 2, key
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(FAMILIES)
+    found = in_a_fresh_process({tmp_path / name: (FAMILIES[name][3], inputs) for name, (_, inputs) in made.items()})
+    for name, (small, inputs) in made.items():
+        outputs = found[tmp_path / name]
+        with torch.no_grad():
+            logits = small(**inputs).logits
+        assert torch.allclose(outputs["logits"], logits, rtol=1e-5, atol=1e-5 * float(logits.abs().max())), name
+        assert ("tokens" in outputs) == (name not in ("ViT", "Bert"))
+        if "tokens" in outputs:
+            assert torch.equal(outputs["tokens"], greedy(small, inputs, cache=True))
+            assert torch.equal(outputs["tokens"], greedy(small, inputs, cache=False))
+
+
+def test_scaled_norms_keep_their_epsilon() -> None:
+    """Qwen3's norms of queries and keys keep their width, and with it their epsilon, of which the config has one."""
+    small, inputs = cut("Qwen3")
+    epsilons = {m.variance_epsilon for n, m in small.named_modules() if n.endswith("norm")}
+    assert len(epsilons) == 2
+    config, state = huggingface.described(small, huggingface.FAMILIES["qwen3"])
+    assert config.rms_norm_eps == max(epsilons)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    factor = (max(epsilons) / min(epsilons)) ** 0.5
+    assert torch.allclose(state[name], small.state_dict()[name] * factor)
+    assert torch.equal(state["model.embed_tokens.weight"], small.state_dict()["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "T5", "GPT2"])
+def test_what_differs_by_layer_is_told_and_generates_all_the_same(name: str, tmp_path: Path) -> None:
+    model, inputs = build(name), FAMILIES[name][2]()
+    space = niwaki.search_space(model, inputs)
+    keep = np.ones(space.num_units, dtype=bool)
+    for number, group in enumerate(space.groups):
+        keep[group.first + group.units // 2 : group.first + group.units - number % 3] = False
+    small = niwaki.cut(model, space.plan(keep))
+    with pytest.raises(FileFormatError, match=r"No ordinary configuration says this network: .* use niwaki.save"):
+        huggingface.save_pretrained(small, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    niwaki.save(small, tmp_path / "out")
+    model.config.save_pretrained(tmp_path / "out")
+    fresh = type(model)(type(model.config).from_pretrained(tmp_path / "out")).eval()
+    loaded = niwaki.load(fresh, tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, small(**inputs).logits)  # type: ignore[operator]
+    made = greedy(loaded, inputs, cache=True)
+    assert torch.equal(made, greedy(small, inputs, cache=False))
+    assert made.shape[1] > 6
+
+
+def test_messages_name_the_tensor_or_layer(tmp_path: Path) -> None:
+    for name, message in (
+        ("GPT2", "'transformer.h.0.attn.c_attn.weight' has the shape .* and a model built from the configuration has"),
+        ("Bert", "'bert.encoder.layer.0.attention.self.query.weight' has the shape"),
+    ):
+        model, inputs = build(name), FAMILIES[name][2]()
+        space = niwaki.search_space(model, inputs, layout="uniform")
+        plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.4))
+        with pytest.raises(FileFormatError, match=message):
+            huggingface.save_pretrained(niwaki.cut(model, plan), tmp_path / "out")
+    llama, inputs = build("Llama"), FAMILIES["Llama"][2]()
+    space = niwaki.search_space(llama, inputs)
+    keep = np.ones(space.num_units, dtype=bool)
+    group = next(group for group in space.groups if "layers.1.mlp" in group.name)
+    keep[group.first : group.first + 5] = False
+    wide = niwaki.cut(llama, space.plan(keep))
+    with pytest.raises(
+        FileFormatError, match="intermediate_size would have to be 48 for 'layer 0' and 43 for 'layer 1'"
+    ):
+        huggingface.save_pretrained(wide, tmp_path / "out")
+    llama.model.layers[0].self_attn.scaling = 0.5
+    with pytest.raises(FileFormatError, match=r"model.layers.0.self_attn.scaling is 0.5, and in a model built"):
+        huggingface.save_pretrained(llama, tmp_path / "out")
+    llama.model.layers[0].self_attn.scaling = 8**-0.5
+    llama.model.layers[1].input_layernorm.variance_epsilon = 0.1
+    with pytest.raises(FileFormatError, match="rms_norm_eps would have to be 1e-06 for .* and 0.1 for 'model.layers.1"):
+        huggingface.save_pretrained(llama, tmp_path / "out")
+    llama.model.layers[1].input_layernorm.variance_epsilon = 1e-6
+    space = niwaki.search_space(llama, inputs)
+    keep = np.ones(space.num_units, dtype=bool)
+    keep[space.groups[0].first] = False
+    with pytest.raises(FileFormatError, match=r"hidden size \(31\) is not a multiple of the number of attention heads"):
+        huggingface.save_pretrained(niwaki.cut(llama, space.plan(keep)), tmp_path / "out")
+    llama.config.model_type = "lama"
+    with pytest.raises(
+        FileFormatError, match="does not know which numbers of a 'lama' configuration .*bert, gpt2, llama"
+    ):
+        huggingface.save_pretrained(llama, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_that_no_tensor_shows_is_found(tmp_path: Path) -> None:
+    llama, inputs = build("Llama"), FAMILIES["Llama"][2]()
+    llama.model.layers[0].mlp.act_fn = torch.nn.ReLU()
+    with pytest.raises(FileFormatError, match="output 0 of the model that was written differs by"):
+        huggingface.save_pretrained(llama, tmp_path / "out", inputs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_is_there_is_written_into(tmp_path: Path) -> None:
+    small, inputs = cut("Llama")
+    (tmp_path / "tokenizer.json").write_text("mine")
+    huggingface.save_pretrained(small, tmp_path)
+    smaller, _ = cut("Llama", every=4)
+    huggingface.save_pretrained(smaller.bfloat16(), tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == "mine"
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    with torch.no_grad():
+        # Converting a model converts its tables of rotations too; loading one in half precision computes them afresh.
+        assert torch.allclose(loaded(**inputs).logits, smaller(**inputs).logits, rtol=0, atol=0.05)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileFormatError, match="Cannot save to '.*file/x'"):
+        huggingface.save_pretrained(small, tmp_path / "file" / "x")
+
+
+def test_a_trained_llama_with_grouped_queries(tmp_path: Path) -> None:
+    """stories260K: the cut models, uniform and not, tell the same stories with the cache as without."""
+    folder = Path(os.environ.get("NIWAKI_DATA", ""), "weights", "stories260K")
+    if not (folder / "config.json").exists():
+        pytest.skip("NIWAKI_DATA names no folder that holds weights/stories260K")
+    model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    inputs = {"input_ids": torch.tensor([[1, 403, 407, 261, 378]])}
+    for layout in ("uniform", "free"):
+        space = niwaki.search_space(model, inputs, layout=layout)  # type: ignore[arg-type]
+        plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(params=0.7))
+        small = niwaki.cut(model, plan)
+        told = greedy(small, inputs, cache=True)
+        assert torch.equal(told, greedy(small, inputs, cache=False))
+        if layout == "uniform":
+            huggingface.save_pretrained(small, tmp_path, inputs)
+            found = in_a_fresh_process({tmp_path: ("AutoModelForCausalLM", inputs)})[tmp_path]
+            assert torch.equal(found["tokens"], told)
+            with torch.no_grad():
+                assert torch.allclose(found["logits"], small(**inputs).logits, rtol=1e-4, atol=1e-4)
