@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import niwaki.testing.models as kit
+import niwaki.testing.rivals as rivals
 from niwaki import SearchSpace, search_space
 from niwaki.errors import TraceError
 from niwaki.precision import doubled
@@ -121,8 +122,8 @@ def test_wrong_gradients_are_told_by_parameter(monkeypatch: pytest.MonkeyPatch) 
         small.first.weight.register_hook(lambda gradient: gradient * 1.01)
         return small
 
-    real = kit.cut
-    monkeypatch.setattr(kit, "cut", wrong_cut)
+    real = rivals.cut
+    monkeypatch.setattr(rivals, "cut", wrong_cut)
     with pytest.raises(AssertionError, match="in train mode, the gradient of 'first.weight' in the cut network"):
         check_model(Net(), ROWS)
 
@@ -140,8 +141,8 @@ def test_round_off_that_the_reference_has_itself_is_no_violation() -> None:
     """A BatchNorm over two equal-and-opposite values: its gradients are round-off."""
     twins = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     assert check_model(twins, ROWS[:2], plans=3).backward is not None
-    assert kit.Deviation(1e-5, noise=1e-5).within(1e-8)
-    assert not kit.Deviation(1e-5, noise=1e-9).within(1e-8)
+    assert rivals.Deviation(1e-5, noise=1e-5).within(1e-8)
+    assert not rivals.Deviation(1e-5, noise=1e-9).within(1e-8)
 
 
 def test_randomised_leaves_no_constant_parameter() -> None:

@@ -23,14 +23,15 @@ import json
 
 from rich.console import Console
 
-from benchmarks.zoo import of_timm, of_torchvision, of_transformers, operators
+from benchmarks.zoo import of_timm, of_torchvision, of_transformers, operators, peers
 from benchmarks.zoo.entries import Entry
 from benchmarks.zoo.processes import Job, run
 from benchmarks.zoo.tables import show
 from benchmarks.zoo.verdict import verdict, why
-from benchmarks.zoo.worker import examine
+from benchmarks.zoo.worker import examine, warm_up
 
 Row = dict[str, Any]
+_LARGE = 2.5  # times the caps, for models that say so
 ZOOS = {"torchvision": of_torchvision.entries, "timm": of_timm.entries, "transformers": of_transformers.entries}
 
 
@@ -50,7 +51,12 @@ def main() -> None:
             console.print(entry.zoo, entry.name, entry.kind)
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    gc.freeze()
+    if any(entry.zoo == "transformers" for entry in chosen):
+        of_transformers.prepare()
+    warm_up()
+    if options.peers:
+        peers.warm_up()
+    gc.freeze()  # what every model imports is imported here, once
     rows = _lines(results) if options.resume and results.exists() else []
     known = {(row["zoo"], row["name"]) for row in rows}
     chosen = [entry for entry in chosen if (entry.zoo, entry.name) not in known]
@@ -60,11 +66,7 @@ def main() -> None:
                 row["peer"] = _peer(next(e for e in chosen if (e.zoo, e.name) == (row["zoo"], row["name"])), options)
             rows.append(row)
             print(json.dumps(row | {"verdict": verdict(row)}), file=file, flush=True)
-            word = verdict(row)
-            tail = "" if word == "exact" else f"  {why(row)}"
-            line = (
-                f"{len(rows)}/{len(known) + len(chosen)} {row['zoo']} {row['name']} {word} {row['seconds']:.0f} s{tail}"
-            )
+            line = f"{len(rows)}/{len(known) + len(chosen)} {_line(row)}"
             console.print(line, markup=False, highlight=False)
     show(rows, console)
 
@@ -75,7 +77,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--match", default="", help="only models whose name contains this regular expression")
     parser.add_argument("--seeds", type=int, default=3, help="random plans per model")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--patience", type=float, default=60.0, help="no further plan after so many CPU seconds")
     parser.add_argument("--seconds", type=float, default=120.0, help="cap on the CPU time of a model")
+    parser.add_argument("--peer-seconds", type=float, default=60.0, help="the same for Torch-Pruning")
     parser.add_argument("--gigabytes", type=float, default=6.0, help="memory cap per model")
     parser.add_argument("--peers", action="store_true", help="Torch-Pruning on the same models")
     parser.add_argument("--out", type=Path, default=Path("out/zoo"), help="results.jsonl, and a log per model")
@@ -98,16 +102,23 @@ def _lines(results: Path) -> list[Row]:
 def _job(entry: Entry, options: argparse.Namespace) -> Job:
     path = options.out / entry.zoo / f"{entry.name.replace('/', '_')}.json"
     row = {"zoo": entry.zoo, "name": entry.name, "kind": entry.kind}
-    work = partial(examine, entry, seeds=options.seeds)
-    return Job(row, work, path, max(options.gigabytes, entry.gigabytes or 0.0), options.seconds)
+    work = partial(examine, entry, seeds=options.seeds, patience=options.patience)
+    return Job(row, work, path, *_caps(entry, options))
+
+
+def _caps(entry: Entry, options: argparse.Namespace) -> tuple[float, float]:
+    """Gigabytes and CPU seconds."""
+    return (
+        (_LARGE * options.gigabytes, _LARGE * options.seconds) if entry.large else (options.gigabytes, options.seconds)
+    )
 
 
 def _peer(entry: Entry, options: argparse.Namespace) -> Row:
-    from benchmarks.zoo.peers import torch_pruning
-
     path = options.out / entry.zoo / f"{entry.name.replace('/', '_')}.peer.json"
-    cap = max(options.gigabytes, entry.gigabytes or 0.0)
-    return next(run([Job({}, partial(torch_pruning, entry), path, cap, options.seconds)], 1))
+    gigabytes, seconds = _caps(entry, options)
+    return next(
+        run([Job({}, partial(peers.torch_pruning, entry), path, gigabytes, min(seconds, options.peer_seconds))], 1)
+    )
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ import torch
 
 @dataclass(frozen=True)
 class Entry:
-    """``build`` returns the model with random weights and its example inputs. ``gigabytes``: a memory cap of its own,
-    for models that do not fit under the general one twice in float64."""
+    """``build`` returns the model with random weights and its example inputs. ``large``: with caps of its own, one plan
+    only, and compared with the model itself for the zeroed network, since two of it in float64 are too much."""
 
     zoo: str
     name: str
     kind: str
     build: Callable[[], tuple[torch.nn.Module, Any]]
-    gigabytes: float | None = None
+    large: bool = False
 
 
 def generator(seed: int = 1) -> torch.Generator:

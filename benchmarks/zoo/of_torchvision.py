@@ -32,7 +32,7 @@ _SIDE = {
     "raft_small": 128,
 }
 _CLIP = (4, 64, 64)
-_GIANTS = {"vit_h_14": 16.0, "regnet_y_128gf": 16.0, "vit_l_16": 9.0, "vit_l_32": 9.0}
+_LARGE = ("vit_h_14", "regnet_y_128gf", "vit_l_16", "vit_l_32")
 
 
 def entries() -> list[Entry]:
@@ -40,7 +40,7 @@ def entries() -> list[Entry]:
     from torchvision.models import list_models
 
     return [
-        Entry("torchvision", name, _kind(name), partial(_build, name), _GIANTS.get(name))
+        Entry("torchvision", name, _kind(name), partial(_build, name), name in _LARGE)
         for name in list_models()
         if not name.startswith("quantized_")
     ]

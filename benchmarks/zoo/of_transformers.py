@@ -47,6 +47,12 @@ def entries() -> list[Entry]:
     ]
 
 
+def prepare() -> None:
+    """Import what most architectures import, before the processes part: it takes longer than most of them."""
+    for name in ("llama", "whisper", "llava", "detr"):
+        build(name)
+
+
 def build(name: str) -> tuple[nn.Module, Any]:
     """The first of ever more careful configurations with which the model runs, and its inputs."""
     import transformers

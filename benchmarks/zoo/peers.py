@@ -25,6 +25,17 @@ from niwaki.verify import difference
 _EXACT = 1e-4
 
 
+def warm_up() -> None:
+    """What it loads on its first analysis is not the model's; before the processes part."""
+    _library().DependencyGraph().build_dependency(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(1, 4))
+
+
+def _library() -> Any:
+    import torch_pruning
+
+    return torch_pruning
+
+
 def torch_pruning(entry: Entry, path: Path) -> None:
     """Fill the row of one model; never raises. ``verdict``: exact, inexact, unpruned, or fails with the stage."""
     recorder = Recorder(path, {})
@@ -36,14 +47,12 @@ def torch_pruning(entry: Entry, path: Path) -> None:
 
 def _try(entry: Entry, recorder: Recorder) -> None:
     with recorder.stage("build"):
-        import torch_pruning as peer
-
+        peer = _library()
         torch.manual_seed(0)
         model, inputs = entry.build()
         model = randomised(model.eval())
         args, kwargs = example_calls(inputs)[0]
         given: Any = kwargs if kwargs and not args else args
-        peer.DependencyGraph().build_dependency(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(1, 4))
     with recorder.stage("analyse"):
         twin = copy.deepcopy(model)
         start, cpu = time.perf_counter(), time.process_time()

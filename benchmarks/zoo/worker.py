@@ -3,14 +3,17 @@ said how far it came."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -21,15 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import niwaki
 from benchmarks.zoo.entries import Entry
 from niwaki.precision import doubled
-from niwaki.testing.models import (
-    GRADIENT_TOLERANCE,
-    TOLERANCE,
-    gradient_deviation,
-    output_deviation,
-    random_plan,
-    randomised,
-)
+from niwaki.testing.models import random_plan, randomised
+from niwaki.testing.rivals import GRADIENT_TOLERANCE, Rivals
 from niwaki.trace.tracer import example_calls
+from niwaki.verify import TOLERANCE
 
 Row = dict[str, Any]
 
@@ -62,27 +60,26 @@ class Recorder:
             spent[name] = spent.get(name, 0.0) + time.process_time() - start
         except Exception as cause:
             traceback.print_exc()
-            self.note(error=one_line(cause))
+            self.note(error=one_line(f"{type(cause).__name__}: {cause}"))
             raise Stopped from cause
 
 
-def one_line(cause: BaseException) -> str:
-    """The kind and the first 300 characters of an error."""
-    text = " ".join(str(cause).split())
-    return f"{type(cause).__name__}: {text}"[:300]
+def one_line(text: str) -> str:
+    """The first 300 characters of an error."""
+    return " ".join(text.split())[:300]
 
 
-def examine(entry: Entry, path: Path, seeds: int) -> None:
-    """Fill the row of one model; never raises."""
+def examine(entry: Entry, path: Path, seeds: int, patience: float) -> None:
+    """Fill the row of one model; never raises. After ``patience`` CPU seconds no further plan is begun."""
     recorder = Recorder(path, {"zoo": entry.zoo, "name": entry.name, "kind": entry.kind})
     try:
-        _examine(entry, recorder, seeds)
+        _examine(entry, recorder, seeds, patience)
         recorder.note(stage="done")
     except Stopped:
         pass
 
 
-def _examine(entry: Entry, recorder: Recorder, seeds: int) -> None:
+def _examine(entry: Entry, recorder: Recorder, seeds: int, patience: float) -> None:
     torch.manual_seed(0)
     with recorder.stage("build"):
         model, inputs = entry.build()
@@ -93,58 +90,91 @@ def _examine(entry: Entry, recorder: Recorder, seeds: int) -> None:
         with torch.no_grad():
             model(*args, **kwargs)
             recorder.note(forward_s=timed(lambda: model(*args, **kwargs))[0])
-    _warm_up()
     with recorder.stage("analyse"):
-        wall, cpu, space = timed(lambda: niwaki.search_space(model, inputs, rehearse=False))
-        recorder.note(solve_s=wall, solve_cpu_s=cpu, solve_coverage=space.coverage)
-        wall, cpu, space = timed(lambda: niwaki.search_space(model, inputs))
+        space = _analysed(model, inputs, recorder)
         recorder.note(
-            analysis_s=wall,
-            analysis_cpu_s=cpu,
             coverage=space.coverage,
             units=space.num_units,
             groups=len(space.groups),
             notes=list(space.notes),
             pins=pins_by_reason(space),
         )
+    _keep_memory()
     rng = np.random.default_rng(0)
     recorder.note(forward=0.0, backward=None, seeds=0)
-    for seed in range(seeds):
-        _try_plan(model, inputs, space, rng, recorder, first=seed == 0)
+    for seed in range(1 if entry.large else seeds):
+        if seed and time.process_time() > patience:
+            break
+        plan = random_plan(space, rng)
+        if not seed:
+            _try_cut(model, inputs, space, plan, recorder)
+        _try_plan(model, inputs, plan, recorder, consume=entry.large)
         recorder.note(seeds=seed + 1)
 
 
-def _try_plan(
-    model: nn.Module, inputs: Any, space: niwaki.SearchSpace, rng: np.random.Generator, recorder: Recorder, first: bool
-) -> None:
-    row, call = recorder.row, example_calls(inputs)[0]
-    with recorder.stage("plan"):
-        plan = random_plan(space, rng)
+def _analysed(model: nn.Module, inputs: Any, recorder: Recorder) -> niwaki.SearchSpace:
+    """The search space; its time, with and without the rehearsal, is in the row."""
+    module = sys.modules[niwaki.search_space.__module__]
+    rehearsals = []
+
+    def rehearsed(*given: Any) -> list[str]:
+        rehearsals.append(timed(lambda: rehearsal(*given)))
+        return rehearsals[-1][2]  # type: ignore[no-any-return]
+
+    rehearsal = module.rehearsed
+    with patch.object(module, "rehearsed", rehearsed):
+        wall, cpu, space = timed(lambda: niwaki.search_space(model, inputs))
+    recorder.note(analysis_s=wall, analysis_cpu_s=cpu)
+    recorder.note(solve_s=wall - rehearsals[0][0], solve_cpu_s=cpu - rehearsals[0][1])
+    return space
+
+
+def _try_cut(model: nn.Module, inputs: Any, space: niwaki.SearchSpace, plan: niwaki.Plan, recorder: Recorder) -> None:
+    """What the first cut removes, against what was predicted."""
+    call = example_calls(inputs)[0]
     with recorder.stage("cut"):
         small = niwaki.cut(model, plan)
-        actual = sum(p.numel() for p in small.parameters())
-        predicted = space.cost(plan)
-        recorder.note(removed=1 - actual / max(1, row["params"]), params_right=predicted.params == actual)
+        actual, predicted = sum(p.numel() for p in small.parameters()), space.cost(plan)
+        recorder.note(removed=1 - actual / max(1, recorder.row["params"]), params_right=predicted.params == actual)
+    with recorder.stage("macs"):
+        recorder.note(macs=space.cost().macs, macs_predicted=predicted.macs)
+        recorder.note(macs_counted=macs(model, call), macs_counted_cut=macs(small, call))
+
+
+def _try_plan(model: nn.Module, inputs: Any, plan: niwaki.Plan, recorder: Recorder, consume: bool) -> None:
+    row, call = recorder.row, example_calls(inputs)[0]
+    with recorder.stage("plan"):
+        rivals = Rivals(model, plan, consume)
     with recorder.stage("forward"):
-        found = output_deviation(model, plan, call)
+        found = rivals.outputs(call)
         recorder.note(forward=max(row["forward"], found.deviation), precision=str(found.precision).split(".")[-1])
         if found.deviation > TOLERANCE.get(found.precision, 1e-2):
-            with doubled():
-                recorder.note(wrong=True, diverges=niwaki.check(model, plan, inputs).diverges)
-    if first:
-        with recorder.stage("macs"):
-            dense_macs, small_macs = macs(model, call), macs(small, call)
-            recorder.note(macs=space.cost().macs, macs_predicted=predicted.macs)
-            recorder.note(macs_counted=dense_macs, macs_counted_cut=small_macs)
-    del small
+            recorder.note(wrong=True)
+            if not consume:
+                with doubled():
+                    recorder.note(diverges=niwaki.check(model, plan, inputs).diverges)
     with recorder.stage("backward"):
-        gradients = gradient_deviation(model, plan, call)
-        if gradients is not None:
-            recorder.note(backward=max(row["backward"] or 0.0, gradients.deviation))
-            if gradients.noise:
-                recorder.note(noise=gradients.noise)
-            if not gradients.within(GRADIENT_TOLERANCE):
-                recorder.note(wrong=True, diverges=f"gradient of {gradients.parameter}")
+        gradients = rivals.gradients(call)
+        if gradients is None:
+            recorder.note(refusal=one_line(rivals.refusal))
+            return
+        recorder.note(backward=max(row["backward"] or 0.0, gradients.deviation))
+        if gradients.noise:
+            recorder.note(noise=gradients.noise)
+        if not gradients.within(GRADIENT_TOLERANCE):
+            recorder.note(wrong=True, diverges=f"gradient of {gradients.parameter}")
+
+
+def _keep_memory() -> None:
+    """Let freed memory be used again and not be given back: the comparison makes and drops copies of the model, and a
+    page that is new costs more than what is computed in it. Only where the allocator is glibc's."""
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        for option, value in ((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0)):
+            library.mallopt(option, value)
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def timed(what: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -154,8 +184,8 @@ def timed(what: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
-def _warm_up() -> None:
-    """Whatever Python and torch load on the first analysis of a process is not the model's."""
+def warm_up() -> None:
+    """What Python and torch load on the first analysis is not the model's; before the processes part."""
     niwaki.search_space(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
 
 

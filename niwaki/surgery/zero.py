@@ -14,9 +14,13 @@ def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
 
     Producing and consuming slices alike; buffers and everything else are as they were.
     """
+    return zero_out(duplicate(model), plan)
+
+
+def zero_out(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
+    """As `zeroed`, the model itself; for copies that are the caller's own."""
     plan, _ = to_do(model, plan)
-    same = duplicate(model)
-    parameters = dict(same.named_parameters())
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, dims in plan.tensors.items():
             parameter = parameters.get(name)
@@ -26,4 +30,4 @@ def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
                 removed = torch.ones(parameter.shape[dim], dtype=torch.bool, device=parameter.device)
                 removed[list(kept)] = False
                 parameter.index_fill_(dim, removed.nonzero().flatten(), 0)
-    return same
+    return model

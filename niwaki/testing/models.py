@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,20 +12,12 @@ from torch import nn
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.errors import NiwakiError
-from niwaki.precision import doubled
 from niwaki.search import search_space
-from niwaki.surgery.cut import cut, duplicate
-from niwaki.surgery.zero import zeroed
+from niwaki.surgery.cut import duplicate
+from niwaki.testing.rivals import GRADIENT_TOLERANCE, Rivals
 from niwaki.trace.preserve import preserved
-from niwaki.trace.structures import ExampleCall, tensors_in
 from niwaki.trace.tracer import example_calls
-from niwaki.verify import check, convert, difference
-
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-GRADIENT_TOLERANCE = 1e-8
-_SHAKE = 1e-15  # a few units in the last place
-_AMPLIFIED = 10.0  # round-off of a whole pass, in multiples of one change of that size
-_DROPPING = ("p", "drop_rate", "drop_prob", "drop_path_prob", "drop_path_rate", "drop_path", "layerdrop", "scale_prob")
+from niwaki.verify import check
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +89,7 @@ def check_model(
             plan = random_plan(space, rng, share)
             try:
                 outcome = check(subject, plan, example_inputs)
-                gradients = gradient_deviation(subject, plan, calls[0]) if train else None
+                gradients = Rivals(subject, plan).gradients(calls[0]) if train else None
             except (NiwakiError, RuntimeError, ValueError, TypeError, IndexError) as cause:
                 raise AssertionError(f"Random plan {number} (seed {seed}): the cut model fails: {cause}") from cause
             if not outcome.holds:
@@ -149,15 +138,6 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def without_randomness(model: nn.Module) -> nn.Module:
-    """Dropout and drop-path off, so that two networks can be compared in train mode. In place."""
-    for module in model.modules():
-        for name, value in list(module.__dict__.items()):
-            if isinstance(value, float) and (name in _DROPPING or "dropout" in name):
-                setattr(module, name, 0.0)
-    return model
-
-
 def random_plan(space: SearchSpace, rng: np.random.Generator, share: float = 0.5) -> Plan:
     """A plan that keeps about ``share`` of every group, at random, as the ties between groups allow."""
     kept = [
@@ -172,137 +152,3 @@ def random_plan(space: SearchSpace, rng: np.random.Generator, share: float = 0.5
     for owner, number in zip(space.groups, kept, strict=True):
         keep[owner.first + rng.permutation(owner.units)[:number]] = True
     return space.plan(keep)
-
-
-@dataclass(frozen=True, slots=True)
-class Deviation:
-    """The largest deviation between two networks, relative to the largest entry, and the parameter it was found in
-    (empty for outputs). ``precision`` is the type the two were compared in. ``noise``: how far the reference is from
-    itself after its parameters change by a few units in the last place; found out only for a large deviation."""
-
-    deviation: float
-    parameter: str = ""
-    precision: torch.dtype = torch.float64
-    noise: float = 0.0
-
-    def within(self, tolerance: float) -> bool:
-        """Whether the deviation is allowed, or no larger than what round-off does to the reference itself.
-
-        A BatchNorm over two values has gradients that consist of round-off.
-        """
-        return self.deviation <= max(tolerance, _AMPLIFIED * self.noise)
-
-
-def output_deviation(model: nn.Module, plan: Plan, call: ExampleCall) -> Deviation:
-    """How far the outputs of the cut network are from those of the zeroed one, in eval mode.
-
-    As `niwaki.check`, with less memory: at most two copies of the model in float64 are held beside it.
-    """
-    for dtype in (torch.float64, None):
-        dense = duplicate(model).eval()
-        dense = dense.double() if dtype is not None else dense
-        small, zero = cut(dense, plan), zeroed(dense, plan)
-        del dense
-        try:
-            reference = _outputs(zero, call, dtype)
-        except (RuntimeError, TypeError):
-            if dtype is None:
-                raise
-            continue  # a constant of another type inside, or an operator without float64
-        found = difference(_outputs(small, call, dtype), reference)
-        precision = next((tensor.dtype for tensor in reference if tensor.is_floating_point()), torch.float64)
-        return Deviation(found, precision=precision)
-    raise AssertionError("unreachable")
-
-
-def gradient_deviation(model: nn.Module, plan: Plan, call: ExampleCall) -> Deviation | None:
-    """How far the gradients of the kept parameters are from those in the zeroed network, in train mode in float64.
-
-    The loss is a random combination of all floating-point outputs. None where the zeroed model itself does not run in
-    train mode in float64, or gives no gradient to any parameter.
-    """
-    dense = without_randomness(duplicate(model).double().train())
-    small, zero = cut(dense, plan), zeroed(dense, plan)
-    try:
-        expected = _kept_gradients(zero, plan, call)
-    except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError, AttributeError):
-        return None
-    del zero
-    if not expected:
-        return None
-    ours = _gradients(small, call)
-    for repair in plan.repairs:  # the cut network's own weight is this factor times the zeroed one's
-        if repair.tensor in ours:
-            ours[repair.tensor] = ours[repair.tensor] * repair.factor
-    found = _largest(ours, expected)
-    if found.deviation > GRADIENT_TOLERANCE and found.deviation < float("inf"):
-        shaken = _kept_gradients(_shaken(zeroed(dense, plan)), plan, call)
-        return replace(found, noise=_largest(shaken, expected).deviation)
-    return found
-
-
-def _largest(ours: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> Deviation:
-    odd = sorted(set(expected) ^ set(ours))
-    if odd:
-        return Deviation(float("inf"), odd[0])
-    scale = max((float(gradient.abs().max()) for gradient in expected.values() if gradient.numel()), default=0.0)
-    worst = Deviation(0.0)
-    for name, gradient in expected.items():
-        if gradient.shape != ours[name].shape or not torch.equal(gradient.isnan(), ours[name].isnan()):
-            return Deviation(float("inf"), name)
-        gap = float((gradient - ours[name]).nan_to_num(0, 0, 0).abs().max()) if gradient.numel() else 0.0
-        relative = gap / scale if scale > 0 else (0.0 if gap == 0 else float("inf"))
-        if relative > worst.deviation:
-            worst = Deviation(relative, name)
-    return worst
-
-
-def _shaken(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype) - 0.5
-            parameter.mul_(1 + _SHAKE * noise.to(parameter.device))
-    return model
-
-
-def _kept_gradients(model: nn.Module, plan: Plan, call: ExampleCall) -> dict[str, torch.Tensor]:
-    return {name: _kept(gradient, plan.tensors.get(name, {})) for name, gradient in _gradients(model, call).items()}
-
-
-def _kept(gradient: torch.Tensor, dims: Mapping[int, Sequence[int]]) -> torch.Tensor:
-    for dim, kept in dims.items():
-        gradient = gradient.index_select(dim, torch.tensor(kept, dtype=torch.int64, device=gradient.device))
-    return gradient
-
-
-@contextmanager
-def _drawing_alike() -> Iterator[None]:
-    """What a model draws at random, even in eval mode, every network draws alike; nothing is used up."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-
-
-def _outputs(model: nn.Module, call: ExampleCall, dtype: torch.dtype | None) -> list[torch.Tensor]:
-    args, kwargs = convert(call, dtype)
-    with torch.no_grad(), _drawing_alike(), doubled() if dtype is not None else nullcontext():
-        return list(tensors_in(model(*args, **kwargs)))
-
-
-def _gradients(model: nn.Module, call: ExampleCall) -> dict[str, torch.Tensor]:
-    args, kwargs = convert(call, torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad(), _drawing_alike(), doubled():
-        floating = [out for out in tensors_in(model(*args, **kwargs)) if out.is_floating_point() and out.requires_grad]
-        terms = [(out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum() for out in floating]
-        if terms:
-            torch.stack(terms).sum().backward()  # type: ignore[no-untyped-call]
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
