@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.zoo.entries import generator, image
 from benchmarks.zoo.tiny_configs import SPECIAL
-from benchmarks.zoo.transformers_settings import INPUTS
+from benchmarks.zoo.transformers_inputs import INPUTS
 
 Shapes = list[Tensor]
 _LENGTH = 9

@@ -1,12 +1,8 @@
-"""What single architectures of transformers want said beyond the general tables: settings, and inputs."""
+"""What single architectures of transformers want said beyond the general tables of settings."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import torch
-
-from benchmarks.zoo.entries import generator, image
 
 _SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
 _SERIES = {"prediction_length": 4, "context_length": 16, "num_time_features": 1, "lags_sequence": [1, 2]}
@@ -31,6 +27,7 @@ _RESNET = {
     "out_features": ["stage2", "stage3", "stage4"],
 }
 _DEEP = {"deepstack_visual_indexes": [0, 1], "use_fine_route": False, "scale_factor": 2}
+_WINDOWS = {"downsample_hidden_size": 16, "output_dim": 32}
 _DETR = {"encoder_in_channels": [24, 32, 40], "decoder_in_channels": [32, 32, 32], "num_denoising": 0}
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -74,7 +71,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "glm4v_moe_text": {"rope_parameters": _SECTIONS},
     "glm_image_text": {"rope_parameters": _SECTIONS},
     "glm_ocr": {"text_config": {"rope_parameters": _SECTIONS}},
-    "cosmos3_edge": {"text_config": {"rope_parameters": _SECTIONS}},
+    "cosmos3_edge": {"text_config": {"rope_parameters": _SECTIONS}, "projector_hidden_size": 48},
     "cosmos3_edge_text": {"rope_parameters": _SECTIONS},
     "qwen2_vl": {"text_config": {"rope_parameters": _SECTIONS}},
     "qwen2_5_vl": {"text_config": {"rope_parameters": _SECTIONS}},
@@ -116,150 +113,94 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "longcat_flash": {"ffn_hidden_size": 48, "expert_ffn_size": 24, "zero_expert_num": 2},
     "blip-2": {"qformer_config": {"vocab_size": 99, "encoder_hidden_size": 32}, "num_query_tokens": 4},
     "instructblip": {"qformer_config": {"vocab_size": 99, "encoder_hidden_size": 32}, "num_query_tokens": 4},
-}
-
-
-def _series(config: Any) -> dict[str, Any]:
-    past, future = config.context_length + max(config.lags_sequence), config.prediction_length
-    return {
-        "past_values": image(2, past),
-        "past_time_features": image(2, past, 1),
-        "past_observed_mask": torch.ones(2, past),
-        "future_values": image(2, future),
-        "future_time_features": image(2, future, 1),
-    }
-
-
-def _decisions(config: Any) -> dict[str, Any]:
-    return {
-        "states": image(2, 5, config.state_dim),
-        "actions": image(2, 5, config.act_dim),
-        "rewards": image(2, 5, 1),
-        "returns_to_go": image(2, 5, 1),
-        "timesteps": torch.arange(5).expand(2, 5),
-        "attention_mask": torch.ones(2, 5),
-    }
-
-
-def _patches(config: Any) -> dict[str, Any]:
-    """A text with one image, given as its patches: 4 by 4 of them, merged two by two into 4 tokens."""
-    vision = config.vision_config
-    merged = 16 // vision.spatial_merge_size**2
-    channels = getattr(vision, "in_channels", 3)
-    size = channels * getattr(vision, "temporal_patch_size", 1) * vision.patch_size**2
-    words = torch.randint(8, 80, (1, 6), generator=generator())
-    start, end = (getattr(config, f"vision_{side}_token_id", None) for side in ("start", "end"))
-    around = [torch.tensor([[token]]) for token in (start, end) if token is not None]
-    tokens = torch.full((1, merged), config.image_token_id)
-    text = torch.cat([words[:, :3], *around[:1], tokens, *around[1:], words[:, 3:]], 1)
-    return {
-        "input_ids": text,
-        "pixel_values": image(16, size),
-        "image_grid_thw": torch.tensor([[1, 4, 4]]),
-        "mm_token_type_ids": (text == config.image_token_id).long(),
-    }
-
-
-def _sound_and_text(config: Any) -> dict[str, Any]:
-    return {"input_ids": torch.randint(8, 80, (2, 9), generator=generator()), "input_features": image(2, 1, 1001, 64)}
-
-
-def _two_texts(config: Any) -> dict[str, Any]:
-    text = torch.randint(8, 80, (2, 9), generator=generator())
-    tokens = torch.cat([torch.full((2, config.num_query_tokens), config.image_token_id), text], 1)
-    return {"pixel_values": image(2, 3, 32, 32), "qformer_input_ids": text, "input_ids": tokens}
-
-
-def _objects(config: Any) -> dict[str, Any]:
-    return {
-        "input_ids": torch.randint(8, 80, (2, 9), generator=generator()),
-        "visual_feats": image(2, 4, config.visual_feat_dim),
-        "visual_pos": image(2, 4, config.visual_pos_dim),
-    }
-
-
-def _queries(config: Any) -> dict[str, Any]:
-    return {
-        "query_embeds": image(2, 4, config.hidden_size),
-        "encoder_hidden_states": image(2, 5, config.encoder_hidden_size),
-    }
-
-
-def _proteins(config: Any) -> dict[str, Any]:
-    return {
-        "input_ids": torch.randint(8, 80, (2, 9), generator=generator()),
-        "protein_input_ids": torch.randint(8, 80, (2, 7), generator=generator(2)),
-        "protein_attention_mask": torch.ones(2, 7, dtype=torch.long),
-    }
-
-
-def _tiles(config: Any) -> dict[str, Any]:
-    """A text with one image each, which is one tile."""
-    vision = config.vision_config
-    number = (vision.image_size // vision.patch_size // vision.scale_factor) ** 2
-    return {
-        "input_ids": _with_placeholders(config.image_token_id, number),
-        "pixel_values": image(2, 1, 3, vision.image_size, vision.image_size),
-        "pixel_attention_mask": torch.ones(2, 1, dtype=torch.bool),
-    }
-
-
-def _everything(config: Any) -> dict[str, Any]:
-    """A text with an image of four patches and four steps of sound."""
-    vision, sound = config.vision_config, config.audio_config
-    corners = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]]).expand(2, 4, 2)
-    text = torch.cat([_with_placeholders(config.image_token_id, 4), torch.full((2, 4), config.audio_token_id)], 1)
-    return {
-        "input_ids": text,
-        "pixel_values": image(2, 4, 3 * vision.model_patch_size**2),
-        "image_position_ids": corners,
-        "input_features": image(2, 4, sound.audio_embed_dim),
-        "input_features_mask": torch.ones(2, 4, dtype=torch.bool),
-        "mm_token_type_ids": (text == config.image_token_id).long() + 3 * (text == config.audio_token_id).long(),
-    }
-
-
-def _with_placeholders(token: int, number: int) -> torch.Tensor:
-    text = torch.randint(8, 80, (2, 6), generator=generator())
-    return torch.cat([text[:, :3], torch.full((2, number), token), text[:, 3:]], 1)
-
-
-def _picture(config: Any) -> dict[str, Any]:
-    """Large enough that the norms behind the last stride of 32 average over more than a value or two."""
-    return {"pixel_values": image(2, 3, 96, 96)}
-
-
-def _globally(config: Any) -> dict[str, Any]:
-    """The first token sees everything, the others their neighbours."""
-    seen = torch.zeros(2, 9, dtype=torch.long)
-    seen[:, 0] = 1
-    return {
-        "input_ids": torch.randint(8, 80, (2, 9), generator=generator()),
-        "decoder_input_ids": torch.randint(8, 80, (2, 5), generator=generator(2)),
-        "global_attention_mask": seen,
-    }
-
-
-INPUTS: dict[str, Any] = {
-    "evolla": _proteins,
-    "gemma4_unified": _everything,
-    "granite_docling": _tiles,
-    "led": _globally,
-    "longformer": _globally,
-    **dict.fromkeys(("d_fine", "deimv2", "rt_detr", "rt_detr_v2"), _picture),
-    "autoformer": _series,
-    "informer": _series,
-    "time_series_transformer": _series,
-    "decision_transformer": _decisions,
-    "clap": _sound_and_text,
-    "blip_2_qformer": _queries,
-    "instructblip": _two_texts,
-    "lxmert": _objects,
-    **dict.fromkeys(
-        (
-            *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
-            *("glm4v", "glm4v_moe", "glm_ocr", "glm46v", "video_llama_3", "paddleocr_vl"),
-        ),
-        _patches,
-    ),
+    "cosmos3_omni": {
+        "text_config": {"rope_parameters": _SECTIONS},
+        "vision_config": {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
+    },
+    "deepseek_vl_hybrid": {"high_res_vision_config": {"output_channels": 8, "global_attn_indexes": [0]}},
+    "kimi_k25": {"vision_config": {"pos_emb_height": 8, "pos_emb_width": 8}, "projection_hidden_size": 32},
+    "lfm2_vl": {
+        "text_config": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
+        "vision_config": {"num_patches": 16},
+        "projector_hidden_size": 48,
+    },
+    "minimax_m3_vl": {
+        "text_config": {
+            "dense_intermediate_size": 48,
+            "mlp_layer_types": ["dense", "sparse"],
+            "layer_types": ["full_attention", "minimax_m3_sparse"],
+            "index_block_size": 4,
+            "index_topk_blocks": 2,
+        },
+        "projector_hidden_size": 48,
+    },
+    "mllama": {
+        "text_config": {"cross_attention_layers": [1]},
+        "vision_config": {
+            "num_global_layers": 1,
+            "max_num_tiles": 2,
+            "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+            "intermediate_layers_indices": [0, 1],
+            "vision_output_dim": 96,
+        },
+    },
+    "muse_glimmer": {
+        "vision_config": {"pos_emb_height": 2, "pos_emb_width": 2},
+        "out_hidden_size": 128,
+        "projector_hidden_size": 48,
+    },
+    "phi4_multimodal": {
+        "vision_config": {"crop_size": 32},
+        "audio_config": {
+            "num_blocks": 2,
+            "input_size": 16,
+            "ext_pw_out_channel": 32,
+            "depthwise_separable_out_channel": 32,
+            "nemo_conv_channels": 16,
+            "bias_max_distance": 8,
+        },
+    },
+    "qwen3_asr": {"audio_config": _WINDOWS},
+    "qwen3_omni_moe_thinker": {
+        "text_config": {"rope_parameters": _SECTIONS},
+        "vision_config": {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
+        "audio_config": _WINDOWS,
+    },
+    "unlimited_ocr": {
+        "vision_config": {
+            "sam_config": {
+                "image_size": 64,
+                "output_channels": 16,
+                "downsample_channels": [24, 32],
+                "global_attn_indexes": [1],
+            },
+            "encoder_config": {"image_size": 16},
+        }
+    },
+    "vjepa2": {
+        "crop_size": 32,
+        "frames_per_clip": 4,
+        "pred_hidden_size": 48,
+        "pred_num_attention_heads": 4,
+        "pred_num_hidden_layers": 2,
+    },
+    "sam2": {
+        "vision_config": {
+            "backbone_config": {
+                "image_size": 64,
+                "hidden_size": 8,
+                "blocks_per_stage": [1, 1, 2, 1],
+                "embed_dim_per_stage": [8, 16, 24, 32],
+                "num_attention_heads_per_stage": [1, 2, 2, 4],
+                "window_size_per_stage": [8, 4, 4, 2],
+                "global_attention_blocks": [3],
+            },
+            "backbone_channel_list": [32, 24, 16, 8],
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        },
+        "prompt_encoder_config": {"image_size": 64, "patch_size": 16},
+        "mask_decoder_config": {"iou_head_hidden_dim": 32},
+    },
+    "swin2sr": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 16},
+    "timesfm2_5": {"context_length": 256, "horizon_length": 32, "output_quantile_len": 64},
 }
