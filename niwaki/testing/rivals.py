@@ -52,7 +52,6 @@ class Rivals:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, consume: bool = False) -> None:
-        plan.check_fits(model)
         self._model, self._plan = None if consume else model, plan
         self.refusal = ""
         dense = (model if consume else duplicate(model)).train().double()
