@@ -94,14 +94,14 @@ def score(
     everything = np.ones(space.num_units, dtype=bool)
     total = np.zeros(space.num_units)
     for one, weight in mix.items():
-        name = _name_of(one)
+        name = name_of(one)
         values = _values(space, found[one] if isinstance(one, str) else one(space), name)
         if among is not None and among != "layer":
             values = normalise(space, values, everything, among)
         total += weight * values
     if not isinstance(criterion, Mapping):
-        return Scores(total, _name_of(criterion))
-    return Scores(total, " + ".join(f"{weight:g} {_name_of(one)}" for one, weight in mix.items()))
+        return Scores(total, name_of(criterion))
+    return Scores(total, " + ".join(f"{weight:g} {name_of(one)}" for one, weight in mix.items()))
 
 
 def _measure(
@@ -137,7 +137,7 @@ def _weights(mix: Mapping[One, float]) -> dict[One, float]:
     for one, weight in mix.items():
         if not is_number(weight) or not math.isfinite(weight) or weight < 0:
             raise MethodError(
-                f"The mix of criteria has the weight {weight!r} for {_name_of(one)!r}: it must be a finite number, 0 "
+                f"The mix of criteria has the weight {weight!r} for {name_of(one)!r}: it must be a finite number, 0 "
                 "or more."
             )
     if not any(mix.values()):
@@ -167,5 +167,6 @@ def _values(space: SearchSpace, values: Tensor | ArrayLike, name: str) -> FloatA
     return array
 
 
-def _name_of(one: One) -> str:
+def name_of(one: One) -> str:
+    """What a criterion is called in reports and files: a registered name, or that of the function."""
     return one if isinstance(one, str) else getattr(one, "__name__", None) or type(one).__qualname__

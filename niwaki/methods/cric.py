@@ -15,7 +15,8 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_number, check_steps
-from niwaki.methods.fading import IMPORTANT, WEIGHTS, Fading
+from niwaki.methods.fading import IMPORTANT, Fading
+from niwaki.methods.mix import WEIGHTS
 from niwaki.methods.progress import Phase
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule, Timeline, fitting_cycles
@@ -108,6 +109,7 @@ class CRIC(Fading):
         vectorised: bool = True,
     ) -> None:
         super().__init__(space, optimizer, budget, schedule, criteria, window, seed, vectorised)
+        self.mix.check_size("HESSO-CRIC")
         check_steps("cycles", cycles, "the most cycles there may be")
         check_number("tolerance", tolerance, 0, 1, "the share of all units below which there is no further cycle")
         check_number("layers", layers, 0, 1, "how much the sensitivity of layers counts beside the units' own scores")
@@ -150,7 +152,7 @@ class CRIC(Fading):
                 "loss=lambda: loss_fn(model(x), y), give optimizer.step a closure, or leave it out with layers=0."
             )
         self.before_fading(step)
-        if self._scores(step) and self._directed:
+        if self._scores(step) and self.mix.needs_direction:
             self._units.remember()
 
     def after_step(self, step: int) -> None:
@@ -271,7 +273,7 @@ class CRIC(Fading):
         """Masks, sums and a snapshot of the right shapes, as the place among the cycles asks for them."""
         super().check_state(state)
         trials = state["trials"]
-        Trials.check(trials, len(self._criteria), self.space.num_units, len(self.space.groups))
+        Trials.check(trials, len(self.mix.weights), self.space.num_units, len(self.space.groups))
         running = int(trials["cycle"]) > 0 and trials["ended"] is None
         if running != ("snapshot" in state):
             raise ValueError("its cycle and its snapshot contradict one another")

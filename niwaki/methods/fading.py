@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -12,30 +11,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget, check_budget, check_met, is_number, provenance
+from niwaki.budget import Budget, check_budget, check_met, provenance
 from niwaki.core.counts import FloatArray
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria import normalise
-from niwaki.criteria.registry import in_training
-from niwaki.errors import MethodError
 from niwaki.methods.attach import Method
-from niwaki.methods.checks import check_steps, diverged
+from niwaki.methods.checks import check_steps
 from niwaki.methods.fades import Faded, fade_named
+from niwaki.methods.mix import Criteria, Mix
 from niwaki.methods.plain import PlainUnits
 from niwaki.methods.progress import Phase, Progress
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.units import Units
 from niwaki.methods.vectorised import VectorisedUnits
 from niwaki.selection import costs, select
-
-WEIGHTS: Mapping[str, float] = {
-    "magnitude": 0.2,
-    "average_magnitude": 0.2,
-    "cosine": 0.2,
-    "taylor1": 0.2,
-    "taylor2": 0.2,
-}
 
 IMPORTANT, FADING, ZERO = 0, 1, 2
 
@@ -59,7 +48,7 @@ class Fading(Method):
         optimizer: Optimizer,
         budget: Budget,
         schedule: Schedule,
-        criteria: Mapping[str, float],
+        criteria: Criteria,
         window: int,
         seed: int,
         vectorised: bool,
@@ -67,11 +56,8 @@ class Fading(Method):
         super().__init__(space, optimizer)
         check_steps("window", window, "scores are averaged over it")
         check_budget(budget)
-        _check_weights(criteria)
         self.budget, self.schedule, self.seed = budget, schedule, seed
-        self._criteria = [in_training(name, space) for name in criteria]
-        self._weights = np.array(list(criteria.values()), dtype=np.float64)
-        self._directed = any(criterion.needs_direction for criterion in self._criteria)
+        self.mix = Mix.of(criteria, space)
         self._limits = budget.absolute(space)
         everything = np.ones(space.num_units, dtype=bool)
         least = select(space, np.ones(space.num_units), self._limits, steps=budget.steps)
@@ -145,7 +131,7 @@ class Fading(Method):
     def sample(self, size: Tensor | None = None) -> Tensor:
         """Score all units as they are, or as if they were ``size`` [num_units] times as large, into the open window;
         the scores [criteria, num_units]."""
-        values = self._units.values(self._criteria, self.seed, size)
+        values = self.mix.values(self._units, self.seed, self.space, size)
         self._window = values.clone() if self._window is None else self._window.to(values).add_(values)
         self._samples += 1
         return values
@@ -159,12 +145,7 @@ class Fading(Method):
 
     def weighted(self, means: Tensor, keep: BoolArray) -> FloatArray:
         """The weighted sum of criteria [criteria, num_units], each over its mean in the group: [num_units]."""
-        values = means.double().cpu().numpy()
-        if not np.isfinite(values[:, keep]).all():
-            raise diverged("scores", self.step)
-        parts = [weight * normalise(self.space, one, keep) for weight, one in zip(self._weights, values, strict=True)]
-        saliency = np.where(keep, np.sum(parts, axis=0), 0.0)
-        return saliency - min(0.0, float(saliency.min(initial=0.0)))
+        return self.mix.weighted(means, self.space, keep, self.step)
 
     def redundant(self, saliency: FloatArray) -> BoolArray:
         """The units that the whole budget would remove by ``saliency`` [num_units], if none had left."""
@@ -227,7 +208,7 @@ class Fading(Method):
     def _about(self) -> dict[str, Any]:
         return {
             "schedule": self.schedule.data,
-            "criteria": {c.name: float(w) for c, w in zip(self._criteria, self._weights, strict=True)},
+            "criteria": self.mix.data,
             "seed": self.seed,
             **self.numbers(),
         }
@@ -261,21 +242,5 @@ class Fading(Method):
             raise ValueError("its status holds values that mean nothing")
         if int(state["samples"]) < 0 or (window is None) != (int(state["samples"]) == 0):
             raise ValueError("its window and its number of samples contradict one another")
-        if window is not None and tuple(window.shape) != (len(self._criteria), units):
-            raise ValueError(f"its window has not the shape {[len(self._criteria), units]}")
-
-
-def _check_weights(criteria: object) -> None:
-    """Criteria must be named with finite weights, none negative and not all zero: only then does the sum rank units."""
-    example = "name criteria and their weights, such as {'magnitude': 1.0}"
-    if not isinstance(criteria, Mapping):
-        raise MethodError(f"criteria={criteria!r} is no mapping: {example}.")
-    if not criteria:
-        raise MethodError(f"criteria is empty: {example}.")
-    for name, weight in criteria.items():
-        if not is_number(weight) or not math.isfinite(weight) or weight < 0:
-            raise MethodError(
-                f"criteria has the weight {weight!r} for {name!r}: it must be a finite number, 0 or more."
-            )
-    if not any(criteria.values()):
-        raise MethodError("criteria has the weight 0 only, so all units would score alike: give one a weight above 0.")
+        if window is not None and tuple(window.shape) != (len(self.mix.weights), units):
+            raise ValueError(f"its window has not the shape {[len(self.mix.weights), units]}")

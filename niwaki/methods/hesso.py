@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.methods.fades import LINEAR
-from niwaki.methods.fading import FADING, WEIGHTS, Fading
+from niwaki.methods.fading import FADING, Fading
+from niwaki.methods.mix import WEIGHTS, Criteria
 from niwaki.methods.progress import Phase
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule, Timeline
@@ -37,7 +37,9 @@ class HESSO(Fading):
             (``requires_grad=False``), since units fade in all of their parameters: pin frozen ones with ``ignored``.
         budget: what must hold after ``schedule.until`` steps.
         schedule: when; see `Schedule`.
-        criteria: registered criteria and their weights.
+        criteria: criteria and their weights; or one function of the space, which returns [num_units] values, the larger
+            the more the network needs the unit. Such functions may stand in the mix as well. They are called, without
+            gradients, after each step of a window, when weights are new and ``.grad`` is what the step consumed.
         window: over how many steps criteria are averaged before each selection.
         readmit: choose once more in the middle of each period of four steps or more, among all units that are not yet
             zero: one that has begun to fade returns if it would be kept now, by its scores as if it had not faded.
@@ -74,7 +76,7 @@ class HESSO(Fading):
         budget: Budget,
         schedule: Schedule,
         *,
-        criteria: Mapping[str, float] = WEIGHTS,
+        criteria: Criteria = WEIGHTS,
         window: int = 10,
         readmit: bool = False,
         seed: int = 0,
@@ -89,6 +91,8 @@ class HESSO(Fading):
                 "readmit=True counts what has begun to fade as if it had not, which it can for a linear fade only, not "
                 f"for the fade {schedule.fade!r} of the schedule. Leave one of the two out."
             )
+        if readmit:
+            self.mix.check_size("readmit=True")
         self._readmit = readmit
         self.attach()
 
@@ -109,7 +113,7 @@ class HESSO(Fading):
     def before_step(self, step: int) -> None:
         """Within a window: see that the direction of the step will be known."""
         self.before_fading(step)
-        if self._directed and (self._timeline.scores(step) or self._previews(step)):
+        if self.mix.needs_direction and (self._timeline.scores(step) or self._previews(step)):
             self._units.remember()
 
     def after_step(self, step: int) -> None:

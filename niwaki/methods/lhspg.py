@@ -22,11 +22,12 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.measure import Measurement
 from niwaki.errors import BudgetError, MethodError
 from niwaki.methods.checks import check_mask, check_number
-from niwaki.methods.fading import FADING, IMPORTANT, WEIGHTS, Fading
+from niwaki.methods.fading import FADING, IMPORTANT, Fading
 from niwaki.methods.iterates import Change, Iterates, Sums, Unit
 from niwaki.methods.iterates_fast import FastIterates
 from niwaki.methods.iterates_plain import PlainIterates
 from niwaki.methods.lora import can_leave, driven_units, find_pairs, held, merged_space, positions
+from niwaki.methods.mix import WEIGHTS, Criteria
 from niwaki.methods.progress import Phase
 from niwaki.methods.proximal import left_half_space
 from niwaki.methods.schedule import Schedule, Timeline
@@ -66,7 +67,7 @@ class LHSPG(Fading):
         penalty: None, or the length that a unit loses in each step.
         epsilon: how readily units are set to zero before their period ends, from 0 to below 1. Where a step takes more
             than 1 - epsilon of a unit, it is zero at once.
-        criteria: registered criteria and their weights.
+        criteria: criteria and their weights, or functions, as in HESSO; here of the space of the merged network.
         seed: for criteria that draw.
         vectorised: False runs the plain loop over units, which is the specification.
 
@@ -99,7 +100,7 @@ class LHSPG(Fading):
         protect: float = 0.1,
         penalty: float | None = None,
         epsilon: float = 0.0,
-        criteria: Mapping[str, float] = WEIGHTS,
+        criteria: Criteria = WEIGHTS,
         seed: int = 0,
         vectorised: bool = True,
     ) -> None:
@@ -121,7 +122,7 @@ class LHSPG(Fading):
             )
         self._still = SGD(list(unit_parameters(merged).values()), lr=1.0)  # never steps: x and y are what they are
         super().__init__(merged, optimizer, budget, schedule, criteria, 1, seed, vectorised)
-        needs = [f"the criterion {criterion.name!r}" for criterion in self._criteria if criterion.needs_data]
+        needs = [f"the criterion {criterion.name!r}" for criterion in self.mix.registered if criterion.needs_data]
         if loss is not None and not callable(loss):
             raise MethodError(f"loss={loss!r} is no function. Pass loss=lambda: loss_fn(model(x), y).")
         if loss is None and (protect or needs):
@@ -216,12 +217,15 @@ class LHSPG(Fading):
 
     def saliency(self, keep: BoolArray) -> FloatArray:
         """Of W, when all pairs have just been merged."""
-        measurement = Measurement(self.space, self._criteria, self.seed, 1, False)
-        if not any(criterion.needs_data for criterion in self._criteria):
-            return self.weighted(measurement.at_weights(), keep)
-        assert self.loss is not None
-        loss = self.loss
-        return self.weighted(measurement.over([None], lambda model, batch: loss()), keep)
+        criteria, loss, measured = self.mix.registered, self.loss, None
+        if criteria:
+            measurement = Measurement(self.space, criteria, self.seed, 1, False)
+            if any(criterion.needs_data for criterion in criteria):
+                assert loss is not None
+                measured = measurement.over([None], lambda model, batch: loss())
+            else:
+                measured = measurement.at_weights()
+        return self.weighted(self.mix.with_functions(measured, self.space, self._units.device), keep)
 
     def group_weight(self) -> None:
         """None matters more than another, once some are protected."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.segments import unit_parameters
@@ -24,7 +24,8 @@ def layer_losses(space: SearchSpace, units: Units, saliency: FloatArray, loss: C
     """The loss as it is, and with the least salient 25, 50 and 75 % of the units of one group at zero, [groups, 4].
 
     ``loss()`` is called 1 + 3 * groups times, each time with the same state of the random generators. Everything is as
-    it was afterwards, whatever happens inside, but ``units`` has no marks.
+    it was afterwards, whatever happens inside, but ``units`` has no marks. In a distributed training these are the
+    means over its processes, all of which have to call this.
 
     Raises:
         MethodError: what ``loss`` returns is no finite scalar.
@@ -49,7 +50,7 @@ def layer_losses(space: SearchSpace, units: Units, saliency: FloatArray, loss: C
     finally:
         torch._foreach_copy_(weights, kept)
         units.mark(nothing, nothing)
-    losses = torch.stack(rows).double().cpu().numpy()
+    losses = _over_processes(torch.stack(rows)).double().cpu().numpy()
     if not np.isfinite(losses[:, 0]).all():
         raise MethodError(
             f"The loss is {losses[0, 0]}, so nothing can be compared with it: the training has diverged. Lower the "
@@ -69,6 +70,16 @@ def sensitivity(losses: FloatArray) -> FloatArray:
     term = growth.clip(min=0).mean(axis=1)
     mean = term.mean()
     return np.asarray(term / mean if mean > 0 else term, np.float64)
+
+
+def _over_processes(losses: Tensor) -> Tensor:
+    """The mean over the processes of a distributed training, each of which has looked at data of its own: all of them
+    go on from the same numbers, and so choose the same."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return losses
+    total = losses.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
 
 
 def _evaluated(model: nn.Module, loss: Callable[[], Any]) -> Tensor:
