@@ -136,9 +136,9 @@ TASKS: Mapping[str, Build] = {
     "digits-vit": partial(
         _digits, name="digits-vit", build=VisionTransformer, scale=Scale(30, 64, 2e-3, weight_decay=0.05, adam=True)
     ),
-    "fashion": partial(_fashion, name="fashion", build=_RESNET, short=Scale(6, train=6000)),
+    "fashion": partial(_fashion, name="fashion", build=_RESNET, short=Scale(6, train=4000)),
     "fashion-gru": partial(
-        _fashion, name="fashion-gru", build=RowReader, short=Scale(6, 64, 3e-3, 6000, weight_decay=0.01, adam=True)
+        _fashion, name="fashion-gru", build=RowReader, short=Scale(6, 64, 3e-3, 4000, weight_decay=0.01, adam=True)
     ),
     "cifar10": _cifar10,
     "char-llama": _shakespeare,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -61,34 +60,14 @@ class Training:
         self.optimizer = self.task.optimizer(self.model)
 
     def shrink(self) -> None:
-        """Cut what the method has removed, the optimizer's moments with it: the rest of the run computes what it would
-        have computed, in less time."""
+        """Cut what the method has removed, so that the rest of the run takes less time."""
         assert self.method is not None
-        plan, dense, before = self.method.plan(), self.model, self.optimizer
+        plan = self.method.plan()
         self.method.detach()
         self.method = None
-        self.replace(niwaki.cut(dense, plan))
-        small = dict(self.model.named_parameters())
-        moments: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in dense.named_parameters():
-            for key, value in before.state[parameter].items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    moments.setdefault(key, {})[name] = value
-                else:
-                    self.optimizer.state[small[name]][key] = value
-        for key, values in moments.items():
-            for name, value in _cut(dense, plan, values).items():
-                self.optimizer.state[small[name]][key] = value
+        niwaki.shrink(self.model, plan, self.optimizer)
 
     def _loss(self) -> Tensor:
         """The loss of the batch at hand."""
         return self.task.loss(self.model, self._batch)
 
-
-def _cut(model: nn.Module, plan: niwaki.Plan, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``values``, one per parameter, cut as the parameters are."""
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            parameter.copy_(values[name])
-    return {name: parameter.detach().clone() for name, parameter in niwaki.cut(twin, plan).named_parameters()}
