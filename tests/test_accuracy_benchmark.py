@@ -15,10 +15,11 @@ from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy.arms import ARMS, METHODS
 from benchmarks.accuracy.images import ImageTask
 from benchmarks.accuracy.results import append, missing, read
-from benchmarks.accuracy.show import plot, verdicts
+from benchmarks.accuracy.show import plot
 from benchmarks.accuracy.task import Recipe, Task
 from benchmarks.accuracy.tasks import TASKS, Where
 from benchmarks.accuracy.training import Training
+from benchmarks.accuracy.verdicts import verdicts
 from niwaki.train.data import load_images
 from niwaki.train.networks import ResNet
 
@@ -105,14 +106,14 @@ def test_missing_data_are_named(tmp_path: Path) -> None:
         TASKS["stories"](Where(tmp_path, CPU.device), 0)
 
 
-def rows_of(tmp_path: Path, values: dict[str, float]) -> list[command.Row]:
+def rows_of(tmp_path: Path, values: dict[str, float], measure: str = "accuracy") -> list[command.Row]:
     """Made-up results."""
     for arm, value in values.items():
         share = 1.0 if arm == "dense" else 0.3
         append(
             tmp_path / "rows.jsonl",
             command.Row(
-                "digits", arm, "macs", share, 0, "", "accuracy", value, share, share, 10, 10, 1.0, "cpu", "0", "0"
+                "digits", arm, "macs", share, 0, "", measure, value, share, share, 10, 10, 1.0, "cpu", "0", "0"
             ),
         )
     return read(tmp_path / "rows.jsonl")
@@ -121,11 +122,19 @@ def rows_of(tmp_path: Path, values: dict[str, float]) -> list[command.Row]:
 def test_verdicts_say_who_wins(tmp_path: Path) -> None:
     values = {"dense": 0.9, "hesso": 0.8, "dhspg": 0.7, "narrow": 0.75, "random": 0.6}
     rows = rows_of(tmp_path, values)
-    assert [holds for _, holds in verdicts(rows)] == [True, True]
-    words = [words for words, _ in verdicts(rows_of(tmp_path / "b", values | {"narrow": 0.85}))]
-    assert words == [
-        "digits, 30% of the macs: the best method, hesso, beats every baseline (narrow by -5.00)",
-        "digits, 30% of the macs: hesso beats all but the best (above it: narrow)",
+    assert [holds for _, holds in verdicts("compare", rows)] == [True, True]
+    assert verdicts("compare", rows_of(tmp_path / "b", values | {"narrow": 0.85})) == [
+        ("digits, 30% of the macs: the best method is hesso, by -5.00 better than the best baseline, narrow", False),
+        ("digits, 30% of the macs: only the best is better than hesso (narrow is)", False),
+    ]
+    assert verdicts("deep", rows_of(tmp_path / "c", {"hesso": 0.8, "hesso-cric": 0.79})) == [
+        ("digits, 30% of the macs: hesso-cric is at least hesso (-1.00)", False)
+    ]
+    assert verdicts("defaults", rows_of(tmp_path / "d", {"dense": 0.9, "hesso": 0.895})) == [
+        ("digits, 30% of the macs: hesso loses at most 1 point to dense training (0.50)", True)
+    ]
+    assert verdicts("defaults", rows_of(tmp_path / "e", {"hesso": 1.5, "narrow": 1.4}, "loss")) == [
+        ("digits, 30% of the macs: hesso's loss is not above the narrow network's (+0.100 nats)", False)
     ]
     assert missing([rows[0].job, replace(rows[0].job, seed=1)], rows) == [replace(rows[0].job, seed=1)]
     assert set(METHODS) < set(ARMS)

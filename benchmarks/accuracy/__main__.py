@@ -33,9 +33,10 @@ from rich.console import Console
 import niwaki
 from benchmarks.accuracy.arms import ARMS, BASELINES, METHODS
 from benchmarks.accuracy.results import Job, Row, append, missing, read
-from benchmarks.accuracy.show import plot, table, verdicts
+from benchmarks.accuracy.show import markdown, plot, table
 from benchmarks.accuracy.task import Task
 from benchmarks.accuracy.tasks import TASKS, Where
+from benchmarks.accuracy.verdicts import verdicts
 from niwaki.train.torchvision_cpu import load
 
 
@@ -138,8 +139,11 @@ def main() -> int:
                 highlight=False,
             )
     rows = [row for row in read(out) if row.task in suite.tasks and row.arm in suite.arms]
-    console.print(table(rows))
-    found = verdicts(rows)
+    if options.markdown:
+        print(markdown(rows))
+    else:
+        console.print(table(rows))
+    found = verdicts(options.suite, rows)
     for words, holds in found:
         console.print(f"{'yes' if holds else 'NO '}  {words}", highlight=False)
     if options.plot:
@@ -159,6 +163,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="how many, from 0")
     parser.add_argument("--resume", action="store_true", help="train only what has no line in the results yet")
     parser.add_argument("--show", action="store_true", help="train nothing")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--plot", type=Path, help="write a picture of accuracy against MACs (.png, .svg, .pdf)")
     parser.add_argument("--out", type=Path, default=Path("out/accuracy"), help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; default: %(default)s")

@@ -1,4 +1,4 @@
-"""Rows as a table, as a plot, and as the claims that they must bear out."""
+"""Rows as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -15,20 +15,40 @@ from benchmarks.accuracy.results import Row
 Value = TypeVar("Value")
 
 
+HEADINGS = ("task", "to keep", "arm", "mean", "worse than dense", "seeds", "MACs", "parameters", "s per run")
+
+
 def table(rows: Sequence[Row]) -> Table:
     """One line per task, budget and arm; means over seeds."""
     out = Table()
-    for heading in ("task", "to keep", "arm", "mean", "worse than dense", "seeds", "MACs", "parameters", "s per run"):
+    for heading in HEADINGS:
         out.add_column(heading, justify="left" if heading in ("task", "to keep", "arm") else "right")
-    for task in _in_order(row.task for row in rows):
-        mine = [row for row in rows if row.task == task]
-        for budget, share in sorted({(row.budget, -row.share) for row in mine}, key=lambda pair: (pair[1], pair[0])):
-            for arm in ARMS:
-                same = of(mine, task, arm, budget, -share)
-                if same:
-                    out.add_row(task, f"{-share:.0%} {budget}" if -share < 1 else "all", arm, *_line(same, mine))
+    for task in in_order(row.task for row in rows):
+        for line in lines([row for row in rows if row.task == task]):
+            out.add_row(*line)
         out.add_section()
     return out
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The same as a table of Markdown."""
+    every = [HEADINGS, ("---",) * 3 + ("---:",) * 6]
+    every += [
+        line for task in in_order(row.task for row in rows) for line in lines([r for r in rows if r.task == task])
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in every)
+
+
+def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The lines of one task."""
+    found = []
+    for budget, share in sorted({(row.budget, -row.share) for row in rows}, key=lambda pair: (pair[1], pair[0])):
+        for arm in ARMS:
+            same = of(rows, rows[0].task, arm, budget, -share)
+            if same:
+                kept = f"{-share:.0%} {budget}" if -share < 1 else "all"
+                found.append((rows[0].task, kept, arm, *_line(same, rows)))
+    return found
 
 
 def of(rows: Iterable[Row], task: str, arm: str, budget: str, share: float) -> list[Row]:
@@ -67,30 +87,6 @@ def _line(same: Sequence[Row], all_of_task: Sequence[Row]) -> tuple[str, ...]:
     )
 
 
-def verdicts(rows: Sequence[Row]) -> list[tuple[str, bool]]:
-    """What the issue asks of a comparison, as far as the rows allow to say."""
-    found: list[tuple[str, bool]] = []
-    places = _in_order((row.task, row.budget, row.share) for row in rows if row.share < 1)
-    for task, budget, share in places:
-        at = f"{task}, {share:.0%} of the {budget}"
-        arms = {arm: same for arm in ARMS if (same := of(rows, task, arm, budget, share))}
-        value = {arm: mean(same) for arm, same in arms.items()}
-        ours = {arm: v for arm, v in value.items() if arm in METHODS}
-        others = {arm: v for arm, v in value.items() if arm not in METHODS}
-        if ours and others:
-            best, rival = max(ours, key=ours.__getitem__), max(others, key=others.__getitem__)
-            gap = ours[best] - others[rival]
-            found.append((f"{at}: the best method, {best}, beats every baseline ({rival} by {gap:+.2f})", gap > 0))
-            if "hesso" in ours and len(value) > 3:
-                above = [arm for arm in value if arm not in ("hesso", best) and value[arm] > value["hesso"]]
-                words = "none is above it" if not above else f"above it: {', '.join(above)}"
-                found.append((f"{at}: hesso beats all but the best ({words})", not above))
-        if set(value) == {"hesso", "hesso-cric"}:
-            gap = value["hesso-cric"] - value["hesso"]
-            found.append((f"{at}: hesso-cric is at least hesso ({gap:+.2f} points)", gap >= 0))
-    return found
-
-
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Accuracy (or loss) against the share of the MACs, one panel per task; bars from the lowest to the highest seed.
 
@@ -101,7 +97,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as cause:
         raise SystemExit("A plot needs matplotlib: pip install 'niwaki[benchmark]'.") from cause
-    tasks = _in_order(row.task for row in rows)
+    tasks = in_order(row.task for row in rows)
     figure = Figure(figsize=(5.5 * len(tasks), 4.5), layout="constrained")
     for panel, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         mine = [row for row in rows if row.task == task]
@@ -131,6 +127,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _in_order(values: Iterable[Value]) -> list[Value]:
+def in_order(values: Iterable[Value]) -> list[Value]:
     """Each once, as they come."""
     return list(dict.fromkeys(values))

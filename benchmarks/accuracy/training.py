@@ -70,4 +70,3 @@ class Training:
     def _loss(self) -> Tensor:
         """The loss of the batch at hand."""
         return self.task.loss(self.model, self._batch)
-
