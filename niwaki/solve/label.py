@@ -17,6 +17,7 @@ from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import Call, Label, Refused, Rule, Scale, Source
 from niwaki.solve import places
+from niwaki.solve.comparisons import compared
 from niwaki.solve.facts import Facts, MacsTerm, SizeClaim, Touched
 from niwaki.solve.repeats import Calls, Said
 from niwaki.solve.scaling import Scaling
@@ -49,6 +50,10 @@ def label(
     calls = Calls(graph, facts)
     for index, run in enumerate(graph.runs):
         used: dict[int, tuple[Node, set[int]]] = {}
+        checked: dict[int, int] = {}  # calls that a comparison accounts for, and the number each was given
+        for product, comparison, claim in compared(graph, run):
+            facts.sizes.append(claim)
+            checked |= {id(node.call): node.call.numbers[0].value for node in (product, comparison)}
         calls.begin()
         for node in run.nodes:
             key = calls.key(node) if repeats and len(graph.runs) > 1 else None
@@ -60,11 +65,12 @@ def label(
                 said = Said(labels, axes, call.resized, call.rescaled, call.understood)
                 calls.remember(key, said)
             _assign(facts, graph, node, said.labels, scaling)
-            facts.touched.append(Touched(node, said.axes, said.resized, said.rescaled))
+            changing = {checked[id(node.call)]} if id(node.call) in checked else set()
+            facts.touched.append(Touched(node, said.axes, said.resized | changing, said.rescaled))
             used.setdefault(id(node.call), (node, set()))[1].update(said.understood)
         for node, understood in used.values():
             for position, number in enumerate(node.call.numbers):
-                if position not in understood and not isinstance(number, Literal):
+                if position not in understood and not isinstance(number, Literal) and id(node.call) not in checked:
                     _freeze(facts, number, node.location, "enters a computation that niwaki does not follow")
         for item in run.frozen:
             _freeze(facts, item.expression, item.location, "is part of the computed function")
