@@ -16,17 +16,19 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from niwaki.errors import FileFormatError
 from niwaki.files import flush_directory, flush_file
 from niwaki.trace.structures import tensors_in
 from niwaki.trace.tracer import example_calls
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
