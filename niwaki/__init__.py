@@ -7,6 +7,7 @@ from niwaki.core.reindex import reindex
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import score
 from niwaki.errors import NiwakiError
+from niwaki.exporting import export
 from niwaki.io import load, load_optimizer, load_program, save
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule
 from niwaki.search import search_space
@@ -34,6 +35,7 @@ __all__ = [
     "choose",
     "cut",
     "declare_state",
+    "export",
     "fold_constants",
     "load",
     "load_optimizer",

@@ -34,6 +34,10 @@ class FileFormatError(NiwakiError):
     """A saved file that is damaged, foreign, or of another architecture."""
 
 
+class ExportError(NiwakiError):
+    """A network that cannot be exported, or whose export computes something else."""
+
+
 class MethodError(NiwakiError):
     """A method, schedule or criterion that was given something it cannot work with."""
 

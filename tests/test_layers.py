@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"selection"},
     {"budget"},
     {"methods", "surgery"},
-    {"rehearse", "verify", "io", "measuring", "huggingface"},
+    {"rehearse", "verify", "io", "measuring", "huggingface", "exporting"},
     {"choosing"},
     {"search"},
     {"testing", "__init__"},

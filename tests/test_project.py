@@ -35,6 +35,7 @@ def test_every_requirement_has_a_tested_version() -> None:
         *project["dependencies"],
         *project["optional-dependencies"]["train"],
         *project["optional-dependencies"]["zoo"],
+        *project["optional-dependencies"]["onnx"],
     ]
     names = {re.split(r"[><=\[]", requirement)[0] for requirement in wanted}
     assert names <= pinned, names - pinned

@@ -26,6 +26,7 @@ PUBLIC = {
     "choose",
     "cut",
     "declare_state",
+    "export",
     "fold_constants",
     "load",
     "load_optimizer",
@@ -60,6 +61,7 @@ def test_first_parameters() -> None:
         "load_optimizer": ["optimizer", "small", "directory"],
         "load_program": ["directory"],
         "choose": ["space", "scores", "budget"],
+        "export": ["small", "example_inputs", "path"],
         **dict.fromkeys(
             ("HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "LHSPG"), ["space", "optimizer", "budget", "schedule"]
         ),

@@ -22,8 +22,9 @@ from niwaki.trace.pretend import Pretence
 from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
 
 
-def exported(model: nn.Module, call: ExampleCall) -> ExportedProgram:
+def exported(model: nn.Module, call: ExampleCall, dynamic_shapes: Any = None) -> ExportedProgram:
     """The eval-mode program of ``model`` for the shapes of one example call; it shares the model's parameters.
+    ``dynamic_shapes``: as for `torch.export.export`.
 
     Raises:
         TraceError: the model cannot be exported.
@@ -37,7 +38,7 @@ def exported(model: nn.Module, call: ExampleCall) -> ExportedProgram:
             module.training = False
         torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, whose heads cannot leave
         try:
-            program = torch.export.export(model, *call, strict=False)
+            program = torch.export.export(model, *call, dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as cause:
             problem = f"{_line(cause)}{type(cause).__qualname__}: {_first_line(cause)}"
             raise TraceError(
