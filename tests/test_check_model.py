@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -145,6 +146,46 @@ def test_round_off_that_the_reference_has_itself_is_no_violation() -> None:
     assert not rivals.Deviation(1e-5, noise=1e-9).within(1e-8)
 
 
+class Amplifying(nn.Module):
+    """Makes 1e-16 to 1e-8 on the way to its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 64), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1e9 * self.last(self.first(x).relu())).sin()
+
+
+def test_outputs_are_compared_with_the_round_off_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Amplifying()
+    space = search_space(net, ROWS)
+    plan, call = kit.random_plan(space, np.random.default_rng(0)), ((ROWS,), {})
+    found = rivals.Rivals(net, plan).outputs(call)
+    assert found.deviation > 1e-10
+    assert found.within(1e-10)
+    monkeypatch.setattr(rivals, "zero_out", lambda model, plan: model)
+    assert not rivals.Rivals(net, plan).outputs(call).within(1e-10)
+
+
+def test_a_consumed_model_is_the_zeroed_one() -> None:
+    net = kit.randomised(Net())
+    plan = kit.random_plan(search_space(net, ROWS), np.random.default_rng(0))
+    apart, consumed = rivals.Rivals(net, plan), rivals.Rivals(net, plan, consume=True)
+    call = ((ROWS,), {})
+    assert apart.outputs(call) == consumed.outputs(call)
+    assert apart.gradients(call) == consumed.gradients(call)
+    assert bool((net.first.weight == 0).any())
+
+
+def test_why_there_are_no_gradients_is_said() -> None:
+    frozen = Net().requires_grad_(False)
+    plan = kit.random_plan(search_space(frozen, ROWS), np.random.default_rng(0))
+    pair = rivals.Rivals(frozen, plan)
+    assert pair.gradients(((ROWS,), {})) is None
+    assert pair.refusal == "no parameter gets a gradient"
+
+
 def test_randomised_leaves_no_constant_parameter() -> None:
     net = kit.randomised(Net())
     assert all(bool((tensor != tensor.flatten()[0]).any()) for _, tensor in net.named_parameters())
@@ -152,7 +193,6 @@ def test_randomised_leaves_no_constant_parameter() -> None:
 
 
 def test_random_plans_differ_and_keep_what_ties_ask_for() -> None:
-    import numpy as np
 
     space: SearchSpace = search_space(Net(), ROWS)
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ import gc
 import os
 import re
 import signal
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from rich.console import Console
 from benchmarks.zoo import of_timm, of_torchvision, of_transformers, operators, peers
 from benchmarks.zoo.entries import Entry
 from benchmarks.zoo.processes import Job, run
+from benchmarks.zoo.summary import merged, summary
 from benchmarks.zoo.tables import show
 from benchmarks.zoo.verdict import verdict, why
 from benchmarks.zoo.worker import examine, warm_up
@@ -39,6 +41,9 @@ def main() -> None:
     options = _options()
     console = Console(width=None if sys.stdout.isatty() else 220, soft_wrap=False)
     results = options.out / "results.jsonl"
+    if options.summary:
+        print(summary(*merged(_lines(folder / "results.jsonl") for folder in options.summary)))
+        return
     if options.read:
         show([row for row in _lines(results) if re.search(options.match, row["name"])], console)
         return
@@ -60,6 +65,7 @@ def main() -> None:
     rows = _lines(results) if options.resume and results.exists() else []
     known = {(row["zoo"], row["name"]) for row in rows}
     chosen = [entry for entry in chosen if (entry.zoo, entry.name) not in known]
+    options.commit = _commit()
     with results.open("a" if options.resume else "w") as file:
         for row in run([_job(entry, options) for entry in chosen], options.jobs):
             if options.peers and row.get("stage") not in ("build", "dense"):
@@ -84,9 +90,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="Torch-Pruning on the same models")
     parser.add_argument("--out", type=Path, default=Path("out/zoo"), help="results.jsonl, and a log per model")
     parser.add_argument("--read", action="store_true", help="only show what is in --out")
+    parser.add_argument("--summary", type=Path, nargs="+", metavar="OUT", help="Markdown tables of several --out")
     parser.add_argument("--resume", action="store_true", help="only models that --out has no row of")
     parser.add_argument("--list", action="store_true", help="only name the models")
     return parser.parse_args()
+
+
+def _commit() -> str:
+    """The commit of this file's repository, with a + if the files are not as committed."""
+    here = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": False}
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **here).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **here).stdout.strip()
+    return f"{head or 'unknown'}{'+' if changed else ''}"
 
 
 def _line(row: Row) -> str:
@@ -101,7 +116,7 @@ def _lines(results: Path) -> list[Row]:
 
 def _job(entry: Entry, options: argparse.Namespace) -> Job:
     path = options.out / entry.zoo / f"{entry.name.replace('/', '_')}.json"
-    row = {"zoo": entry.zoo, "name": entry.name, "kind": entry.kind}
+    row = {"zoo": entry.zoo, "name": entry.name, "kind": entry.kind, "commit": options.commit}
     work = partial(examine, entry, seeds=options.seeds, patience=options.patience)
     return Job(row, work, path, *_caps(entry, options))
 

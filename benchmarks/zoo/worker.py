@@ -148,7 +148,9 @@ def _try_plan(model: nn.Module, inputs: Any, plan: niwaki.Plan, recorder: Record
     with recorder.stage("forward"):
         found = rivals.outputs(call)
         recorder.note(forward=max(row["forward"], found.deviation), precision=str(found.precision).split(".")[-1])
-        if found.deviation > TOLERANCE.get(found.precision, 1e-2):
+        if found.noise:
+            recorder.note(noise=found.noise)
+        if not found.within(TOLERANCE.get(found.precision, 1e-2)):
             recorder.note(wrong=True)
             if not consume:
                 with doubled():
@@ -160,7 +162,7 @@ def _try_plan(model: nn.Module, inputs: Any, plan: niwaki.Plan, recorder: Record
             return
         recorder.note(backward=max(row["backward"] or 0.0, gradients.deviation))
         if gradients.noise:
-            recorder.note(noise=gradients.noise)
+            recorder.note(noise=max(row.get("noise", 0.0), gradients.noise))
         if not gradients.within(GRADIENT_TOLERANCE):
             recorder.note(wrong=True, diverges=f"gradient of {gradients.parameter}")
 

@@ -16,7 +16,7 @@ from niwaki.precision import doubled
 from niwaki.surgery.cut import cut, duplicate
 from niwaki.surgery.zero import zero_out
 from niwaki.trace.structures import ExampleCall, tensors_in
-from niwaki.verify import convert, difference
+from niwaki.verify import TOLERANCE, convert, difference
 
 GRADIENT_TOLERANCE = 1e-8
 _SHAKE = 1e-15  # a few units in the last place
@@ -76,7 +76,10 @@ class Rivals:
             reference = _outputs(zero, call, dtype)
         found = difference(_outputs(small, call, dtype), reference)
         precision = next((tensor.dtype for tensor in reference if tensor.is_floating_point()), torch.float64)
-        return Deviation(found, precision=precision)
+        noise = 0.0
+        if TOLERANCE.get(precision, 0.0) < found < float("inf") and dtype is not None:
+            noise = difference(_outputs(_shaken(duplicate(zero)), call, dtype), reference)
+        return Deviation(found, precision=precision, noise=noise)
 
     def gradients(self, call: ExampleCall) -> Deviation | None:
         """How far the gradients of the kept parameters are apart in train mode, dropout and drop-path off.
