@@ -8,7 +8,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.criteria import score
 from niwaki.errors import NiwakiError
 from niwaki.exporting import export
-from niwaki.io import load, load_optimizer, load_program, save
+from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule
 from niwaki.search import search_space
 from niwaki.surgery.cut import cut
@@ -26,6 +26,7 @@ __all__ = [
     "LHSPG",
     "AdaHSPG",
     "Budget",
+    "Checkpoints",
     "NiwakiError",
     "Plan",
     "Schedule",

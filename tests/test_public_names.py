@@ -13,6 +13,7 @@ PUBLIC = {
     "AdaHSPG",
     "Budget",
     "CRIC",
+    "Checkpoints",
     "DHSPG",
     "HESSO",
     "HSPG",

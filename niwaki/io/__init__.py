@@ -29,12 +29,15 @@ costs).
 ``plan.json`` is the commit of a save: it is replaced in one step, after all other files are on the disk under staged
 names made of their SHA-256 (``.model-0123456789abcdef.safetensors``), which take the place of the old files afterwards.
 Wherever a save is killed, a reader finds what was there before, or all that is new.
+
+**A run in progress** is a directory of the last few checkpoints; `niwaki.io.moments` documents them.
 """
 
+from niwaki.io.checkpoints import Checkpoints
 from niwaki.io.format import PLAN_FILE, WEIGHTS_FILE
 from niwaki.io.network import load, save
 from niwaki.io.optimizer import load_optimizer
 from niwaki.io.program import load_program
 from niwaki.io.reading import read_plan
 
-__all__ = ["PLAN_FILE", "WEIGHTS_FILE", "load", "load_optimizer", "load_program", "read_plan", "save"]
+__all__ = ["PLAN_FILE", "WEIGHTS_FILE", "Checkpoints", "load", "load_optimizer", "load_program", "read_plan", "save"]

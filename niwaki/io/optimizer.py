@@ -109,7 +109,7 @@ def _put(optimizer: Optimizer, small: nn.Module, new: dict[str, Any], saved: Map
     before = {"state": optimizer.state, "param_groups": optimizer.param_groups}
     try:
         optimizer.load_state_dict(new)
-        _keep_dtypes(optimizer, small, saved)
+        keep_dtypes(optimizer, dict(small.named_parameters()), saved)
     except BaseException:
         optimizer.__dict__.update(before)
         raise
@@ -174,9 +174,10 @@ def _groups(
     ]
 
 
-def _keep_dtypes(optimizer: Optimizer, small: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
+def keep_dtypes(
+    optimizer: Optimizer, parameters: Mapping[Any, nn.Parameter], saved: Mapping[Any, Mapping[str, Any]]
+) -> None:
     """Torch casts state to the dtype of its parameter; what was kept in another comes back as it was."""
-    parameters = dict(small.named_parameters())
     for name, state in saved.items():
         here = optimizer.state[parameters[name]]
         for key, value in state.items():
