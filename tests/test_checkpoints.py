@@ -113,7 +113,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(keep: int, tmp_path: Pat
             break
         checkpoints.save(3, parts, "next")
         assert not list(checkpoints.directory.glob(".*"))
-    assert seen == {"old", "middle", "new"} and moment > 10
+    assert seen == {"old", "middle", "new"} and moment >= 8
 
 
 def test_what_does_not_fit_is_told_and_changes_nothing(tmp_path: Path) -> None:
@@ -221,3 +221,18 @@ def test_moments_in_another_dtype_come_back(tmp_path: Path) -> None:
     optimizer.state.clear()
     niwaki.Checkpoints(tmp_path).load({"optimizer": optimizer})
     assert _frozen(optimizer.state_dict()) == before
+
+
+def test_checkpoints_of_the_first_format_are_read(tmp_path: Path) -> None:
+    """They had no checksum of their own, and wrote infinity as Python does."""
+    parts, _ = start(method=False)
+    checkpoints = niwaki.Checkpoints(tmp_path)
+    checkpoints.save(2, parts, {"best": float("inf")})
+    file = tmp_path / "step-00000002" / "state.json"
+    content = json.loads(file.read_text())
+    del content["checksum"]
+    content["format"] = 1
+    text = json.dumps(content).replace('{"float": "inf"}', "Infinity")
+    assert "Infinity" in text
+    file.write_text(text)
+    assert checkpoints.load(parts) == (2, {"best": float("inf")})

@@ -2,8 +2,8 @@
 
 ``step-00000120/`` holds ``tensors.safetensors`` and ``state.json``: ``format`` (2; 1 had no ``checksum``), ``step``,
 ``facts``, ``tensors_sha256``, ``state`` (as in `niwaki.io.tree`) and ``checksum``, the SHA-256 of all that. Both are
-written into a directory beside it that is renamed when they are on the disk; then older ones are removed. A step that is
-written again, otherwise than before, becomes ``step-00000120.1``.
+written into a directory beside it that is renamed when they are on the disk; then older ones are removed. A step
+that is written again, otherwise than before, becomes ``step-00000120.1``.
 """
 
 from __future__ import annotations
