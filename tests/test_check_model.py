@@ -193,7 +193,6 @@ def test_randomised_leaves_no_constant_parameter() -> None:
 
 
 def test_random_plans_differ_and_keep_what_ties_ask_for() -> None:
-
     space: SearchSpace = search_space(Net(), ROWS)
     rng = np.random.default_rng(0)
     plans = [kit.random_plan(space, rng) for _ in range(5)]

@@ -194,6 +194,7 @@ FOLLOWS: dict[str, Callable[[Any, Any], Tensor]] = {
     "view as another": lambda m, y: y.view_as(torch.cat([y[:, :m.width].view(len(y), m.heads, 6)], 2)),
     "reshape as another": lambda m, y: y.reshape_as(other=y.view(len(y), m.heads, 6) * 2),
     "expand as another": lambda m, y: (z := y.view(len(y), m.heads, 6)) * m.gate[:1].sigmoid().expand_as(z),
+    "size of a repetition": lambda m, y: y.view(len(y), m.heads, 6) * _gates(m, m.heads),
     "default": lambda m, y: m.default(y),
     "float on the left": lambda m, y: y[:, : int(1.0 * m.width)].view(len(y), m.heads, 6),
     "replaced config": lambda m, y: y.view(len(y), SimpleNamespace(**vars(m.config.inner)).heads, 6),
@@ -226,6 +227,7 @@ PINS: dict[str, tuple[Callable[[Any, Any], Tensor], str]] = {
     "factor in a string": (lambda m, y: y.view(len(y), m.heads, 6) * int(f"{m.heads}"), GIVEN),
     "length of a range": (lambda m, y: y.view(len(y), m.heads, 6) * len(range(m.heads)), GIVEN),
     "table": (lambda m, y: y.view(len(y), m.heads, 6) * {4: 2.0}.get(m.heads, 1.0), r"is computed as \(heads - 4\)"),
+    "size of a repetition": (lambda m, y: y.view(len(y), m.heads, 6) * _gates(m, 4), r"computed as \(4 - \(heads \* "),
     "loop": (lambda m, y: _repeated(y.view(len(y), m.heads, 6), m.heads), "is replaced by another operator$"),
     "values": (lambda m, y: y.view(len(y), m.heads, 6) * torch.arange(m.heads)[:, None], "made anew in every call$"),
 }
@@ -235,6 +237,10 @@ PINS: dict[str, tuple[Callable[[Any, Any], Tensor], str]] = {
 def _rearrange(y: Tensor, pattern: str, **sizes: int) -> Tensor:
     result: Tensor = pytest.importorskip("einops").rearrange(y, pattern, **sizes)
     return result
+
+
+def _gates(m: Any, total: int) -> Tensor:
+    return m.gate[:1].sigmoid().repeat_interleave(m.heads, dim=0, output_size=total)[:, None]  # type: ignore[no-any-return]
 
 
 def _repeated(y: Tensor, times: int) -> Tensor:
@@ -274,7 +280,7 @@ def test_a_size_pins(name: str) -> None:
     for pin in pins:
         assert re.search(reason, pin.reason), pin
         assert pin.location is not None
-        places = ((function, 0), (_rearrange, 1), (_repeated, 2))
+        places = ((function, 0), (_rearrange, 1), (_repeated, 2), (_gates, 1))
         lines = {given.__code__.co_firstlineno + inside for given, inside in places}
         assert pin.location.file == __file__ and pin.location.line in lines
 

@@ -143,7 +143,7 @@ def _try_cut(model: nn.Module, inputs: Any, space: niwaki.SearchSpace, plan: niw
 
 def _try_plan(model: nn.Module, inputs: Any, plan: niwaki.Plan, recorder: Recorder, consume: bool) -> None:
     row, call = recorder.row, example_calls(inputs)[0]
-    with recorder.stage("plan"):
+    with recorder.stage("cut"):
         rivals = Rivals(model, plan, consume)
     with recorder.stage("forward"):
         found = rivals.outputs(call)

@@ -19,7 +19,7 @@ from niwaki.core.numbers import Count, Expression
 from niwaki.core.repairs import Scalar
 from niwaki.trace.floats import TrackedFloat
 from niwaki.trace.graph import PythonCall
-from niwaki.trace.numbers import TrackedInt, current_trace, expression_of, freeze
+from niwaki.trace.numbers import TrackedInt, agrees, current_trace, expression_of, freeze
 
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _NO_NUMBERS = frozenset({torch.Tensor, torch.nn.Parameter, bool, float, str, type(None), torch.dtype, torch.device})
@@ -63,6 +63,8 @@ class CallMode(TorchFunctionMode):
                         return body(*args, **kwargs)
                 finally:
                     self._open.pop()
+        if func in _REPEATS:
+            kwargs = self.sized(args, kwargs)
         previous = self.current
         numbers: list[Expression] = []
         floats: list[Scalar] = []
@@ -100,6 +102,16 @@ class CallMode(TorchFunctionMode):
         with self:
             return function(tensor, self.shape_of(other))
 
+    def sized(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """``repeat_interleave`` so many times, without being told how large the result will be: that has to agree, but
+        says nothing more."""
+        given = dict(zip(("input", "repeats", "dim"), args, strict=False)) | kwargs
+        total, times, dim = given.get("output_size"), given.get("repeats"), given.get("dim")
+        if not isinstance(total, int) or not isinstance(times, int) or not isinstance(dim, int):
+            return kwargs
+        agrees(total, times * self.shape_of(given["input"])[dim])
+        return {name: value for name, value in kwargs.items() if name != "output_size"}
+
     def reads(self, func: Callable[..., Any], args: Sequence[Any], _: Any) -> None:
         """Memory is read behind the operators' back."""
         self._numbering.reads(func, args[0])
@@ -135,6 +147,9 @@ _WATCHED: dict[Any, Callable[..., None]] = {
         for name in ("numpy", "__array__", "__dlpack__", "untyped_storage", "storage", "data_ptr")
     },
 }
+
+
+_REPEATS = frozenset({torch.repeat_interleave, torch.Tensor.repeat_interleave})
 
 
 def _given(argument: Any, numbers: list[Expression], floats: list[Scalar]) -> None:

@@ -147,6 +147,13 @@ def freeze(number: int) -> None:
         sink(expression_of(number))
 
 
+def agrees(left: int, right: int) -> None:
+    """Report two numbers that are equal and have to stay so."""
+    sink, a, b = frozen_sink.get(), expression_of(left), expression_of(right)
+    if sink is not None and a != b and plain(left) == plain(right):
+        sink(Combination("-", a, b, 0))
+
+
 def _combine(symbol: str, left: Any, right: Any) -> Any:
     if not isinstance(left, int) or not isinstance(right, int):
         return NotImplemented
