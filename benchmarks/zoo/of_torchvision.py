@@ -18,7 +18,7 @@ from benchmarks.zoo.entries import Entry, generator, image
 _SIDE = {
     "alexnet": 96,
     "googlenet": 96,
-    "inception_v3": 96,
+    "inception_v3": 299,
     "maxvit_t": 224,
     "densenet": 64,
     "vit_b_16": 48,
@@ -99,7 +99,7 @@ def _inputs(name: str, kind: str, side: int) -> Any:
         return (image(1, 3, side, side), image(1, 3, side, side) * 0.5)
     if kind == "detection":
         return _detection(name, side if name.startswith("ssd") else 128)
-    return image(1 if side > 100 else 2, 3, side, side)
+    return image(2 if side <= 100 or name == "inception_v3" else 1, 3, side, side)
 
 
 def _detection(name: str, side: int) -> Any:

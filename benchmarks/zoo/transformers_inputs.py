@@ -250,6 +250,7 @@ INPUTS: dict[str, Any] = {
     "vjepa2": _clip,
     "blip_2_qformer": _queries,
     "instructblip": _two_texts,
+    "levit": lambda config: {"pixel_values": image(2, 3, 64, 64)},
     "lxmert": _objects,
     **dict.fromkeys(
         (

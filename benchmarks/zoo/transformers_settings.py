@@ -204,4 +204,5 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "swin2sr": {"embed_dim": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 16},
     "timesfm2_5": {"context_length": 256, "horizon_length": 32, "output_quantile_len": 64},
     "yolos": {"image_size": [32, 48], "num_detection_tokens": 5},
+    "reformer": {"axial_pos_shape": [3, 3], "axial_pos_embds_dim": [16, 16]},
 }
