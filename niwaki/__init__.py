@@ -10,6 +10,7 @@ from niwaki.errors import NiwakiError
 from niwaki.exporting import export
 from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule
+from niwaki.report.latency import latency
 from niwaki.search import search_space
 from niwaki.surgery.cut import cut
 from niwaki.surgery.fold import fold_constants
@@ -38,6 +39,7 @@ __all__ = [
     "declare_state",
     "export",
     "fold_constants",
+    "latency",
     "load",
     "load_optimizer",
     "load_program",

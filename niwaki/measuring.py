@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -19,7 +18,7 @@ from niwaki.errors import BudgetError
 from niwaki.graphs.entry import calls_of
 from niwaki.graphs.program import Program
 from niwaki.report.activations import peak_activations
-from niwaki.report.latency import interleaved
+from niwaki.report.latency import device_of, evaluating, interleaved
 from niwaki.surgery.cut import cut
 
 _ROUNDS = 14  # halvings of the interval of MACs
@@ -64,13 +63,14 @@ def meters(space: SearchSpace, budget: Budget, example_inputs: Any) -> dict[str,
     if any(parameter.is_meta for parameter in model.parameters()):
         raise BudgetError(f"The model is on the meta device, where it has no {wanted} to measure. Move it first.")
     args, kwargs = calls_of(model, example_inputs)[0]
-    device = next((value.device for value in model.parameters()), torch.device("cpu"))
+    device = device_of([model])
     inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
 
     def latency(small: nn.Module) -> tuple[float, float]:
-        calls = {"small": (small, args, kwargs), "dense": (model, args, kwargs)}
-        times = interleaved(calls, device, 2 * _SECONDS, _LEAST)
-        return 1e3 * statistics.median(times["small"]), 1e3 * statistics.median(times["dense"])
+        runs = {"small": partial(small, *args, **kwargs), "dense": partial(model, *args, **kwargs)}
+        with evaluating([small, model]):
+            times = interleaved(runs, device, 2 * _SECONDS, _LEAST)
+        return statistics.median(times["small"]), statistics.median(times["dense"])
 
     def activations(small: nn.Module) -> tuple[float, float]:
         left, dense = (peak_activations(one, partial(one, *args, **kwargs), inputs) for one in (small, model))

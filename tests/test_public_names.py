@@ -29,6 +29,7 @@ PUBLIC = {
     "declare_state",
     "export",
     "fold_constants",
+    "latency",
     "load",
     "load_optimizer",
     "load_program",

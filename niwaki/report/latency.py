@@ -2,95 +2,210 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.export import ExportedProgram
+
+from niwaki.core.scalars import is_whole
+from niwaki.errors import MethodError, TraceError
+from niwaki.graphs.entry import calls_of
+from niwaki.report.timings import Latencies, Latency, compared, timing
+from niwaki.trace.preserve import preserved
+from niwaki.trace.structures import tensors_in
+
+Clock = Literal["wall", "cpu"]
+Network = nn.Module | ExportedProgram
+_CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Milliseconds of one forward pass in eval mode: the median, and the middle half of all measurements."""
+@overload
+def latency(
+    model: Network,
+    inputs: Any,
+    *,
+    seconds: float = ...,
+    rounds: int = ...,
+    threads: int | None = ...,
+    clock: Clock = ...,
+) -> Latency: ...
+@overload
+def latency(
+    model: Mapping[str, Network],
+    inputs: Any,
+    *,
+    seconds: float = ...,
+    rounds: int = ...,
+    threads: int | None = ...,
+    clock: Clock = ...,
+) -> Latencies: ...
+def latency(
+    model: Network | Mapping[str, Network],
+    inputs: Any,
+    *,
+    seconds: float = 2.0,
+    rounds: int = 15,
+    threads: int | None = None,
+    clock: Clock = "wall",
+) -> Latency | Latencies:
+    """How long one forward pass takes, in eval mode without gradients, on the device of the model.
 
-    median_ms: float
-    lower_ms: float
-    upper_ms: float
-    batch: int
-
-    def __str__(self) -> str:
-        return f"{self.median_ms:.2f} ms"
-
-
-def measure_latency(
-    networks: Mapping[str, nn.Module], x: Tensor, seconds: float = 2.0, least_rounds: int = 15
-) -> dict[str, Latency]:
-    """Measure networks side by side on the input ``x`` [B, ...].
-
-    The networks take turns, so that a busy moment of the machine meets all of them, after a warm-up of three passes
-    each. Modes are restored.
+    Several networks, given by name, take turns, forwards in one round and backwards in the next, so that a busy moment
+    of the machine meets all of them. They are compared with the first one round by round: the median of these ratios
+    holds still where the times themselves do not. Each runs three times before anything counts. Accelerators are
+    waited for before and after each pass.
 
     Args:
-        networks: what to measure, by name, all on the device of ``x``.
-        x: one input.
-        seconds: how long to measure all of them together; no fewer than ``least_rounds`` rounds.
-        least_rounds: the least number of passes of each.
+        model: a network, an exported program, or several by name.
+        inputs: one call, on the device of the model: a tensor or tuple is positional, a dict is keywords.
+        seconds: how long to measure all of them together, on the wall.
+        rounds: the least number of passes of each.
+        threads: of torch on the CPU while this measures; None: as many as it has now.
+        clock: ``"wall"``, or ``"cpu"``: the time that this process computed, all threads together. On the CPU of a
+            machine that others keep busy, that is, with ``threads=1``, what the pass would take alone.
+
+    The networks are left as they were.
+
+    Returns:
+        `Latency` in microseconds for one network, `Latencies` for several. Both print themselves.
+
+    Raises:
+        MethodError: there is nothing to measure, or an argument makes no sense.
+        TraceError: a network does not run on these inputs, or has no values (on the meta device).
 
     Example:
-        >>> net = torch.nn.Linear(4, 4)
-        >>> measure_latency({"net": net}, torch.zeros(1, 4), seconds=0.01)["net"].batch
-        1
+        >>> import torch, niwaki
+        >>> net, x = torch.nn.Linear(4, 4), torch.zeros(2, 4)
+        >>> niwaki.latency(net, x, seconds=0).rounds
+        15
+        >>> pair = niwaki.latency({"net": net, "twice": torch.nn.Sequential(net, net)}, x, seconds=0)
+        >>> list(pair.ratios)
+        ['net', 'twice']
     """
-    batch = len(x)
-    return {
-        name: _summary(values, batch)
-        for name, values in interleaved(
-            {name: (network, (x,), {}) for name, network in networks.items()}, x.device, seconds, least_rounds
-        ).items()
-    }
+    networks: dict[str, Network] = dict(model) if isinstance(model, Mapping) else {"model": model}
+    _check(networks, rounds, threads, clock)
+    args, kwargs = calls_of(next(iter(networks.values())), inputs)[0]
+    modules = {name: one.module() if isinstance(one, ExportedProgram) else one for name, one in networks.items()}
+    device = device_of(modules.values())
+    with ExitStack() as stack:
+        for one in networks.values():
+            if isinstance(one, nn.Module):
+                stack.enter_context(preserved(one))
+        stack.enter_context(_threads(threads))
+        stack.enter_context(evaluating(modules.values()))
+        runs = {name: partial(module, *args, **kwargs) for name, module in modules.items()}
+        for name, run in runs.items():
+            _try(name, run)
+        times = interleaved(runs, device, seconds, rounds, clock)
+        about = partial(
+            timing,
+            shapes=tuple(tuple(tensor.shape) for tensor in tensors_in((args, kwargs))),
+            threads=torch.get_num_threads(),
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            clock=clock,
+        )
+        found = {name: about(values, dtype=_dtype(modules[name], args, kwargs)) for name, values in times.items()}
+    return compared(times, found) if isinstance(model, Mapping) else found["model"]
 
 
 def interleaved(
-    calls: Mapping[str, tuple[nn.Module, tuple[Any, ...], Mapping[str, Any]]],
+    runs: Mapping[str, Callable[[], object]],
     device: torch.device,
     seconds: float,
     least_rounds: int,
+    clock: Clock = "wall",
 ) -> dict[str, list[float]]:
-    """The milliseconds of each pass of networks, given with their positional and keyword arguments, that take turns."""
-    modes = [(module, module.training) for network, _, _ in calls.values() for module in network.modules()]
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    try:
-        for network, _, _ in calls.values():
-            network.eval()
-        with torch.inference_mode():
-            for network, args, kwargs in calls.values():
-                for _ in range(3):
-                    network(*args, **kwargs)
-            end = time.perf_counter() + seconds
-            rounds = 0
-            while rounds < least_rounds or time.perf_counter() < end:
-                for name, (network, args, kwargs) in calls.items():
-                    times[name].append(_milliseconds(lambda: network(*args, **kwargs), device))  # noqa: B023
-                rounds += 1
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    """The microseconds of each of the ``runs``, which take turns, after three of each that do not count."""
+    now = _CLOCKS[clock]
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        for _ in range(3):
+            run()
+    order = list(runs.items())
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < least_rounds or time.perf_counter() < end:
+        for name, run in order:
+            _wait(device)
+            begin = now()
+            run()
+            _wait(device)
+            times[name].append((now() - begin) * 1e6)
+        order.reverse()
+        rounds += 1
     return times
 
 
-def _milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - begin) * 1e3
+@contextmanager
+def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, the networks are in eval mode and record no gradients; modes are restored."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
-def _summary(values: list[float], batch: int) -> Latency:
-    lower, middle, upper = statistics.quantiles(values, n=4)
-    return Latency(middle, lower, upper, batch)
+def device_of(networks: Iterable[nn.Module]) -> torch.device:
+    """The device of the first parameter or buffer, or the CPU."""
+    tensors = (tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def _check(networks: Mapping[str, object], rounds: int, threads: int | None, clock: str) -> None:
+    if not networks:
+        raise MethodError("There is no network to measure: give one, or several by name, {'dense': model, ...}.")
+    for name, network in networks.items():
+        if not isinstance(network, Network):
+            raise MethodError(
+                f"{name!r} is a {type(network).__qualname__}, which cannot be measured: give a torch.nn.Module or a "
+                "torch.export.ExportedProgram."
+            )
+        if isinstance(network, nn.Module) and any(value.is_meta for value in network.parameters()):
+            raise TraceError(f"{name!r} is on the meta device, where it has no latency. Move it to a real one first.")
+    if not is_whole(rounds) or rounds < 2:
+        raise MethodError(f"rounds={rounds!r} must be a whole number, 2 or more: quartiles need something to divide.")
+    if threads is not None and (not is_whole(threads) or threads < 1):
+        raise MethodError(f"threads={threads!r} must be a whole number, 1 or more, or None for as many as torch has.")
+    if clock not in _CLOCKS:
+        raise MethodError(f"clock={clock!r} must be 'wall' or 'cpu'.")
+
+
+def _try(name: str, run: Callable[[], object]) -> None:
+    try:
+        run()
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as cause:
+        raise TraceError(
+            f"{name!r} does not run on these inputs: {type(cause).__qualname__}: {cause}. Pass inputs that it accepts, "
+            "on its device: a tensor or tuple for positional arguments, a dict for keywords."
+        ) from cause
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _dtype(network: nn.Module, args: Any, kwargs: Any) -> str:
+    tensors = (*network.parameters(), *tensors_in((args, kwargs)))
+    return next((str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()), "none")

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from niwaki.report.latency import Latency
+from niwaki.report.timings import Latency
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2  # 1 told latencies in milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
     """One network in numbers. ``accuracy``: share of the test images it gets right. ``memory``: bytes of parameters
-    and buffers. ``macs``: multiply-accumulates for one image. ``latency``: by batch size."""
+    and buffers. ``macs``: multiply-accumulates for one image. ``latency``: of one image and of a training batch."""
 
     accuracy: float
     params: int

@@ -15,7 +15,7 @@ from torch import nn
 import niwaki
 from niwaki.files import write_atomically
 from niwaki.io import PLAN_FILE, WEIGHTS_FILE
-from niwaki.report import Figures, Latency, RunReport, measure_latency
+from niwaki.report import Figures, Latency, RunReport
 from niwaki.train.checkpoint import FOLDER, Checkpoint, read_checkpoint, remove_checkpoints, write_checkpoint
 from niwaki.train.data import load_images
 from niwaki.train.errors import Interrupted, RunError
@@ -161,8 +161,10 @@ def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Che
 def _latencies(run: Run, dense: nn.Module, small: nn.Module, seconds: float) -> dict[str, tuple[Latency, ...]]:
     """Latency of both networks on one image and on a training batch."""
     networks = {"dense": dense.to(run.device), "small": small}
-    measured = [measure_latency(networks, run.batches.example(count), seconds) for count in (1, run.recipe.batch_size)]
-    return {name: tuple(latency[name] for latency in measured) for name in networks}
+    measured = [
+        niwaki.latency(networks, run.batches.example(count), seconds=seconds) for count in (1, run.recipe.batch_size)
+    ]
+    return {name: tuple(latencies.networks[name] for latencies in measured) for name in networks}
 
 
 def _device(name: str) -> torch.device:
