@@ -12,9 +12,11 @@ from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule
 from niwaki.report.latency import latency
 from niwaki.search import search_space
+from niwaki.surgery.compensate import compensate
 from niwaki.surgery.cut import cut
 from niwaki.surgery.fold import fold_constants
 from niwaki.surgery.moments import declare_state
+from niwaki.surgery.norms import reestimate_norms
 from niwaki.surgery.shrink import shrink
 from niwaki.verify import check
 from niwaki.version import __version__
@@ -35,6 +37,7 @@ __all__ = [
     "__version__",
     "check",
     "choose",
+    "compensate",
     "cut",
     "declare_state",
     "export",
@@ -43,6 +46,7 @@ __all__ = [
     "load",
     "load_optimizer",
     "load_program",
+    "reestimate_norms",
     "reindex",
     "save",
     "score",

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.surgery.cut import duplicate
+from niwaki.surgery.readers import Reader, channels, readers_of, removed_from
 from niwaki.trace.preserve import preserved
 from niwaki.trace.tracer import example_calls
 
-_Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CLOSE = 1e-5  # relative; what a float32 convolution of a constant may differ by from place to place
 
 
@@ -66,13 +66,13 @@ def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folde
     plan.check_fits(space.model)
     model = duplicate(space.model)
     _silence(space, plan, model)
-    readers = _readers(space, plan, model)
+    readers = readers_of(space, plan, model)
     seen: dict[str, list[Tensor]] = {name: [] for name in readers}
     training = [module.training for module in model.modules()]
     with preserved(model), torch.no_grad():
         model.eval()
         handles = [
-            layer.register_forward_pre_hook(_noter(seen[name], _channels(layer), removed))
+            layer.register_forward_pre_hook(_noter(seen[name], channels(layer), removed))
             for name, (layer, removed) in readers.items()
         ]
         for args, kwargs in example_calls(example_inputs):
@@ -96,38 +96,9 @@ def _silence(space: SearchSpace, plan: Plan, model: nn.Module) -> None:
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for place in space.places:
-            removed = _removed(plan, place.tensor, place.dim, parameters)
+            removed = removed_from(plan, place.tensor, place.dim, parameters)
             if place.produces and place.parameter and removed is not None:
                 parameters[place.tensor].index_fill_(place.dim, removed, 0)
-
-
-def _readers(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, tuple[nn.Linear | _Convolution, Tensor]]:
-    """The linear layers and ungrouped convolutions that read removed units, and which of their inputs these are."""
-    reading = {(place.tensor, place.dim) for place in space.places if not place.produces}
-    parameters = dict(model.named_parameters())
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    found: dict[str, tuple[nn.Linear | _Convolution, Tensor]] = {}
-    for path, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) or (isinstance(layer, _Convolution) and layer.groups == 1):
-            name = names.get(id(layer.weight), "")
-            removed = _removed(plan, name, 1, parameters)
-            if (name, 1) in reading and removed is not None:
-                found[path] = layer, removed
-    return found
-
-
-def _removed(plan: Plan, tensor: str, dim: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
-    kept = plan.tensors.get(tensor, {}).get(dim)
-    if kept is None or tensor not in parameters:
-        return None
-    stays = torch.zeros(parameters[tensor].shape[dim], dtype=torch.bool, device=parameters[tensor].device)
-    stays[list(kept)] = True
-    return (~stays).nonzero().flatten()
-
-
-def _channels(layer: nn.Linear | _Convolution) -> int:
-    """The dimension of the input that the layer sums over, from the end."""
-    return -1 if isinstance(layer, nn.Linear) else 1 - layer.weight.ndim
 
 
 def _noter(seen: list[Tensor], dim: int, removed: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -137,7 +108,7 @@ def _noter(seen: list[Tensor], dim: int, removed: Tensor) -> Callable[[nn.Module
     return note
 
 
-def _fold(layer: nn.Linear | _Convolution, removed: Tensor, seen: list[Tensor]) -> str | None:
+def _fold(layer: Reader, removed: Tensor, seen: list[Tensor]) -> str | None:
     """Move the constant into the bias; returns None, or why not (empty where there is no constant to lose)."""
     if not seen:
         return "no example input reached it"

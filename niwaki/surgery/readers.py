@@ -1,0 +1,44 @@
+"""The layers that sum over units which a plan removes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.core.plan import Plan
+from niwaki.core.space import SearchSpace
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Reader = nn.Linear | Convolution
+
+
+def readers_of(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, tuple[Reader, Tensor]]:
+    """The linear layers and ungrouped convolutions that read removed units, and which of their inputs these are."""
+    reading = {(place.tensor, place.dim) for place in space.places if not place.produces}
+    parameters = dict(model.named_parameters())
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    found: dict[str, tuple[Reader, Tensor]] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) or (isinstance(layer, Convolution) and layer.groups == 1):
+            name = names.get(id(layer.weight), "")
+            removed = removed_from(plan, name, 1, parameters)
+            if (name, 1) in reading and removed is not None:
+                found[path] = layer, removed
+    return found
+
+
+def removed_from(plan: Plan, tensor: str, dim: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
+    """The positions of ``dim`` that leave; None if none does."""
+    kept = plan.tensors.get(tensor, {}).get(dim)
+    if kept is None or tensor not in parameters:
+        return None
+    stays = torch.zeros(parameters[tensor].shape[dim], dtype=torch.bool, device=parameters[tensor].device)
+    stays[list(kept)] = True
+    return (~stays).nonzero().flatten()
+
+
+def channels(layer: Reader) -> int:
+    """The dimension of the input that the layer sums over, from the end."""
+    return -1 if isinstance(layer, nn.Linear) else 1 - layer.weight.ndim

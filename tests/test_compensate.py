@@ -1,0 +1,207 @@
+"""Least-squares compensation: exact where units depend on one another, better where they do not, honest elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from law import deviations, randomised
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import niwaki
+from niwaki.core.plan import Plan
+from niwaki.core.space import SearchSpace
+from niwaki.errors import MethodError, PlanError, TraceError
+from niwaki.surgery.compensate import Compensated
+
+
+def last_half(space: SearchSpace) -> Plan:
+    keep = np.ones(space.num_units, dtype=bool)
+    for group in space.groups:
+        keep[group.first + group.units // 2 : group.first + group.units] = False
+    return space.plan(keep)
+
+
+def compensated(net: nn.Module, x: Tensor, ridge: float = 1e-12) -> tuple[Compensated, Plan, float, float]:
+    """The result, and how far the cuts without and with it are from the dense network."""
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    space = niwaki.search_space(net, x)
+    plan = last_half(space)
+    result = niwaki.compensate(space, plan, x.split(17), ridge=ridge)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with torch.no_grad():
+        dense = net.eval()(x)
+        far = [float((niwaki.cut(one, plan)(x) - dense).abs().max() / dense.abs().max()) for one in (net, result.model)]
+    return result, plan, far[0], far[1]
+
+
+def dependent(*layers: nn.Module) -> nn.Sequential:
+    """The second half of the outputs of the first layer is a mixture of its first half, and a constant."""
+    net = nn.Sequential(*layers).double()
+    weight, bias = net[0].weight, net[0].bias
+    half = len(weight) // 2
+    with torch.no_grad():
+        mixture = torch.randn(half, half, dtype=torch.float64)
+        weight[half:] = (mixture @ weight[:half].flatten(1)).reshape(weight[half:].shape)
+        bias[half:] = mixture @ bias[:half] + 0.7
+    return net
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        dependent(nn.Linear(4, 8), nn.Linear(8, 3)),
+        dependent(nn.Conv1d(4, 8, 3, bias=True), nn.Conv1d(8, 3, 3, dilation=2, stride=2)),
+        dependent(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 3, (3, 1), stride=2, padding=(1, 0), padding_mode="reflect")),
+        dependent(nn.Conv3d(4, 8, 1), nn.Conv3d(8, 2, 2)),
+    ],
+    ids=["linear", "1d", "2d", "3d"],
+)
+def test_units_that_depend_on_others_leave_without_a_trace(net: nn.Sequential) -> None:
+    torch.manual_seed(0)
+    sides = {nn.Linear: (), nn.Conv1d: (12,), nn.Conv2d: (7, 7), nn.Conv3d: (4, 4, 4)}[type(net[0])]
+    result, plan, without, with_it = compensated(net, torch.randn(60, 4, *sides, dtype=torch.float64))
+    assert without > 0.1 and with_it < 1e-6, (without, with_it)
+    assert list(result.layers) == ["1"] and not result.left
+    assert result.layers["1"].before > 0.01 and result.layers["1"].after < 1e-9
+    assert "1 layers read what is left with new weights" in str(result) and "1: 0.00% instead of" in str(result)
+
+
+def test_without_a_bias_and_at_zero_padding_what_is_linear_is_kept() -> None:
+    torch.manual_seed(0)
+    net = dependent(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3, padding=1, bias=False))
+    with torch.no_grad():
+        net[0].bias.zero_()
+    result, _, without, with_it = compensated(net, torch.randn(40, 3, 8, 8, dtype=torch.float64))
+    assert without > 0.1 and with_it < 1e-6 and not result.left
+
+
+def test_the_fit_is_the_least_squares_solution() -> None:
+    """Against torch's own solver, by stacking the ridge under the data."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double(), torch.randn(50, 4).double()
+    result, _, _, _ = compensated(net, x, ridge=0.1)
+    with torch.no_grad():
+        hidden = net[1](net[0](x))
+        stay, gone = hidden[:, :4] - hidden[:, :4].mean(0), hidden[:, 4:] - hidden[:, 4:].mean(0)
+        strength = (0.1 * (stay**2).mean() * len(x)).sqrt()
+        rows = torch.cat([stay, strength * torch.eye(4, dtype=torch.float64)])
+        target = torch.cat([gone @ net[2].weight[:, 4:].T, torch.zeros(4, 3, dtype=torch.float64)])
+        change = torch.linalg.lstsq(rows, target).solution.T
+        new = result.model[2]
+        assert torch.allclose(new.weight[:, :4], net[2].weight[:, :4] + change, atol=1e-9)
+        assert torch.equal(new.weight[:, 4:], net[2].weight[:, 4:])
+        residual = gone @ net[2].weight[:, 4:].T - stay @ change.T
+        whole = (net[2](hidden) - net[2](hidden).mean(0)).square().sum()
+        assert result.layers["2"].after == pytest.approx(float(residual.square().sum() / whole))
+        assert torch.allclose(
+            (hidden[:, :4] @ new.weight[:, :4].T + new.bias).mean(0), net[2](hidden).mean(0), atol=1e-12
+        )
+
+
+def test_the_law_holds_for_the_compensated_network() -> None:
+    torch.manual_seed(0)
+    net = randomised(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(96, 4)
+        )
+    )
+    x = torch.randn(8, 3, 8, 8)
+    space = niwaki.search_space(net, x)
+    plan = last_half(space)
+    result = niwaki.compensate(space, plan, [(x,), {"input": x}])
+    assert set(result.layers) == {"3", "5"}
+    found = deviations(result.model, plan, x)
+    assert found["eval"] < 1e-10 and found["float32"] < 1e-5 and found["train"] < 1e-8
+
+
+def test_what_cannot_be_compensated_is_named() -> None:
+    class Standardised(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight / self.weight.norm(), self.bias)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.own, self.up = nn.Conv1d(2, 8, 1), Standardised(8, 2), nn.ConvTranspose1d(8, 2, 1)
+            self.one, self.other, self.unused = nn.Conv1d(8, 2, 1), nn.Conv1d(8, 2, 1), nn.Linear(8, 2)
+            self.other.weight = self.one.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            y = self.up(x) + self.one(x) + self.other(x)
+            result: Tensor = y + self.own(x.mT).mT + F.linear(x.mT, self.unused.weight).mT
+            return result
+
+    result, _, _, _ = compensated(Net(), torch.randn(20, 2, 5))
+    assert not result.layers
+    assert dict(result.left) == {
+        "own": "test_what_cannot_be_compensated_is_named.<locals>.Standardised computes something of its own",
+        "up.weight": "it is no weight of a linear layer or of an ungrouped convolution",
+        "one": "it shares its weight or bias with another module",
+        "other": "it shares its weight or bias with another module",
+        "unused": "no batch reached it as a layer of its own",
+    }
+    assert "not up.weight: it is no weight of a linear layer" in str(result)
+
+
+def test_wrong_inputs_get_sentences() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(6, 4)
+    space = niwaki.search_space(net, x)
+    plan = last_half(space)
+    for ridge in (0, -1.0, float("nan"), "much"):
+        with pytest.raises(MethodError, match=r"ridge=.* must be a number above 0, such as 1e-3"):
+            niwaki.compensate(space, plan, [x], ridge=ridge)  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="There are no batches to look at. Pass some inputs; a loader that is used"):
+        niwaki.compensate(space, plan, [])
+    with pytest.raises(TraceError, match=r"The model does not run on batch 2: .* forward=lambda model, batch: model"):
+        niwaki.compensate(space, plan, [x, (x, torch.zeros(6))])
+    assert niwaki.compensate(space, plan, [(x, 0)], forward=lambda model, batch: model(batch[0])).layers
+    other = niwaki.search_space(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), x)
+    with pytest.raises(PlanError, match="The plan is for another network"):
+        niwaki.compensate(other, plan, [x])
+    ghost = niwaki.search_space(net.to("meta"), x)
+    with pytest.raises(TraceError, match="on the meta device, where it has no weights to change"):
+        niwaki.compensate(ghost, plan, [x])
+
+
+def test_infinite_inputs_leave_a_layer_as_it_was() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    result, _, _, _ = compensated(net, torch.full((20, 4), float("inf")))
+    assert result.left == {"1": "what it reads is not finite"}
+    assert torch.equal(result.model[1].weight, net[1].weight)
+
+
+def test_a_one_shot_cut_of_digits_loses_less() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    torch.manual_seed(0)
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1, torch.tensor(labels)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(216, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(60):
+        picked = torch.randint(1200, (128,))
+        optimizer.zero_grad()
+        F.cross_entropy(net(x[picked]), y[picked]).backward()
+        optimizer.step()
+    net.eval()
+    space = niwaki.search_space(net, x[:2])
+    plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+    result = niwaki.compensate(space, plan, x[:256].split(64))
+    with torch.no_grad():
+        dense, plain, repaired = (
+            float(F.cross_entropy(one(x[1200:]), y[1200:]))
+            for one in (net, niwaki.cut(net, plan), niwaki.cut(result.model, plan))
+        )
+    assert dense < repaired < 0.8 * plain, (dense, plain, repaired)
