@@ -10,6 +10,7 @@ from niwaki.errors import NiwakiError
 from niwaki.exporting import export
 from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule
+from niwaki.profiling import latency_profile
 from niwaki.report.latency import latency
 from niwaki.search import search_space
 from niwaki.surgery.compensate import compensate
@@ -43,6 +44,7 @@ __all__ = [
     "export",
     "fold_constants",
     "latency",
+    "latency_profile",
     "load",
     "load_optimizer",
     "load_program",

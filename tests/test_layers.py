@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"methods", "surgery"},
     {"rehearse", "verify", "io", "measuring", "huggingface", "exporting"},
     {"choosing"},
-    {"search"},
+    {"search", "profiling"},
     {"testing", "__init__"},
     {"train"},
     {"cli"},

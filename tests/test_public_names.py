@@ -31,6 +31,7 @@ PUBLIC = {
     "export",
     "fold_constants",
     "latency",
+    "latency_profile",
     "load",
     "load_optimizer",
     "load_program",
@@ -65,6 +66,10 @@ def test_first_parameters() -> None:
         "load_optimizer": ["optimizer", "small", "directory"],
         "load_program": ["directory"],
         "choose": ["space", "scores", "budget"],
+        "latency": ["model", "inputs"],
+        "latency_profile": ["space", "scores", "budget", "inputs"],
+        "compensate": ["space", "plan", "batches"],
+        "reestimate_norms": ["model", "batches"],
         "export": ["small", "example_inputs", "path"],
         **dict.fromkeys(
             ("HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "LHSPG"), ["space", "optimizer", "budget", "schedule"]
