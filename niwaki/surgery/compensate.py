@@ -168,7 +168,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     picks = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *kernel)
     padding = layer.padding
     if layer.padding_mode != "zeros":
-        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
+        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), (0,) * len(kernel)
     convolve = _CONVOLVE[layer.weight.ndim]
     picks = picks.repeat(channels, *[1] * (picks.ndim - 1))
     return convolve(x, picks, None, layer.stride, padding, layer.dilation, channels)[0].flatten(1)
