@@ -43,6 +43,8 @@ def understand_unseen(model: torch.nn.Module, graph: Graph, facts: Facts) -> Non
     """Add to ``facts`` what the siblings of unseen modules tell about these."""
     tensors = {value.name: value.number for value in graph.values if value.origin in (Origin.PARAMETER, Origin.BUFFER)}
     unseen = {value.name for value in graph.unseen}
+    if not unseen:
+        return
     families = _families(graph, tensors, unseen)
     facts.alike.update(tensors[family.unseen + name] for family in families for name in family.inside)
     if families:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from niwaki.core.counts import Counts, IntArray
-from niwaki.core.numbers import Combination, Count, Expression
+from niwaki.core.numbers import Attribute, Combination, Count, Expression, leaves
 from niwaki.rules.axis import Axis
 from niwaki.solve.equations import Components
-from niwaki.solve.facts import Facts
+from niwaki.solve.facts import Facts, SizeClaim
 from niwaki.solve.units import Units
 from niwaki.trace.graph import Origin
 
@@ -101,6 +102,27 @@ def pad(lists: Sequence[Sequence[int]], filler: int) -> IntArray:
     return array
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """What is ``said`` of a number, as an ``expression`` in numbers of axes, equal to the positions of ``axis`` or what
+    it is (None). ``attributes`` and axes that are ``counted``: those in the expression, of ``leaves`` in all."""
+
+    said: SizeClaim
+    expression: Expression
+    axis: int | None
+    attributes: tuple[Attribute, ...]
+    counted: tuple[int, ...]
+    leaves: int
+
+    @classmethod
+    def of(cls, said: SizeClaim, expression: Expression, axis: int | None) -> Claim:
+        """Look through the expression once."""
+        inside = list(leaves(expression))
+        attributes = tuple(leaf for leaf in inside if isinstance(leaf, Attribute))
+        counted = tuple(leaf.axis for leaf in inside if isinstance(leaf, Count) and isinstance(leaf.axis, int))
+        return cls(said, expression, axis, attributes, counted, len(inside))
+
+
 class Tables:
     """All axes that sizes and costs refer to, numbered, with the claims and terms written in those numbers."""
 
@@ -108,7 +130,11 @@ class Tables:
         graph, facts = units.graph, units.facts
         table = AxisTable(units.solution)
         self.claims = [
-            (claim, _numbered(claim.expression, facts, table), None if claim.axis is None else table.number(claim.axis))
+            Claim.of(
+                claim,
+                _numbered(claim.expression, facts, table),
+                None if claim.axis is None else table.number(claim.axis),
+            )
             for claim in facts.sizes
         ]
         self.repairs = [

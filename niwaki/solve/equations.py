@@ -114,7 +114,7 @@ class _Edges:
     def add(self, left: IntArray, right: IntArray, why: int | IntArray) -> None:
         self._from.append(left)
         self._to.append(right)
-        self._why.append(np.broadcast_to(why, len(left)))
+        self._why.append(why if isinstance(why, np.ndarray) else np.full(len(left), why))
         self.count += len(left)
 
     def arrays(self) -> tuple[IntArray, IntArray, IntArray]:
@@ -128,22 +128,22 @@ def solve(facts: Facts) -> Components:
     blocks = Blocks(facts)
     equal = list({(id(left), id(right)): (left, right, why) for left, right, why in reversed(facts.equal)}.values())
     equal.reverse()  # the first of several with the same arrays
-    whole, parts = _Edges(), []
+    joined, parts = [], []
     for left, right, why in equal:
         one, other = blocks.number(left), blocks.number(right)
         if one is None or other is None:
             parts.append((left, right, why))
         elif one != other:
-            whole.add(np.array([one + 1]), np.array([other + 1]), why)
-    pinned, single = [], []
+            joined.append((one + 1, other + 1, why))
+    single = []
     for ids, why in facts.pinned:
         one = blocks.number(ids)
         if one is None:
             single.append((ids, why))
         else:
-            pinned.append((one, why))
-    for one, why in pinned:
-        whole.add(np.array([0]), np.array([one + 1]), why)
+            joined.append((0, one + 1, why))
+    whole = _Edges()
+    whole.add(*np.array(joined, dtype=np.int64).reshape(-1, 3).T)
     short, edges = _shortened(blocks, whole, facts.ids)
     for ids, why in single:
         ids = short[ids[ids != 0]].astype(np.int64)

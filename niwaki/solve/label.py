@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -175,6 +176,13 @@ def _freeze(facts: Facts, expression: Expression, location: Location, what: str)
     facts.sizes.append(SizeClaim(expression, None, f"a number that {what}", location))
 
 
+@cache
+def _defaults(operator: torch._ops.OpOverload) -> Mapping[str, Any]:
+    """The arguments of an operator in their order, with their defaults (None where there is none)."""
+    schema = operator._schema.arguments
+    return {known.name: known.default_value if known.has_default_value() else None for known in schema}
+
+
 class _Call(Call):
     """The implementation of `Call` that writes into `Facts`."""
 
@@ -189,12 +197,9 @@ class _Call(Call):
         outputs = [graph.values[number] for number in node.outputs if number is not None]
         self.shapes = tuple(value.shape for value in outputs)
         self.dtypes = tuple(value.dtype for value in outputs)
-        schema = node.operator._schema.arguments
-        self.arguments = {
-            argument.name: argument.default_value if argument.has_default_value() else None for argument in schema
-        }
-        for argument, given in zip(schema, node.args, strict=False):
-            self.arguments[argument.name] = self._seen(given)
+        self.arguments = dict(_defaults(node.operator))
+        for name, given in zip(self.arguments, node.args, strict=False):
+            self.arguments[name] = self._seen(given)
         for name, given in node.kwargs.items():
             self.arguments[name] = self._seen(given)
 
@@ -305,7 +310,7 @@ class _Call(Call):
         return label.places if label.places is not None and label.places.free else None
 
     def count(self, argument: str, dim: int) -> Expression:
-        names = [known.name for known in self._node.operator._schema.arguments]
+        names = list(_defaults(self._node.operator))
         given = (*self._node.args, *[None] * len(names))[names.index(argument)]
         reference = self._node.kwargs.get(argument, given)
         assert isinstance(reference, Ref)

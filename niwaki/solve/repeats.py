@@ -33,8 +33,9 @@ class Calls:
     said, each time with ids of its own, and their order tells which of these go on to be used where."""
 
     def __init__(self, graph: Graph, facts: Facts) -> None:
-        self._said: dict[Hashable, list[Said]] = {}
-        self._recalled: Counter[Hashable] = Counter()
+        self._keys: dict[Hashable, int] = {}
+        self._said: dict[int, list[Said]] = {}
+        self._recalled: Counter[int] = Counter()
         self._graph, self._facts = graph, facts
         self._labels: dict[int, tuple[Label, Hashable]] = {}  # by identity; the label is kept alive
         self._unlike: dict[Hashable, Hashable] = {}  # one object for equal keys
@@ -43,36 +44,36 @@ class Calls:
         """Another run."""
         self._recalled.clear()
 
-    def recall(self, key: Hashable) -> Said | None:
+    def recall(self, key: int | None) -> Said | None:
         """What was said of such a call in a run before; None if there was none."""
-        known = self._said.get(key)
-        if known is None:
+        known = self._said.get(key) if key is not None else None
+        if key is None or known is None:
             return None
         self._recalled[key] += 1
         return known[min(self._recalled[key], len(known)) - 1]
 
-    def remember(self, key: Hashable, said: Said) -> None:
+    def remember(self, key: int | None, said: Said) -> None:
         """Note what was said of a call."""
         if key is not None:
             self._said.setdefault(key, []).append(said)
 
-    def key(self, node: Node) -> Hashable:
-        """Equal for calls of which the same will be said, once more; None where that cannot be told."""
-        outputs = [self._graph.values[number] for number in node.outputs if number is not None]
+    def key(self, node: Node) -> int | None:
+        """Equal for calls of which the same will be said, once more; None where that cannot be told. (Of operators and,
+        within a run, lines there is one object each.)"""
+        values = self._graph.values
         key = (
-            node.operator,
-            tuple(self._argument(argument) for argument in node.args),
-            tuple((name, self._argument(argument)) for name, argument in node.kwargs.items()),
-            tuple((value.shape, value.dtype) for value in outputs),
-            node.location,
-            tuple(self._number(number) for number in node.call.numbers),
+            id(node.operator),
+            id(node.location),
+            tuple([self._argument(argument) for argument in node.args]),
+            tuple([(name, self._argument(argument)) for name, argument in node.kwargs.items()]),
+            tuple([(values[number].shape, values[number].dtype) for number in node.outputs if number is not None]),
+            tuple([self._number(number) for number in node.call.numbers]),
             node.call.scalars,
         )
         try:
-            hash(key)
-        except TypeError:
+            return self._keys.setdefault(key, len(self._keys))
+        except TypeError:  # unhashable
             return None
-        return key
 
     def _argument(self, argument: Any) -> Hashable:
         if isinstance(argument, Ref):
@@ -80,7 +81,7 @@ class Calls:
             assert label is not None
             return self._label(label)
         if isinstance(argument, tuple):
-            return tuple(self._argument(item) for item in argument)
+            return tuple([self._argument(item) for item in argument])
         return type(argument), argument
 
     def _label(self, label: Label) -> Hashable:

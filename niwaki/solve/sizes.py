@@ -18,7 +18,7 @@ import numpy as np
 from niwaki.core.counts import Counts, FloatArray, IntArray
 from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, Literal, Numbers, leaves
 from niwaki.core.space import BoolArray
-from niwaki.solve.axes import Tables
+from niwaki.solve.axes import Claim, Tables
 from niwaki.solve.units import Rhythm, Units
 
 _TRIALS = 6
@@ -81,9 +81,8 @@ def _reached(numbers: Numbers, equations: Collection[int]) -> set[int]:
 
 def _distinguish(units: Units, tables: Tables) -> None:
     """Only units that count alike in all claims may form a group: each part of a dimension then keeps a unit."""
-    axes = {axis for _, _, axis in tables.claims if axis is not None}
-    for _, expression, _ in tables.claims:
-        axes.update(leaf.axis for leaf in leaves(expression) if isinstance(leaf, Count) and isinstance(leaf.axis, int))
+    axes = {claim.axis for claim in tables.claims if claim.axis is not None}
+    axes.update(axis for claim in tables.claims for axis in claim.counted)
     which = np.isin(tables.axis, sorted(axes))
     units.distinguish(tables.rows[which], tables.axis[which], tables.times[which])
 
@@ -267,31 +266,31 @@ class _Slopes:
 def _equations(tables: Tables, varies: BoolArray) -> tuple[Numbers, list[int]]:
     """The equations that a cut could break, and the claim each comes from; attributes are decided by the plainest
     equation that varies."""
+    moving: list[bool] = varies.tolist()
     deciding: dict[Attribute, tuple[int, int]] = {}
-    for index, (_, expression, axis) in enumerate(tables.claims):
-        inside = list(leaves(expression))
-        counts = any(isinstance(leaf, Count) and isinstance(leaf.axis, int) and varies[leaf.axis] for leaf in inside)
-        if not (counts if axis is None else varies[axis]):
-            continue
-        for attribute in (leaf for leaf in inside if isinstance(leaf, Attribute)):
-            rank = 0 if expression == attribute else len(inside) + (_LATE if axis is None else 0)
-            if attribute not in deciding or rank < deciding[attribute][0]:
-                deciding[attribute] = (rank, index)
+    for index, claim in enumerate(tables.claims):
+        if claim.attributes and (_counts(claim, moving) if claim.axis is None else moving[claim.axis]):
+            for attribute in claim.attributes:
+                late = _LATE if claim.axis is None else 0
+                rank = 0 if claim.expression == attribute else claim.leaves + late
+                if attribute not in deciding or rank < deciding[attribute][0]:
+                    deciding[attribute] = (rank, index)
     relevant: list[Equation] = []
     claims: list[int] = []
     position: dict[int, int] = {}
-    for index, (claim, expression, axis) in enumerate(tables.claims):
-        inside = list(leaves(expression))
-        moves = (axis is not None and varies[axis]) or any(
-            (isinstance(leaf, Count) and isinstance(leaf.axis, int) and varies[leaf.axis]) or leaf in deciding
-            for leaf in inside
-        )
-        if moves:
+    for index, claim in enumerate(tables.claims):
+        moves = (claim.axis is not None and moving[claim.axis]) or _counts(claim, moving)
+        if moves or any(attribute in deciding for attribute in claim.attributes):
             position[index] = len(relevant)
-            relevant.append(Equation(expression, axis, claim.what, claim.location))
+            relevant.append(Equation(claim.expression, claim.axis, claim.said.what, claim.said.location))
             claims.append(index)
     decided = {attribute: position[index] for attribute, (_, index) in sorted(deciding.items(), key=lambda i: i[1])}
     return Numbers(tuple(relevant), decided), claims
+
+
+def _counts(claim: Claim, moving: Sequence[bool]) -> bool:
+    """Whether the expression of a claim counts positions that may leave."""
+    return any(moving[axis] for axis in claim.counted)
 
 
 def _pin_failing(units: Units, tables: Tables, failing: Sequence[int], numbers: Numbers, varies: BoolArray) -> bool:
