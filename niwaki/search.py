@@ -131,7 +131,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:
     """Parameter names that a pattern pins, each with the pattern."""
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in model.named_parameters()] if ignored else []
     found: dict[str, str] = {}
     for pattern in (ignored,) if isinstance(ignored, str) else ignored:
         matching = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]

@@ -54,9 +54,12 @@ def fixed(size: int, why: int = 0) -> Axis:
 
 def concatenate(axes: Sequence[Axis]) -> Axis:
     """One axis after the other."""
-    width = max(axis.ids.shape[1] for axis in axes)
-    rows = [np.pad(axis.ids, ((0, 0), (0, width - axis.ids.shape[1]))) for axis in axes]
-    return Axis(np.concatenate(rows), next((axis.why for axis in axes if not axis.free), axes[0].why))
+    rows = np.zeros((sum(axis.size for axis in axes), max(axis.ids.shape[1] for axis in axes)), dtype=np.int64)
+    start = 0
+    for axis in axes:
+        rows[start : start + axis.size, : axis.ids.shape[1]] = axis.ids
+        start += axis.size
+    return Axis(rows, next((axis.why for axis in axes if not axis.free), axes[0].why))
 
 
 def merge(axes: Sequence[Axis]) -> Axis:

@@ -49,6 +49,7 @@ def label(
             facts.labels[value.number] = _given(facts, value, fixed_by)
     scaling = Scaling(facts)
     calls = Calls(graph, facts)
+    frozen: set[tuple[int, int, str]] = set()
     for index, run in enumerate(graph.runs):
         used: dict[int, tuple[Node, set[int]]] = {}
         checked: dict[int, int] = {}  # calls that a comparison accounts for, and the number each was given
@@ -72,9 +73,9 @@ def label(
         for node, understood in used.values():
             for position, number in enumerate(node.call.numbers):
                 if position not in understood and not isinstance(number, Literal) and id(node.call) not in checked:
-                    _freeze(facts, number, node.location, "enters a computation that niwaki does not follow")
+                    _freeze(facts, frozen, number, node.location, "enters a computation that niwaki does not follow")
         for item in run.frozen:
-            _freeze(facts, item.expression, item.location, "is part of the computed function")
+            _freeze(facts, frozen, item.expression, item.location, "is part of the computed function")
         for result in run.outputs:
             returned = facts.labels[result]
             assert returned is not None
@@ -170,9 +171,14 @@ def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Labe
             facts.labels[alias] = replace(other, zero=(False,) * len(other.axes), source=None)
 
 
-def _freeze(facts: Facts, expression: Expression, location: Location, what: str) -> None:
-    if all(isinstance(leaf, Literal) for leaf in leaves(expression)):
+def _freeze(
+    facts: Facts, frozen: set[tuple[int, int, str]], expression: Expression, location: Location, what: str
+) -> None:
+    """A number has to stay what it is. Attributes and lines are one object each: their like is ``frozen`` once."""
+    known = id(expression), id(location), what
+    if known in frozen or all(isinstance(leaf, Literal) for leaf in leaves(expression)):
         return
+    frozen.add(known)
     facts.sizes.append(SizeClaim(expression, None, f"a number that {what}", location))
 
 

@@ -69,6 +69,7 @@ class Lines:
             for handle in handles:
                 handle.remove()
             del self._modules[1:]
+            self._outermost = None  # a frame knows all that is in it: nothing of a run would be let go by itself
 
 
 @cache

@@ -30,15 +30,17 @@ class Snapshot:
 
     def __init__(self, model: torch.nn.Module, before: Snapshot | None = None) -> None:
         """Of ``model``; of what hung on it already in the snapshot ``before``, the content is taken from there."""
-        modules = list(model.modules())
-        self._attributes = {id(module): (module, dict(module.__dict__)) for module in modules}
+        modules = list(model.modules()) if before is None else [module for module, _ in before._attributes.values()]
+        self._attributes: dict[int, tuple[torch.nn.Module, dict[str, Any]]] = {
+            id(module): (module, dict(module.__dict__)) for module in modules
+        }
         parameters = _distinct(tensor for module in modules for tensor in module._parameters.values())
         buffers = _distinct(tensor for module in modules for tensor in module._buffers.values())
         self._contents: dict[int, tuple[Any, Any]] = {} if before is None else dict(before._contents)
         self._empty: list[Any] = []  # a module has a dozen containers for hooks, mostly with nothing inside
         self._own = {id(tensor) for tensor in (*parameters, *buffers)}
         for number, (_, saved) in self._attributes.items():
-            known = before._attributes[number][1] if before is not None and number in before._attributes else {}
+            known = {} if before is None else before._attributes[number][1]
             for name, value in saved.items():
                 kind = type(value)
                 if kind in _EMPTIABLE and not value:

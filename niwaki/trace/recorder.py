@@ -51,7 +51,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._inside = False
         self.decisions = Decisions()
         self.overlooked: set[str] = set()
-        self._calls = CallMode(self)
+        self._calls = CallMode(weakref.proxy(self))  # no cycle: what a trace leaves is many objects, and goes at once
         self._lines = Lines(inventory)
         self._parameters = [parameter for _, parameter in inventory.parameters]
         self._owners: dict[object, torch.nn.Parameter] = {}  # by memory; those not yet copied in this run

@@ -70,7 +70,7 @@ def trace(
                 with _current(recorder):
                     tracking = Tracking(inventory, left_alone)
                     tracked = Snapshot(model, None if pretence.active else original)
-                    runs, unfit = _runs(recorder, model, calls, modes, required, tracking, tracked)
+                    runs, unfit = _runs(recorder, inventory, calls, modes, required, tracking, tracked)
             except _NeedsArithmetic:
                 arithmetic = True
                 continue
@@ -81,7 +81,7 @@ def trace(
 
 def _runs(
     recorder: Recorder,
-    model: torch.nn.Module,
+    inventory: Inventory,
     calls: Sequence[ExampleCall],
     modes: Sequence[bool],
     required: bool,
@@ -93,10 +93,10 @@ def _runs(
     runs: list[Run] = []
     for training, call in itertools.product(modes, calls):
         with restored(tracked):
-            for module in model.modules():
+            for _, module in inventory.modules:
                 if module.training is not training:
                     module.training = training
-            run = recorder.run(model, call, training)
+            run = recorder.run(inventory.modules[0][1], call, training)
             if recorder.hollow is not None and (run.error is not None or recorder.hollow.looked):
                 raise _NeedsArithmetic
             needs = isinstance(run.error, NeedsValue)
