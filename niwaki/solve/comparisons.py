@@ -18,11 +18,14 @@ from niwaki.trace.graph import Graph, Node, Run
 
 aten = torch.ops.aten
 _WHOLE = (torch.int64, torch.int32)
+_COMPARING = (aten.eq, aten.ne)
 
 
 def compared(graph: Graph, run: Run) -> Iterator[tuple[Node, Node, SizeClaim]]:
     """Products of a whole number in a tensor and a number in Python, the comparisons with another number in Python that
     are their only use, and what has to stay for these to come out the same."""
+    if not any(node.operator.overloadpacket in _COMPARING for node in run.nodes):
+        return
     uses = Counter(number for node in run.nodes for number in node.inputs())
     uses.update(run.outputs)
     calls = Counter(id(node.call) for node in run.nodes)
@@ -34,7 +37,7 @@ def compared(graph: Graph, run: Run) -> Iterator[tuple[Node, Node, SizeClaim]]:
         assert made is not None
         if packet is aten.mul and graph.values[given].dtype in _WHOLE and graph.values[made].root == made:
             products[made] = node
-        elif packet in (aten.eq, aten.ne) and given in products and uses[given] == 1:
+        elif packet in _COMPARING and given in products and uses[given] == 1:
             times = _quotient(node.call.numbers[0], products[given].call.numbers[0])
             if times is not None:
                 yield products[given], node, SizeClaim(times, None, "a number in a comparison", node.location)
