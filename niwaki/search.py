@@ -131,9 +131,10 @@ def _listed(names: Sequence[str]) -> str:
 
 def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:
     """Parameter names that a pattern pins, each with the pattern."""
-    names = [name for name, _ in model.named_parameters()] if ignored else []
+    patterns = (ignored,) if isinstance(ignored, str) else ignored
+    names = [name for name, _ in model.named_parameters()] if len(patterns) else []
     found: dict[str, str] = {}
-    for pattern in (ignored,) if isinstance(ignored, str) else ignored:
+    for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
         if not matching:
             raise UnknownName(

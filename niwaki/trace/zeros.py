@@ -27,12 +27,15 @@ class Zeros:
         self, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
         """Zeros of this shape and arrangement."""
-        entries = 1 + sum([(size - 1) * step for size, step in zip(shape, stride, strict=True)])
-        kind = _NUMPY.get(dtype)
-        if device.type != "cpu" or kind is None or 0 in shape:
-            return torch.zeros(0 if 0 in shape else entries, dtype=dtype, device=device).as_strided(shape, stride)
+        if device.type != "cpu" or 0 in shape:
+            return torch.zeros(_span(shape, stride), dtype=dtype, device=device).as_strided(shape, stride)
         wide = dtype.itemsize
-        start = self._start(entries * wide)
+        size = _span(shape, stride) * wide
+        start = self._start(size)
+        kind = _NUMPY.get(dtype)
+        if kind is None:  # numpy has no such numbers
+            plain = torch.from_numpy(np.ndarray(size, np.uint8, self._piece, start))
+            return plain.view(dtype).as_strided(shape, stride)
         return torch.from_numpy(np.ndarray(shape, kind, self._piece, start, [step * wide for step in stride]))
 
     def _start(self, size: int) -> int:
@@ -42,3 +45,8 @@ class Zeros:
             self._piece, start = np.zeros(max(size, _PIECE), np.uint8), 0
         self._used = start + size
         return start
+
+
+def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """How many entries there are from the first to the last."""
+    return 0 if 0 in shape else 1 + sum([(size - 1) * step for size, step in zip(shape, stride, strict=True)])
