@@ -101,7 +101,7 @@ def _shakespeare(where: Where, seed: int) -> Task:
         "head_dim": 8,
         "max_position_embeddings": 128,
     }
-    recipe = Recipe(600, 16, 3e-3, 0.01, adam=True)
+    recipe = Recipe(400, 16, 3e-3, 0.01, adam=True)
     return LanguageTask("char-llama", recipe, texts, partial(llama, **settings), where.device, 64, 128)
 
 
@@ -124,7 +124,7 @@ def _stories(where: Where, seed: int) -> Task:
     def build(width: float) -> torch.nn.Module:
         return pretrained(folder) if width == 1 else llama(width, **settings)
 
-    recipe = Recipe(250, 8, 1e-3, 0.01, adam=True)
+    recipe = Recipe(120, 8, 1e-3, 0.01, adam=True)
     return LanguageTask(
         "stories", recipe, tokens(where.path("text/tinystories_tok512.npz")), build, where.device, 128, 64
     )

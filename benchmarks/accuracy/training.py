@@ -66,6 +66,7 @@ class Training:
         self.method.detach()
         self.method = None
         niwaki.shrink(self.model, plan, self.optimizer)
+        self.task.prepared(self.model)  # the parameters stay the same objects
 
     def _loss(self) -> Tensor:
         """The loss of the batch at hand."""
