@@ -14,6 +14,7 @@ import niwaki
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy.arms import ARMS, METHODS
 from benchmarks.accuracy.images import ImageTask
+from benchmarks.accuracy.networks import CifarResNet, RowReader, VisionTransformer, llama
 from benchmarks.accuracy.results import append, missing, read
 from benchmarks.accuracy.show import plot
 from benchmarks.accuracy.task import Recipe, Task
@@ -22,6 +23,7 @@ from benchmarks.accuracy.training import Training
 from benchmarks.accuracy.verdicts import verdicts
 from niwaki.train.data import load_images
 from niwaki.train.networks import ResNet
+from niwaki.train.torchvision_cpu import load
 
 CPU = Where(None, torch.device("cpu"))
 
@@ -144,3 +146,24 @@ def test_a_plot_is_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot(rows_of(tmp_path, {"dense": 0.9, "hesso": 0.8}), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("width", [1.0, 0.8, 0.3])
+def test_networks_of_all_widths_run(width: float) -> None:
+    x = torch.randn(2, 1, 8, 8)
+    for model in (
+        CifarResNet(10, 1, width, 1),
+        VisionTransformer(10, 1, (8, 8), width, 1),
+        RowReader(10, 1, (8, 8), width),
+    ):
+        assert model(x).shape == (2, 10)
+
+
+def test_narrow_llamas_are_ones_that_transformers_takes() -> None:
+    pytest.importorskip("transformers")
+    load()
+    sizes = {"vocab_size": 9, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "head_dim": 4}
+    tokens = torch.zeros(1, 5, dtype=torch.int64)
+    for eighths in range(8, 0, -1):
+        model = llama(eighths / 8, **sizes, num_attention_heads=8, num_key_value_heads=4)
+        assert model(input_ids=tokens).logits.shape == (1, 5, 9)

@@ -98,14 +98,19 @@ class RowReader(nn.Module):
 
 
 def llama(width: float, **settings: Any) -> nn.Module:
-    """A Llama of transformers with fresh weights: hidden and intermediate size and heads times ``width``."""
+    """A Llama of transformers with fresh weights: hidden and intermediate size and heads times ``width``; the hidden
+    size is a multiple of the heads, as transformers asks."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    heads = settings["num_attention_heads"]
-    groups = heads // settings["num_key_value_heads"]
-    kv = max(1, round(heads / groups * width))
-    scaled = {name: max(2, round(settings[name] * width)) for name in ("hidden_size", "intermediate_size")}
-    sizes = scaled | {"num_attention_heads": kv * groups, "num_key_value_heads": kv}
+    groups = settings["num_attention_heads"] // settings["num_key_value_heads"]
+    kv = max(1, round(settings["num_key_value_heads"] * width))
+    heads = kv * groups
+    sizes = {
+        "hidden_size": heads * max(1, int(settings["hidden_size"] * width) // heads),
+        "intermediate_size": max(2, round(settings["intermediate_size"] * width)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+    }
     return LlamaForCausalLM(LlamaConfig(**(settings | sizes), use_cache=False))
 
 
