@@ -213,7 +213,7 @@ def damages(draw: st.DrawFn) -> tuple[str, Callable[[bytes], bytes]]:
     return file, draw(st.sampled_from([flipped, flipped, truncated, grown, swapped]))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=damages())
 def test_damaged_bytes_are_told(damage: tuple[str, Callable[[bytes], bytes]], saved: Path) -> None:
     file, change = damage
@@ -258,7 +258,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(child, (*path, key))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(choice=st.floats(0, 1, exclude_max=True), odd=ODD, remove=st.booleans(), deep=st.booleans())
 def test_forged_plans_are_told(choice: float, odd: Any, remove: bool, deep: bool, saved: Path) -> None:
     """Some value of ``plan.json`` is another, and the checksum is right: anything may be in it, nothing may happen."""

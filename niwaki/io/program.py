@@ -99,6 +99,9 @@ def load_program(directory: str | os.PathLike[str]) -> ExportedProgram:
     ``load_program(directory).module()`` runs. Nothing is unpickled or evaluated, but a program is a program: run those
     of people you trust. It was written by a version of torch, and another version may not know all of its operators.
 
+    Where inputs or outputs are of a library's own classes, as those of transformers are, that library must be imported;
+    a model that is exported with ``return_dict=False`` and ``use_cache=False`` needs none.
+
     Args:
         directory: what `niwaki.save` wrote.
 
