@@ -164,7 +164,9 @@ def described(small: PreTrainedModel, family: Family) -> tuple[Any, dict[str, Te
     head = None
     if family.head is not None:
         name, attribute = family.head
-        head = next(m.__dict__[attribute] for m in small.modules() if attribute in m.__dict__)
+        head = next((m.__dict__[attribute] for m in small.modules() if attribute in m.__dict__), None)
+        if head is None:
+            raise _unsaid(f"no attention module says how large a head is ({attribute!r})")
         setattr(config, name, head)
     layers: dict[int, dict[str, int]] = {}
     for size in family.sizes:

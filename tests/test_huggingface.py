@@ -322,3 +322,48 @@ def test_a_trained_llama_with_grouped_queries(tmp_path: Path) -> None:
             assert torch.equal(found["tokens"], told)
             with torch.no_grad():
                 assert torch.allclose(found["logits"], small(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+class HeterogeneousConfig(transformers.PretrainedConfig):
+    """Of a model that this version of transformers can build with layers of different widths."""
+
+    model_type = "heterogeneous"
+
+    def __init__(self, intermediate_size: int = 12, num_hidden_layers: int = 2, **options: Any) -> None:
+        self.intermediate_size, self.num_hidden_layers = intermediate_size, num_hidden_layers
+        super().__init__(**options)
+
+
+class Heterogeneous(transformers.PreTrainedModel):
+    config_class = HeterogeneousConfig
+
+    def __init__(self, config: HeterogeneousConfig) -> None:
+        super().__init__(config)
+        configs = [config.per_layer_config[i] if config.is_heterogeneous else config for i in range(2)]
+        self.layers = torch.nn.ModuleList()
+        for layer in configs:
+            size = layer.intermediate_size
+            self.layers.append(torch.nn.Sequential(torch.nn.Linear(6, size), torch.nn.ReLU(), torch.nn.Linear(size, 6)))
+        self.post_init()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_layers_of_different_widths_where_transformers_builds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = (huggingface.Size("intermediate_size", r"layers\.(\d+)\.0\.weight", 0),)
+    monkeypatch.setitem(huggingface.FAMILIES, "heterogeneous", huggingface.Family(sizes))
+    model, x = Heterogeneous(HeterogeneousConfig()).eval(), torch.randn(2, 6)
+    space = niwaki.search_space(model, x)
+    keep = np.ones(space.num_units, dtype=bool)
+    for number, group in enumerate(space.groups):
+        keep[group.first : group.first + 3 + number] = False
+    small = niwaki.cut(model, space.plan(keep))
+    huggingface.save_pretrained(small, tmp_path / "out", x)
+    loaded = Heterogeneous.from_pretrained(tmp_path / "out").eval()
+    assert [layer[0].out_features for layer in loaded.layers] == [9, 8]
+    assert torch.equal(loaded(x), small(x))

@@ -245,8 +245,10 @@ def test_wrong_optimizers_are_told_and_stay_as_they_were(tmp_path: Path) -> None
     with pytest.raises(FileFormatError, match=r"Cannot save 'optimizer.state.head.weight.odd': it is a object"):
         niwaki.save(small, tmp_path / "out", optimizer=optimizer)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "program.json").write_text("mine")
     niwaki.save(small, tmp_path)  # without: the old one must not stay beside the new network
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.safetensors", "plan.json"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.safetensors", "plan.json", "program.json"]
+    assert (tmp_path / "program.json").read_text() == "mine"
 
 
 def test_names_with_dots_do_not_collide() -> None:
@@ -316,6 +318,10 @@ def test_wrong_programs_are_told(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "program.json").read_text())
     evil = json.loads(json.dumps(content))
     evil["graph_module"]["graph"]["nodes"][0]["target"] = "torch.hub.load"
+    for target in ("torch.ops.aten.__class__", "torch.ops.load_library", "os.system", "_operator.attrgetter"):
+        with pytest.raises(ValueError, match="which is no operator"):
+            check_program({"target": target})
+    check_program({"nodes": [{"target": "torch.ops.aten.__and__.Tensor"}, {"target": "_operator.getitem"}]})
     for change, message in (
         (lambda d: d.update(guards_code=["print(1)"]), "it holds Python code"),
         (lambda d: d.update(evil), "it calls 'torch.hub.load', which is no operator"),

@@ -30,7 +30,7 @@ _SIZES = frozenset(
     | {f"torch.sym_{name}" for name in ("not", "int", "float", "ite", "max", "min", "sqrt")}
     | {"math.trunc"}
 )
-_OPERATOR = re.compile(r"torch\.ops\.\w+\.\w+(\.\w+)?")
+_OPERATOR = re.compile(r"torch\.ops\.(?!__)\w+\.((?!__)\w+|__i?(and|or|xor|lshift|rshift)__)(\.(?!__)\w+)?")
 # Sizes are written as sympy writes them, and read by evaluating that: only names and numbers that mean no more.
 _SYMBOL = re.compile(r"'[a-z]+\d+'")
 _NUMBER = re.compile(r"\d+(\.\d*)?(e-?\d+)?")

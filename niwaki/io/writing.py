@@ -86,6 +86,7 @@ def _replace(target: Path, data: Mapping[str, Any], parts: Mapping[str, Part]) -
 
 def _write_into(directory: Path, data: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
     _remove_leftovers(directory)
+    before = _described(directory)
     digests = {key: _stage(directory, FILES[key], part.content) for key, part in parts.items()}
     data = {**data, **{key: {"sha256": digests[key], **part.about} for key, part in parts.items()}}
     data["checksum"] = checksum(data)
@@ -96,8 +97,8 @@ def _write_into(directory: Path, data: Mapping[str, Any], parts: Mapping[str, Pa
             staged = directory / staged_name(file, digests[key])
             staged.chmod(mode)  # safetensors writes files for their owner alone
             os.replace(staged, directory / file)
-        else:
-            (directory / file).unlink(missing_ok=True)  # of an earlier save; this plan does not know it
+        elif key in before:  # of the save before; a file of this name that was not is somebody else's
+            (directory / file).unlink(missing_ok=True)
     flush_directory(directory)
     _remove_leftovers(directory)
 
@@ -141,8 +142,13 @@ def _remove_leftovers(directory: Path) -> None:
 
 def _committed(directory: Path) -> set[str]:
     """The staged names that a plan refers to, because a save was killed after it was written."""
+    return {staged_name(FILES[key], digest) for key, digest in _described(directory).items()}
+
+
+def _described(directory: Path) -> dict[str, str]:
+    """The digests of the files that the plan in a directory knows; none if there is no plan that can be read."""
     try:
         data = json.loads((directory / PLAN_FILE).read_bytes())
-        return {staged_name(file, str(data[key]["sha256"])) for key, file in FILES.items() if key in data}
+        return {key: str(data[key]["sha256"]) for key in FILES if key in data}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return set()
+        return {}
