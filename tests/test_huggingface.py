@@ -32,6 +32,7 @@ _DECODER = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
+    "rms_norm_eps": 0.01,  # large enough to show
 }
 _ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
@@ -261,9 +262,9 @@ def test_messages_name_the_tensor_or_layer(tmp_path: Path) -> None:
         huggingface.save_pretrained(llama, tmp_path / "out")
     llama.model.layers[0].self_attn.scaling = 8**-0.5
     llama.model.layers[1].input_layernorm.variance_epsilon = 0.1
-    with pytest.raises(FileFormatError, match="rms_norm_eps would have to be 1e-06 for .* and 0.1 for 'model.layers.1"):
+    with pytest.raises(FileFormatError, match="rms_norm_eps would have to be 0.01 for .* and 0.1 for 'model.layers.1"):
         huggingface.save_pretrained(llama, tmp_path / "out")
-    llama.model.layers[1].input_layernorm.variance_epsilon = 1e-6
+    llama.model.layers[1].input_layernorm.variance_epsilon = 0.01
     space = niwaki.search_space(llama, inputs)
     keep = np.ones(space.num_units, dtype=bool)
     keep[space.groups[0].first] = False
