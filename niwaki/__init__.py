@@ -9,7 +9,7 @@ from niwaki.criteria import score
 from niwaki.errors import NiwakiError
 from niwaki.exporting import export
 from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
-from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule
+from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule, Shrinking
 from niwaki.profiling import latency_profile
 from niwaki.report.latency import latency
 from niwaki.search import search_space
@@ -35,6 +35,7 @@ __all__ = [
     "Plan",
     "Schedule",
     "SearchSpace",
+    "Shrinking",
     "__version__",
     "check",
     "choose",

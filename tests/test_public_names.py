@@ -22,6 +22,7 @@ PUBLIC = {
     "Plan",
     "Schedule",
     "SearchSpace",
+    "Shrinking",
     "__version__",
     "check",
     "choose",

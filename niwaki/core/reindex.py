@@ -31,7 +31,9 @@ from niwaki.core.space import Group, Place, SearchSpace, Slice, Tie
 from niwaki.errors import PlanError
 
 
-def reindex(space: SearchSpace, plan: Plan, model: torch.nn.Module | None = None) -> SearchSpace:
+def reindex(
+    space: SearchSpace, plan: Plan, model: torch.nn.Module | None = None, *, shrunk: bool = True
+) -> SearchSpace:
     """The search space of the network that ``plan`` leaves, without running it again.
 
     Args:
@@ -39,6 +41,7 @@ def reindex(space: SearchSpace, plan: Plan, model: torch.nn.Module | None = None
         plan: what stays.
         model: the smaller network, as `niwaki.cut` returned it; without it the model of ``space`` itself, which
             `niwaki.shrink` has made smaller.
+        shrunk: False if the model is going to be made smaller only now.
 
     Raises:
         PlanError: the plan does not belong to ``space``, ``model`` is not what the plan leaves, or units of a group
@@ -58,7 +61,7 @@ def reindex(space: SearchSpace, plan: Plan, model: torch.nn.Module | None = None
     here = {name: tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     shapes = smaller_shapes(plan)
     for shape in shapes:
-        if here.get(shape.name) != shape.shape:
+        if shrunk and here.get(shape.name) != shape.shape:
             raise PlanError(
                 f"The model is not what the plan leaves: {shape.name!r} should have the shape {list(shape.shape)}, but "
                 f"has {list(here.get(shape.name, ()))}. Shrink the model by this plan first (niwaki.shrink), or pass "

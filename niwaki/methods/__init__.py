@@ -10,3 +10,4 @@ from niwaki.methods.hspg import HSPG as HSPG
 from niwaki.methods.lhspg import LHSPG as LHSPG
 from niwaki.methods.progress import Progress as Progress
 from niwaki.methods.schedule import Schedule as Schedule
+from niwaki.methods.shrinking import Shrinking as Shrinking

@@ -18,6 +18,7 @@ from niwaki.methods.progress import Phase
 from niwaki.methods.proximal import left_half_space, soft_length
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
+from niwaki.methods.shrinking import Shrinking
 
 GROWTH, MOST, LEAST = 0.1, 0.95, 1e-3  # of epsilon: by how much it grows, to what, and below what it is 0
 
@@ -52,6 +53,8 @@ class AdaHSPG(HalfSpace):
         schedule: the first and last step, and the number of phases.
         penalty: the weight of the norms, the papers' lambda. By itself it takes lr * penalty off the norm of a unit in
             every step: where that adds up to little by ``until``, few units vanish, and the budget's threshold decides.
+        shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
+            of the training is cheaper; see `Shrinking`.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:
@@ -82,10 +85,11 @@ class AdaHSPG(HalfSpace):
         schedule: Schedule,
         *,
         penalty: float = 1e-3,
+        shrink: bool | Shrinking = False,
         vectorised: bool = True,
     ) -> None:
         check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
-        super().__init__(space, optimizer, budget, schedule, vectorised)
+        super().__init__(space, optimizer, budget, schedule, vectorised, shrink)
         self.penalty = float(penalty)
         self._length = max(1, (schedule.until - schedule.start + 1) // schedule.periods)
         self._mode: Literal["proximal", "half-space"] = "proximal"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from niwaki.core.plan import Plan, structure_hash
 from niwaki.core.segments import unit_parameters
-from niwaki.core.space import SearchSpace
+from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.methods.progress import Progress
+from niwaki.methods.shrinking import Remains, Shrinking
 
 KEY = "niwaki"
 _FORMAT = 1
@@ -35,10 +37,12 @@ class Method(ABC):
 
     name: str
 
-    def __init__(self, space: SearchSpace, optimizer: Optimizer) -> None:
+    def __init__(self, space: SearchSpace, optimizer: Optimizer, shrinking: bool | Shrinking = False) -> None:
         self.space = space
         self.optimizer = optimizer
         self.step = 0
+        self.shrinking = Shrinking.of(shrinking)
+        self.remains = Remains(space)
         self.check_parameters()
         if optimizer in _attached:
             raise MethodError(
@@ -71,6 +75,40 @@ class Method(ABC):
         if self._handles:
             del _attached[self.optimizer]
         self._handles = []
+
+    @final
+    def shrink(self, ema: Sequence[nn.Module] = ()) -> bool:
+        """Let the units that have reached zero for good leave the model now, in place; see `niwaki.shrink`.
+
+        Call it between two steps, after ``optimizer.step()``. `plan` goes on speaking of the dense network, which
+        `niwaki.cut`, `niwaki.check` and `niwaki.save` understand. A checkpoint of a model that has been shrunk loads
+        into a dense one: first the optimizer, which shrinks it, then the model.
+
+        Args:
+            ema: averaged copies of the model, besides those that the method was given.
+
+        Returns:
+            Whether anything left.
+
+        Raises:
+            ShrinkError: a state of the optimizer cannot follow, or the process is one of several.
+        """
+        gone = self.gone()
+        if not (gone & self.remains.here).any():
+            return False
+        known = () if self.shrinking is None else tuple(self.shrinking.ema)
+        with torch.no_grad():
+            self.remains.leave(gone, self.optimizer, (*known, *ema))
+            self.rebuild()
+        return True
+
+    @abstractmethod
+    def gone(self) -> BoolArray:
+        """The units that are zero and will stay so, [num_units], as many as the sizes of the model's code allow."""
+
+    @abstractmethod
+    def rebuild(self) -> None:
+        """Refer to the tensors of the model as they are now, those of ``remains.space``."""
 
     @abstractmethod
     def plan(self) -> Plan:
@@ -125,6 +163,8 @@ class Method(ABC):
             self.step += 1
             with torch.no_grad():
                 self.after_step(self.step)
+            if self.shrinking is not None and self.remains.pays(self.gone(), self.shrinking):
+                self.shrink()
         self.closure = None
 
     def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -135,7 +175,12 @@ class Method(ABC):
             "settings": self.settings(),
             "step": self.step,
             "state": self.state(),
+            **self._shrunk(),
         }
+
+    def _shrunk(self) -> dict[str, Any]:
+        """For a checkpoint; nothing as long as the model is dense and will be."""
+        return {} if self.shrinking is None and self.remains.here.all() else {"remains": self.remains.data()}
 
     def _check_loaded(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         if KEY not in state_dict:
@@ -163,6 +208,7 @@ class Method(ABC):
         try:
             if int(saved["step"]) < 0:
                 raise ValueError("its step is negative")
+            self.remains.check(saved.get("remains", Remains(self.space).data()))
             self.check_state(saved["state"])
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             raise _damaged(self.name, cause) from cause
@@ -171,6 +217,9 @@ class Method(ABC):
     def _load(self, optimizer: Optimizer) -> None:
         if self._loading is not None:
             self.step = int(self._loading["step"])
+            if "remains" in self._loading:
+                self.remains.restore(self._loading["remains"], () if self.shrinking is None else self.shrinking.ema)
+                self.rebuild()
             self.restore(self._loading["state"])
             self._loading = None
 

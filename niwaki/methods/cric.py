@@ -21,6 +21,7 @@ from niwaki.methods.progress import Phase
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule, Timeline, fitting_cycles
 from niwaki.methods.sensitivity import layer_losses, sensitivity
+from niwaki.methods.shrinking import Shrinking
 from niwaki.methods.snapshot import Snapshot
 from niwaki.methods.trials import Trials
 
@@ -65,6 +66,8 @@ class CRIC(Fading):
         window: over how many steps criteria are averaged before V is chosen, and for each look at who is among the
             lowest within a cycle.
         seed: for criteria that draw.
+        shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
+            of the training is cheaper; see `Shrinking`.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:
@@ -106,9 +109,10 @@ class CRIC(Fading):
         criteria: Mapping[str, float] = WEIGHTS,
         window: int = 10,
         seed: int = 0,
+        shrink: bool | Shrinking = False,
         vectorised: bool = True,
     ) -> None:
-        super().__init__(space, optimizer, budget, schedule, criteria, window, seed, vectorised)
+        super().__init__(space, optimizer, budget, schedule, criteria, window, seed, vectorised, shrink)
         self.mix.check_size("HESSO-CRIC")
         check_steps("cycles", cycles, "the most cycles there may be")
         check_number("tolerance", tolerance, 0, 1, "the share of all units below which there is no further cycle")

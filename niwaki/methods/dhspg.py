@@ -24,6 +24,7 @@ from niwaki.methods.progress import Phase
 from niwaki.methods.proximal import left_half_space
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
+from niwaki.methods.shrinking import Shrinking
 from niwaki.selection import costs, select
 
 CHECK = 10  # steps between two looks at whether the target is reached
@@ -58,6 +59,8 @@ class DHSPG(HalfSpace):
         window: over how many steps the redundancy is averaged (the paper looks at one mini-batch).
         compare: ``"space"`` ranks all units together, as published, and may all but empty a layer; ``"group"`` compares
             units within their groups.
+        shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
+            of the training is cheaper; see `Shrinking`.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:
@@ -93,6 +96,7 @@ class DHSPG(HalfSpace):
         tolerance: float = 0.05,
         window: int = 10,
         compare: Among = "group",
+        shrink: bool | Shrinking = False,
         vectorised: bool = True,
     ) -> None:
         usual = (1e-3, 2.0, 10.0) if follows_gradient(optimizer) else (1e-2, 20.0, 1e3)
@@ -108,7 +112,7 @@ class DHSPG(HalfSpace):
         if compare not in ("group", "space"):
             raise MethodError(f"compare={compare!r} is neither 'group' nor 'space': say among which units to rank.")
         check_budget(budget)
-        super().__init__(space, optimizer, budget, schedule, vectorised)
+        super().__init__(space, optimizer, budget, schedule, vectorised, shrink)
         self.epsilon, self.tolerance, self.compare = float(epsilon), float(tolerance), compare
         self._window = max(1, min(int(window), (schedule.until - schedule.start) // 2))
         self._criteria = [named("cosine"), named("average_magnitude")]  # 1 - c and 1 / a

@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from niwaki.budget import Budget, check_budget, check_met, provenance
-from niwaki.core.counts import FloatArray
+from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.methods.attach import Method
 from niwaki.methods.checks import check_steps
-from niwaki.methods.fades import Faded, fade_named
+from niwaki.methods.fades import Fade, Faded, fade_named
 from niwaki.methods.mix import Criteria, Mix
 from niwaki.methods.plain import PlainUnits
 from niwaki.methods.progress import Phase, Progress
 from niwaki.methods.schedule import Schedule, Timeline
+from niwaki.methods.shrinking import Shrinking, UnitsLeft
 from niwaki.methods.units import Units
 from niwaki.methods.vectorised import VectorisedUnits
 from niwaki.selection import costs, select
@@ -52,8 +53,9 @@ class Fading(Method):
         window: int,
         seed: int,
         vectorised: bool,
+        shrink: bool | Shrinking = False,
     ) -> None:
-        super().__init__(space, optimizer)
+        super().__init__(space, optimizer, shrink)
         check_steps("window", window, "scores are averaged over it")
         check_budget(budget)
         self.budget, self.schedule, self.seed = budget, schedule, seed
@@ -65,8 +67,8 @@ class Fading(Method):
         self._dense = costs(space.cost_model, everything, ("macs", "params"))
         self._left = dict(self._dense)
         self._vectorised = vectorised
-        self._units: Units = (VectorisedUnits if vectorised else PlainUnits)(space, self.holder())
-        self._fade = fade_named(schedule.fade)(Faded(space, self.holder(), self._units, vectorised))
+        self._units: Units
+        self._units, self._fade = self._units_of(space)
         self._status = np.full(space.num_units, IMPORTANT, dtype=np.int8)
         self._window: Tensor | None = None  # [criteria, num_units], sums over the open window
         self._samples = 0
@@ -128,6 +130,23 @@ class Fading(Method):
             "parameters left"
         )
 
+    def gone(self) -> BoolArray:
+        """What a period has brought to zero."""
+        return np.equal(self._status, ZERO)
+
+    def rebuild(self) -> None:
+        """The units that are left."""
+        here = self.remains.here
+        inner, self._fade = self._units_of(self.remains.space, np.flatnonzero(here))
+        self._units = UnitsLeft(inner, here)
+        self._mark()
+
+    def _units_of(self, space: SearchSpace, numbers: IntArray | None = None) -> tuple[Units, Fade]:
+        """The units of ``space``, which are called ``numbers`` here, and how they fade."""
+        kind = VectorisedUnits if self._vectorised else PlainUnits
+        units = kind(space, self.holder(), numbers, self.space.num_units)
+        return units, fade_named(self.schedule.fade)(Faded(space, self.holder(), units, self._vectorised))
+
     def sample(self, size: Tensor | None = None) -> Tensor:
         """Score all units as they are, or as if they were ``size`` [num_units] times as large, into the open window;
         the scores [criteria, num_units]."""
@@ -158,7 +177,7 @@ class Fading(Method):
             self._status[self._status == FADING] = ZERO
             self._mark()
         elif factor is not None:
-            self.shrink(factor)
+            self.wither(factor)
         self._units.clear()
         if timeline.selects(self.step) is not None:
             self._begin(timeline)
@@ -168,7 +187,7 @@ class Fading(Method):
         if self.timeline is not None and self.timeline.factor(step):
             self._fade.remember()
 
-    def shrink(self, factor: float) -> None:
+    def wither(self, factor: float) -> None:
         """What becomes of the marked units on a step that would leave ``factor`` of them."""
         self._fade.shrink(factor)
 
@@ -202,7 +221,7 @@ class Fading(Method):
     def _mark(self) -> None:
         fading = self._status == FADING
         self._units.mark(fading, self._status == ZERO)
-        self._fade.mark(fading)
+        self._fade.mark(fading[self.remains.here])
         self._left = costs(self.space.cost_model, self._status == IMPORTANT, ("macs", "params"))
 
     def _about(self) -> dict[str, Any]:

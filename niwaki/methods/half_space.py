@@ -27,6 +27,7 @@ from niwaki.methods.iterates_plain import PlainIterates
 from niwaki.methods.plain import PlainUnits
 from niwaki.methods.progress import Phase, Progress
 from niwaki.methods.schedule import Schedule
+from niwaki.methods.shrinking import Shrinking, UnitsLeft
 from niwaki.methods.units import Units
 from niwaki.methods.vectorised import VectorisedUnits
 from niwaki.selection import Steps, costs, leaving, select
@@ -48,9 +49,15 @@ class HalfSpace(Method):
     now: Phase  # of the step at hand
 
     def __init__(
-        self, space: SearchSpace, optimizer: Optimizer, budget: Budget | None, schedule: Schedule, vectorised: bool
+        self,
+        space: SearchSpace,
+        optimizer: Optimizer,
+        budget: Budget | None,
+        schedule: Schedule,
+        vectorised: bool,
+        shrink: bool | Shrinking = False,
     ) -> None:
-        super().__init__(space, optimizer)
+        super().__init__(space, optimizer, shrink)
         if not isinstance(schedule, Schedule):
             raise MethodError(
                 f"schedule={schedule!r} is no schedule. Say when: niwaki.Schedule(start=100, until=500) in steps."
@@ -78,6 +85,7 @@ class HalfSpace(Method):
         self._dense = costs(space.cost_model, everything, ("macs", "params"))
         self._vectorised = vectorised
         self._units: Units = (VectorisedUnits if vectorised else PlainUnits)(space, optimizer)
+        self._gone: BoolArray = np.zeros(space.num_units, dtype=bool)
         self._device = next(iter(space.model.parameters())).device
         self._group = torch.from_numpy(group_of(space)).to(self._device)
         self._zero: Tensor = torch.zeros(space.num_units, dtype=torch.bool, device=self._device)
@@ -156,8 +164,27 @@ class HalfSpace(Method):
             keep = select(self.space, self._sizes(keep), self._limits, ~keep, steps=self._steps)
         self._zero = torch.from_numpy(zero | ~keep).to(self._device)
         self._ended, self._iterates = step, None
-        self._units.mark(np.zeros_like(zero), self._zeros())
+        self._keep_zeros()
         self._units.clear()
+
+    def gone(self) -> BoolArray:
+        """None while the rule acts, which looks at all units; then what it has left at zero."""
+        return self._gone
+
+    def rebuild(self) -> None:
+        """The units that are left."""
+        here = self.remains.here
+        kind = VectorisedUnits if self._vectorised else PlainUnits
+        self._units = UnitsLeft(
+            kind(self.remains.space, self.optimizer, np.flatnonzero(here), self.space.num_units), here
+        )
+        if self._ended is not None:
+            self._keep_zeros()
+
+    def _keep_zeros(self) -> None:
+        zero = self._zeros()
+        self._gone = ~self._kept(zero)
+        self._units.mark(np.zeros_like(zero), zero)
 
     @final
     def meets_budget(self) -> bool:
@@ -229,7 +256,7 @@ class HalfSpace(Method):
         self._ended = None if state["ended"] is None else int(state["ended"])
         self._iterates = None
         if self._ended is not None:
-            self._units.mark(np.zeros(self.space.num_units, dtype=bool), self._zeros())
+            self._keep_zeros()
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """One truth value per unit, and a step or nothing."""

@@ -17,6 +17,7 @@ from niwaki.methods.mix import WEIGHTS, Criteria
 from niwaki.methods.progress import Phase
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule, Timeline
+from niwaki.methods.shrinking import Shrinking
 
 
 class HESSO(Fading):
@@ -45,6 +46,8 @@ class HESSO(Fading):
             zero: one that has begun to fade returns if it would be kept now, by its scores as if it had not faded.
             Off, as in the paper, selections are final.
         seed: for criteria that draw.
+        shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
+            of the training is cheaper; see `Shrinking`.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:
@@ -80,9 +83,10 @@ class HESSO(Fading):
         window: int = 10,
         readmit: bool = False,
         seed: int = 0,
+        shrink: bool | Shrinking = False,
         vectorised: bool = True,
     ) -> None:
-        super().__init__(space, optimizer, budget, schedule, criteria, window, seed, vectorised)
+        super().__init__(space, optimizer, budget, schedule, criteria, window, seed, vectorised, shrink)
         self._timeline = Timeline.of(schedule, int(window))
         if not isinstance(readmit, bool):
             raise MethodError(f"readmit={readmit!r} must be True or False: whether what has begun to fade may return.")

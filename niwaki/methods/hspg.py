@@ -16,6 +16,7 @@ from niwaki.methods.progress import Phase
 from niwaki.methods.proximal import left_half_space
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
+from niwaki.methods.shrinking import Shrinking
 
 
 class HSPG(HalfSpace):
@@ -40,6 +41,8 @@ class HSPG(HalfSpace):
             every step: where that adds up to little by ``until``, few units vanish, and the budget's threshold decides.
         epsilon: how readily units are set to zero, from 0 (only where the step turns them by more than a right angle)
             to below 1.
+        shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
+            of the training is cheaper; see `Shrinking`.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:
@@ -72,11 +75,12 @@ class HSPG(HalfSpace):
         *,
         penalty: float = 1e-3,
         epsilon: float = 0.0,
+        shrink: bool | Shrinking = False,
         vectorised: bool = True,
     ) -> None:
         check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
-        super().__init__(space, optimizer, budget, schedule, vectorised)
+        super().__init__(space, optimizer, budget, schedule, vectorised, shrink)
         self.penalty, self.epsilon = float(penalty), float(epsilon)
         self.attach()
 

@@ -187,7 +187,7 @@ class LHSPG(Fading):
             self._protect()
         self.follow(self._timeline)
 
-    def shrink(self, factor: float) -> None:
+    def wither(self, factor: float) -> None:
         """The half-space step of the units that leave; their W is y by now, and their B zero."""
         if self._iterates is not None:
             self._taken = 1 - factor
@@ -214,6 +214,13 @@ class LHSPG(Fading):
         pull = torch.where(alive, taken, 0)
         ends = ~alive | left_half_space(sums.inner - pull * sums.square, sums.square, self.epsilon)
         return Change(keep=(~ends).to(pull), pull=pull)
+
+    def gone(self) -> BoolArray:
+        """Not in the middle of training: weights and adapters are merged when the network is cut."""
+        raise MethodError(
+            "LHSPG cannot shrink the model in place: weights and adapters are merged when it is cut. Use "
+            "niwaki.cut(model, method.plan()) at the end."
+        )
 
     def saliency(self, keep: BoolArray) -> FloatArray:
         """Of W, when all pairs have just been merged."""

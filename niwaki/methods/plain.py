@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from niwaki.core.counts import IntArray
 from niwaki.core.segments import unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import group_of
@@ -22,8 +23,12 @@ from niwaki.methods.units import Units
 class PlainUnits(Units):
     """Units as loops over groups, units and slices."""
 
-    def __init__(self, space: SearchSpace, optimizer: Optimizer) -> None:
+    def __init__(
+        self, space: SearchSpace, optimizer: Optimizer, numbers: IntArray | None = None, of: int | None = None
+    ) -> None:
         self._space = space
+        self._of = space.num_units if of is None else of
+        self._number = torch.from_numpy(np.arange(space.num_units) if numbers is None else numbers)
         self._parameters = unit_parameters(space)
         self._directions = Directions(optimizer, list(self._parameters.values()))
         self._fading = self._zero = np.zeros(space.num_units, dtype=bool)
@@ -61,7 +66,7 @@ class PlainUnits(Units):
             )
         if any("scale" in criterion.reads for criterion in criteria):
             fields["scale"] = mean_scales(self._space, self._parameters, fields["square"])
-        units = UnitSums(self._space.num_units, torch.arange(len(sums)), seed=seed, group=group, **fields)
+        units = UnitSums(self._of, self._number, seed=seed, group=group, **fields)
         return torch.stack([criterion.saliency(units) for criterion in criteria])
 
     def mark(self, fading: BoolArray, zero: BoolArray) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.optim import Optimizer
 
+from niwaki.core.counts import IntArray
 from niwaki.core.segments import UnitIndex, unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.among import among
@@ -26,14 +27,19 @@ class VectorisedUnits(Units):
     """Units as segments of rows of the parameters.
 
     While a window is open, the copies that `Directions` may need are kept; they are given back at the next `mark`.
+    ``numbers``: what the units are called among ``of`` units, of which they are those left.
     """
 
-    def __init__(self, space: SearchSpace, optimizer: Optimizer) -> None:
+    def __init__(
+        self, space: SearchSpace, optimizer: Optimizer, numbers: IntArray | None = None, of: int | None = None
+    ) -> None:
         self._space = space
         self._parameters = unit_parameters(space)
         self._index = UnitIndex.of(space)
         self._driven = [place for place in space.places if place.parameter and place.driven]
-        self._number = torch.arange(space.num_units, device=self._index.entries.device)
+        self._of = space.num_units if of is None else of
+        numbers = np.arange(space.num_units) if numbers is None else numbers
+        self._number = torch.from_numpy(numbers).to(self._index.entries.device)
         self._weights: list[list[Tensor]] = [
             [self._parameters[name] for name in bundle.names] for bundle in self._index.bundles
         ]
@@ -62,7 +68,7 @@ class VectorisedUnits(Units):
                 rows.setdefault(name, []).extend(parts)
         others = among(self._space, self._parameters, reads, index.entries)
         totals = index.total(rows) if size is None else enlarged(index.total(rows), size)
-        sums = UnitSums(index.num_units, self._number, index.entries, seed, **totals, **others)
+        sums = UnitSums(self._of, self._number, index.entries, seed, **totals, **others)
         return torch.stack([criterion.saliency(sums) for criterion in criteria])
 
     def mark(self, fading: BoolArray, zero: BoolArray) -> None:

@@ -23,6 +23,7 @@ def distances(call: Call) -> Label:
     for x, other in ((a, b), (b, a)):
         if x.weight:
             call.reads(x, len(x.axes) - 1, other.zero[-1])
+            call.drives(x, len(x.axes) - 1)  # also where the other is zero: it is subtracted from, not multiplied
     lead = []
     for size, ours, theirs in zip(call.shapes[0][:-2], a.axes[:-2], b.axes[:-2], strict=True):
         if ours.size == theirs.size:

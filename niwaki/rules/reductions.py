@@ -24,6 +24,8 @@ def reduced(call: Call, zero: Sequence[bool], output: int = 0) -> Label:
     """The label of a reduction: the other dimensions go on."""
     x: Label = call["self"]
     gone = reduced_dims(call, len(x.axes))
+    for dim in gone if x.weight else ():
+        call.drives(x, dim)
     keep = bool(call.arguments.get("keepdim"))
     axes, flags = [], []
     for dim, axis in enumerate(x.axes):

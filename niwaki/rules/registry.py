@@ -123,6 +123,11 @@ class Call(ABC):
         """``weight`` reads units along ``dim`` whose removed entries are zero already (``zero``) or not."""
 
     @abstractmethod
+    def drives(self, weight: Label, dim: int) -> None:
+        """Entries of ``weight`` along ``dim`` count for others also where all that they meet is zero: a norm runs over
+        them. So a method has to bring those of removed units to zero, whether they make or read these units."""
+
+    @abstractmethod
     def makes(self, weight: Label, dim: int) -> None:
         """``weight`` makes units along ``dim``, whatever else reads them there (a tied embedding does both)."""
 

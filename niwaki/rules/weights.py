@@ -20,6 +20,8 @@ def weight_norm(call: Call) -> list[Label]:
     for i, axis in enumerate(v.axes):
         if i != dim and not v.zero[i]:
             call.pin(axis, "a norm runs over it, and its removed entries are not zero")
+        elif i != dim and v.weight:
+            call.drives(v, i)
     norms = [call.fixed(size, "it holds norms") for size in call.shapes[1]]
     zero = [i != dim and flag for i, flag in enumerate(v.zero)]
     return [call.label(v.axes, zero, v.weight), call.label(norms, output=1)]

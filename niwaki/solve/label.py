@@ -136,6 +136,7 @@ def _apply(call: _Call, graph: Graph, node: Node, find: FindRule, scaling: Scali
         labels = [call.opaque(i, reason) for i in range(len(call.shapes))]
         rule = None
         call.placed.clear()
+    call.makes_what_goes_on(labels)
     return places.follow(call, rule, scaling.follow(call, rule, labels), call.placed)
 
 
@@ -216,15 +217,27 @@ class _Call(Call):
             return tuple(self._seen(item) for item in argument)
         return argument
 
-    def input_axes(self) -> list[Axis]:
-        """All axes of all tensor arguments."""
+    def inputs(self) -> list[Label]:
+        """All tensor arguments."""
         labels: list[Label] = []
         for argument in self.arguments.values():
             if isinstance(argument, Label):
                 labels.append(argument)
             elif isinstance(argument, tuple):
                 labels += [item for item in argument if isinstance(item, Label)]
-        return [axis for item in labels for axis in item.axes]
+        return labels
+
+    def input_axes(self) -> list[Axis]:
+        """All axes of all tensor arguments."""
+        return [axis for label in self.inputs() for axis in label.axes]
+
+    def makes_what_goes_on(self, results: Sequence[Label]) -> None:
+        """A weight whose dimension is one of the result's makes it, also where another operator reads along it."""
+        for label in self.inputs():
+            if label.weight:
+                for dim, axis in enumerate(label.axes):
+                    if axis.free and any(axis.same_as(made) for r in results if not r.weight for made in r.axes):
+                        self.makes(label, dim)
 
     def _reason(self, text: str) -> int:
         if text not in self._why:
@@ -266,9 +279,12 @@ class _Call(Call):
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         ours, theirs = left.axes[left_dim], right.axes[right_dim]
         self.equate(ours, theirs)
-        if left.weight and not right.weight:
+        if left.weight and right.weight:  # both make the weight that comes of it
+            self.drives(left, left_dim)
+            self.drives(right, right_dim)
+        elif left.weight:
             self.reads(left, left_dim, right.zero[right_dim])
-        if right.weight:
+        elif right.weight:
             self.reads(right, right_dim, left.zero[left_dim])
         if not (left.zero[left_dim] or right.zero[right_dim]):
             why = "it is summed over, and its removed entries are not zero"
@@ -279,7 +295,10 @@ class _Call(Call):
         ids = weight.axes[dim].ids.reshape(-1)
         self._facts.reads.append(ids)
         if not zero:
-            self._facts.drives.append(ids)
+            self.drives(weight, dim)
+
+    def drives(self, weight: Label, dim: int) -> None:
+        self._facts.drives.append(weight.axes[dim].ids.reshape(-1))
 
     def makes(self, weight: Label, dim: int) -> None:
         self._facts.makes.append(weight.axes[dim].ids.reshape(-1))

@@ -200,6 +200,9 @@ class _Filtered(Call):
     def reads(self, weight: Label, dim: int, zero: bool) -> None:
         self._call.reads(weight, dim, zero)
 
+    def drives(self, weight: Label, dim: int) -> None:
+        self._call.drives(weight, dim)
+
     def makes(self, weight: Label, dim: int) -> None:
         self._call.makes(weight, dim)
 

@@ -1,0 +1,157 @@
+"""Units that leave the model while the training goes on: when that pays, and how methods go on counting all units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from niwaki.core.reindex import reindex
+from niwaki.core.scalars import is_number
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.registry import Criterion
+from niwaki.errors import MethodError
+from niwaki.methods.units import Units
+from niwaki.surgery.shrink import shrink
+
+
+@dataclass(frozen=True, slots=True)
+class Shrinking:
+    """When units that have reached zero leave the model in place, so that the rest of the training is cheaper.
+
+    Zeros are dragged along until their multiply-accumulates add up to ``cost`` steps of the network as it is; then the
+    model is shrunk. Whoever waits so long pays, whatever is still to come, at most twice what a shrink at the best
+    moment would have cost; and a run that is repeated or resumed shrinks on the same steps, which clocks could not
+    promise.
+
+    Args:
+        cost: what a shrink costs, in training steps: copying the weights and the optimizer's state once, and for a
+            compiled model the compilation.
+        ema: averaged copies of the model, which shrink with it (see `niwaki.shrink`).
+
+    Raises:
+        MethodError: the cost is no number above 0, or a copy is no module.
+
+    >>> Shrinking(cost=50)
+    Shrinking(cost=50, ema=())
+    """
+
+    cost: float = 5.0
+    ema: Sequence[nn.Module] = ()
+
+    def __post_init__(self) -> None:
+        if not is_number(self.cost) or not 0 < self.cost < float("inf"):
+            raise MethodError(f"Shrinking(cost={self.cost!r}) must be a number of training steps above 0.")
+        if not isinstance(self.ema, Sequence) or not all(isinstance(copy, nn.Module) for copy in self.ema):
+            raise MethodError(f"Shrinking(ema={self.ema!r}) must be a list or tuple of modules, copies of the model.")
+
+    @classmethod
+    def of(cls, choice: object) -> Shrinking | None:
+        """What a method is given: True for the defaults, False for never.
+
+        Raises:
+            MethodError: it is something else.
+        """
+        if isinstance(choice, cls):
+            return choice
+        if not isinstance(choice, bool):
+            raise MethodError(
+                f"shrink={choice!r} is no choice: True, False, or niwaki.Shrinking(...) to say what a shrink costs."
+            )
+        return cls() if choice else None
+
+
+@final
+class Remains:
+    """What of a search space is still in its model, and how long zeros have been dragged along."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._dense = space
+        self.space = space
+        self.here: BoolArray = np.ones(space.num_units, dtype=bool)
+        self._idle = 0.0  # steps' worth of multiply-accumulates on zeros since the last shrink
+        self._gone, self._share = 0, 0.0
+
+    def pays(self, gone: BoolArray, policy: Shrinking) -> bool:
+        """Count one more step with the units ``gone`` [num_units] at zero: does it pay to let them leave now?"""
+        number = int(gone.sum())
+        if number == self._dense.num_units - int(self.here.sum()):
+            return False
+        if number != self._gone:
+            now, then = (self._dense.cost_of(keep).macs for keep in (self.here, ~gone))
+            self._gone, self._share = number, 1 - then / now if now else 0.0
+        self._idle += self._share
+        return self._idle >= policy.cost
+
+    def leave(self, gone: BoolArray, optimizer: Optimizer | None, ema: Sequence[nn.Module] = ()) -> None:
+        """Shrink the model to the units that are not ``gone``.
+
+        Raises:
+            PlanError: the model's sizes cannot follow, or `niwaki.reindex` cannot.
+            ShrinkError: a state cannot follow.
+        """
+        plan = self._dense.plan(~gone)
+        left = reindex(self._dense, plan, shrunk=False)
+        shrink(self._dense.model, plan, optimizer, ema)
+        self.space, self.here = left, ~gone
+        self._idle, self._gone, self._share = 0.0, 0, 0.0
+
+    def data(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"here": torch.from_numpy(self.here.copy()), "idle": self._idle}
+
+    def check(self, data: Mapping[str, Any]) -> None:
+        """Raise `ValueError`, `KeyError` or `TypeError` if ``data`` is not what `data` gives, and `MethodError` if the
+        model has lost more than that."""
+        here = data["here"]
+        if not isinstance(here, Tensor) or here.shape != (self._dense.num_units,) or here.dtype != torch.bool:
+            raise ValueError(f"what is left of the model is not {self._dense.num_units} truth values, one per unit")
+        if not 0 <= float(data["idle"]) < float("inf"):
+            raise ValueError("its count of idle steps is no number")
+        lost = here.cpu().numpy() & ~self.here
+        if lost.any():
+            raise MethodError(
+                f"The model has been shrunk further than in the checkpoint, which has {int(lost.sum())} units more. "
+                "What has left cannot come back: build model, optimizer and method anew, then load."
+            )
+
+    def restore(self, data: Mapping[str, Any], ema: Sequence[nn.Module] = ()) -> None:
+        """Bring the model to the size of a checkpoint whose optimizer state is loaded already."""
+        gone = ~data["here"].cpu().numpy()
+        if (gone & self.here).any():
+            self.leave(gone, None, ema)
+        self._idle, self._gone, self._share = float(data["idle"]), 0, 0.0
+
+
+@final
+class UnitsLeft(Units):
+    """The units of a smaller space under their numbers in the dense one; those that have left score 0."""
+
+    def __init__(self, inner: Units, here: BoolArray) -> None:
+        self._inner, self._here = inner, here
+        self._index = torch.from_numpy(np.flatnonzero(here)).to(inner.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._inner.device
+
+    def remember(self) -> None:
+        self._inner.remember()
+
+    def values(self, criteria: Sequence[Criterion], seed: int, size: Tensor | None = None) -> Tensor:
+        values = self._inner.values(criteria, seed, None if size is None else size[self._index])
+        return values.new_zeros(len(values), len(self._here)).index_copy_(1, self._index, values)
+
+    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
+        self._inner.mark(fading[self._here], zero[self._here])
+
+    def fade(self, factor: float) -> None:
+        self._inner.fade(factor)
+
+    def clear(self) -> None:
+        self._inner.clear()

@@ -1,0 +1,206 @@
+"""Methods that let units leave while training goes on: when, on the same path, resumable, in numbers of the dense net."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_shrink import Small, images
+from torch import Tensor, nn
+
+import niwaki
+from niwaki.errors import MethodError
+from niwaki.methods.attach import Method
+from niwaki.methods.shrinking import Remains
+
+SCHEDULE = niwaki.Schedule(start=3, until=23, periods=4)
+END = 28
+SGD = {"lr": 0.05, "momentum": 0.9}
+
+
+class Run:
+    """Some steps of a float64 network with a method; ``model`` is always the same object."""
+
+    def __init__(self, name: str = "hesso", adam: bool = False, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.model = Small().double()
+        space = niwaki.search_space(self.model, images().double())
+        parameters = list(self.model.parameters())
+        groups = [{"params": parameters[::2]}, {"params": parameters[1::2], "lr": 0.01}]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.01) if adam else torch.optim.SGD(groups, **SGD)
+        budget = niwaki.Budget(macs=0.35)
+        if name == "hesso":
+            self.method: Method = niwaki.HESSO(space, self.optimizer, budget, SCHEDULE, window=2, **options)
+        elif name == "hesso-cric":
+            self.method = niwaki.CRIC(
+                space, self.optimizer, budget, SCHEDULE, loss=self.loss, window=2, cycle=3, cycles=2, **options
+            )
+        else:
+            self.method = niwaki.HSPG(space, self.optimizer, budget=budget, schedule=SCHEDULE, **options)
+        self.done = 0
+
+    def loss(self) -> Tensor:
+        loss: Tensor = self.model(images(seed=self.done).double()).square().mean()
+        return loss
+
+    def steps(self, number: int) -> list[float]:
+        losses = []
+        for _ in range(number):
+            self.optimizer.zero_grad()
+            loss = self.loss()
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.item())
+            self.done += 1
+        return losses
+
+    @property
+    def size(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def discard(run: Run) -> None:
+    """What the optimizer remembers of entries at zero is discarded in the run that keeps them, too."""
+    gone = run.method.gone()
+    plan = run.method.space.plan(~gone)
+    for name, parameter in run.model.named_parameters():
+        for dim, stays in plan.tensors.get(name, {}).items():
+            lost = torch.tensor(sorted(set(range(parameter.shape[dim])) - set(stays)))
+            for value in run.optimizer.state[parameter].values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value.index_fill_(dim, lost, 0)
+            with torch.no_grad():  # consumers, which the zeros make unheard
+                parameter.index_fill_(dim, lost, 0)
+
+
+@pytest.mark.parametrize("vectorised", [True, False])
+@pytest.mark.parametrize("adam", [False, True])
+@pytest.mark.parametrize("name", ["hesso", "hesso-cric", "hspg"])
+def test_the_same_path(name: str, adam: bool, vectorised: bool) -> None:
+    """As soon as it may, or never: the losses agree, and so do the plans and the networks that are cut."""
+    soon, never = (
+        Run(name, adam, shrink=shrink, vectorised=vectorised) for shrink in (niwaki.Shrinking(cost=1e-9), False)
+    )
+    dense, sizes = soon.size, set()
+    for _ in range(END):
+        ours, theirs = soon.steps(1), never.steps(1)
+        discard(never)
+        assert ours == pytest.approx(theirs, rel=1e-10)
+        sizes.add(soon.size)
+    assert len(sizes) > (1 if name == "hspg" else 3) and never.size == dense
+    assert soon.method.plan().to_json() == never.method.plan().to_json()
+    assert soon.method.progress == never.method.progress
+    expected = niwaki.cut(never.model, never.method.plan())
+    for network in (soon.model, niwaki.cut(soon.model, soon.method.plan())):
+        for (path, left), right in zip(network.named_parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-12, msg=path)
+
+
+@pytest.mark.parametrize("name", ["hesso", "hesso-cric", "hspg"])
+def test_resumed_at_every_step(name: str) -> None:
+    """Into a dense model: first the optimizer, which makes it as small, then the model."""
+
+    def fresh() -> Run:
+        return Run(name, adam=True, shrink=niwaki.Shrinking(cost=0.5))
+
+    whole, saved = fresh(), []
+    for _ in range(END):
+        file = io.BytesIO()
+        torch.save({"model": whole.model.state_dict(), "optimizer": whole.optimizer.state_dict()}, file)
+        saved.append(file)
+        whole.steps(1)
+    for done in range(0, END, 3):
+        saved[done].seek(0)
+        state = torch.load(saved[done], weights_only=True)
+        resumed = fresh()
+        resumed.optimizer.load_state_dict(state["optimizer"])
+        resumed.model.load_state_dict(state["model"])
+        resumed.done = done
+        resumed.steps(END - done)
+        for (path, ours), theirs in zip(resumed.model.named_parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs), f"{path}, resumed after step {done}"
+        assert resumed.method.plan().to_json() == whole.method.plan().to_json()
+
+
+def test_by_hand_and_the_end() -> None:
+    run = Run()
+    assert not run.method.shrink()
+    run.steps(END)
+    dense, average = run.size, copy.deepcopy(run.model)
+    x = images().double()
+    run.model.eval()
+    before = run.model(x)
+    assert run.method.shrink(ema=[average]) and not run.method.shrink()
+    assert run.size < dense and sum(p.numel() for p in average.parameters()) == run.size
+    torch.testing.assert_close(run.model(x), before, rtol=1e-12, atol=1e-13)
+    assert niwaki.check(run.model, run.method.plan(), x).holds
+
+
+def test_when_it_pays() -> None:
+    """A shrink that costs two steps waits until zeros have cost as much."""
+    run = Run()
+    space, gone = run.method.space, np.zeros(run.method.space.num_units, dtype=bool)
+    remains, policy = Remains(space), niwaki.Shrinking(cost=2.0)
+    assert not any(remains.pays(gone, policy) for _ in range(99)), "nothing to gain"
+    gone[space.groups[0].numbers][: space.groups[0].units // 2] = True
+    saved = 1 - space.cost_of(~gone).macs / space.cost().macs
+    assert [remains.pays(gone, policy) for _ in range(99)].index(True) == int(np.ceil(2 / saved)) - 1
+
+
+def test_the_ordinary_default_shrinks_too() -> None:
+    run = Run(shrink=True)
+    dense = run.size
+    run.steps(END)
+    assert run.size < dense
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: niwaki.Shrinking(cost=0), r"Shrinking\(cost=0\) must be a number of training steps above 0"),
+        (lambda: niwaki.Shrinking(ema="model"), "must be a list or tuple of modules, copies of the model"),  # type: ignore[arg-type]
+        (lambda: Run(shrink="often"), "shrink='often' is no choice: True, False, or niwaki.Shrinking"),
+    ],
+)
+def test_bad_choices(make: Any, message: str) -> None:
+    with pytest.raises(MethodError, match=message):
+        make()
+
+
+def test_checkpoints_that_do_not_fit_are_refused() -> None:
+    run = Run(shrink=niwaki.Shrinking(cost=1e-9))
+    run.steps(10)
+    early = copy.deepcopy(run.optimizer.state_dict())
+    run.steps(END - 10)
+    with pytest.raises(MethodError, match="shrunk further than in the checkpoint, which has .* units more"):
+        run.optimizer.load_state_dict(early)
+    for change in ({"here": torch.ones(3, dtype=torch.bool)}, {"idle": float("nan")}):
+        other, state = Run(), copy.deepcopy(run.optimizer.state_dict())
+        state["niwaki"]["remains"] |= change
+        with pytest.raises(MethodError, match="is damaged"):
+            other.optimizer.load_state_dict(state)
+        assert other.method.step == 0 and other.size == Run().size
+
+
+def test_states_that_cannot_follow_stop_the_step_with_the_model_as_it_was() -> None:
+    class Odd(torch.optim.SGD):
+        """Keeps a vector of its own."""
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
+    optimizer = Odd(model.parameters(), lr=0.1)
+    optimizer.state[model[0].weight]["odd"] = torch.zeros(3)
+    space = niwaki.search_space(model, torch.randn(1, 4))
+    method = niwaki.HESSO(
+        space, optimizer, niwaki.Budget(macs=0.5), niwaki.Schedule(1, 5, 1), shrink=niwaki.Shrinking(cost=1e-9)
+    )
+    with pytest.raises(niwaki.NiwakiError, match="declare_state"):
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+    assert model[0].weight.shape == (10, 4) and method.remains.here.all()
