@@ -1,4 +1,4 @@
-"""Methods that let units leave while training goes on: when, on the same path, resumable, in numbers of the dense net."""
+"""Methods that let units leave while training goes on: when, on the same path, resumable; in numbers of the dense."""
 
 from __future__ import annotations
 
