@@ -318,6 +318,20 @@ def test_a_run_repeats_to_the_bit(tmp_path: Path) -> None:
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
+def test_a_network_that_shrinks_on_the_way(tmp_path: Path) -> None:
+    """It ends at the plan's costs; a run that is interrupted when it has shrunk goes on to the same bits."""
+    shrinking = dataclasses.replace(SHORT, shrink=True)
+    report = train(shrinking, tmp_path / "whole", Silent())
+    with pytest.raises(Interrupted):
+        train(shrinking, tmp_path / "parts", Recorder(stop_at=21))
+    saved = read_checkpoint(tmp_path / "parts").state
+    assert not saved["optimizer"]["niwaki"]["remains"]["here"].all(), "it has shrunk by then"
+    train(shrinking, tmp_path / "parts", Silent(), resume=True)
+    for name in ("model.safetensors", "plan.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    assert report.small.macs == train(SHORT, tmp_path / "dense", Silent()).small.macs
+
+
 @pytest.mark.parametrize("stop", [1, 5, 11, 13, 21])
 def test_an_interrupted_run_resumes_to_the_same_bits(stop: int, tmp_path: Path) -> None:
     train(SHORT, tmp_path / "whole", Silent())

@@ -61,6 +61,9 @@ def train(
     prune_until: Annotated[
         float, typer.Option(help="share of the run after which pruning is complete")
     ] = _DEFAULT.prune_until,
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="let units leave as they reach zero: the rest of the run is cheaper")
+    ] = _DEFAULT.shrink,
     out: Annotated[Path, typer.Option(parser=_directory, metavar="PATH", help="directory for the results")] = Path(
         "out"
     ),
@@ -86,6 +89,7 @@ def train(
         "seed": seed,
         "prune_start": prune_start,
         "prune_until": prune_until,
+        "shrink": shrink,
     }
     recipe = _resumed(context, options, out) if resume else Recipe(**options)
     console = Console()

@@ -215,4 +215,4 @@ class AdaHSPG(HalfSpace):
             raise ValueError("its epsilon is out of bounds")
 
 
-register(AdaHSPG.name, lambda t: AdaHSPG(t.space, t.optimizer, t.budget, t.schedule))
+register(AdaHSPG.name, lambda t: AdaHSPG(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))

@@ -288,4 +288,4 @@ class CRIC(Fading):
             raise ValueError("the step its cycles ended at is out of the schedule")
 
 
-register(CRIC.name, lambda t: CRIC(t.space, t.optimizer, t.budget, t.schedule, loss=t.loss))
+register(CRIC.name, lambda t: CRIC(t.space, t.optimizer, t.budget, t.schedule, loss=t.loss, shrink=t.shrink))

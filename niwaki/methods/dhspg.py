@@ -237,7 +237,7 @@ class DHSPG(HalfSpace):
             raise ValueError(f"its window has not the shape {[2, units]}")
 
 
-register(DHSPG.name, lambda t: DHSPG(t.space, t.optimizer, t.budget, t.schedule))
+register(DHSPG.name, lambda t: DHSPG(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))
 
 
 def dual_penalty(aligned: Tensor, norm: Tensor, square: Tensor, penalty: float, amplify: float, most: float) -> Tensor:

@@ -147,4 +147,4 @@ class HESSO(Fading):
         return {"window": self._timeline.window} | ({"readmit": True} if self._readmit else {})
 
 
-register(HESSO.name, lambda t: HESSO(t.space, t.optimizer, t.budget, t.schedule))
+register(HESSO.name, lambda t: HESSO(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))

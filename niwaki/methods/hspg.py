@@ -118,4 +118,4 @@ class HSPG(HalfSpace):
         return {"penalty": self.penalty, "epsilon": self.epsilon}
 
 
-register(HSPG.name, lambda t: HSPG(t.space, t.optimizer, t.budget, t.schedule))
+register(HSPG.name, lambda t: HSPG(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))

@@ -17,13 +17,15 @@ from niwaki.methods.schedule import Schedule
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
-    """What a training loop has to offer to a method. ``loss()``: the loss of the batch at hand, computed anew."""
+    """What a training loop has to offer to a method. ``loss()``: the loss of the batch at hand, computed anew.
+    ``shrink``: whether the network may get smaller on the way."""
 
     space: SearchSpace
     optimizer: Optimizer
     budget: Budget
     schedule: Schedule
     loss: Callable[[], Tensor]
+    shrink: bool = False
 
 
 Build = Callable[[Training], Method]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,8 +97,10 @@ class Run:
         if recipe.method != "none":
             schedule = recipe.schedule(self.steps)
             self.method = attach(
-                recipe.method, Training(self.space, self.optimizer, recipe.budget(), schedule, self._loss)
+                recipe.method,
+                Training(self.space, self.optimizer, recipe.budget(), schedule, self._loss, recipe.shrink),
             )
+        self._shapes = _shapes(self.model.state_dict())
         self.step = 0
         self.history: list[EpochResult] = []
         self._epoch_loss = 0.0
@@ -176,6 +179,7 @@ class Run:
             "data": self.images.fingerprint,
             "epoch_loss": self._epoch_loss,
             "history": [[r.epoch, r.loss, r.accuracy, r.macs_left] for r in self.history],
+            "shapes": self._shapes,
             "mode": "cpu" if self.device.type == "cpu" else self.device.type,
         }
         state = {
@@ -197,16 +201,15 @@ class Run:
                 f"The data {self.recipe.data!r} have changed since the checkpoint was written, so the run cannot be "
                 "resumed. Restore them, or start the run again."
             )
-        there = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
-        saved = {name: tuple(value.shape) for name, value in checkpoint.state["model"].items()}
-        for name in (*saved, *there):
-            if saved.get(name) != there.get(name):
+        saved = facts.get("shapes", _shapes(checkpoint.state["model"]))  # older ones hold dense models only
+        for name in (*saved, *self._shapes):
+            if saved.get(name) != self._shapes.get(name):
                 raise RunError(
                     f"The model {self.recipe.model!r} has changed since the checkpoint was written: {name!r} was "
-                    f"{saved.get(name, 'not there')} and is {there.get(name, 'not there')}. Start the run again."
+                    f"{saved.get(name, 'not there')} and is {self._shapes.get(name, 'not there')}. Start the run again."
                 )
+        self.optimizer.load_state_dict(checkpoint.state["optimizer"])  # brings the model to its size at the time
         self.model.load_state_dict(checkpoint.state["model"])
-        self.optimizer.load_state_dict(checkpoint.state["optimizer"])
         set_random_state(checkpoint.state["random"], self.device)
         self.step = checkpoint.step
         self._epoch_loss = facts["epoch_loss"]
@@ -221,6 +224,10 @@ class Run:
             weight_decay=recipe.weight_decay,
             nesterov=recipe.momentum > 0,
         )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state.items()}
 
 
 def accuracy(model: nn.Module, batches: Batches) -> float:
