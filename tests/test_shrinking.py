@@ -126,6 +126,19 @@ def test_resumed_at_every_step(name: str) -> None:
         assert resumed.method.plan().to_json() == whole.method.plan().to_json()
 
 
+def test_a_function_scores_what_is_left() -> None:
+    """A criterion of the user's is given the space of the model as it is."""
+    asked = []
+
+    def norms(space: niwaki.SearchSpace) -> Any:
+        asked.append(space.num_units)
+        return niwaki.score(space, "magnitude")
+
+    run = Run(shrink=niwaki.Shrinking(cost=1e-9), criteria=norms)
+    run.steps(END)
+    assert asked == sorted(asked, reverse=True) and asked[-1] < asked[0] == run.method.space.num_units
+
+
 def test_by_hand_and_the_end() -> None:
     run = Run()
     assert not run.method.shrink()

@@ -150,7 +150,7 @@ class Fading(Method):
     def sample(self, size: Tensor | None = None) -> Tensor:
         """Score all units as they are, or as if they were ``size`` [num_units] times as large, into the open window;
         the scores [criteria, num_units]."""
-        values = self.mix.values(self._units, self.seed, self.space, size)
+        values = self.mix.values(self._units, self.seed, self.remains.space, self.remains.here, size)
         self._window = values.clone() if self._window is None else self._window.to(values).add_(values)
         self._samples += 1
         return values

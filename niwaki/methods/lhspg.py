@@ -232,7 +232,7 @@ class LHSPG(Fading):
                 measured = measurement.over([None], lambda model, batch: loss())
             else:
                 measured = measurement.at_weights()
-        return self.weighted(self.mix.with_functions(measured, self.space, self._units.device), keep)
+        return self.weighted(self.mix.with_functions(measured, self.space, self.remains.here, self._units.device), keep)
 
     def group_weight(self) -> None:
         """None matters more than another, once some are protected."""

@@ -79,16 +79,21 @@ class Mix:
         """Whether `Units.remember` has to be called before a step that is scored."""
         return any(criterion.needs_direction for criterion in self.registered)
 
-    def values(self, units: Units, seed: int, space: SearchSpace, size: Tensor | None = None) -> Tensor:
-        """All rows after a step, [rows, num_units]; see `Units.values`."""
+    def values(
+        self, units: Units, seed: int, space: SearchSpace, here: BoolArray, size: Tensor | None = None
+    ) -> Tensor:
+        """All rows after a step, [rows, len(here)]; see `Units.values`. ``space`` is that of the units ``here``."""
         measured = units.values(self.registered, seed, size) if self.registered else None
-        return self.with_functions(measured, space, units.device)
+        return self.with_functions(measured, space, here, units.device)
 
-    def with_functions(self, measured: Tensor | None, space: SearchSpace, device: torch.device) -> Tensor:
-        """``measured`` [registered, num_units] and the rows of the functions."""
+    def with_functions(
+        self, measured: Tensor | None, space: SearchSpace, here: BoolArray, device: torch.device
+    ) -> Tensor:
+        """``measured`` [registered, len(here)] and the rows of the functions, 0 for units that are not ``here``."""
         rows = [] if measured is None else [measured]
         for function in self.functions:
-            row = _values(space, function, device)
+            found = _values(space, function, device)
+            row = found.new_zeros(len(here)).index_put_((torch.from_numpy(here).to(device),), found)
             rows.append(row.unsqueeze(0).to(measured if measured is not None else row))
         return torch.cat(rows)
 

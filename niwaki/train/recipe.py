@@ -21,8 +21,8 @@ class Recipe:
 
     ``keep_macs`` and ``keep_params`` are shares to keep in (0, 1] or absolute numbers above 1. The method scores first
     after the share ``prune_start`` of all optimizer steps and has removed everything at ``prune_until``; the rest of
-    the run recovers. ``width`` multiplies the widths of a built-in network. ``shrink``: what has reached zero leaves the
-    network while it trains, which makes the rest of the run cheaper.
+    the run recovers. ``width`` multiplies the widths of a built-in network. ``shrink``: what has reached zero leaves
+    the network while it trains, which makes the rest of the run cheaper.
     """
 
     model: str = "resnet"
