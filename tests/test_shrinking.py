@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,13 +127,28 @@ def test_resumed_at_every_step(name: str) -> None:
         assert resumed.method.plan().to_json() == whole.method.plan().to_json()
 
 
+def test_checkpoints_of_a_shrunk_run(tmp_path: Path) -> None:
+    """The model is brought to the size of the checkpoint; the method finds it so."""
+    whole = Run(shrink=niwaki.Shrinking(cost=0.5))
+    whole.steps(15)
+    niwaki.Checkpoints(tmp_path).save(15, {"model": whole.model, "optimizer": whole.optimizer})
+    resumed = Run(shrink=niwaki.Shrinking(cost=0.5))
+    plan = niwaki.Checkpoints(tmp_path).plan()
+    assert plan is not None and whole.size < resumed.size
+    niwaki.shrink(resumed.model, plan)
+    niwaki.Checkpoints(tmp_path).load({"model": resumed.model, "optimizer": resumed.optimizer})
+    resumed.done = 15
+    assert resumed.steps(END - 15) == whole.steps(END - 15)
+    assert resumed.method.plan().to_json() == whole.method.plan().to_json()
+
+
 def test_a_function_scores_what_is_left() -> None:
     """A criterion of the user's is given the space of the model as it is."""
     asked = []
 
     def norms(space: niwaki.SearchSpace) -> Any:
         asked.append(space.num_units)
-        return niwaki.score(space, "magnitude")
+        return niwaki.score(space, "magnitude").values
 
     run = Run(shrink=niwaki.Shrinking(cost=1e-9), criteria=norms)
     run.steps(END)
