@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.errors import MethodError, TraceError
 from niwaki.report import Latencies, Latency
-from niwaki.report.latency import interleaved
+from niwaki.report.latency import evaluating, interleaved
 
 CPU = torch.device("cpu")
 
@@ -116,6 +116,15 @@ def test_networks_are_left_as_they_were(clock: Clock) -> None:
     with pytest.raises(TraceError, match="'model' does not run on these inputs: RuntimeError: no. Pass inputs that"):
         niwaki.latency(net, torch.zeros(4, 2), threads=2)
     assert net.training and not net.norm.training and torch.get_num_threads() == threads
+
+
+def test_modes_come_back_one_by_one() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
+    net[1].eval()
+    with pytest.raises(RuntimeError), evaluating([net]):
+        assert not net.training and torch.is_inference_mode_enabled()
+        net(torch.zeros(3))
+    assert net.training and not net[1].training and not torch.is_inference_mode_enabled()
 
 
 def test_accelerators_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,12 +191,11 @@ def _fit(layer: Reader, removed: Tensor, gram: _Gram, ridge: float) -> Fit | str
     power = float(among.diagonal().mean())
     change = torch.zeros_like(weight[:, stay])
     if power > 0:
-        among.diagonal().add_(ridge * power)
+        among.diagonal().add_(ridge * power)  # of a copy
         root, failed = torch.linalg.cholesky_ex(among)
         if int(failed):
             return f"what is left of its inputs is too much alike for ridge={ridge:g}"
         change = torch.cholesky_solve((gone @ across).T, root).T
-        among.diagonal().sub_(ridge * power)
     whole = max(_power(weight, covariance), torch.finfo(torch.float64).tiny)
     before = _power(gone, moments[leaves][:, leaves])
     after = _power(torch.cat([gone, -change], 1), covariance[_order(leaves)][:, _order(leaves)])
