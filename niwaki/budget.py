@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from niwaki.version import __version__
 
 MODELLED = ("macs", "params", "units", "memory")
 MEASURED = ("activations", "latency")
+TRAINED = (*MODELLED, "activations")  # what a method can follow, which cannot measure
 _FREE = Steps()
 
 
@@ -31,9 +32,10 @@ class Budget:
 
     A float in (0, 1] is the share of the dense network that may stay, a whole number above 1 the absolute amount:
     ``macs`` multiply-accumulates for the example input, ``params`` parameters, ``units`` prunable units, ``memory``
-    bytes of parameters and buffers. These are known for any choice of units. The others are measured on networks that
-    are really cut, by `niwaki.choose` with example inputs: ``activations``, the most bytes of computed tensors alive at
-    once in one forward pass in eval mode, and ``latency``, the microseconds of that pass on the device of the model.
+    bytes of parameters and buffers. These are known for any choice of units, and so is ``activations``, the most bytes
+    of computed tensors alive at once in one forward pass in eval mode, for the inputs that the search space was built
+    with. `niwaki.choose` with example inputs measures it for these instead, on networks that are really cut, as it does
+    ``latency``, the microseconds of that pass on the device of the model.
 
     ``round_to``: every group keeps a multiple of so many units, or all of them. ``min_units``: every group keeps at
     least so many.
@@ -92,9 +94,19 @@ class Budget:
         """The limits that only a measurement can tell to be met."""
         return {measure: limit for measure, limit in self.limits.items() if measure in MEASURED}
 
-    def absolute(self, space: SearchSpace) -> dict[str, float]:
-        """The limits that need no measurement, as amounts, for the model of ``space``."""
-        modelled = {measure: limit for measure, limit in self.limits.items() if measure in MODELLED}
+    def absolute(self, space: SearchSpace, measures: Collection[str] = MODELLED) -> dict[str, float]:
+        """The limits among ``measures``, which need no measurement, as amounts, for the model of ``space``.
+
+        Raises:
+            BudgetError: activations are among them, and not known.
+        """
+        modelled = {measure: limit for measure, limit in self.limits.items() if measure in measures}
+        if "activations" in modelled and space.cost_model.activations is None:
+            raise BudgetError(
+                "How many activations are alive at once is not known for this search space, since no run of its "
+                "network was recorded (adapters that are to be merged, or a space made by hand). Set a limit in macs, "
+                "params, units or memory, or measure it: niwaki.choose(..., example_inputs=x)."
+            )
         dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), modelled)
         return {
             measure: float(limit) if is_whole(limit) else float(math.floor(limit * dense[measure]))
@@ -118,8 +130,8 @@ def check_budget(budget: object, *, training: bool = True) -> None:
     cannot be followed in the course of a ``training``."""
     if not isinstance(budget, Budget):
         raise BudgetError(f"budget={budget!r} is no budget. Say of what it is a limit: niwaki.Budget(macs=0.5).")
-    if training and budget.measured:
-        measure = next(iter(budget.measured))
+    measure = next((measure for measure in budget.limits if measure not in TRAINED), None)
+    if training and measure is not None:
         raise BudgetError(
             f"{measure} is measured on networks that are cut, which a method cannot do in the course of the training. "
             f"First find the MACs that meet it, plan = niwaki.choose(space, niwaki.score(space, 'magnitude'), "
@@ -162,7 +174,8 @@ def provenance(space: SearchSpace, keep: BoolArray, budget: Budget, **more: Any)
 
 
 def _plain(cost: Cost) -> dict[str, int]:
-    return {"params": cost.params, "macs": cost.macs, "memory": cost.memory}
+    known = {"activations": cost.activations} if cost.activations else {}
+    return {"params": cost.params, "macs": cost.macs, "memory": cost.memory, **known}
 
 
 def in_the_way(space: SearchSpace) -> str:

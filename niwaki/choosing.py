@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.budget import Budget, check_budget, check_met, provenance
+from niwaki.budget import MODELLED, TRAINED, Budget, check_budget, check_met, provenance
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import AMONG, Among
@@ -40,8 +40,9 @@ def choose(
         budget: what the network may cost.
         compare: units are compared by their share of the score of their ``group``; of all ``isomorphic`` groups; or by
             the score itself, in the whole ``space`` (for criteria that are comparable across layers).
-        example_inputs: for ``activations`` and ``latency``: what to run the network with, on the model's device; a
-            tensor or tuple is positional, a dict is keywords. The model is left as it was.
+        example_inputs: for ``latency``: what to run the network with, on the model's device; a tensor or tuple is
+            positional, a dict is keywords. Then ``activations`` are measured with these as well, else they are those
+            of the inputs that the space was built with. The model is left as it was.
 
     Raises:
         BudgetError: the budget cannot be met; the message tells the least reachable cost and what is in the way.
@@ -68,7 +69,8 @@ def choose(
             "Score the same space that you choose from."
         )
     saliency = scores.values - min(0.0, scores.values.min(initial=0.0))
-    limits = budget.absolute(space)
+    limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
+    measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
 
     def selected(under: Mapping[str, float]) -> BoolArray:
         if not under:
@@ -78,8 +80,8 @@ def choose(
     keep = selected(limits)
     check_met(space, keep, limits, budget.steps)
     about: dict[str, Any] = {"criterion": scores.criterion}
-    if budget.measured:
-        found: Mapping[str, Meter] = meters(space, budget, example_inputs)
+    if measured:
+        found: Mapping[str, Meter] = meters(space, measured, example_inputs)
         with preserved(space.model):
             keep, about["measured"] = within(space, found, keep, limits, selected)
     elif told := _loose(space, keep, limits, budget):

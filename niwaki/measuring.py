@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from niwaki.budget import Budget, in_the_way, is_whole
+from niwaki.budget import in_the_way, is_whole
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import BudgetError
 from niwaki.graphs.entry import calls_of
@@ -43,13 +43,13 @@ class Meter:
         return kept / (self.limit if is_whole(self.limit) else self.limit * dense)
 
 
-def meters(space: SearchSpace, budget: Budget, example_inputs: Any) -> dict[str, Meter]:
-    """What measures the limits of ``budget``.
+def meters(space: SearchSpace, limits: Mapping[str, float | int], example_inputs: Any) -> dict[str, Meter]:
+    """What measures ``limits``.
 
     Raises:
         BudgetError: there are no example inputs, or the model cannot be measured.
     """
-    wanted = " and ".join(budget.measured)
+    wanted = " and ".join(limits)
     if example_inputs is None:
         raise BudgetError(
             f"To measure {wanted}, niwaki.choose must run the network: pass example_inputs, on the model's device."
@@ -77,7 +77,7 @@ def meters(space: SearchSpace, budget: Budget, example_inputs: Any) -> dict[str,
         return float(left), float(dense)
 
     known = {"latency": (0.05, "microseconds", latency), "activations": (0.01, "bytes", activations)}
-    return {measure: Meter(limit, *known[measure]) for measure, limit in budget.measured.items()}
+    return {measure: Meter(limit, *known[measure]) for measure, limit in limits.items()}
 
 
 def within(

@@ -13,6 +13,9 @@ from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray, Runs
 class Cost:
     """What a network costs.
 
+    ``activations``: the most bytes of computed tensors alive at once in one forward pass in eval mode on the first
+    example input; 0 where that is not known.
+
     ``params``: trainable and frozen parameters (tied ones once). ``macs``: multiply-accumulates of one forward pass in
     eval mode on the first example input. ``memory``: bytes of parameters and buffers.
     """
@@ -20,6 +23,7 @@ class Cost:
     params: int
     macs: int
     memory: int
+    activations: int = 0
 
     def __str__(self) -> str:
         return f"{self.params:,} parameters, {self.macs:,} MACs, {self.memory / 2**20:.2f} MiB"
@@ -35,9 +39,17 @@ class Terms:
     constant: FloatArray  # [T]
     axes: IntArray  # [T, D]
 
+    def each(self, counts: FloatArray) -> FloatArray:
+        """The value of each term for ``counts`` [num_axes], [T]."""
+        return np.asarray(self.constant * np.append(counts, 1.0)[self.axes].prod(axis=1), np.float64)
+
     def total(self, counts: FloatArray) -> float:
         """The value of the sum for ``counts`` [num_axes]."""
-        return float((self.constant * np.append(counts, 1.0)[self.axes].prod(axis=1)).sum())
+        return float(self.each(counts).sum())
+
+    def renamed(self, number: IntArray) -> Terms:
+        """The same of axes with other numbers, ``number`` [num_axes + 1] with that of the sentinel."""
+        return Terms(self.constant, number[self.axes])
 
     def slopes(self, counts: FloatArray) -> FloatArray:
         """The derivative of the sum by each axis count, [num_axes]."""
@@ -50,18 +62,48 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Peaks:
+    """The most that is there at once of terms which come and go. Term t is there at the moments ``born[t]`` up to, not
+    including, ``died[t]``; both are [T], and moments count from 0."""
+
+    terms: Terms
+    born: IntArray
+    died: IntArray
+
+    def total(self, counts: FloatArray) -> float:
+        """The largest sum of any moment for ``counts`` [num_axes]."""
+        return float(self._moments(counts).max())
+
+    def slopes(self, counts: FloatArray) -> FloatArray:
+        """The derivative by each axis count of the sum at the moment when it is largest, [num_axes]: no more than the
+        derivative of the largest sum in the direction of growth."""
+        moment = int(self._moments(counts).argmax())
+        here = (self.born <= moment) & (self.died > moment)
+        return Terms(self.terms.constant[here], self.terms.axes[here]).slopes(counts)
+
+    def _moments(self, counts: FloatArray) -> FloatArray:
+        each = self.terms.each(counts)
+        length = int(self.died.max(initial=0)) + 1
+        change = np.bincount(self.born, each, length) - np.bincount(self.died, each, length)
+        return np.asarray(change.cumsum(), np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CostModel:
-    """Cost as a multilinear function of unit gates: axis counts, then sums of products of counts."""
+    """Cost as a function of unit gates: axis counts, then sums of products of counts, which are multilinear, or for
+    ``activations`` (None where they are not known) the largest of several such sums."""
 
     counts: Counts
     params: Terms
     macs: Terms
     memory: Terms
+    activations: Peaks | None = None
 
     def __call__(self, gates: FloatArray | BoolArray) -> Cost:
         """The cost for ``gates`` [num_units] (1 = kept, 0 = removed), a mask for choice."""
         alive = self.counts(gates)
-        return Cost(*(round(terms.total(alive)) for terms in (self.params, self.macs, self.memory)))
+        params, macs, memory = (round(terms.total(alive)) for terms in (self.params, self.macs, self.memory))
+        return Cost(params, macs, memory, 0 if self.activations is None else round(self.activations.total(alive)))
 
     def price(self, gates: FloatArray, measure: str) -> FloatArray:
         """What removing each unit alone would save at ``gates``: the derivative [num_units] of ``measure``
@@ -102,9 +144,18 @@ class CostModel:
             merged[counts.axis[rows]],
             Runs(runs.first[own], runs.end[own], runs.times[own], merged[runs.axis[own]]),
         )
-        parts = (Terms(terms.constant, merged[terms.axes]) for terms in (self.params, self.macs, self.memory))
-        return CostModel(fewer, *parts)
+        peaks = self.activations
+        return CostModel(
+            fewer,
+            self.params.renamed(merged),
+            self.macs.renamed(merged),
+            self.memory.renamed(merged),
+            None if peaks is None else Peaks(peaks.terms.renamed(merged), peaks.born, peaks.died),
+        )
 
-    def terms(self, measure: str) -> Terms:
+    def terms(self, measure: str) -> Terms | Peaks:
         """The terms of one field of `Cost`."""
+        if measure == "activations":
+            assert self.activations is not None, "these activations are not known: see Budget.absolute"
+            return self.activations
         return {"params": self.params, "macs": self.macs, "memory": self.memory}[measure]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget, check_budget, check_met, provenance
+from niwaki.budget import TRAINED, Budget, check_budget, check_met, provenance
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
@@ -60,7 +60,7 @@ class Fading(Method):
         check_budget(budget)
         self.budget, self.schedule, self.seed = budget, schedule, seed
         self.mix = Mix.of(criteria, space)
-        self._limits = budget.absolute(space)
+        self._limits = budget.absolute(space, TRAINED)
         everything = np.ones(space.num_units, dtype=bool)
         least = select(space, np.ones(space.num_units), self._limits, steps=budget.steps)
         check_met(space, least, self._limits, budget.steps)

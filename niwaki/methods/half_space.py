@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from niwaki.budget import Budget, check_budget, check_met, provenance
+from niwaki.budget import TRAINED, Budget, check_budget, check_met, provenance
 from niwaki.core.counts import FloatArray
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
@@ -79,7 +79,7 @@ class HalfSpace(Method):
         self._steps = Steps()
         if budget is not None:
             check_budget(budget)
-            self._limits, self._steps = budget.absolute(space), budget.steps
+            self._limits, self._steps = budget.absolute(space, TRAINED), budget.steps
             least = select(space, np.ones(space.num_units), self._limits, steps=self._steps)
             check_met(space, least, self._limits, budget.steps)
         self._dense = costs(space.cost_model, everything, ("macs", "params"))

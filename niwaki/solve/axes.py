@@ -12,6 +12,7 @@ from niwaki.core.numbers import Attribute, Combination, Count, Expression, leave
 from niwaki.rules.axis import Axis
 from niwaki.solve.equations import Components
 from niwaki.solve.facts import Facts, SizeClaim
+from niwaki.solve.lifetimes import lifetimes
 from niwaki.solve.units import Units
 from niwaki.trace.graph import Origin
 
@@ -154,6 +155,9 @@ class Tables:
             self.memory.append((float(value.dtype.itemsize), axes))
             if value.origin is Origin.PARAMETER:
                 self.params.append((1.0, axes))
+        self.activations = [
+            (one, (float(one.bytes), [table.number(axis) for axis in one.axes])) for one in lifetimes(graph, facts)
+        ]
         self.rows, self.axis, self.times = table.rows(units)
         self.num_axes = len(table)
         self._first = np.searchsorted(self.axis, np.arange(self.num_axes + 1))

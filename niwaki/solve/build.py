@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from niwaki.core.cost import CostModel, Terms
+from niwaki.core.cost import CostModel, Peaks, Terms
 from niwaki.core.counts import IntArray
 from niwaki.core.location import Location
 from niwaki.core.plan import tensor_shapes
@@ -83,9 +83,11 @@ class Builder:
         """The search space as it stands."""
         units, tables = self.units, self._tables
         places = _places(units)
-        terms = (
-            Terms(np.array([constant for constant, _ in sums]), pad([axes for _, axes in sums], tables.num_axes))
-            for sums in (tables.params, tables.macs, tables.memory)
+        alive = [one for one, _ in tables.activations]
+        activations = Peaks(
+            _terms([term for _, term in tables.activations], tables.num_axes),
+            np.array([one.born for one in alive], np.int64),
+            np.array([one.died for one in alive], np.int64),
         )
         return SearchSpace(
             model=self._model,
@@ -95,11 +97,21 @@ class Builder:
             pins=_pins(units),
             coverage=_coverage(units),
             shapes=tensor_shapes(self._model),
-            cost_model=CostModel(tables.counts(units), *terms),
+            cost_model=CostModel(
+                tables.counts(units),
+                _terms(tables.params, tables.num_axes),
+                _terms(tables.macs, tables.num_axes),
+                _terms(tables.memory, tables.num_axes),
+                activations if alive else None,
+            ),
             numbers=self._numbers,
             notes=tuple(notes),
             repairs=self._repairs(),
         )
+
+
+def _terms(sums: Sequence[tuple[float, Sequence[int]]], num_axes: int) -> Terms:
+    return Terms(np.array([constant for constant, _ in sums]), pad([axes for _, axes in sums], num_axes))
 
 
 def _places(units: Units) -> tuple[Place, ...]:

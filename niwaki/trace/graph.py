@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -88,7 +88,8 @@ class Run:
     """One forward pass: its nodes, the value numbers of its outputs, the mode it ran in.
 
     ``error``: what it failed with, and ``inside`` whether that came out of an operator rather than from Python code.
-    ``decisions``: what its data decided.
+    ``decisions``: what its data decided. ``ended``: how many nodes there were when Python let go of a value, by value
+    number; of others it held on.
     """
 
     nodes: tuple[Node, ...]
@@ -98,6 +99,7 @@ class Run:
     error: Exception | None = None
     inside: bool = False
     decisions: tuple[Decision, ...] = ()
+    ended: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

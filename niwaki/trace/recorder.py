@@ -30,6 +30,26 @@ COMPOSED = {torch.ops.aten._fused_rms_norm.default}
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format})
 
 
+class _Known(weakref.ref[torch.Tensor]):
+    """A tensor that has the value number ``number``."""
+
+    __slots__ = ("number",)
+    number: int
+
+
+class _Ends:
+    """Notes how many nodes there were when values ended. It knows nothing of the recorder, which no cycle may keep."""
+
+    __slots__ = ("ended", "nodes")
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+        self.ended: dict[int, int] = {}
+
+    def __call__(self, known: _Known) -> None:
+        self.ended[known.number] = len(self.nodes)
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors by identity and notes each operator call."""
 
@@ -45,8 +65,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.values: list[Value] = []
         self.contents: dict[int, torch.Tensor] = {}
         self._refs: list[Ref] = []  # one for each value
-        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+        self._known: dict[int, _Known] = {}
         self._nodes: list[Node] = []
+        self._ends = _Ends(self._nodes)
         self._frozen: list[Frozen] = []
         self._inside = False
         self.decisions = Decisions()
@@ -64,6 +85,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def run(self, model: torch.nn.Module, call: ExampleCall, training: bool) -> Run:
         """Record one forward pass."""
         self._nodes, self._frozen, self._inside = [], [], False
+        self._ends.nodes, self._ends.ended = self._nodes, {}
         self._owners = {_memory(parameter): parameter for parameter in self._parameters}
         error: Exception | None = None
         outputs: tuple[int, ...] = ()
@@ -85,20 +107,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.overlooked.update(objects_in(result))
         except Exception as cause:  # noqa: BLE001 - any error of the user's code is reported, with the run recorded so far
             error = cause
+        ended = dict(self._ends.ended)  # what the result holds has not
         for tensor, content in self._undo:
             with torch.no_grad():
                 tensor.copy_(content)
         self._undo.clear()
         decisions, self.decisions = tuple(self.decisions.made), Decisions()
-        return Run(tuple(self._nodes), outputs, tuple(self._frozen), training, error, self._inside, decisions)
+        return Run(tuple(self._nodes), outputs, tuple(self._frozen), training, error, self._inside, decisions, ended)
 
     def number_of(self, tensor: torch.Tensor) -> int:
         """The value number of a tensor; one never seen before is a constant."""
         if self._pretence.active:
             tensor = self._pretence.stand_in(tensor)
         known = self._known.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            return known[1]
+        if known is not None and known() is tensor:
+            return known.number
         return self._add(tensor, Origin.CONSTANT, "")
 
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
@@ -111,7 +134,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             Value(number, tuple(tensor.shape), tensor.dtype, origin, name, number if root is None else root)
         )
         self._refs.append(Ref(number))
-        self._known[id(tensor)] = (weakref.ref(tensor), number)
+        known = _Known(tensor, self._ends)
+        known.number = number
+        self._known[id(tensor)] = known
         return number
 
     def __torch_dispatch__(
@@ -197,10 +222,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(item, torch.Tensor):
             return None
         known = self._known.get(id(item))
-        if known is not None and known[0]() is item:
-            before = self.values[known[1]]
+        if known is not None and known() is item:
+            before = self.values[known.number]
             if before.shape == tuple(item.shape):
-                return known[1]
+                return known.number
             root = before.root  # arranged in place (`transpose_`): from now on it is another view of the same memory
         return self._add(item, Origin.COMPUTED, "", root)
 
