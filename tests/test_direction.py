@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -232,3 +233,33 @@ def test_sums_by_blocks_are_the_sums(block: int, dims: tuple[int, ...], monkeypa
     assert all(torch.equal(value, old) for value, old in zip((x, gradient, d), kept, strict=True))
     none = blocks.blocked_sums(x, None, None, dims, ROW_SUMS)
     assert all((part == 0).all() for part in none["aligned"] + none["product"])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda p: SGD(p, lr=0.05, momentum=0.9, nesterov=True),  # two iterates
+        lambda p: RMSprop(p, lr=0.005),
+        lambda p: AdamW(p, lr=0.02, fused=True),  # its state
+        lambda p: SGD(p, lr=0.05, weight_decay=0.1),
+    ],
+    ids=["nesterov", "rmsprop", "fused adamw", "decayed sgd"],
+)
+def test_resumed_within_a_window(build: Callable[[Any], Optimizer]) -> None:
+    def fresh() -> Training:
+        return Training("conv", build, Budget(macs=0.4))
+
+    whole, end = fresh(), 16
+    saved = []
+    for _ in range(end):
+        saved.append(copy.deepcopy((whole.model.state_dict(), whole.optimizer.state_dict())))
+        whole.step()
+    for done in (2, 3, 4, 5, 9):  # before, within and after the first window, and in the next
+        resumed = fresh()
+        resumed.model.load_state_dict(saved[done][0])
+        resumed.optimizer.load_state_dict(copy.deepcopy(saved[done][1]))
+        resumed.done = done
+        resumed.step(end - done)
+        assert (resumed.marked() == whole.marked()).all()
+        for name, value in resumed.parameters().items():
+            assert torch.equal(value, whole.parameters()[name]), f"{name}, resumed after step {done}"
