@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from niwaki.core.plan import Plan, structure_hash
 from niwaki.core.segments import unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.errors import MethodError
+from niwaki.errors import MethodError, PlanError, ShrinkError
 from niwaki.methods.progress import Progress
 from niwaki.methods.shrinking import Remains, Shrinking
 
@@ -164,8 +165,16 @@ class Method(ABC):
             with torch.no_grad():
                 self.after_step(self.step)
             if self.shrinking is not None and self.remains.pays(self.gone(), self.shrinking):
-                self.shrink()
+                self._shrink_or_go_on()
         self.closure = None
+
+    def _shrink_or_go_on(self) -> None:
+        """A run of hours must not end because it cannot be made cheaper: what comes of it is the same."""
+        try:
+            self.shrink()
+        except (PlanError, ShrinkError) as cause:
+            self.shrinking = None
+            warnings.warn(f"{self.name} goes on without shrinking the model. {cause}", stacklevel=5)
 
     def _save(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         state_dict[KEY] = {

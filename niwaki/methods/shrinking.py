@@ -27,7 +27,7 @@ class Shrinking:
     Zeros are dragged along until their multiply-accumulates add up to ``cost`` steps of the network as it is; then the
     model is shrunk. Whoever waits so long pays, whatever is still to come, at most twice what a shrink at the best
     moment would have cost; and a run that is repeated or resumed shrinks on the same steps, which clocks could not
-    promise.
+    promise. Where the model or the optimizer's state cannot follow, a warning says why, and the run goes on as it is.
 
     Args:
         cost: what a shrink costs, in training steps: copying the weights and the optimizer's state once, and for a
