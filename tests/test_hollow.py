@@ -56,6 +56,24 @@ def test_random_networks_are_recorded_alike(spec: Image | Tokens) -> None:
 
 
 @pytest.mark.usefixtures("everything")
+def test_single_channels_that_lie_together() -> None:
+    """Images of one channel are contiguous in two arrangements; torch goes by the strides, and so does what follows."""
+
+    class Rearranged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 2, 1), nn.BatchNorm2d(1)
+            self.second, self.last = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one = self.first(x).to(memory_format=torch.channels_last)[:, :1].clone(memory_format=torch.channels_last)
+            return self.last(nn.functional.adaptive_avg_pool2d(self.second(self.norm(one)), 1).flatten(1))
+
+    model, calls = Rearranged(), example_calls(torch.randn(2, 3, 6, 6))
+    assert _facts(trace(model, calls)) == _facts(trace(model, calls, arithmetic=True))
+
+
+@pytest.mark.usefixtures("everything")
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "timm_vit_tiny", "bert", "llama"])
 def test_known_networks_are_recorded_alike(name: str) -> None:
     model, calls = ZOO[name].build(), example_calls(ZOO[name].inputs())

@@ -78,7 +78,7 @@ class Hollow:
         """What torch itself says of the result for tensors without memory. It is wrong about the arrangement of images
         that are not in the usual one."""
         tensors = [given for given in args if isinstance(given, torch.Tensor)]
-        if operator in _IMAGES and not all(tensor.is_contiguous() for tensor in tensors):
+        if operator in _IMAGES and not all(map(_usual, tensors)):
             return None
         key = (operator, *map(_key, args), *((name, _key(given)) for name, given in kwargs.items()))
         forms = self._forms.get(key)
@@ -108,7 +108,7 @@ class Hollow:
     def batch_norm(self, _: Any, args: Sequence[Any], __: Any, ___: bool) -> Any:
         """The normalised input, and in training what the backward pass keeps."""
         x, training = args[0], args[5]
-        if not x.is_contiguous() or x.device.type != "cpu":
+        if not _usual(x) or x.device.type != "cpu":
             return None
         kept = (x.shape[1] if training else 0,)
         return self._like(x), x.new_zeros(kept), x.new_zeros(kept)
@@ -126,6 +126,16 @@ def _like(argument: Any, first: torch.Tensor) -> bool:
     if not isinstance(argument, torch.Tensor):
         return not isinstance(argument, (complex, list, tuple))
     return argument.shape == first.shape and argument.stride() == first.stride() and argument.dtype == first.dtype
+
+
+def _usual(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is arranged row by row, and cannot be taken for images whose channels lie together: one of a
+    single channel is contiguous either way, and torch goes by its strides."""
+    step, strides = 1, []
+    for size in reversed(tensor.shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tensor.stride() == tuple(reversed(strides))
 
 
 def _dense(tensor: torch.Tensor) -> bool:
