@@ -169,6 +169,22 @@ def test_by_hand_and_the_end() -> None:
     assert niwaki.check(run.model, run.method.plan(), x).holds
 
 
+def test_the_space_of_the_dense_model_is_of_no_use_to_a_shrunk_one() -> None:
+    """Its positions would mean other units; what is left of it is not."""
+    run = Run(shrink=niwaki.Shrinking(cost=1e-9))
+    run.steps(END)
+    space = run.method.space
+    run.method.detach()
+    for use in (
+        lambda: niwaki.score(space, "magnitude"),
+        lambda: niwaki.HESSO(space, run.optimizer, niwaki.Budget(macs=0.3), SCHEDULE),
+    ):
+        with pytest.raises(MethodError, match=r"has changed since this search space was found: .*niwaki.reindex"):
+            use()
+    rest = niwaki.reindex(space, run.method.plan())
+    assert len(niwaki.score(rest, "magnitude").values) == rest.num_units < space.num_units
+
+
 def test_when_it_pays() -> None:
     """A shrink that costs two steps waits until zeros have cost as much."""
     run = Run()

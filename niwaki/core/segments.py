@@ -14,12 +14,26 @@ import torch
 from torch import Tensor
 
 from niwaki.core.space import Place, SearchSpace
+from niwaki.errors import MethodError
 
 
 def unit_parameters(space: SearchSpace) -> dict[str, torch.nn.Parameter]:
-    """The parameters that methods and criteria touch, by name: those with a producing or a driven dimension."""
+    """The parameters that methods and criteria touch, by name: those with a producing or a driven dimension.
+
+    Raises:
+        MethodError: the model has been shrunk since the space was found, whose positions would mean others now.
+    """
     touched = {place.tensor for place in space.places if place.parameter and (place.produces or place.driven)}
-    return {name: value for name, value in space.model.named_parameters() if name in touched}
+    expected = {shape.name: shape.shape for shape in space.shapes}
+    found = {name: value for name, value in space.model.named_parameters() if name in touched}
+    for name, value in found.items():
+        if tuple(value.shape) != expected[name]:
+            raise MethodError(
+                f"The model has changed since this search space was found: {name!r} had the shape "
+                f"{list(expected[name])} and has {list(value.shape)}. If it was shrunk, take the space of what is "
+                "left, niwaki.reindex(space, plan), or analyse the model anew with niwaki.search_space."
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
