@@ -36,7 +36,7 @@ def search_space(
     as_graph: bool = False,
     layout: Literal["free", "uniform"] = "free",
 ) -> SearchSpace:
-    """Find out what can leave ``model``, by running it once in eval and once in train mode.
+    """Find out what can leave ``model``, by running it in eval mode, and in train mode where that may differ.
 
     Args:
         model: any module that runs, on any device, in any mode; or an exported program.

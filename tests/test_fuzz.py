@@ -88,7 +88,8 @@ def obeys(spec: Image | Tokens, tally: Tally) -> None:
         found = deviations(model, plan, inputs, train=number == 0)
         assert found["eval"] <= 1e-10, found
         assert found.get("train", 0.0) <= 1e-8, found
-    asked = {rules.find(node.operator) for run in trace(model, example_calls(inputs)).runs for node in run.nodes}
+    runs = trace(model, example_calls(inputs), every=True).runs
+    asked = {rules.find(node.operator) for run in runs for node in run.nodes}
     tally.rules.update(_name(rule) for rule in asked if rule is not None)
     tally.coverage.append(space.coverage)
     tally.removed.append(most)

@@ -45,7 +45,7 @@ def _space(model: nn.Module, graph: Graph, repeats: bool) -> tuple[SearchSpace, 
 def test_the_space_is_the_same(name: str) -> None:
     build, inputs = _CASES[name]
     model = build()
-    graph = trace(model, example_calls(inputs()))
+    graph = trace(model, example_calls(inputs()), every=True)
     ours, said = _space(model, graph, repeats=True)
     plain, more = _space(model, graph, repeats=False)
     assert said < more
@@ -73,6 +73,6 @@ def test_calls_that_are_alike_are_recalled_in_their_order() -> None:
             return self.two((queries.softmax(1) + keys).flatten(1))
 
     model, calls = Net(), example_calls(torch.randn(2, 4))
-    once, twice = (label(trace(model, calls, modes=modes)) for modes in ((False,), (False, True)))
+    once, twice = (label(trace(model, calls, modes=modes, every=True)) for modes in ((False,), (False, True)))
     assert twice.ids == once.ids
     assert len(twice.equal) == len(once.equal)

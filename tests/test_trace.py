@@ -124,7 +124,7 @@ def test_parameters_are_the_arguments_and_places_are_the_users() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x) * 2
 
-    graph = trace(Net(), example_calls(torch.randn(2, 3)))
+    graph = trace(Net(), example_calls(torch.randn(2, 3)), every=True)
     assert [run.training for run in graph.runs] == [False, True]
     (linear,) = nodes(graph, aten.addmm.default)
     (product,) = nodes(graph, aten.mul.Tensor)

@@ -27,7 +27,7 @@ def batch_norm(call: Call) -> list[Label]:
         given = call.arguments.get(name)
         if given is not None:
             call.equate(x.axes[1], given.axes[0])
-    if call.arguments.get("training", False):
+    if call.trains or call.arguments.get("training", False):
         for axis in (x.axes[0], *x.axes[2:]):
             call.inexact(axis, "a norm averages over this dimension")
     affine = [call[name] for name in ("weight", "bias")]

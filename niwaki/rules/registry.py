@@ -76,6 +76,7 @@ class Call(ABC):
     arguments: dict[str, Any]
     shapes: tuple[tuple[int, ...], ...]  # of the outputs
     dtypes: tuple[torch.dtype, ...]
+    trains: bool  # whether the run, in eval mode, tells what train mode does too
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]

@@ -61,7 +61,7 @@ def label(
             key = calls.key(node) if repeats and len(graph.runs) > 1 else None
             said = calls.recall(key) if index else None
             if said is None:
-                call = _Call(facts, graph, node, counting=index == 0)
+                call = _Call(facts, graph, node, counting=index == 0, trains=run.both)
                 labels = _apply(call, graph, node, find, scaling, tolerant)
                 axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
                 said = Said(labels, axes, call.resized, call.rescaled, call.understood)
@@ -193,8 +193,8 @@ def _defaults(operator: torch._ops.OpOverload) -> Mapping[str, Any]:
 class _Call(Call):
     """The implementation of `Call` that writes into `Facts`."""
 
-    def __init__(self, facts: Facts, graph: Graph, node: Node, counting: bool) -> None:
-        self._facts, self._node, self._counting = facts, node, counting
+    def __init__(self, facts: Facts, graph: Graph, node: Node, counting: bool, trains: bool) -> None:
+        self._facts, self._node, self._counting, self.trains = facts, node, counting, trains
         self._why: dict[str, int] = {}
         self.operator, self.python = node.operator, node.call
         self.understood: set[int] = set()  # positions among the numbers of the Python call

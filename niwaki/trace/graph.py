@@ -89,7 +89,7 @@ class Run:
 
     ``error``: what it failed with, and ``inside`` whether that came out of an operator rather than from Python code.
     ``decisions``: what its data decided. ``ended``: how many nodes there were when Python let go of a value, by value
-    number; of others it held on.
+    number; of others it held on. ``both``: it is in eval mode, and tells what a run in train mode would do.
     """
 
     nodes: tuple[Node, ...]
@@ -100,6 +100,7 @@ class Run:
     inside: bool = False
     decisions: tuple[Decision, ...] = ()
     ended: Mapping[int, int] = field(default_factory=dict)
+    both: bool = False
 
 
 @dataclass(frozen=True, eq=False)

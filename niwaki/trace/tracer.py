@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from niwaki.trace.decisions import Decision, Decisions
 from niwaki.trace.graph import Graph, Run
 from niwaki.trace.hollow import Hollow
 from niwaki.trace.inventory import Inventory
+from niwaki.trace.modes import ModeWatch
 from niwaki.trace.numbers import current_trace
 from niwaki.trace.preserve import Snapshot, preserved, restored
 from niwaki.trace.pretend import NeedsValue, Pretence
@@ -43,11 +45,13 @@ def trace(
     required: bool = False,
     decided: Sequence[Decision] = (),
     arithmetic: bool = False,
+    every: bool = False,
 ) -> Graph:
     """Run ``model`` on every call in every mode (False: eval, True: train) and record what happens.
 
     ``decided``: what the data of another run decided; the first run decides the same and takes the same path.
     ``arithmetic``: compute all numbers, though only those that decide something have to be (`hollow`).
+    ``every``: make every run, those in train mode too where the ones in eval mode tell all about them (`modes`).
 
     The model is left as it was. A run in train mode that fails is recorded with its error, unless it is ``required``;
     one in eval mode raises.
@@ -70,7 +74,7 @@ def trace(
                 with _current(recorder):
                     tracking = Tracking(inventory, left_alone)
                     tracked = Snapshot(model, None if pretence.active else original)
-                    runs, unfit = _runs(recorder, inventory, calls, modes, required, tracking, tracked)
+                    runs, unfit = _runs(recorder, inventory, calls, modes, required, tracking, tracked, every)
             except _NeedsArithmetic:
                 arithmetic = True
                 continue
@@ -87,16 +91,21 @@ def _runs(
     required: bool,
     tracking: Tracking,
     tracked: Snapshot,
+    every: bool,
 ) -> tuple[list[Run], frozenset[int]]:
     """The runs, each of the model as it was ``tracked``, or the objects among the attributes that have to be left alone
     in another attempt."""
     runs: list[Run] = []
+    watch = ModeWatch(module for _, module in inventory.modules)
     for training, call in itertools.product(modes, calls):
+        if training and runs and watch.alike and not every:
+            return [replace(run, both=True) for run in runs], frozenset()
         with restored(tracked):
             for _, module in inventory.modules:
                 if module.training is not training:
                     module.training = training
-            run = recorder.run(inventory.modules[0][1], call, training)
+            with watch.watching():
+                run = recorder.run(inventory.modules[0][1], call, training)
             if recorder.hollow is not None and (run.error is not None or recorder.hollow.looked):
                 raise _NeedsArithmetic
             needs = isinstance(run.error, NeedsValue)
