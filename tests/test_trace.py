@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from niwaki.core.numbers import Attribute, Combination, Count, Literal
 from niwaki.errors import TraceError
 from niwaki.trace.graph import Graph, Origin
+from niwaki.trace.lines import _internal
 from niwaki.trace.tracer import example_calls, trace
 
 aten = torch.ops.aten
@@ -220,3 +222,9 @@ def test_an_error_in_train_mode_only_is_recorded() -> None:
 
     evaluated, trained = trace(EvalOnly(), example_calls(torch.randn(2))).runs
     assert evaluated.error is None and isinstance(trained.error, ValueError)
+
+
+def test_packages_whose_names_begin_like_that_of_torch_are_the_users() -> None:
+    here = str(Path(torch.__file__).parent)
+    assert _internal(f"{here}/nn/modules/linear.py")
+    assert not _internal(f"{here}vision/models/resnet.py")

@@ -18,7 +18,7 @@ from niwaki.core.location import Location, running_at
 from niwaki.trace.inventory import Inventory
 
 _ENGINE = Path(__file__).parent.parent
-_INTERNAL = tuple(str(path) for path in (Path(torch.__file__).parent, _ENGINE / "trace", _ENGINE / "search.py"))
+_INTERNAL = (f"{Path(torch.__file__).parent}{sep}", f"{_ENGINE / 'trace'}{sep}", str(_ENGINE / "search.py"))
 _EINOPS = f"{sep}einops{sep}"  # to a user's code operators like those of torch
 
 
