@@ -988,6 +988,8 @@ def image_block(block: Block, width: int) -> tuple[nn.Module, int]:
     if name == "gate":
         return Gate(width, *options), options[0]
     if name == "parts":
+        if width < 2:
+            return nn.Identity(), width
         body, how = options
         first = max(1, width // 3) if how != "written" else width // 2
         made, out = image_block(body, first)

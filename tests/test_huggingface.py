@@ -129,6 +129,17 @@ def cut(name: str, every: int = 2) -> tuple[Any, dict[str, Any]]:
     return niwaki.cut(model, space.plan(keep)), inputs
 
 
+@pytest.mark.parametrize("macs", [0.8, 0.6])
+def test_chosen_widths_fit_a_configuration(macs: float, tmp_path: Path) -> None:
+    """T5 attends to itself and to another sequence in modules of one class, of which only some hold biases: one number
+    of heads for all."""
+    model, inputs = build("T5"), FAMILIES["T5"][2]()
+    space = niwaki.search_space(model, inputs, layout="uniform")
+    small = niwaki.cut(model, niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(macs=macs)))
+    huggingface.save_pretrained(small, tmp_path / "out", inputs)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_heads"] < model.config.num_heads
+
+
 # In a fresh process, in another directory: the library alone, the checkpoint, and the inputs.
 SCRIPT = """
 import sys

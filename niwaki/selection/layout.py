@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Hashable
 from fractions import Fraction
 
 from niwaki.core.space import SearchSpace, Tie
@@ -11,10 +12,11 @@ from niwaki.criteria.isomorphic import classes_of
 
 
 def uniform(space: SearchSpace) -> SearchSpace:
-    """``space`` with ties between all isomorphic groups of the same size: they keep equally many units, each its own.
+    """``space`` with ties between all groups of one size that are isomorphic, or that have the same part of modules of one
+    class: they keep equally many units, each its own.
 
-    All layers of a transformer then have the same number of heads and the same hidden width, whatever is chosen.
-    Ties that are there already hold on.
+    All layers of a transformer then have the same number of heads and the same hidden width, whatever is chosen, those
+    of its attention to itself and to another sequence included. Ties that are there already hold on.
 
     >>> import niwaki, torch
     >>> class Net(torch.nn.Module):
@@ -31,17 +33,36 @@ def uniform(space: SearchSpace) -> SearchSpace:
     ties = list(space.ties)
     tied = {group for tie in ties for group in tie.groups}
     ties += [Tie((g,), (1,), space.groups[g].units - 1) for g in range(len(space.groups)) if g not in tied]
-    kinds: dict[tuple[int, int], list[tuple[int, int]]] = {}  # groups alike: which tie, and in which steps
+    kinds: dict[Hashable, list[tuple[int, int]]] = {}  # groups alike: which tie, and in which steps
     classes = classes_of(space).tolist()
+    parts = _parts(space)
     for number, tie in enumerate(ties):
         for group, step in zip(tie.groups, tie.steps, strict=True):
-            kinds.setdefault((classes[group], space.groups[group].units), []).append((number, step))
+            for kind in (classes[group], *parts[group]):
+                kinds.setdefault((kind, space.groups[group].units), []).append((number, step))
     found, made = set[int](), []
     for first in range(len(ties)):
         if first not in found:
             made.append(_joined(first, ties, list(kinds.values()), found))
     free = [tie for tie in made if len(tie.groups) > 1 or tie.steps != (1,) or tie.groups[0] in tied]
     return dataclasses.replace(space, ties=tuple(free))
+
+
+def _parts(space: SearchSpace) -> list[set[Hashable]]:
+    """For each group the modules that it runs through: the class of each, and which dimensions of which parameters in
+    it the group has. Only those that somebody wrote for this network say what is alike; any two layers of torch are."""
+    classes = {name: type(module) for name, module in space.model.named_modules()}
+    found: list[set[Hashable]] = []
+    for group in space.groups:
+        inside: dict[str, set[tuple[str, int]]] = {}
+        for piece in group.slices:
+            module = piece.tensor.rpartition(".")[0]
+            while module and classes[module].__module__.startswith("torch."):
+                module = module.rpartition(".")[0]
+            if module and piece.parameter:
+                inside.setdefault(module, set()).add((piece.tensor.removeprefix(module), piece.dim))
+        found.append({(classes[module], frozenset(pieces)) for module, pieces in inside.items()})
+    return found
 
 
 def _joined(first: int, ties: list[Tie], kinds: list[list[tuple[int, int]]], found: set[int]) -> Tie:
