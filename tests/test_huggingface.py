@@ -63,6 +63,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[], dict[str, Any]], str
         (),
         {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"},
     ),
+    "Qwen2": (
+        "Qwen2ForCausalLM",
+        _DECODER,
+        lambda: {"input_ids": tokens()},
+        "AutoModelForCausalLM",
+        (),
+        {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"},
+    ),
     "Mistral": (
         "MistralForCausalLM",
         {**_DECODER, "tie_word_embeddings": False},
@@ -73,6 +81,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[], dict[str, Any]], str
     ),
     "T5": (
         "T5ForConditionalGeneration",
+        {
+            **{"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+            "decoder_start_token_id": 0,
+        },
+        lambda: {"input_ids": tokens(), "decoder_input_ids": tokens(2, 5)},
+        "AutoModelForSeq2SeqLM",
+        (),
+        {"d_ff", "num_heads"},
+    ),
+    "MT5": (
+        "MT5ForConditionalGeneration",
         {
             **{"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
             "decoder_start_token_id": 0,
