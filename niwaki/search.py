@@ -53,9 +53,8 @@ def search_space(
         as_graph: export the model and analyse the program: all sizes in it can follow, those written as numbers in
             the source too. Such a plan is for ``niwaki.cut(..., as_graph=True)``. The program is that of eval mode, of
             one call and of its shapes.
-        layout: ``uniform`` ties groups that are alike (of one size, with the same part in modules of one class), so that
-            they keep equally many units, each its own: what a configuration with one number for all layers can
-            say.
+        layout: ``uniform`` ties groups that are alike (of one size, with the same part in modules of one class). They
+            keep equally many units, each its own, as a configuration with one number for all layers wants it.
 
     The model is left exactly as it was, also after an error. The space refers to the model and owns no weights.
 

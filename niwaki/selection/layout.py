@@ -12,7 +12,7 @@ from niwaki.criteria.isomorphic import classes_of
 
 
 def uniform(space: SearchSpace) -> SearchSpace:
-    """``space`` with ties between all groups of one size that are isomorphic, or that have the same part of modules of one
+    """``space`` with ties between all groups of one size that are isomorphic, or have the same part of modules of one
     class: they keep equally many units, each its own.
 
     All layers of a transformer then have the same number of heads and the same hidden width, whatever is chosen, those
