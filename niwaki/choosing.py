@@ -13,7 +13,8 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import AMONG, Among
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
-from niwaki.measuring import Meter, meters, within
+from niwaki.measuring import Meter, meters
+from niwaki.seeking import within
 from niwaki.selection import costs, next_step, select
 from niwaki.trace.preserve import preserved
 
@@ -32,7 +33,10 @@ def choose(
 
     The gap left under the tightest limit is at most 1 % (5 % for latency), or nothing more fits into it:
     ``plan.provenance["tight"]`` then says what the next step would cost. Measured limits are met by cutting and
-    measuring networks of fewer and fewer MACs; what was measured is in ``plan.provenance["measured"]``.
+    measuring networks; what was measured is in ``plan.provenance["measured"]``. For ``latency`` every operator is timed
+    in them, and units are priced by what they cost there: a unit of few MACs that takes long leaves first. Where that
+    foretells nothing, and for other measured limits, units are priced by their MACs; ``plan.provenance["priced"]``
+    says which, and why.
 
     Args:
         space: what can leave.
@@ -72,18 +76,19 @@ def choose(
     limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
     measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
 
-    def selected(under: Mapping[str, float]) -> BoolArray:
+    def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
         if not under:
             return np.ones(space.num_units, dtype=bool)
         return select(space, saliency, under, steps=budget.steps, compare=compare)
 
-    keep = selected(limits)
+    keep = selected(limits, space)
     check_met(space, keep, limits, budget.steps)
     about: dict[str, Any] = {"criterion": scores.criterion}
     if measured:
         found: Mapping[str, Meter] = meters(space, measured, example_inputs)
         with preserved(space.model):
-            keep, about["measured"] = within(space, found, keep, limits, selected)
+            trial, about["priced"] = within(space, found, keep, limits, selected)
+        keep, about["measured"] = trial.keep, trial.told
     elif told := _loose(space, keep, limits, budget):
         about["tight"] = told
     return space.plan(keep, provenance(space, keep, budget, **about))

@@ -20,6 +20,7 @@ from niwaki.criteria import Scores, score
 from niwaki.errors import BudgetError, UnknownName
 from niwaki.methods import DHSPG, HESSO, Schedule
 from niwaki.report import peak_activations
+from niwaki.seeking import within
 from niwaki.selection import select, uniform
 
 
@@ -102,14 +103,15 @@ def test_latency_within_five_percent_by_any_clock() -> None:
         for limits in ({}, {"units": 0.9 * space.num_units}):
             meter = measuring.Meter(limit, 0.05, "microseconds", read)
 
-            def selected(under: Mapping[str, float]) -> BoolArray:
+            def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
                 return select(space, even(space).values, under) if under else np.ones(space.num_units, dtype=bool)
 
-            keep, told = measuring.within(space, {"latency": meter}, selected(limits), limits, selected)
+            found, how = within(space, {"latency": meter}, selected(limits, space), limits, selected)
             allowed = limit if isinstance(limit, int) else limit * dense
-            assert 0.95 * allowed <= told["latency"]["kept"] <= allowed
-            assert told["latency"]["dense"] == dense
-            assert told["latency"]["kept"] == read(niwaki.cut(space.model, space.plan(keep)))[0]
+            assert 0.95 * allowed <= found.told["latency"]["kept"] <= allowed
+            assert found.told["latency"]["dense"] == dense
+            assert found.told["latency"]["kept"] == read(niwaki.cut(space.model, space.plan(found.keep)))[0]
+            assert how == "Units were priced by their MACs, since no operators are timed."
 
 
 def test_nothing_is_cut_where_everything_fits() -> None:
@@ -143,6 +145,7 @@ def test_latency_is_really_measured() -> None:
     plan = choose(space, even(space), Budget(latency=0.6), example_inputs=x)
     told = plan.provenance["measured"]["latency"]
     assert 0 < told["kept"] <= 0.6 * told["dense"] and told["dense"] > 10
+    assert plan.provenance["priced"].startswith("Units were priced by ")
     assert space.cost(plan).macs < 0.9 * space.cost().macs
     niwaki.Plan.from_json(plan.to_json())
 

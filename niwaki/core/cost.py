@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -89,15 +89,38 @@ class Peaks:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """How much each operator of the first run has to do: its multiply-accumulates, or, if it has none, the entries of
+    the largest tensor that it reads or writes. Views are left out.
+
+    ``names`` [N] are the operators in their order; term t belongs to number ``operator[t]``.
+    """
+
+    names: tuple[str, ...]
+    terms: Terms  # [T]
+    operator: IntArray  # [T]
+
+    def amounts(self, counts: FloatArray) -> FloatArray:
+        """What each operator has to do for ``counts`` [num_axes], [N]."""
+        return np.bincount(self.operator, self.terms.each(counts), len(self.names)).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CostModel:
     """Cost as a function of unit gates: axis counts, then sums of products of counts, which are multilinear, or for
-    ``activations`` (None where they are not known) the largest of several such sums."""
+    ``activations`` (None where they are not known) the largest of several such sums.
+
+    ``work`` is None where no run was recorded. ``latency``, in nanoseconds, is nothing that a network tells by itself:
+    see `timed`.
+    """
 
     counts: Counts
     params: Terms
     macs: Terms
     memory: Terms
     activations: Peaks | None = None
+    work: Work | None = None
+    latency: Terms | None = None
 
     def __call__(self, gates: FloatArray | BoolArray) -> Cost:
         """The cost for ``gates`` [num_units] (1 = kept, 0 = removed), a mask for choice."""
@@ -107,12 +130,21 @@ class CostModel:
 
     def price(self, gates: FloatArray, measure: str) -> FloatArray:
         """What removing each unit alone would save at ``gates``: the derivative [num_units] of ``measure``
-        (a field name of `Cost`) by the gates."""
+        (a field name of `Cost`, or ``latency``) by the gates."""
         alive = self.counts(gates)
         by_axis = self.terms(measure).slopes(alive)
         axis, unit, value = self.counts.slopes(gates)
         saved = np.bincount(unit, weights=value * by_axis[axis], minlength=self.counts.num_units)
         return saved.astype(np.float64)
+
+    def timed(self, rate: FloatArray, rest: float) -> CostModel:
+        """The same with a ``latency``: ``rate`` [N] nanoseconds for all that each operator has to do in the dense
+        network, in proportion for less, and ``rest`` for whatever does not depend on the units."""
+        assert self.work is not None, "no run was recorded"
+        work, dense = self.work, self.work.amounts(self.counts(np.ones(self.counts.num_units)))
+        constant = np.append(work.terms.constant * (rate / np.maximum(dense, 1.0))[work.operator], rest)
+        none = np.full((1, work.terms.axes.shape[1]), self.counts.num_axes)
+        return replace(self, latency=Terms(constant, np.concatenate([work.terms.axes, none])))
 
     def merged(self) -> CostModel:
         """The same costs, with axes whose positions depend on the same units counted once: many times faster."""
@@ -144,18 +176,23 @@ class CostModel:
             merged[counts.axis[rows]],
             Runs(runs.first[own], runs.end[own], runs.times[own], merged[runs.axis[own]]),
         )
-        peaks = self.activations
+        peaks, work, latency = self.activations, self.work, self.latency
         return CostModel(
             fewer,
             self.params.renamed(merged),
             self.macs.renamed(merged),
             self.memory.renamed(merged),
             None if peaks is None else Peaks(peaks.terms.renamed(merged), peaks.born, peaks.died),
+            None if work is None else replace(work, terms=work.terms.renamed(merged)),
+            None if latency is None else latency.renamed(merged),
         )
 
     def terms(self, measure: str) -> Terms | Peaks:
-        """The terms of one field of `Cost`."""
+        """The terms of one field of `Cost`, or of the ``latency``."""
         if measure == "activations":
             assert self.activations is not None, "these activations are not known: see Budget.absolute"
             return self.activations
+        if measure == "latency":
+            assert self.latency is not None, "no operator was timed: see `timed`"
+            return self.latency
         return {"params": self.params, "macs": self.macs, "memory": self.memory}[measure]

@@ -13,14 +13,13 @@ from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Among, group_of
 from niwaki.selection.levels import Levels, Steps
-from niwaki.selection.pricing import costs, prices
+from niwaki.selection.pricing import WORTH_BY, costs, mixed, prices, worth_weight
 from niwaki.selection.queue import Queue
 from niwaki.selection.worth import Worth
 
 _ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on what its neighbours have lost
 _SWAPS = 16
 _TIGHT = 0.01
-_TINY = 1e-300
 _HUGE = 1e200
 _FREE = Steps()
 
@@ -80,8 +79,9 @@ class _Chooser:
         self.first = np.array([group.first for group in space.groups], np.int64)
         self.size = np.array([group.units for group in space.groups], np.int64)
         everything = np.ones(space.num_units, dtype=bool)
-        self.dense_price = prices(self.model, everything, limits)
-        self.dense = costs(self.model, everything, limits)
+        measures = [*limits, *(other for measure, other in WORTH_BY.items() if measure in limits)]
+        self.dense_price = prices(self.model, everything, measures)
+        self.dense = costs(self.model, everything, measures)
 
     def shrink(self, keep: BoolArray, last: BoolArray | None = None) -> BoolArray:
         """Remove what is worth least, re-pricing a few times on the way, until every limit is met.
@@ -152,12 +152,11 @@ class _Chooser:
         return min(room / max(self.limits[measure], 1.0) for measure, room in self._slack(keep).items())
 
     def _mixed(self, price: Mapping[str, FloatArray], weight: Mapping[str, float]) -> FloatArray:
-        """One price from those of several measures, as a weighted sum of shares of the dense cost, [num_units]."""
-        mixed = np.zeros(self.space.num_units)
-        for measure, factor in weight.items():
-            mixed += factor / self.dense[measure] * price[measure] / self.dense[measure]
-        floor = 1e-9 * float(mixed.max(initial=_TINY))
-        return mixed.clip(min=floor)
+        return mixed(price, self.dense, weight)
+
+    def _weighty(self, weight: Mapping[str, float]) -> FloatArray:
+        """What units cost in the dense network as far as they are worth that, [num_units]."""
+        return mixed(self.dense_price, self.dense, worth_weight(weight, self.dense))
 
     def _leaving(
         self, keep: BoolArray, weight: Mapping[str, float], price: Mapping[str, FloatArray], last: BoolArray | None
@@ -166,7 +165,7 @@ class _Chooser:
         mixed = self._mixed(price, weight)
         units, group, place, alive = self._sorted(keep, self.saliency / mixed)
         kept = self.worth.held(keep, self.saliency / mixed, -1)[units]  # when this unit is the next to leave
-        worth = self.worth(units, kept, kept - self.saliency[units], self._mixed(self.dense_price, weight))
+        worth = self.worth(units, kept, kept - self.saliency[units], self._weighty(weight))
         if last is not None:
             worth = np.where(last[units], _HUGE, worth)
         level = self.levels.reached[self.first[group] + (self.size - alive)[group] + place]
@@ -175,7 +174,7 @@ class _Chooser:
 
     def _returning(self, keep: BoolArray, may: BoolArray, price: Mapping[str, FloatArray]) -> Queue:
         """The next step by which each block can grow with units of ``may``, those first that give most per cost."""
-        weight = self.dense
+        weight = {measure: self.dense[measure] for measure in self.limits}
         mixed = self._mixed(price, weight)
         units, group, place, missing = self._sorted(may & ~keep, -self.saliency / mixed)
         gone = self.size - np.bincount(self.group[keep], minlength=self.groups)
@@ -183,7 +182,7 @@ class _Chooser:
         needed = gone - np.where(gone > 0, left, 0) * self.levels.step
         blocked = self.levels.block[missing < needed]  # some of its last step left for good
         after = self.worth.total(keep)[units] + self.worth.held(may & ~keep, -self.saliency / mixed, 1)[units]
-        worth = self.worth(units, after, after - self.saliency[units], self._mixed(self.dense_price, weight))
+        worth = self.worth(units, after, after - self.saliency[units], self._weighty(weight))
         near = (place < needed[group]) & ~np.isin(self.block[units], blocked)
         units, worth = units[near], worth[near]
         return Queue.of(units, self.block[units], np.zeros_like(units), -worth, mixed[units])

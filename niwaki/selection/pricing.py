@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from niwaki.core.cost import CostModel
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray
+
+_TINY = 1e-300
+# What a group is worth goes with what it computes, and not with the time that this takes somewhere: else the slowest
+# groups were worth most, and what their units cost would cancel.
+WORTH_BY = {"latency": "macs"}
 
 
 def costs(model: CostModel, keep: BoolArray, measures: Collection[str]) -> dict[str, float]:
@@ -24,3 +29,22 @@ def prices(model: CostModel, keep: BoolArray, measures: Collection[str]) -> dict
     """What each unit alone costs beside ``keep``, [num_units] per measure; never more than its return would cost."""
     gates = keep.astype(np.float64)
     return {measure: np.ones(len(keep)) if measure == "units" else model.price(gates, measure) for measure in measures}
+
+
+def mixed(price: Mapping[str, FloatArray], dense: Mapping[str, float], weight: Mapping[str, float]) -> FloatArray:
+    """One price from those of several measures, as a weighted sum of shares of the dense cost, [num_units]."""
+    total = np.zeros(len(next(iter(price.values()))))
+    for measure, factor in weight.items():
+        total += factor / dense[measure] * price[measure] / dense[measure]
+    floor = 1e-9 * float(total.max(initial=_TINY))
+    return np.asarray(total.clip(min=floor), np.float64)
+
+
+def worth_weight(weight: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
+    """``weight`` of measures, in amounts, with those that say nothing of worth replaced by others (`WORTH_BY`)."""
+    found = {measure: factor for measure, factor in weight.items() if not dense.get(WORTH_BY.get(measure, ""))}
+    for measure, factor in weight.items():
+        if measure not in found:
+            other = WORTH_BY[measure]
+            found[other] = found.get(other, 0.0) + factor * dense[other] / dense[measure]
+    return found

@@ -14,6 +14,7 @@ from niwaki.solve.equations import Components
 from niwaki.solve.facts import Facts, SizeClaim
 from niwaki.solve.lifetimes import lifetimes
 from niwaki.solve.units import Units
+from niwaki.solve.work import tasks
 from niwaki.trace.graph import Origin
 
 _CHUNK = 2**18  # so many rows are solved together
@@ -157,6 +158,10 @@ class Tables:
                 self.params.append((1.0, axes))
         self.activations = [
             (one, (float(one.bytes), [table.number(axis) for axis in one.axes])) for one in lifetimes(graph, facts)
+        ]
+        self.work = [
+            (task.operator, [(float(times), [table.number(axis) for axis in axes]) for times, axes in task.terms])
+            for task in tasks(graph, facts)
         ]
         self.rows, self.axis, self.times = table.rows(units)
         self.num_axes = len(table)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from niwaki.core.cost import CostModel, Peaks, Terms
+from niwaki.core.cost import CostModel, Peaks, Terms, Work
 from niwaki.core.counts import IntArray
 from niwaki.core.location import Location
 from niwaki.core.plan import tensor_shapes
@@ -89,6 +89,12 @@ class Builder:
             np.array([one.born for one in alive], np.int64),
             np.array([one.died for one in alive], np.int64),
         )
+        numbered = [(number, term) for number, (_, terms) in enumerate(tables.work) for term in terms]
+        work = Work(
+            tuple(name for name, _ in tables.work),
+            _terms([term for _, term in numbered], tables.num_axes),
+            np.array([number for number, _ in numbered], np.int64),
+        )
         return SearchSpace(
             model=self._model,
             groups=_groups(places, units),
@@ -103,6 +109,7 @@ class Builder:
                 _terms(tables.macs, tables.num_axes),
                 _terms(tables.memory, tables.num_axes),
                 activations if alive else None,
+                work if tables.work else None,
             ),
             numbers=self._numbers,
             notes=tuple(notes),

@@ -35,10 +35,11 @@ class SizeClaim:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MacsTerm:
-    """``times`` multiply-accumulates per combination of positions."""
+    """``times`` multiply-accumulates per combination of positions, by node number ``node`` of the first run."""
 
     times: int
     axes: tuple[Axis, ...]
+    node: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

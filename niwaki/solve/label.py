@@ -357,4 +357,5 @@ class _Call(Call):
     def macs(self, times: int, *axes: Axis) -> None:
         if self._counting:
             constant = times * math.prod(axis.size for axis in axes if not axis.free)
-            self._facts.macs.append(MacsTerm(constant, tuple(axis for axis in axes if axis.free)))
+            number = len(self._facts.touched)  # of this node, which is the next one
+            self._facts.macs.append(MacsTerm(constant, tuple(axis for axis in axes if axis.free), number))
