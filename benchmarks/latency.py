@@ -8,8 +8,8 @@ one process; a ratio is the median, over rounds, of two passes side by side. ONN
 ``pip install niwaki[onnx]`` was done.
 
 The second table: the plan of the MACs budget (``round_to=1``) keeps some share of the saliency and takes some time.
-Budgets of less time, with ``round_to`` above 1, are given to `niwaki.choose` (for the first batch size), and what it
-finds is measured beside that plan: is one of them faster that keeps no less? Needs torchvision.
+Budgets of less time are given to `niwaki.choose` (for the first batch size, in steps of ``--budget-round-to``), and what
+it finds is measured beside that plan: is one of them faster that keeps no less? Needs torchvision.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def latency_budget(
     share = niwaki.latency({"dense": space.model, **networks}, x, seconds=seconds, rounds=rounds).ratios["macs"].median
     told = {"macs": (f"macs={macs}", space.cost(first).macs, least)}
     tried = 0
-    for step in (step for step in steps if step > 1):
+    for step in steps:
         for part in SHARES:
             budget = niwaki.Budget(latency=min(part * share, 1.0), round_to=step)
             tried += 1
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of measuring, per table and runtime")
     parser.add_argument("--rounds", type=int, default=15, help="the least number of passes of each network")
     parser.add_argument("--no-budget", action="store_true", help="leave out the latency budgets")
+    parser.add_argument("--budget-round-to", type=int, nargs="+", default=[8], help="the steps of the latency budgets")
     parser.add_argument("--write", type=Path, help="a Markdown file for the tables")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -123,6 +124,7 @@ def main() -> None:
         [
             f"python benchmarks/latency.py --network {options.network} --size {options.size} --macs {options.macs}",
             f"--batches {' '.join(map(str, options.batches))} --round-to {' '.join(map(str, options.round_to))}",
+            f"--budget-round-to {' '.join(map(str, options.budget_round_to))}",
             f"--threads {options.threads} --seconds {options.seconds:g} --rounds {options.rounds}",
         ]
     )
@@ -141,7 +143,8 @@ def main() -> None:
         )
         lines += [*table(found, batch), *verdict(found, options.network, options.macs, batch)]
         if batch == options.batches[0] and not options.no_budget:
-            lines += latency_budget(space, x, options.macs, options.round_to, options.seconds, options.rounds)
+            steps = options.budget_round_to
+            lines += latency_budget(space, x, options.macs, steps, options.seconds, options.rounds)
         print("\n".join(lines[printed:]), flush=True)
         printed = len(lines)
         if options.write is not None:

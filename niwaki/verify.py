@@ -15,7 +15,7 @@ from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, observer
 from niwaki.precision import doubled
 from niwaki.surgery.cut import check_kind, cut, duplicate
-from niwaki.surgery.plans import to_do
+from niwaki.surgery.plans import check_plan, to_do
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
 from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
@@ -68,6 +68,7 @@ def check(
         >>> niwaki.check(net, plan, x).holds
         True
     """
+    check_plan(plan)
     calls = calls_of(model, inputs)
     model = program_of(model, calls[0], as_graph)
     check_kind(model, plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from networks import Image, Tokens, build, networks
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.errors import PlanError
 from niwaki.surgery.plans import plan_of
 
 Make = Callable[[Any], torch.optim.Optimizer]
@@ -211,3 +213,25 @@ def _silenced(model: nn.Module, plan: niwaki.Plan) -> nn.Module:
                 if "original0" not in name:  # the length of a normalised weight: its direction may not be zero
                     parameter.index_fill_(dim, torch.tensor(gone), 0)
     return model
+
+
+def test_what_is_no_plan_is_told(tmp_path: Path) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    space = niwaki.search_space(net, x)
+    before = copy.deepcopy(net.state_dict())
+    uses: dict[str, Callable[[Any], object]] = {
+        "cut": lambda plan: niwaki.cut(net, plan),
+        "shrink": lambda plan: niwaki.shrink(net, plan),
+        "check": lambda plan: niwaki.check(net, plan, x),
+        "save": lambda plan: niwaki.save(net, tmp_path / "here", plan=plan),
+        "fold": lambda plan: niwaki.fold_constants(space, plan, x),
+        "compensate": lambda plan: niwaki.compensate(space, plan, [x]),
+    }
+    for use in uses.values():
+        for wrong in ("plan.json", tmp_path, {"kept": {}}):
+            with pytest.raises(
+                PlanError,
+                match=rf"plan is a {type(wrong).__name__}, but must be a niwaki.Plan: .*Plan.from_json\(text\)",
+            ):
+                use(wrong)
+    assert not list(tmp_path.iterdir()) and all(torch.equal(before[name], p) for name, p in net.state_dict().items())

@@ -142,6 +142,29 @@ def test_checkpoints_of_a_shrunk_run(tmp_path: Path) -> None:
     assert resumed.method.plan().to_json() == whole.method.plan().to_json()
 
 
+def test_weights_that_come_before_their_optimizer_are_refused() -> None:
+    whole = Run(shrink=niwaki.Shrinking(cost=0.5))
+    whole.steps(END)
+    weights, state = whole.model.state_dict(), whole.optimizer.state_dict()
+    resumed = Run(shrink=niwaki.Shrinking(cost=0.5))
+    before = {name: value.clone() for name, value in resumed.model.state_dict().items()}
+    with pytest.raises(
+        MethodError, match=r"shrunk further: '.*' is \[.*\] there and \[.*\] here. Load the optimizer first"
+    ):
+        resumed.model.load_state_dict(weights)
+    assert all(torch.equal(before[name], value) for name, value in resumed.model.state_dict().items())
+    with pytest.raises(RuntimeError, match="size mismatch"):  # no checkpoint of a shrunk run: torch says what is wrong
+        resumed.model.load_state_dict({name: value.new_zeros(7, *value.shape[1:]) for name, value in before.items()})
+    free = copy.deepcopy(resumed.model)
+    free.load_state_dict(before)
+    with pytest.raises(RuntimeError, match="size mismatch"):  # a copy has no optimizer that could shrink it
+        free.load_state_dict(weights)
+    resumed.optimizer.load_state_dict(state)
+    resumed.model.load_state_dict(weights)
+    resumed.method.detach()
+    assert not resumed.model._load_state_dict_pre_hooks
+
+
 def test_a_function_scores_what_is_left() -> None:
     """A criterion of the user's is given the space of the model as it is."""
     asked = []

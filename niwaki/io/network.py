@@ -22,7 +22,7 @@ from niwaki.io.reading import file_of, read_description, read_tensors
 from niwaki.io.state import contiguous, outside_state, state_of
 from niwaki.io.writing import Part, tensors_part, write_directory
 from niwaki.surgery.cut import cut
-from niwaki.surgery.plans import plan_of
+from niwaki.surgery.plans import check_plan, plan_of
 
 
 def save(
@@ -51,6 +51,7 @@ def save(
     Raises:
         FileFormatError: ``small`` has no plan, holds state that is not a tensor, ``optimizer`` or ``program`` is of
             another network or holds what cannot be saved, or ``directory`` is a file or cannot be written to.
+        PlanError: ``plan`` is no plan.
 
     Example:
         >>> import tempfile, torch, niwaki
@@ -62,12 +63,13 @@ def save(
         ...     sorted(os.listdir(directory))
         ['model.safetensors', 'plan.json']
     """
-    plan = plan or plan_of(small)
+    plan = plan_of(small) if plan is None else plan
     if plan is None:
         raise FileFormatError(
             "niwaki.save was given a network without a plan: it was not made by niwaki.cut, or is a copy of one that "
             "was. Pass the plan it was cut with as `plan=`."
         )
+    check_plan(plan)
     if isinstance(small, ExportedProgram):
         if optimizer is not None or program is not None:
             raise FileFormatError(

@@ -16,6 +16,7 @@ from niwaki.core.plan import Plan, structure_hash
 from niwaki.core.segments import unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError, PlanError, ShrinkError
+from niwaki.methods.loading import OrderOfLoading
 from niwaki.methods.progress import Progress
 from niwaki.methods.shrinking import Remains, Shrinking
 
@@ -64,6 +65,7 @@ class Method(ABC):
             self.optimizer.register_state_dict_post_hook(self._save),
             self.optimizer.register_load_state_dict_pre_hook(self._check_loaded),
             self.optimizer.register_load_state_dict_post_hook(self._load),
+            OrderOfLoading(self.space.model),
         ]
 
     @final

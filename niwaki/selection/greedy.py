@@ -79,7 +79,7 @@ class _Chooser:
         self.first = np.array([group.first for group in space.groups], np.int64)
         self.size = np.array([group.units for group in space.groups], np.int64)
         everything = np.ones(space.num_units, dtype=bool)
-        measures = [*limits, *(other for measure, other in WORTH_BY.items() if measure in limits)]
+        measures = [*limits, *(other for measure in limits for other in WORTH_BY.get(measure, ()))]
         self.dense_price = prices(self.model, everything, measures)
         self.dense = costs(self.model, everything, measures)
 

@@ -11,9 +11,10 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray
 
 _TINY = 1e-300
-# What a group is worth goes with what it computes, and not with the time that this takes somewhere: else the slowest
-# groups were worth most, and what their units cost would cancel.
-WORTH_BY = {"latency": "macs"}
+# What a group is worth goes with what it computes and what it holds, and not with the time that this takes somewhere:
+# else the slowest groups were worth most, and what their units cost would cancel. MACs alone would give away the late
+# layers of convolutional networks, which have few MACs, and whose weights take long to come from memory.
+WORTH_BY = {"latency": ("macs", "params")}
 
 
 def costs(model: CostModel, keep: BoolArray, measures: Collection[str]) -> dict[str, float]:
@@ -41,10 +42,12 @@ def mixed(price: Mapping[str, FloatArray], dense: Mapping[str, float], weight: M
 
 
 def worth_weight(weight: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
-    """``weight`` of measures, in amounts, with those that say nothing of worth replaced by others (`WORTH_BY`)."""
-    found = {measure: factor for measure, factor in weight.items() if not dense.get(WORTH_BY.get(measure, ""))}
+    """``weight`` of measures, in amounts, with those that say nothing of worth replaced by others (`WORTH_BY`), which
+    have equal parts."""
+    found: dict[str, float] = {}
     for measure, factor in weight.items():
-        if measure not in found:
-            other = WORTH_BY[measure]
-            found[other] = found.get(other, 0.0) + factor * dense[other] / dense[measure]
+        others = [other for other in WORTH_BY.get(measure, ()) if dense[other] > 0] or [measure]
+        for other in others:
+            part = factor if other == measure else factor / dense[measure] * dense[other] / len(others)
+            found[other] = found.get(other, 0.0) + part
     return found

@@ -13,7 +13,7 @@ almost alone: of a small pretrained Llama the residual stream, whose loss nothin
 is in between. C_g alone lets all groups lose like shares; with C_g^(3/2) a group that much of the network runs through
 keeps more, by the fourth root of its cost.
 Convolutional networks trained from scratch end alike with any of these, but not without C_g: residual streams, being
-the most expensive, then shrink most.
+the most expensive, then shrink most. (Where the budget is of latency C_g is no latency: see `WORTH_BY`.)
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, TraceError
 from niwaki.surgery.cut import duplicate
 from niwaki.surgery.feeding import Forward, feed
+from niwaki.surgery.plans import check_plan
 from niwaki.surgery.readers import Reader, readers_of, removed_from
 from niwaki.trace.preserve import preserved
 
@@ -99,6 +100,7 @@ def compensate(
     """
     if not is_number(ridge) or not 0 < ridge < float("inf"):
         raise MethodError(f"ridge={ridge!r} must be a number above 0, such as 1e-3.")
+    check_plan(plan)
     plan.check_fits(space.model)
     if any(parameter.is_meta for parameter in space.model.parameters()):
         raise TraceError("The model is on the meta device, where it has no weights to change. Move it first.")

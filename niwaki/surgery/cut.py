@@ -16,7 +16,7 @@ from niwaki.errors import PlanError
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, is_of_graph
-from niwaki.surgery.plans import remember, to_do
+from niwaki.surgery.plans import check_plan, remember, to_do
 
 
 @overload
@@ -44,7 +44,7 @@ def cut(
         example_inputs: with ``as_graph``, the inputs to export the model with: of the same shapes as the plan's.
 
     Raises:
-        PlanError: the plan is for another network.
+        PlanError: the plan is for another network, or no plan.
         TraceError: the model cannot be exported.
 
     Example:
@@ -62,6 +62,7 @@ def cut(
         >>> small.module()(torch.randn(1, 4)).shape
         torch.Size([1, 2])
     """
+    check_plan(plan)
     if as_graph or isinstance(model, ExportedProgram):
         program = program_of(model, None if isinstance(model, _GRAPHS) else calls_of(model, example_inputs)[0], True)
         check_kind(program, plan)

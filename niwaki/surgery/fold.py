@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.surgery.cut import duplicate
+from niwaki.surgery.plans import check_plan
 from niwaki.surgery.readers import Reader, channels, readers_of, removed_from
 from niwaki.trace.preserve import preserved
 from niwaki.trace.tracer import example_calls
@@ -63,6 +64,7 @@ def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folde
         >>> niwaki.fold_constants(space, plan, x).folded
         ('2',)
     """
+    check_plan(plan)
     plan.check_fits(space.model)
     model = duplicate(space.model)
     _silence(space, plan, model)

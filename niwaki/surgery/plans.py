@@ -9,8 +9,19 @@ from torch.export import ExportedProgram
 
 from niwaki.core.compose import composed, difference
 from niwaki.core.plan import Plan, structure_hash, tensor_shapes
+from niwaki.errors import PlanError
 
 _PLANS: WeakKeyDictionary[torch.nn.Module | ExportedProgram, Plan] = WeakKeyDictionary()
+
+
+def check_plan(plan: object) -> None:
+    """Raise `PlanError` if what was given as a plan is none, such as a path."""
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"plan is a {type(plan).__qualname__}, but must be a niwaki.Plan: what niwaki.choose or method.plan() "
+            "returned. niwaki.Plan.from_json(text) makes one of the text of a file, and niwaki.load(model, directory) "
+            "a network of what niwaki.save wrote."
+        )
 
 
 def remember(network: torch.nn.Module | ExportedProgram, plan: Plan) -> None:

@@ -16,7 +16,7 @@ from niwaki.core.repairs import Repair
 from niwaki.errors import PlanError, ShrinkError
 from niwaki.surgery.cut import check_kind, edit_numbers, kept
 from niwaki.surgery.moments import Change, smaller_state
-from niwaki.surgery.plans import remember, to_do
+from niwaki.surgery.plans import check_plan, remember, to_do
 
 
 def shrink(
@@ -63,6 +63,7 @@ def shrink(
         >>> net[0], len(optimizer.param_groups[0]["params"])
         (Linear(in_features=4, out_features=4, bias=True), 4)
     """
+    check_plan(plan)
     _check_alone()
     model = _inside(model, plan)
     check_kind(model, plan)
