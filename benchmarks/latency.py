@@ -8,8 +8,8 @@ one process; a ratio is the median, over rounds, of two passes side by side. ONN
 ``pip install niwaki[onnx]`` was done.
 
 The second table: the plan of the MACs budget (``round_to=1``) keeps some share of the saliency and takes some time.
-Budgets of less time are given to `niwaki.choose` (for the first batch size, in steps of ``--budget-round-to``), and what
-it finds is measured beside that plan: is one of them faster that keeps no less? Needs torchvision.
+Budgets of less time are given to `niwaki.choose` (for the first batch size, in steps of ``--budget-round-to``), and
+what it finds is measured beside that plan: is one of them faster that keeps no less? Needs torchvision.
 """
 
 from __future__ import annotations
