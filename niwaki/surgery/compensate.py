@@ -1,38 +1,41 @@
 """What removed units told the layers that read them, told by the units that stay.
 
 Least-squares compensation (Pruning with Compensation, arXiv:2108.13728): units are seldom independent, so a layer can
-win back part of what it loses by other weights for the inputs that are left.
+win back part of what it loses by other weights for the inputs that are left. Layers come in the order of the network,
+and each is fitted to what the cut network has made of its inputs by then: errors of earlier layers are made good, where
+fits to the inputs of the dense network would add them up.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_number
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, TraceError
-from niwaki.surgery.cut import duplicate
+from niwaki.surgery.cut import cut, duplicate, kept
 from niwaki.surgery.feeding import Forward, feed
+from niwaki.surgery.grams import Gram
 from niwaki.surgery.plans import check_plan
 from niwaki.surgery.readers import Reader, readers_of, removed_from
 from niwaki.trace.preserve import preserved
 
-_CONVOLVE: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the weight's dimensions
+_TINY = torch.finfo(torch.float64).tiny
 _FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How much of the power of a layer's output the removed units take with them, with the weights as they were and
-    with the new ones: 0 is nothing. Measured on the batches of the fit."""
+    """How much of the power of a layer's output in the dense network is lost in the cut one, whose earlier layers have
+    been fitted: with the weights as they were and with the new ones. Measured on the batches of the fit."""
 
     before: float
     after: float
@@ -63,19 +66,20 @@ def compensate(
 ) -> Compensated:
     """Give the layers that read removed units the weights with which the units that stay tell most of it.
 
-    For a layer W x + b, with x_S what stays of its input and x_R what leaves, over all positions of all batches,
+    For a layer W x + b in the order of the network, with x its input in the dense network and y what it reads in the
+    cut one, in which the layers before it have their new weights, over all positions of all batches,
 
-        minimise over D, d:  E |W_R x_R - D x_S - d|^2 + ridge * mean(diag C_SS) |D|^2;   W_S += D, b += d
+        minimise over D, d:  E |W x - (W_S + D) y - d|^2 + ridge * mean(diag C_yy) |D|^2;   W_S += D, b += d
 
-    C being the covariance of x. Without a bias d is 0 and C not centred. Inputs are those of the dense network in eval
-    mode, of all layers at once: one pass over the data. Little data ask for a larger ``ridge``; weights stay as they
-    are where the data say nothing.
+    W_S being the weights of what stays, C a covariance. Without a bias d is 0 and C not centred. Both networks run in
+    eval mode, once over the data to find the order and then again for each layer, up to it. Little data ask for a
+    larger ``ridge``; weights stay as they are where the data say nothing.
 
     Args:
         space: the search space of the model; the model is left as it was.
         plan: what is going to be cut.
-        batches: inputs; a tensor or tuple is passed by position, a dict by keywords. A few hundred images do. For each
-            layer a float64 matrix of all its inputs (channels times kernel) is held.
+        batches: inputs, which are all held; a tensor or tuple is passed by position, a dict by keywords. A few hundred
+            images do.
         ridge: how strongly changes of the weights are held back, relative to the mean power of an input; above 0.
         forward: how to run the model on a batch where that is not so: ``lambda model, batch: model(batch[0])``.
 
@@ -83,7 +87,7 @@ def compensate(
     what the plan removes has the weights it had.
 
     Raises:
-        PlanError: the plan is for another network.
+        PlanError: the plan is for another network, or no plan.
         MethodError: there are no batches, or ``ridge`` is no positive number.
         TraceError: the model does not run on a batch, or has no values (on the meta device).
 
@@ -105,10 +109,11 @@ def compensate(
     if any(parameter.is_meta for parameter in space.model.parameters()):
         raise TraceError("The model is on the meta device, where it has no weights to change. Move it first.")
     model = duplicate(space.model)
+    made, small = duplicate(model), cut(model, plan)
     readers = readers_of(space, plan, model)
     left = _others(space, plan, model, readers)
     uses = Counter(id(value) for module in model.modules() for value in module._parameters.values())
-    grams: dict[str, _Gram] = {}
+    names = []
     for name, (layer, _) in readers.items():
         own = [value for value in layer._parameters.values() if value is not None]
         if type(layer).forward not in _FORWARDS:
@@ -116,107 +121,119 @@ def compensate(
         elif any(uses[id(value)] > 1 for value in own):
             left[name] = "it shares its weight or bias with another module"
         else:
-            grams[name] = _Gram(layer)
-    with preserved(model):
-        for module in model.modules():
-            module.training = False
-        handles = [readers[name][0].register_forward_pre_hook(gram.look) for name, gram in grams.items()]
-        try:
-            feed(model, batches, forward)
-        finally:
-            for handle in handles:
-                handle.remove()
+            names.append(name)
     layers: dict[str, Fit] = {}
-    for name, gram in grams.items():
-        layer, removed = readers[name]
-        result = _fit(layer, removed, gram, float(ridge))
-        if isinstance(result, Fit):
-            layers[name] = result
-        else:
-            left[name] = result
-    return Compensated(model, layers, left)
+    data = list(batches)
+    with preserved(model):
+        for module in (*model.modules(), *small.modules()):
+            module.training = False
+        calls = _calls({name: readers[name][0] for name in names}, model, data, forward)
+        for name in (*calls, *(name for name in names if name not in calls)):
+            layer, removed = readers[name]
+            inside = small.get_submodule(name)
+            assert isinstance(inside, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+            try:
+                gram = Gram(layer, inside)
+                for batch, count in zip(data, calls.get(name, ()), strict=False):
+                    pairs = [_inputs(*one, batch, forward, count) for one in ((model, layer), (small, inside))]
+                    for x, y in zip(*pairs, strict=True):
+                        gram.add(x, y)
+                fitted = made.get_submodule(name)
+                assert isinstance(fitted, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+                layers[name] = _fit(fitted, removed, gram, float(ridge))
+            except ValueError as why:
+                left[name] = str(why)
+                continue
+            with torch.no_grad():
+                for part, value in fitted.named_parameters():
+                    inside.get_parameter(part).copy_(kept(value, plan.tensors.get(f"{name}.{part}", {})))
+    return Compensated(made, layers, left)
 
 
-class _Gram:
-    """Sums over all positions: of products of inputs of a layer [I, I], of inputs [I], and the number of positions."""
+def _calls(
+    layers: Mapping[str, nn.Module], model: nn.Module, batches: Sequence[Any], forward: Forward | None
+) -> dict[str, list[int]]:
+    """How often each batch calls each layer, in the order of the first calls; layers that none calls are missing."""
+    calls: dict[str, list[int]] = {}
+    batch = 0
 
-    def __init__(self, layer: Reader) -> None:
-        weight = layer.weight
-        self.entries = weight[0].numel()  # of a linear layer: its inputs; of a convolution: channels times kernel
-        self.products = torch.zeros(self.entries, self.entries, dtype=torch.float64, device=weight.device)
-        self.sums = torch.zeros(self.entries, dtype=torch.float64, device=weight.device)
-        self.count = 0
+    def count(name: str) -> None:
+        calls.setdefault(name, [0] * len(batches))[batch] += 1
 
-    def look(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
-        """A forward pre-hook."""
-        x = args[0].detach()
-        if isinstance(layer, nn.Linear):
-            self._add(x.reshape(-1, self.entries).T.double())
-            return
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        for one in x if x.ndim == layer.weight.ndim else [x]:  # their patches are larger by the size of the kernel
-            self._add(_patches(layer, one.unsqueeze(0).double()))
-
-    def _add(self, inputs_IN: Tensor) -> None:
-        self.products += inputs_IN @ inputs_IN.T
-        self.sums += inputs_IN.sum(1)
-        self.count += inputs_IN.shape[1]
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            handle = layer.register_forward_pre_hook(lambda _, args, name=name: count(name))
+            stack.callback(handle.remove)
+        for batch, one in enumerate(batches):
+            feed(model, [one], forward, batch + 1)
+        if not batches:
+            feed(model, [], forward)
+    return calls
 
 
-def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """What a convolution multiplies its weights with, [channels times kernel, positions], of one input [1, C, ...]."""
-    channels, kernel = layer.weight.shape[1], layer.weight.shape[2:]
-    size = kernel.numel()
-    picks = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *kernel)
-    padding = layer.padding
-    if layer.padding_mode != "zeros":
-        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), (0,) * len(kernel)
-    convolve = _CONVOLVE[layer.weight.ndim]
-    picks = picks.repeat(channels, *[1] * (picks.ndim - 1))
-    return convolve(x, picks, None, layer.stride, padding, layer.dilation, channels)[0].flatten(1)
+class _Enough(Exception):
+    """The layer has been called as often as it will be; what comes after it is of no interest."""
 
 
-def _fit(layer: Reader, removed: Tensor, gram: _Gram, ridge: float) -> Fit | str:
-    """Change the weights; or the reason why not."""
+def _inputs(model: nn.Module, layer: nn.Module, batch: Any, forward: Forward | None, count: int) -> list[Tensor]:
+    """What ``layer`` reads in its first ``count`` calls on a batch."""
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0].detach())
+        if len(seen) == count:
+            raise _Enough
+
+    if count:
+        handle = layer.register_forward_pre_hook(look)
+        try:
+            with contextlib.suppress(_Enough):
+                feed(model, [batch], forward)
+        finally:
+            handle.remove()
+    if len(seen) < count:
+        raise ValueError("it does not read the same positions in the cut network")
+    return seen
+
+
+def _fit(layer: Reader, removed: Tensor, gram: Gram, ridge: float) -> Fit:
+    """Change the weights.
+
+    Raises:
+        ValueError: why they are not changed.
+    """
     if not gram.count:
-        return "no batch reached it as a layer of its own"
-    if not bool(gram.products.isfinite().all()):
-        return "what it reads is not finite"
+        raise ValueError("no batch reached it as a layer of its own")
+    if not gram.finite:
+        raise ValueError("what it reads is not finite")
     weight = layer.weight.detach().double().reshape(len(layer.weight), -1)
-    leaves = torch.zeros(layer.weight.shape[1], dtype=torch.bool, device=weight.device)
-    leaves[removed] = True
-    leaves = leaves.repeat_interleave(gram.entries // len(leaves))
-    gone, stay = weight[:, leaves], ~leaves
-    moments, mean = gram.products / gram.count, gram.sums / gram.count
-    covariance = moments if layer.bias is None else moments - mean.outer(mean)
-    among, across = covariance[stay][:, stay], covariance[leaves][:, stay]
-    power = float(among.diagonal().mean())
-    change = torch.zeros_like(weight[:, stay])
+    stay = torch.ones(layer.weight.shape[1], dtype=torch.bool, device=weight.device)
+    stay[removed] = False
+    stay = stay.repeat_interleave(weight.shape[1] // len(stay))
+    plain = [sums / gram.count for sums in (gram.xx, gram.xy, gram.yy)]
+    x, y = gram.x / gram.count, gram.y / gram.count
+    centred = [a - b.outer(c) for a, b, c in zip(plain, (x, x, y), (x, y, y), strict=True)]
+    xx, xy, yy = plain if layer.bias is None else centred
+    fewer = weight[:, stay]
+    before, whole = _lost(weight, fewer, *plain), max(_lost(weight, 0 * fewer, xx, xy, yy), _TINY)
+    power = float(yy.diagonal().mean())
     if power > 0:
-        among.diagonal().add_(ridge * power)  # of a copy
-        root, failed = torch.linalg.cholesky_ex(among)
+        root, failed = torch.linalg.cholesky_ex(yy + ridge * power * torch.eye(len(yy)).to(yy))
         if int(failed):
-            return f"what is left of its inputs is too much alike for ridge={ridge:g}"
-        change = torch.cholesky_solve((gone @ across).T, root).T
-    whole = max(_power(weight, covariance), torch.finfo(torch.float64).tiny)
-    before = _power(gone, moments[leaves][:, leaves])
-    after = _power(torch.cat([gone, -change], 1), covariance[_order(leaves)][:, _order(leaves)])
+            raise ValueError(f"what is left of its inputs is too much alike for ridge={ridge:g}")
+        fewer = fewer + torch.cholesky_solve((weight @ xy - fewer @ yy).T, root).T
+    after = _lost(weight, fewer, xx, xy, yy)
     with torch.no_grad():
-        weight[:, stay] += change
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
         if layer.bias is not None:
-            layer.bias += (gone @ mean[leaves] - change @ mean[stay]).to(layer.bias.dtype)
+            layer.bias += (weight @ x - fewer @ y).to(layer.bias.dtype)
+        weight[:, stay] = fewer
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
     return Fit(before / whole, after / whole)
 
 
-def _order(leaves: Tensor) -> Tensor:
-    """First what leaves, then what stays."""
-    return torch.cat([leaves.nonzero().flatten(), (~leaves).nonzero().flatten()])
-
-
-def _power(weight: Tensor, products: Tensor) -> float:
-    """The mean square of ``weight`` x, summed over outputs."""
-    return max(float((weight @ products * weight).sum()), 0.0)
+def _lost(weight: Tensor, fewer: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> float:
+    """The mean square of ``weight`` x - ``fewer`` y, summed over outputs."""
+    return max(float((weight @ xx * weight).sum() - 2 * (weight @ xy * fewer).sum() + (fewer @ yy * fewer).sum()), 0.0)
 
 
 def _others(space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[str, object]) -> dict[str, str]:

@@ -14,8 +14,8 @@ from niwaki.trace.tracer import example_calls
 Forward = Callable[[nn.Module, Any], object]  # (model, batch): runs the model on the batch
 
 
-def feed(model: nn.Module, batches: Iterable[Any], forward: Forward | None) -> None:
-    """Run ``model`` on all ``batches``, without gradients.
+def feed(model: nn.Module, batches: Iterable[Any], forward: Forward | None, first: int = 1) -> None:
+    """Run ``model`` on all ``batches``, without gradients; messages count them from ``first``.
 
     Raises:
         MethodError: there are no batches.
@@ -23,7 +23,7 @@ def feed(model: nn.Module, batches: Iterable[Any], forward: Forward | None) -> N
     """
     number = 0
     with torch.no_grad():
-        for number, batch in enumerate(batches, 1):
+        for number, batch in enumerate(batches, first):
             try:
                 if forward is not None:
                     forward(model, batch)
