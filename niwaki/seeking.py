@@ -139,11 +139,11 @@ def _halved(
     def under(limit: float) -> BoolArray:
         return selected({**limits, by: min(limit, limits.get(by, limit))}, space)
 
-    failing = min((trial for trial in trials if trial.used > 1), key=cost)
-    fitting = [trial for trial in trials if trial.used <= 1 and cost(trial) < cost(failing)]
+    fitting = [trial for trial in trials if trial.used <= 1]
     best = max(fitting, key=cost) if fitting else _tried(space, wanted, under(0.0))
     if best.used > 1:
         raise _unreachable(space, wanted, best.told)
+    failing = min((t for t in trials if t.used > 1 and cost(t) > cost(best)), key=cost, default=trials[0])
     low, high = cost(best), cost(failing)
     for _ in range(_HALVINGS):
         if _is_tight(wanted, best):

@@ -240,3 +240,19 @@ def test_the_operators_of_a_space_are_those_that_run() -> None:
     one = reading(space, half, *timed)
     assert one.left.tolist() == pytest.approx([0.5, 0.5, 0.5, 0.25, 0.5, 0.5, 0.5])
     assert (one.nanoseconds > 0).all() and one.rest > 0
+
+
+def test_a_measure_that_operators_do_not_tell_can_be_the_tightest(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network(*WIDTHS)
+    space = niwaki.search_space(net, torch.randn(2, 16))
+
+    def size(small: nn.Module) -> tuple[float, float]:
+        return tuple(float(sum(p.numel() for p in one.parameters())) for one in (small, net))  # type: ignore[return-value]
+
+    both = {"latency": SLOW_AND_SMALL.meter(space, 0.9), "activations": Meter(0.5, 0.05, "bytes", size)}
+    monkeypatch.setattr(choosing, "meters", lambda *_: both)
+    budget = niwaki.Budget(latency=0.9, activations=0.5)
+    plan = niwaki.choose(space, niwaki.score(space, "magnitude"), budget, example_inputs=0)
+    told = plan.provenance["measured"]
+    assert told["latency"]["kept"] <= 0.9 * told["latency"]["dense"]
+    assert 0.475 * told["activations"]["dense"] <= told["activations"]["kept"] <= 0.5 * told["activations"]["dense"]

@@ -34,7 +34,7 @@ def _refuse(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) ->
         return
     found = [
         (name, tuple(given.shape), tuple(here.shape))
-        for name, here in (*model.named_parameters(), *model.named_buffers())
+        for name, here in model.named_parameters()
         if isinstance(given := state.get(prefix + name), Tensor) and given.ndim == here.ndim
     ]
     if any(there != here for _, there, here in found) and all(
