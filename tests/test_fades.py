@@ -13,7 +13,7 @@ from test_hesso import Training, adamw, sgd
 
 from niwaki.budget import Budget
 from niwaki.errors import MethodError, UnknownName
-from niwaki.methods import CRIC, DHSPG, HSPG, Schedule
+from niwaki.methods import CRIC, DHSPG, HSPG, Schedule, blocks
 from niwaki.methods.angle_safe import SHARE, AngleSafe
 from niwaki.methods.fades import Fade, fade, fades
 from niwaki.methods.iterates import Unit
@@ -63,8 +63,9 @@ def test_never_faster_than_linear() -> None:
 
 
 @pytest.mark.parametrize("net", ["mlp", "conv", "overlap"])
-@pytest.mark.parametrize("build", [sgd, adamw])
-def test_plain_and_vectorised_agree(net: str, build: object) -> None:
+@pytest.mark.parametrize(("build", "block"), [(sgd, 40), (adamw, 2**19)])
+def test_plain_and_vectorised_agree(net: str, build: object, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_BLOCK", block)
     size = {"magnitude": 1.0}  # such units may well want to grow
     plain, fast = (
         Training(net, build, Budget(macs=0.4), SAFE, torch.float64, criteria=size, vectorised=vectorised)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from torch import nn
 import niwaki
 from niwaki.budget import Budget
 from niwaki.errors import BudgetError, MethodError
-from niwaki.methods import DHSPG, HSPG, AdaHSPG, Schedule
+from niwaki.methods import DHSPG, HSPG, AdaHSPG, Schedule, blocks
 from niwaki.methods.attach import Method
 
 SCHEDULE = Schedule(start=4, until=24, periods=4)
@@ -65,6 +65,13 @@ def agree(kind: str, build: Build, net: str) -> None:
 @pytest.mark.parametrize("build", [sgd, adamw, two_rates, partial(two_rates, build=adamw)])
 def test_plain_and_fast_agree(kind: str, net: str, build: Build) -> None:
     agree(kind, build, net)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("net", ["conv", "overlap"])
+def test_plain_and_fast_agree_in_small_blocks(kind: str, net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_BLOCK", 40)  # entries: all but the smallest tensors take several
+    agree(kind, partial(two_rates, build=adamw), net)
 
 
 @pytest.mark.parametrize("kind", KINDS)

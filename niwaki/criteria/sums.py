@@ -64,11 +64,11 @@ def row_sums(
         if "direction_square" in reads:
             rows["direction_square"] = squares(direction, dims)
         if "aligned" in reads:
-            rows["aligned"] = _totals(torch.mul(x, direction, out=scratch), dims)
+            rows["aligned"] = totals(torch.mul(x, direction, out=scratch), dims)
     if gradient is not None and not GRADIENT_SUMS.isdisjoint(reads):
         product = torch.mul(x, gradient, out=scratch)
         if "product" in reads:
-            rows["product"] = _totals(product, dims)
+            rows["product"] = totals(product, dims)
         if "product_square" in reads:
             rows["product_square"] = squares(product, dims)
     for name in reads:
@@ -96,18 +96,6 @@ def squares(x: Tensor, dims: Sequence[int]) -> list[Tensor]:
     return [torch.linalg.vector_norm(x, dim=_others(x, dim), dtype=_wide(x)).square_() for dim in dims]
 
 
-def products(x: Tensor, y: Tensor, dims: Sequence[int]) -> list[Tensor]:
-    """The sums of x y over all entries behind each position, for each of ``dims``."""
-    if x.dim() == 1:
-        return [x.to(_wide(x)) * y]
-    if dims == (0,) and x.dtype == y.dtype == _wide(x):
-        for order in ([*range(x.dim())], [0, *range(2, x.dim()), 1]):  # as it lies in memory: no temporary
-            a, b = x.permute(order), y.permute(order)
-            if a.is_contiguous() and b.is_contiguous():
-                return [torch.linalg.vecdot(a.flatten(1), b.flatten(1))]
-    return _totals(x * y, dims)
-
-
 def _wide(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype in _AS_THEY_ARE else torch.promote_types(x.dtype, torch.float32)
 
@@ -116,7 +104,8 @@ def _others(x: Tensor, dim: int) -> list[int]:
     return [other for other in range(x.dim()) if other != dim]
 
 
-def _totals(x: Tensor, dims: Sequence[int]) -> list[Tensor]:
+def totals(x: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    """The sums of x over all entries behind each position, for each of ``dims``."""
     if x.dim() == 1:
         return [x.to(_wide(x), copy=True)]
     return [x.sum(dim=_others(x, dim), dtype=_wide(x)) for dim in dims]

@@ -69,8 +69,9 @@ class PlainIterates(Iterates):
         for name, dim, index in self._entries(number):
             after, rate = self._parameters[name].detach(), self._rate(name)
             before = self._before.get(name, after)
-            decayed = decay(self._optimizer, self._optimizer.param_groups[self._group[name]]) * before
-            way = (before - after) / rate - decayed if rate and name in self._before else torch.zeros_like(after)
+            left = 1 - rate * decay(self._optimizer, self._optimizer.param_groups[self._group[name]])
+            moved = rate and name in self._before
+            way = (left * before - after) / rate if moved else torch.zeros_like(after)
             parts = [part.index_select(dim, index).flatten() for part in (before, after, way)]
             x.append(parts[0])
             y.append(parts[1])

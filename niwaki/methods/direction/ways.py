@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 Part = Tensor | float
+EXACT = frozenset({torch.float32, torch.float64})  # no sum of many numbers needs a wider type
 Way = Callable[[Sequence[Part], Tensor], Tensor]  # entry by entry; the memory, of the result's shape, may be used
 
 
@@ -26,11 +26,12 @@ class Direction:
     parts: tuple[Part, ...] = ()
     scale: Part = 1.0
 
-    def split(self, length: int, count: int) -> list[Callable[[Tensor], Tensor]]:
-        """``way`` of each ``count`` blocks of ``length`` rows, given memory for it, without the scale. The result may
-        lie in that memory, or be a part itself, which is not to be changed."""
-        columns = [_split(part, length) or [part] * count for part in self.parts]
-        return [partial(self.way, [column[number] for column in columns]) for number in range(count)]
+    def at(self, rows: slice, memory: Tensor) -> Tensor:
+        """``way`` of these rows, given memory for it, without the scale. The result may lie in that memory, or be a
+        part itself, which is not to be changed."""
+        return self.way(
+            [part[rows] if isinstance(part, Tensor) and part.dim() else part for part in self.parts], memory
+        )
 
     def whole(self, like: Tensor) -> Tensor:
         """d, of the shape of ``like``."""
@@ -67,14 +68,12 @@ def joined(directions: Sequence[Direction], vectors: Sequence[Tensor]) -> Direct
     return Direction(directions[0].way, tuple(_joined(parts, vectors) for parts in columns), scale)
 
 
-def _split(part: Part, length: int) -> Sequence[Part]:
-    return torch.split(part, length) if isinstance(part, Tensor) and part.dim() else ()
-
-
 def _joined(parts: Sequence[Part], vectors: Sequence[Tensor]) -> Part:
     first = parts[0]
     if not any(isinstance(part, Tensor) for part in parts) and all(part == first for part in parts):
         return first
+    if all(isinstance(part, Tensor) and part.dim() and part.dtype in EXACT for part in parts):
+        return torch.cat(parts)  # type: ignore[arg-type]
     wide = [torch.promote_types(vector.dtype, torch.float32) for vector in vectors]
     return torch.cat(
         [
