@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from niwaki.methods.dhspg import dual_penalty
 from niwaki.methods.proximal import (
+    dual_penalty,
     group_soft_threshold,
     half_space_projection,
     hard_threshold,

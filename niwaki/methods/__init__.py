@@ -9,5 +9,6 @@ from niwaki.methods.hesso import HESSO as HESSO
 from niwaki.methods.hspg import HSPG as HSPG
 from niwaki.methods.lhspg import LHSPG as LHSPG
 from niwaki.methods.progress import Progress as Progress
+from niwaki.methods.recovery import recovery_shares as recovery_shares
 from niwaki.methods.schedule import Schedule as Schedule
 from niwaki.methods.shrinking import Shrinking as Shrinking

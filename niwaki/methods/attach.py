@@ -13,9 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from niwaki.core.plan import Plan, structure_hash
-from niwaki.core.segments import unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError, PlanError, ShrinkError
+from niwaki.methods.checks import check_parameters, damaged
 from niwaki.methods.loading import OrderOfLoading
 from niwaki.methods.progress import Progress
 from niwaki.methods.shrinking import Remains, Shrinking
@@ -132,7 +132,7 @@ class Method(ABC):
 
     def check_parameters(self) -> None:
         """Raise `MethodError` unless the optimizer trains all that the units are made of."""
-        _check_parameters(self.space, self.optimizer)
+        check_parameters(self.space, self.optimizer)
 
     def leave(self) -> None:  # noqa: B027
         """Before it lets go: take back what was only tried, if there is anything of the kind."""
@@ -209,7 +209,7 @@ class Method(ABC):
         try:
             there = {key: saved[key] for key in ("format", "method", "structure")} | saved["settings"]
         except (KeyError, TypeError) as cause:
-            raise _damaged(self.name, cause) from cause
+            raise damaged(self.name, cause) from cause
         for key in here | there:
             if here.get(key) != there.get(key):
                 raise MethodError(
@@ -222,7 +222,7 @@ class Method(ABC):
             self.remains.check(saved.get("remains", Remains(self.space).data()))
             self.check_state(saved["state"])
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
-            raise _damaged(self.name, cause) from cause
+            raise damaged(self.name, cause) from cause
         self._loading = saved
 
     def _load(self, optimizer: Optimizer) -> None:
@@ -233,37 +233,3 @@ class Method(ABC):
                 self.rebuild()
             self.restore(self._loading["state"])
             self._loading = None
-
-
-def _damaged(method: str, cause: Exception) -> MethodError:
-    what = f"it lacks {cause}" if isinstance(cause, KeyError) else str(cause)
-    return MethodError(
-        f"The state of {method} in the optimizer's checkpoint is damaged: {what}. Load another checkpoint, or load "
-        "this one's optimizer before the method is attached and begin the method anew."
-    )
-
-
-def _check_parameters(space: SearchSpace, optimizer: Optimizer) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    needed = unit_parameters(space)
-    missing = [name for name, parameter in needed.items() if id(parameter) not in held]
-    if not needed:
-        raise MethodError("The search space has no units, so there is nothing to remove. print(space) tells why.")
-    if len(missing) == len(needed):
-        raise MethodError(
-            "The optimizer trains none of the parameters of the search space. Build both from the same model object: "
-            "niwaki.search_space(model, ...) and an optimizer of model.parameters()."
-        )
-    frozen = [name for name, parameter in needed.items() if not parameter.requires_grad]
-    if frozen:
-        raise MethodError(
-            f"{len(frozen)} of the {len(needed)} parameters that units are made of are frozen (requires_grad=False), "
-            f"first {frozen[0]!r}, and a method would drive them to zero all the same. Pin them with `ignored` when "
-            "you build the search space, or let them train."
-        )
-    if missing:
-        raise MethodError(
-            f"The optimizer lacks {len(missing)} of the {len(needed)} parameters that units are made of, first "
-            f"{missing[0]!r}. Give it all parameters of the model, or pin the missing ones with `ignored` when you "
-            "build the search space."
-        )

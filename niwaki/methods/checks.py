@@ -1,4 +1,4 @@
-"""What methods check of their arguments and of their saved state."""
+"""What methods check: of their arguments, of the optimizer, and of their saved state."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from niwaki.budget import is_number, is_whole
+from niwaki.core.segments import unit_parameters
+from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
 
 
@@ -35,4 +38,40 @@ def diverged(what: str, step: int) -> MethodError:
     return MethodError(
         f"The {what} of step {step} are not finite: the training has diverged (non-finite weights or gradients), so "
         "nothing can be chosen. Lower the learning rate, or skip bad batches."
+    )
+
+
+def check_parameters(space: SearchSpace, optimizer: Optimizer) -> None:
+    """Raise `MethodError` unless ``optimizer`` trains all parameters that units are made of."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    needed = unit_parameters(space)
+    missing = [name for name, parameter in needed.items() if id(parameter) not in held]
+    if not needed:
+        raise MethodError("The search space has no units, so there is nothing to remove. print(space) tells why.")
+    if len(missing) == len(needed):
+        raise MethodError(
+            "The optimizer trains none of the parameters of the search space. Build both from the same model object: "
+            "niwaki.search_space(model, ...) and an optimizer of model.parameters()."
+        )
+    frozen = [name for name, parameter in needed.items() if not parameter.requires_grad]
+    if frozen:
+        raise MethodError(
+            f"{len(frozen)} of the {len(needed)} parameters that units are made of are frozen (requires_grad=False), "
+            f"first {frozen[0]!r}, and a method would drive them to zero all the same. Pin them with `ignored` when "
+            "you build the search space, or let them train."
+        )
+    if missing:
+        raise MethodError(
+            f"The optimizer lacks {len(missing)} of the {len(needed)} parameters that units are made of, first "
+            f"{missing[0]!r}. Give it all parameters of the model, or pin the missing ones with `ignored` when you "
+            "build the search space."
+        )
+
+
+def damaged(method: str, cause: Exception) -> MethodError:
+    """The error when the state of ``method`` in a checkpoint is not what it saved."""
+    what = f"it lacks {cause}" if isinstance(cause, KeyError) else str(cause)
+    return MethodError(
+        f"The state of {method} in the optimizer's checkpoint is damaged: {what}. Load another checkpoint, or load "
+        "this one's optimizer before the method is attached and begin the method anew."
     )

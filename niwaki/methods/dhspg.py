@@ -21,7 +21,7 @@ from niwaki.methods.checks import check_mask, check_number, check_steps, diverge
 from niwaki.methods.half_space import HalfSpace, follows_gradient
 from niwaki.methods.iterates import Change, Sums, Unit
 from niwaki.methods.progress import Phase
-from niwaki.methods.proximal import left_half_space
+from niwaki.methods.proximal import dual_penalty, left_half_space
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import Shrinking
@@ -238,18 +238,6 @@ class DHSPG(HalfSpace):
 
 
 register(DHSPG.name, lambda t: DHSPG(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))
-
-
-def dual_penalty(aligned: Tensor, norm: Tensor, square: Tensor, penalty: float, amplify: float, most: float) -> Tensor:
-    """penalty_g (eq. 8) of units with <x, d> = ``aligned``, ||x|| = ``norm``, ||d||^2 = ``square``.
-
-    Where <x, d> < 0, ||x|| shrinks above least = -<x, d> / ||x||, and the step descends along d below
-    largest = -||d||^2 ||x|| / <x, d>, which is no less, by Cauchy's inequality.
-    """
-    least, largest = -aligned / norm, -square * norm / aligned
-    wanted = (amplify * least).clamp(penalty, penalty * most)
-    wanted = torch.where(wanted >= largest, (least + largest) / 2, wanted)
-    return torch.where(aligned < 0, wanted, penalty)
 
 
 def _over_norm(values: FloatArray, where: np.ndarray[tuple[int], np.dtype[np.int64]]) -> FloatArray:

@@ -44,8 +44,9 @@ class LHSPG(Adapted):
     Units that no pair computes stay. Zeros stay zero. Of all other units W stays, to the bit, between two merges, and A
     and B take the bare optimizer's step. What the optimizer remembers of B (momentum) outlives a merge.
 
-    Differs from the paper: its penalty is not given as a formula there that could be confirmed, and knowledge is not
-    recovered by re-weighted data mixtures; go on training after ``until`` instead.
+    After ``until`` go on training, on a mixture of the data that follows what was lost: `recovery_shares`.
+
+    Differs from the paper: its penalty is not given as a formula there that could be confirmed.
 
     Args:
         space: the search space of the model with its adapters (``peft.get_peft_model``), enabled and not merged.

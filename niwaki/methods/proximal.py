@@ -1,7 +1,7 @@
 """The proximal maps and projections that methods share, on the vector of one unit or on the norms of all units.
 
 ``prox_F(y) = argmin_z  F(z) + |z - y|^2 / 2``. The first three act on one vector and are the definitions; the others
-give, from sums over units, the factors by which all units are multiplied at once.
+give, from sums over units, what changes all units at once.
 """
 
 from __future__ import annotations
@@ -78,3 +78,15 @@ def soft_length(square: Tensor, threshold: Tensor) -> Tensor:
         slope = (ratio.square() / (r + t).clamp(min=tiny)).sum(0)
         r = torch.where(below, r + whole * (whole.sqrt() - 1) / slope.clamp(min=tiny), 0)
     return r
+
+
+def dual_penalty(aligned: Tensor, norm: Tensor, square: Tensor, penalty: float, amplify: float, most: float) -> Tensor:
+    """DHSPG's penalty_g (OTOv2, eq. 8) of units with <x, d> = ``aligned``, ||x|| = ``norm``, ||d||^2 = ``square``.
+
+    Where <x, d> < 0, ||x|| shrinks above least = -<x, d> / ||x||, and the step descends along d below
+    largest = -||d||^2 ||x|| / <x, d>, which is no less, by Cauchy's inequality.
+    """
+    least, largest = -aligned / norm, -square * norm / aligned
+    wanted = (amplify * least).clamp(penalty, penalty * most)
+    wanted = torch.where(wanted >= largest, (least + largest) / 2, wanted)
+    return torch.where(aligned < 0, wanted, penalty)
