@@ -55,7 +55,7 @@ def timed(
     return seconds
 
 
-def measured(name: str, rounds: int, clock: Callable[[], float]) -> dict[str, dict[str, float]]:
+def measured(name: str, optimizers: list[str], rounds: int, clock: Callable[[], float]) -> dict[str, dict[str, float]]:
     """For each optimizer the milliseconds of its bare step and the ratio of each phase to it."""
     model = getattr(load().models, NETWORKS[name])(weights=None)
     space = niwaki.search_space(model, torch.randn(1, 3, 224, 224))
@@ -63,8 +63,8 @@ def measured(name: str, rounds: int, clock: Callable[[], float]) -> dict[str, di
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter) * 1e-2
     results = {}
-    for kind, build in OPTIMIZERS.items():
-        optimizer = build(parameters)
+    for kind in optimizers:
+        optimizer = OPTIMIZERS[kind](parameters)
         optimizer.step()  # so that there is a state to come back to
         bare: list[float] = []
         results[kind] = {"bare": 0.0}
@@ -84,7 +84,7 @@ def measured(name: str, rounds: int, clock: Callable[[], float]) -> dict[str, di
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """One column per network and optimizer."""
-    columns = [(network, kind) for network in results for kind in OPTIMIZERS]
+    columns = [(network, kind) for network in results for kind in results[network]]
     lines = [
         "| phase | target | " + " | ".join(f"{network}, {kind}" for network, kind in columns) + " |",
         "|---|---|" + "---|" * len(columns),
@@ -109,6 +109,7 @@ def main() -> None:
     """Print the table, and write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--optimizers", nargs="*", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true", help="of this process, for machines that others use too")
@@ -117,7 +118,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
     torch.manual_seed(0)
-    shown = table({name: measured(name, options.rounds, clock) for name in options.networks})
+    shown = table({name: measured(name, options.optimizers, options.rounds, clock) for name in options.networks})
     kind = "CPU time of the process" if options.cpu_time else "wall time"
     about = (
         f"Ratios to the bare `optimizer.step()`, medians of {options.rounds} pairs of steps; {kind}, "
@@ -128,6 +129,9 @@ def main() -> None:
     if options.write:
         command = f"python -m benchmarks.optimizer_step --rounds {options.rounds} --threads {options.threads}"
         command += " --cpu-time" * options.cpu_time
+        for option in ("networks", "optimizers"):
+            if len(chosen := getattr(options, option)) < len(parser.get_default(option)):
+                command += f" --{option} " + " ".join(f'"{name}"' for name in chosen)
         text = f"# What the methods add to a step\n\n    {command}\n\n{about}\n\n{shown}\n\n{peer()}\n"
         options.write.write_text(text)
 
