@@ -256,3 +256,13 @@ def test_a_measure_that_operators_do_not_tell_can_be_the_tightest(monkeypatch: p
     told = plan.provenance["measured"]
     assert told["latency"]["kept"] <= 0.9 * told["latency"]["dense"]
     assert 0.475 * told["activations"]["dense"] <= told["activations"]["kept"] <= 0.5 * told["activations"]["dense"]
+
+
+def test_operators_wait_for_their_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several, not for whichever is the current one."""
+    waited: list[object] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    net, x = network(4, 4), torch.zeros(1, 4)
+    with torch.no_grad():
+        operators([lambda: net(x)], torch.device("cuda", 1), 0.0, 1)
+    assert waited == [torch.device("cuda", 1)] * 6  # before and after each of three

@@ -243,6 +243,44 @@ def test_methods_keep_widths_uniform() -> None:
     assert len({block[0].out_features for block in small.blocks}) == 1 < small.blocks[0][0].out_features < 20
 
 
+class OwnNorm(nn.BatchNorm2d):
+    """A layer that is not torch's, as networks often have for all their norms."""
+
+
+class Attention(nn.Module):
+    """No two are isomorphic if one holds a table."""
+
+    def __init__(self, table: bool) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.table = nn.Parameter(torch.randn(8)) if table else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.into(x) if self.table is None else self.into(x) + self.table
+        y: Tensor = self.out(hidden.relu())
+        return y
+
+
+def test_modules_that_layers_are_in_tell_what_is_alike_and_not_layers() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.norm = nn.Conv2d(3, 8, 1), OwnNorm(8)
+            self.one, self.inside, self.two = nn.Conv2d(8, 8, 1), OwnNorm(8), nn.Conv2d(8, 8, 1)
+            self.last, self.blocks = nn.Linear(8, 6), nn.Sequential(Attention(True), Attention(False))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.into(x))
+            x = x + self.two(self.inside(self.one(x)).relu())
+            y: Tensor = self.blocks(self.last(x.mean((2, 3))))
+            return y
+
+    space = niwaki.search_space(Net(), torch.randn(2, 3, 4, 4), layout="uniform")
+    assert {group.name: group.units for group in space.groups}.items() >= {"into": 8, "one": 8}.items()
+    tied = [{space.groups[group].name for group in tie.groups} for tie in space.ties]
+    assert tied == [{"last", "blocks.0.out"}, {"blocks.0.table", "blocks.1.into"}]
+
+
 def test_ties_of_a_model_hold_on_under_uniform_widths() -> None:
     free = niwaki.search_space(Blocks(), torch.randn(2, 4))
     hidden = [number for number, group in enumerate(free.groups) if group.units == 20]

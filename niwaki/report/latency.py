@@ -131,10 +131,10 @@ def interleaved(
     rounds = 0
     while rounds < least_rounds or time.perf_counter() < end:
         for name, run in order:
-            _wait(device)
+            wait(device)
             begin = now()
             run()
-            _wait(device)
+            wait(device)
             times[name].append((now() - begin) * 1e6)
         order.reverse()
         rounds += 1
@@ -201,7 +201,8 @@ def _threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until an accelerator, this one of several, has done what it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from niwaki.report.latency import wait
 from niwaki.trace.operators import traits
 from niwaki.trace.recorder import COMPOSED
 
@@ -21,7 +22,7 @@ class _Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._waits = device.type != "cpu"
+        self._device = device
         self.names: list[str] = []
         self.times: list[float] = []
 
@@ -33,12 +34,10 @@ class _Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in COMPOSED:
             with self:
                 return func.decompose(*args, **(kwargs or {}))
-        if self._waits:
-            torch.accelerator.synchronize()
+        wait(self._device)
         begin = time.perf_counter_ns()
         result = func(*args, **(kwargs or {}))
-        if self._waits:
-            torch.accelerator.synchronize()
+        wait(self._device)
         self.times.append(float(time.perf_counter_ns() - begin))
         self.names.append(str(func))
         return result

@@ -50,13 +50,15 @@ def uniform(space: SearchSpace) -> SearchSpace:
 
 def _parts(space: SearchSpace) -> list[set[Hashable]]:
     """For each group the modules that it runs through: the class of each, and which dimensions of which parameters in
-    it the group has. Only those that somebody wrote for this network say what is alike; any two layers of torch are."""
+    it the group has. Only those that are around layers, and that somebody wrote for this network, say what is alike:
+    any two layers are, of torch or not, or a norm of somebody's own would tie whatever it follows."""
     classes = {name: type(module) for name, module in space.model.named_modules()}
     found: list[set[Hashable]] = []
     for group in space.groups:
         inside: dict[str, set[tuple[str, int]]] = {}
         for piece in group.slices:
-            module = piece.tensor.rpartition(".")[0]
+            layer = piece.tensor.rpartition(".")[0]
+            module = layer.rpartition(".")[0]
             while module and classes[module].__module__.startswith("torch."):
                 module = module.rpartition(".")[0]
             if module and piece.parameter:
