@@ -18,7 +18,7 @@ from benchmarks.accuracy.networks import CifarResNet, RowReader, VisionTransform
 from benchmarks.accuracy.results import append, missing, read
 from benchmarks.accuracy.show import plot
 from benchmarks.accuracy.task import Recipe, Task
-from benchmarks.accuracy.tasks import TASKS, Where
+from benchmarks.accuracy.tasks import TASKS, Where, built
 from benchmarks.accuracy.training import Training
 from benchmarks.accuracy.verdicts import verdicts
 from niwaki.train.data import load_images
@@ -101,6 +101,18 @@ def test_the_command_resumes_and_shows(tmp_path: Path, monkeypatch: pytest.Monke
     assert run("--show") in (0, 1)
 
 
+def test_longer_runs_are_other_jobs_in_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once, thrice = (built("digits", replace(CPU, longer=longer), 0) for longer in (1, 3))
+    assert thrice.recipe == replace(once.recipe, steps=3 * once.recipe.steps)
+    assert command.about(once) != command.about(thrice)
+    arguments = ["defaults", "--tasks", "digits", "--longer", "3", "--show", "--out", str(tmp_path)]
+    row = rows_of(tmp_path, {"dense": 0.9})[0]
+    append(tmp_path / "defaults-longer3.jsonl", row)
+    append(tmp_path / "defaults-longer3.jsonl", replace(row, arm="hesso", share=0.6, value=0.7))
+    monkeypatch.setattr(sys, "argv", ["accuracy", *arguments])
+    assert command.main() == 1, "20 points are lost"
+
+
 def test_missing_data_are_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="needs cifar10 in the folder of the data: give it with --data"):
         TASKS["cifar10"](CPU, 0)
@@ -134,6 +146,15 @@ def test_verdicts_say_who_wins(tmp_path: Path) -> None:
     ]
     assert verdicts("defaults", rows_of(tmp_path / "d", {"dense": 0.9, "hesso": 0.895})) == [
         ("digits, 30% of the macs: hesso loses at most 1 point to dense training (0.50)", True)
+    ]
+    both = rows_of(tmp_path / "n", {"dense": 0.9, "hesso": 0.88, "narrow": 0.87})
+    both += [replace(row, seed=1, value=row.value - 0.01 * (row.arm == "hesso")) for row in both]
+    assert verdicts("defaults", both) == [
+        (
+            "digits, 30% of the macs: hesso loses at most 1 point to dense training (2.50 ± 0.71 by seed; narrow loses "
+            "3.00)",
+            False,
+        )
     ]
     assert verdicts("defaults", rows_of(tmp_path / "e", {"hesso": 1.5, "narrow": 1.4}, "loss")) == [
         ("digits, 30% of the macs: hesso's loss is not above the narrow network's (+0.100 nats)", False)

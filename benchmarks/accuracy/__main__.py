@@ -3,6 +3,7 @@
     python -m benchmarks.accuracy compare --data DIR         # Fashion-MNIST and CIFAR-10, all arms, 50 and 30 % of MACs
     python -m benchmarks.accuracy deep --data DIR            # HESSO-CRIC beside HESSO, 70 to 90 % of the units leave
     python -m benchmarks.accuracy defaults --data DIR        # six small tasks, HESSO's defaults, 60 % of the MACs
+    python -m benchmarks.accuracy defaults --longer 3 ...    # three times the steps, for all arms
     python -m benchmarks.accuracy compare --full --data DIR  # on a GPU: ResNet-56, 200 epochs, bfloat16
     python -m benchmarks.accuracy compare --tasks digits     # needs no data
     python -m benchmarks.accuracy compare --show             # the table again, from the results on disk
@@ -35,7 +36,7 @@ from benchmarks.accuracy.arms import ARMS, BASELINES, METHODS
 from benchmarks.accuracy.results import Job, Row, append, missing, read
 from benchmarks.accuracy.show import markdown, plot, table
 from benchmarks.accuracy.task import Task
-from benchmarks.accuracy.tasks import TASKS, Where
+from benchmarks.accuracy.tasks import TASKS, Where, built
 from benchmarks.accuracy.verdicts import verdicts
 from niwaki.train.torchvision_cpu import load
 
@@ -68,7 +69,7 @@ def jobs(suite: Suite, where: Where) -> list[Job]:
     found = []
     for seed in range(suite.seeds):
         for name in suite.tasks:
-            recipe = about(TASKS[name](where, seed))
+            recipe = about(built(name, where, seed))
             for arm in suite.arms:
                 shares = (1.0,) if arm == "dense" else suite.shares
                 found += [Job(name, arm, suite.budget, share, seed, recipe) for share in shares]
@@ -86,7 +87,7 @@ def trained(job: Job, where: Where) -> Row:
     """Train one network."""
     clock = time.process_time if where.device.type == "cpu" else time.perf_counter
     begin = clock()
-    task = TASKS[job.task](where, job.seed)
+    task = built(job.task, where, job.seed)
     budget = niwaki.Budget(**{job.budget: job.share})
     model = ARMS[job.arm](task, job.seed, budget)
     value = task.evaluate(model)
@@ -120,14 +121,15 @@ def main() -> int:
         options.seeds or suite.seeds,
     )
     console = Console(width=150)
-    out = options.out / f"{options.suite}{'-full' if options.full else ''}.jsonl"
+    longer = "" if options.longer == 1 else f"-longer{options.longer}"
+    out = options.out / f"{options.suite}{'-full' if options.full else ''}{longer}.jsonl"
     if not options.show:
         load()  # transformers imports torchvision
         torch.set_num_threads(options.threads)
         if out.exists() and not options.resume:
             console.print(f"{out} is there already: go on with --resume, look at it with --show, or remove it.")
             return 2
-        where = Where(options.data, torch.device(options.device), options.full)
+        where = Where(options.data, torch.device(options.device), options.full, options.longer)
         wanted = missing(jobs(suite, where), read(out))
         for number, job in enumerate(wanted, 1):
             row = trained(job, where)
@@ -156,6 +158,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--data", type=Path, help="the folder of the data")
     parser.add_argument("--full", action="store_true", help="the full recipes of fashion and cifar10, for a GPU")
+    parser.add_argument("--longer", type=int, default=1, help="so many times the steps of every recipe")
     parser.add_argument("--tasks", nargs="+", choices=TASKS)
     parser.add_argument("--arms", nargs="+", choices=ARMS)
     parser.add_argument("--budget", choices=("macs", "params", "units"), help="what is limited")

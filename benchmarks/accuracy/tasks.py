@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,13 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What a task is built from: the folder of the data, the device, and which form of the task."""
+    """What a task is built from: the folder of the data, the device, and which form of the task: the ``full`` one, or
+    that of a CPU, ``longer`` times as many steps of it."""
 
     data: Path | None
     device: torch.device
     full: bool = False
+    longer: int = 1
 
     def path(self, name: str) -> Path:
         """A file or folder of the data."""
@@ -144,3 +146,10 @@ TASKS: Mapping[str, Build] = {
     "char-llama": _shakespeare,
     "stories": _stories,
 }
+
+
+def built(name: str, where: Where, seed: int) -> Task:
+    """The task called ``name``, as long as ``where`` says."""
+    task = TASKS[name](where, seed)
+    task.recipe = replace(task.recipe, steps=where.longer * task.recipe.steps)
+    return task
