@@ -22,6 +22,7 @@ from niwaki.budget import Budget
 from niwaki.errors import MethodError
 from niwaki.methods import CRIC, HESSO, Schedule
 from niwaki.methods.plain import PlainUnits
+from niwaki.methods.schedule import fitting_cycles
 from niwaki.methods.sensitivity import layer_losses, sensitivity
 from niwaki.methods.snapshot import Snapshot
 from niwaki.methods.vectorised import VectorisedUnits
@@ -594,8 +595,17 @@ def test_errors_are_sentences() -> None:
 
 
 def test_as_many_cycles_as_there_is_room_for() -> None:
-    assert (training("mlp", cycle=9, cycles=10).method.cycles, training("mlp", cycle=None, cycles=3).method.cycle) == (
-        3,
-        5,
-    )
-    assert training("mlp", cycle=None, cycles=10).method.cycle == 2  # too short a schedule for longer ones
+    assert training("mlp", cycle=9, cycles=10).method.cycles == 3
+    one = training("mlp", cycle=None, cycles=10).method  # an eighth of its 31 steps is one cycle of two, and a half
+    assert (one.cycle, one.cycles) == (2, 1)
+    assert training("mlp", cycle=None, cycles=1).method.cycle == 3
+
+
+@pytest.mark.parametrize("cycles", [1, 3, 10])
+@pytest.mark.parametrize("until", [14, 40, 130, 20_000])
+def test_cycles_take_at_most_an_eighth_of_the_schedule(until: int, cycles: int) -> None:
+    opens = 5
+    cycle, count = fitting_cycles(Schedule(1, until, 5), opens, None, cycles)
+    assert cycle >= 2 and 1 <= count <= cycles
+    assert cycle * count <= max(2, (until - opens) // 8)
+    assert cycle == 2 or cycle * count > (until - opens) // 8 - cycles, "they take what they may"

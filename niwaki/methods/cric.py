@@ -51,8 +51,10 @@ class CRIC(Cycles):
         loss: the loss of some data as the model is now, such as ``lambda: loss_fn(model(x), y)`` with the x and y of
             the loop (or a batch held out). Called once at step ``start + window - 1`` and 3 times per layer, without
             gradients, in the mode that the model is in then. By default the closure that ``optimizer.step`` is given.
-        cycle: S, steps per cycle. By default such that all cycles take at most half of the schedule.
-        cycles: the most cycles there may be; there are fewer where the schedule has no room for them.
+        cycle: S, steps per cycle. By default such that all cycles together take an eighth of the schedule, but two at
+            least.
+        cycles: the most cycles there may be; there are fewer where the schedule, or by default that eighth, has no room
+            for them.
         tolerance: the share of all units below which V is not worth a cycle.
         layers: how much the sensitivity of layers counts, from 0 (not at all; no loss is needed) to below 1.
         criteria: registered criteria and their weights.
