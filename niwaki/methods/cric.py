@@ -51,7 +51,7 @@ class CRIC(Cycles):
         loss: the loss of some data as the model is now, such as ``lambda: loss_fn(model(x), y)`` with the x and y of
             the loop (or a batch held out). Called once at step ``start + window - 1`` and 3 times per layer, without
             gradients, in the mode that the model is in then. By default the closure that ``optimizer.step`` is given.
-        cycle: S, steps per cycle. By default such that all cycles together take an eighth of the schedule, but two at
+        cycle: S, steps per cycle. By default such that all cycles together take an eighth of the schedule, but four at
             least.
         cycles: the most cycles there may be; there are fewer where the schedule, or by default that eighth, has no room
             for them.

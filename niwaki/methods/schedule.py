@@ -140,18 +140,19 @@ class Timeline:
 def fitting_cycles(schedule: Schedule, opens: int, cycle: int | None, cycles: int) -> tuple[int, int]:
     """Steps per cycle and how many cycles, at most ``cycles``, that fit between the end of step ``opens`` and the last
     periods of one step each. With ``cycle`` None all of them together take at most an eighth of those steps (one cycle
-    of two steps at least): cycles are taken back, and what they take the training never gets.
+    at least): cycles are taken back, and what they take the training never gets. A cycle has four steps then, or more,
+    where there is room: one of two steps sees nothing smaller than half of what it was.
 
     Raises:
         MethodError: ``cycle`` is no number of steps in which something can fade, or not even one such cycle fits.
 
     >>> fitting_cycles(Schedule(start=1, until=101, periods=10), 1, None, 10)
-    (2, 6)
+    (4, 3)
     >>> fitting_cycles(Schedule(start=1, until=1001, periods=10), 1, None, 10)
     (12, 10)
     """
     room = schedule.until - opens - schedule.periods
-    steps = max(2, _trials(schedule, opens) // cycles) if cycle is None else cycle
+    steps = max(2, min(4, room), _trials(schedule, opens) // cycles) if cycle is None else cycle
     if not is_whole(steps) or steps < 2:
         raise MethodError(f"cycle={cycle!r} must be a whole number of steps, 2 or more: a trial fades in them.")
     if steps > room:
