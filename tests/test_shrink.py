@@ -14,6 +14,7 @@ import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from law import outputs, random_plan, randomised
+from lora import Llama, adapted, lora_layers, merged
 from networks import Image, Tokens, build, networks
 from torch import Tensor, nn
 
@@ -202,6 +203,38 @@ def test_the_same_path(name: str) -> None:
     small = niwaki.cut(other, plan)
     for (path, left), right in zip(model.named_parameters(), small.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12, msg=path)
+
+
+def test_pairs_of_adapters_lose_the_same_units() -> None:
+    """Weight and adapter are one unit: both shrink, with what the optimizer knows of the adapter, and can be merged."""
+    torch.manual_seed(0)
+    model = adapted(Llama().double())
+    for _, module in lora_layers(model):
+        nn.init.normal_(module.lora_B["default"].weight, std=0.1)
+    tokens = torch.randint(0, 11, (2, 5))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+
+    def advance() -> None:
+        optimizer.zero_grad()
+        model(tokens).square().mean().backward()
+        optimizer.step()
+
+    advance()
+    plan = random_plan(niwaki.search_space(model, tokens), np.random.default_rng(1))
+    expected, before = niwaki.cut(model, plan)(tokens), {id(p) for p in model.parameters()}
+    dense = copy.deepcopy(dict(model.named_parameters()))
+    niwaki.shrink(model, plan, optimizer)
+    assert {id(p) for p in model.parameters()} == before
+    assert torch.equal(model(tokens), expected)
+    for name, module in lora_layers(model):
+        rows, columns = module.base_layer.weight.shape
+        assert module.lora_B["default"].weight.shape[0] == rows
+        assert module.lora_A["default"].weight.shape[1] == columns
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in dense.values())
+    advance()
+    assert all(value.shape in ((), p.shape) for p, state in optimizer.state.items() for value in state.values())
+    trained = model(tokens)
+    assert torch.allclose(merged(model)(tokens), trained)
 
 
 def _silenced(model: nn.Module, plan: niwaki.Plan) -> nn.Module:
