@@ -226,7 +226,7 @@ def test_pairs_of_adapters_lose_the_same_units() -> None:
     niwaki.shrink(model, plan, optimizer)
     assert {id(p) for p in model.parameters()} == before
     assert torch.equal(model(tokens), expected)
-    for name, module in lora_layers(model):
+    for _, module in lora_layers(model):
         rows, columns = module.base_layer.weight.shape
         assert module.lora_B["default"].weight.shape[0] == rows
         assert module.lora_A["default"].weight.shape[1] == columns
