@@ -96,6 +96,23 @@ def test_modules_that_keep_their_mode_elsewhere_are_run_in_train_mode_too() -> N
     assert [training for training, _ in _runs(net)] == [False, True]
 
 
+def _written_behind_dropout(net: nn.Module, x: Tensor) -> Tensor:
+    """In eval mode `kept` is written to as well."""
+    kept = x * 2
+    dropped = net.get_submodule("drop")(kept)
+    dropped.relu_()
+    return kept + dropped
+
+
+def test_what_is_written_behind_a_dropout_is_run_in_train_mode_too() -> None:
+    net = _Block(_written_behind_dropout)
+    for drop in (nn.Dropout(0.5), nn.Dropout2d(0.5)):
+        net.drop = drop
+        assert _runs(net) == [(False, False), (True, False)]
+    net.more = lambda net, x: net.get_submodule("drop")((x * 2).relu_())  # written before
+    assert _runs(net) == [(False, True)]
+
+
 def test_every_call_is_run_in_train_mode_if_one_asks() -> None:
     """The second of two calls goes through a line that asks."""
     net = _Block(lambda net, x: x * 2 if len(x) == 3 and net.training else x)

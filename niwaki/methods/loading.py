@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from niwaki.errors import MethodError
 
-_DRIVEN: WeakSet[nn.Module] = WeakSet()  # models whose method shrinks them when its optimizer loads; no copy of them
+# How many methods shrink a model when their optimizers load. No copy of a model is in it.
+_DRIVEN: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 class OrderOfLoading:
@@ -20,17 +21,17 @@ class OrderOfLoading:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._handle: RemovableHandle = model.register_load_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
-        _DRIVEN.add(model)
+        _DRIVEN[model] = _DRIVEN.get(model, 0) + 1
 
     def remove(self) -> None:
         """Let go of the model."""
         self._handle.remove()
-        _DRIVEN.discard(self._model)
+        _DRIVEN[self._model] -= 1
 
 
 def _refuse(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """A hook of the model, and as a function of a module one that is copied and pickled with it."""
-    if model not in _DRIVEN:
+    if not _DRIVEN.get(model):
         return
     found = [
         (name, tuple(given.shape), tuple(here.shape))

@@ -34,6 +34,9 @@ class Numbering(Protocol):
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
         """Told of a torch function that reads the memory of ``tensor`` behind the operators' back."""
 
+    def drops(self, tensor: torch.Tensor) -> None:
+        """Told of a dropout, which gives ``tensor`` itself in eval mode, and another in train mode."""
+
 
 class CallMode(TorchFunctionMode):
     """Keeps ``current``, the innermost torch function that Python code called."""
@@ -116,6 +119,10 @@ class CallMode(TorchFunctionMode):
         """Memory is read behind the operators' back."""
         self._numbering.reads(func, args[0])
 
+    def drops(self, _: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """A result that is the input in one mode only."""
+        self._numbering.drops(args[0] if args else kwargs["input"])
+
     def attends(self, _: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """The scale of attention is computed out of sight."""
         if kwargs.get("scale") is None:
@@ -140,6 +147,8 @@ _ANSWERED: dict[Any, Callable[..., Any]] = {
     torch.Tensor.view_as: lambda mode, *given, **named: mode.as_another(torch.Tensor.view, *given, **named),
 }
 _WATCHED: dict[Any, Callable[..., None]] = {
+    torch.dropout: CallMode.drops,
+    torch.feature_dropout: CallMode.drops,
     torch.nn.functional.scaled_dot_product_attention: CallMode.attends,
     torch.lstm: CallMode.recurs,
     **{

@@ -2,7 +2,8 @@
 
 It does where nothing but torch's own BatchNorm and Dropout asks for the mode: as far as units go, these do the same in
 either, but for norms, which in train mode average over the batch (their rule knows of it by `Run.both`). That is found
-by watching who reads ``Module.training``; whoever else reads it, or sets it, makes a run in train mode necessary.
+by watching who reads ``Module.training``; whoever else reads it, or sets it, makes a run in train mode necessary. So
+does a write into what Dropout hands on: only in eval mode is that its input, too (`Recorder.tangled`).
 """
 
 from __future__ import annotations

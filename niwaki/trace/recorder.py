@@ -72,6 +72,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._inside = False
         self.decisions = Decisions()
         self.overlooked: set[str] = set()
+        self.tangled = False  # something was written that a dropout had handed on, in eval mode to itself
+        self._dropped: set[int] = set()
         self._calls = CallMode(weakref.proxy(self))  # no cycle: what a trace leaves is many objects, and goes at once
         self._lines = Lines(inventory)
         self._parameters = [parameter for _, parameter in inventory.parameters]
@@ -127,6 +129,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
         if self.hollow is not None:
             self.hollow.refuse_reading(function, self.values[self.number_of(tensor)].root)
+
+    def drops(self, tensor: torch.Tensor) -> None:
+        self._dropped.add(self.values[self.number_of(tensor)].root)
 
     def _add(self, tensor: torch.Tensor, origin: Origin, name: str, root: int | None = None) -> int:
         number = len(self.values)
@@ -232,6 +237,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _remember_written(self, known: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Copy a parameter before an operator writes its memory, under whatever name."""
         for tensor in known.written(args, kwargs):
+            self.tangled |= self.values[self.number_of(tensor)].root in self._dropped
             parameter = self._owners.pop(_memory(tensor), None)
             if parameter is not None:
                 self._undo.append((parameter, parameter.detach().clone()))

@@ -98,7 +98,7 @@ def _runs(
     runs: list[Run] = []
     watch = ModeWatch(module for _, module in inventory.modules)
     for training, call in itertools.product(modes, calls):
-        if training and runs and watch.alike and not every:
+        if training and runs and watch.alike and not recorder.tangled and not every:
             return [replace(run, both=True) for run in runs], frozenset()
         with restored(tracked):
             for _, module in inventory.modules:
