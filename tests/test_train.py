@@ -19,6 +19,7 @@ import torch
 
 import niwaki
 from niwaki.train import job
+from niwaki.train.batches import Batches, shifted
 from niwaki.train.checkpoint import (
     FOLDER,
     Checkpoint,
@@ -27,7 +28,7 @@ from niwaki.train.checkpoint import (
     set_random_state,
     write_checkpoint,
 )
-from niwaki.train.data import Batches, load_images, shifted
+from niwaki.train.data import load_images
 from niwaki.train.errors import DataError, Interrupted, RunError
 from niwaki.train.loop import EpochResult, Progress, Run, Silent
 from niwaki.train.models import Task, build_model
@@ -302,7 +303,7 @@ def test_a_run_trains_cuts_and_saves(tmp_path: Path) -> None:
     fresh = build_model("resnet", Task(10, 1, (8, 8)), SHORT.width).eval()
     small = niwaki.load(fresh, tmp_path / "out")
     batches = Batches(images, 128, 0, 0, CPU)
-    from niwaki.train.loop import accuracy
+    from niwaki.train.scores import accuracy
 
     assert accuracy(small, batches) == report.small.accuracy
 

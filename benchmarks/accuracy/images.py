@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.accuracy.task import Recipe, Task
-from niwaki.train.data import Images, load_images, normalised, shifted
+from niwaki.train.batches import normalised, shifted
+from niwaki.train.data import Images, load_images
 
 Build = Callable[[int, int, tuple[int, int], float], nn.Module]  # classes, channels, size, width
 

@@ -19,8 +19,9 @@ from niwaki.report import Figures, Latency, RunReport
 from niwaki.train.checkpoint import FOLDER, Checkpoint, read_checkpoint, remove_checkpoints, write_checkpoint
 from niwaki.train.data import load_images
 from niwaki.train.errors import Interrupted, RunError
-from niwaki.train.loop import EpochResult, Observer, Progress, Run, accuracy
+from niwaki.train.loop import EpochResult, Observer, Progress, Run
 from niwaki.train.recipe import Recipe
+from niwaki.train.scores import accuracy
 
 REPORT_FILE = "report.json"
 

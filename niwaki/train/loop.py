@@ -14,11 +14,13 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.methods.attach import Method
 from niwaki.methods.registry import Training, attach
+from niwaki.train.batches import Batches
 from niwaki.train.checkpoint import Checkpoint, random_state, set_random_state
-from niwaki.train.data import Batches, Images
+from niwaki.train.data import Images
 from niwaki.train.errors import RunError
 from niwaki.train.models import Task, build_model, channels_of
 from niwaki.train.recipe import Recipe
+from niwaki.train.scores import accuracy, check_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Run:
         self.steps = recipe.epochs * self.batches.per_epoch
         task = Task(self.images.classes, self.images.channels, self.images.size)
         self.model = build_model(recipe.model, task, recipe.width).to(device)
-        _check_scores(self.model, self.batches.example(2), task, recipe.model)
+        check_scores(self.model, self.batches.example(2), task, recipe.model)
         self.optimizer = self._optimizer()
         self.space = niwaki.search_space(self.model, self.batches.example())
         self.method: Method | None = None
@@ -228,40 +230,3 @@ class Run:
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in state.items()}
-
-
-def accuracy(model: nn.Module, batches: Batches) -> float:
-    """The share of the test images whose largest score is the right class; the model's mode is restored."""
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            right = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches.test())
-    finally:
-        model.train(mode)
-    return right / len(batches.images.test_y)
-
-
-def _check_scores(model: nn.Module, x: Tensor, task: Task, name: str) -> None:
-    """Run the model once before anything else, so that a misfit is one sentence."""
-    size = "x".join(map(str, x.shape[1:]))
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            scores: object = model(x)
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as cause:
-        raise RunError(f"The model {name!r} cannot take images of {size}: {_first_line(cause)}") from cause
-    finally:
-        model.train(mode)
-    if not isinstance(scores, Tensor):
-        raise RunError(f"The model {name!r} returns a {type(scores).__name__}; it must return scores [batch, classes].")
-    if scores.shape != (len(x), task.classes):
-        raise RunError(
-            f"The model {name!r} returns scores of shape {list(scores.shape)} for {len(x)} images of {size}, but the "
-            f"data have {task.classes} classes: {[len(x), task.classes]} is needed."
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

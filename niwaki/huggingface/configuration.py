@@ -1,0 +1,147 @@
+"""The configuration that says the sizes of a cut network, and the ordinary model that is built from it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from niwaki.errors import FileFormatError
+from niwaki.huggingface.families import Family, Size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def described(small: PreTrainedModel, family: Family) -> tuple[Any, dict[str, Tensor]]:
+    """A configuration that says the sizes of ``small``, and the tensors for a model of it.
+
+    Raises:
+        FileFormatError: there is none.
+    """
+    config, state = copy.deepcopy(small.config), dict(small.state_dict())
+    head = None
+    if family.head is not None:
+        name, attribute = family.head
+        head = next((m.__dict__[attribute] for m in small.modules() if attribute in m.__dict__), None)
+        if head is None:
+            raise unsaid(f"no attention module says how large a head is ({attribute!r})")
+        setattr(config, name, head)
+    layers: dict[int, dict[str, int]] = {}
+    for size in family.sizes:
+        found = _sizes(state, size, head)
+        if len(set(found.values())) <= 1:
+            for value in found.values():
+                setattr(config, size.name, value)
+            continue
+        numbers = {name: re.fullmatch(size.tensor, name) for name in found}
+        for name, match in numbers.items():
+            if match is None or not match.groups():
+                raise unsaid(_differ(size, found))
+            layers.setdefault(int(match[1]), {})[size.name] = found[name]
+    if layers:
+        config = _by_layer(
+            small, config, layers, next(s for s in family.sizes if s.name in next(iter(layers.values())))
+        )
+    if family.epsilon is not None:
+        setattr(config, family.epsilon, _epsilon(small, family, state))
+    return config, state
+
+
+def _sizes(state: Mapping[str, Tensor], size: Size, head: int | None) -> dict[str, int]:
+    """The number that each tensor stands for."""
+    found = {}
+    for name, tensor in state.items():
+        if re.fullmatch(size.tensor, name):
+            found[name] = tensor.shape[size.dim]
+            if size.heads and head is not None:
+                if found[name] % head:
+                    raise unsaid(f"{name!r} has {found[name]} rows, which is no whole number of heads of {head}")
+                found[name] //= head
+    return found
+
+
+def _differ(size: Size, found: Mapping[str, int]) -> str:
+    first, value = next(iter(found.items()))
+    other, unlike = next((name, number) for name, number in found.items() if number != value)
+    return f"{size.name} would have to be {value} for {first!r} and {unlike} for {other!r}"
+
+
+def _by_layer(small: PreTrainedModel, config: Any, layers: Mapping[int, Mapping[str, int]], size: Size) -> Any:
+    """A configuration with ``per_layer_config``, if this transformers can build a model of it."""
+    data = config.to_dict()
+    for name in {name for numbers in layers.values() for name in numbers}:
+        data[name] = max(numbers[name] for numbers in layers.values() if name in numbers)
+    try:
+        made = type(config)(**{**data, "per_layer_config": {layer: dict(numbers) for layer, numbers in layers.items()}})
+        with torch.device("meta"):
+            type(small)(made)
+    except Exception as cause:
+        found = {f"layer {layer}": numbers[size.name] for layer, numbers in layers.items() if size.name in numbers}
+        raise unsaid(
+            f"{_differ(size, found)}, and this version of transformers cannot build a {config.model_type!r} model with "
+            "a per_layer_config"
+        ) from cause
+    return made
+
+
+def _epsilon(small: PreTrainedModel, family: Family, state: dict[str, Tensor]) -> float:
+    """The epsilon of all norms; projections before norms with another are scaled, in ``state``."""
+    norms = {
+        name: m.__dict__["variance_epsilon"] for name, m in small.named_modules() if "variance_epsilon" in m.__dict__
+    }
+    free = {name: value for name, value in norms.items() if name.rpartition(".")[2] in family.scaled}
+    rest = {name: value for name, value in norms.items() if name not in free}
+    epsilon = float(next(iter((rest or norms).values())))
+    for name, value in rest.items():
+        if not math.isclose(value, epsilon, rel_tol=1e-9):
+            raise unsaid(
+                f"{family.epsilon} would have to be {epsilon} for {next(iter(rest))!r} and {value} for {name!r}"
+            )
+    for name, value in free.items():
+        parent, _, leaf = name.rpartition(".")
+        # The mean square of what the norm reads, and with it the epsilon, may be in any unit.
+        factor = math.sqrt(epsilon / value)
+        for tensor in (f"{parent}.{family.scaled[leaf]}.{kind}" for kind in ("weight", "bias")):
+            if tensor in state and factor != 1:
+                state[tensor] = (state[tensor].double() * factor).to(state[tensor].dtype)
+    return epsilon
+
+
+def built_from(small: PreTrainedModel, config: Any, state: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A model of the configuration with these very tensors."""
+    try:
+        type(config).from_dict(config.to_dict())  # which checks it, as loading does
+        with torch.device("meta"):
+            built = type(small)(config)
+    except Exception as cause:
+        raise unsaid(f"a model cannot be built from the configuration ({type(cause).__qualname__}: {cause})") from cause
+    there = built.state_dict()
+    for name in (*state, *there):
+        here, other = (list(tensors[name].shape) if name in tensors else "none" for tensors in (state, there))
+        if here != other:
+            raise unsaid(f"{name!r} has the shape {here}, and a model built from the configuration has {other}")
+    modules = dict(built.named_modules())
+    for path, module in small.named_modules():
+        for name, value in module.__dict__.items():
+            other = modules[path].__dict__.get(name)
+            if type(value) is float is type(other) and not math.isclose(value, other, rel_tol=1e-6):
+                if name != "variance_epsilon":  # scaled away, or equal
+                    raise unsaid(f"{path}.{name} is {value}, and in a model built from the configuration {other}")
+    built.load_state_dict(dict(state), assign=True)
+    built.tie_weights()
+    if small.can_generate():
+        built.generation_config = copy.deepcopy(small.generation_config)
+    return built
+
+
+def unsaid(why: str) -> FileFormatError:
+    return FileFormatError(
+        f"No ordinary configuration says this network: {why}. Cut with a plan of niwaki.search_space(..., "
+        "layout='uniform') and keep what a configuration cannot say (`ignored=`), or use niwaki.save and niwaki.load."
+    )

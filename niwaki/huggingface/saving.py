@@ -1,0 +1,100 @@
+"""Writing a cut network as an ordinary checkpoint, and loading it once to see that it is one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from niwaki.errors import FileFormatError
+from niwaki.files import flush_directory, flush_file
+from niwaki.huggingface.configuration import built_from, described, unsaid
+from niwaki.huggingface.families import FAMILIES
+from niwaki.trace.structures import tensors_in
+from niwaki.trace.tracer import example_calls
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_CLOSE, _CLOSE_HALF = 1e-4, 3e-2  # relative to the largest value
+
+
+def save_pretrained(small: PreTrainedModel, directory: str | os.PathLike[str], example_inputs: Any = None) -> None:
+    """Write a cut network as ``config.json`` and ``model.safetensors``, which ``from_pretrained`` loads without niwaki.
+
+    The configuration is worked out from the tensors, and a model built from it must have exactly these tensors and the
+    same scales. The network itself is only read; a directory that is there keeps its other files.
+
+    Args:
+        small: what `niwaki.cut` returned, trained on or not.
+        directory: made, with its parents, if it is not there.
+        example_inputs: if given, the written files are loaded once, and must give the same outputs for them: a tensor
+            or tuple is positional, a dict is keywords.
+
+    Raises:
+        FileFormatError: no configuration says this network; the message names the tensor or layer. Nothing is written.
+
+    Example::
+
+        space = niwaki.search_space(model, {"input_ids": tokens}, layout="uniform")
+        plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(params=0.5))
+        save_pretrained(niwaki.cut(model, plan), "out/", {"input_ids": tokens})
+        ...  # elsewhere: AutoModelForCausalLM.from_pretrained("out/")
+    """
+    kind = small.config.model_type
+    if kind not in FAMILIES:
+        raise unsaid(
+            f"niwaki does not know which numbers of a {kind!r} configuration follow the cut (it knows "
+            f"{', '.join(sorted(FAMILIES))}; niwaki.huggingface.FAMILIES takes more)"
+        )
+    config, state = described(small, FAMILIES[kind])
+    built = built_from(small, config, state)
+    target = Path(directory)
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        built.save_pretrained(beside)
+        if example_inputs is not None:
+            _check_outputs(small, type(small).from_pretrained(beside), example_inputs)
+        files = sorted(beside.iterdir(), key=lambda file: file.name == "config.json")  # the configuration last
+        for file in files:
+            flush_file(file)
+        if target.is_dir():
+            for file in files:
+                os.replace(file, target / file.name)
+            flush_directory(target)
+        else:
+            os.rename(beside, target)
+            flush_directory(target.parent)
+    except (OSError, SafetensorError) as cause:
+        why = (isinstance(cause, OSError) and cause.strerror) or cause
+        raise FileFormatError(
+            f"Cannot save to {str(target)!r}: {why}. Name a directory that can be written to."
+        ) from cause
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _check_outputs(small: PreTrainedModel, loaded: PreTrainedModel, example_inputs: Any) -> None:
+    torch.nn.Module.to(loaded, small.device).eval()  # type: ignore[no-untyped-call]
+    modes = {module: module.training for module in small.modules()}
+    for args, kwargs in example_calls(example_inputs):
+        try:
+            small.eval()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                mine, theirs = (
+                    [tensor for tensor in tensors_in(model(*args, **kwargs)) if tensor.is_floating_point()]
+                    for model in (small, loaded)
+                )
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        for number, (one, other) in enumerate(zip(mine, theirs, strict=True)):
+            far = float((one.double() - other.double()).abs().max() / one.double().abs().max().clamp_min(1e-30))
+            if not far <= (_CLOSE if small.dtype in (torch.float32, torch.float64) else _CLOSE_HALF):
+                raise unsaid(f"output {number} of the model that was written differs by {far:.1e} of the largest value")

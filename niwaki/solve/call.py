@@ -1,0 +1,196 @@
+"""One operator call as its rule sees it, and what the rule says of it, kept in `Facts`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from niwaki.core.counts import IntArray
+from niwaki.core.numbers import Count, Expression, Literal
+from niwaki.core.repairs import Scalar
+from niwaki.rules.axis import Axis, fixed
+from niwaki.rules.registry import Call, Label, Scale
+from niwaki.solve.facts import Facts, MacsTerm, SizeClaim
+from niwaki.trace.graph import Graph, Node, Ref
+
+
+@cache
+def _defaults(operator: torch._ops.OpOverload) -> Mapping[str, Any]:
+    """The arguments of an operator in their order, with their defaults (None where there is none)."""
+    schema = operator._schema.arguments
+    return {known.name: known.default_value if known.has_default_value() else None for known in schema}
+
+
+class GraphCall(Call):
+    """A call of a graph; what is said of it is written into `Facts`."""
+
+    def __init__(self, facts: Facts, graph: Graph, node: Node, counting: bool, trains: bool) -> None:
+        self._facts, self._node, self._counting, self.trains = facts, node, counting, trains
+        self._why: dict[str, int] = {}
+        self.operator, self.python = node.operator, node.call
+        self.understood: set[int] = set()  # positions among the numbers of the Python call
+        self.resized: set[int] = set()
+        self.rescaled: dict[float, Scalar] = {}
+        self.placed: list[Label] = []
+        outputs = [graph.values[number] for number in node.outputs if number is not None]
+        self.shapes = tuple(value.shape for value in outputs)
+        self.dtypes = tuple(value.dtype for value in outputs)
+        self.arguments = dict(_defaults(node.operator))
+        for name, given in zip(self.arguments, node.args, strict=False):
+            self.arguments[name] = self._seen(given)
+        for name, given in node.kwargs.items():
+            self.arguments[name] = self._seen(given)
+
+    def _seen(self, argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            return self._facts.labels[argument.value]
+        if isinstance(argument, tuple):
+            return tuple(self._seen(item) for item in argument)
+        return argument
+
+    def inputs(self) -> list[Label]:
+        """All tensor arguments."""
+        labels: list[Label] = []
+        for argument in self.arguments.values():
+            if isinstance(argument, Label):
+                labels.append(argument)
+            elif isinstance(argument, tuple):
+                labels += [item for item in argument if isinstance(item, Label)]
+        return labels
+
+    def input_axes(self) -> list[Axis]:
+        """All axes of all tensor arguments."""
+        return [axis for label in self.inputs() for axis in label.axes]
+
+    def makes_what_goes_on(self, results: Sequence[Label]) -> None:
+        """A weight whose dimension is one of the result's makes it, also where another operator reads along it."""
+        for label in self.inputs():
+            if label.weight:
+                for dim, axis in enumerate(label.axes):
+                    if axis.free and any(axis.same_as(made) for r in results if not r.weight for made in r.axes):
+                        self.makes(label, dim)
+
+    def _reason(self, text: str) -> int:
+        if text not in self._why:
+            self._why[text] = self._facts.reason(text, self._node.location)
+        return self._why[text]
+
+    def fresh(self, size: int) -> Axis:
+        return Axis(self._facts.allocate(size))
+
+    def fixed(self, size: int, why: str = "") -> Axis:
+        return fixed(size, self._reason(why) if why else 0)
+
+    def equate(self, left: Axis, right: Axis) -> None:
+        if left.same_as(right) or not (left.free or right.free):
+            return
+        if not left.free or not right.free:
+            free, other = (left, right) if left.free else (right, left)
+            self._facts.pinned.append((free.ids.reshape(-1), other.why or self._reason("it meets a fixed dimension")))
+            return
+        self._facts.equal.append((left.ids, right.ids, self._reason("it is tied to a pinned dimension")))
+
+    def equate_rows(self, left: IntArray, right: IntArray) -> None:
+        self._facts.equal.append((left, right, self._reason("it is tied to a pinned dimension")))
+
+    def pin(self, axis: Axis, why: str) -> None:
+        if axis.free:
+            self._facts.pinned.append((axis.ids.reshape(-1), self._reason(why)))
+
+    def inexact(self, axis: Axis, why: str) -> None:
+        if axis.free:
+            self._facts.mark_inexact(axis.ids.reshape(-1), self._reason(why))
+
+    def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
+        return (Scale(axis, power, self._reason(why)),) if axis.free else ()
+
+    def rescales(self, number: float, scalar: Scalar) -> None:
+        self.rescaled[number] = scalar
+
+    def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
+        ours, theirs = left.axes[left_dim], right.axes[right_dim]
+        self.equate(ours, theirs)
+        if left.weight and right.weight:  # both make the weight that comes of it
+            self.drives(left, left_dim)
+            self.drives(right, right_dim)
+        elif left.weight:
+            self.reads(left, left_dim, right.zero[right_dim])
+        elif right.weight:
+            self.reads(right, right_dim, left.zero[left_dim])
+        if not (left.zero[left_dim] or right.zero[right_dim]):
+            why = "it is summed over, and its removed entries are not zero"
+            self.inexact(ours, why)
+            self.inexact(theirs, why)
+
+    def reads(self, weight: Label, dim: int, zero: bool) -> None:
+        ids = weight.axes[dim].ids.reshape(-1)
+        self._facts.reads.append(ids)
+        if not zero:
+            self.drives(weight, dim)
+
+    def drives(self, weight: Label, dim: int) -> None:
+        self._facts.drives.append(weight.axes[dim].ids.reshape(-1))
+
+    def makes(self, weight: Label, dim: int) -> None:
+        self._facts.makes.append(weight.axes[dim].ids.reshape(-1))
+
+    def sizes(self, given: Sequence[int]) -> list[Expression | None]:
+        numbers = self.python.numbers
+        self.resized.update(given)
+        for start in range(len(numbers) - len(given) + 1):
+            window = numbers[start : start + len(given)]
+            if all(number.value in (size, -1) for number, size in zip(window, given, strict=True)):
+                self.understood.update(range(start, start + len(given)))
+                return [None if number.value == -1 else number for number in window]
+        found = [
+            [i for i, number in enumerate(numbers) if number.value == size and not isinstance(number, Literal)]
+            for size in given
+        ]
+        self.understood.update(position for same in found for position in same[:1])
+        return [numbers[same[0]] if same else None for same in found]
+
+    def follows(self, *names: str) -> None:
+        for name in names:
+            given = self.arguments[name]
+            self.resized.update(given if isinstance(given, tuple) else (given,))
+
+    def number(self, given: int) -> Expression:
+        numbers = self.python.numbers
+        self.resized.add(given)
+        same = [position for position, number in enumerate(numbers) if number.value == given]
+        self.understood.update(same[-1:])
+        return numbers[same[-1]] if same else Literal(given)
+
+    def places(self, label: Label) -> Axis | None:
+        self.placed.append(label)
+        return label.places if label.places is not None and label.places.free else None
+
+    def count(self, argument: str, dim: int) -> Expression:
+        names = list(_defaults(self._node.operator))
+        given = (*self._node.args, *[None] * len(names))[names.index(argument)]
+        reference = self._node.kwargs.get(argument, given)
+        assert isinstance(reference, Ref)
+        return Count((reference.value, dim), self.arguments[argument].axes[dim].size)
+
+    def size_is(self, expression: Expression | None, axis: Axis, what: str) -> None:
+        if expression is None or (isinstance(expression, Literal) and not axis.free):
+            return
+        if isinstance(expression, Literal):
+            self.pin(axis, f"{what} is written as the number {expression}")
+            return
+        if isinstance(expression, Count) and not axis.free and isinstance(expression.axis, tuple):
+            value, dim = expression.axis
+            counted = self._facts.labels[value]
+            if counted is not None and not counted.axes[dim].free:
+                return
+        self._facts.sizes.append(SizeClaim(expression, axis, what, self._node.location))
+
+    def macs(self, times: int, *axes: Axis) -> None:
+        if self._counting:
+            constant = times * math.prod(axis.size for axis in axes if not axis.free)
+            number = len(self._facts.touched)  # of this node, which is the next one
+            self._facts.macs.append(MacsTerm(constant, tuple(axis for axis in axes if axis.free), number))
