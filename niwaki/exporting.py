@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
+from niwaki.compiled import eagerly
 from niwaki.errors import ExportError, TraceError
 from niwaki.files import flush_directory, flush_file
 from niwaki.graphs.exporting import exported
@@ -26,6 +27,7 @@ from niwaki.trace.tracer import example_calls
 _CLOSE = 1e-4  # relative to the largest value of an output
 
 
+@eagerly()
 def export(
     small: nn.Module,
     example_inputs: Any,

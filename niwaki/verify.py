@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from niwaki.compiled import eagerly
 from niwaki.core.plan import Plan
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
@@ -47,6 +48,7 @@ class Check:
         )
 
 
+@eagerly()
 def check(
     model: torch.nn.Module | torch.export.ExportedProgram, plan: Plan, inputs: Any = None, as_graph: bool = False
 ) -> Check:

@@ -13,7 +13,7 @@ ROOT = Path(niwaki.__file__).parent
 
 # From the ground up. A module may import from its own row's package and from all rows above it, never from below.
 LAYERS: list[set[str]] = [
-    {"version", "errors", "precision", "collector"},
+    {"version", "errors", "precision", "collector", "compiled"},
     {"files"},
     {"core"},
     {"trace"},

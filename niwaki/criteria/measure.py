@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from niwaki.compiled import eagerly
 from niwaki.core.segments import UnitIndex, unit_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.criteria.among import among
@@ -57,7 +58,7 @@ class Measurement:
             if any(criterion.needs_curvature for criterion in self._criteria):
                 modes.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
             for batch in batches:
-                with torch.enable_grad(), observer or ExitStack():
+                with torch.enable_grad(), _watched_by(observer):
                     loss = _loss_of(loss_fn, self._space.model, batch)
                 more = observer.fields() if observer else {}
                 gradients: dict[str, Tensor | None] = {}
@@ -149,6 +150,15 @@ def _check_loss(loss: object, count: int) -> None:
             f"The loss of batch {count} is {loss.item()}, so its gradient scores nothing. "
             "Look for non-finite data or a diverged model."
         )
+
+
+@contextmanager
+def _watched_by(observer: Observer | None) -> Iterator[None]:
+    if observer is None:
+        yield
+        return
+    with eagerly(), observer:
+        yield
 
 
 @contextmanager

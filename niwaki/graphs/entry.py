@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
 from niwaki.errors import TraceError
 from niwaki.graphs.exporting import exported
@@ -32,7 +33,22 @@ def program_of(model: nn.Module | ExportedProgram, call: ExampleCall | None, as_
     """The module to analyse or cut: programs, given or to be made by exporting ``model``, as `Program`."""
     if isinstance(model, ExportedProgram):
         return Program(model)
+    _check(model)
     if isinstance(model, Program) or not as_graph:
         return model
     assert call is not None
     return Program(exported(model, call))
+
+
+def _check(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"The model is a {type(model).__qualname__}. Pass a torch.nn.Module or a torch.export.ExportedProgram; a "
+            "function becomes a module as the forward method of one that holds its parameters."
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise TraceError(
+                f"The tensor {name!r} of the model has no shape yet: its module is lazy and takes its sizes from the "
+                "first input. Run the model once, and make the optimizer after that."
+            )

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from niwaki.compiled import eagerly
 from niwaki.errors import PlanError, TraceError
 from niwaki.graphs.program import REGIONS, TORCH, Block, Program, needed
 from niwaki.graphs.sizes import replaced
@@ -22,6 +23,7 @@ from niwaki.trace.pretend import Pretence
 from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
 
 
+@eagerly()
 def exported(model: nn.Module, call: ExampleCall, dynamic_shapes: Any = None) -> ExportedProgram:
     """The eval-mode program of ``model`` for the shapes of one example call; it shares the model's parameters.
     ``dynamic_shapes``: as for `torch.export.export`.

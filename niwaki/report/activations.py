@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from niwaki.compiled import eagerly
+
 
 class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every memory that operators allocate, until it is given back."""
@@ -44,6 +46,7 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive += size
 
 
+@eagerly()
 def peak_activations(network: torch.nn.Module, run: Callable[[], object], inputs: Iterable[Tensor] = ()) -> int:
     """The most bytes of computed tensors alive at once while ``run`` calls ``network``, in eval mode without gradients.
 

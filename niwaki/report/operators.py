@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from niwaki.compiled import eagerly
 from niwaki.report.latency import wait
 from niwaki.trace.operators import traits
 from niwaki.trace.recorder import COMPOSED
@@ -43,6 +44,7 @@ class _Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+@eagerly()
 def operators(
     runs: Sequence[Callable[[], object]], device: torch.device, seconds: float, least_rounds: int
 ) -> list[Timed]:

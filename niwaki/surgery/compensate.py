@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from niwaki.compiled import eagerly
 from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_number
 from niwaki.core.space import SearchSpace
@@ -56,6 +57,7 @@ class Compensated:
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.left.items())])
 
 
+@eagerly()
 def compensate(
     space: SearchSpace,
     plan: Plan,

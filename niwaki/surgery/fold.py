@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from niwaki.compiled import eagerly
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.surgery.cut import duplicate
@@ -39,6 +40,7 @@ class Folded:
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.left.items())])
 
 
+@eagerly()
 def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folded:
     """Keep what removed units would still send out once their producers are zero.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from niwaki.compiled import eagerly
 from niwaki.errors import MethodError
 from niwaki.surgery.feeding import Forward, feed
 from niwaki.trace.preserve import preserved
@@ -34,6 +35,7 @@ class _Moments:
         self.count = total
 
 
+@eagerly()
 def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> tuple[str, ...]:
     """Replace the running statistics of every BatchNorm by those of the data, in place.
 
