@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class Builder:
         self._tables = Tables(self.units)
         self._pin_contradicting_repairs()
         self._numbers = settle(self.units, self._tables)
+        self._space: SearchSpace | None = None  # as it stands
 
     def _pin_contradicting_repairs(self) -> None:
         """A parameter or attribute that two places want repaired differently stays as it is."""
@@ -72,15 +74,22 @@ class Builder:
         if any(found):
             self.units.regroup()
             self._numbers = settle(self.units, self._tables)
+            self._space = None
         return any(found)
 
     def pin_everything(self, text: str) -> None:
         """Give up on all units."""
         self.units.pin_all(self.units.facts.reason(text, None))
         self._numbers = settle(self.units, self._tables)
+        self._space = None
 
     def space(self, notes: Sequence[str] = ()) -> SearchSpace:
         """The search space as it stands."""
+        if self._space is None:
+            self._space = self._made()
+        return replace(self._space, notes=tuple(notes)) if notes else self._space
+
+    def _made(self) -> SearchSpace:
         units, tables = self.units, self._tables
         places = _places(units)
         alive = [one for one, _ in tables.activations]
@@ -112,7 +121,7 @@ class Builder:
                 work if tables.work else None,
             ),
             numbers=self._numbers,
-            notes=tuple(notes),
+            notes=(),
             repairs=self._repairs(),
         )
 
