@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import tomllib
 from pathlib import Path
+
+import pytest
 
 import niwaki
 
@@ -41,10 +44,20 @@ def test_every_requirement_has_a_tested_version() -> None:
     assert names <= pinned, names - pinned
 
 
-def test_readme_example_is_the_one_that_runs() -> None:
-    """Every niwaki name in the README exists."""
-    for name in re.findall(r"niwaki\.([a-zA-Z_]+)\(", text("README.md")):
-        assert hasattr(niwaki, name), name
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_names_exists(page: str) -> None:
+    """Names of niwaki, and the files that links lead to."""
+    for name in re.findall(r"\bniwaki\.([a-zA-Z_]+)", text(page)):
+        assert importlib.util.find_spec(f"niwaki.{name}") or hasattr(niwaki, name), name
+    for link in re.findall(r"\]\(([^)]+)\)", text(page)):
+        assert (ROOT / page).parent.joinpath(link).is_file(), link
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    assert set(PAGES) - set(re.findall(r"\]\(([^)]+)\)", text("README.md"))) == {"README.md"}
 
 
 def test_changelog_knows_the_version() -> None:
