@@ -133,8 +133,9 @@ class Call(ABC):
         """``weight`` makes units along ``dim``, whatever else reads them there (a tied embedding does both)."""
 
     @abstractmethod
-    def sizes(self, given: Sequence[int]) -> list[Expression | None]:
-        """Where the whole numbers of one argument came from; None for those computed out of Python's sight."""
+    def sizes(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
+        """Where the whole numbers of one argument came from; None for those computed out of Python's sight. The first
+        ``behind`` numbers of the Python call are other arguments."""
 
     @abstractmethod
     def number(self, given: int) -> Expression:

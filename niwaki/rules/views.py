@@ -31,7 +31,7 @@ def view(call: Call) -> Label:
     if call.python.function in (torch.unflatten, torch.Tensor.unflatten):  # is told the sizes of one dimension only
         dim = call.python.numbers[0].value % len(x.axes)
         told = len(shape) - len(x.axes) + 1
-        expressions = [None] * dim + call.sizes(shape[dim : dim + told]) + [None] * (len(shape) - dim - told)
+        expressions = [None] * dim + call.sizes(shape[dim : dim + told], behind=1) + [None] * (len(shape) - dim - told)
     else:
         expressions = call.sizes(call["size"])
     for expression, axis in zip(expressions, axes, strict=True):

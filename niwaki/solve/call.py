@@ -138,10 +138,10 @@ class GraphCall(Call):
     def makes(self, weight: Label, dim: int) -> None:
         self._facts.makes.append(weight.axes[dim].ids.reshape(-1))
 
-    def sizes(self, given: Sequence[int]) -> list[Expression | None]:
+    def sizes(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
         numbers = self.python.numbers
         self.resized.update(given)
-        for start in range(len(numbers) - len(given) + 1):
+        for start in range(behind, len(numbers) - len(given) + 1):
             window = numbers[start : start + len(given)]
             if all(number.value in (size, -1) for number, size in zip(window, given, strict=True)):
                 self.understood.update(range(start, start + len(given)))
