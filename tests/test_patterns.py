@@ -689,7 +689,11 @@ def test_every_known_pattern_is_tried() -> None:
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_pattern_is_exact_or_refused(name: str) -> None:
-    pattern = PATTERNS[name]
+    exact_or_refused(name, PATTERNS[name])
+
+
+def exact_or_refused(name: str, pattern: Pattern) -> None:
+    """Try a pattern by random plans, and ask for its reason."""
     torch.manual_seed(0)
     model, inputs = pattern.build()
     randomised(model)

@@ -25,7 +25,7 @@ def _product(call: Call, a: Label, b: Label) -> Label:
 
 
 @homogeneous("mat1", "mat2", plus="self")
-@rule(aten.addmm.default, aten.addmm_.default)
+@rule(aten.addmm.default, aten.addmm_.default, aten._sparse_addmm.default)
 def addmm(call: Call) -> Label:
     """bias + [m, k] @ [k, n]."""
     return _plus(call, call["self"], _product(call, call["mat1"], call["mat2"]))

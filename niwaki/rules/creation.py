@@ -7,21 +7,38 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
 
 aten = torch.ops.aten
 
 
 _DROPPING = (torch.feature_dropout, torch.feature_dropout_, torch.feature_alpha_dropout, torch.feature_alpha_dropout_)
+_RESULTS = (torch._VF._pad_packed_sequence, torch.sparse.mm)
+
+
+def _room(call: Call) -> list[Axis] | None:
+    """The axes of a tensor whose size torch itself counts, to fill it then; None where Python says the size."""
+    padded = call.arguments.get("self")
+    if call.python.function is torch._C._nn.pad and padded is not None:  # around the image
+        call.follows("size")
+        sizes = zip(padded.axes, call["size"], strict=True)
+        return [axis if axis.size == size else call.fixed(size) for axis, size in sizes]
+    if call.python.function in _RESULTS:
+        call.follows("size")
+        return [call.fresh(size) for size in call["size"]]
+    if call.python.function in _DROPPING:  # a tensor of the size of its samples and channels
+        call.follows("size")
+        return [*call["self"].axes[:2], *(call.fixed(size) for size in call["size"][2:])]
+    return None
 
 
 def _sized(call: Call, zero: bool) -> Label:
     """A constant tensor: any of its positions may go, if the size it was given can follow."""
     given = call["size"]
-    if call.python.function in _DROPPING:  # a tensor of the size of its samples and channels: torch itself counts them
-        call.follows("size")
-        made = call["self"].axes[:2]
-        return call.label((*made, *(call.fixed(size) for size in given[2:])))
+    room = _room(call)
+    if room is not None:
+        return call.label(room, [zero] * len(room))
     axes = []
     for expression, size in zip(call.sizes(given), given, strict=True):
         axis = call.fixed(size) if size < 2 else call.fresh(size)
@@ -50,7 +67,7 @@ def zeros(call: Call) -> Label:
 )
 def constant(call: Call) -> Label:
     """Ones, or anything, of a given size."""
-    return _sized(call, zero=False)
+    return _sized(call, zero=call.arguments.get("fill_value") == 0)
 
 
 @rule(aten.zeros_like.default, aten.zero_.default)

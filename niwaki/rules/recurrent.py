@@ -46,6 +46,57 @@ def lstm(call: Call) -> list[Label]:
     return [steps, *last, *(call.opaque(output) for output in range(3, len(call.shapes)))]
 
 
+@rule(aten._pack_padded_sequence.default)
+def packed(call: Call) -> list[Label]:
+    """Sequences [N, T, *], or [T, N, *], one after another without what pads them [sum of lengths, *], and how many of
+    them go on at each step. What a step holds goes on as it is."""
+    x: Label = call["input"]
+    for axis in x.axes[:2]:
+        call.pin(axis, "sequences are packed along this dimension")
+    steps = call.fixed(call.shapes[0][0], "sequences are packed along this dimension")
+    return [call.label((steps, *x.axes[2:]), (False, *x.zero[2:])), call.opaque(1)]
+
+
+class _Packed(nn.Module):
+    """Three sequences of four steps of five features, of lengths 4, 2 and 1."""
+
+    def __init__(self, first: bool, bent: bool = False) -> None:
+        super().__init__()
+        self.x, self.w = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(5, 2))
+        self.first, self.bent = first, bent
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        x = self.x.sigmoid() if self.bent else self.x * 2
+        lengths = torch.tensor([4, 2, 1] if self.first else [3, 3, 2, 1])
+        data, sizes = torch.ops.aten._pack_padded_sequence(x, lengths, self.first)
+        if int(sizes.sum()) != (7 if self.first else 9):
+            raise ValueError("a step is missing")
+        return data * 3, data @ self.w
+
+
+for _first in (True, False):
+    sample(packed)(lambda first=_first: _Packed(first))
+    sample(packed)(lambda first=_first: _Packed(first, bent=True))
+
+
+@mutant(packed)
+def _packed_features_are_new(call: Call) -> list[Label]:
+    right = packed(call)
+    return [call.label((right[0].axes[0], *(call.fresh(axis.size) for axis in right[0].axes[1:]))), right[1]]
+
+
+@mutant(packed)
+def _packed_is_zero(call: Call) -> list[Label]:
+    right = packed(call)
+    return [call.label(right[0].axes, [True] * len(right[0].axes)), right[1]]
+
+
+@mutant(packed)
+def _steps_may_go(call: Call) -> list[Label]:
+    x: Label = call["input"]
+    return [call.label((call.fixed(call.shapes[0][0]), *x.axes[2:])), call.opaque(1)]
+
+
 class _Layer(nn.Module):
     """One layer of 5 hidden units on 3 steps of 2 samples of 4 inputs. The kernel wants float32. What is named in
     ``bent`` is not zero where units are removed; what follows is what the kernel gives."""

@@ -67,6 +67,34 @@ def grid_sample(call: Call) -> Label:
     return call.label((*x.axes[:2], *grid.axes[1:-1]), (False, x.zero[1], *(False for _ in grid.axes[1:-1])))
 
 
+@rule(aten.affine_grid_generator.default)
+def affine_grid(call: Call) -> Label:
+    """Matrices [N, 2, 3] give places [N, H, W, 2] for an image of a given size, whose channels do not count."""
+    theta: Label = call["theta"]
+    for axis in theta.axes[1:]:
+        call.pin(axis, _PLACES)
+    given = call["size"]
+    expressions = call.sizes(given)
+    call.size_is(expressions[0], theta.axes[0], "the number of images")
+    made = [call.fixed(size, _PLACES) for size in call.shapes[0][1:]]
+    for expression, axis in zip(expressions[2:], made, strict=False):
+        call.size_is(expression, axis, "the size of an image")
+    return call.label((theta.axes[0], *made))
+
+
+class _Placed(nn.Module):
+    """Places for two images as large as a parameter [2, 3, 4, 5]; the images may leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.a, self.theta = 2, nn.Parameter(torch.randn(2, 3, 4, 5)), nn.Parameter(torch.randn(2, 2, 3))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        x = self.a * 2
+        size = torch.Size((self.n, *x.shape[1:]))
+        return torch.nn.functional.affine_grid(self.theta, list(size), align_corners=False), x
+
+
 class _Image(nn.Module):
     """A function of a parameter [2, 3, 6, 6] whose channels are scaled, or bent away from zero, and of [2, 4, 4, 2]."""
 
@@ -108,6 +136,22 @@ for _bent in (False, True):
     sample(windows)(lambda bent=_bent: _Image(_windows, bent))
     sample(grid_sample)(lambda bent=_bent: _Image(_sampled, bent))
     sample(fold)(lambda bent=_bent: _Patches(bent))
+
+
+sample(affine_grid)(_Placed)
+
+
+@mutant(affine_grid)
+def _any_number_of_images(call: Call) -> Label:
+    call.sizes(call["size"])
+    return call.label([call.fresh(2), *(call.fixed(size) for size in call.shapes[0][1:])])
+
+
+@mutant(affine_grid)
+def _matrices_may_shrink(call: Call) -> Label:
+    theta = call["theta"]
+    call.size_is(call.sizes(call["size"])[0], theta.axes[0], "")
+    return call.label((theta.axes[0], *(call.fixed(size) for size in call.shapes[0][1:])))
 
 
 @mutant(unfold)

@@ -58,6 +58,32 @@ def window(call: Call) -> list[Label]:
     return labels
 
 
+@rule(aten.max_unpool2d.default, aten.max_unpool3d.default)
+def unpool(call: Call) -> Label:
+    """Entries go back to where they were the largest, channel by channel; all around is zero."""
+    x, indices = call["self"], call["indices"]
+    channels = len(x.axes) - len(call["output_size"])
+    for axis in x.axes[channels:]:
+        call.pin(axis, _WHY)
+    for ours, theirs in zip(x.axes, indices.axes, strict=True):
+        call.equate(ours, theirs)
+    image = [call.fixed(size, _WHY) for size in call.shapes[0][channels:]]
+    return call.label((*x.axes[:channels], *image), (*x.zero[:channels], *(False for _ in image)))
+
+
+class _Unpooled(nn.Module):
+    """A parameter [2, 3, 4, 4], or its sigmoid, goes to places that are known before."""
+
+    def __init__(self, bent: bool = False) -> None:
+        super().__init__()
+        self.a, self.bent = nn.Parameter(torch.randn(2, 3, 4, 4)), bent
+        self.places = nn.Buffer(nn.functional.max_pool2d(torch.randn(2, 3, 8, 8), 2, return_indices=True)[1])
+
+    def forward(self) -> Tensor:
+        x = self.a.sigmoid() if self.bent else self.a
+        return nn.functional.max_unpool2d(x, self.places, [2, 2], output_size=(8, 8))
+
+
 class _Window(nn.Module):
     """A function of a parameter [2, 3, 8, 8] whose channels are scaled, or bent away from zero."""
 
@@ -77,6 +103,21 @@ sample(window)(lambda: _Window(lambda x: nn.functional.adaptive_avg_pool2d(x, 3)
 sample(window)(lambda: _Window(lambda x: nn.functional.interpolate(x, scale_factor=2)))
 sample(window)(lambda: _Window(lambda x: nn.functional.interpolate(x, size=(5, 5), mode="bilinear"), bent=True))
 sample(window)(lambda: _Window(lambda x: nn.functional.pad(x, (1, 1, 2, 2), mode="reflect")))
+
+
+sample(unpool)(_Unpooled)
+sample(unpool)(lambda: _Unpooled(bent=True))
+
+
+@mutant(unpool)
+def _places_are_anybodys(call: Call) -> Label:
+    x: Label = call["self"]
+    return call.label((*x.axes[:2], *(call.fixed(size) for size in call.shapes[0][2:])))
+
+
+@mutant(unpool)
+def _unpooled_are_zero(call: Call) -> Label:
+    return call.label(unpool(call).axes, [True] * 4)
 
 
 @mutant(window)

@@ -206,8 +206,8 @@ class _Filtered(Call):
     def makes(self, weight: Label, dim: int) -> None:
         self._call.makes(weight, dim)
 
-    def sizes(self, given: Sequence[int]) -> list[Expression | None]:
-        return self._call.sizes(given)
+    def sizes(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
+        return self._call.sizes(given, behind)
 
     def follows(self, *names: str) -> None:
         self._call.follows(*names)

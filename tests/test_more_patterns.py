@@ -1,0 +1,114 @@
+"""Patterns of networks that neither the zoos nor the random ones have: exact, or refused with a reason that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_patterns import Pattern, do, exact_or_refused, images, of
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Calls(nn.Module):
+    """A function of a module and its inputs, with what it is given as parts."""
+
+    def __init__(self, function: Callable[..., Tensor], **parts: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *given: Any) -> Tensor:
+        return self.function(self, *given)
+
+
+def unflattened(self: Any, x: Tensor) -> Tensor:
+    """As many heads as positions in a head."""
+    q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+    return self.head(((q @ k.transpose(-1, -2) * 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class PackedSequences(nn.Module):
+    """Sequences of different lengths, packed."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.start, self.head = nn.Linear(3, 6), nn.Linear(10, 2)
+        self.rnn = kind(6, 5, num_layers=2, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(self.start(x), lengths, batch_first=True, enforce_sorted=False)
+        made, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+        return self.head(made).sum(1)
+
+
+def lengths() -> Any:
+    return torch.randn(3, 6, 3), torch.tensor([6, 3, 4])
+
+
+def unpooled(x: Tensor) -> Tensor:
+    y, places = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(y.sqrt(), places, 2)
+
+
+class Transformer(nn.Module):
+    """A spatial transformer: where to look is found by a network of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where = nn.Sequential(nn.Conv2d(8, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta = self.where(x).view(-1, 2, 3)
+        return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+
+
+class Neighbours(nn.Module):
+    """Messages along the edges of a sparse graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 8), nn.Linear(8, 7), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        ones = torch.ones(edges.shape[1], dtype=x.dtype)
+        graph = torch.sparse_coo_tensor(edges, ones, (len(x), len(x)))
+        h = torch.relu(torch.sparse.mm(graph, self.a(x)))
+        return self.head(torch.relu(torch.sparse.mm(graph, self.b(h))))
+
+
+def graph() -> Any:
+    return torch.randn(5, 3), torch.tensor([[0, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 2]])
+
+
+def refreshed(x: Tensor) -> Tensor:
+    """What is there is written over zeros that were made by `full`."""
+    y = torch.full(x.shape, 0.0, dtype=x.dtype)
+    y[:, :, 1:] = x[:, :, :-1]
+    return y
+
+
+PATTERNS: dict[str, Pattern] = {
+    "unflatten into as many heads as positions": Pattern(
+        of(lambda: Calls(unflattened, heads=4, qkv=nn.Linear(3, 48), head=nn.Linear(16, 2))), least=4
+    ),
+    "packed sequences, gru": Pattern(of(lambda: PackedSequences(nn.GRU), lengths), least=11),
+    "packed sequences, lstm": Pattern(of(lambda: PackedSequences(nn.LSTM), lengths), least=11),
+    "circular padding": Pattern(images(lambda: nn.Conv2d(8, 8, 3, padding=(0, 1), padding_mode="circular")), least=16),
+    "circular padding of one side": Pattern(do(lambda x: F.pad(x, (2, 1, 0, 0), mode="circular")), least=8),
+    "unpooling": Pattern(do(unpooled), least=8),
+    "spatial transformer": Pattern(images(Transformer), least=13),
+    "rotated images": Pattern(do(lambda x: torch.rot90(x, 1, (2, 3)) * x), least=8),
+    "logsigmoid": Pattern(do(F.logsigmoid), least=8),
+    "sparse times dense": Pattern(of(Neighbours, graph), least=15),
+    "written over full": Pattern(do(refreshed), least=8),
+    "fake quantisation": Pattern(do(lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127)), least=8),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_pattern_is_exact_or_refused(name: str) -> None:
+    exact_or_refused(name, PATTERNS[name])
