@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch._C import DispatchKey
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.core.numbers import Expression
@@ -27,6 +29,7 @@ _SMALL = 2**16  # constants of up to so many entries are kept, to be compared af
 # Operators of some devices only; elsewhere torch runs the operators they are composed of, and so do runs that are
 # recorded: what a cut repairs lies inside.
 COMPOSED = {torch.ops.aten._fused_rms_norm.default}
+_COMPOSITE = "CompositeImplicitAutograd"
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format})
 
 
@@ -53,6 +56,8 @@ class _Ends:
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers tensors by identity and notes each operator call."""
 
+    supports_higher_order_operators = True
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Keeps torch from wrapping every operator call below in its compiler's switch."""
@@ -70,6 +75,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._ends = _Ends(self._nodes)
         self._frozen: list[Frozen] = []
         self._inside = False
+        self._opened = False
         self.decisions = Decisions()
         self.overlooked: set[str] = set()
         self.tangled = False  # something was written that a dropout had handed on, in eval mode to itself
@@ -151,10 +157,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            return self._look_into(func, args, kwargs or {})
         known = traits(func)
         if known.inquires:  # a fake tensor is asked for its device or layout
             return func(*args, **(kwargs or {}))
-        if func in COMPOSED:
+        if func in COMPOSED or (
+            self._opened and torch._C._dispatch_has_kernel_for_dispatch_key(func._name, _COMPOSITE)
+        ):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         kwargs = kwargs or {}
@@ -181,6 +191,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if hollow:
             self._mark_hollow(known, args, kwargs, outputs)
         return result
+
+    def _look_into(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An operator that calls functions (`torch.cond`, flexible attention): what they call is recorded instead.
+        Here torch no longer takes operators apart that are composed of others."""
+        body = func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+        outside, self._opened = self._opened, True
+        try:
+            with self:
+                if func is torch.ops.higher_order.cond:  # its own body wants nobody to watch
+                    chosen, *branches = args[:3]
+                    return branches[0 if chosen else 1](*args[3])
+                if body is None:
+                    raise NotImplementedError(f"niwaki cannot look into the operator {func}")
+                return body(*args, **kwargs)
+        finally:
+            self._opened = outside
 
     def _calculated(
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], given: Sequence[int]

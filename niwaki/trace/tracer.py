@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from niwaki.compiled import eagerly
+from niwaki.compiled import run_eagerly
 from niwaki.errors import TraceError
 from niwaki.trace.attributes import Tracking
 from niwaki.trace.decisions import Decision, Decisions
@@ -39,7 +39,7 @@ def example_calls(example_inputs: Any) -> tuple[ExampleCall, ...]:
     return (((example_inputs,), {}),)
 
 
-@eagerly()
+@run_eagerly
 def trace(
     model: torch.nn.Module,
     calls: Sequence[ExampleCall],
