@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from niwaki.compiled import run_eagerly
 from niwaki.errors import TraceError
 from niwaki.trace.attributes import Tracking
+from niwaki.trace.compilers import run_eagerly
 from niwaki.trace.decisions import Decision, Decisions
 from niwaki.trace.graph import Graph, Run
 from niwaki.trace.hollow import Hollow
