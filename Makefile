@@ -42,6 +42,6 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 
 # torchvision and timm ask for a torch of their own choice, so they come without their dependencies.
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) -e '.[dev]' transformers
+	$(PIP) -e '.[dev]' transformers accelerate
 	$(PIP) --no-deps torchvision==0.28.0 timm
 	touch $@

@@ -1,0 +1,181 @@
+"""Loops that others wrote: Hugging Face's Trainer, Accelerate, Lightning, and several processes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+
+import niwaki
+from niwaki.methods.registry import Training, attach, methods
+from niwaki.train.torchvision_cpu import load
+
+SCHEDULE = niwaki.Schedule(start=6, until=26, periods=5)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 12), nn.Linear(12, 4)
+    )
+
+
+def images(count: int = 64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 1, 8, 8, generator=generator), torch.randint(0, 4, (count,), generator=generator)
+
+
+def zero_and_exact(model: nn.Module, method: Any, x: Tensor) -> None:
+    check = niwaki.check(model, method.plan(), x)
+    assert check.holds and check.distance == 0
+
+
+def test_hugging_face_trainer_and_its_checkpoints(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    load()
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(0, 32, (12,), generator=generator) for _ in range(128)]
+
+    def run(name: str, resume: Path | None) -> tuple[nn.Module, niwaki.HESSO]:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+        model = LlamaForCausalLM(config)
+        arguments = TrainingArguments(
+            str(tmp_path / name),
+            per_device_train_batch_size=4,
+            learning_rate=0.01,
+            max_steps=30,
+            save_steps=15,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(model, arguments, train_dataset=[{"input_ids": text, "labels": text} for text in texts])
+        space = niwaki.search_space(model, {"input_ids": texts[0][None]})
+        method = niwaki.HESSO(space, trainer.create_optimizer(), niwaki.Budget(params=0.6), SCHEDULE)
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        return model, method
+
+    model, method = run("whole", None)
+    assert method.step == 30
+    zero_and_exact(model, method, texts[0][None])
+    shutil.copytree(tmp_path / "whole" / "checkpoint-15", tmp_path / "again" / "checkpoint-15")
+    again, resumed = run("again", tmp_path / "again" / "checkpoint-15")
+    assert resumed.step == 30 and resumed.plan().kept == method.plan().kept
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accelerate_with_accumulated_gradients(precision: str, tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # one precision per process otherwise
+    model, (x, y) = network(), images()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    method = niwaki.HESSO(niwaki.search_space(model, x[:1]), optimizer, niwaki.Budget(macs=0.5), SCHEDULE)
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
+    batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+    wrapped, stepper, batches = accelerator.prepare(model, optimizer, batches)
+    for _ in range(8):
+        for images_, labels in batches:
+            with accelerator.accumulate(wrapped):
+                accelerator.backward(nn.functional.cross_entropy(wrapped(images_), labels))
+                stepper.step()
+                stepper.zero_grad()
+    assert method.step == 32  # of 64 batches
+    zero_and_exact(accelerator.unwrap_model(wrapped), method, x[:1])
+    accelerator.save_state(str(tmp_path))
+    accelerator.load_state(str(tmp_path))
+    assert method.step == 32
+
+
+def test_lightning() -> None:
+    load()
+    lightning = pytest.importorskip("lightning")
+    x, y = images()
+
+    class Module(lightning.LightningModule):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.network(x)
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+            space = niwaki.search_space(self, x[:1])
+            self.method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.5), SCHEDULE)
+            return optimizer
+
+    module = Module()
+    trainer = lightning.Trainer(
+        max_steps=32,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8))
+    assert module.method.step == 32
+    zero_and_exact(module, module.method, x[:1])
+
+
+def trained(rank: int, name: str, wrap: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, Any]:
+    """On the half of the images that is this process's."""
+    model, (x, y) = network(), images()
+    x, y = x[rank::2], y[rank::2]
+    wrapped = wrap(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    space = niwaki.search_space(model, x[:1])
+    batch = x[:8], y[:8]
+
+    def loss() -> Tensor:
+        return nn.functional.cross_entropy(wrapped(batch[0]), batch[1])
+
+    method = attach(name, Training(space, optimizer, niwaki.Budget(macs=0.5), SCHEDULE, loss, False))
+    for step in range(30):
+        start = step * 8 % len(x)
+        batch = x[start : start + 8], y[start : start + 8]
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    return model, method
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {}
+    for name in methods():
+        model, method = trained(rank, name, nn.parallel.DistributedDataParallel)
+        zero_and_exact(model, method, images(1)[0])
+        found[f"{name} keeps"] = np.array([str(method.plan().kept)])
+        found[name] = np.concatenate([parameter.detach().numpy().reshape(-1) for parameter in model.parameters()])
+    np.savez(f"{folder}/{rank}.npz", **found)
+    distributed.destroy_process_group()
+
+
+def test_processes_that_share_gradients_remove_the_same_units(tmp_path: Path) -> None:
+    multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
+    first, second = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
+    assert set(first) == {word for name in methods() for word in (name, f"{name} keeps")}
+    assert all(np.array_equal(first[name], second[name]) for name in first)
