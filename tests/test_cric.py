@@ -21,6 +21,7 @@ import niwaki
 from niwaki.budget import Budget
 from niwaki.errors import MethodError
 from niwaki.methods import CRIC, HESSO, Schedule
+from niwaki.methods.optimizers import TRACE
 from niwaki.methods.plain import PlainUnits
 from niwaki.methods.schedule import fitting_cycles
 from niwaki.methods.sensitivity import layer_losses, sensitivity
@@ -44,6 +45,7 @@ def everything(run: Training) -> dict[str, Any]:
     """All that a step may change, except what belongs to the method."""
     optimizer = copy.deepcopy(run.optimizer.state_dict())
     optimizer.pop("niwaki", None)
+    optimizer["param_groups"][0].pop(TRACE, None)
     return {"model": {k: v.clone() for k, v in run.model.state_dict().items()}, "optimizer": optimizer}
 
 

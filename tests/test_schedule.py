@@ -55,3 +55,10 @@ def test_numbers_must_be_whole(name: str, value: object) -> None:
 def test_too_short() -> None:
     with pytest.raises(MethodError, match="has 5 steps after its first scoring .* too few for 10 periods"):
         Schedule(start=10, until=15)
+
+
+@pytest.mark.parametrize(("start", "until", "what"), [(500, 100, "comes before it"), (7, 7, "is the start itself")])
+def test_an_end_that_is_no_later_than_the_start(start: int, until: int, what: str) -> None:
+    told = rf"starts at step {start}, but its end, until={until}, {what}\. .* Schedule\(start={start}, "
+    with pytest.raises(MethodError, match=rf"{told}until={start + until}\)"):
+        Schedule(start=start, until=until)

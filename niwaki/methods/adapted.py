@@ -15,8 +15,9 @@ from niwaki.core.plan import Plan
 from niwaki.core.segments import unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import BudgetError, MethodError
+from niwaki.methods.caveats import warn_of
 from niwaki.methods.checks import check_mask
-from niwaki.methods.fading import FADING, IMPORTANT, Fading
+from niwaki.methods.fading import FADING, IMPORTANT, ZERO, Fading
 from niwaki.methods.iterates import Iterates
 from niwaki.methods.iterates_fast import FastIterates
 from niwaki.methods.iterates_plain import PlainIterates
@@ -138,11 +139,13 @@ class Adapted(Fading):
 
     def plan(self) -> Plan:
         """The plan, for the model with its adapters, that removes the units marked so far; after ``schedule.until``
-        steps the merged network meets the budget, and all units of the plan are zero.
+        steps the merged network meets the budget, and all units of the plan are zero. Before, a warning says so.
 
         Raises:
             PlanError: no values of the model's attributes could follow the choice.
         """
+        left = self.remains
+        warn_of(self.label, self.not_ended(), left.space, (self._status == ZERO)[left.here])
         important = self._status == IMPORTANT
         keep = np.ones(self._whole.num_units, dtype=bool)
         keep[self._number] = important

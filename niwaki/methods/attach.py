@@ -17,6 +17,7 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError, PlanError, ShrinkError
 from niwaki.methods.checks import check_parameters, damaged
 from niwaki.methods.loading import OrderOfLoading
+from niwaki.methods.optimizers import Nesting, check_optimizer, leave_trace, take_trace, warn_of_trace
 from niwaki.methods.progress import Progress
 from niwaki.methods.shrinking import Remains, Shrinking
 
@@ -38,8 +39,10 @@ class Method(ABC):
     """
 
     name: str
+    label: str
 
     def __init__(self, space: SearchSpace, optimizer: Optimizer, shrinking: bool | Shrinking = False) -> None:
+        check_optimizer(self.label, optimizer)
         self.space = space
         self.optimizer = optimizer
         self.step = 0
@@ -53,11 +56,13 @@ class Method(ABC):
             )
         self.closure: Callable[[], Any] | None = None  # what the step at hand was given, while it lasts
         self._loading: Mapping[str, Any] | None = None
+        self._nesting = Nesting()
         self._handles: list[Any] = []
 
     @final
     def attach(self) -> None:
         """Register the hooks; subclasses call it at the end of their constructor."""
+        warn_of_trace(self.label, self.optimizer)
         _attached[self.optimizer] = self.name
         self._handles = [
             self.optimizer.register_step_pre_hook(self._pre_step),
@@ -115,7 +120,7 @@ class Method(ABC):
 
     @abstractmethod
     def plan(self) -> Plan:
-        """The plan that removes what is marked now."""
+        """The plan that removes what is marked now. Warns where that is not what was asked for."""
 
     @property
     @abstractmethod
@@ -154,11 +159,15 @@ class Method(ABC):
         """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._nesting.opens(optimizer):
+            return
         self.closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         with torch.no_grad():
             self.before_step(self.step + 1)
 
     def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._nesting.closes():
+            return
         # Fused optimizers are called even on overflow and skip the update themselves; a scaler tells them so by this
         # attribute, which exists only during such a call.
         overflow = getattr(optimizer, "found_inf", None)
@@ -188,6 +197,7 @@ class Method(ABC):
             "state": self.state(),
             **self._shrunk(),
         }
+        leave_trace(state_dict, self.name)
 
     def _shrunk(self) -> dict[str, Any]:
         """For a checkpoint; nothing as long as the model is dense and will be."""
@@ -226,6 +236,7 @@ class Method(ABC):
         self._loading = saved
 
     def _load(self, optimizer: Optimizer) -> None:
+        take_trace(optimizer)
         if self._loading is not None:
             self.step = int(self._loading["step"])
             if "remains" in self._loading:

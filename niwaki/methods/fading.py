@@ -16,6 +16,7 @@ from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.methods.attach import Method
+from niwaki.methods.caveats import not_ended, warn_of
 from niwaki.methods.checks import check_steps
 from niwaki.methods.fades import Fade, Faded, fade_named
 from niwaki.methods.mix import Criteria, Mix
@@ -40,8 +41,6 @@ class Fading(Method):
 
     Subclasses say what the saliency is when a period begins, and what happens before the first.
     """
-
-    label: str
 
     def __init__(
         self,
@@ -97,14 +96,24 @@ class Fading(Method):
 
     def plan(self) -> Plan:
         """The plan that removes the units marked so far; after ``schedule.until`` steps it meets the budget, and all
-        its units are zero.
+        its units are zero. Before, or where they are not, a warning says so.
 
         Raises:
             PlanError: no values of the model's attributes could follow the choice.
         """
+        left = self.remains
+        warn_of(self.label, self.not_ended(), left.space, (self._status == ZERO)[left.here])
         keep = self._status == IMPORTANT
         about = {"method": self.name, **self._about()}
         return self.space.plan(keep, provenance(self.space, keep, self.budget, step=self.step, **about))
+
+    def not_ended(self) -> str | None:
+        """That the last portion is not zero yet, if so."""
+        if self.step >= self.schedule.until:
+            return None
+        early = "takes units that are not zero yet, and " if (self._status == FADING).any() else ""
+        left = f"{early}need not meet the budget, {self.budget}"
+        return not_ended(self.label, self.optimizer, self.step, self.schedule.until, left)
 
     @property
     def progress(self) -> Progress:

@@ -27,7 +27,8 @@ class Block:
     ``units`` lists, for each of the driven dimensions ``dims``, the units of each of its positions, [n, K]; a position
     with all that lies behind it is a row, and ``spans`` are its rows among those of all blocks. ``rows``: the positions
     picked out. ``x`` lives from `remember` to `apply` (its memory longer); the weights after the step are read a part
-    at a time, since memory for a copy of them all costs more than reading them twice.
+    at a time, since memory for a copy of them all costs more than reading them twice. The ``weights`` are the
+    parameters themselves, whose ``data`` others may replace between two steps (averages that are swapped in and out).
     """
 
     weights: list[Tensor]
@@ -95,7 +96,7 @@ def blocks_of(space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> lis
     blocks: list[Block] = []
     vectors: dict[tuple[torch.device, torch.dtype, int], list[str]] = {}
     for name, places in driven.items():
-        weight, group = parameters[name].detach(), held[id(parameters[name])]
+        weight, group = parameters[name], held[id(parameters[name])]
         which = [concerned[place.units].any(axis=1) for place in places]
         if not any(mask.any() for mask in which):
             continue
@@ -109,7 +110,7 @@ def blocks_of(space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> lis
     for (_, _, group), names in vectors.items():
         width = max(driven[name][0].units.shape[1] for name in names)
         tables = [wide(driven[name][0].units, width, space.num_units) for name in names]
-        blocks.append(Block([parameters[name].detach() for name in names], (0,), [np.concatenate(tables)], group))
+        blocks.append(Block([parameters[name] for name in names], (0,), [np.concatenate(tables)], group))
     first = 0
     for block in blocks:
         for table in block.units:

@@ -47,6 +47,13 @@ class Schedule:
         ):
             if not is_whole(value) or value < 1:
                 raise MethodError(f"Schedule({name}={value!r}) must be a whole number, 1 or more: {why}.")
+        if self.until <= self.start:
+            when = "is the start itself" if self.until == self.start else "comes before it"
+            raise MethodError(
+                f"The schedule starts at step {self.start}, but its end, until={self.until}, {when}. Both count steps "
+                f"from the beginning of the training: until is no length. For {self.until} steps from the start on "
+                f"write Schedule(start={self.start}, until={self.start + self.until})."
+            )
         if self.until - self.start < self.periods:
             raise MethodError(
                 f"The schedule has {self.until - self.start} steps after its first scoring (start={self.start}, "

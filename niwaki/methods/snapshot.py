@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
     """``weights`` and ``state``: of each parameter of the optimizer, in its order. ``buffers``: the model's, by name.
+    Param groups that were added to the optimizer later come behind, and are let be.
 
     Numbers that an optimizer keeps in its param groups are not among it: schedulers write there, and go on.
     """
@@ -36,8 +37,7 @@ class Snapshot:
     @torch.no_grad()
     def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Undo all steps since then. Gradients stay."""
-        parameters = _parameters(optimizer)
-        for parameter, weight, saved in zip(parameters, self.weights, self.state, strict=True):
+        for parameter, weight, saved in zip(_parameters(optimizer), self.weights, self.state, strict=False):
             parameter.copy_(weight)
             now = optimizer.state.pop(parameter, {})
             if saved:
@@ -53,13 +53,14 @@ class Snapshot:
     @classmethod
     def check(cls, data: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> None:
         """Raise `ValueError`, `KeyError` or `TypeError` unless `restore` could follow ``data``."""
-        parameters = _parameters(optimizer)
-        if [tuple(w.shape) for w in data["weights"]] != [tuple(p.shape) for p in parameters]:
+        shapes = [tuple(weight.shape) for weight in data["weights"]]
+        here = [[tuple(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+        if not any(shapes == sum(here[: number + 1], []) for number in range(len(here))):
             raise ValueError("its snapshot holds the weights of another optimizer")
-        if len(data["state"]) != len(parameters):
+        if len(data["state"]) != len(shapes):
             raise ValueError("its snapshot holds the state of another optimizer")
-        here = dict(model.named_buffers())
-        if any(name not in here or here[name].shape != value.shape for name, value in data["buffers"].items()):
+        buffers = dict(model.named_buffers())
+        if any(name not in buffers or buffers[name].shape != value.shape for name, value in data["buffers"].items()):
             raise ValueError("its snapshot holds the buffers of another model")
 
 
@@ -68,9 +69,10 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def _copied(value: Any, now: Any = None) -> Any:
-    """A deep copy; tensors where those of ``now`` are, which after a resume may be on another device."""
+    """A deep copy; tensors like those of ``now``, which after a resume may be of another device and dtype."""
     if isinstance(value, Tensor):
-        return value.detach().to(now.device if isinstance(now, Tensor) else value.device, copy=True)
+        like = now if isinstance(now, Tensor) else value
+        return value.detach().to(like.device, like.dtype, copy=True)
     if isinstance(value, dict):
         return {key: _copied(item, now.get(key) if isinstance(now, dict) else None) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -16,6 +16,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.methods.attach import Method
+from niwaki.methods.caveats import not_ended, warn_of
 from niwaki.methods.checks import check_mask
 from niwaki.methods.plain import PlainUnits
 from niwaki.methods.progress import Phase, Progress
@@ -31,8 +32,6 @@ class Zeros(Method):
 
     Subclasses bring units to zero, and say so in ``_zero``, on the device.
     """
-
-    label: str
 
     def __init__(
         self,
@@ -107,16 +106,24 @@ class Zeros(Method):
     @final
     def plan(self) -> Plan:
         """The plan that removes the units that are zero now, or fewer where the sizes of the model's code allow only
-        certain numbers of them.
+        certain numbers of them. Warns where the budget is not met yet, or where they are not zero in the model.
 
         Raises:
             PlanError: no values of the model's attributes could follow the choice.
         """
         keep = self._kept(self._zeros())
+        left = self.remains
+        warn_of(self.label, self._not_ended(), left.space, ~keep[left.here])
         about = {"step": self.step, "method": self.name, **self.settings()}
         if self.budget is None:
             return self.space.plan(keep, about)
         return self.space.plan(keep, provenance(self.space, keep, self.budget, **about))
+
+    def _not_ended(self) -> str | None:
+        if self._ended is not None or (self.step and self.budget is None) or (self.step and self.meets_budget()):
+            return None
+        left = f"does not meet the budget, {self.budget}"
+        return not_ended(self.label, self.optimizer, self.step, self.schedule.until, left)
 
     @property
     def progress(self) -> Progress:

@@ -1,0 +1,87 @@
+"""What methods need of the optimizer they hang on: hooks around its steps, and a state that is saved with its own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import MutableMapping
+from typing import Any, final
+
+from torch.optim import Optimizer
+
+from niwaki.errors import MethodError
+
+_HOOKS = frozenset({"_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_state_dict_post_hooks"})
+TRACE = "niwaki_method"  # in the first param group of a saved state: the name of the method that was saved with it
+
+
+def check_optimizer(label: str, optimizer: object) -> None:
+    """Raise `MethodError` unless ``optimizer`` is one that calls the hooks of its steps."""
+    if not isinstance(optimizer, Optimizer):
+        raise MethodError(
+            f"optimizer is a {type(optimizer).__qualname__}, but {label} needs a torch.optim.Optimizer: it hangs on "
+            "the hooks around its steps. Build one first, such as torch.optim.AdamW(model.parameters())."
+        )
+    if not (vars(optimizer).keys() >= _HOOKS and _hooked(type(optimizer))):
+        raise MethodError(
+            f"{type(optimizer).__qualname__} is an optimizer that calls no hooks around its steps, so {label} would "
+            "never act: it wraps another one, and its constructor leaves out that of torch.optim.Optimizer. Build the "
+            "method with the optimizer inside, before that is wrapped. If the wrapper itself changes weights after "
+            "the steps of that one (Lookahead), let its constructor call torch.optim.Optimizer.__init__, and build "
+            "the method with the wrapper."
+        )
+
+
+def _hooked(kind: type[Optimizer]) -> bool:
+    return bool(getattr(kind.step, "hooked", False))
+
+
+def _hooked_steps(kind: type[Optimizer]) -> int:
+    """How many of the ``step`` methods that a class inherits call hooks: those of an instance may be nested."""
+    return sum(bool(getattr(vars(base).get("step"), "hooked", False)) for base in kind.__mro__)
+
+
+@final
+class Nesting:
+    """Tells a step from the one inside it. A class whose ``step`` calls that of its parent has its hooks called twice
+    as soon as torch has put hooks around both, which it does when any optimizer of the parent's class is built."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def opens(self, optimizer: Optimizer) -> bool:
+        """Before a step: is it no part of another? Where more are open than the class has, an error ended the last."""
+        inside = self._depth and self._depth < _hooked_steps(type(optimizer))
+        self._depth = self._depth + 1 if inside else 1
+        return self._depth == 1
+
+    def closes(self) -> bool:
+        """After a step: was it no part of another?"""
+        if not self._depth:
+            return False
+        self._depth -= 1
+        return self._depth == 0
+
+
+def leave_trace(state_dict: MutableMapping[str, Any], name: str) -> None:
+    """In a state about to be saved: that it is a method's too. torch loads param groups with all that is in them."""
+    if state_dict["param_groups"]:
+        state_dict["param_groups"][0][TRACE] = name
+
+
+def take_trace(optimizer: Optimizer) -> str | None:
+    """What `leave_trace` left, if a state was loaded into ``optimizer``; then it is gone."""
+    found = [group.pop(TRACE) for group in optimizer.param_groups if TRACE in group]
+    return str(found[0]) if found else None
+
+
+def warn_of_trace(label: str, optimizer: Optimizer) -> None:
+    """Warn if ``optimizer`` loaded, before its method was built, a state in which one was."""
+    trace = take_trace(optimizer)
+    if trace is not None:
+        warnings.warn(
+            f"The optimizer's state was loaded before {label} was built, from a checkpoint in which a method was "
+            f"({trace!r}). What that one had done is not known any more, and {label} begins with step 1. To go on "
+            "where the checkpoint was made, build the method first, as it was then, and load the optimizer's state "
+            "afterwards.",
+            stacklevel=5,
+        )
