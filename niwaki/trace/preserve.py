@@ -6,6 +6,7 @@ import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from niwaki.trace.pretend import is_fake
 
 _CONTAINERS = (list, dict, set, deque)
 _EMPTIABLE = frozenset({list, dict, OrderedDict, set})
+_NOTHING = object()
 _PLAIN = frozenset({bool, int, float, str, type(None), TrackedInt, TrackedFloat})
 
 
@@ -60,8 +62,9 @@ class Snapshot:
             inside = value
         elif isinstance(value, _CONTAINERS):
             if id(value) not in self._contents:
-                self._contents[id(value)] = value, value.copy()
-                inside = value.values() if isinstance(value, dict) else value
+                self._contents[id(value)] = value, _content(value)
+                content = self._contents[id(value)][1]
+                inside = content.values() if isinstance(value, dict) else content
         elif isinstance(value, torch.Tensor) and id(value) not in self._contents and id(value) not in self._own:
             self._contents[id(value)] = value, value.detach().clone()
         for item in inside:
@@ -126,15 +129,44 @@ def _random_state() -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
+# What follows calls the methods of the built-in classes: one of one's own may forbid to write, or do more than that.
+
+
+def _content(value: Any) -> Any:
+    """What a container holds: for a dictionary as another, else in a list."""
+    if isinstance(value, dict):
+        return dict(_dictionary(value).items(value))
+    kind = next(kind for kind in (list, set, deque) if isinstance(value, kind))
+    return list(kind.__iter__(value))
+
+
 def _restore(value: Any, content: Any) -> None:
     if isinstance(value, torch.Tensor):
         if _differs(value, content):
             value.detach().copy_(content)
-    elif isinstance(value, list):
-        value[:] = content
+    elif isinstance(value, dict):
+        kind = _dictionary(value)
+        if not (_same(kind.keys(value), content.keys()) and _same(kind.values(value), content.values())):
+            kind.clear(value)
+            for name, item in content.items():
+                kind.__setitem__(value, name, item)
+    elif isinstance(value, set):
+        set.clear(value)
+        set.update(value, content)
     else:
-        value.clear()
-        value.extend(content) if isinstance(value, deque) else value.update(content)
+        sequence = list if isinstance(value, list) else deque
+        if not _same(sequence.__iter__(value), content):
+            sequence.clear(value)
+            sequence.extend(value, content)
+
+
+def _dictionary(value: dict[Any, Any]) -> type[dict[Any, Any]]:
+    return OrderedDict if isinstance(value, OrderedDict) else dict
+
+
+def _same(now: Iterable[Any], before: Iterable[Any]) -> bool:
+    """Whether both are the very same things, in the same order."""
+    return all(one is other for one, other in zip_longest(now, before, fillvalue=_NOTHING))
 
 
 def _differs(tensor: torch.Tensor, content: torch.Tensor) -> bool:
