@@ -17,6 +17,12 @@ from niwaki.core.space import Place, SearchSpace
 from niwaki.errors import MethodError
 
 
+def as_real(x: Tensor) -> Tensor:
+    """Complex numbers as two real ones each, along one more dimension at the end: torch's optimizers step these, and
+    norms and products of directions are theirs. Real tensors as they are."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
 def unit_parameters(space: SearchSpace) -> dict[str, torch.nn.Parameter]:
     """The parameters that methods and criteria touch, by name: those with a producing or a driven dimension.
 
@@ -114,9 +120,10 @@ class UnitIndex:
 
 
 def _home(parameters: Iterable[Tensor]) -> tuple[torch.device, torch.dtype]:
-    """Where sums over units are kept: on the first parameter's device, in float32 or the widest type there is."""
+    """Where sums over units are kept: on the first parameter's device, in float32 or the widest type there is (of
+    complex numbers, that of their parts)."""
     device, dtype = torch.device("cpu"), torch.float32
     for place, value in enumerate(parameters):
         device = value.device if place == 0 else device
-        dtype = torch.promote_types(dtype, value.dtype)
+        dtype = torch.promote_types(dtype, value.dtype.to_real())
     return device, dtype

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from niwaki.core.segments import as_real
 from niwaki.core.space import Group, SearchSpace
 from niwaki.criteria.normalise import group_of
 from niwaki.criteria.scales import mean_scales
@@ -35,5 +36,6 @@ def _vectors(group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
         if piece.parameter and piece.produces:
             weight = parameters[piece.tensor].detach()
             index = torch.from_numpy(piece.index.reshape(-1)).to(weight.device)
-            parts.append(weight.index_select(piece.dim, index).movedim(piece.dim, 0).reshape(group.units, -1))
+            chosen = as_real(weight.index_select(piece.dim, index))
+            parts.append(chosen.movedim(piece.dim, 0).reshape(group.units, -1))
     return torch.cat(parts, dim=1)

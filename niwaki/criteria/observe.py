@@ -68,7 +68,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add(self, values: Tensor, first: int, index: Tensor) -> None:
         """``values`` [positions, samples, places]; ``index`` [units, K] the positions of units ``first`` on."""
         units, width = index.shape
-        own = values.detach().index_select(0, index.reshape(-1).to(values.device)).to(self._like)
+        dtype = torch.promote_types(values.dtype, self._like.dtype) if values.is_complex() else self._like.dtype
+        own = values.detach().index_select(0, index.reshape(-1).to(values.device)).to(self._like.device, dtype)
         own = own.reshape(units, width, *values.shape[1:]).transpose(1, 2).flatten(2)  # [units, samples, K * places]
         numbers = slice(first, first + units)
         self._active[numbers] += own.abs().mean((1, 2))

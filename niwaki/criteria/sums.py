@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from niwaki.core.segments import as_real
+
 GRADIENT_SUMS = frozenset({"product", "product_square"})
 DIRECTION_SUMS = frozenset({"aligned", "direction_square"})
 ACTIVATION_SUMS = frozenset({"active", "energy"})
@@ -57,6 +59,9 @@ def row_sums(
     ``scratch``: memory of the shape of ``x`` that may be overwritten, which ``direction`` may lie in. No other
     temporary is then needed.
     """
+    x, scratch = as_real(x), None if scratch is None else as_real(scratch)
+    gradient = None if gradient is None else as_real(gradient)
+    direction = None if direction is None else as_real(direction)
     rows: dict[str, list[Tensor]] = {}
     if "square" in reads:
         rows["square"] = squares(x, dims)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from niwaki.core.counts import IntArray
-from niwaki.core.segments import unit_parameters
+from niwaki.core.segments import as_real, unit_parameters
 from niwaki.core.space import BoolArray, Place, SearchSpace
 from niwaki.criteria.sums import squares, totals
 from niwaki.methods.blocks import WHOLE, blocks, together
@@ -130,8 +130,8 @@ def row_sums_of(block: Block, names: Collection[str], left: float | Tensor) -> d
     made: list[dict[str, list[Tensor]]] = []
     memory: Tensor | None = None
     for part in block.parts():
-        y = block.read(part)
-        x = y if block.x is None else block.x[part]
+        y = as_real(block.read(part))
+        x = y if block.x is None else as_real(block.x[part])
         sums = {"square": squares(x, block.dims)} if "square" in names else {}
         if "after" in names:
             sums["after"] = squares(y, block.dims)

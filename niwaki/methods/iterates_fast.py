@@ -32,7 +32,7 @@ class FastIterates(Iterates):
         row, column = np.nonzero(table < outside)
         covered = np.asarray((table < outside).any(axis=1))
         some = next(iter(unit_parameters(space).values()))
-        self._device, self._dtype = some.device, torch.promote_types(some.dtype, torch.float32)
+        self._device, self._dtype = some.device, torch.promote_types(some.dtype.to_real(), torch.float32)
 
         def here(array: IntArray | BoolArray) -> Tensor:
             return torch.from_numpy(array).to(self._device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.core.segments import unit_parameters
+from niwaki.core.segments import as_real, unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.methods.direction import decay
 from niwaki.methods.iterates import Change, Iterates, Rule, Unit
@@ -36,7 +36,8 @@ class PlainIterates(Iterates):
         def of_all(values: dict[int, Tensor | None], neutral: float) -> Tensor | None:
             found = {number: value for number, value in values.items() if value is not None}
             like = next(iter(self._parameters.values()))
-            whole = torch.full((self._space.num_units,), neutral, dtype=torch.promote_types(like.dtype, torch.float32))
+            dtype = torch.promote_types(like.dtype.to_real(), torch.float32)
+            whole = torch.full((self._space.num_units,), neutral, dtype=dtype)
             for number, value in found.items():
                 whole[number] = value
             return whole if found else None
@@ -72,7 +73,7 @@ class PlainIterates(Iterates):
             left = 1 - rate * decay(self._optimizer, self._optimizer.param_groups[self._group[name]])
             moved = rate and name in self._before
             way = (left * before - after) / rate if moved else torch.zeros_like(after)
-            parts = [part.index_select(dim, index).flatten() for part in (before, after, way)]
+            parts = [as_real(part.index_select(dim, index)).flatten() for part in (before, after, way)]
             x.append(parts[0])
             y.append(parts[1])
             d.append(parts[2])

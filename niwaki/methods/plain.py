@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from niwaki.core.counts import IntArray
-from niwaki.core.segments import unit_parameters
+from niwaki.core.segments import as_real, unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import group_of
 from niwaki.criteria.registry import Criterion
@@ -93,8 +93,10 @@ class PlainUnits(Units):
 
 def _sums(x: Tensor, gradient: Tensor, direction: Tensor) -> dict[str, Tensor]:
     """The sums over one unit of its weights, their gradient and their direction, each flat."""
+    entries = len(x)
+    x, gradient, direction = (as_real(part) for part in (x, gradient, direction))
     return {
-        "entries": torch.tensor(len(x)).to(x),
+        "entries": torch.tensor(entries).to(x),
         "square": x.square().sum(),
         "product": (x * gradient).sum(),
         "product_square": (x * gradient).square().sum(),

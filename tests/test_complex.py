@@ -1,0 +1,106 @@
+"""Complex parameters: units count their real and imaginary parts, as torch's optimizers do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_wrapped_optimizers import KINDS, SCHEDULE
+from torch import Tensor, nn
+
+import niwaki
+from niwaki.budget import Budget
+from niwaki.core.space import SearchSpace
+
+LOOSE = {"rtol": 1e-4, "atol": 1e-6}
+
+
+class Waves(nn.Module):
+    """Units of complex matrices, biases and scales; some are real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(5, 8, dtype=torch.complex64)
+        self.scale = nn.Parameter(torch.randn(8, dtype=torch.complex64))
+        self.two = nn.Linear(8, 6, bias=False, dtype=torch.complex64)
+        self.three = nn.Linear(6, 9)
+        self.out = nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(self.scale * self.one(x.to(torch.complex64)))
+        made: Tensor = self.out(torch.relu(self.three(x.abs())))
+        return made
+
+
+def ready() -> tuple[Waves, SearchSpace, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model, x, y = Waves(), torch.randn(64, 5), torch.randint(0, 3, (64,))
+    return model, niwaki.search_space(model, x), x, y
+
+
+def loss_of(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def entries(space: SearchSpace, number: int, tensors: dict[str, Tensor]) -> Tensor:
+    """What a unit is made of, all as real numbers."""
+    group = next(group for group in space.groups if group.first <= number < group.first + group.units)
+    parts = []
+    for piece in group.slices:
+        if piece.parameter and piece.produces:
+            index = torch.from_numpy(piece.index[number - group.first])
+            part = tensors[piece.tensor].detach().index_select(piece.dim, index)
+            parts.append((torch.view_as_real(part) if part.is_complex() else part).flatten())
+    return torch.cat(parts)
+
+
+def test_scores_are_those_of_real_and_imaginary_parts() -> None:
+    model, space, x, y = ready()
+    loss_of(model, (x, y)).backward()
+    weights = dict(model.named_parameters())
+    gradients = {name: weight.grad for name, weight in weights.items()}
+    expected: dict[str, list[Tensor]] = {"magnitude": [], "taylor1": [], "fisher": [], "cosine": []}
+    for number in range(space.num_units):
+        w, g = entries(space, number, weights), entries(space, number, gradients)
+        expected["magnitude"].append(w.norm())
+        expected["taylor1"].append((w @ g).abs())
+        expected["fisher"].append((w @ g).square() / 2)
+        expected["cosine"].append(1 - ((w @ g) / w.norm() / g.norm()).nan_to_num())  # of a dead unit
+    assert space.num_units == 8 + 6 + 9
+    for name, values in expected.items():
+        found = niwaki.score(space, name, [(x, y)], loss_of).values
+        torch.testing.assert_close(torch.from_numpy(found).float(), torch.stack(values), **LOOSE)
+
+
+@pytest.mark.filterwarnings("error:Casting complex")
+@pytest.mark.parametrize("name", ["activation", "energy", "hessian", "geometric_median", "lamp", "taylor2"])
+def test_all_criteria_take_them(name: str) -> None:
+    model, space, x, y = ready()
+    values = niwaki.score(space, name, [(x, y)], loss_of).values
+    assert (values >= 0).all() and values.std() > 0
+    if name == "activation":
+        expected = (model.one(x.to(torch.complex64)) * model.scale).detach().abs().mean(0)
+        group = next(group for group in space.groups if group.units == 8)
+        torch.testing.assert_close(torch.from_numpy(values[group.numbers]).float(), expected, **LOOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("build", [torch.optim.AdamW, torch.optim.SGD])
+def test_methods_drive_them_to_zero(kind: str, build: Callable[..., torch.optim.Optimizer]) -> None:
+    trained = []
+    for vectorised in (True, False):
+        model, space, x, y = ready()
+        make, more = KINDS[kind]
+        options = {"schedule": SCHEDULE, "vectorised": vectorised} | more
+        method = make(space, build(model.parameters(), lr=0.02), Budget(macs=0.5), **options)
+        for _ in range(SCHEDULE.until):
+            method.optimizer.zero_grad()
+            loss_of(model, (x, y)).backward()
+            method.optimizer.step()
+        trained.append(torch.cat([torch.view_as_real(p + 0j).flatten() for p in model.parameters()]).detach())
+        plan = method.plan()
+        assert space.cost(plan).macs <= 0.5 * space.cost().macs
+        torch.testing.assert_close(niwaki.cut(model, plan)(x), model(x), **LOOSE)
+    torch.testing.assert_close(trained[0], trained[1], rtol=1e-3, atol=1e-5)
