@@ -279,3 +279,17 @@ def test_the_plan_of_a_shrunk_model_is_quiet() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         method.plan()
+
+
+@pytest.mark.parametrize("kind", ["hesso", "hspg"])
+def test_a_compiled_step(kind: str) -> None:
+    run, compiled = training(kind), training(kind)
+    step = torch.compile(compiled.optimizer.step, backend="eager")
+    for _ in range(SCHEDULE.until):
+        run.step()
+        compiled.optimizer.zero_grad()
+        compiled.loss().backward()
+        step()
+        compiled.done += 1
+    assert compiled.method.step == SCHEDULE.until
+    torch.testing.assert_close(flat(compiled), flat(run))
