@@ -64,9 +64,10 @@ class Method(ABC):
         """Register the hooks; subclasses call it at the end of their constructor."""
         warn_of_trace(self.label, self.optimizer)
         _attached[self.optimizer] = self.name
+        eager: Callable[..., Any] = torch.compiler.disable  # where optimizer.step is compiled, the hooks are not
         self._handles = [
-            self.optimizer.register_step_pre_hook(torch.compiler.disable(self._pre_step)),
-            self.optimizer.register_step_post_hook(torch.compiler.disable(self._post_step)),
+            self.optimizer.register_step_pre_hook(eager(self._pre_step)),
+            self.optimizer.register_step_post_hook(eager(self._post_step)),
             self.optimizer.register_state_dict_post_hook(self._save),
             self.optimizer.register_load_state_dict_pre_hook(self._check_loaded),
             self.optimizer.register_load_state_dict_post_hook(self._load),
