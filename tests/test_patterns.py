@@ -566,9 +566,7 @@ PATTERNS: dict[str, Pattern] = {
     "rope": Pattern(of(lambda: Attention("split", rotary=True)), least=12),
     "tied embedding": Pattern(lambda: (Tied(), torch.randint(0, 9, (2, 5))), least=14),
     "called twice": Pattern(images(Twice), least=8),
-    "weight norm": Pattern(
-        images(lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 1))), "one divides by it", least=13
-    ),
+    "weight norm": Pattern(images(lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 1))), least=21),
     "weight standardisation": Pattern(images(lambda: Standardised(8, 8, 3)), "mean", least=8),
     "spectral norm": Pattern(images(lambda: parametrizations.spectral_norm(nn.Conv2d(8, 8, 1))), least=21),
     "parametrization": Pattern(images(parametrized), least=13),

@@ -243,7 +243,7 @@ def _silenced(model: nn.Module, plan: niwaki.Plan) -> nn.Module:
         for name, parameter in model.named_parameters():
             for dim, stays in plan.tensors.get(name, {}).items():
                 gone = [position for position in range(parameter.shape[dim]) if position not in set(stays)]
-                if "original0" not in name:  # the length of a normalised weight: its direction may not be zero
+                if (name, dim) not in plan.directions:
                     parameter.index_fill_(dim, torch.tensor(gone), 0)
     return model
 

@@ -56,6 +56,7 @@ def difference(done: Plan, plan: Plan) -> Plan:
         provenance=plan.provenance,
         repairs=_repairs_left(done, plan),
         scalars=tuple(edit for edit in plan.scalars if edit not in done.scalars),
+        directions=tuple((name, dim) for name, dim in plan.directions if dim in tensors.get(name, {})),
     )
 
 
@@ -90,6 +91,7 @@ def composed(done: Plan, plan: Plan) -> Plan:
         shapes=done.shapes,
         repairs=tuple(Repair(tensor, factor, shift) for (tensor, shift), factor in factors.items()),
         scalars=tuple(scalars.values()),
+        directions=tuple(dict.fromkeys((*done.directions, *plan.directions))),
     )
 
 

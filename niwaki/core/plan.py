@@ -36,6 +36,8 @@ class Plan:
     ``kept``: kept units by group, ``units``: how many there were. ``tensors``: for every tensor that shrinks, the kept
     indices by dimension. ``attributes``: Python integers to change. ``repairs`` and ``scalars``: weights and floats to
     rescale, where an average goes over fewer entries than before. ``shapes``: the dense network's tensors.
+    ``directions``: tensors and dimensions whose entries leave with their units, but are not zero in the zeroed network:
+    the directions of a weight norm, which have a length beside them that is. Without any entry they would have none.
     """
 
     kept: Mapping[str, Sequence[int]]
@@ -46,6 +48,7 @@ class Plan:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     repairs: tuple[Repair, ...] = ()
     scalars: tuple[ScalarEdit, ...] = ()
+    directions: tuple[tuple[str, int], ...] = ()
 
     @property
     def structure(self) -> str:
@@ -65,6 +68,7 @@ class Plan:
                 "attributes": [[e.module, e.name, where_to_json(e.where), e.value] for e in self.attributes],
                 "repairs": [[r.tensor, r.factor, r.shift] for r in self.repairs],
                 "scalars": [[e.module, e.name, e.value, e.epsilon] for e in self.scalars],
+                "directions": [[n, d] for n, d in self.directions],
                 "shapes": [[s.name, list(s.shape)] for s in self.shapes],
                 "provenance": dict(self.provenance),
             },
@@ -100,6 +104,7 @@ class Plan:
                 provenance=dict(data["provenance"]),
                 repairs=tuple(Repair(str(n), float(f), float(s)) for n, f, s in data.get("repairs", ())),
                 scalars=tuple(ScalarEdit(str(m), str(a), float(v), bool(e)) for m, a, v, e in data.get("scalars", ())),
+                directions=tuple((str(n), int(d)) for n, d in data.get("directions", ())),
             )
             structure = data["structure"]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as cause:
@@ -162,6 +167,9 @@ class Plan:
         for repair in self.repairs:
             if repair.tensor not in shapes:
                 raise _edited(f"rescales a tensor {repair.tensor!r}, which the network it is for does not have")
+        for name, dim in self.directions:
+            if dim not in self.tensors.get(name, {}):
+                raise _edited(f"calls dimension {dim} of {name!r} a direction, and does not cut it")
         for name, dims in self.tensors.items():
             if name not in shapes:
                 raise _edited(f"cuts a tensor {name!r}, which the network it is for does not have")

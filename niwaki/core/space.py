@@ -29,7 +29,8 @@ class Slice:
 
     ``index[u]`` holds the positions of unit u, [U, K]. ``produces``: these entries compute the unit (weights, biases,
     norm affines) rather than read it. ``driven``: a method drives these entries to zero; that is so for all that
-    produce, and for reading entries where something on the way maps zero to another value.
+    produce, and for reading entries where something on the way maps zero to another value. ``direction``: these
+    entries leave with the unit, but stay as they are in the zeroed network (`Plan.directions`).
     """
 
     tensor: str
@@ -38,6 +39,7 @@ class Slice:
     produces: bool
     driven: bool
     parameter: bool
+    direction: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +79,7 @@ class Place:
     """One dimension of one tensor, and the units that each of its positions depends on.
 
     ``units`` [n, K] is padded with ``num_units`` (always kept). A position is removed when any of its units is.
+    ``direction`` as for `Slice`.
     """
 
     tensor: str
@@ -85,6 +88,7 @@ class Place:
     produces: bool
     driven: bool
     parameter: bool
+    direction: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +220,9 @@ class SearchSpace:
             provenance=dict(provenance or {}),
             repairs=tuple(repairs),
             scalars=tuple(scalars),
+            directions=tuple(
+                (p.tensor, p.dim) for p in self.places if p.direction and p.dim in tensors.get(p.tensor, {})
+            ),
         )
 
     def __str__(self) -> str:

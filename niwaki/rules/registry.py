@@ -129,6 +129,11 @@ class Call(ABC):
         them. So a method has to bring those of removed units to zero, whether they make or read these units."""
 
     @abstractmethod
+    def directs(self, weight: Label, dim: int) -> bool:
+        """Entries of ``weight`` removed along ``dim`` keep their values in the zeroed model: they are the direction of
+        something whose length is zero there. False, and nothing is said, if ``weight`` is not a parameter as it is."""
+
+    @abstractmethod
     def makes(self, weight: Label, dim: int) -> None:
         """``weight`` makes units along ``dim``, whatever else reads them there (a tied embedding does both)."""
 

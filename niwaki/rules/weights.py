@@ -13,22 +13,25 @@ aten = torch.ops.aten
 @rule(aten._weight_norm_interface.default)
 def weight_norm(call: Call) -> list[Label]:
     """v times g over its norm, one norm for each position of ``dim``. The norm does not miss zeros; but where all that
-    it runs over is zero one divides by it, so nothing of ``dim`` can be removed."""
+    it runs over is zero one divides by it. So what v has at removed positions of ``dim`` stays: the length g is zero
+    there. Where v is computed nothing of ``dim`` can be removed."""
     v, g, dim = call["v"], call["g"], call["dim"]
-    call.pin(v.axes[dim], "the norm of a removed weight would be zero, and one divides by it")
-    call.pin(g.axes[dim], "the norm of a removed weight would be zero, and one divides by it")
+    call.equate(v.axes[dim], g.axes[dim])
+    if not call.directs(v, dim):
+        call.pin(g.axes[dim], "the norm of a removed weight would be zero, and one divides by it")
     for i, axis in enumerate(v.axes):
         if i != dim and not v.zero[i]:
             call.pin(axis, "a norm runs over it, and its removed entries are not zero")
         elif i != dim and v.weight:
             call.drives(v, i)
-    norms = [call.fixed(size, "it holds norms") for size in call.shapes[1]]
-    zero = [i != dim and flag for i, flag in enumerate(v.zero)]
-    return [call.label(v.axes, zero, v.weight), call.label(norms, output=1)]
+    norms = [g.axes[dim] if i == dim else call.fixed(size) for i, size in enumerate(call.shapes[1])]
+    axes = [g.axes[dim] if i == dim else axis for i, axis in enumerate(v.axes)]
+    zero = [g.zero[dim] if i == dim else flag for i, flag in enumerate(v.zero)]
+    return [call.label(axes, zero, v.weight and g.weight), call.label(norms, output=1)]
 
 
 def _made(v: Tensor, g: Tensor, dim: int) -> Tensor:
-    if len(v.transpose(0, dim)) != len(g.transpose(0, dim)):  # the kernel itself would read past the end
+    if v.shape[dim] != g.shape[dim]:  # the kernel itself would read past the end
         raise ValueError("the shapes do not fit")
     made: Tensor = torch.ops.aten._weight_norm_interface(v, g, dim)[0]
     return made
@@ -37,34 +40,44 @@ def _made(v: Tensor, g: Tensor, dim: int) -> Tensor:
 class _Normed(nn.Module):
     """A linear layer [6, 4] with a weight of that kind, with norms for its rows or for its columns."""
 
-    def __init__(self, dim: int, bent: bool = False) -> None:
+    def __init__(self, dim: int, bent: str = "", twice: str = "") -> None:
         super().__init__()
         self.x, self.last = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(6, 5))
         self.v, self.g = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.rand((6, 1) if dim == 0 else (1, 4)) + 1)
-        self.dim, self.bent = dim, bent
+        self.dim, self.bent, self.twice = dim, bent, twice
+        self.other = nn.Parameter(torch.rand((1, 4) if dim == 0 else (6, 1)) + 1)
 
     def forward(self) -> Tensor:
-        v = self.v.cos() if self.bent else self.v
-        w = _made(v, self.g, self.dim)
-        return torch.relu(self.x @ w.T) @ self.last
+        v = self.v.cos() if "v" in self.bent else self.v * 2 if "w" in self.bent else self.v
+        w = _made(v, self.g.cos() if "g" in self.bent else self.g, self.dim)
+        y = torch.relu(self.x @ w.T) @ self.last
+        if self.twice == "other":  # the same directions, with lengths along the other dimension
+            y = y + torch.relu(self.x @ _made(v, self.other, 1 - self.dim).T) @ self.last
+        elif self.twice == "plain":
+            y = y + torch.relu(self.x @ v.T) @ self.last
+        return y
 
 
 class _Alone(nn.Module):
     """The weight itself."""
 
-    def __init__(self, dim: int = 0) -> None:
+    def __init__(self, dim: int = 0, bent: bool = False) -> None:
         super().__init__()
         self.v, self.g = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.rand((6, 1) if dim == 0 else (1, 4)) + 1)
-        self.dim = dim
+        self.dim, self.bent = dim, bent
 
     def forward(self) -> Tensor:
-        return _made(self.v, self.g, self.dim)
+        return _made(self.v, self.g.cos() if self.bent else self.g, self.dim)
 
 
 for _dim in (0, 1):
     sample(weight_norm)(lambda dim=_dim: _Normed(dim))
-    sample(weight_norm)(lambda dim=_dim: _Normed(dim, bent=True))
+    for _bent in ("v", "g", "vg", "w"):
+        sample(weight_norm)(lambda dim=_dim, bent=_bent: _Normed(dim, bent=bent))
+    for _twice in ("other", "plain"):
+        sample(weight_norm)(lambda dim=_dim, twice=_twice: _Normed(dim, twice=twice))
     sample(weight_norm)(lambda dim=_dim: _Alone(dim))
+    sample(weight_norm)(lambda dim=_dim: _Alone(dim, bent=True))
 
 
 @mutant(weight_norm)
@@ -72,6 +85,18 @@ def _all_norms_may_go(call: Call) -> list[Label]:
     v, g, dim = call["v"], call["g"], call["dim"]
     call.equate(v.axes[dim], g.axes[dim])
     return [call.label(v.axes, v.zero), call.opaque(1)]
+
+
+@mutant(weight_norm)
+def _computed_lengths_are_zero(call: Call) -> list[Label]:
+    right = weight_norm(call)
+    return [call.label(right[0].axes, call["v"].zero), right[1]]
+
+
+@mutant(weight_norm)
+def _directions_make(call: Call) -> list[Label]:
+    right = weight_norm(call)
+    return [call.label([axis.take(slice(None, None, -1)) for axis in right[0].axes]), right[1]]
 
 
 @mutant(weight_norm)

@@ -149,9 +149,9 @@ def _places(units: Units) -> tuple[Place, ...]:
             parameter = spot.value.origin is Origin.PARAMETER
             if id(owner) not in complete:
                 complete[id(owner)] = bool(produced[owner].all())
-            orphan = parameter and not complete[id(owner)]
+            orphan = parameter and not spot.direction and not complete[id(owner)]
             produces, driven = spot.produces or orphan, spot.driven or orphan
-            places.append(Place(spot.value.name, spot.dim, owner, produces, driven, parameter))
+            places.append(Place(spot.value.name, spot.dim, owner, produces, driven, parameter, spot.direction))
     return tuple(places)
 
 
@@ -164,7 +164,8 @@ def _groups(places: Sequence[Place], units: Units) -> tuple[Group, ...]:
         if id(place.units) not in parted:
             parted[id(place.units)] = list(_by_group(place.units, starts))
         for group, index in parted[id(place.units)]:
-            pieces[group].append(Slice(place.tensor, place.dim, index, place.produces, place.driven, place.parameter))
+            flags = place.produces, place.driven, place.parameter, place.direction
+            pieces[group].append(Slice(place.tensor, place.dim, index, *flags))
     names: Counter[str] = Counter()
     made = []
     for number, (slices, start, size) in enumerate(zip(pieces, starts.tolist(), sizes.tolist(), strict=False)):

@@ -135,6 +135,14 @@ class GraphCall(Call):
     def drives(self, weight: Label, dim: int) -> None:
         self._facts.drives.append(weight.axes[dim].ids.reshape(-1))
 
+    def directs(self, weight: Label, dim: int) -> bool:
+        source = weight.source
+        if source is None or source.shift or self._facts.labels[source.value] is not weight:
+            return False
+        self._facts.directions.append(weight.axes[dim].ids.reshape(-1))
+        self._facts.directing.setdefault(source.value, set()).add((self._node.operator, dim))
+        return True
+
     def makes(self, weight: Label, dim: int) -> None:
         self._facts.makes.append(weight.axes[dim].ids.reshape(-1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch._ops import OpOverload
 
 from niwaki.core.counts import IntArray
 from niwaki.core.location import Location
@@ -79,6 +80,8 @@ class Facts:
     reads: list[IntArray] = field(default_factory=list)
     drives: list[IntArray] = field(default_factory=list)
     makes: list[IntArray] = field(default_factory=list)
+    directions: list[IntArray] = field(default_factory=list)  # ids of positions that keep their values when removed
+    directing: dict[int, set[tuple[OpOverload, int]]] = field(default_factory=dict)  # parameters: operators, dimensions
     places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
     aliases: dict[int, list[int]] = field(default_factory=dict)  # root value -> values that share its memory
     alike: set[int] = field(default_factory=set)  # unseen parameters of whose module there are others that were seen

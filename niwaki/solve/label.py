@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from niwaki import rules
@@ -88,6 +89,7 @@ def label(
                     if axis.free:
                         facts.pinned.append((axis.ids.reshape(-1), why))
     scaling.finish()
+    _hold_other_directions(facts, graph)
     return facts
 
 
@@ -134,6 +136,19 @@ def _apply(call: GraphCall, graph: Graph, node: Node, find: FindRule, scaling: S
         call.placed.clear()
     call.makes_what_goes_on(labels)
     return places.follow(call, rule, scaling.follow(call, rule, labels), call.placed)
+
+
+def _hold_other_directions(facts: Facts, graph: Graph) -> None:
+    """A direction keeps values in the zeroed model that whatever else uses it would take for zeros."""
+    for number, uses in facts.directing.items():
+        operators = {operator for operator, _ in uses}
+        others = (node for run in graph.runs for node in run.nodes if number in node.inputs())
+        other = next((node for node in others if len(uses) > 1 or node.operator not in operators), None)
+        if other is not None:
+            why = facts.reason("it is the direction of a weight norm, and used otherwise too", other.location)
+            for (value, _), (first, size) in facts.places.items():
+                if value == number:
+                    facts.pinned.append((np.arange(first, first + size), why))
 
 
 def _assign(facts: Facts, graph: Graph, node: Node, labels: Sequence[Label], scaling: Scaling) -> None:

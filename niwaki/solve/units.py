@@ -29,6 +29,7 @@ class Spot:
     rows: IntArray
     produces: bool
     driven: bool
+    direction: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,12 @@ class Units:
     def _find_spots(self) -> list[Spot]:
         facts = self.facts
         marks = {}
-        for name, arrays in (("reads", facts.reads), ("drives", facts.drives), ("makes", facts.makes)):
+        for name, arrays in (
+            ("reads", facts.reads),
+            ("drives", facts.drives),
+            ("makes", facts.makes),
+            ("directions", facts.directions),
+        ):
             mark = np.zeros(facts.ids, dtype=bool)
             for ids in {id(ids.base if ids.base is not None else ids): ids for ids in arrays}.values():
                 mark[ids] = True
@@ -91,10 +97,11 @@ class Units:
         for (number, dim), (first, size) in facts.places.items():
             ids = blocks[first] if size else np.zeros(0, dtype=np.int64)
             own = slice(first, first + size)
-            produces = bool(not marks["reads"][own].any() or marks["makes"][own].any())
-            driven = produces or bool(marks["drives"][own].any())
+            direction = bool(marks["directions"][own].any())
+            produces = bool(not marks["reads"][own].any() or marks["makes"][own].any()) and not direction
+            driven = produces or (bool(marks["drives"][own].any()) and not direction)
             rows = self.solution.canonical(ids[:, None])
-            spots.append(Spot(self.graph.values[number], dim, ids, rows, produces, driven))
+            spots.append(Spot(self.graph.values[number], dim, ids, rows, produces, driven, direction))
         return spots
 
     def active(self, rows: IntArray) -> IntArray:

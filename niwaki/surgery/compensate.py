@@ -247,6 +247,7 @@ def _others(space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[s
         for place in space.places
         if not place.produces
         and place.parameter
+        and not place.direction
         and id(parameters[place.tensor]) not in known
         and removed_from(plan, place.tensor, place.dim, parameters) is not None
     }

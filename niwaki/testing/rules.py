@@ -203,6 +203,9 @@ class _Filtered(Call):
     def drives(self, weight: Label, dim: int) -> None:
         self._call.drives(weight, dim)
 
+    def directs(self, weight: Label, dim: int) -> bool:
+        return self._call.directs(weight, dim)
+
     def makes(self, weight: Label, dim: int) -> None:
         self._call.makes(weight, dim)
 
