@@ -227,6 +227,9 @@ class Parts(nn.Module):
         return torch.cat([b, self.body(a.clone())], 1)
 
 
+POOLS = ["max", "avg", "nearest", "bilinear", "padded", "reflected", "strided", "round", "turned", "back"]
+
+
 class Pool(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -241,6 +244,13 @@ class Pool(nn.Module):
             return F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1)
         if self.how == "reflected":
             return F.max_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
+        if self.how == "round":
+            return F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="circular"), 3, 1)
+        if self.how == "turned":
+            return torch.rot90(x, 1, (2, 3)) + x
+        if self.how == "back":
+            y, places = F.max_pool2d(x, 2, return_indices=True)
+            return F.max_unpool2d(y * 0.5, places, 2)
         if self.how == "strided":  # of another memory format, which torch restores
             return x * F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1)
         return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode=self.how)
@@ -857,6 +867,7 @@ ODD: dict[str, Callable[[Odd, Tensor], Tensor]] = {
     "dropped": lambda self, y: self.dropout(y),
     "search": _where,
     "checked": _counted,
+    "rounded": lambda self, y: torch.fake_quantize_per_tensor_affine(y, 0.05, 0, -128, 127),
     "lower": lambda self, y: self.scores(y).tril() @ y,
 }
 
@@ -1098,7 +1109,7 @@ _simple: st.SearchStrategy[Block] = st.one_of(
 _past: st.SearchStrategy[Block] = st.one_of(
     st.tuples(st.just("shuffle"), _one_of(["attributes", "computed", "unflatten", "given", "torch"])),
     st.tuples(st.just("squeeze"), _one_of([2, 4]), _one_of(["linear", "conv"])),
-    st.tuples(st.just("pool"), _one_of(["max", "avg", "nearest", "bilinear", "padded", "reflected", "strided"])),
+    st.tuples(st.just("pool"), _one_of(POOLS)),
     st.tuples(st.just("scale"), _one_of(["mul", "in_place", "view", "addcmul"])),
     st.tuples(st.just("over"), _one_of(["spatial", "softmax", "normalize", "roll", "sum", "cumsum"])),
     st.tuples(st.just("swap"), _one_of(["swap", "add", "interleave"])),

@@ -91,6 +91,25 @@ def refreshed(x: Tensor) -> Tensor:
     return y
 
 
+def every_pair(x: Tensor) -> Tensor:
+    """Bilinear pooling: all products of two channels, on their own scale."""
+    y = x.flatten(2)
+    pairs = ((y @ y.transpose(1, 2)) / y.shape[2]).flatten(1)
+    return F.normalize(pairs.sign() * (pairs.abs() + 1e-5).sqrt())[:, :, None, None]
+
+
+def turned(self: Any, x: Tensor) -> Tensor:
+    """Features are multiplied by a matrix that is found from them, near the identity."""
+    x = torch.relu(self.first(x))
+    matrix = self.found(x.amax(1)).view(-1, self.k, self.k) + torch.eye(self.k, dtype=x.dtype)
+    return self.head(x @ matrix)
+
+
+def turning() -> nn.Module:
+    found = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 36))
+    return Calls(turned, k=6, first=nn.Linear(3, 6), found=found, head=nn.Linear(6, 2))
+
+
 PATTERNS: dict[str, Pattern] = {
     "unflatten into as many heads as positions": Pattern(
         of(lambda: Calls(unflattened, heads=4, qkv=nn.Linear(3, 48), head=nn.Linear(16, 2))), least=4
@@ -105,6 +124,8 @@ PATTERNS: dict[str, Pattern] = {
     "logsigmoid": Pattern(do(F.logsigmoid), least=8),
     "sparse times dense": Pattern(of(Neighbours, graph), least=15),
     "written over full": Pattern(do(refreshed), least=8),
+    "every pair of channels": Pattern(do(every_pair, out=64), least=8),
+    "features turned by a matrix": Pattern(of(turning), least=15),
     "fake quantisation": Pattern(do(lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127)), least=8),
 }
 

@@ -96,8 +96,6 @@ def constant_like(call: Call) -> Label:
     aten.arange.start,
     aten.arange.start_step,
     aten.linspace.default,
-    aten.eye.default,
-    aten.eye.m,
     aten.scalar_tensor.default,
     aten.randint.default,
     aten.randint.low,
@@ -108,6 +106,20 @@ def constant_like(call: Call) -> Label:
 def counted(call: Call) -> Label:
     """Entries that differ from position to position."""
     return call.opaque(0, "it meets a tensor that is made anew in every call")
+
+
+@rule(aten.eye.default, aten.eye.m)
+def identity_matrix(call: Call) -> Label:
+    """Ones where a row meets itself as a column: both leave together."""
+    size, columns = call.shapes[0]
+    if columns != size or size < 2:
+        return counted(call)
+    axis = call.fresh(size)
+    for expression in call.sizes([size] if call.operator is aten.eye.default else [size, columns]):
+        if expression is None:
+            call.pin(axis, "niwaki cannot see where this size comes from")
+        call.size_is(expression, axis, "the size of a new tensor")
+    return call.label((axis, axis))
 
 
 @rule(
@@ -192,6 +204,39 @@ def _ones_are_zeros(call: Call) -> Label:
 @mutant(constant_like)
 def _ones_like_are_zeros(call: Call) -> Label:
     return zeros_like(call)
+
+
+class _Diagonal(nn.Module):
+    """A parameter [6, 6] plus ones where a row meets itself."""
+
+    def __init__(self, alone: bool = False) -> None:
+        super().__init__()
+        self.n, self.a, self.alone = 6, nn.Parameter(torch.randn(6, 6)), alone
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = self.a.dtype
+        made = torch.eye(self.n, self.n, dtype=dtype) if self.alone else torch.eye(self.n, dtype=dtype)
+        return (made, made @ self.a) if self.alone else (self.a + made, self.a @ made)
+
+
+sample(identity_matrix)(_Diagonal)
+sample(identity_matrix)(lambda: _Diagonal(alone=True))
+
+
+@mutant(identity_matrix)
+def _rows_leave_alone(call: Call) -> Label:
+    return call.label([call.fresh(size) for size in call.shapes[0]])
+
+
+@mutant(identity_matrix)
+def _turned(call: Call) -> Label:
+    axis = identity_matrix(call).axes[0]
+    return call.label((axis, axis.take(slice(None, None, -1))))
+
+
+@mutant(identity_matrix)
+def _identity_is_zero(call: Call) -> Label:
+    return call.label(identity_matrix(call).axes, (True, True))
 
 
 @mutant(counted)

@@ -229,14 +229,16 @@ class Units:
 
     def _hold_inner(self) -> bool:
         """Where a position depends on several units, the outermost stays one; returns whether there were such. An outer
-        factor that is alone in its group can leave no more and is pinned before, so that the inner one may."""
+        factor that is alone in its group can leave no more and is pinned before, so that the inner one may. A product
+        of a factor with itself (every pair of channels) has no other inner factor to hold."""
         why, found = self.facts.reason(_INNER, None), False
         for rows in self._distinct_rows():
             rows = self.active(rows)
             several = rows[(rows != 0).sum(axis=1) > 1]
             if len(several):
-                later = (several != 0).cumsum(axis=1) > 1
-                found |= self.pin(several[later & (several != 0)], why)
+                later = (several != 0) & ((several != 0).cumsum(axis=1) > 1)
+                outermost = several[(several != 0) & ~later]
+                found |= self.pin(np.setdiff1d(several[later], outermost), why)
         return found
 
     def _distinct_rows(self) -> Iterable[IntArray]:
