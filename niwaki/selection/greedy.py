@@ -5,13 +5,14 @@ Units leave in the order of worth lost per cost saved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Among, group_of
+from niwaki.selection.building import buildable
 from niwaki.selection.levels import Levels, Steps
 from niwaki.selection.pricing import WORTH_BY, costs, mixed, prices, worth_weight
 from niwaki.selection.queue import Queue
@@ -39,11 +40,13 @@ def select(
     ``saliency`` [num_units] is not negative. Units in ``removed`` stay removed. ``compare="isomorphic"``: v and C are
     those of all isomorphic groups together. ``compare="space"``: what is kept is worth the sum of its saliency, for
     saliencies that are comparable across groups as they are. ``weight`` [groups]: a group of twice the weight keeps
-    twice the share. Where the limits cannot be met every group ends at its least size: the caller compares.
+    twice the share. Where the limits cannot be met every group ends at its least size: the caller compares. Numbers of
+    units that the sizes in the model's code cannot follow are avoided.
     """
     start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
     chooser = _Chooser(space, dict(limits), steps, saliency, Worth(space, saliency, start, compare, weight))
-    return chooser.tighten(chooser.refill(chooser.shrink(start), start), start)
+    best = chooser.tighten(chooser.refill(chooser.shrink(start), start), start)
+    return buildable(space, best, lambda keep: chooser.near(keep, start))
 
 
 def next_step(
@@ -138,6 +141,24 @@ class _Chooser:
             else:
                 break
         return keep
+
+    def near(self, keep: BoolArray, start: BoolArray) -> Iterator[BoolArray]:
+        """What differs from ``keep`` by a step back that fits under the limits, or by steps of one block that leave."""
+        price = prices(self.model, keep, self.limits)
+        back = self._returning(keep, start, price)
+        for units in back.steps():
+            trial = keep.copy()
+            trial[units] = True
+            if not self._excess(trial):
+                yield trial
+        left: dict[int, BoolArray] = {}
+        for units in self._leaving(
+            keep, {measure: self.dense[measure] for measure in self.limits}, price, None
+        ).steps():
+            block = int(self.block[units[0]])
+            left[block] = left.get(block, keep).copy()
+            left[block][units] = False
+            yield left[block]
 
     def _excess(self, keep: BoolArray) -> dict[str, float]:
         """By how much the limits that are not met are exceeded."""

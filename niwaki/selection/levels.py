@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
 from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.selection.building import buildable
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ class Levels:
 
 
 def leaving(space: SearchSpace, gone: BoolArray, steps: Steps) -> BoolArray:
-    """Which of the units in ``gone`` [num_units] can really leave: as many as sizes, steps and ties of ``space`` allow.
+    """Which of the units in ``gone`` [num_units] can leave: as many as sizes, steps and ties of ``space`` and the
+    sizes in the model's code allow.
 
     >>> import niwaki, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
@@ -78,10 +82,23 @@ def leaving(space: SearchSpace, gone: BoolArray, steps: Steps) -> BoolArray:
         block, reached = int(levels.block[number]), levels.reached[group.numbers]
         may[block] = np.unique(np.append(reached[reached >= 0], 0))
         level[block] = min(level[block], int(gone[group.numbers].sum()) // int(levels.step[number]))
-    found = np.zeros(space.num_units, dtype=bool)
-    for number, group in enumerate(space.groups):
-        block = int(levels.block[number])
-        reachable = int(may[block][may[block] <= level[block]].max())
-        units = group.first + np.flatnonzero(gone[group.numbers])
-        found[units[: reachable * int(levels.step[number])]] = True
-    return found
+    blocks = levels.block.tolist()
+
+    def gone_at(reached: dict[int, int]) -> BoolArray:
+        found = np.zeros(space.num_units, dtype=bool)
+        for number, group in enumerate(space.groups):
+            units = group.first + np.flatnonzero(gone[group.numbers])
+            found[units[: reached[blocks[number]] * int(levels.step[number])]] = True
+        return found
+
+    def fewer(keep: BoolArray) -> Iterator[BoolArray]:
+        now = {
+            blocks[number]: int((~keep)[group.numbers].sum()) // int(levels.step[number])
+            for number, group in enumerate(space.groups)
+        }
+        lower = [[(block, at) for at in may[block][may[block] < top][::-1].tolist()] for block, top in now.items()]
+        for some in zip_longest(*lower):  # by one step each first
+            yield from (~gone_at(now | {block: at}) for block, at in filter(None, some))
+
+    most = {block: int(may[block][may[block] <= level[block]].max()) for block in may}
+    return ~buildable(space, ~gone_at(most), fewer)

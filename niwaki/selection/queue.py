@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -41,6 +43,11 @@ class Queue:
     def first(self, steps: int) -> IntArray:
         """The units of the first ``steps`` steps."""
         return self.units[: self.start[steps]]
+
+    def steps(self) -> Iterator[IntArray]:
+        """The units of each step."""
+        for first, last in pairwise(self.start.tolist()):
+            yield self.units[first:last]
 
     def only(self, which: BoolArray) -> Queue:
         """The steps with ``which`` true."""
