@@ -18,6 +18,7 @@ from niwaki.core.location import Location
 from niwaki.core.repairs import Scalar
 from niwaki.core.space import BoolArray
 from niwaki.errors import PlanError, TraceError
+from niwaki.rules.views import STRIDING
 from niwaki.solve.build import Builder
 from niwaki.solve.facts import Facts
 from niwaki.surgery.cut import cut_empty
@@ -160,9 +161,14 @@ def _named(run: Run, all_of_them: bool) -> list[tuple[int, str]]:
         packet = node.operator.overloadpacket
         if packet in _PRODUCTS:
             named += [(index, part) for part in _PRODUCTS[packet]]
-        elif packet not in _ARRANGING:
+        elif packet not in _ARRANGING and not _restrided(node):
             named.append((index, str(packet).removesuffix("_")))
     return named
+
+
+def _restrided(node: Node) -> bool:
+    """Whether torch itself gave a result other strides, as average pooling to a single position does at times."""
+    return node.operator is torch.ops.aten.as_strided_.default and node.call.function not in STRIDING
 
 
 _ARRANGING = frozenset(

@@ -192,3 +192,26 @@ def test_a_norm_without_an_epsilon_whose_width_was_pinned() -> None:
     space = niwaki.search_space(Elsewhere(), torch.randn(5, 4))
     assert not space.groups
     assert any("niwaki could not tell what to pin, so everything is pinned" in note for note in space.notes)
+
+
+class OneHead(nn.Module):
+    """With one head left, what attention gives is a view in the memory format of channels last, and torch gives the
+    pooled image other strides than before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 2
+        self.qkv, self.out, self.head = nn.Conv2d(4, 24, 1), nn.Conv2d(8, 4, 1), nn.Linear(4, 3)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, _, height, width = x.shape
+        q, k, v = (t.view(count * self.heads, -1, height * width).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=1))
+        y = (q @ k.transpose(1, 2)).softmax(-1) @ v
+        y = y.view(count, self.heads, height * width, -1).permute(0, 1, 3, 2).reshape(count, -1, height, width)
+        return self.head(self.pool(self.out(y)).flatten(1))
+
+
+def test_other_strides_are_no_other_computation() -> None:
+    space = niwaki.search_space(OneHead(), torch.randn(2, 4, 3, 3))
+    assert [group.units for group in space.groups if "qkv" in group.name] == [2], space

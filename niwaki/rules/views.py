@@ -80,13 +80,13 @@ def strided(call: Call) -> Label:
     """torch itself calls it to give a tensor the strides of a memory format, in its old shape; nothing else of what it
     can do is followed."""
     x: Label = call["self"]
-    if call.operator is not aten.as_strided_.default or call.python.function in _STRIDING or x.shape != call.shapes[0]:
+    if call.operator is not aten.as_strided_.default or call.python.function in STRIDING or x.shape != call.shapes[0]:
         raise Refused("its memory is read by strides")
     call.follows("size", "stride")
     return call.label(x.axes, x.zero, x.weight)
 
 
-_STRIDING = (torch.as_strided_, torch.Tensor.as_strided_)
+STRIDING = (torch.as_strided_, torch.Tensor.as_strided_)
 
 
 @homogeneous("self", whole=True)
