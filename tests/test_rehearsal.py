@@ -206,7 +206,9 @@ class OneHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         count, _, height, width = x.shape
-        q, k, v = (t.view(count * self.heads, -1, height * width).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=1))
+        q, k, v = (
+            t.reshape(count * self.heads, -1, height * width).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=1)
+        )
         y = (q @ k.transpose(1, 2)).softmax(-1) @ v
         y = y.view(count, self.heads, height * width, -1).permute(0, 1, 3, 2).reshape(count, -1, height, width)
         return self.head(self.pool(self.out(y)).flatten(1))

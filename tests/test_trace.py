@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import niwaki
 from niwaki.core.numbers import Attribute, Combination, Count, Literal
 from niwaki.errors import TraceError
 from niwaki.trace.graph import Graph, Origin
@@ -228,3 +229,56 @@ def test_packages_whose_names_begin_like_that_of_torch_are_the_users() -> None:
     here = str(Path(torch.__file__).parent)
     assert _internal(f"{here}/nn/modules/linear.py")
     assert not _internal(f"{here}vision/models/resnet.py")
+
+
+@torch.jit.script
+def scripted_clamp(x: Tensor, most: float) -> Tensor:
+    return (x / most).tanh() * most
+
+
+@torch.jit.script
+def scripted_rows(x: Tensor, rows: int) -> Tensor:
+    return x.view(x.size(0) * rows, x.size(1) // rows).relu()
+
+
+class Scripted(nn.Module):
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.first, self.last, self.rows = nn.Linear(4, 8), nn.Linear(8 // max(rows, 1), 2), rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = scripted_clamp(self.first(x), 5.0)
+        return self.last(scripted_rows(y, self.rows) if self.rows else y)
+
+
+def test_scripted_functions_are_followed() -> None:
+    """Their operators come without a torch function that was called."""
+    model, x = Scripted(0), torch.randn(3, 4)
+    space = niwaki.search_space(model, x)
+    assert [group.units for group in space.groups] == [8], space
+    plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+    assert niwaki.check(model, plan, x).holds
+
+
+@torch.jit.script
+def scripted_literal(x: Tensor) -> Tensor:
+    return x.view(x.size(0) * 2, 4).relu()
+
+
+def test_sizes_in_scripted_functions() -> None:
+    """Code that asks for sizes follows by itself; a number written in it is found when the cut is rehearsed."""
+    model, x = Scripted(2), torch.randn(3, 4)
+    space = niwaki.search_space(model, x)
+    plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+    assert space.num_units == 4 and niwaki.check(model, plan, x).holds
+    fixed = nn.Sequential(nn.Linear(4, 8), Lambda(scripted_literal), nn.Linear(4, 2))
+    assert niwaki.search_space(fixed, x).num_units == 0
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)

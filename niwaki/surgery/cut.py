@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from pickle import PickleError
 from typing import Any, Literal, overload
 
 import torch
@@ -137,9 +138,11 @@ def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None)
         for value in module.__dict__.values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
+            elif isinstance(value, torch.jit.ScriptFunction):  # shared as any function is
+                memo[id(value)] = value
     try:
         return copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError) as cause:
+    except (TypeError, RuntimeError, PickleError) as cause:
         raise PlanError(
             f"The model cannot be copied, and niwaki cuts a copy: {cause}. Some attribute of a module (a lock, a "
             "generator, a tensor in an autograd graph) does not allow copy.deepcopy; remove it or give its class "

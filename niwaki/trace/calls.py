@@ -39,18 +39,25 @@ class Numbering(Protocol):
 
 
 class CallMode(TorchFunctionMode):
-    """Keeps ``current``, the innermost torch function that Python code called."""
+    """Keeps ``current``, the innermost torch function that Python code called.
+
+    ``resting``: whether an operator is at work, below Python. Where scripted code called it, torch has not put this
+    mode aside, and what the recorder itself asks of tensors would be taken for the network's.
+    """
 
     def __init__(self, numbering: Numbering) -> None:
         super().__init__()
         self.current = PythonCall(None)
         self._numbering = numbering
         self._open: list[Callable[..., Any]] = []
+        self.resting = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.resting:
+            return func(*args, **kwargs)
         answer = _ANSWERED.get(func)
         if answer is not None:
             return answer(self, *args, **kwargs)

@@ -159,15 +159,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if isinstance(func, HigherOrderOperator):
             return self._look_into(func, args, kwargs or {})
+        calls = self._calls
+        outside, calls.resting = calls.resting, True
+        try:
+            return self._record(func, args, kwargs or {})
+        finally:
+            calls.resting = outside
+
+    def _record(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         known = traits(func)
         if known.inquires:  # a fake tensor is asked for its device or layout
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         if func in COMPOSED or (
             self._opened and torch._C._dispatch_has_kernel_for_dispatch_key(func._name, _COMPOSITE)
         ):
             with self:
-                return func.decompose(*args, **(kwargs or {}))
-        kwargs = kwargs or {}
+                return func.decompose(*args, **kwargs)
         if self._pretence.active:
             args, kwargs = self._pretence.arguments(args), self._pretence.arguments(kwargs)
         given: list[int] = []
