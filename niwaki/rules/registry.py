@@ -77,6 +77,7 @@ class Call(ABC):
     shapes: tuple[tuple[int, ...], ...]  # of the outputs
     dtypes: tuple[torch.dtype, ...]
     trains: bool  # whether the run, in eval mode, tells what train mode does too
+    unused: bool  # whether nobody sees what comes out
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]

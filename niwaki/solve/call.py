@@ -28,8 +28,10 @@ def _defaults(operator: torch._ops.OpOverload) -> Mapping[str, Any]:
 class GraphCall(Call):
     """A call of a graph; what is said of it is written into `Facts`."""
 
-    def __init__(self, facts: Facts, graph: Graph, node: Node, counting: bool, trains: bool) -> None:
-        self._facts, self._node, self._counting, self.trains = facts, node, counting, trains
+    def __init__(
+        self, facts: Facts, graph: Graph, node: Node, counting: bool, trains: bool, unused: bool = False
+    ) -> None:
+        self._facts, self._node, self._counting, self.trains, self.unused = facts, node, counting, trains, unused
         self._why: dict[str, int] = {}
         self.operator, self.python = node.operator, node.call
         self.understood: set[int] = set()  # positions among the numbers of the Python call
@@ -102,7 +104,7 @@ class GraphCall(Call):
             self._facts.pinned.append((axis.ids.reshape(-1), self._reason(why)))
 
     def inexact(self, axis: Axis, why: str) -> None:
-        if axis.free:
+        if axis.free and not self.unused:
             self._facts.mark_inexact(axis.ids.reshape(-1), self._reason(why))
 
     def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:

@@ -19,6 +19,7 @@ from niwaki.solve.comparisons import compared
 from niwaki.solve.facts import Facts, SizeClaim, Touched
 from niwaki.solve.repeats import Calls, Said
 from niwaki.solve.scaling import Scaling
+from niwaki.solve.unused import outlasting, unused
 from niwaki.trace.graph import Graph, Node, Origin, Value
 
 FindRule = Callable[[torch._ops.OpOverload], Rule | None]
@@ -54,11 +55,12 @@ def label(
             facts.sizes.append(claim)
             checked |= {id(node.call): node.call.numbers[0].value for node in (product, comparison)}
         calls.begin()
-        for node in run.nodes:
-            key = calls.key(node) if repeats and len(graph.runs) > 1 else None
+        thrown_away = unused(graph, run) if run.error is None else set()
+        for place, node in enumerate(run.nodes):
+            key = calls.key(node, place in thrown_away) if repeats and len(graph.runs) > 1 else None
             said = calls.recall(key) if index else None
             if said is None:
-                call = GraphCall(facts, graph, node, counting=index == 0, trains=run.both)
+                call = GraphCall(facts, graph, node, index == 0, run.both, place in thrown_away)
                 labels = _apply(call, graph, node, find, scaling, tolerant)
                 axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
                 said = Said(labels, axes, call.resized, call.rescaled, call.understood)
@@ -73,6 +75,9 @@ def label(
                     _freeze(facts, frozen, number, node.location, "enters a computation that niwaki does not follow")
         for item in run.frozen:
             _freeze(facts, frozen, item.expression, item.location, "is part of the computed function")
+        for left in outlasting(graph, run):
+            stored = facts.labels[left]
+            scaling.refuse(() if stored is None else stored.scale)
         for result in run.outputs:
             returned = facts.labels[result]
             assert returned is not None

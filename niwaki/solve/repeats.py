@@ -57,13 +57,14 @@ class Calls:
         if key is not None:
             self._said.setdefault(key, []).append(said)
 
-    def key(self, node: Node) -> int | None:
+    def key(self, node: Node, unused: bool) -> int | None:
         """Equal for calls of which the same will be said, once more; None where that cannot be told. (Of operators and,
         within a run, lines there is one object each.)"""
         values = self._graph.values
         key = (
             id(node.operator),
             id(node.location),
+            unused,
             tuple([self._argument(argument) for argument in node.args]),
             tuple([(name, self._argument(argument)) for name, argument in node.kwargs.items()]),
             tuple([(values[number].shape, values[number].dtype) for number in node.outputs if number is not None]),

@@ -33,6 +33,8 @@ class Scaling:
 
     def follow(self, call: Call, rule: Rule | None, made: Sequence[Label]) -> list[Label]:
         """The labels ``made`` by a rule (None: it refused), with the scale and the source that they have."""
+        if call.unused:
+            return list(made)
         operands = list(_labels(call.arguments.values()))
         claimed: set[int | Scalar] = set()
         scale: tuple[Scale, ...] | None = ()

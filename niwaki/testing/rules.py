@@ -150,7 +150,7 @@ class _Filtered(Call):
     def __init__(self, call: Call, heard: set[Line], deaf_to: Line | None) -> None:
         self._call, self._heard, self._deaf_to = call, heard, deaf_to
         self.operator, self.python, self.arguments = call.operator, call.python, call.arguments
-        self.shapes, self.dtypes = call.shapes, call.dtypes
+        self.shapes, self.dtypes, self.unused = call.shapes, call.dtypes, call.unused
 
     def _passes(self) -> bool:
         code, line = sys._getframe(2).f_code, sys._getframe(2).f_lineno

@@ -80,6 +80,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.overlooked: set[str] = set()
         self.tangled = False  # something was written that a dropout had handed on, in eval mode to itself
         self._dropped: set[int] = set()
+        self._read: set[int] = set()
         self._calls = CallMode(weakref.proxy(self))  # no cycle: what a trace leaves is many objects, and goes at once
         self._lines = Lines(inventory)
         self._parameters = [parameter for _, parameter in inventory.parameters]
@@ -115,7 +116,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.overlooked.update(objects_in(result))
         except Exception as cause:  # noqa: BLE001 - any error of the user's code is reported, with the run recorded so far
             error = cause
-        ended = dict(self._ends.ended)  # what the result holds has not
+        # What the result holds has not ended, nor has what Python read: nobody sees where that went.
+        ended = {number: moment for number, moment in self._ends.ended.items() if number not in self._read}
         for tensor, content in self._undo:
             with torch.no_grad():
                 tensor.copy_(content)
@@ -133,8 +135,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._add(tensor, Origin.CONSTANT, "")
 
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
+        number = self.number_of(tensor)
+        self._read.add(number)
         if self.hollow is not None:
-            self.hollow.refuse_reading(function, self.values[self.number_of(tensor)].root)
+            self.hollow.refuse_reading(function, self.values[number].root)
 
     def drops(self, tensor: torch.Tensor) -> None:
         self._dropped.add(self.values[self.number_of(tensor)].root)
