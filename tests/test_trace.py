@@ -282,3 +282,9 @@ class Lambda(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(x)
+
+
+def test_nested_tensors_are_refused() -> None:
+    nested = Lambda(lambda x: torch.nested.as_nested_tensor([x[:1], x], layout=torch.jagged).relu())
+    with pytest.raises(TraceError, match="a nested tensor is made, whose rows have sizes of their own"):
+        niwaki.search_space(nn.Sequential(nn.Linear(4, 8), nested), torch.randn(3, 4))

@@ -263,6 +263,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _result(self, item: Any, root: int | None) -> int | None:
         if not isinstance(item, torch.Tensor):
             return None
+        if item.is_nested:
+            raise NotImplementedError(
+                "a nested tensor is made, whose rows have sizes of their own; niwaki follows padded ones only"
+            )
         known = self._known.get(id(item))
         if known is not None and known() is item:
             before = self.values[known.number]
