@@ -293,3 +293,74 @@ def test_a_compiled_step(kind: str) -> None:
         compiled.done += 1
     assert compiled.method.step == SCHEDULE.until
     torch.testing.assert_close(flat(compiled), flat(run))
+
+
+class Both(Optimizer):
+    """As docs/trainers.md has it."""
+
+    def __init__(self, *optimizers: Optimizer) -> None:
+        super().__init__([group for one in optimizers for group in one.param_groups], {})
+        self.optimizers = optimizers
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for one in self.optimizers:
+            one.param_groups, one.state = [next(groups) for _ in one.param_groups], self.state
+
+    def step(self, closure: Any = None) -> Any:
+        for one in self.optimizers:
+            one.step(closure)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def muon_and_adamw(model: nn.Module) -> Both:
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    rest = [p for p in model.parameters() if p.dim() != 2]
+    return Both(torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=0.01))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_optimizers_as_one(kind: str) -> None:
+    make, more = KINDS[kind]
+    x, y = torch.randn(64, 6), torch.randint(0, 3, (64,))
+
+    def ready() -> tuple[nn.Module, Both, Method]:
+        torch.manual_seed(1)
+        model = nn.Sequential(
+            nn.Linear(6, 24), nn.LayerNorm(24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)
+        )
+        optimizer = muon_and_adamw(model)
+        space = niwaki.search_space(model, x)
+        return model, optimizer, make(space, optimizer, BUDGET, **{"schedule": SCHEDULE} | more)
+
+    def train(model: nn.Module, optimizer: Both, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    model, optimizer, method = ready()
+    train(model, optimizer, 10)
+    state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, SCHEDULE.until - 10)
+    plan = method.plan()
+    torch.testing.assert_close(niwaki.cut(model, plan)(x), model(x))
+
+    resumed, optimizer, again = ready()
+    optimizer.load_state_dict(state[1])
+    resumed.load_state_dict(state[0])
+    train(resumed, optimizer, SCHEDULE.until - 10)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
+    assert again.plan().kept == plan.kept
+
+
+def test_one_of_two_optimizers_is_not_enough() -> None:
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 3))
+    with pytest.raises(
+        MethodError, match=r"lacks 1 of the 2 .* If another optimizer trains them .* with one that steps both"
+    ):
+        HESSO(niwaki.search_space(model, torch.randn(1, 6)), sgd([model[0].bias]), BUDGET, SCHEDULE)

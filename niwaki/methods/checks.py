@@ -64,7 +64,8 @@ def check_parameters(space: SearchSpace, optimizer: Optimizer) -> None:
         raise MethodError(
             f"The optimizer lacks {len(missing)} of the {len(needed)} parameters that units are made of, first "
             f"{missing[0]!r}. Give it all parameters of the model, or pin the missing ones with `ignored` when you "
-            "build the search space."
+            "build the search space. If another optimizer trains them (Muon beside AdamW), build the method with one "
+            "that steps both: a torch.optim.Optimizer with the param groups of both, whose step() calls theirs."
         )
 
 
