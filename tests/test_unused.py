@@ -87,11 +87,11 @@ def test_one_run_throws_away_what_another_keeps() -> None:
 class Attended(nn.Module):
     """Attention as it is mostly called: the weights come back averaged over heads, and are not looked at."""
 
-    def __init__(self, others: bool) -> None:
+    def __init__(self, others: bool, keys: int = 8, values: int = 8) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
-        self.attention, self.others = nn.MultiheadAttention(8, 4, batch_first=True), others
-        self.keys, self.values = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 4, batch_first=True, kdim=keys, vdim=values)
+        self.others, self.keys, self.values = others, nn.Linear(8, keys), nn.Linear(8, values)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -106,3 +106,14 @@ def test_heads_of_an_attention_whose_weights_nobody_asks_for(others: bool) -> No
     torch.manual_seed(0)
     report = check_model(Attended(others), torch.randn(2, 5, 3))
     assert report.units == 12
+
+
+def test_keys_and_values_of_widths_of_their_own() -> None:
+    torch.manual_seed(0)
+    model, x = Attended(True, keys=6, values=5), torch.randn(2, 5, 3)
+    assert check_model(model, x).units == 8 + 4 + 6 + 5
+    space = niwaki.search_space(model, x)
+    small = niwaki.cut(model, niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5)))
+    attention = small.attention
+    assert attention.embed_dim == attention.q_proj_weight.shape[1] < 8
+    assert (attention.kdim, attention.vdim) == (attention.k_proj_weight.shape[1], attention.v_proj_weight.shape[1])

@@ -32,7 +32,12 @@ SIZES: Mapping[type[nn.Module], tuple[Size, ...]] = {
     nn.ConvTranspose3d: _TRANSPOSED,
     nn.modules.batchnorm._NormBase: _NORM,
     nn.Embedding: (Size("embedding_dim", "weight", 1), Size("num_embeddings", "weight", 0)),
-    nn.MultiheadAttention: tuple(Size(name, "in_proj_weight", 1) for name in ("embed_dim", "kdim", "vdim")),
+    nn.MultiheadAttention: (
+        *(Size(name, "in_proj_weight", 1) for name in ("embed_dim", "kdim", "vdim")),
+        Size("embed_dim", "q_proj_weight", 1),
+        Size("kdim", "k_proj_weight", 1),
+        Size("vdim", "v_proj_weight", 1),
+    ),
     nn.RNNBase: (
         Size("input_size", "weight_ih_l0", 1),
         Size("hidden_size", "weight_hr_l0", 1),  # with a projection, of which the recurrent weight reads the result
