@@ -17,13 +17,14 @@ from niwaki.core.scalars import is_number as is_number
 from niwaki.core.scalars import is_whole as is_whole
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import BudgetError
-from niwaki.selection import Steps, costs
+from niwaki.selection import Steps, costs, next_step
 from niwaki.version import __version__
 
 MODELLED = ("macs", "params", "units", "memory")
 MEASURED = ("activations", "latency")
 TRAINED = (*MODELLED, "activations")  # what a method can follow, which cannot measure
 _FREE = Steps()
+_TIGHT = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,25 @@ def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], 
             f"group at its least size{sizes} {reached[measure]:,.0f} ({reached[measure] / dense:.1%}) remain. "
             f"{in_the_way(space)} Ask for more {measure}, or remove these reasons."
         )
+
+
+def loose(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], budget: Budget) -> str | None:
+    """Why more than 1 % is left under every limit, as a sentence; None where no more is."""
+    reached = costs(space.cost_model, keep, limits)
+    tightest = max(limits, key=lambda measure: reached[measure] / max(limits[measure], 1.0))
+    if reached[tightest] >= (1 - _TIGHT) * limits[tightest]:
+        return None
+    step = next_step(space, keep, limits, budget.steps)
+    if step is None:
+        return None
+    units, more = step
+    names = dict.fromkeys(g.name for g in space.groups if ((units >= g.first) & (units < g.first + g.units)).any())
+    over = max(limits, key=lambda measure: more[measure] / max(limits[measure], 1.0))
+    return (
+        f"{tightest} is {reached[tightest]:,.0f}, {1 - reached[tightest] / limits[tightest]:.1%} under its limit of "
+        f"{limits[tightest]:,.0f}. The finest step there is, {len(units)} more of the units of {', '.join(names)}, "
+        f"would make {over} {more[over]:,.0f}, with a limit of {limits[over]:,.0f}."
+    )
 
 
 def provenance(space: SearchSpace, keep: BoolArray, budget: Budget, **more: Any) -> dict[str, Any]:

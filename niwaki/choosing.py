@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.budget import MODELLED, TRAINED, Budget, check_budget, check_met, provenance
+from niwaki.budget import MODELLED, TRAINED, Budget, check_budget, check_met, loose, provenance
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import AMONG, Among
@@ -15,10 +15,8 @@ from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.measuring import Meter, meters
 from niwaki.seeking import within
-from niwaki.selection import costs, next_step, select
+from niwaki.selection import select
 from niwaki.trace.preserve import preserved
-
-_TIGHT = 0.01
 
 
 def choose(
@@ -89,25 +87,6 @@ def choose(
         with preserved(space.model):
             trial, about["priced"] = within(space, found, keep, limits, selected)
         keep, about["measured"] = trial.keep, trial.told
-    elif told := _loose(space, keep, limits, budget):
+    elif told := loose(space, keep, limits, budget):
         about["tight"] = told
     return space.plan(keep, provenance(space, keep, budget, **about))
-
-
-def _loose(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], budget: Budget) -> str | None:
-    """Why more than 1 % is left under every limit, as a sentence; None where no more is."""
-    reached = costs(space.cost_model, keep, limits)
-    tightest = max(limits, key=lambda measure: reached[measure] / max(limits[measure], 1.0))
-    if reached[tightest] >= (1 - _TIGHT) * limits[tightest]:
-        return None
-    step = next_step(space, keep, limits, budget.steps)
-    if step is None:
-        return None
-    units, more = step
-    names = dict.fromkeys(g.name for g in space.groups if ((units >= g.first) & (units < g.first + g.units)).any())
-    over = max(limits, key=lambda measure: more[measure] / max(limits[measure], 1.0))
-    return (
-        f"{tightest} is {reached[tightest]:,.0f}, {1 - reached[tightest] / limits[tightest]:.1%} under its limit of "
-        f"{limits[tightest]:,.0f}. The finest step there is, {len(units)} more of the units of {', '.join(names)}, "
-        f"would make {over} {more[over]:,.0f}, with a limit of {limits[over]:,.0f}."
-    )

@@ -84,3 +84,23 @@ def test_a_method_ends_with_a_plan(kind: type, share: float) -> None:
     plan = method.plan()
     assert space.cost(plan).macs <= share * space.cost().macs
     torch.testing.assert_close(niwaki.cut(model, plan)(X), model(X))
+
+
+@pytest.mark.parametrize("kind", [HESSO, DHSPG, HSPG])
+def test_a_plan_of_a_method_says_where_steps_are_coarse(kind: type) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+    for share, coarse in ((0.6, True), (0.5, False)):
+        torch.manual_seed(0)
+        space = niwaki.search_space(model, X)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        budget, schedule = Budget(macs=share, round_to=8), Schedule(start=2, until=12, periods=1)
+        options = {"tolerance": 0.0} if kind is DHSPG else {}
+        method = kind(space, optimizer, budget, schedule, **options)
+        for _ in range(12):
+            optimizer.zero_grad()
+            model(X).square().mean().backward()
+            optimizer.step()
+        told = method.plan().provenance.get("tight", "")
+        assert ("The finest step there is, 8 more of the units of 0" in told) == coarse
+        method.detach()

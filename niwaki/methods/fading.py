@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import TRAINED, Budget, check_budget, check_met, provenance
+from niwaki.budget import TRAINED, Budget, check_budget, check_met, loose, provenance
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
@@ -96,7 +96,8 @@ class Fading(Method):
 
     def plan(self) -> Plan:
         """The plan that removes the units marked so far; after ``schedule.until`` steps it meets the budget, and all
-        its units are zero. Before, or where they are not, a warning says so.
+        its units are zero. Before, or where they are not, a warning says so. Where steps are so coarse that more than
+        1 % is left under every limit, ``provenance["tight"]`` says what the next would cost.
 
         Raises:
             PlanError: no values of the model's attributes could follow the choice.
@@ -105,6 +106,8 @@ class Fading(Method):
         warn_of(self.label, self.not_ended(), left.space, (self._status == ZERO)[left.here])
         keep = self._status == IMPORTANT
         about = {"method": self.name, **self._about()}
+        if self.step >= self.schedule.until and (told := loose(self.space, keep, self._limits, self.budget)):
+            about["tight"] = told
         return self.space.plan(keep, provenance(self.space, keep, self.budget, step=self.step, **about))
 
     def not_ended(self) -> str | None:

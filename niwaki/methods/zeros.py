@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import TRAINED, Budget, check_budget, check_met, provenance
+from niwaki.budget import TRAINED, Budget, check_budget, check_met, loose, provenance
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
@@ -117,6 +117,8 @@ class Zeros(Method):
         about = {"step": self.step, "method": self.name, **self.settings()}
         if self.budget is None:
             return self.space.plan(keep, about)
+        if self._ended is not None and (told := loose(self.space, keep, self._limits, self.budget)):
+            about["tight"] = told
         return self.space.plan(keep, provenance(self.space, keep, self.budget, **about))
 
     def _not_ended(self) -> str | None:
