@@ -75,8 +75,9 @@ def discard(run: Run) -> None:
             for value in run.optimizer.state[parameter].values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.index_fill_(dim, lost, 0)
-            with torch.no_grad():  # consumers, which the zeros make unheard
-                parameter.index_fill_(dim, lost, 0)
+            if (name, dim) not in plan.directions:
+                with torch.no_grad():  # consumers, which the zeros make unheard
+                    parameter.index_fill_(dim, lost, 0)
 
 
 @pytest.mark.parametrize("vectorised", [True, False])
