@@ -24,7 +24,7 @@ import json
 
 from rich.console import Console
 
-from benchmarks.zoo import of_timm, of_torchvision, of_transformers, operators, peers
+from benchmarks.zoo import of_libraries, of_timm, of_torchvision, of_transformers, operators, peers
 from benchmarks.zoo.entries import Entry
 from benchmarks.zoo.processes import Job, run
 from benchmarks.zoo.summary import merged, summary
@@ -35,6 +35,7 @@ from benchmarks.zoo.worker import examine, warm_up
 Row = dict[str, Any]
 _LARGE = 2.5  # times the caps, for models that say so
 ZOOS = {"torchvision": of_torchvision.entries, "timm": of_timm.entries, "transformers": of_transformers.entries}
+ON_REQUEST = {"libraries": of_libraries.entries}
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through every `finally`, so that no process is left behind
     operators.prepare()
-    entries = [entry for zoo in options.zoo for entry in ZOOS[zoo]()]
+    entries = [entry for zoo in options.zoo for entry in (ZOOS | ON_REQUEST)[zoo]()]
     chosen = [entry for entry in entries if re.search(options.match, entry.name)]
     if options.list:
         for entry in chosen:
@@ -79,7 +80,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__.splitlines()[0])
-    parser.add_argument("--zoo", nargs="*", choices=list(ZOOS), default=list(ZOOS))
+    parser.add_argument("--zoo", nargs="*", choices=[*ZOOS, *ON_REQUEST], default=list(ZOOS))
     parser.add_argument("--match", default="", help="only models whose name contains this regular expression")
     parser.add_argument("--seeds", type=int, default=3, help="random plans per model")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
