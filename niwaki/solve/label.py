@@ -75,7 +75,7 @@ def label(
                     _freeze(facts, frozen, number, node.location, "enters a computation that niwaki does not follow")
         for item in run.frozen:
             _freeze(facts, frozen, item.expression, item.location, "is part of the computed function")
-        for left in outlasting(graph, run):
+        for left in outlasting(run):
             stored = facts.labels[left]
             scaling.refuse(() if stored is None else stored.scale)
         for result in run.outputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from niwaki.trace.graph import Graph, Origin, Run
 
 
-def outlasting(graph: Graph, run: Run) -> list[int]:
+def outlasting(run: Run) -> list[int]:
     """What ``run`` computed that is still there when it ends: its outputs, and what modules keep (a loss beside)."""
     made = (number for node in run.nodes for number in node.outputs if number is not None)
     return [number for number in dict.fromkeys(made) if number not in run.ended]
