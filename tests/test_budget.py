@@ -201,6 +201,31 @@ def test_removed_units_stay_removed() -> None:
     assert (generous == keep).all()  # and nothing comes back
 
 
+@pytest.mark.parametrize("ties", [(), (Tie((0, 1), (2, 3), 5), Tie((2,), (4,), 4))], ids=["free", "tied"])
+def test_units_that_stay(ties: tuple[Tie, ...]) -> None:
+    """Of what leaves in the end, a part: within steps, whatever stays."""
+    space = dataclasses.replace(SPACES["conv"](), ties=ties)
+    dense = space.cost().macs
+    for seed in range(4):
+        saliency = drawn(space, seed).values - drawn(space, seed).values.min()
+        last = select(space, saliency, {"macs": 0.4 * dense})
+        for share in (0.9, 0.7, 0.5):
+            for staying in (last, last | (drawn(space, seed + 9).values > 1)):
+                keep = select(space, saliency, {"macs": share * dense}, staying=staying)
+                assert keep[staying].all()
+                gone = [int((~keep)[group.numbers].sum()) for group in space.groups]
+                for tie in ties:
+                    levels = {gone[group] / step for group, step in zip(tie.groups, tie.steps, strict=True)}
+                    assert len(levels) == 1 and levels.pop().is_integer()
+            keep = select(space, saliency, {"macs": share * dense}, staying=last)
+            assert costs(space.cost_model, keep, ("macs",))["macs"] <= share * dense
+        again = select(space, saliency, {"macs": 0.4 * dense}, staying=last)
+        assert (again == last).all()
+        least = saliency < np.quantile(saliency, 0.2)  # what would leave first
+        keep = select(space, saliency, {"macs": 0.7 * dense}, staying=least)
+        assert keep[least].all() and costs(space.cost_model, keep, ("macs",))["macs"] <= 0.7 * dense
+
+
 def test_absolute_limits_and_everything() -> None:
     space = SPACES["mlp"]()
     assert space.cost(choose(space, drawn(space, 0), Budget(params=500))).params <= 500

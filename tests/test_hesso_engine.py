@@ -114,3 +114,35 @@ def test_a_method_explains_itself() -> None:
         "HESSO: step 5, done (period 2 of 2); 5 of 10 units marked, 5 zero; 50.0% of the MACs and 51.4% of the "
         "parameters left"
     )
+
+
+class Coarse(nn.Module):
+    """Channels that leave four at a time, and a recurrent layer of units that cost next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.narrow, self.rows = nn.Conv2d(16, 16, 3, padding=1), nn.GRU(16, 32, batch_first=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.narrow(torch.relu(self.norm(self.conv(x)))))
+        return self.head(self.rows(y.mean(2).transpose(1, 2))[0][:, -1])
+
+
+@pytest.mark.parametrize("readmit", [False, True], ids=["final", "readmit"])
+@pytest.mark.parametrize("macs", [0.7, 0.5, 0.3])
+def test_small_steps_do_not_leave_in_the_place_of_a_large_one(macs: float, readmit: bool) -> None:
+    """Portions are part of the whole choice: else small steps fill the first, and a large one comes on top of them."""
+    torch.manual_seed(0)
+    model = Coarse()
+    space = niwaki.search_space(model, torch.randn(1, 1, 8, 8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    schedule = niwaki.Schedule(start=2, until=62, periods=10)
+    method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=macs), schedule, readmit=readmit)
+    for _ in range(62):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(16, 1, 8, 8)), torch.randint(10, (16,))).backward()
+        optimizer.step()
+    assert macs - 0.01 < method.progress.macs <= macs
+    assert "tight" not in method.plan().provenance

@@ -213,10 +213,7 @@ class Fading(Method):
         keep = self._status == IMPORTANT
         now = costs(self.space.cost_model, keep, self._limits)
         limits = {m: now[m] - max(0.0, now[m] - limit) * portion for m, limit in self._limits.items()}
-        kept = select(
-            self.space, self.saliency(keep), limits, ~keep, steps=self.budget.steps, weight=self.group_weight()
-        )
-        self._status[keep & ~kept] = FADING
+        self._status[keep & ~self._kept(self.saliency(keep), keep, limits)] = FADING
         self._mark()
 
     def review(self) -> None:
@@ -224,11 +221,19 @@ class Fading(Method):
         returns, and what takes its place fades in the steps that are left."""
         keep, here = self._status == IMPORTANT, self._status != ZERO
         limits = costs(self.space.cost_model, keep, self._limits)
-        saliency = self.weighted(self.close_window(), here)
-        weight = self.group_weight()
-        kept = select(self.space, saliency, limits, ~here, steps=self.budget.steps, weight=weight)
+        kept = self._kept(self.weighted(self.close_window(), here), here, limits)
         self._status[here] = np.where(kept[here], IMPORTANT, FADING)
         self._mark()
+
+    def _kept(self, saliency: FloatArray, here: BoolArray, limits: dict[str, float]) -> BoolArray:
+        """The units of ``here`` to keep under ``limits`` for now: those that the budget itself would keep, and more.
+
+        What leaves never returns. Chosen for themselves, the first portions would be of small steps, wherever they are,
+        and a group that can only shrink in large ones would come on top of them.
+        """
+        weight, steps = self.group_weight(), self.budget.steps
+        last = select(self.space, saliency, self._limits, ~here, steps=steps, weight=weight)
+        return select(self.space, saliency, limits, ~here, steps=steps, weight=weight, staying=last)
 
     def _mark(self) -> None:
         fading = self._status == FADING

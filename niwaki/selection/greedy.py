@@ -34,17 +34,19 @@ def select(
     steps: Steps = _FREE,
     compare: Among = "group",
     weight: FloatArray | None = None,
+    staying: BoolArray | None = None,
 ) -> BoolArray:
     """The units to keep, [num_units], so that every measure in ``limits`` is met from below.
 
-    ``saliency`` [num_units] is not negative. Units in ``removed`` stay removed. ``compare="isomorphic"``: v and C are
-    those of all isomorphic groups together. ``compare="space"``: what is kept is worth the sum of its saliency, for
-    saliencies that are comparable across groups as they are. ``weight`` [groups]: a group of twice the weight keeps
-    twice the share. Where the limits cannot be met every group ends at its least size: the caller compares. Numbers of
-    units that the sizes in the model's code cannot follow are avoided.
+    ``saliency`` [num_units] is not negative. Units in ``removed`` stay removed, and units in ``staying`` stay.
+    ``compare="isomorphic"``: v and C are those of all isomorphic groups together. ``compare="space"``: what is kept is
+    worth the sum of its saliency, for saliencies that are comparable across groups as they are. ``weight`` [groups]: a
+    group of twice the weight keeps twice the share. Where the limits cannot be met every group ends at its least size:
+    the caller compares. Numbers of units that the sizes in the model's code cannot follow are avoided.
     """
     start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
-    chooser = _Chooser(space, dict(limits), steps, saliency, Worth(space, saliency, start, compare, weight))
+    worth = Worth(space, saliency, start, compare, weight)
+    chooser = _Chooser(space, dict(limits), steps, saliency, worth, staying)
     best = chooser.tighten(chooser.refill(chooser.shrink(start), start), start)
     return buildable(space, best, lambda keep: chooser.near(keep, start))
 
@@ -72,9 +74,16 @@ def next_step(
 
 class _Chooser:
     def __init__(
-        self, space: SearchSpace, limits: dict[str, float], steps: Steps, saliency: FloatArray, worth: Worth
+        self,
+        space: SearchSpace,
+        limits: dict[str, float],
+        steps: Steps,
+        saliency: FloatArray,
+        worth: Worth,
+        staying: BoolArray | None = None,
     ) -> None:
         self.space, self.limits, self.saliency, self.worth = space, limits, saliency, worth
+        self.staying = np.zeros(space.num_units, dtype=bool) if staying is None else staying
         self.model = space.cost_model.merged()
         self.group, self.groups = group_of(space), len(space.groups)
         self.levels = Levels.of(space, steps)
@@ -184,14 +193,15 @@ class _Chooser:
     ) -> Queue:
         """The steps by which the groups of ``keep`` can shrink, those first that lose least per cost saved."""
         mixed = self._mixed(price, weight)
-        units, group, place, alive = self._sorted(keep, self.saliency / mixed)
+        units, group, place, alive = self._sorted(keep, np.where(self.staying, np.inf, self.saliency / mixed))
         kept = self.worth.held(keep, self.saliency / mixed, -1)[units]  # when this unit is the next to leave
         worth = self.worth(units, kept, kept - self.saliency[units], self._weighty(weight))
         if last is not None:
             worth = np.where(last[units], _HUGE, worth)
         level = self.levels.reached[self.first[group] + (self.size - alive)[group] + place]
         may = level >= 0
-        return Queue.of(units[may], self.block[units[may]], level[may], worth[may], mixed[units[may]])
+        queue = Queue.of(units[may], self.block[units[may]], level[may], worth[may], mixed[units[may]])
+        return queue.only(queue.sums(self.staying.astype(np.float64)) == 0)
 
     def _returning(self, keep: BoolArray, may: BoolArray, price: Mapping[str, FloatArray]) -> Queue:
         """The next step by which each block can grow with units of ``may``, those first that give most per cost."""
