@@ -134,9 +134,9 @@ def test_scores_are_taken_only_in_windows() -> None:
     assert run.method is not None
     sampled = []
     for step in range(1, SCHEDULE.until + 1):
-        before = run.method._samples
+        before = run.method.scores.samples
         run.step()
-        if run.method._samples != before:
+        if run.method.scores.samples != before:
             sampled.append(step)
     line = run.method._timeline
     assert sampled == [step for step in range(1, SCHEDULE.until + 1) if line.scores(step)]

@@ -167,7 +167,7 @@ class CRIC(Cycles):
         assert self._timeline is not None
         tried = self.weighted(self.trials.mean(), keep)
         share = self._timeline.borders.index(self.step) / self._timeline.periods
-        return tried if share == 0 else (1 - share) * tried + share * self.weighted(self.close_window(), keep)
+        return tried if share == 0 else (1 - share) * tried + share * self.weighted(self.scores.close(), keep)
 
     def group_weight(self) -> FloatArray:
         """The sensitivity of each layer as a weight of its units, [groups], with mean 1."""

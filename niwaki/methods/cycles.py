@@ -83,7 +83,7 @@ class Cycles(Fading):
 
     def open_cycles(self) -> None:
         """At the end of the first window: the layers' sensitivity, the first V, and the moment to come back to."""
-        saliency = self.weighted(self.close_window(), self._status == IMPORTANT)
+        saliency = self.weighted(self.scores.close(), self._status == IMPORTANT)
         if self.layers:
             loss = self._loss_of_closure if self.loss is None else self.loss
             self.trials.layers = sensitivity(layer_losses(self.space, self._units, saliency, loss))
@@ -106,8 +106,8 @@ class Cycles(Fading):
         assert self._fades is not None
         left = self.cycle - t
         self.trials.add(self.sample(torch.where(self._fades, self.cycle / left, 1.0)))
-        if self._samples == self._width or left == 1:
-            self.trials.looks.append(self.close_window())
+        if self.scores.samples == self._width or left == 1:
+            self.trials.looks.append(self.scores.close())
         self._units.fade((left - 1) / left)
         if left == 1:
             self._close()

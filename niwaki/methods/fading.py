@@ -26,6 +26,7 @@ from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.shrinking import Shrinking, UnitsLeft
 from niwaki.methods.units import Units
 from niwaki.methods.vectorised import VectorisedUnits
+from niwaki.methods.window import Window
 from niwaki.selection import costs, select
 
 IMPORTANT, FADING, ZERO = 0, 1, 2
@@ -69,8 +70,7 @@ class Fading(Method):
         self._units: Units
         self._units, self._fade = self._units_of(space)
         self._status = np.full(space.num_units, IMPORTANT, dtype=np.int8)
-        self._window: Tensor | None = None  # [criteria, num_units], sums over the open window
-        self._samples = 0
+        self.scores = Window()
 
     @property
     @abstractmethod
@@ -163,16 +163,8 @@ class Fading(Method):
         """Score all units as they are, or as if they were ``size`` [num_units] times as large, into the open window;
         the scores [criteria, num_units]."""
         values = self.mix.values(self._units, self.seed, self.remains.space, self.remains.here, size)
-        self._window = values.clone() if self._window is None else self._window.to(values).add_(values)
-        self._samples += 1
+        self.scores.add(values)
         return values
-
-    def close_window(self) -> Tensor:
-        """The mean over the open window, [criteria, num_units]; the next one is empty."""
-        assert self._window is not None
-        mean = self._window / self._samples
-        self._window, self._samples = None, 0
-        return mean
 
     def weighted(self, means: Tensor, keep: BoolArray) -> FloatArray:
         """The weighted sum of criteria [criteria, num_units], each over its mean in the group: [num_units]."""
@@ -221,7 +213,7 @@ class Fading(Method):
         returns, and what takes its place fades in the steps that are left."""
         keep, here = self._status == IMPORTANT, self._status != ZERO
         limits = costs(self.space.cost_model, keep, self._limits)
-        kept = self._kept(self.weighted(self.close_window(), here), here, limits)
+        kept = self._kept(self.weighted(self.scores.close(), here), here, limits)
         self._status[here] = np.where(kept[here], IMPORTANT, FADING)
         self._mark()
 
@@ -256,27 +248,19 @@ class Fading(Method):
 
     def state(self) -> dict[str, Any]:
         """What each unit is, and the sums of the open window."""
-        state: dict[str, Any] = {"status": torch.from_numpy(self._status.copy()), "samples": self._samples}
-        if self._window is not None:
-            state["window"] = self._window.clone()
-        return state
+        return {"status": torch.from_numpy(self._status.copy())} | self.scores.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`; the zeros themselves are in the model's parameters."""
         self._status = state["status"].cpu().numpy().copy()
-        self._samples = int(state["samples"])
-        window = state.get("window")
-        self._window = None if window is None else window.clone()
+        self.scores.restore(state)
         self._mark()
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """One status per unit, and a window of one row per criterion if there are samples."""
-        units, status, window = self.space.num_units, state["status"], state.get("window")
+        units, status = self.space.num_units, state["status"]
         if not isinstance(status, Tensor) or status.shape != (units,) or status.dtype != torch.int8:
             raise ValueError(f"its status is not {units} small integers, one per unit")
         if not bool(((status >= IMPORTANT) & (status <= ZERO)).all()):
             raise ValueError("its status holds values that mean nothing")
-        if int(state["samples"]) < 0 or (window is None) != (int(state["samples"]) == 0):
-            raise ValueError("its window and its number of samples contradict one another")
-        if window is not None and tuple(window.shape) != (len(self.mix.weights), units):
-            raise ValueError(f"its window has not the shape {[len(self.mix.weights), units]}")
+        Window.check_state(state, len(self.mix.weights), units)

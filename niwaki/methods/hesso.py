@@ -137,7 +137,7 @@ class HESSO(Fading):
 
     def saliency(self, keep: BoolArray) -> FloatArray:
         """From the mean over the window that ends with this step."""
-        return self.weighted(self.close_window(), keep)
+        return self.weighted(self.scores.close(), keep)
 
     def group_weight(self) -> None:
         """None matters more than another."""

@@ -11,17 +11,17 @@ import numpy as np
 
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria.normalise import Among, group_of
+from niwaki.criteria.normalise import Among
 from niwaki.selection.building import buildable
-from niwaki.selection.levels import Levels, Steps
-from niwaki.selection.pricing import WORTH_BY, costs, mixed, prices, worth_weight
+from niwaki.selection.levels import Steps
+from niwaki.selection.orders import Orders
+from niwaki.selection.pricing import costs, prices
 from niwaki.selection.queue import Queue
 from niwaki.selection.worth import Worth
 
 _ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on what its neighbours have lost
 _SWAPS = 16
 _TIGHT = 0.01
-_HUGE = 1e200
 _FREE = Steps()
 
 
@@ -58,7 +58,7 @@ def next_step(
     units, and what the network would then cost. None where everything is kept."""
     even = np.ones(space.num_units)
     chooser = _Chooser(space, dict(limits), steps, even, Worth(space, even, keep))
-    queue = chooser._returning(keep, np.ones(space.num_units, dtype=bool), prices(chooser.model, keep, limits))
+    queue = chooser.orders.returning(keep, np.ones(space.num_units, dtype=bool), prices(chooser.model, keep, limits))
     found = []
     for number in range(len(queue)):
         units = queue.units[queue.start[number] : queue.start[number + 1]]
@@ -82,18 +82,9 @@ class _Chooser:
         worth: Worth,
         staying: BoolArray | None = None,
     ) -> None:
-        self.space, self.limits, self.saliency, self.worth = space, limits, saliency, worth
-        self.staying = np.zeros(space.num_units, dtype=bool) if staying is None else staying
-        self.model = space.cost_model.merged()
-        self.group, self.groups = group_of(space), len(space.groups)
-        self.levels = Levels.of(space, steps)
-        self.block = self.levels.block[self.group]
-        self.first = np.array([group.first for group in space.groups], np.int64)
-        self.size = np.array([group.units for group in space.groups], np.int64)
-        everything = np.ones(space.num_units, dtype=bool)
-        measures = [*limits, *(other for measure in limits for other in WORTH_BY.get(measure, ()))]
-        self.dense_price = prices(self.model, everything, measures)
-        self.dense = costs(self.model, everything, measures)
+        self.space, self.limits, self.model = space, limits, space.cost_model.merged()
+        self.orders = Orders(space, self.model, limits, steps, saliency, worth, staying)
+        self.block, self.dense = self.orders.block, self.orders.dense
 
     def shrink(self, keep: BoolArray, last: BoolArray | None = None) -> BoolArray:
         """Remove what is worth least, re-pricing a few times on the way, until every limit is met.
@@ -105,7 +96,7 @@ class _Chooser:
             if not excess:
                 break
             price = prices(self.model, keep, excess)
-            queue = self._leaving(keep, excess, price, last)
+            queue = self.orders.leaving(keep, excess, price, last)
             count = self._steps_saving(queue, price, {m: e / rounds_left for m, e in excess.items()})
             if rounds_left == 1:
                 count = self._fewest(queue, keep, count)
@@ -121,7 +112,7 @@ class _Chooser:
             if min(slack.values()) < 0:
                 return keep
             price = prices(self.model, keep, self.limits)
-            queue = self._returning(keep, start & ~full, price)
+            queue = self.orders.returning(keep, start & ~full, price)
             queue = queue.only(self._fitting(queue, price, slack))
             if not len(queue):
                 return keep
@@ -138,7 +129,7 @@ class _Chooser:
         for _ in range(_SWAPS):
             if not _TIGHT < unused < 1:
                 break
-            queue = self._returning(keep, start, prices(self.model, keep, self.limits))
+            queue = self.orders.returning(keep, start, prices(self.model, keep, self.limits))
             for step in range(min(len(queue), _SWAPS)):
                 back = queue.units[queue.start[step] : queue.start[step + 1]]
                 trial = keep.copy()
@@ -154,14 +145,14 @@ class _Chooser:
     def near(self, keep: BoolArray, start: BoolArray) -> Iterator[BoolArray]:
         """What differs from ``keep`` by a step back that fits under the limits, or by steps of one block that leave."""
         price = prices(self.model, keep, self.limits)
-        back = self._returning(keep, start, price)
+        back = self.orders.returning(keep, start, price)
         for units in back.steps():
             trial = keep.copy()
             trial[units] = True
             if not self._excess(trial):
                 yield trial
         left: dict[int, BoolArray] = {}
-        for units in self._leaving(
+        for units in self.orders.leaving(
             keep, {measure: self.dense[measure] for measure in self.limits}, price, None
         ).steps():
             block = int(self.block[units[0]])
@@ -180,51 +171,6 @@ class _Chooser:
     def _unused(self, keep: BoolArray) -> float:
         """The share of the tightest limit that is left (negative if one is not met)."""
         return min(room / max(self.limits[measure], 1.0) for measure, room in self._slack(keep).items())
-
-    def _mixed(self, price: Mapping[str, FloatArray], weight: Mapping[str, float]) -> FloatArray:
-        return mixed(price, self.dense, weight)
-
-    def _weighty(self, weight: Mapping[str, float]) -> FloatArray:
-        """What units cost in the dense network as far as they are worth that, [num_units]."""
-        return mixed(self.dense_price, self.dense, worth_weight(weight, self.dense))
-
-    def _leaving(
-        self, keep: BoolArray, weight: Mapping[str, float], price: Mapping[str, FloatArray], last: BoolArray | None
-    ) -> Queue:
-        """The steps by which the groups of ``keep`` can shrink, those first that lose least per cost saved."""
-        mixed = self._mixed(price, weight)
-        units, group, place, alive = self._sorted(keep, np.where(self.staying, np.inf, self.saliency / mixed))
-        kept = self.worth.held(keep, self.saliency / mixed, -1)[units]  # when this unit is the next to leave
-        worth = self.worth(units, kept, kept - self.saliency[units], self._weighty(weight))
-        if last is not None:
-            worth = np.where(last[units], _HUGE, worth)
-        level = self.levels.reached[self.first[group] + (self.size - alive)[group] + place]
-        may = level >= 0
-        queue = Queue.of(units[may], self.block[units[may]], level[may], worth[may], mixed[units[may]])
-        return queue.only(queue.sums(self.staying.astype(np.float64)) == 0)
-
-    def _returning(self, keep: BoolArray, may: BoolArray, price: Mapping[str, FloatArray]) -> Queue:
-        """The next step by which each block can grow with units of ``may``, those first that give most per cost."""
-        weight = {measure: self.dense[measure] for measure in self.limits}
-        mixed = self._mixed(price, weight)
-        units, group, place, missing = self._sorted(may & ~keep, -self.saliency / mixed)
-        gone = self.size - np.bincount(self.group[keep], minlength=self.groups)
-        left = self.levels.left[np.minimum(self.first + np.maximum(gone, 1), self.space.num_units) - 1]
-        needed = gone - np.where(gone > 0, left, 0) * self.levels.step
-        blocked = self.levels.block[missing < needed]  # some of its last step left for good
-        after = self.worth.total(keep)[units] + self.worth.held(may & ~keep, -self.saliency / mixed, 1)[units]
-        worth = self.worth(units, after, after - self.saliency[units], self._weighty(weight))
-        near = (place < needed[group]) & ~np.isin(self.block[units], blocked)
-        units, worth = units[near], worth[near]
-        return Queue.of(units, self.block[units], np.zeros_like(units), -worth, mixed[units])
-
-    def _sorted(self, which: BoolArray, key: FloatArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """The units of ``which`` by group and then by ``key``; their groups, their places there; the groups' sizes."""
-        units = np.flatnonzero(which)
-        units = units[np.lexsort((key[units], self.group[units]))]
-        group = self.group[units]
-        size = np.bincount(group, minlength=self.groups)
-        return units, group, np.arange(len(units)) - (np.cumsum(size) - size)[group], size
 
     def _fitting(self, queue: Queue, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> BoolArray:
         """Which steps may fit into ``slack`` if taken alone."""

@@ -1,0 +1,93 @@
+"""The orders in which units may leave and return: step by step, those first that lose least, or give most, per cost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from niwaki.core.cost import CostModel
+from niwaki.core.counts import FloatArray, IntArray
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.normalise import group_of
+from niwaki.selection.levels import Levels, Steps
+from niwaki.selection.pricing import WORTH_BY, costs, mixed, prices, worth_weight
+from niwaki.selection.queue import Queue
+from niwaki.selection.worth import Worth
+
+_HUGE = 1e200
+
+
+class Orders:
+    """Orders of the units of ``space`` by ``worth``. Groups shrink in ``steps``; units in ``staying`` never leave.
+
+    ``measures``: the costs that count. ``block`` [num_units]: the groups that shrink together have the same.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        model: CostModel,
+        measures: Collection[str],
+        steps: Steps,
+        saliency: FloatArray,
+        worth: Worth,
+        staying: BoolArray | None = None,
+    ) -> None:
+        self.saliency, self.worth, self.measures = saliency, worth, measures
+        self.staying = np.zeros(space.num_units, dtype=bool) if staying is None else staying
+        self.group, self.groups = group_of(space), len(space.groups)
+        self.levels = Levels.of(space, steps)
+        self.block = self.levels.block[self.group]
+        self.first = np.array([group.first for group in space.groups], np.int64)
+        self.size = np.array([group.units for group in space.groups], np.int64)
+        everything = np.ones(space.num_units, dtype=bool)
+        known = [*measures, *(other for measure in measures for other in WORTH_BY.get(measure, ()))]
+        self.dense_price = prices(model, everything, known)
+        self.dense = costs(model, everything, known)
+
+    def leaving(
+        self, keep: BoolArray, weight: Mapping[str, float], price: Mapping[str, FloatArray], last: BoolArray | None
+    ) -> Queue:
+        """The steps by which the groups of ``keep`` can shrink, those first that lose least per cost saved."""
+        mixed = self._mixed(price, weight)
+        key = np.where(self.staying, np.inf, self.saliency / mixed)
+        units, group, place, alive = self._sorted(keep, key)
+        kept = self.worth.held(keep, key, -1)[units]  # when this unit is the next to leave
+        worth = self.worth(units, kept, kept - self.saliency[units], self._weighty(weight))
+        if last is not None:
+            worth = np.where(last[units], _HUGE, worth)
+        level = self.levels.reached[self.first[group] + (self.size - alive)[group] + place]
+        may = level >= 0
+        queue = Queue.of(units[may], self.block[units[may]], level[may], worth[may], mixed[units[may]])
+        return queue.only(queue.sums(self.staying.astype(np.float64)) == 0)
+
+    def returning(self, keep: BoolArray, may: BoolArray, price: Mapping[str, FloatArray]) -> Queue:
+        """The next step by which each block can grow with units of ``may``, those first that give most per cost."""
+        weight = {measure: self.dense[measure] for measure in self.measures}
+        mixed = self._mixed(price, weight)
+        units, group, place, missing = self._sorted(may & ~keep, -self.saliency / mixed)
+        gone = self.size - np.bincount(self.group[keep], minlength=self.groups)
+        left = self.levels.left[np.minimum(self.first + np.maximum(gone, 1), len(keep)) - 1]
+        needed = gone - np.where(gone > 0, left, 0) * self.levels.step
+        blocked = self.levels.block[missing < needed]  # some of its last step left for good
+        after = self.worth.total(keep)[units] + self.worth.held(may & ~keep, -self.saliency / mixed, 1)[units]
+        worth = self.worth(units, after, after - self.saliency[units], self._weighty(weight))
+        near = (place < needed[group]) & ~np.isin(self.block[units], blocked)
+        units, worth = units[near], worth[near]
+        return Queue.of(units, self.block[units], np.zeros_like(units), -worth, mixed[units])
+
+    def _sorted(self, which: BoolArray, key: FloatArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """The units of ``which`` by group and then by ``key``; their groups, their places there; the groups' sizes."""
+        units = np.flatnonzero(which)
+        units = units[np.lexsort((key[units], self.group[units]))]
+        group = self.group[units]
+        size = np.bincount(group, minlength=self.groups)
+        return units, group, np.arange(len(units)) - (np.cumsum(size) - size)[group], size
+
+    def _mixed(self, price: Mapping[str, FloatArray], weight: Mapping[str, float]) -> FloatArray:
+        return mixed(price, self.dense, weight)
+
+    def _weighty(self, weight: Mapping[str, float]) -> FloatArray:
+        """What units cost in the dense network as far as they are worth that, [num_units]."""
+        return mixed(self.dense_price, self.dense, worth_weight(weight, self.dense))
