@@ -8,13 +8,14 @@ the two. ``fading``, ``angle-safe fading`` and ``scoring and fading`` are taken 
 MACs: half of what leaves is zero already, a tenth is fading. The half-space methods are taken while they change all
 units (DHSPG: those that half the MACs ask for). HESSO-CRIC is taken in the middle of a cycle whose trial is half the
 MACs, and at the end of a cycle of one window, where everything is taken back and the next trial chosen; its idle,
-scoring, fading and keeping are HESSO's code, and taken once more. Needs torchvision.
+scoring, fading and keeping are HESSO's code, and taken once more. Needs torchvision. Where the package only-train-once
+is installed (``pip install --no-deps only-train-once``), the step of the authors' HESSO stands beside, on ResNet-50. It
+is an optimizer by itself: its ratio to torch's is compared with that of torch's with the method.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import platform
 import statistics
 import time
@@ -25,6 +26,7 @@ import torch
 from torch.optim import SGD, AdamW, Optimizer
 
 import niwaki
+from benchmarks.optimizer_step import peer
 from benchmarks.optimizer_step.phases import CHANGES, PHASES, TARGETS, in_phase
 from niwaki.methods.attach import Method
 from niwaki.train.torchvision_cpu import load
@@ -79,6 +81,8 @@ def measured(name: str, optimizers: list[str], rounds: int, clock: Callable[[], 
                     ratios.append(ratio)
             results[kind][phase] = statistics.median(ratios)
         results[kind]["bare"] = 1e3 * statistics.median(bare)
+        if name == peer.NETWORK and kind in peer.VARIANTS and peer.available():
+            results[kind] |= peer.measured(space, optimizer, kind, rounds, clock)
     return results
 
 
@@ -90,19 +94,11 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
         "|---|---|" + "---|" * len(columns),
         "| bare step, ms | | " + " | ".join(f"{results[n][k]['bare']:.1f}" for n, k in columns) + " |",
     ]
-    for phase in PHASES:
-        target = f"{TARGETS[phase]:.2f}" if phase in TARGETS else ""
-        lines.append(f"| {phase} | {target} | " + " | ".join(f"{results[n][k][phase]:.2f}" for n, k in columns) + " |")
+    for phase in (*PHASES, *peer.PHASES):
+        row = [f"{results[n][k][phase]:.2f}" if phase in results[n][k] else "" for n, k in columns]
+        if any(row):
+            lines.append(f"| {phase} | {f'{TARGETS[phase]:.2f}' if phase in TARGETS else ''} | {' | '.join(row)} |")
     return "\n".join(lines)
-
-
-def peer() -> str:
-    """Whether the authors' package can stand beside."""
-    try:
-        importlib.import_module("only_train_once")
-    except ImportError as cause:
-        return f"The package only-train-once cannot be imported beside torch {torch.__version__} ({cause})."
-    return "The package only-train-once can be imported here; its step is not among the rows."
 
 
 def main() -> None:
@@ -125,14 +121,14 @@ def main() -> None:
         f"{options.threads} thread(s), torch {torch.__version__}, {platform.processor() or platform.machine()}. The "
         "targets are for AdamW(foreach=True)."
     )
-    print(f"{about}\n\n{shown}\n\n{peer()}")
+    print(f"{about}\n\n{shown}")
     if options.write:
         command = f"python -m benchmarks.optimizer_step --rounds {options.rounds} --threads {options.threads}"
         command += " --cpu-time" * options.cpu_time
         for option in ("networks", "optimizers"):
             if len(chosen := getattr(options, option)) < len(parser.get_default(option)):
                 command += f" --{option} " + " ".join(f'"{name}"' for name in chosen)
-        text = f"# What the methods add to a step\n\n    {command}\n\n{about}\n\n{shown}\n\n{peer()}\n"
+        text = f"# What the methods add to a step\n\n    {command}\n\n{about}\n\n{shown}\n"
         options.write.write_text(text)
 
 
