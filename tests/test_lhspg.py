@@ -490,6 +490,17 @@ def test_errors_are_sentences(build: Callable[[], Job], told: str) -> None:
         build()
 
 
+@pytest.mark.parametrize(("round_to", "coarse"), [(10, True), (1, False)])
+def test_a_plan_says_where_steps_are_coarse(round_to: int, coarse: bool) -> None:
+    """As those of other methods do, in the costs of the merged network; not before there is a choice to judge."""
+    job = Job(Budget(params=0.8, round_to=round_to), protect=0, schedule=niwaki.Schedule(start=1, until=3, periods=1))
+    with pytest.warns(UserWarning, match="has not reached the end of its schedule"):
+        assert "tight" not in job.until(2).method.plan().provenance
+    told = job.until(3).method.plan().provenance.get("tight", "")
+    assert ("The finest step there is" in told) == coarse
+    assert not coarse or f"with a limit of {job.method._limits['params']:,.0f}." in told
+
+
 def test_without_a_loss_magnitudes_will_do() -> None:
     job = Job(loss=None, protect=0, criteria={"magnitude": 1.0}).until(SCHEDULE.until)
     assert job.method.progress.params <= 0.7

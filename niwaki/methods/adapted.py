@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from niwaki.budget import Budget, check_met, provenance
+from niwaki.budget import Budget, check_met
 from niwaki.core.plan import Plan
 from niwaki.core.segments import unit_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import BudgetError, MethodError
-from niwaki.methods.caveats import warn_of
 from niwaki.methods.checks import check_mask
-from niwaki.methods.fading import FADING, IMPORTANT, ZERO, Fading
+from niwaki.methods.fading import FADING, IMPORTANT, Fading
 from niwaki.methods.iterates import Iterates
 from niwaki.methods.iterates_fast import FastIterates
 from niwaki.methods.iterates_plain import PlainIterates
@@ -137,20 +136,11 @@ class Adapted(Fading):
         kind = FastIterates if self._vectorised else PlainIterates
         self._iterates: Iterates | None = kind(self.space, self._still, leaving) if leaving.any() else None
 
-    def plan(self) -> Plan:
-        """The plan, for the model with its adapters, that removes the units marked so far; after ``schedule.until``
-        steps the merged network meets the budget, and all units of the plan are zero. Before, a warning says so.
-
-        Raises:
-            PlanError: no values of the model's attributes could follow the choice.
-        """
-        left = self.remains
-        warn_of(self.label, self.not_ended(), left.space, (self._status == ZERO)[left.here])
-        important = self._status == IMPORTANT
-        keep = np.ones(self._whole.num_units, dtype=bool)
-        keep[self._number] = important
-        about = provenance(self.space, important, self.budget, step=self.step, method=self.name, **self._about())
-        return self._whole.plan(keep, about)
+    def planned(self, keep: BoolArray, about: dict[str, Any]) -> Plan:
+        """For the model with its adapters, whose rank stays; costs are those of the merged network."""
+        whole = np.ones(self._whole.num_units, dtype=bool)
+        whole[self._number] = keep
+        return self._whole.plan(whole, about)
 
     def state(self) -> dict[str, Any]:
         """Beside what each unit is: the groups that are protected, once they are known."""

@@ -108,7 +108,11 @@ class Fading(Method):
         about = {"method": self.name, **self._about()}
         if self.step >= self.schedule.until and (told := loose(self.space, keep, self._limits, self.budget)):
             about["tight"] = told
-        return self.space.plan(keep, provenance(self.space, keep, self.budget, step=self.step, **about))
+        return self.planned(keep, provenance(self.space, keep, self.budget, step=self.step, **about))
+
+    def planned(self, keep: BoolArray, about: dict[str, Any]) -> Plan:
+        """The plan that keeps the units ``keep`` [num_units], for the model that is to be cut."""
+        return self.space.plan(keep, about)
 
     def not_ended(self) -> str | None:
         """That the last portion is not zero yet, if so."""
