@@ -40,8 +40,8 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	$(PIP) -e '.[train]'
 	touch $@
 
-# torchvision and timm ask for a torch of their own choice, so they come without their dependencies.
+# These ask for a torch of their own choice, so they come without their dependencies.
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -e '.[dev]' transformers accelerate
-	$(PIP) --no-deps torchvision==0.28.0 timm
+	$(PIP) --no-deps torchvision==0.28.0 timm bitsandbytes
 	touch $@

@@ -11,6 +11,7 @@ import torch
 import zoo
 from law import random_plan, randomised
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 import niwaki
@@ -215,6 +216,19 @@ def test_states_that_span_parameters_are_refused() -> None:
     with pytest.raises(ShrinkError, match="LBFGS"):
         niwaki.shrink(model, half(model), optimizer)
     assert picture(model, optimizer) == before
+
+
+def test_states_of_other_kinds_of_tensor_are_refused() -> None:
+    """torchao keeps moments as tensors of its own, of the parameter's shape."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for parameter in model.parameters():
+        zero = torch.zeros_like(parameter)
+        optimizer.state[parameter]["momentum_buffer"] = TwoTensor(zero, zero.clone())
+    plan, before = half(model), copy.deepcopy(model.state_dict())
+    with pytest.raises(ShrinkError, match="SGD keeps 'momentum_buffer' of its state as a TwoTensor, and only plain"):
+        niwaki.shrink(model, plan, optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_plans_that_do_not_fit_are_refused() -> None:

@@ -17,7 +17,7 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError, PlanError, ShrinkError
 from niwaki.methods.checks import check_parameters, damaged
 from niwaki.methods.loading import OrderOfLoading
-from niwaki.methods.optimizers import Nesting, check_optimizer, leave_trace, take_trace, warn_of_trace
+from niwaki.methods.optimizers import Nesting, StateHooks, check_optimizer, leave_trace, take_trace, warn_of_trace
 from niwaki.methods.progress import Progress
 from niwaki.methods.shrinking import Remains, Shrinking
 
@@ -68,9 +68,7 @@ class Method(ABC):
         self._handles = [
             self.optimizer.register_step_pre_hook(eager(self._pre_step)),
             self.optimizer.register_step_post_hook(eager(self._post_step)),
-            self.optimizer.register_state_dict_post_hook(self._save),
-            self.optimizer.register_load_state_dict_pre_hook(self._check_loaded),
-            self.optimizer.register_load_state_dict_post_hook(self._load),
+            StateHooks(self.optimizer, KEY, self._save, self._check_loaded, self._load),
             OrderOfLoading(self.space.model),
         ]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from functools import wraps
 from typing import Any, final
 
 from torch.optim import Optimizer
@@ -60,6 +61,67 @@ class Nesting:
             return False
         self._depth -= 1
         return self._depth == 0
+
+
+@final
+class StateHooks:
+    """Hooks around an optimizer's ``state_dict`` and ``load_state_dict``: those that torch's own methods call, and the
+    same around methods that its class has in their place, which may call none (bitsandbytes).
+
+    ``save`` is given the optimizer and what is saved, and puts ``key`` there; ``check`` them and what is to be loaded;
+    ``load`` the optimizer, once that is loaded. Where a method calls torch's, ``check`` and ``load`` are called twice.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        key: str,
+        save: Callable[[Optimizer, dict[str, Any]], None],
+        check: Callable[[Optimizer, dict[str, Any]], None],
+        load: Callable[[Optimizer], None],
+    ) -> None:
+        self._optimizer, self._key, self._save, self._check, self._load = optimizer, key, save, check, load
+        self._handles = [
+            optimizer.register_state_dict_post_hook(save),
+            optimizer.register_load_state_dict_pre_hook(check),
+            optimizer.register_load_state_dict_post_hook(load),
+        ]
+        self._wrapped = {
+            name: wrap(getattr(optimizer, name))
+            for name, wrap in (("state_dict", self._saving), ("load_state_dict", self._loading))
+            if getattr(type(optimizer), name) is not getattr(Optimizer, name)
+        }
+        vars(optimizer).update(self._wrapped)
+
+    def remove(self) -> None:
+        """Let go of the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+        for name, wrapper in self._wrapped.items():
+            if vars(self._optimizer).get(name) is wrapper:  # nobody has put another around it
+                del vars(self._optimizer)[name]
+        self._handles, self._wrapped = [], {}
+
+    def _saving(self, own: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+        @wraps(own)
+        def state_dict(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            found = own(*args, **kwargs)
+            if self._handles and self._key not in found:
+                self._save(self._optimizer, found)
+            return found
+
+        return state_dict
+
+    def _loading(self, own: Callable[..., None]) -> Callable[..., None]:
+        @wraps(own)
+        def load_state_dict(state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+            if self._handles:
+                self._check(self._optimizer, state_dict)
+            own(state_dict, *args, **kwargs)
+            if self._handles:
+                self._load(self._optimizer)
+
+        return load_state_dict
 
 
 def leave_trace(state_dict: MutableMapping[str, Any], name: str) -> None:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from niwaki.core.repairs import Repair
 from niwaki.errors import ShrinkError
@@ -120,6 +121,12 @@ def _updating(state: dict[str, Any], smaller: dict[str, Any]) -> Callable[[], No
 
 def _tensors(state: Mapping[str, Any], optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
     for key, value in state.items():
+        if is_traceable_wrapper_subclass(value):
+            raise ShrinkError(
+                f"{type(optimizer).__qualname__} keeps {key!r} of its state as a {type(value).__qualname__}, and only "
+                "plain tensors can be made smaller. Cut at the end of training instead (niwaki.cut), or use another "
+                "optimizer."
+            )
         if isinstance(value, Tensor):
             yield key, value
         elif any(isinstance(leaf, Tensor) for leaf in torch.utils._pytree.tree_leaves(value)):
