@@ -7,6 +7,7 @@ import platform
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class Budget:
         """The limits among ``measures``, which need no measurement, as amounts, for the model of ``space``.
 
         Raises:
-            BudgetError: activations are among them, and not known.
+            BudgetError: activations are among them, and not known; or the network costs nothing of a measure.
         """
         modelled = {measure: limit for measure, limit in self.limits.items() if measure in measures}
         if "activations" in modelled and space.cost_model.activations is None:
@@ -109,8 +110,14 @@ class Budget:
                 "params, units or memory, or measure it: niwaki.choose(..., example_inputs=x)."
             )
         dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), modelled)
+        for measure, cost in dense.items():
+            if not cost:
+                raise BudgetError(
+                    f"The network has no {measure} (for the example inputs of the search space, where that matters), "
+                    f"so {measure}={modelled[measure]!r} limits nothing. Set a limit in something else."
+                )
         return {
-            measure: float(limit) if is_whole(limit) else float(math.floor(limit * dense[measure]))
+            measure: float(limit if is_whole(limit) else math.floor(Fraction(repr(limit)) * int(dense[measure])))
             for measure, limit in modelled.items()
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace, Tie
 from niwaki.criteria import Scores, score
 from niwaki.errors import BudgetError
+from niwaki.methods import HESSO, HSPG, Schedule
+from niwaki.search import search_space
 from niwaki.selection import costs, prices, select
 
 SPACES = {
@@ -299,3 +302,69 @@ def test_what_is_no_score_or_budget_is_told() -> None:
         choose(space, np.ones(space.num_units), Budget(macs=0.5))  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match="budget=0.5 is no budget"):
         choose(space, score(space, "magnitude"), 0.5)  # type: ignore[arg-type]
+
+
+def enumerated(space: SearchSpace, saliency: np.ndarray, limits: dict[str, float], round_to: int) -> list[np.ndarray]:
+    """All choices under ``limits`` that keep the most salient units of each group."""
+    ranks = [np.argsort(np.argsort(-saliency[group.numbers])) for group in space.groups]
+    allowed = [[k for k in range(1, g.units + 1) if k % round_to == 0 or k == g.units] for g in space.groups]
+    choices = (
+        np.concatenate([rank < kept for rank, kept in zip(ranks, sizes, strict=True)])
+        for sizes in itertools.product(*allowed)
+    )
+    return [keep for keep in choices if all(costs(space.cost_model, keep, limits)[m] <= limits[m] for m in limits)]
+
+
+@pytest.mark.parametrize("round_to", [3, 4])
+def test_using_up_a_limit_never_costs_what_is_kept(round_to: int) -> None:
+    """Coarse steps: near the best of all choices, and no layer is given away for the last per cent of a limit."""
+    space = mlp_space(MLP(5, 8, 12))
+    for seed in range(8):
+        saliency = np.random.default_rng(seed).lognormal(size=space.num_units)
+        for budget in (Budget(macs=0.55, round_to=round_to), Budget(macs=0.6, units=0.6, round_to=round_to)):
+            limits = budget.absolute(space)
+            keep = space.keep_of(choose(space, Scores(saliency, ""), budget, compare="space"))
+            best = max(saliency[one].sum() for one in enumerated(space, saliency, limits, round_to))
+            assert saliency[keep].sum() >= 0.99 * best
+
+
+def test_shares_of_any_scale_are_compared() -> None:
+    """No sum over several groups loses the small ones."""
+    space = SPACES["conv"]()
+    saliency = np.random.default_rng(0).lognormal(size=space.num_units)
+    first = choose(space, Scores(saliency, ""), Budget(macs=0.4))
+    for factors in itertools.permutations((1e-12, 1.0, 1e12)):
+        scaled = saliency.copy()
+        for factor, group in zip(factors, space.groups, strict=True):
+            scaled[group.numbers] *= factor
+        assert choose(space, Scores(scaled, ""), Budget(macs=0.4)).kept == first.kept
+
+
+def test_shares_are_the_decimal_numbers_they_are_written_as() -> None:
+    """0.57 * 100 is 56.99999999999999 in floats."""
+    space = mlp_space(MLP(4, 60, 40))
+    assert [Budget(units=share).absolute(space)["units"] for share in (0.29, 0.57, 0.58, 1.0)] == [29, 57, 58, 100]
+
+
+class Looked(torch.nn.Module):
+    """No multiply-accumulates at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.scale = torch.nn.Embedding(5, 8), torch.nn.Parameter(torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.table(x) * self.scale).sum(-1)
+
+
+def test_a_network_without_macs() -> None:
+    model = Looked()
+    space = search_space(model, torch.tensor([[1, 2]]))
+    for budget in (Budget(macs=0.5), Budget(macs=100), Budget(macs=0.5, params=0.5)):
+        with pytest.raises(BudgetError, match="has no macs .*so macs=.* limits nothing. Set a limit in something else"):
+            choose(space, score(space, "magnitude"), budget)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = HESSO(space, optimizer, Budget(params=0.5), Schedule(1, 3, 1))
+    assert method.progress.macs == 1.0 and method.progress.params == 1.0
+    method.detach()
+    assert "100.0% of the MACs" in repr(HSPG(space, optimizer, Budget(params=0.5), Schedule(1, 3, 1)))

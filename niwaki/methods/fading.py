@@ -21,7 +21,7 @@ from niwaki.methods.checks import check_steps
 from niwaki.methods.fades import Fade, Faded, fade_named
 from niwaki.methods.mix import Criteria, Mix
 from niwaki.methods.plain import PlainUnits
-from niwaki.methods.progress import Phase, Progress
+from niwaki.methods.progress import Phase, Progress, share
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.shrinking import Shrinking, UnitsLeft
 from niwaki.methods.units import Units
@@ -134,8 +134,8 @@ class Fading(Method):
             units=self.space.num_units,
             marked=int((self._status != IMPORTANT).sum()),
             zero=int((self._status == ZERO).sum()),
-            macs=self._left["macs"] / self._dense["macs"],
-            params=self._left["params"] / self._dense["params"],
+            macs=share("macs", self._left, self._dense),
+            params=share("params", self._left, self._dense),
         )
 
     def __repr__(self) -> str:

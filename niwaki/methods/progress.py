@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,3 +22,8 @@ class Progress:
     zero: int
     macs: float
     params: float
+
+
+def share(measure: str, left: Mapping[str, float], dense: Mapping[str, float]) -> float:
+    """How much of ``measure`` is left; all of it where there never was any, as of MACs in a network of look-ups."""
+    return left[measure] / dense[measure] if dense[measure] else 1.0

@@ -19,7 +19,7 @@ from niwaki.methods.attach import Method
 from niwaki.methods.caveats import not_ended, warn_of
 from niwaki.methods.checks import check_mask
 from niwaki.methods.plain import PlainUnits
-from niwaki.methods.progress import Phase, Progress
+from niwaki.methods.progress import Phase, Progress, share
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import Shrinking, UnitsLeft
 from niwaki.methods.units import Units
@@ -141,8 +141,8 @@ class Zeros(Method):
             units=self.space.num_units,
             marked=self.marked(int(zero.sum())),
             zero=int(zero.sum()),
-            macs=left["macs"] / self._dense["macs"],
-            params=left["params"] / self._dense["params"],
+            macs=share("macs", left, self._dense),
+            params=share("params", left, self._dense),
         )
 
     def marked(self, zero: int) -> int:

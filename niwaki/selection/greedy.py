@@ -6,6 +6,7 @@ Units leave in the order of worth lost per cost saved.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def select(
     """
     start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
     worth = Worth(space, saliency, start, compare, weight)
-    chooser = _Chooser(space, dict(limits), steps, saliency, worth, staying)
+    chooser = _Chooser(space, dict(limits), steps, worth, staying)
     best = chooser.tighten(chooser.refill(chooser.shrink(start), start), start)
     return buildable(space, best, lambda keep: chooser.near(keep, start))
 
@@ -57,7 +58,7 @@ def next_step(
     """The smallest step by which ``keep`` could grow, measured by the limit it comes nearest to or exceeds most: its
     units, and what the network would then cost. None where everything is kept."""
     even = np.ones(space.num_units)
-    chooser = _Chooser(space, dict(limits), steps, even, Worth(space, even, keep))
+    chooser = _Chooser(space, dict(limits), steps, Worth(space, even, keep))
     queue = chooser.orders.returning(keep, np.ones(space.num_units, dtype=bool), prices(chooser.model, keep, limits))
     found = []
     for number in range(len(queue)):
@@ -78,12 +79,11 @@ class _Chooser:
         space: SearchSpace,
         limits: dict[str, float],
         steps: Steps,
-        saliency: FloatArray,
         worth: Worth,
         staying: BoolArray | None = None,
     ) -> None:
         self.space, self.limits, self.model = space, limits, space.cost_model.merged()
-        self.orders = Orders(space, self.model, limits, steps, saliency, worth, staying)
+        self.orders = Orders(space, self.model, limits, steps, worth, staying)
         self.block, self.dense = self.orders.block, self.orders.dense
 
     def shrink(self, keep: BoolArray, last: BoolArray | None = None) -> BoolArray:
@@ -123,23 +123,25 @@ class _Chooser:
                 full |= self.block == self.block[queue.units[0]]
 
     def tighten(self, keep: BoolArray, start: BoolArray) -> BoolArray:
-        """Where steps are coarse (small networks): take back one large step and give smaller ones for it, if that
-        leaves less unused."""
-        unused = self._unused(keep)
+        """Where steps are coarse (small networks) and much is left unused: take back one large step and give others for
+        it, if what is kept is worth more then; the best such step first."""
+        price = self.orders.weighty({measure: self.dense[measure] for measure in self.limits})
+        worth = self.orders.worth.of(keep, price)
         for _ in range(_SWAPS):
-            if not _TIGHT < unused < 1:
+            if not _TIGHT < self._unused(keep) < 1:
                 break
-            queue = self.orders.returning(keep, start, prices(self.model, keep, self.limits))
-            for step in range(min(len(queue), _SWAPS)):
-                back = queue.units[queue.start[step] : queue.start[step + 1]]
+            best, most = keep, worth
+            back = self.orders.returning(keep, start, prices(self.model, keep, self.limits))
+            for units in islice(back.steps(), _SWAPS):
                 trial = keep.copy()
-                trial[back] = True
-                trial = self.refill(self.shrink(trial, self.block == self.block[back[0]]), start)
-                if 0 <= self._unused(trial) < unused:
-                    keep, unused = trial, self._unused(trial)
-                    break
-            else:
+                trial[units] = True
+                trial = self.refill(self.shrink(trial, self.block == self.block[units[0]]), start)
+                value = self.orders.worth.of(trial, price)
+                if value > most and not self._excess(trial):
+                    best, most = trial, value
+            if best is keep:
                 break
+            keep, worth = best, most
         return keep
 
     def near(self, keep: BoolArray, start: BoolArray) -> Iterator[BoolArray]:

@@ -30,11 +30,10 @@ class Orders:
         model: CostModel,
         measures: Collection[str],
         steps: Steps,
-        saliency: FloatArray,
         worth: Worth,
         staying: BoolArray | None = None,
     ) -> None:
-        self.saliency, self.worth, self.measures = saliency, worth, measures
+        self.worth, self.measures = worth, measures
         self.staying = np.zeros(space.num_units, dtype=bool) if staying is None else staying
         self.group, self.groups = group_of(space), len(space.groups)
         self.levels = Levels.of(space, steps)
@@ -51,10 +50,10 @@ class Orders:
     ) -> Queue:
         """The steps by which the groups of ``keep`` can shrink, those first that lose least per cost saved."""
         mixed = self._mixed(price, weight)
-        key = np.where(self.staying, np.inf, self.saliency / mixed)
+        key = np.where(self.staying, np.inf, self.worth.share / mixed)
         units, group, place, alive = self._sorted(keep, key)
         kept = self.worth.held(keep, key, -1)[units]  # when this unit is the next to leave
-        worth = self.worth(units, kept, kept - self.saliency[units], self._weighty(weight))
+        worth = self.worth(units, kept, kept - self.worth.share[units], self.weighty(weight))
         if last is not None:
             worth = np.where(last[units], _HUGE, worth)
         level = self.levels.reached[self.first[group] + (self.size - alive)[group] + place]
@@ -66,13 +65,14 @@ class Orders:
         """The next step by which each block can grow with units of ``may``, those first that give most per cost."""
         weight = {measure: self.dense[measure] for measure in self.measures}
         mixed = self._mixed(price, weight)
-        units, group, place, missing = self._sorted(may & ~keep, -self.saliency / mixed)
+        key = -self.worth.share / mixed
+        units, group, place, missing = self._sorted(may & ~keep, key)
         gone = self.size - np.bincount(self.group[keep], minlength=self.groups)
         left = self.levels.left[np.minimum(self.first + np.maximum(gone, 1), len(keep)) - 1]
         needed = gone - np.where(gone > 0, left, 0) * self.levels.step
         blocked = self.levels.block[missing < needed]  # some of its last step left for good
-        after = self.worth.total(keep)[units] + self.worth.held(may & ~keep, -self.saliency / mixed, 1)[units]
-        worth = self.worth(units, after, after - self.saliency[units], self._weighty(weight))
+        after = self.worth.total(keep)[units] + self.worth.held(may & ~keep, key, 1)[units]
+        worth = self.worth(units, after, after - self.worth.share[units], self.weighty(weight))
         near = (place < needed[group]) & ~np.isin(self.block[units], blocked)
         units, worth = units[near], worth[near]
         return Queue.of(units, self.block[units], np.zeros_like(units), -worth, mixed[units])
@@ -88,6 +88,6 @@ class Orders:
     def _mixed(self, price: Mapping[str, FloatArray], weight: Mapping[str, float]) -> FloatArray:
         return mixed(price, self.dense, weight)
 
-    def _weighty(self, weight: Mapping[str, float]) -> FloatArray:
+    def weighty(self, weight: Mapping[str, float]) -> FloatArray:
         """What units cost in the dense network as far as they are worth that, [num_units]."""
         return mixed(self.dense_price, self.dense, worth_weight(weight, self.dense))

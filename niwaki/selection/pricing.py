@@ -10,7 +10,6 @@ from niwaki.core.cost import CostModel
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray
 
-_TINY = 1e-300
 # What a group is worth goes with what it computes and what it holds, and not with the time that this takes somewhere:
 # else the slowest groups were worth most, and what their units cost would cancel. MACs alone would give away the late
 # layers of convolutional networks, which have few MACs, and whose weights take long to come from memory.
@@ -33,12 +32,13 @@ def prices(model: CostModel, keep: BoolArray, measures: Collection[str]) -> dict
 
 
 def mixed(price: Mapping[str, FloatArray], dense: Mapping[str, float], weight: Mapping[str, float]) -> FloatArray:
-    """One price from those of several measures, as a weighted sum of shares of the dense cost, [num_units]."""
+    """One price from those of several measures, as a weighted sum of shares of the dense cost, [num_units], all above 0
+    (and equal, where no unit alone saves anything)."""
     total = np.zeros(len(next(iter(price.values()))))
     for measure, factor in weight.items():
         total += factor / dense[measure] * price[measure] / dense[measure]
-    floor = 1e-9 * float(total.max(initial=_TINY))
-    return np.asarray(total.clip(min=floor), np.float64)
+    most = float(total.max(initial=0.0))
+    return np.asarray(total.clip(min=1e-9 * most), np.float64) if most > 0 else np.ones_like(total)
 
 
 def worth_weight(weight: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:

@@ -30,7 +30,8 @@ _TINY = 1e-300
 
 class Worth:
     """The worth of units, beside those that stay of their peers: their group, all isomorphic groups, or for
-    ``compare="space"`` none, where it is the saliency itself.
+    ``compare="space"`` none, where it is the saliency itself. ``share`` [num_units]: the saliency of each over that of
+    all its peers, or of all units.
 
     ``start`` [num_units] are the units there are; others left before, and are taken to have been like them. ``weight``
     [groups]: of groups that are else alike one of twice the weight keeps twice the share (its worth counts four times).
@@ -44,39 +45,49 @@ class Worth:
         compare: Among = "group",
         weight: FloatArray | None = None,
     ) -> None:
-        self._saliency, self._by_itself = saliency, compare == "space"
+        self._by_itself = compare == "space"
         self._weight = np.ones(space.num_units) if weight is None else weight[group_of(space)]
         self._peers = peers_of(space, compare)
         present = np.bincount(self._peers, weights=start)
         total = np.bincount(self._peers, weights=np.where(start, saliency, 0.0))
-        self._whole = np.maximum(total / np.maximum(present, 1) * np.bincount(self._peers), _TINY)
+        whole = np.maximum(total / np.maximum(present, 1) * np.bincount(self._peers), _TINY)
+        self.share = saliency / whole[self._peers]  # sums over several peers lose nothing of small saliencies
 
     def __call__(self, units: IntArray, before: FloatArray, after: FloatArray, price: FloatArray) -> FloatArray:
-        """What each of ``units`` is worth, whose peers keep the saliency ``before`` with it and ``after`` without.
+        """What each of ``units`` is worth, whose peers keep the share ``before`` with it and ``after`` without.
 
         ``price`` [num_units]: what units cost in the dense network.
         """
         if self._by_itself:
-            return self._saliency[units]
+            return self.share[units]
         peers = self._peers[units]
         cost = np.bincount(self._peers, weights=price)[peers]
-        more, less = (np.maximum(saliency / self._whole[peers], _LEAST) for saliency in (before, after))
+        more, less = (np.maximum(share, _LEAST) for share in (before, after))
         return np.asarray(self._weight[units] ** 2 * cost**1.5 * (1 / less - 1 / more), np.float64)
 
+    def of(self, keep: BoolArray, price: FloatArray) -> float:
+        """What the choice ``keep`` [num_units] is worth as a whole."""
+        kept = np.bincount(self._peers, weights=np.where(keep, self.share, 0.0))
+        if self._by_itself:
+            return float(kept.sum())
+        weight = np.bincount(self._peers, weights=self._weight**2) / np.maximum(np.bincount(self._peers), 1)
+        cost = np.bincount(self._peers, weights=price)
+        return -float((weight * cost**1.5 / np.maximum(kept, _LEAST)).sum())
+
     def total(self, keep: BoolArray) -> FloatArray:
-        """The saliency kept of the peers of each unit, [num_units]."""
-        kept = np.bincount(self._peers, weights=np.where(keep, self._saliency, 0.0))
+        """The share kept of the peers of each unit, [num_units]."""
+        kept = np.bincount(self._peers, weights=np.where(keep, self.share, 0.0))
         return np.asarray(kept[self._peers], np.float64)
 
     def held(self, which: BoolArray, key: FloatArray, way: int) -> FloatArray:
-        """The saliency of each unit in ``which`` and of its peers there that come before it (``way`` 1) or after it
+        """The share of each unit in ``which`` and of its peers there that come before it (``way`` 1) or after it
         (-1) in the order of ``key``, [num_units]."""
         held = np.zeros(len(key))
         units = np.flatnonzero(which)
         if len(units):
             units = units[np.lexsort((key[units], self._peers[units]))][::way]
-            total = np.cumsum(self._saliency[units])
+            total = np.cumsum(self.share[units])
             first = np.append(True, np.diff(self._peers[units]) != 0)
-            before = (total - self._saliency[units])[first]
+            before = (total - self.share[units])[first]
             held[units] = total - before[np.cumsum(first) - 1]
         return held
