@@ -51,6 +51,7 @@ def by_hand(name: str, x: Tensor, h: Tensor, group: list[Tensor]) -> float:
             "lamp": x @ x / sum(other @ other for other in group if other.norm() >= x.norm()),
             "geometric_median": sum((x - other).norm() for other in group),
             "magnitude": x.norm(),
+            "magnitude_l1": x.abs().sum(),
             "average_magnitude": x.norm() / len(x),
             "cosine": 1 - torch.nn.functional.cosine_similarity(x, h, dim=0),
             "taylor1": (x @ h).abs(),
@@ -120,6 +121,7 @@ def test_what_each_criterion_needs() -> None:
     needs = {name: (c.needs_gradients, c.needs_direction) for name, c in criteria().items()}
     assert needs == {
         "magnitude": (False, False),
+        "magnitude_l1": (False, False),
         "average_magnitude": (False, False),
         "random": (False, False),
         "cosine": (False, True),
@@ -143,6 +145,13 @@ def test_lamp_of_equal_and_of_dead_units() -> None:
     sums = UnitSums(num_units=6, number=torch.arange(6), entries=torch.ones(6), square=square, group=group)
     expected = torch.tensor([1 / 4, 1 / 3, 1.0, 0.0, 1.0, 0.0])
     torch.testing.assert_close(criteria()["lamp"].saliency(sums), expected)
+
+
+def test_lamp_of_groups_of_any_scale() -> None:
+    group = torch.tensor([0, 0, 0, 1, 1, 1])
+    square = torch.tensor([1e12, 1e12, 2e12, 1e-12, 1e-12, 2e-12])
+    sums = UnitSums(num_units=6, number=torch.arange(6), entries=torch.ones(6), square=square, group=group)
+    torch.testing.assert_close(criteria()["lamp"].saliency(sums), torch.tensor([1 / 4, 1 / 3, 1.0] * 2))
 
 
 def test_the_geometric_median_is_near_the_median() -> None:
@@ -248,6 +257,17 @@ def test_errors_are_sentences() -> None:
         score(space, lambda of: np.where(np.arange(20) == 14, np.nan, 1.0))
     with pytest.raises(MethodError, match="returned something that is no array of numbers"):
         score(space, lambda of: "high")
+
+
+def test_negative_values_count_from_the_lowest() -> None:
+    """A mean near zero would make one group huge beside all others."""
+    space = mlp_space(MLP())
+    values = np.linspace(-1, 1, 20)
+    values[space.groups[0].numbers] -= values[space.groups[0].numbers].mean() - 1e-9
+    lifted = values - values.min()
+    everything = np.ones(20, dtype=bool)
+    np.testing.assert_allclose(normalise(space, values, everything), normalise(space, lifted, everything))
+    assert score(space, {lambda of: values: 1.0}).values.max() < 10
 
 
 def test_normalise() -> None:

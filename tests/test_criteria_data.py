@@ -175,6 +175,21 @@ def test_curvature_is_the_hessian_of_each_unit() -> None:
     assert np.corrcoef(values, np.clip(expected, 0, None))[0, 1] > 0.95
 
 
+def test_the_curvature_is_that_of_the_mean_loss() -> None:
+    """Batches whose curvatures cancel leave none, also for a criterion that reads the gradient too."""
+    model = MLP(5, 4, 3).double()
+    space, x = mlp_space(model), torch.randn(6, 5, dtype=torch.double)
+
+    def signed(model: nn.Module, batch: float) -> Tensor:
+        return batch * loss(model, x)
+
+    one = score(space, "hessian", [1.0], signed, probes=200).values
+    assert one.max() > 1e-3
+    assert score(space, "hessian", [1.0, -0.9], signed, probes=200).values.max() < 0.3 * one.max()
+    both = score(space, {"hessian": 1.0, "taylor1": 1.0, "activation": 1.0}, [1.0, 2.0], signed, probes=20)
+    assert np.isfinite(both.values).all()
+
+
 def test_curvature_where_units_overlap_is_finite_and_repeats() -> None:
     space = overlap_space(OverlapNet())
     first, again, other = (

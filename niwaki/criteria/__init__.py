@@ -10,6 +10,7 @@ from niwaki.criteria import geometric_median as geometric_median
 from niwaki.criteria import hessian as hessian
 from niwaki.criteria import lamp as lamp
 from niwaki.criteria import magnitude as magnitude
+from niwaki.criteria import magnitude_l1 as magnitude_l1
 from niwaki.criteria import random as random
 from niwaki.criteria import taylor1 as taylor1
 from niwaki.criteria import taylor2 as taylor2

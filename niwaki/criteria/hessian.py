@@ -10,7 +10,8 @@ from niwaki.criteria.sums import UnitSums
 
 @criterion("hessian", reads=("curved",))
 def hessian(unit: UnitSums) -> Tensor:
-    """1/2 x_g' H_gg x_g with H the Hessian of the loss, estimated by Hutchinson's method; 0 where it is negative.
+    """1/2 x_g' H_gg x_g with H the Hessian of the loss, estimated by Hutchinson's method; 0 where it is negative (for
+    the mean over all batches, not batch by batch).
 
     ``taylor2`` (diagonal) and ``fisher`` (the unit's whole block) take the empirical Fisher information for H, which
     costs no second derivative and is near H only where the loss is a likelihood of a network that fits.

@@ -18,9 +18,11 @@ def lamp(unit: UnitSums) -> Tensor:
     """
     order = torch.argsort(unit.square, stable=True)
     order = order[torch.argsort(unit.group[order], stable=True)]  # by group, and by size in it
-    square = unit.square[order].double()
-    total, group = square.cumsum(0), unit.group[order]
-    in_group = square.new_zeros(int(len(square)) + 1).index_add_(0, group + 1, square).cumsum(0)
-    larger = in_group[group + 1] - (total - square)  # what is left of the group from here on
-    score = torch.where(square > 0, square / torch.where(square > 0, larger, 1), 0)
+    square, group = unit.square[order].double(), unit.group[order]
+    whole = square.new_zeros(len(square)).index_add_(0, group, square)[group]
+    share = square / torch.where(whole > 0, whole, 1)  # groups add up to 1, so that their sum drowns none
+    total = share.cumsum(0)
+    in_group = share.new_zeros(len(share) + 1).index_add_(0, group + 1, share).cumsum(0)
+    larger = in_group[group + 1] - (total - share)  # what is left of the group from here on
+    score = torch.where(share > 0, share / torch.where(share > 0, larger, 1), 0)
     return torch.zeros_like(unit.square).index_copy_(0, order, score.to(unit.square))

@@ -47,15 +47,20 @@ class Measurement:
 
     def at_weights(self) -> Tensor:
         """The criteria, [criteria, num_units], if none of them needs data."""
-        return self._joined(self._values({}, {}))
+        return self._joined(self._values(self._criteria, {}, {}))
 
     def over(self, batches: Iterable[Any], loss_fn: Loss) -> Tensor:
-        """The means of the criteria over ``batches``, [criteria, num_units]."""
-        total: Tensor | float = 0.0
+        """The means of the criteria over ``batches``, [criteria, num_units]. Those that need the curvature see that of
+        the mean loss, and its gradient: what is clamped batch by batch does not average out."""
+        each = [criterion for criterion in self._criteria if not criterion.needs_curvature]
+        bent = [criterion for criterion in self._criteria if criterion.needs_curvature]
+        totals: list[Tensor] = []
+        slopes: dict[str, Tensor | None] = {}
+        fields: dict[str, Tensor | None] = {}
         count = 0
         with _borrowed(self._space.model, self._parameters.values()), ExitStack() as modes:
             observer = self._observer()
-            if any(criterion.needs_curvature for criterion in self._criteria):
+            if bent:
                 modes.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
             for batch in batches:
                 with torch.enable_grad(), _watched_by(observer):
@@ -65,14 +70,21 @@ class Measurement:
                 if any(c.needs_gradients or c.needs_direction or c.needs_curvature for c in self._criteria):
                     gradients, curved = self._derivatives(loss, count)
                     more |= curved
-                total = total + self._values(gradients, more)
+                values = self._values(each, gradients, more)
+                totals = [a + b for a, b in zip(totals, values, strict=True)] if count else values
+                if bent:
+                    slopes, fields = _sum(slopes, gradients), _sum(fields, more)
                 count += 1
-        if not isinstance(total, Tensor):
+        if not count:
             raise MethodError(
                 f"batches is empty, so the criterion {self._criteria[0].name!r} has nothing to score with. "
                 "Pass at least one batch (a generator can be read only once)."
             )
-        return self._joined(total / count)
+        mean = {name: value / count for name, value in fields.items() if value is not None}
+        slope = {name: None if value is None else value / count for name, value in slopes.items()}
+        found = {c.name: total / count for c, total in zip(each, totals, strict=True)}
+        found |= {c.name: value for c, value in zip(bent, self._values(bent, slope, mean), strict=True)}
+        return self._joined([found[criterion.name] for criterion in self._criteria])
 
     def _observer(self) -> Observer | None:
         if not any(criterion.needs_activations for criterion in self._criteria):
@@ -94,8 +106,12 @@ class Measurement:
         return {name: None if value is None else value.detach() for name, value in gradients.items()}, {"curved": found}
 
     @torch.no_grad()
-    def _values(self, gradients: Mapping[str, Tensor | None], more: Mapping[str, Tensor]) -> Tensor:
-        """All criteria, the gradient being the direction of descent: [criteria, num_units], or [criteria, parts]."""
+    def _values(
+        self, criteria: Sequence[Criterion], gradients: Mapping[str, Tensor | None], more: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """Each of ``criteria``, the gradient being the direction of descent: [num_units], or [parts]."""
+        if not criteria:
+            return []
         index = self._index if self._layers is None else self._layers.index
         rows: dict[str, list[Tensor]] = {}
         for bundle in index.bundles:
@@ -113,10 +129,19 @@ class Measurement:
             others = {"group": self._layers.layer}
         number = torch.arange(index.num_units, device=index.entries.device)
         sums = UnitSums(index.num_units, number, index.entries, self._seed, **index.total(rows), **others)
-        return torch.stack([criterion.saliency(sums) for criterion in self._criteria])
+        return [criterion.saliency(sums) for criterion in criteria]
 
-    def _joined(self, values: Tensor) -> Tensor:
-        return values if self._layers is None else torch.stack([self._layers.joined(row) for row in values])
+    def _joined(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.stack([row if self._layers is None else self._layers.joined(row) for row in values])
+
+
+def _sum(total: Mapping[str, Tensor | None], more: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """``total`` with ``more`` added, name by name; None is nothing."""
+    found: dict[str, Tensor | None] = {}
+    for name, value in more.items():
+        before = total.get(name)
+        found[name] = value if before is None else before if value is None else before + value
+    return found
 
 
 def _loss_of(loss_fn: Loss, model: nn.Module, batch: Any) -> Tensor:

@@ -34,10 +34,12 @@ def normalise(space: SearchSpace, values: FloatArray, keep: BoolArray, among: Am
     """``values`` [num_units] over their mean among the units of ``keep``: of each group, of each class of isomorphic
     groups, or of the whole space.
 
-    Where the values are all zero they stay zero. Global means make layers of different scale incomparable (a network
-    can lose a whole layer), therefore ``group`` is the default.
+    Where the values are all zero they stay zero. Negative ones, which only functions of the user's return, count from
+    the lowest of ``keep``: a mean near zero would say nothing of their scale. Global means make layers of different
+    scale incomparable (a network can lose a whole layer), therefore ``group`` is the default.
     """
     where = peers_of(space, among)
+    values = values - min(0.0, float(values[keep].min(initial=0.0)))
     kinds = int(where.max(initial=-1)) + 1
     total = np.bincount(where, weights=np.where(keep, values, 0.0), minlength=kinds)
     mean = total / np.maximum(np.bincount(where, weights=keep, minlength=kinds), 1)

@@ -53,7 +53,7 @@ def score(
         among: among which units values are divided by their mean: those of each ``group``; of each ``layer`` (every
             module scores its part of a unit by itself, and the unit has the mean of its layers); of all
             ``isomorphic`` groups (the same layers in the same arrangement); or of the whole ``space``. None leaves them
-            as they are; a mix takes ``group`` then.
+            as they are; a mix takes ``group`` then. Negative values of a function count from the lowest of all.
         seed: for criteria that draw.
         probes: Hessian-vector products per batch, for criteria that need them (``hessian``).
 

@@ -34,6 +34,7 @@ class UnitSums:
     entries: Tensor
     seed: int = 0
     square: Tensor = _NONE  # sum of x^2
+    absolute: Tensor = _NONE  # sum of |x|
     product: Tensor = _NONE  # sum of x h
     product_square: Tensor = _NONE  # sum of (x h)^2
     aligned: Tensor = _NONE  # sum of x d
@@ -65,6 +66,11 @@ def row_sums(
     rows: dict[str, list[Tensor]] = {}
     if "square" in reads:
         rows["square"] = squares(x, dims)
+    if "absolute" in reads:
+        rows["absolute"] = [
+            x.abs().to(_wide(x)) if x.dim() == 1 else torch.linalg.vector_norm(x, 1, _others(x, dim), dtype=_wide(x))
+            for dim in dims
+        ]
     if direction is not None and not DIRECTION_SUMS.isdisjoint(reads):
         if "direction_square" in reads:
             rows["direction_square"] = squares(direction, dims)
@@ -82,11 +88,11 @@ def row_sums(
     return rows
 
 
-ROW_SUMS = frozenset({"square"}) | GRADIENT_SUMS | DIRECTION_SUMS
+ROW_SUMS = frozenset({"square", "absolute"}) | GRADIENT_SUMS | DIRECTION_SUMS
 
 _AS_THEY_ARE = frozenset({torch.float32, torch.float64})  # asking torch for their promotion costs more than a small sum
 
-_DEGREE = {"square": 2, "product": 1, "product_square": 2, "aligned": 1, "direction_square": 0}
+_DEGREE = {"square": 2, "absolute": 1, "product": 1, "product_square": 2, "aligned": 1, "direction_square": 0}
 
 
 def enlarged(sums: Mapping[str, Tensor], size: Tensor) -> dict[str, Tensor]:

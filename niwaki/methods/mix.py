@@ -103,8 +103,7 @@ class Mix:
         if not np.isfinite(values[:, keep]).all():
             raise diverged("scores", step)
         parts = [weight * normalise(space, one, keep) for weight, one in zip(self.weights, values, strict=True)]
-        saliency = np.where(keep, np.sum(parts, axis=0), 0.0)
-        return saliency - min(0.0, float(saliency.min(initial=0.0)))
+        return np.where(keep, np.sum(parts, axis=0), 0.0)
 
     def check_size(self, what: str) -> None:
         """Raise `MethodError` if there are functions: ``what`` asks for scores of weights other than they are."""

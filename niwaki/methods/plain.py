@@ -98,6 +98,7 @@ def _sums(x: Tensor, gradient: Tensor, direction: Tensor) -> dict[str, Tensor]:
     return {
         "entries": torch.tensor(entries).to(x),
         "square": x.square().sum(),
+        "absolute": x.abs().sum(),
         "product": (x * gradient).sum(),
         "product_square": (x * gradient).square().sum(),
         "aligned": (x * direction).sum(),
