@@ -9,9 +9,9 @@ import numpy as np
 
 from niwaki.budget import MODELLED, TRAINED, Budget, check_budget, check_met, loose, provenance
 from niwaki.core.plan import Plan
-from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.criteria.normalise import AMONG, Among
-from niwaki.criteria.score import Scores
+from niwaki.criteria.score import Scores, finite
 from niwaki.errors import BudgetError
 from niwaki.measuring import Meter, meters
 from niwaki.seeking import within
@@ -48,6 +48,7 @@ def choose(
 
     Raises:
         BudgetError: the budget cannot be met; the message tells the least reachable cost and what is in the way.
+        MethodError: ``space`` is no search space, or a score is not finite.
         PlanError: no values of the model's attributes could follow the choice.
 
     >>> import niwaki, torch
@@ -57,6 +58,7 @@ def choose(
     >>> space.cost().macs, space.cost(plan).macs
     (60, 30)
     """
+    check_space(space)
     if not isinstance(scores, Scores):
         raise BudgetError(
             f"scores is a {type(scores).__qualname__}, but must be what niwaki.score returns: "
@@ -65,12 +67,13 @@ def choose(
     check_budget(budget, training=False)
     if compare not in AMONG:
         raise BudgetError(f"compare={compare!r} must be one of {', '.join(map(repr, AMONG))}.")
-    if scores.values.shape != (space.num_units,):
+    if np.shape(scores.values) != (space.num_units,):
         raise BudgetError(
-            f"The scores are for {scores.values.size} units, but the search space has {space.num_units}. "
+            f"The scores are for {np.size(scores.values)} units, but the search space has {space.num_units}. "
             "Score the same space that you choose from."
         )
-    saliency = scores.values - min(0.0, scores.values.min(initial=0.0))
+    values = finite(space, scores.values, scores.criterion)
+    saliency = values - min(0.0, values.min(initial=0.0))
     limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
     measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
 

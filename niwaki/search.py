@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -131,6 +131,8 @@ def _listed(names: Sequence[str]) -> str:
 def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:
     """Parameter names that a pattern pins, each with the pattern."""
     patterns = (ignored,) if isinstance(ignored, str) else ignored
+    if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UnknownName(f"ignored={ignored!r} must be a list of names or patterns, such as ['head', '*.bias'].")
     names = [name for name, _ in model.named_parameters()] if len(patterns) else []
     found: dict[str, str] = {}
     for pattern in patterns:

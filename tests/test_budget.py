@@ -15,7 +15,7 @@ from niwaki.choosing import choose
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace, Tie
 from niwaki.criteria import Scores, score
-from niwaki.errors import BudgetError
+from niwaki.errors import BudgetError, MethodError
 from niwaki.methods import HESSO, HSPG, Schedule
 from niwaki.search import search_space
 from niwaki.selection import costs, prices, select
@@ -300,6 +300,10 @@ def test_what_is_no_score_or_budget_is_told() -> None:
         BudgetError, match=r"scores is a ndarray, but must be what niwaki.score returns: niwaki.score\("
     ):
         choose(space, np.ones(space.num_units), Budget(macs=0.5))  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="'mine' is nan for unit 0 of the group 'first'. Scores must be finite"):
+        choose(space, Scores(np.full(space.num_units, np.nan), "mine"), Budget(macs=0.5))
+    with pytest.raises(MethodError, match=r"space is a MLP, but must be what niwaki.search_space\(model"):
+        choose(MLP(), score(space, "magnitude"), Budget(macs=0.5))  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match="budget=0.5 is no budget"):
         choose(space, score(space, "magnitude"), 0.5)  # type: ignore[arg-type]
 

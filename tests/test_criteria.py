@@ -237,6 +237,13 @@ def test_errors_are_sentences() -> None:
         UnknownName, match="no criterion 'magnitud'. Registered are: activation, average_magnitude, batch"
     ):
         score(space, "magnitud")
+    for odd in (5, None, ["magnitude"], {5: 1.0}):
+        with pytest.raises(MethodError, match="is no criterion: pass the name of one, such as 'magnitude', a function"):
+            score(space, odd)  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match=r"space is a MLP, but must be what niwaki.search_space\(model"):
+        score(MLP(), "magnitude")  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match=r"seed=1.5 must be a whole number of 64 bits"):
+        score(space, "random", seed=1.5)  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="'taylor1' is defined by the gradient .* needs batches and loss_fn: some"):
         score(space, "taylor1")
     with pytest.raises(MethodError, match="needs loss_fn: some batches"):

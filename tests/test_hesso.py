@@ -298,6 +298,22 @@ def test_a_diverged_training_is_told() -> None:
         run.step(5)
 
 
+@pytest.mark.parametrize("kind", [niwaki.HESSO, niwaki.CRIC, niwaki.HSPG, niwaki.DHSPG, niwaki.AdaHSPG])
+def test_what_is_no_space_or_schedule_is_told(kind: Any) -> None:
+    run = Training("mlp", torch.optim.AdamW)
+    for odd in (10, None, (3, 16)):
+        with pytest.raises(MethodError, match=r"schedule=.* is no schedule. Say when: niwaki.Schedule\("):
+            kind(run.space, run.optimizer, Budget(macs=0.5), odd)
+    with pytest.raises(MethodError, match=r"space is a MLP, but must be what niwaki.search_space\("):
+        kind(run.model, run.optimizer, Budget(macs=0.5), SCHEDULE)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, True, None, 2**64])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    with pytest.raises(MethodError, match="seed=.* must be a whole number of 64 bits"):
+        Training("mlp", torch.optim.AdamW, Budget(macs=0.5), seed=seed)
+
+
 def test_errors_are_sentences() -> None:
     model = MLP()
     space, budget = mlp_space(model), Budget(macs=0.5)

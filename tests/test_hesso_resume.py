@@ -12,6 +12,7 @@ from test_hesso import SCHEDULE, Training, adamw, sgd
 from niwaki.budget import Budget
 from niwaki.errors import MethodError
 from niwaki.methods import Schedule
+from niwaki.methods.mix import WEIGHTS
 
 END = SCHEDULE.until + 3
 
@@ -65,6 +66,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         Training("mlp", sgd, Budget(macs=0.5)),
         Training("mlp", sgd, Budget(macs=0.4), Schedule(start=3, until=17, periods=3)),
         Training("mlp", sgd, Budget(macs=0.4), criteria={"magnitude": 1.0}),
+        Training("mlp", sgd, Budget(macs=0.4), criteria=dict(reversed(WEIGHTS.items()))),  # scores come in rows
         Training("mlp", sgd, Budget(macs=0.4), window=2),
         Training("mlp", sgd, Budget(macs=0.4, round_to=2)),
         Training("mlp", sgd, Budget(macs=0.4, min_units=2)),

@@ -105,6 +105,9 @@ def test_ignored_stays(pattern: str) -> None:
 def test_ignored_as_one_string_and_what_matches_nothing() -> None:
     space = niwaki.search_space(small(), torch.randn(2, 3), ignored="2")
     assert [group.name for group in space.groups] == ["0"] or not space.groups
+    for odd in (5, [5], None):
+        with pytest.raises(UnknownName, match=r"ignored=.* must be a list of names or patterns, such as \['head', "):
+            niwaki.search_space(small(), torch.randn(2, 3), ignored=odd)  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="'conv' in `ignored` matches no parameter.*named like '0.weight'"):
         niwaki.search_space(small(), torch.randn(2, 3), ignored=["0", "conv"])
 

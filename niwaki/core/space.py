@@ -18,7 +18,7 @@ from niwaki.core.numbers import AttributeEdit, Numbers
 from niwaki.core.plan import Plan, TensorShape, derived_attributes
 from niwaki.core.positions import Positions
 from niwaki.core.repairs import Repairs
-from niwaki.errors import PlanError
+from niwaki.errors import MethodError, PlanError
 
 BoolArray = NDArray[np.bool_]
 
@@ -229,3 +229,12 @@ class SearchSpace:
         return describe_space(self)
 
     __repr__ = __str__
+
+
+def check_space(space: object) -> None:
+    """Raise `MethodError` if what was passed as a search space is none, such as the model."""
+    if not isinstance(space, SearchSpace):
+        raise MethodError(
+            f"space is a {type(space).__qualname__}, but must be what niwaki.search_space(model, example_inputs) "
+            "returns."
+        )

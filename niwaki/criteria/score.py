@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from niwaki.core.counts import FloatArray
-from niwaki.core.scalars import is_number, is_whole
-from niwaki.core.space import SearchSpace
+from niwaki.core.scalars import is_number, is_whole, whole_seed
+from niwaki.core.space import SearchSpace, check_space
 from niwaki.criteria.measure import Loss, Measurement
 from niwaki.criteria.normalise import AMONG, normalise
 from niwaki.criteria.registry import Criterion, named
@@ -78,11 +78,13 @@ def score(
     >>> niwaki.score(space, {"activation": 1.0, "magnitude": 0.5}, batches, loss_fn).criterion
     '1 activation + 0.5 magnitude'
     """
+    check_space(space)
     if among not in (None, "layer", *AMONG):
         raise MethodError(f"among={among!r} must be 'group', 'layer', 'isomorphic', 'space', or None.")
     if not is_whole(probes) or probes < 1:
         raise MethodError(f"probes={probes!r} must be a whole number, 1 or more.")
-    mix = _weights(criterion) if isinstance(criterion, Mapping) else {criterion: 1.0}
+    seed = whole_seed(seed)
+    mix = _weights(criterion) if isinstance(criterion, Mapping) else _weights({_one(criterion): 1.0})
     among = among or ("group" if isinstance(criterion, Mapping) else None)
     registered = [named(one) for one in mix if isinstance(one, str)]
     if among == "layer" and len(registered) < len(mix):
@@ -95,7 +97,7 @@ def score(
     total = np.zeros(space.num_units)
     for one, weight in mix.items():
         name = name_of(one)
-        values = _values(space, found[one] if isinstance(one, str) else one(space), name)
+        values = finite(space, found[one] if isinstance(one, str) else one(space), name)
         if among is not None and among != "layer":
             values = normalise(space, values, everything, among)
         total += weight * values
@@ -135,6 +137,7 @@ def _weights(mix: Mapping[One, float]) -> dict[One, float]:
     if not mix:
         raise MethodError("The mix of criteria is empty: name criteria and their weights, such as {'magnitude': 1.0}.")
     for one, weight in mix.items():
+        _one(one)
         if not is_number(weight) or not math.isfinite(weight) or weight < 0:
             raise MethodError(
                 f"The mix of criteria has the weight {weight!r} for {name_of(one)!r}: it must be a finite number, 0 "
@@ -145,7 +148,17 @@ def _weights(mix: Mapping[One, float]) -> dict[One, float]:
     return {one: float(weight) for one, weight in mix.items()}
 
 
-def _values(space: SearchSpace, values: Tensor | ArrayLike, name: str) -> FloatArray:
+def _one(one: One) -> One:
+    """``one``, or an error if it is no criterion."""
+    if not isinstance(one, str) and not callable(one):
+        raise MethodError(
+            f"{one!r} is no criterion: pass the name of one, such as 'magnitude', a function of the search space that "
+            "returns a number for each unit, or a dictionary of these and their weights."
+        )
+    return one
+
+
+def finite(space: SearchSpace, values: Tensor | ArrayLike, name: str) -> FloatArray:
     """``values`` as [num_units] finite float64 numbers, or an error that says what is wrong with them."""
     raw = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
     try:

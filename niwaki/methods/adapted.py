@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from niwaki.budget import Budget, check_met
 from niwaki.core.plan import Plan
 from niwaki.core.segments import unit_parameters
-from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.errors import BudgetError, MethodError
 from niwaki.methods.checks import check_mask
 from niwaki.methods.fading import FADING, IMPORTANT, Fading
@@ -46,6 +46,7 @@ class Adapted(Fading):
         seed: int,
         vectorised: bool,
     ) -> None:
+        check_space(space)
         self.pairs = find_pairs(space)
         merged, self._number = merged_space(space, self.pairs)
         self._merged = merged

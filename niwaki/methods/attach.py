@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from niwaki.core.plan import Plan, structure_hash
-from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.errors import MethodError, PlanError, ShrinkError
 from niwaki.methods.checks import check_parameters, damaged
 from niwaki.methods.loading import OrderOfLoading
@@ -42,6 +42,7 @@ class Method(ABC):
     label: str
 
     def __init__(self, space: SearchSpace, optimizer: Optimizer, shrinking: bool | Shrinking = False) -> None:
+        check_space(space)
         check_optimizer(self.label, optimizer)
         self.space = space
         self.optimizer = optimizer
@@ -220,7 +221,7 @@ class Method(ABC):
         except (KeyError, TypeError) as cause:
             raise damaged(self.name, cause) from cause
         for key in here | there:
-            if here.get(key) != there.get(key):
+            if not _same(here.get(key), there.get(key)):
                 raise MethodError(
                     f"The checkpoint was made by {there['method']} with {key} = {there.get(key)!r}, but here it is "
                     f"{here.get(key)!r}. Build the method as it was when the run began, then load."
@@ -243,3 +244,10 @@ class Method(ABC):
                 self.rebuild()
             self.restore(self._loading["state"])
             self._loading = None
+
+
+def _same(here: object, there: object) -> bool:
+    """Whether two settings are. The rows of saved scores are in the order of the criteria: that counts."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        return list(here.items()) == list(there.items())
+    return here == there

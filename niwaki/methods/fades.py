@@ -75,7 +75,7 @@ def fade_named(name: str) -> Callable[[Faded], Fade]:
     Raises:
         UnknownName: there is none; the message lists those there are.
     """
-    if name not in _REGISTRY:
+    if not isinstance(name, str) or name not in _REGISTRY:
         raise UnknownName(f"There is no fade {name!r}. Registered are: {', '.join(sorted(_REGISTRY))}.")
     return _REGISTRY[name]
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from niwaki.budget import TRAINED, Budget, check_budget, check_met, loose, provenance
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.plan import Plan
+from niwaki.core.scalars import whole_seed
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.methods.attach import Method
 from niwaki.methods.caveats import not_ended, warn_of
@@ -58,7 +59,8 @@ class Fading(Method):
         super().__init__(space, optimizer, shrink)
         check_steps("window", window, "scores are averaged over it")
         check_budget(budget)
-        self.budget, self.schedule, self.seed = budget, schedule, seed
+        Schedule.check(schedule)
+        self.budget, self.schedule, self.seed = budget, schedule, whole_seed(seed)
         self.mix = Mix.of(criteria, space)
         self._limits = budget.absolute(space, TRAINED)
         everything = np.ones(space.num_units, dtype=bool)

@@ -60,7 +60,7 @@ class Schedule:
                 f"until={self.until}), too few for {self.periods} periods of at least one step each. "
                 "Let it end later, or use fewer periods."
             )
-        if self.ramp not in RAMPS:
+        if not isinstance(self.ramp, str) or self.ramp not in RAMPS:
             raise MethodError(f"Schedule(ramp={self.ramp!r}) is no ramp. Choose one of: {', '.join(RAMPS)}.")
         fade_named(self.fade)
 
@@ -77,6 +77,14 @@ class Schedule:
         """As plain data; what is as published is left out."""
         more = [self.ramp, self.fade] if (self.ramp, self.fade) != ("linear", LINEAR) else []
         return [self.start, self.until, self.periods, *more]
+
+    @classmethod
+    def check(cls, schedule: object) -> None:
+        """Raise `MethodError` if what was passed as a schedule is none, such as a number of steps."""
+        if not isinstance(schedule, cls):
+            raise MethodError(
+                f"schedule={schedule!r} is no schedule. Say when: niwaki.Schedule(start=100, until=500) in steps."
+            )
 
     def check_fade(self, label: str) -> None:
         """Raise `MethodError` if this is a schedule for methods that fade."""

@@ -43,10 +43,7 @@ class Zeros(Method):
         shrink: bool | Shrinking = False,
     ) -> None:
         super().__init__(space, optimizer, shrink)
-        if not isinstance(schedule, Schedule):
-            raise MethodError(
-                f"schedule={schedule!r} is no schedule. Say when: niwaki.Schedule(start=100, until=500) in steps."
-            )
+        Schedule.check(schedule)
         schedule.check_fade(self.label)
         if schedule.ramp != "linear":
             raise MethodError(
