@@ -79,9 +79,9 @@ def _fashion(where: Where, seed: int, name: str, build: Any, short: Scale) -> Ta
 
 
 def _cifar10(where: Where, seed: int) -> Task:
-    """ResNet-20 on a part of the images; in full ResNet-56, 200 epochs, all images."""
+    """ResNet-20, every image once; in full ResNet-56, 200 epochs."""
     images = _cifar(where.path("cifar10"))
-    scale = Scale(200, 128, 0.1, fast=True) if where.full else Scale(5, 64, 0.05, train=3200, test=4000)
+    scale = Scale(200, 128, 0.1, fast=True) if where.full else Scale(1, 32, 0.02)
     blocks, augmentation = (9, Augmentation(4, True)) if where.full else (3, Augmentation(2, True))
 
     def build(classes: int, channels: int, size: tuple[int, int], width: float) -> torch.nn.Module:
@@ -136,11 +136,11 @@ _RESNET = BUILT_IN["resnet"]
 TASKS: Mapping[str, Build] = {
     "digits": partial(_digits, name="digits", build=_RESNET, scale=Scale(20)),
     "digits-vit": partial(
-        _digits, name="digits-vit", build=VisionTransformer, scale=Scale(30, 64, 2e-3, weight_decay=0.05, adam=True)
+        _digits, name="digits-vit", build=VisionTransformer, scale=Scale(90, 64, 2e-3, weight_decay=0.05, adam=True)
     ),
     "fashion": partial(_fashion, name="fashion", build=_RESNET, short=Scale(6, train=4000)),
     "fashion-gru": partial(
-        _fashion, name="fashion-gru", build=RowReader, short=Scale(6, 64, 3e-3, 4000, weight_decay=0.01, adam=True)
+        _fashion, name="fashion-gru", build=RowReader, short=Scale(18, 64, 3e-3, 4000, weight_decay=0.01, adam=True)
     ),
     "cifar10": _cifar10,
     "char-llama": _shakespeare,
