@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from test_hesso import Training, sgd
-from test_wrapped_optimizers import KINDS, flat, training
+from test_wrapped_optimizers import BUDGET, KINDS, SCHEDULE, flat, training
 from torch import nn
 from torch.optim import SGD, Optimizer
 
 from niwaki.errors import MethodError
+from niwaki.methods import HESSO
 from niwaki.methods.attach import KEY
 
 
@@ -109,6 +110,16 @@ def test_a_wrapper_around_them_stays() -> None:
     run.optimizer.state_dict = counted  # type: ignore[method-assign]
     run.method.detach()
     assert run.optimizer.state_dict().keys() == {"calls", "state", "param_groups"}
+
+
+def test_a_wrapper_inside_is_put_back() -> None:
+    run = Training("mlp", own_methods)
+    inner: Any = run.optimizer.state_dict
+    run.optimizer.state_dict = counted = lambda: {"calls": 1} | inner()  # type: ignore[method-assign]
+    method = HESSO(run.space, run.optimizer, BUDGET, SCHEDULE)
+    assert {"calls", KEY} < run.optimizer.state_dict().keys()
+    method.detach()
+    assert run.optimizer.state_dict is counted
 
 
 def test_torchs_own_are_left_alone() -> None:

@@ -27,7 +27,7 @@ NAME = "only_train_once"
 NETWORK = "ResNet-50"  # its units are whole rows of tensors, which need none of the package's own transforms
 PHASES = ("OTO idle", "OTO scoring and choosing", "OTO fading", "OTO keeping zeros")
 VARIANTS = {"AdamW(foreach=True)": "adamw", "SGD(momentum=0.9)": "sgd"}
-PERIODS, LENGTH, LATER = 10, 1000, 10**9
+LENGTH, LATER = 1000, 10**9
 
 
 def available() -> bool:
@@ -41,6 +41,7 @@ def measured(
     """The ratio of each phase to the step of ``bare``, which is called ``kind`` and holds all parameters. The weights
     are put back."""
     weights = {name: parameter.detach().clone() for name, parameter in space.model.named_parameters()}
+    periods = max(10, 2 * rounds)  # each can be scored once; half of them are then over when fading is timed
     with _loaded() as module:
         groups = _groups(space, module.TensorTransform)
         with redirect_stdout(StringIO()):  # it says what it is going to remove
@@ -50,14 +51,14 @@ def measured(
                 lr=1e-6,
                 first_momentum=0.9,
                 start_pruning_step=LATER,
-                pruning_steps=PERIODS * LENGTH,
-                pruning_periods=PERIODS,
+                pruning_steps=periods * LENGTH,
+                pruning_periods=periods,
             )
         found = {}
         for phase in PHASES:
             ratios = []
             for number in range(rounds + 1):
-                _enter(peer, phase, min(number, PERIODS - 1))
+                _enter(peer, phase, number)
                 alone = _timed(clock, bare)
                 ratio = _timed(clock, peer) / alone
                 if number:  # the first warms up
@@ -86,7 +87,7 @@ def _enter(peer: Any, phase: str, period: int) -> None:
             if not peer.reach_target_group_sparsity():
                 peer.num_steps = peer.curr_pruning_period * LENGTH
                 peer.step()
-        peer.num_steps = PERIODS * LENGTH + LENGTH // 2
+        peer.num_steps = peer.pruning_steps + LENGTH // 2
 
 
 def _timed(clock: Callable[[], float], optimizer: Any) -> float:

@@ -91,6 +91,7 @@ class StateHooks:
             for name, wrap in (("state_dict", self._saving), ("load_state_dict", self._loading))
             if getattr(type(optimizer), name) is not getattr(Optimizer, name)
         }
+        self._before = {name: vars(optimizer)[name] for name in self._wrapped if name in vars(optimizer)}
         vars(optimizer).update(self._wrapped)
 
     def remove(self) -> None:
@@ -100,6 +101,7 @@ class StateHooks:
         for name, wrapper in self._wrapped.items():
             if vars(self._optimizer).get(name) is wrapper:  # nobody has put another around it
                 del vars(self._optimizer)[name]
+                vars(self._optimizer).update({name: self._before[name]} if name in self._before else {})
         self._handles, self._wrapped = [], {}
 
     def _saving(self, own: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
