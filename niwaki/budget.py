@@ -6,7 +6,7 @@ import math
 import platform
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -39,14 +39,20 @@ class Budget:
     with. `niwaki.choose` with example inputs measures it for these instead, on networks that are really cut, as it does
     ``latency``, the microseconds of that pass on the device of the model.
 
-    ``round_to``: every group keeps a multiple of so many units, or all of them. ``min_units``: every group keeps at
-    least so many.
+    ``round_to``: every weight keeps a multiple of this many entries of each dimension in which it produces units, or
+    all of them; with 32 the channels of a convolution leave by 32, and attention heads of 32 rows one by one. A dict
+    says so for some weights only, by their names, those of modules or groups, or patterns of these:
+    ``round_to={"*mlp*": 32}``; where several name a weight, all hold. ``min_units``: every group keeps at least this
+    many units.
 
     Raises:
-        BudgetError: a limit is no share and no amount, or there is none at all.
+        BudgetError: a limit is neither a share nor an amount, there is no limit at all, or ``round_to`` or
+            ``min_units`` is not a whole number, 1 or more.
 
     >>> print(Budget(macs=0.5, params=1_000_000, round_to=8))
-    macs <= 50.0%, params <= 1,000,000, a multiple of 8 units per group
+    macs <= 50.0%, params <= 1,000,000, widths in multiples of 8
+    >>> print(Budget(macs=0.5, round_to={"*mlp*": 32, "*.q_proj": 64}))
+    macs <= 50.0%, widths in multiples of 32 for *mlp*, widths in multiples of 64 for *.q_proj
     """
 
     macs: float | int | None = None
@@ -55,7 +61,7 @@ class Budget:
     memory: float | int | None = None
     activations: float | int | None = None
     latency: float | int | None = None
-    round_to: int = 1
+    round_to: int | Mapping[str, int] = field(default=1, hash=False)
     min_units: int = 1
 
     def __post_init__(self) -> None:
@@ -71,10 +77,10 @@ class Budget:
                     f"{measure}={limit!r} is no budget: pass a float in (0, 1], the share to keep, or a whole number "
                     "above 1, the absolute amount."
                 )
-        for name, value in (("round_to", self.round_to), ("min_units", self.min_units)):
-            if not is_whole(value) or value < 1:
-                raise BudgetError(f"{name}={value!r} must be a whole number of units, 1 or more.")
-            object.__setattr__(self, name, int(value))
+        object.__setattr__(self, "round_to", _checked_round_to(self.round_to))
+        if not is_whole(self.min_units) or self.min_units < 1:
+            raise BudgetError(f"min_units={self.min_units!r} must be a whole number of units, 1 or more.")
+        object.__setattr__(self, "min_units", int(self.min_units))
         for measure, limit in limits.items():  # numpy's numbers as Python's, which files can hold
             object.__setattr__(self, measure, int(limit) if is_whole(limit) else float(limit))
 
@@ -124,13 +130,27 @@ class Budget:
     @property
     def steps(self) -> Steps:
         """In which steps groups may shrink."""
-        return Steps(int(self.round_to), int(self.min_units))
+        return Steps(self.round_to, self.min_units)
 
     def __str__(self) -> str:
         parts = [f"{m} <= {v:,}" if is_whole(v) else f"{m} <= {v:.1%}" for m, v in self.limits.items()]
-        parts += [f"a multiple of {self.round_to} units per group"] * (self.round_to > 1)
-        parts += [f"at least {self.min_units} units per group"] * (self.min_units > 1)
-        return ", ".join(parts)
+        return ", ".join(filter(None, [*parts, str(self.steps)]))
+
+
+def _checked_round_to(round_to: object) -> int | dict[str, int]:
+    """``round_to`` in Python's own numbers; raises `BudgetError` if it says nothing that widths could be rounded to."""
+    if is_whole(round_to) and round_to >= 1:
+        return int(round_to)
+    by_pattern: Mapping[object, object] = round_to if isinstance(round_to, Mapping) else {}
+    found = {
+        pattern: int(n) for pattern, n in by_pattern.items() if isinstance(pattern, str) and is_whole(n) and n >= 1
+    }
+    if not found or len(found) < len(by_pattern):
+        raise BudgetError(
+            f"round_to={round_to!r} must be a whole number of entries, 1 or more, or such numbers by the names or "
+            "patterns of weights: round_to={'*mlp*': 32}."
+        )
+    return found
 
 
 def check_budget(budget: object, *, training: bool = True) -> None:
@@ -149,12 +169,11 @@ def check_budget(budget: object, *, training: bool = True) -> None:
 
 
 def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], steps: Steps = _FREE) -> None:
-    """Raise `BudgetError` if ``keep``, the best that a selection could do, still costs more than ``limits``."""
+    """Raise `BudgetError` if ``keep``, the best that a selection could do, still costs more than ``limits``, and
+    `UnknownName` if a pattern of ``steps`` matches nothing."""
+    steps.check(space)
     reached = costs(space.cost_model, keep, limits)
-    if steps != _FREE:
-        sizes = f" (a multiple of {steps.round_to} units, and no fewer than {steps.min_units})"
-    else:
-        sizes = ""
+    sizes = f" ({steps})" if steps != _FREE else ""
     for measure, limit in limits.items():
         if reached[measure] <= limit:
             continue

@@ -50,6 +50,7 @@ def choose(
         BudgetError: the budget cannot be met; the message tells the least reachable cost and what is in the way.
         MethodError: ``space`` is no search space, or a score is not finite.
         PlanError: no values of the model's attributes could follow the choice.
+        UnknownName: a pattern in ``budget.round_to`` matches nothing.
 
     >>> import niwaki, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))

@@ -275,12 +275,12 @@ def test_malformed_limits(value: object) -> None:
 def test_other_malformed_budgets() -> None:
     with pytest.raises(BudgetError, match="needs at least one limit, one of macs, params, units, memory"):
         Budget()
-    with pytest.raises(BudgetError, match="round_to=0 must be a whole number of units, 1 or more"):
+    with pytest.raises(BudgetError, match="round_to=0 must be a whole number of entries, 1 or more"):
         Budget(macs=0.5, round_to=0)
     with pytest.raises(BudgetError, match=r"min_units=1\.5 must be a whole number"):
         Budget(macs=0.5, min_units=1.5)  # type: ignore[arg-type]
     assert str(Budget(macs=0.5, params=1000, round_to=8, min_units=2)) == (
-        "macs <= 50.0%, params <= 1,000, a multiple of 8 units per group, at least 2 units per group"
+        "macs <= 50.0%, params <= 1,000, widths in multiples of 8, at least 2 units per group"
     )
 
 

@@ -62,9 +62,9 @@ def test_steps_that_cannot_meet_the_budget_are_told() -> None:
         space, scores, niwaki.Budget(macs=0.05), x, round_to=(1, 16), runtimes=runtimes, seconds=0
     )
     assert [row.round_to for row in found.rows] == [1]
-    assert "a multiple of 16 units" in found.unmet[16] and found.unmet[16] in str(found)
+    assert "widths in multiples of 16" in found.unmet[16] and found.unmet[16] in str(found)
     with pytest.raises(
-        BudgetError, match=r"No step meets the budget. The budget macs <= .*\(a multiple of 16 units, and"
+        BudgetError, match=r"No step meets the budget. The budget macs <= .*\(widths in multiples of 16\)"
     ):
         niwaki.latency_profile(space, scores, niwaki.Budget(macs=0.05), x, round_to=(16,), runtimes=runtimes)
     with pytest.raises(MethodError, match="round_to is empty: name at least one step"):

@@ -179,7 +179,7 @@ def test_what_cannot_be_measured_or_met_is_told(monkeypatch: pytest.MonkeyPatch)
 def test_least_sizes_name_their_steps() -> None:
     space = conv_space(ConvNet(16, 24))
     with pytest.raises(
-        BudgetError, match=r"at its least size \(a multiple of 8 units, and no fewer than 9\) .* remain"
+        BudgetError, match=r"at its least size \(widths in multiples of 8, at least 9 units per group\) .* remain"
     ):
         choose(space, even(space), Budget(macs=0.05, round_to=8, min_units=9))
 

@@ -3,7 +3,7 @@
 from niwaki.selection.greedy import next_step as next_step
 from niwaki.selection.greedy import select as select
 from niwaki.selection.layout import uniform as uniform
-from niwaki.selection.levels import Steps as Steps
 from niwaki.selection.levels import leaving as leaving
 from niwaki.selection.pricing import costs as costs
 from niwaki.selection.pricing import prices as prices
+from niwaki.selection.steps import Steps as Steps

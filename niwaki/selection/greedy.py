@@ -14,10 +14,10 @@ from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Among
 from niwaki.selection.building import buildable
-from niwaki.selection.levels import Steps
 from niwaki.selection.orders import Orders
 from niwaki.selection.pricing import costs, prices
 from niwaki.selection.queue import Queue
+from niwaki.selection.steps import Steps
 from niwaki.selection.worth import Worth
 
 _ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on what its neighbours have lost

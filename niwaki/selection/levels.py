@@ -11,19 +11,7 @@ import numpy as np
 from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.selection.building import buildable
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """The sizes a group may have: multiples of ``round_to`` that are at least ``min_units``, or its full size."""
-
-    round_to: int = 1
-    min_units: int = 1
-
-    def allows(self, full: int, kept: IntArray) -> BoolArray:
-        """Whether a group of ``full`` units may keep ``kept``."""
-        fits: BoolArray = ((kept % self.round_to == 0) & (kept >= max(1, self.min_units))) | (kept == full)
-        return fits
+from niwaki.selection.steps import Steps
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,12 +36,14 @@ class Levels:
         taken = {group for members, _, _ in tied for group in members}
         blocks = tied + [((g,), (1,), space.groups[g].units - 1) for g in range(groups) if g not in taken]
         block, step = np.empty(groups, np.int64), np.empty(groups, np.int64)
+        multiples = steps.multiples(space).tolist()
         reached, left = np.full(space.num_units, -1), np.full(space.num_units, -1)
         for number, (members, per_level, most) in enumerate(blocks):
             levels = np.arange(most + 1)
             may = np.ones(most + 1, dtype=bool)
             for member, per in zip(members, per_level, strict=True):
-                may &= steps.allows(space.groups[member].units, space.groups[member].units - per * levels)
+                full = space.groups[member].units
+                may &= steps.allowed(full, full - per * levels, multiples[member])
             allowed = np.flatnonzero(may)  # level 0 always
             for member, per in zip(members, per_level, strict=True):
                 block[member], step[member] = number, per

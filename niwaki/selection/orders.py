@@ -10,9 +10,10 @@ from niwaki.core.cost import CostModel
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import group_of
-from niwaki.selection.levels import Levels, Steps
+from niwaki.selection.levels import Levels
 from niwaki.selection.pricing import WORTH_BY, costs, mixed, prices, worth_weight
 from niwaki.selection.queue import Queue
+from niwaki.selection.steps import Steps
 from niwaki.selection.worth import Worth
 
 _HUGE = 1e200
