@@ -7,29 +7,29 @@ in the law's reference the reading weights are zero as well; the bias of the rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from niwaki.compiled import eagerly
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
+from niwaki.surgery.constants import lost_constants, moved_constants, outputs, unexplained
 from niwaki.surgery.cut import duplicate
 from niwaki.surgery.plans import check_plan
-from niwaki.surgery.readers import Reader, channels, readers_of, removed_from
+from niwaki.surgery.readers import readings_of, removed_from
+from niwaki.surgery.samples import Samples
 from niwaki.trace.preserve import preserved
 from niwaki.trace.tracer import example_calls
-
-_CLOSE = 1e-5  # relative; what a float32 convolution of a constant may differ by from place to place
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Folded:
     """``model``: a dense copy, ready for `niwaki.cut`. ``folded``: the layers whose bias took a constant up. ``left``:
-    the layers that lose one, each with the reason."""
+    the layers, and the parameters outside of layers that are known, that lose one, each with the reason."""
 
     model: nn.Module
     folded: tuple[str, ...]
@@ -47,12 +47,14 @@ def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folde
     Args:
         space: the search space of the model; the model is left as it was.
         plan: what is going to be cut.
-        example_inputs: as for `niwaki.search_space`. The copy runs on them in eval mode, to see which layers read a
-            constant from removed units.
+        example_inputs: as for `niwaki.search_space`. The copy runs on them in eval mode, and on others of their shapes
+            with their entries shuffled and scaled: a value that all these samples share counts as a constant.
 
     The cut of ``Folded.model`` computes what the original does with only the *producers* of the removed units at zero.
-    That is exact unless a layer is in ``Folded.left``: because what it reads is not constant, because it has no bias,
-    or because it pads with zeros, where the constant is missing at the border.
+    That is exact unless something is in ``Folded.left``: because what it reads is not constant, because it has no bias,
+    because it pads with zeros, where the constant is missing at the border, or because niwaki does not know its layer.
+    Every fold is tried; linear layers, convolutions, transposed ones, recurrent layers and the projections of
+    ``nn.MultiheadAttention`` are known.
 
     Raises:
         PlanError: the plan is for another network.
@@ -70,28 +72,17 @@ def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folde
     plan.check_fits(space.model)
     model = duplicate(space.model)
     _silence(space, plan, model)
-    readers = readers_of(space, plan, model)
-    seen: dict[str, list[Tensor]] = {name: [] for name in readers}
+    readings = readings_of(space, plan, model)
     training = [module.training for module in model.modules()]
     with preserved(model), torch.no_grad():
         model.eval()
-        handles = [
-            layer.register_forward_pre_hook(_noter(seen[name], channels(layer), removed))
-            for name, (layer, removed) in readers.items()
-        ]
-        for args, kwargs in example_calls(example_inputs):
-            model(*args, **kwargs)
-        for handle in handles:
-            handle.remove()
+        samples = Samples.of(example_calls(example_inputs))
+        expected = outputs(model, samples)
+        folded, left = moved_constants(model, lost_constants(model, readings, samples), samples)
+        if not left and unexplained(model, readings, expected, samples):
+            left = {"": "something is read in a way that no module shows, and the outputs change with it"}
     for module, was in zip(model.modules(), training, strict=True):
         module.training = was
-    folded, left = [], {}
-    for name, (layer, removed) in readers.items():
-        problem = _fold(layer, removed, seen[name])
-        if problem is None:
-            folded.append(name)
-        elif problem:
-            left[name] = problem
     return Folded(model, tuple(folded), left)
 
 
@@ -103,34 +94,3 @@ def _silence(space: SearchSpace, plan: Plan, model: nn.Module) -> None:
             removed = removed_from(plan, place.tensor, place.dim, parameters)
             if place.produces and place.parameter and removed is not None:
                 parameters[place.tensor].index_fill_(place.dim, removed, 0)
-
-
-def _noter(seen: list[Tensor], dim: int, removed: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0].index_select(dim, removed).movedim(dim, -1).reshape(-1, len(removed)))
-
-    return note
-
-
-def _fold(layer: Reader, removed: Tensor, seen: list[Tensor]) -> str | None:
-    """Move the constant into the bias; returns None, or why not (empty where there is no constant to lose)."""
-    if not seen:
-        return "no example input reached it"
-    values = torch.cat(seen)
-    if not bool(values.any()):
-        return ""
-    constant = values[0]
-    if float((values - constant).abs().max()) > _CLOSE * float(values.abs().max()):
-        return "what it reads from removed units is not constant"
-    if layer.bias is None:
-        return "it has no bias"
-    if (
-        not isinstance(layer, nn.Linear)
-        and any(layer._reversed_padding_repeated_twice)
-        and layer.padding_mode == "zeros"
-    ):
-        return "it pads with zeros, so the constant is missing at the border"
-    weight = layer.weight.detach().index_select(1, removed)
-    with torch.no_grad():
-        layer.bias += weight.reshape(*weight.shape[:2], -1).sum(2) @ constant
-    return None

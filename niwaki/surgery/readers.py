@@ -1,8 +1,9 @@
-"""The layers that sum over units which a plan removes."""
+"""The layers and parameters that sum over units which a plan removes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,27 @@ def readers_of(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, tu
             removed = removed_from(plan, name, 1, parameters)
             if (name, 1) in reading and removed is not None:
                 found[path] = layer, removed
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """Positions ``removed`` of dimension ``dim`` of a parameter, which read units that leave."""
+
+    name: str
+    parameter: nn.Parameter
+    dim: int
+    removed: Tensor
+
+
+def readings_of(space: SearchSpace, plan: Plan, model: nn.Module) -> list[Reading]:
+    """All that reads removed units by a parameter of ``model``."""
+    parameters = dict(model.named_parameters())
+    found = []
+    for place in space.places:
+        removed = removed_from(plan, place.tensor, place.dim, parameters)
+        if removed is not None and place.parameter and not (place.produces or place.direction):
+            found.append(Reading(place.tensor, parameters[place.tensor], place.dim, removed))
     return found
 
 
