@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+_LONGEST = 240  # characters of a message that is quoted in another
+
+
+def first_line(message: object, longest: int = _LONGEST) -> str:
+    r"""The first line of a message with words in it, shortened to ``longest`` characters: what a sentence can quote.
+
+    >>> first_line("expected one of:\n * (Tensor input)\n * (Tensor input, int dim)")
+    'expected one of:'
+    """
+    line = next((" ".join(line.split()) for line in str(message).splitlines() if line.strip()), "")
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
 
 class NiwakiError(Exception):
     """Base of all errors that niwaki raises on purpose."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,12 +308,34 @@ def test_attributes_and_all_random_states_are_left_as_they_were() -> None:
     assert random.getstate() == python and (np.random.get_state()[1] == numpy).all()
 
 
+@pytest.mark.parametrize("criterion", ["taylor1", "activation", "hessian"])
+@pytest.mark.parametrize(
+    "loss_fn",
+    [nn.CrossEntropyLoss(), nn.functional.cross_entropy, partial(nn.functional.cross_entropy, reduction="mean")],
+    ids=["module", "function", "partial"],
+)
+def test_a_loss_that_torch_defines_is_given_outputs_and_labels(criterion: str, loss_fn: Any) -> None:
+    space = mlp_space(MLP())
+    batches = [(torch.randn(4, 6), torch.randint(0, 3, (4,))) for _ in range(2)]
+    written = score(
+        space, criterion, batches, lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+    )
+    assert (score(space, criterion, batches, loss_fn).values == written.values).all()
+    nested = [((x,), y) for x, y in batches]  # inputs as positional arguments
+    assert (score(space, criterion, nested, loss_fn).values == written.values).all()
+
+
 def test_a_loss_of_another_signature_is_told() -> None:
     space = mlp_space(MLP())
     for loss_fn, message in (
         (lambda output, target, weight: output, r"cannot be called as loss_fn\(model, batch\): missing a required"),
         (lambda output: output, "cannot be called as loss_fn"),
-        (3, "loss_fn=3 is no function"),
+        (
+            lambda output, target: nn.functional.cross_entropy(output, target),
+            "failed with a TypeError.*is accepted too",
+        ),
+        (nn.MSELoss(), r"every batch must be a pair \(inputs, labels\), but one is a Tensor"),
+        (3, "loss_fn=3 is not a function"),
     ):
         with pytest.raises(MethodError, match=message):
             score(space, "taylor1", [torch.randn(4, 6)], loss_fn)  # type: ignore[arg-type]

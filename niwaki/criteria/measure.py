@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,13 +16,12 @@ from niwaki.core.space import SearchSpace
 from niwaki.criteria.among import among
 from niwaki.criteria.curvature import curvature
 from niwaki.criteria.layers import Layers
+from niwaki.criteria.losses import Loss, check_loss, loss_of
 from niwaki.criteria.observe import Observer
 from niwaki.criteria.registry import Criterion
 from niwaki.criteria.sums import ROW_SUMS, UnitSums, row_sums
 from niwaki.errors import MethodError
 from niwaki.trace.preserve import preserved
-
-Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class Measurement:
@@ -64,7 +62,7 @@ class Measurement:
                 modes.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
             for batch in batches:
                 with torch.enable_grad(), _watched_by(observer):
-                    loss = _loss_of(loss_fn, self._space.model, batch)
+                    loss = loss_of(loss_fn, self._space.model, batch)
                 more = observer.fields() if observer else {}
                 gradients: dict[str, Tensor | None] = {}
                 if any(c.needs_gradients or c.needs_direction or c.needs_curvature for c in self._criteria):
@@ -93,7 +91,7 @@ class Measurement:
 
     def _derivatives(self, loss: Tensor, count: int) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
         """The gradients of the parameters that units are made of, and ``curved`` if some criterion reads it."""
-        _check_loss(loss, count)
+        check_loss(loss, count)
         curved = any(criterion.needs_curvature for criterion in self._criteria)
         values = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True, create_graph=curved)
         gradients: dict[str, Tensor | None] = dict(zip(self._parameters, values, strict=True))
@@ -142,39 +140,6 @@ def _sum(total: Mapping[str, Tensor | None], more: Mapping[str, Tensor | None]) 
         before = total.get(name)
         found[name] = value if before is None else before if value is None else before + value
     return found
-
-
-def _loss_of(loss_fn: Loss, model: nn.Module, batch: Any) -> Tensor:
-    if not callable(loss_fn):
-        raise MethodError(f"loss_fn={loss_fn!r} is no function. Pass loss_fn(model, batch), which returns the loss.")
-    try:
-        inspect.signature(loss_fn).bind(model, batch)
-    except ValueError:
-        pass  # some built-in functions have no signature to look at
-    except TypeError as cause:
-        raise MethodError(
-            f"loss_fn cannot be called as loss_fn(model, batch): {cause}. It is given the model and one batch, and "
-            "returns the scalar loss."
-        ) from cause
-    return loss_fn(model, batch)
-
-
-def _check_loss(loss: object, count: int) -> None:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__qualname__}"
-        raise MethodError(
-            f"loss_fn must return the scalar loss of a batch, but returned {what}. Reduce it to its mean."
-        )
-    if not loss.requires_grad:
-        raise MethodError(
-            "The loss that loss_fn returned does not depend on the model's parameters, so there is no gradient to "
-            "score with. Compute it from the model that loss_fn is given, without torch.no_grad() and without .item()."
-        )
-    if not torch.isfinite(loss):
-        raise MethodError(
-            f"The loss of batch {count} is {loss.item()}, so its gradient scores nothing. "
-            "Look for non-finite data or a diverged model."
-        )
 
 
 @contextmanager

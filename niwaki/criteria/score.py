@@ -15,7 +15,8 @@ from torch import Tensor
 from niwaki.core.counts import FloatArray
 from niwaki.core.scalars import is_number, is_whole, whole_seed
 from niwaki.core.space import SearchSpace, check_space
-from niwaki.criteria.measure import Loss, Measurement
+from niwaki.criteria.losses import Loss
+from niwaki.criteria.measure import Measurement
 from niwaki.criteria.normalise import AMONG, normalise
 from niwaki.criteria.registry import Criterion, named
 from niwaki.errors import MethodError
@@ -49,7 +50,8 @@ def score(
         criterion: the name of a registered criterion; or a function of the space that returns [num_units] values; or a
             mix of these, ``{"magnitude": 0.5, "taylor1": 0.5}``, the weighted sum of all, each normalised.
         batches: data, anything iterable, for criteria that need some. Values are means over the batches, in eval mode.
-        loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of a batch.
+        loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of a batch. Or a loss of torch's own, a module or
+            function of outputs and labels such as ``torch.nn.CrossEntropyLoss()``, for batches ``(inputs, labels)``.
         among: among which units values are divided by their mean: those of each ``group``; of each ``layer`` (every
             module scores its part of a unit by itself, and the unit has the mean of its layers); of all
             ``isomorphic`` groups (the same layers in the same arrangement); or of the whole ``space``. None leaves them
@@ -73,8 +75,10 @@ def score(
     >>> batches = [(torch.randn(8, 4), torch.randint(0, 2, (8,))) for _ in range(3)]
     >>> def loss_fn(model, batch):
     ...     return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
-    >>> niwaki.score(space, "taylor1", batches, loss_fn).criterion
-    'taylor1'
+    >>> scores = niwaki.score(space, "taylor1", batches, loss_fn)
+    >>> same = niwaki.score(space, "taylor1", batches, torch.nn.CrossEntropyLoss())
+    >>> bool((scores.values == same.values).all())
+    True
     >>> niwaki.score(space, {"activation": 1.0, "magnitude": 0.5}, batches, loss_fn).criterion
     '1 activation + 0.5 magnitude'
     """
@@ -127,7 +131,7 @@ def _measure(
         raise MethodError(
             f"The criterion {needy.name!r} is defined by {what}, so niwaki.score needs "
             f"{' and '.join(missing)}: some batches of data, and a function loss_fn(model, batch) that returns the "
-            "scalar loss."
+            "scalar loss (or a loss of torch's own, for batches of inputs and labels)."
         )
     return measurement.over(batches, loss_fn)
 
