@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from niwaki.compiled import eagerly
-from niwaki.errors import ExportError, TraceError
+from niwaki.errors import ExportError, TraceError, first_line
 from niwaki.files import flush_directory, flush_file
 from niwaki.graphs.exporting import exported
 from niwaki.trace.preserve import preserved
@@ -137,7 +137,7 @@ def _outputs(small: nn.Module, call: ExampleCall) -> dict[str, Tensor]:
         except (RuntimeError, ValueError, TypeError, IndexError) as cause:
             raise ExportError(
                 "The network does not run on inputs of twice the size in its dynamic dimensions, which would show that "
-                f"they are free: {(str(cause).splitlines() or [''])[0]}. Give smaller example inputs."
+                f"they are free: {first_line(cause)}. Give smaller example inputs."
             ) from cause
 
 
@@ -154,8 +154,7 @@ def _compare(what: str, run: Callable[[Any, Any], Any], call: ExampleCall, expec
             found = [value for value in tree_leaves(run(*call)) if isinstance(value, Tensor)]
     except Exception as cause:
         raise ExportError(
-            f"{what} fails on inputs of the sizes {sizes}: {type(cause).__qualname__}: "
-            f"{(str(cause).splitlines() or [''])[0]}"
+            f"{what} fails on inputs of the sizes {sizes}: {type(cause).__qualname__}: {first_line(cause)}"
         ) from cause
     if len(found) != len(expected):
         raise ExportError(f"{what} has {len(found)} outputs, and the network {len(expected)}.")
@@ -205,8 +204,7 @@ def _write_onnx(
         raise
     except Exception as cause:
         raise ExportError(
-            f"The network cannot be written to {str(path)!r} as ONNX: {type(cause).__qualname__}: "
-            f"{(str(cause).splitlines() or [''])[0]}"
+            f"The network cannot be written to {str(path)!r} as ONNX: {type(cause).__qualname__}: {first_line(cause)}"
         ) from cause
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -11,7 +11,7 @@ import torch
 
 from niwaki.collector import without_collector
 from niwaki.core.space import SearchSpace
-from niwaki.errors import UnknownName
+from niwaki.errors import UnknownName, first_line
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.program import Program
 from niwaki.rehearse import rehearsed
@@ -82,8 +82,8 @@ def search_space(
     _ignore(graph, facts, matching)
     builder = Builder(model, graph, facts, inner)
     notes = [
-        f"The model does not run in train mode ({type(run.error).__qualname__}: {run.error}), so only its eval mode "
-        "was analysed."
+        f"The model does not run in train mode ({type(run.error).__qualname__}: {first_line(run.error)}), so only its "
+        "eval mode was analysed."
         for run in graph.runs
         if run.error is not None
     ]

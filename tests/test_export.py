@@ -119,10 +119,22 @@ class Choosing(nn.Module):
         return y if bool(y.sum() > 0) else -y
 
 
+class Cache:
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+
+class Caching(Fixed):
+    def forward(self, x: Tensor) -> Any:
+        y = self.lin(x)
+        return y, Cache(y)
+
+
 def test_what_cannot_be_exported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, x = tmp_path / "net.onnx", torch.randn(4, 3)
     for model, inputs, options, message in (
         (Choosing(), x, {}, "The network cannot be exported. torch.export cannot export the model: .*test_export.py:"),
+        (Caching(), x, {}, "returns Cache beside its tensors, and .*use_cache = False.$"),
         (Fixed(), x, {"dynamic": {"x": (0,)}}, "cannot be exported|does not run on inputs of twice the size"),
         (Net(), IMAGES[:1], {"dynamic": {"x": (0,)}}, r"Dimension 0 of 'x' of shape \[1, 3, 8, 8\] cannot stay free"),
         (Net(), IMAGES, {"dynamic": {"y": (0,)}}, r"dynamic names 'y', which is no tensor among the .* \(x\)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
@@ -37,7 +38,13 @@ def program_of(model: nn.Module | ExportedProgram, call: ExampleCall | None, as_
     if isinstance(model, Program) or not as_graph:
         return model
     assert call is not None
-    return Program(exported(model, call))
+    try:
+        return Program(exported(model, call))
+    except TraceError as cause:
+        raise TraceError(
+            f"{cause} The graph-level cut needs an exported program: cut the model itself, without as_graph, or export "
+            "it yourself and pass the ExportedProgram."
+        ) from cause
 
 
 def _check(model: object) -> None:
@@ -45,6 +52,11 @@ def _check(model: object) -> None:
         raise TraceError(
             f"The model is a {type(model).__qualname__}. Pass a torch.nn.Module or a torch.export.ExportedProgram; a "
             "function becomes a module as the forward method of one that holds its parameters."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            f"The model is TorchScript ({type(model).__qualname__}), which niwaki does not support: its sizes are "
+            "compiled into it. Pass the module that it was scripted or traced from."
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):

@@ -15,12 +15,12 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from niwaki.compiled import eagerly
-from niwaki.errors import PlanError, TraceError
+from niwaki.errors import PlanError, TraceError, first_line
 from niwaki.graphs.program import REGIONS, TORCH, Block, Program, needed
 from niwaki.graphs.sizes import replaced
 from niwaki.trace.preserve import preserved
 from niwaki.trace.pretend import Pretence
-from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
+from niwaki.trace.structures import ExampleCall, map_tensors, objects_in, tensors_in
 
 
 @eagerly()
@@ -42,12 +42,9 @@ def exported(model: nn.Module, call: ExampleCall, dynamic_shapes: Any = None) ->
         try:
             program = torch.export.export(model, *call, dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as cause:
-            problem = f"{_line(cause)}{type(cause).__qualname__}: {_first_line(cause)}"
-            raise TraceError(
-                f"torch.export cannot export the model: {problem}. "
-                "The graph-level cut needs an exported program: cut the model itself, without as_graph, or export it "
-                "yourself and pass the ExportedProgram."
-            ) from cause
+            problem = f"{_line(cause)}{type(cause).__qualname__}: {_quoted(cause)}."
+            hint = "" if pretence.active else _foreign_outputs(model, call)
+            raise TraceError(f"torch.export cannot export the model: {problem}{hint}") from cause
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
     for tensors in (program.state_dict, program.constants):
@@ -84,7 +81,7 @@ def rebuilt(small: Program) -> ExportedProgram:
             _resize(module, small, given)
     except (RuntimeError, TypeError, IndexError, ValueError) as cause:
         raise PlanError(
-            f"The plan does not fit this program: with its sizes, an operator fails: {_first_line(cause)}. Was the "
+            f"The plan does not fit this program: with its sizes, an operator fails: {_quoted(cause)}. Was the "
             "plan made for a program that was exported with inputs of other shapes?"
         ) from cause
     for before, after in zip(dense, _output_shapes(module.graph), strict=True):
@@ -212,5 +209,21 @@ def _line(cause: Exception) -> str:
     return users[-1] if users else ""
 
 
-def _first_line(cause: Exception) -> str:
-    return next(iter(str(cause).strip().splitlines()), "no message").strip().rstrip(".")
+def _quoted(cause: Exception) -> str:
+    return first_line(cause).rstrip(".") or "no message"
+
+
+def _foreign_outputs(model: nn.Module, call: ExampleCall) -> str:
+    """What to do about objects among the outputs, which a program cannot return; empty where there are none."""
+    args, kwargs = call
+    with torch.no_grad():
+        try:
+            found = objects_in(model(*args, **kwargs))
+        except Exception:  # noqa: BLE001 - why the model does not run is said by the error that led here
+            found = []
+    if not found:
+        return ""
+    return (
+        f" The model returns {', '.join(found)} beside its tensors, and a program can return tensors only. Make it "
+        "return none: where it is a key-value cache of transformers, by model.config.use_cache = False."
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from niwaki.errors import FileFormatError
+from niwaki.errors import FileFormatError, first_line
 from niwaki.io.filling import fill_state
 from niwaki.io.format import PROGRAM_FILE
 from niwaki.io.reading import file_of, read_description, read_tensors, read_text
@@ -144,7 +144,7 @@ def load_program(directory: str | os.PathLike[str]) -> ExportedProgram:
     except Exception as cause:
         raise FileFormatError(
             f"{str(path)!r} cannot be read as a program by torch {torch.__version__}: {type(cause).__qualname__}: "
-            f"{(str(cause).splitlines() or [''])[0]}. It was written by another version of torch, or made by hand."
+            f"{first_line(cause)}. It was written by another version of torch, or made by hand."
         ) from cause
 
 
@@ -214,7 +214,7 @@ def _to_json(program: ExportedProgram) -> str:
     except Exception as cause:
         raise FileFormatError(
             f"Cannot save the program to {PROGRAM_FILE}: {type(cause).__qualname__}: "
-            f"{(str(cause).splitlines() or [''])[0]}. Save the network without its program."
+            f"{first_line(cause)}. Save the network without its program."
         ) from cause
 
 

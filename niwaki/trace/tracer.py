@@ -22,12 +22,14 @@ from niwaki.trace.numbers import current_trace
 from niwaki.trace.preserve import Snapshot, preserved, restored
 from niwaki.trace.pretend import NeedsValue, Pretence
 from niwaki.trace.recorder import Recorder
+from niwaki.trace.refusals import check_inputs, does_not_run
 from niwaki.trace.structures import ExampleCall, tensors_in
 
 
 def example_calls(example_inputs: Any) -> tuple[ExampleCall, ...]:
     """Example inputs as (positional, keyword) pairs: a tensor or tuple is positional, a dict keywords, a list of
     these several calls."""
+    check_inputs(example_inputs)
     if isinstance(example_inputs, list):
         if not example_inputs:
             raise TraceError("The list of example inputs is empty. Give at least one call that the model accepts.")
@@ -118,12 +120,7 @@ def _runs(
             number = len(run.nodes) if run.inside else max(len(run.nodes) - 1, 0)
             if needs:
                 raise TraceError(f"The model cannot be analysed on the meta device: {run.error}", number)
-            raise TraceError(
-                f"The model does not run on the example inputs: {type(run.error).__qualname__}: {run.error}. "
-                "niwaki runs it once as model(*inputs) in eval mode; pass inputs that it accepts "
-                "(a tensor or tuple for positional arguments, a dict for keywords).",
-                operator=number,
-            ) from run.error
+            raise TraceError(does_not_run(inventory.modules[0][1], calls, call, run.error), number) from run.error
         runs.append(run)
     return runs, frozenset()
 
