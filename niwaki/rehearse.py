@@ -17,7 +17,7 @@ import torch
 from niwaki.core.location import Location
 from niwaki.core.repairs import Scalar
 from niwaki.core.space import BoolArray
-from niwaki.errors import PlanError, TraceError
+from niwaki.errors import PlanError, TraceError, first_line
 from niwaki.rules.views import STRIDING
 from niwaki.solve.build import Builder
 from niwaki.solve.facts import Facts
@@ -88,7 +88,9 @@ def _rehearse(
             try:
                 tried = _tried(small, call, run)
             except TraceError as failure:
-                return _Problem(facts, start + failure.operator, f"fails, or what follows it: {failure.__cause__}")
+                return _Problem(
+                    facts, start + failure.operator, f"fails, or what follows it: {first_line(failure.__cause__)}"
+                )
             problem = _compare(small, graph, facts, builder, start, run, tried, keep)
             if problem is not None:
                 return problem
@@ -134,8 +136,11 @@ def _compare(
         resized = facts.touched[start + index].resized
         given, instead = _constants(node, graph), _constants(other, tried)
         given = [_repaired(constant, facts.touched[start + index].rescaled, small) for constant in given]
-        if len(given) != len(instead) or not all(_same(*pair, resized) for pair in zip(given, instead, strict=True)):
-            return _Problem(facts, start + index, f"is given {instead} instead of {given}")
+        if len(given) != len(instead):
+            return _Problem(facts, start + index, f"is given {len(instead)} constants instead of {len(given)}")
+        odd = next((pair for pair in zip(given, instead, strict=True) if not _same(*pair, resized)), None)
+        if odd is not None:
+            return _Problem(facts, start + index, _difference(*odd))
         for before, after in zip(node.outputs, other.outputs, strict=True):
             if before is None or after is None:
                 continue
@@ -198,6 +203,20 @@ def _constants(node: Node, graph: Graph) -> list[Any]:
             elif isinstance(argument, (int, float, complex, str)):
                 found.append(argument)
     return found
+
+
+def _difference(given: Any, instead: Any) -> str:
+    """What became of a constant, in one line: a tensor is shown by its shape."""
+    tensors = [constant for constant in (given, instead) if isinstance(constant, torch.Tensor)]
+    if len(tensors) == 2 and given.shape == instead.shape:
+        return f"is given a constant tensor of shape {list(given.shape)} with other values"
+    before, after = (
+        f"a constant tensor of shape {list(constant.shape)}"
+        if isinstance(constant, torch.Tensor)
+        else first_line(repr(constant), 60)
+        for constant in (given, instead)
+    )
+    return f"is given {after} instead of {before}"
 
 
 def _repaired(constant: Any, rescaled: Mapping[float, Scalar], small: torch.nn.Module) -> Any:

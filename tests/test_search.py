@@ -8,12 +8,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 from test_trace import Careless, assert_same, everything
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.data import DataLoader, TensorDataset
 
 import niwaki
 from niwaki.errors import TraceError, UnknownName
@@ -93,6 +95,79 @@ def test_inputs_tensor_tuple_dict_and_list() -> None:
 def test_wrong_inputs_say_what_is_expected() -> None:
     with pytest.raises(TraceError, match="unexpected keyword argument 'z'.*a dict for keywords"):
         niwaki.search_space(Two(), {"z": torch.randn(2, 3)})
+
+
+LOADER = DataLoader(TensorDataset(torch.randn(8, 3), torch.zeros(8, dtype=torch.long)), batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.zeros((2, 3), np.float32), r"Its argument 0 is a NumPy array: pass a tensor, torch.from_numpy\(array\)"),
+        (LOADER, r"example_inputs is a DataLoader, which yields batches .* such as next\(iter\(loader\)\)\[0\]"),
+        (iter(LOADER), r"yields batches and is not one. .* such as next\(batches\)\[0\]"),
+        ((batch for batch in LOADER), "example_inputs is a generator, which yields batches"),
+        (next(iter(LOADER)), r"example_inputs is a list, which means 2 calls, and this is number 1. .* batch\[0\]"),
+        (tuple(next(iter(LOADER))), "example_inputs is a tuple of two. Does it hold labels"),
+    ],
+    ids=["array", "loader", "iterator", "generator", "batch", "pair"],
+)
+def test_inputs_that_are_no_inputs_say_what_to_pass(inputs: Any, message: str) -> None:
+    with pytest.raises(TraceError, match=message) as caught:
+        niwaki.search_space(small(), inputs)
+    assert "\n" not in str(caught.value) and "Tracked" not in str(caught.value)
+
+
+def test_a_scripted_model_is_refused() -> None:
+    with pytest.raises(TraceError, match="TorchScript .* Pass the module that it was scripted or traced from"):
+        niwaki.search_space(torch.jit.script(small()), torch.randn(2, 3))  # type: ignore[no-untyped-call]
+
+
+def test_offloaded_weights_are_recognised() -> None:
+    model = accelerate.cpu_offload(small(), execution_device="cpu")
+    with pytest.raises(TraceError, match="Its weights are offloaded: 6 parameters, first '0.weight', .*remove_hook"):
+        niwaki.search_space(model, torch.randn(2, 3))
+
+
+class Tables(nn.Module):
+    """Adds tensors that are neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.mean, self.tables, self.listed = torch.randn(6), {"one": torch.randn(6)}, [torch.randn(6)]
+        self.which = "mean"
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = {"mean": self.mean, "tables": self.tables["one"], "listed": self.listed[0]}[self.which]
+        return self.b(torch.relu(self.a(x) - table))
+
+
+@pytest.mark.parametrize("which", ["mean", "tables", "listed"])
+def test_a_tensor_that_is_held_by_a_module_is_named_with_the_line_that_meets_it(which: str) -> None:
+    model = nn.Sequential(nn.Identity(), Tables())
+    model[1].which = which
+    said = reasons(niwaki.search_space(model, torch.randn(4, 3)), "1.a.weight", 0)
+    assert said.startswith(f"it meets the attribute '1.{which}', a tensor that is neither parameter nor buffer"), said
+    assert re.search(r"test_search.py:\d+ \(in '1'\)", said)
+
+
+def test_every_reason_is_one_line() -> None:
+    """Where a cut changes a constant tensor, too, or torch says a page about it."""
+
+    class Page(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            if y.stride(0) != 6:
+                raise RuntimeError("one line\n" + "more lines\n" * 50)
+            return self.b(y + torch.from_numpy(np.arange(6.0, dtype=np.float32) * len(str(y.stride()))))
+
+    space = niwaki.search_space(Page(), torch.randn(4, 3))
+    assert space.pins and all(len(pin.reason) < 300 and "\n" not in pin.reason for pin in space.pins)
 
 
 @pytest.mark.parametrize("pattern", ["0", "0.weight", "0.*", "?.weight"])

@@ -205,7 +205,7 @@ HALVES = {"chunk", "chunk of heads", "split by attribute", "split by shape"}
 PAIRS = {"split by sizes", "slice from half"}
 
 WRITTEN = r"is written as the number \d+$"
-GIVEN = r"^after a cut, aten\.\w+\.Tensor is given \[.*\] instead of \[.*\]$"
+GIVEN = r"^after a cut, aten\.\w+\.Tensor is given [\d.]+ instead of [\d.]+$"
 FACTOR = "^a number that enters a computation that niwaki does not follow is computed as heads, which cannot"
 PART = "^a number that is part of the computed function is computed as heads, which cannot follow a cut"
 PINS: dict[str, tuple[Callable[[Any, Any], Tensor], str]] = {

@@ -40,11 +40,12 @@ def label(
     """
     facts = Facts([None] * len(graph.values), allow_inexact=allow_inexact)
     facts.reason("nothing constrains it", None)
-    fixed_by: dict[Origin, int] = {}
+    fixed_by: dict[tuple[Origin, str, Location | None], int] = {}
+    met = _constants_met(graph)
     for value in graph.values:
         facts.aliases.setdefault(value.root, []).append(value.number)
         if value.origin is not Origin.COMPUTED:
-            facts.labels[value.number] = _given(facts, value, fixed_by)
+            facts.labels[value.number] = _given(facts, value, fixed_by, met.get(value.number))
     scaling = Scaling(facts)
     calls = Calls(graph, facts)
     frozen: set[tuple[int, int, str]] = set()
@@ -98,7 +99,25 @@ def label(
     return facts
 
 
-def _given(facts: Facts, value: Value, fixed_by: dict[Origin, int]) -> Label:
+def _constants_met(graph: Graph) -> dict[int, Location]:
+    """Where each constant first meets an operator, by its value number."""
+    met: dict[int, Location] = {}
+    if all(value.origin is not Origin.CONSTANT for value in graph.values):
+        return met
+    for run in graph.runs:
+        for node in run.nodes:
+            for number in node.inputs():
+                if graph.values[number].origin is Origin.CONSTANT:
+                    met.setdefault(number, node.location)
+    return met
+
+
+def _given(
+    facts: Facts,
+    value: Value,
+    fixed_by: dict[tuple[Origin, str, Location | None], int],
+    where: Location | None,
+) -> Label:
     """Parameters and buffers get new ids; inputs and constants are fixed."""
     if value.origin in (Origin.PARAMETER, Origin.BUFFER):
         axes = []
@@ -108,11 +127,22 @@ def _given(facts: Facts, value: Value, fixed_by: dict[Origin, int]) -> Label:
         parameter = value.origin is Origin.PARAMETER
         source = Source(value.number, 0.0) if parameter else None
         return Label(tuple(axes), (parameter,) * len(axes), parameter, value.dtype, (), source)
-    if value.origin not in fixed_by:
-        what = "an input of the model" if value.origin is Origin.INPUT else "a tensor that is no parameter or buffer"
-        fixed_by[value.origin] = facts.reason(f"it meets {what}", None)
-    why = fixed_by[value.origin]
+    known = value.origin, value.name, where
+    if known not in fixed_by:
+        fixed_by[known] = facts.reason(f"it meets {_named(value)}", where)
+    why = fixed_by[known]
     return Label(tuple(fixed(size, why) for size in value.shape), (False,) * len(value.shape), False, value.dtype)
+
+
+def _named(value: Value) -> str:
+    """What a value is that nothing can leave from."""
+    if value.origin is Origin.INPUT:
+        return "an input of the model"
+    if not value.name:
+        return "a tensor that is neither parameter nor buffer"
+    return (
+        f"the attribute {value.name!r}, a tensor that is neither parameter nor buffer (register_buffer lets it follow)"
+    )
 
 
 def _apply(call: GraphCall, graph: Graph, node: Node, find: FindRule, scaling: Scaling, tolerant: bool) -> list[Label]:

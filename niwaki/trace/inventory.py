@@ -31,6 +31,16 @@ class Inventory:
                     buffers.setdefault(id(buffer), (prefix + name, buffer))
         return cls(modules, list(parameters.values()), list(buffers.values()))
 
+    def attribute_of(self, tensor: torch.Tensor) -> str:
+        """The dotted name of the attribute that is ``tensor``, or a container of it, where it is neither parameter nor
+        buffer; empty where no module holds it."""
+        for path, module in self.modules:
+            for name, value in vars(module).items():
+                held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+                if value is tensor or any(item is tensor for item in held):
+                    return f"{path}.{name}" if path else name
+        return ""
+
     @property
     def tensors(self) -> list[torch.Tensor]:
         """Parameters and buffers."""

@@ -65,6 +65,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, inventory: Inventory, pretence: Pretence, hollow: Hollow | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._inventory = inventory
         self._pretence = pretence
         self.hollow = hollow
         self.values: list[Value] = []
@@ -132,7 +133,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = self._known.get(id(tensor))
         if known is not None and known() is tensor:
             return known.number
-        return self._add(tensor, Origin.CONSTANT, "")
+        return self._add(tensor, Origin.CONSTANT, self._inventory.attribute_of(tensor))
 
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
         number = self.number_of(tensor)
