@@ -16,7 +16,7 @@ import torch
 from niwaki.core.cost import Cost
 from niwaki.core.scalars import is_number as is_number
 from niwaki.core.scalars import is_whole as is_whole
-from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.core.space import BoolArray, Pin, SearchSpace
 from niwaki.errors import BudgetError
 from niwaki.selection import Steps, costs, next_step
 from niwaki.version import __version__
@@ -26,6 +26,8 @@ MEASURED = ("activations", "latency")
 TRAINED = (*MODELLED, "activations")  # what a method can follow, which cannot measure
 _FREE = Steps()
 _TIGHT = 0.01
+_PERCENT = 100
+_LITTLE = 0.05  # of the parameters: fewer are not what keeps a budget from being met
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,11 @@ class Budget:
         for measure, limit in limits.items():
             share = is_number(limit) and not is_whole(limit) and 0 < limit <= 1
             if not share and not (is_whole(limit) and limit > 1):
+                percent = is_number(limit) and 1 < limit <= _PERCENT
+                meant = f" Did you mean {measure}={limit / _PERCENT:g}?" if percent else ""
                 raise BudgetError(
-                    f"{measure}={limit!r} is no budget: pass a float in (0, 1], the share to keep, or a whole number "
-                    "above 1, the absolute amount."
+                    f"{measure}={limit!r} is not a budget: pass a float in (0, 1], the share to keep, or a whole "
+                    f"number above 1, the absolute amount.{meant}"
                 )
         object.__setattr__(self, "round_to", _checked_round_to(self.round_to))
         if not is_whole(self.min_units) or self.min_units < 1:
@@ -122,6 +126,13 @@ class Budget:
                     f"The network has no {measure} (for the example inputs of the search space, where that matters), "
                     f"so {measure}={modelled[measure]!r} limits nothing. Set a limit in something else."
                 )
+        least = costs(space.cost_model, space.least_keep(), modelled)
+        for measure, limit in modelled.items():
+            if is_whole(limit) and measure != "units" and limit <= _PERCENT and limit < least[measure]:
+                raise BudgetError(
+                    f"{measure}={limit} asks for {limit} {measure} in all, and the network cannot have fewer than "
+                    f"{least[measure]:,.0f}. Did you mean {measure}={limit / _PERCENT:g}, {limit} %?"
+                )
         return {
             measure: float(limit if is_whole(limit) else math.floor(Fraction(repr(limit)) * int(dense[measure])))
             for measure, limit in modelled.items()
@@ -157,7 +168,7 @@ def check_budget(budget: object, *, training: bool = True) -> None:
     """Raise `BudgetError` if what was passed as a budget is none, such as a bare number, or if it has limits that
     cannot be followed in the course of a ``training``."""
     if not isinstance(budget, Budget):
-        raise BudgetError(f"budget={budget!r} is no budget. Say of what it is a limit: niwaki.Budget(macs=0.5).")
+        raise BudgetError(f"budget={budget!r} is not a budget. Say of what it is a limit: niwaki.Budget(macs=0.5).")
     measure = next((measure for measure in budget.limits if measure not in TRAINED), None)
     if training and measure is not None:
         raise BudgetError(
@@ -181,7 +192,7 @@ def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], 
         raise BudgetError(
             f"The budget {measure} <= {limit:,.0f} ({limit / dense:.1%} of {dense:,.0f}) cannot be met: with every "
             f"group at its least size{sizes} {reached[measure]:,.0f} ({reached[measure] / dense:.1%}) remain. "
-            f"{in_the_way(space)} Ask for more {measure}, or remove these reasons."
+            f"{in_the_way(space)} Ask for more {measure}, or remove what is in the way."
         )
 
 
@@ -211,6 +222,7 @@ def provenance(space: SearchSpace, keep: BoolArray, budget: Budget, **more: Any)
         "budget": {**budget.limits, "round_to": budget.round_to, "min_units": budget.min_units},
         "dense": _plain(space.cost()),
         "kept": _plain(space.cost_of(keep)),
+        "entries_per_unit": {g.name: width for g in space.groups if (width := g.slices[0].index.shape[1]) > 1},
         "seed": torch.initial_seed(),
         "niwaki": __version__,
         "torch": torch.__version__,
@@ -225,14 +237,22 @@ def _plain(cost: Cost) -> dict[str, int]:
 
 
 def in_the_way(space: SearchSpace) -> str:
-    """The reasons of the pins that hold the most parameters, as a sentence."""
-    if not space.pins:
-        return "Nothing is pinned: what remains is one step of units in every group."
-    shapes = {shape.name: shape.shape for shape in space.shapes}
-    held: defaultdict[str, float] = defaultdict(float)
+    """The reasons of the pins that hold most of what remains at the least size of every group, as a sentence. Each
+    parameter counts once, for the pin of its longest dimension."""
+    keep = np.append(space.least_keep(), True)
+    left = {shape.name: list(shape.shape) for shape in space.shapes}
+    for place in space.places:
+        left[place.tensor][place.dim] = int(keep[place.units].all(axis=1).sum())
+    longest: dict[str, Pin] = {}
     for pin in space.pins:
-        shape = shapes.get(pin.parameter, ())
-        behind = math.prod(shape) / shape[pin.dim] if pin.dim < len(shape) and shape[pin.dim] else 0.0
-        held[f"{pin.reason} ({pin.parameter}{f', {pin.location}' if pin.location else ''})"] += pin.count * behind
-    worst = sorted(held.items(), key=lambda item: -item[1])[:3]
-    return "Most is pinned by: " + "; ".join(f"{reason}, {count:,.0f} parameters" for reason, count in worst) + "."
+        if pin.parameter not in longest or pin.count > longest[pin.parameter].count:
+            longest[pin.parameter] = pin
+    held: defaultdict[str, int] = defaultdict(int)
+    for pin in longest.values():
+        where = f", {pin.location}" if pin.location else ""
+        held[f"{pin.reason} ({pin.parameter}{where})"] += math.prod(left[pin.parameter])
+    dense = space.cost().params
+    worst = [item for item in sorted(held.items(), key=lambda item: -item[1])[:3] if item[1] > _LITTLE * dense]
+    if not worst:
+        return "Nothing but the least size of every group is in the way."
+    return "Most is pinned by: " + "; ".join(f"{reason}, {count:,} parameters" for reason, count in worst) + "."

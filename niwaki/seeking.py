@@ -194,5 +194,5 @@ def _unreachable(space: SearchSpace, wanted: Mapping[str, Meter], told: Readings
         f"The budget {measure} <= {limit:,.0f} {meter.unit} ({limit / reading['dense']:.1%} of "
         f"{reading['dense']:,.0f}) cannot be met: with every group at its least size {reading['kept']:,.0f} "
         f"({reading['kept'] / reading['dense']:.1%}) were measured. {in_the_way(space)} Ask for more {measure}, or "
-        "remove these reasons."
+        "remove what is in the way."
     )

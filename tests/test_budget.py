@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
 import torch
 from handmade import MLP, ConvNet, Overlap, conv_space, mlp_space, overlap_space
+from torch import nn
 
 from niwaki.budget import Budget
 from niwaki.choosing import choose
@@ -253,10 +255,37 @@ def test_what_cannot_be_met_is_explained() -> None:
     text = str(caught.value)
     least = space.least_cost().params
     assert f"cannot be met: with every group at its least size {least:,} " in text
-    assert "Most is pinned by: is an output of the model (c.weight), 90 parameters." in text
-    assert "Ask for more params" in text
-    with pytest.raises(BudgetError, match="Nothing is pinned"):
-        choose(dataclasses.replace(space, pins=()), drawn(space, 0), Budget(macs=0.001))
+    assert "Nothing but the least size of every group is in the way. Ask for more params" in text
+
+
+def test_what_holds_most_is_named_once_for_each_parameter() -> None:
+    """The width written as a number is what lifting would help; both kernels of a convolution are not."""
+
+    class Literal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 24, 3), nn.Conv2d(24, 24, 3), nn.Conv2d(24, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(torch.relu(self.b(self.a(x).view(-1, 24, 8, 8))))
+
+    space = search_space(Literal(), torch.randn(2, 3, 10, 10))
+    with pytest.raises(BudgetError) as caught:
+        choose(space, score(space, "magnitude"), Budget(params=0.05))
+    text = str(caught.value)
+    assert "Most is pinned by: a size given to view is written as the number 24 (a.weight, " in text, text
+    assert "test_budget.py:" in text and "slides over" not in text and text.endswith("or remove what is in the way.")
+
+
+@pytest.mark.parametrize("measure", ["macs", "params", "memory"])
+def test_a_percentage_is_recognised(measure: str) -> None:
+    space = mlp_space(MLP(16, 40, 30))
+    with pytest.raises(BudgetError, match=rf"{measure}=12 asks for .* Did you mean {measure}=0.12, 12 %\?"):
+        choose(space, drawn(space, 0), Budget(**{measure: 12}))
+    with pytest.raises(BudgetError, match=rf"Did you mean {measure}=0.505\?"):
+        Budget(**{measure: 50.5})
+    kept = choose(space, drawn(space, 0), Budget(units=50)).kept
+    assert sum(map(len, kept.values())) == 50
 
 
 def test_scores_of_another_space() -> None:
@@ -267,7 +296,7 @@ def test_scores_of_another_space() -> None:
 @pytest.mark.parametrize("value", [0, 1, -3, 0.0, 1.5, -0.5, True, "half", float("nan"), 50.0])
 def test_malformed_limits(value: object) -> None:
     with pytest.raises(
-        BudgetError, match=r"macs=.* is no budget: pass a float in \(0, 1\], the share to keep, or a wh"
+        BudgetError, match=r"macs=.* is not a budget: pass a float in \(0, 1\], the share to keep, or a wh"
     ):
         Budget(macs=value)  # type: ignore[arg-type]
 
@@ -290,7 +319,7 @@ def test_numbers_of_any_library() -> None:
     space = mlp_space(MLP(16, 40, 30))
     Plan.from_json(choose(space, score(space, "random"), budget).to_json())
     for odd in (True, np.float32(1.5), np.bool_(True), float("nan"), "a"):
-        with pytest.raises(BudgetError, match="is no budget"):
+        with pytest.raises(BudgetError, match="is not a budget"):
             Budget(macs=odd)  # type: ignore[arg-type]
 
 
@@ -304,7 +333,7 @@ def test_what_is_no_score_or_budget_is_told() -> None:
         choose(space, Scores(np.full(space.num_units, np.nan), "mine"), Budget(macs=0.5))
     with pytest.raises(MethodError, match=r"space is a MLP, but must be what niwaki.search_space\(model"):
         choose(MLP(), score(space, "magnitude"), Budget(macs=0.5))  # type: ignore[arg-type]
-    with pytest.raises(BudgetError, match="budget=0.5 is no budget"):
+    with pytest.raises(BudgetError, match="budget=0.5 is not a budget"):
         choose(space, score(space, "magnitude"), 0.5)  # type: ignore[arg-type]
 
 
@@ -372,3 +401,27 @@ def test_a_network_without_macs() -> None:
     assert method.progress.macs == 1.0 and method.progress.params == 1.0
     method.detach()
     assert "100.0% of the MACs" in repr(HSPG(space, optimizer, Budget(params=0.5), Schedule(1, 3, 1)))
+
+
+def test_a_plan_prints_what_it_costs_and_what_was_asked() -> None:
+    space = SPACES["mlp"]()
+    plan = choose(space, score(space, "magnitude"), Budget(macs=0.5, params=1500))
+    text = str(Plan.from_json(plan.to_json()))
+    dense, kept = space.cost(), space.cost(plan)
+    assert f"MACs: {dense.macs:,} -> {kept.macs:,} ({kept.macs / dense.macs:.1%}, budget 50.0%)" in text
+    assert f"parameters: {dense.params:,} -> {kept.params:,} ({kept.params / dense.params:.1%}, budget 1,500)" in text
+    assert re.search(r"  first: keeps \d+ of 40", text)
+    bare = dataclasses.replace(plan, provenance={"dense": "edited by hand"})
+    assert str(bare).startswith("Plan: ") and "->" not in str(bare)
+
+
+def test_a_plan_says_how_wide_its_units_are_and_where_steps_are_coarse() -> None:
+    space = overlap_space(Overlap())
+    coarse = dataclasses.replace(space, ties=(Tie((0,), (2,), space.groups[0].units // 2 - 1),))
+    plan = choose(coarse, drawn(coarse, 0), Budget(units=space.num_units - 1))
+    wide = {g.name: g.slices[0].index.shape[1] for g in space.groups if g.slices[0].index.shape[1] > 1}
+    assert plan.provenance["entries_per_unit"] == wide
+    for name, width in wide.items():
+        if len(plan.kept[name]) < plan.units[name]:
+            assert f"{name}: keeps {len(plan.kept[name])} of {plan.units[name]} blocks of {width} entries" in str(plan)
+    assert plan.provenance.get("tight", "") in str(plan)

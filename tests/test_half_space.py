@@ -322,7 +322,7 @@ def test_errors_are_sentences() -> None:
             kind(space, whole, budget, SCHEDULE, **options)
     with pytest.raises(MethodError, match=r"schedule=30 is no schedule. Say when: niwaki.Schedule\("):
         HSPG(space, whole, budget, 30)  # type: ignore[arg-type]
-    with pytest.raises(BudgetError, match="budget=None is no budget"):
+    with pytest.raises(BudgetError, match="budget=None is not a budget"):
         DHSPG(space, whole, None, SCHEDULE)  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match="cannot be met"):
         AdaHSPG(space, whole, Budget(macs=0.01), SCHEDULE)

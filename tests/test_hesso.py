@@ -320,6 +320,8 @@ def test_errors_are_sentences() -> None:
     whole = sgd(model.parameters())
     with pytest.raises(MethodError, match="trains none of the parameters .* from the same model object"):
         HESSO(space, sgd(MLP().parameters()), budget, SCHEDULE)
+    with pytest.raises(MethodError, match="lacks 4 of the 4 .*'a.weight'; it trains others only, first 'c.weight'"):
+        HESSO(space, sgd(model.c.parameters()), budget, SCHEDULE)  # the head alone
     with pytest.raises(MethodError, match="lacks 2 of the 4 parameters that units are made of, first 'b.weight'"):
         HESSO(space, sgd(model.a.parameters()), budget, SCHEDULE)
     with pytest.raises(BudgetError, match="cannot be met"):
@@ -342,7 +344,7 @@ def test_errors_are_sentences() -> None:
     ):
         with pytest.raises(MethodError, match=message):
             HESSO(space, whole, budget, SCHEDULE, criteria=criteria)  # type: ignore[arg-type]
-    with pytest.raises(BudgetError, match=r"budget=0.5 is no budget. .* niwaki.Budget\(macs=0.5\)"):
+    with pytest.raises(BudgetError, match=r"budget=0.5 is not a budget. .* niwaki.Budget\(macs=0.5\)"):
         HESSO(space, whole, 0.5, SCHEDULE)  # type: ignore[arg-type]
     model.b.weight.requires_grad_(False)
     with pytest.raises(MethodError, match=r"1 of the 4 parameters .* are frozen .*, first 'b.weight', .* `ignored`"):

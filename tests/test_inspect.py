@@ -326,7 +326,7 @@ def test_dot_links_groups_to_what_computes_and_reads_them() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     text = dot_text(drawing(niwaki.search_space(net, torch.randn(1, 4)), 'a "net"'))
     assert re.findall(r"^  (\w+ -> \w+)", text, flags=re.MULTILINE) == ["m0 -> g0", "g0 -> m1"]
-    assert r'label="a \"net\": 8 units in 1 groups' in text
+    assert r'label="a \"net\": 8 units in 1 group' in text
     assert r'label="0\n8 features"' in text and r"pinned: it is an output of the model\n2 parameters" in text
     assert text.count("{") == text.count("}") == 1
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from niwaki.core.cost import Cost
+from niwaki.core.describe import counted
 from niwaki.report.inspection import Inspection
 
 _MOST_GROUPS = 20
@@ -36,8 +37,8 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
 def _groups(found: Inspection) -> Iterator[RenderableType]:
     """Those that reach the most parameters first; those that differ in the number of a layer only are one row."""
     yield Text(
-        f"{found.model}: {found.units:,} units in {len(found.groups)} groups; {found.coverage:.1%} of the parameters "
-        f"lie in at least one unit (analysed in {found.seconds:.1f} s)"
+        f"{found.model}: {found.units:,} units in {counted(len(found.groups), 'group')}; {found.coverage:.1%} of the "
+        f"parameters lie in at least one unit (analysed in {found.seconds:.1f} s)"
     )
     table = Table()
     table.add_column("group", overflow="fold")

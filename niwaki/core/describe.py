@@ -1,20 +1,63 @@
-"""A search space as text that fits a screen."""
+"""A search space and a plan as text that fits a screen."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from niwaki.core.plan import Plan
     from niwaki.core.space import Pin, SearchSpace
 
 _SHOWN = 12
+_SHOWN_OF_PLAN = 20
+_MEASURES = {"macs": "MACs", "params": "parameters", "memory": "bytes of weights", "activations": "activation bytes"}
+
+
+def describe_plan(plan: Plan) -> str:
+    """What a plan costs beside the dense network and its budget, and what it keeps of each group."""
+    total = sum(plan.units.values())
+    removed = total - sum(map(len, plan.kept.values()))
+    lines = [f"Plan: {removed:,} of {total:,} units in {counted(len(plan.kept), 'group')} are removed"]
+    about = plan.provenance
+    dense, kept, budget, width = (_mapping(about.get(name)) for name in ("dense", "kept", "budget", "entries_per_unit"))
+    for measure, noun in _MEASURES.items():
+        if dense.get(measure) and measure in kept:
+            share, asked = kept[measure] / dense[measure], _limit(budget.get(measure))
+            lines.append(f"  {noun}: {dense[measure]:,} -> {kept[measure]:,} ({share:.1%}{asked})")
+    if about.get("tight"):
+        lines.append(f"  {about['tight']}")
+    touched = [(name, len(k), plan.units[name]) for name, k in plan.kept.items() if len(k) < plan.units[name]]
+    for name, stays, units in touched[:_SHOWN_OF_PLAN]:
+        block = f" blocks of {width[name]} entries" if name in width else ""
+        lines.append(f"  {name}: keeps {stays} of {units}{block}")
+    if len(touched) > _SHOWN_OF_PLAN:
+        lines.append(f"  ... and {counted(len(touched) - _SHOWN_OF_PLAN, 'more group')}")
+    return "\n".join(lines)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, ``1 group`` or ``2 groups``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _limit(limit: Any) -> str:
+    """A limit as it was asked for: a share, or an amount."""
+    if not isinstance(limit, (int, float)):
+        return ""
+    return f", budget {limit:.1%}" if isinstance(limit, float) else f", budget {limit:,}"
+
+
+def _mapping(found: Any) -> Mapping[str, Any]:
+    """A part of a provenance, which files may lack."""
+    return found if isinstance(found, Mapping) else {}
 
 
 def describe_space(space: SearchSpace) -> str:
     """Groups, coverage, costs and the most frequent reasons for pins, in at most some forty lines."""
     dense, least = space.cost(), space.least_cost()
     lines = [
-        f"Search space: {space.num_units} units in {len(space.groups)} groups; "
+        f"Search space: {space.num_units:,} units in {counted(len(space.groups), 'group')}; "
         f"{space.coverage:.1%} of the parameters lie in at least one unit",
         f"  dense: {dense}",
         f"  least: {least} (the fewest units left in every group)",
@@ -23,7 +66,7 @@ def describe_space(space: SearchSpace) -> str:
     for group in by_size[:_SHOWN]:
         tensors = sorted({piece.tensor for piece in group.slices})
         inexact = "" if group.inexact is None else f", inexact: {group.inexact}"
-        lines.append(f"  {group.name}: {group.units} units in {len(tensors)} tensors{inexact}")
+        lines.append(f"  {group.name}: {group.units} units in {counted(len(tensors), 'tensor')}{inexact}")
     if len(by_size) > _SHOWN:
         lines.append(f"  ... and {len(by_size) - _SHOWN} smaller groups (space.groups)")
     for tie in space.ties[:_SHOWN]:
@@ -36,7 +79,10 @@ def describe_space(space: SearchSpace) -> str:
     for pin in space.pins:
         by_reason.setdefault(pin.reason, []).append(pin)
     if by_reason:
-        lines.append(f"Pinned: {len(space.pins)} dimensions, for {len(by_reason)} reasons (space.pins has them all)")
+        lines.append(
+            f"Pinned: {counted(len(space.pins), 'dimension')}, for {counted(len(by_reason), 'reason')} "
+            "(space.pins has them all)"
+        )
     for reason, pins in sorted(by_reason.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
         where = f" at {pins[0].location}" if pins[0].location else ""
         lines.append(f"  {len(pins)} x {reason}: {pins[0].parameter} dim {pins[0].dim}{where}")

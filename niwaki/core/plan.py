@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from niwaki.core.describe import describe_plan
 from niwaki.core.metadata import SIZES
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.paths import replaced, where_from_json, where_to_json
@@ -183,13 +184,7 @@ class Plan:
                     )
 
     def __str__(self) -> str:
-        removed = sum(self.units.values()) - sum(map(len, self.kept.values()))
-        head = f"Plan: {removed} of {sum(self.units.values())} units in {len(self.kept)} groups are removed"
-        touched = [(n, len(k), self.units[n]) for n, k in self.kept.items() if len(k) < self.units[n]]
-        lines = [f"  {name}: keeps {kept} of {units}" for name, kept, units in touched[:20]]
-        if len(touched) > 20:
-            lines.append(f"  ... and {len(touched) - 20} more groups")
-        return "\n".join([head, *lines])
+        return describe_plan(self)
 
 
 def _ascending_below(kept: Sequence[int], size: int) -> bool:

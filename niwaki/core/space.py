@@ -137,10 +137,14 @@ class SearchSpace:
 
     def least_cost(self) -> Cost:
         """The cost with the fewest units left in every group (`least_units`): nothing below it can be reached."""
-        keep = np.zeros(self.num_units)
+        return self.cost_of(self.least_keep())
+
+    def least_keep(self) -> BoolArray:
+        """A mask [num_units] that keeps the fewest units of every group."""
+        keep = np.zeros(self.num_units, dtype=bool)
         for group, least in zip(self.groups, self.least_units(), strict=True):
-            keep[group.first : group.first + least] = 1
-        return self.cost_of(keep)
+            keep[group.first : group.first + least] = True
+        return keep
 
     def least_units(self) -> list[int]:
         """The fewest units that each group can keep: one, or what its tie leaves."""

@@ -48,7 +48,8 @@ def check_parameters(space: SearchSpace, optimizer: Optimizer) -> None:
     missing = [name for name, parameter in needed.items() if id(parameter) not in held]
     if not needed:
         raise MethodError("The search space has no units, so there is nothing to remove. print(space) tells why.")
-    if len(missing) == len(needed):
+    trained = [name for name, parameter in space.model.named_parameters() if id(parameter) in held]
+    if not trained:
         raise MethodError(
             "The optimizer trains none of the parameters of the search space. Build both from the same model object: "
             "niwaki.search_space(model, ...) and an optimizer of model.parameters()."
@@ -61,11 +62,13 @@ def check_parameters(space: SearchSpace, optimizer: Optimizer) -> None:
             "you build the search space, or let them train."
         )
     if missing:
+        others = "" if len(missing) < len(needed) else f"; it trains others only, first {trained[0]!r}"
         raise MethodError(
             f"The optimizer lacks {len(missing)} of the {len(needed)} parameters that units are made of, first "
-            f"{missing[0]!r}. Give it all parameters of the model, or pin the missing ones with `ignored` when you "
-            "build the search space. If another optimizer trains them (Muon beside AdamW), build the method with one "
-            "that steps both: a torch.optim.Optimizer with the param groups of both, whose step() calls theirs."
+            f"{missing[0]!r}{others}. Give it all parameters of the model, or pin the missing ones with `ignored` "
+            "when you build the search space. If another optimizer trains them (Muon beside AdamW), build the method "
+            "with one that steps both: a torch.optim.Optimizer with the param groups of both, whose step() calls "
+            "theirs."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+from niwaki.core.describe import counted
 from niwaki.core.space import SearchSpace
 from niwaki.report.anatomy import GroupFigures, Reason, group_figures, line_of, reasons
 
@@ -84,7 +85,7 @@ def drawing(space: SearchSpace, title: str) -> Drawing:
         lines.append(Line(figures[group.name], stops))
     lines.sort(key=lambda line: (line.stops[0].block, -line.stops[-1].block))
     summary = (
-        f"{space.num_units:,} units in {len(space.groups)} groups; {space.coverage:.1%} of the "
+        f"{space.num_units:,} units in {counted(len(space.groups), 'group')}; {space.coverage:.1%} of the "
         f"{space.cost().params:,} parameters lie in at least one unit."
     )
     return Drawing(title, summary, blocks, tuple(lines), why)
