@@ -6,17 +6,26 @@ it is for all but the one that is given a copy.
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from types import CellType, FunctionType, MemberDescriptorType, ModuleType, SimpleNamespace
+from types import FunctionType, ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
+
+from niwaki.core.objects import (
+    attributes_of,
+    class_attribute,
+    closure_of,
+    copyable,
+    empty,
+    function_like,
+    set_attributes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +43,6 @@ _PARTIAL = ("func", "args", "keywords")
 _FUNCTION = ("__defaults__", "__kwdefaults__", "__closure__")
 _TORCH = str(Path(torch.__file__).parent)
 _SEQUENCES = (tuple, list, torch.Size)
-_MAPPINGS = (dict, OrderedDict, defaultdict)
-_NOTHING = object()
 # Things with an identity of their own, for which no copy could stand.
 _UNIQUE = (torch.nn.Module, torch.Tensor, type, Enum, ModuleType, BaseException)
 
@@ -52,21 +59,24 @@ def parts(value: Any) -> Iterator[tuple[Step, Any]]:
         if len(value) <= _LONGEST and (type(value) in _SEQUENCES or _is_namedtuple(value)):
             yield from enumerate(value)
     elif isinstance(value, dict):
-        if len(value) <= _LONGEST and (type(value) in _MAPPINGS or _is_subclassed(type(value))):
-            yield from ((key, item) for key, item in dict.items(value) if type(key) in (int, str))
+        if len(value) <= _LONGEST and copyable(type(value)):
+            yield from ((key, item) for key, item in _items(value).items() if type(key) in (int, str))
             yield from _fields(value)
     elif isinstance(value, partial):
         yield from ((Field(name), getattr(value, name)) for name in _PARTIAL)
     elif isinstance(value, FunctionType):
         if not value.__code__.co_filename.startswith(_TORCH):
             yield from ((Field(name), _of_function(value, name)) for name in _FUNCTION)
-    elif not isinstance(value, _UNIQUE) and _copyable(type(value)):
+    elif not isinstance(value, _UNIQUE) and copyable(type(value)):
         yield from _fields(value)
 
 
 def _fields(value: Any) -> Iterator[tuple[Step, Any]]:
-    for kept in _attributes(value):
-        yield from ((Field(name), item) for name, item in kept.items() if kept is not value)
+    """The attributes of an object, but for those that Python and its libraries put there (``__orig_class__``). An
+    object that is its own dictionary has its items, and no attributes beside them."""
+    for kept in attributes_of(value):
+        if kept is not value:
+            yield from ((Field(name), item) for name, item in kept.items() if not _is_dunder(name))
 
 
 def part(value: Any, step: Step) -> Any:
@@ -82,30 +92,48 @@ def part(value: Any, step: Step) -> Any:
 
 
 def rebuilt(value: Any, changes: Mapping[Step, Any]) -> Any:
-    """A copy of ``value`` with some of its `parts` changed; what is not changed is shared with it."""
+    """A copy of ``value``, of the same class, with some of its `parts` changed; what is not changed is shared with it.
+
+    Example:
+        >>> class Settings(OrderedDict):
+        ...     pass
+        >>> rebuilt(Settings(depth=2, width=8), {"width": 6})
+        Settings([('depth', 2), ('width', 6)])
+    """
+    named = {step.name: item for step, item in changes.items() if isinstance(step, Field)}
+    if isinstance(value, FunctionType):
+        return function_like(value, *(named.get(name, _of_function(value, name)) for name in _FUNCTION))
+    other = _copy_of_items(value, changes, named)
+    own, slots = attributes_of(value)
+    if own is value:
+        object.__setattr__(other, "__dict__", other)
+        return other
+    inside = {id(value): other}  # what refers to itself
+    changed = [
+        {name: named.get(name, inside.get(id(item), item)) for name, item in kept.items()} for kept in (own, slots)
+    ]
+    if isinstance(value, partial):
+        changed[1] = {}  # its function and arguments
+    set_attributes(other, *changed)
+    return other
+
+
+def _copy_of_items(value: Any, changes: Mapping[Step, Any], named: Mapping[str, Any]) -> Any:
+    """A copy that has no attributes yet."""
     if isinstance(value, (tuple, list)):
         items = [changes.get(index, item) for index, item in enumerate(value)]
         if isinstance(value, list):
             return items
         return torch.Size(items) if isinstance(value, torch.Size) else tuple.__new__(type(value), items)
-    if type(value) in _MAPPINGS:
-        copied = value.copy()
-        copied.update(changes)
-        return copied
-    named = {step.name: item for step, item in changes.items() if isinstance(step, Field)}
     if isinstance(value, partial):
         func, args, keywords = (named.get(name, getattr(value, name)) for name in _PARTIAL)
-        return type(value)(func, *args, **keywords)
-    if isinstance(value, FunctionType):
-        return _function(value, *(named.get(name, _of_function(value, name)) for name in _FUNCTION))
-    other = _new(type(value))
+        return partial.__new__(type(value), func, *args, **keywords)
+    other = empty(type(value))
     if isinstance(value, dict):
-        dict.update(other, {**value, **{step: item for step, item in changes.items() if not isinstance(step, Field)}})
-    own, slots = _attributes(value)
-    for name, item in slots.items():
-        _slots(type(value))[name].__set__(other, named.get(name, item))
-    if own:
-        object.__getattribute__(other, "__dict__").update({**own, **{k: v for k, v in named.items() if k in own}})
+        store = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else dict.__setitem__
+        for key, item in _items(value).items():
+            item = changes.get(key, item) if type(key) in (int, str) else item
+            store(other, key, other if item is value else item)
     return other
 
 
@@ -118,11 +146,6 @@ def replaced(value: Any, where: Sequence[Step], new: Any) -> Any:
     if not where:
         return new
     return rebuilt(value, {where[0]: replaced(part(value, where[0]), where[1:], new)})
-
-
-def class_attribute(kind: type, name: str) -> Any:
-    """What a class and its bases say of a name, without asking descriptors; None if nothing."""
-    return next((base.__dict__[name] for base in kind.__mro__ if name in base.__dict__), None)
 
 
 def where_to_json(where: Where) -> Any:
@@ -161,88 +184,18 @@ def is_setting(value: Any) -> bool:
     return not callable(value) and class_attribute(kind, "__get__") is None and any(True for _ in parts(value))
 
 
-def _is_namedtuple(value: Any) -> bool:
-    return isinstance(getattr(type(value), "_fields", None), tuple)
-
-
-def _is_subclassed(kind: type) -> bool:
-    """Whether a class of dicts is plain dict to C."""
-    try:
-        dict.__new__(kind)
-    except TypeError:  # an OrderedDict, say
-        return False
-    return _copyable(kind)
-
-
-def _copyable(kind: type) -> bool:
-    """Whether an object of this class is no more than its attributes, and may be forgotten without a trace."""
-    if any("__del__" in base.__dict__ for base in kind.__mro__):
-        return False
-    try:
-        _new(kind)
-    except TypeError:  # part of it is kept where Python code cannot reach
-        return False
-    return True
-
-
-def _new(kind: type) -> Any:
-    """An object without attributes; no code of its class runs."""
-    return next((base for base in (SimpleNamespace, dict) if issubclass(kind, base)), object).__new__(kind)
-
-
-def _attributes(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an object keeps in its dictionary and in its slots."""
-    try:
-        own = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        own = {}
-    slots = {name: _content(slot, value) for name, slot in _slots(type(value)).items()}
-    return own, {name: item for name, item in slots.items() if item is not _NOTHING}
-
-
-def _slots(kind: type) -> dict[str, MemberDescriptorType]:
-    if kind not in _SLOTS:
-        _SLOTS[kind] = {
-            name: member
-            for base in reversed(kind.__mro__)
-            for name, member in base.__dict__.items()
-            if isinstance(member, MemberDescriptorType) and name != "__dict__"
-        }
-    return _SLOTS[kind]
-
-
-_SLOTS: WeakKeyDictionary[type, dict[str, MemberDescriptorType]] = WeakKeyDictionary()
-
-
-def _content(slot: MemberDescriptorType, value: Any) -> Any:
-    try:
-        return slot.__get__(value)
-    except AttributeError:
-        return _NOTHING
+def _items(value: dict[Any, Any]) -> dict[Any, Any]:
+    """The items of a dict of any class, in its order."""
+    return dict(OrderedDict.items(value) if isinstance(value, OrderedDict) else dict.items(value))
 
 
 def _of_function(function: FunctionType, name: str) -> Any:
-    """Its defaults or what its closure holds; a cell that is still empty is its own content."""
-    if name != "__closure__":
-        return getattr(function, name)
-    return tuple(cell if _empty(cell) else cell.cell_contents for cell in function.__closure__ or ())
+    return closure_of(function) if name == "__closure__" else getattr(function, name)
 
 
-def _function(function: FunctionType, defaults: Any, keywords: Any, contents: tuple[Any, ...]) -> FunctionType:
-    cells = tuple(
-        cell if _empty(cell) or cell.cell_contents is content else CellType(content)
-        for cell, content in zip(function.__closure__ or (), contents, strict=True)
-    )
-    other = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, cells or None)
-    other.__kwdefaults__ = keywords
-    other.__dict__.update(function.__dict__)
-    other.__qualname__, other.__doc__, other.__module__ = function.__qualname__, function.__doc__, function.__module__
-    return other
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
 
 
-def _empty(cell: CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - raises if nothing is in it yet
-    except ValueError:
-        return True
-    return False
+def _is_namedtuple(value: Any) -> bool:
+    return isinstance(getattr(type(value), "_fields", None), tuple)

@@ -20,7 +20,8 @@ import torch
 
 from niwaki.core.counts import IntArray
 from niwaki.core.numbers import Attribute, Combination, Count, Expression, leaves
-from niwaki.core.paths import class_attribute, part
+from niwaki.core.objects import class_attribute
+from niwaki.core.paths import part
 from niwaki.core.space import BoolArray
 from niwaki.rules.axis import Axis
 from niwaki.solve.equations import Components, solve

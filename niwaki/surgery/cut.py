@@ -11,7 +11,8 @@ import torch
 from torch.export import ExportedProgram
 
 from niwaki.core.numbers import AttributeEdit
-from niwaki.core.paths import class_attribute, is_setting, replaced
+from niwaki.core.objects import class_attribute
+from niwaki.core.paths import is_setting, replaced
 from niwaki.core.plan import Plan, derived_attributes
 from niwaki.errors import PlanError
 from niwaki.graphs.entry import calls_of, program_of

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from niwaki.core.numbers import Attribute
-from niwaki.core.paths import Field, Step, Where, class_attribute, is_setting, parts, rebuilt
+from niwaki.core.objects import class_attribute
+from niwaki.core.paths import Field, Step, Where, is_setting, parts, rebuilt
 from niwaki.trace.floats import TrackedFloat, track_floats
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.numbers import TrackedInt

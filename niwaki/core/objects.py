@@ -1,0 +1,110 @@
+"""What Python objects are made of: dictionaries, slots, closures. Read and copied without running code of theirs."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from types import CellType, FunctionType, MemberDescriptorType, SimpleNamespace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+_NOTHING = object()
+_ALLOCATORS = (SimpleNamespace, OrderedDict, defaultdict, dict, object)
+
+
+def attributes_of(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an object keeps in its dictionary and in its slots. No code of its class runs.
+
+    Example:
+        >>> class Point:
+        ...     __slots__ = ("x", "y", "__dict__")
+        >>> point = Point()
+        >>> point.x = 1
+        >>> point.name = "a"
+        >>> attributes_of(point)
+        ({'name': 'a'}, {'x': 1})
+    """
+    try:
+        own = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        own = {}
+    slots = {name: _content(slot, value) for name, slot in slots_of(type(value)).items()}
+    return own, {name: item for name, item in slots.items() if item is not _NOTHING}
+
+
+def set_attributes(other: Any, own: dict[str, Any], slots: dict[str, Any]) -> None:
+    """Fill the dictionary and the slots of a new object."""
+    known = slots_of(type(other))
+    for name, item in slots.items():
+        known[name].__set__(other, item)
+    if own:
+        object.__getattribute__(other, "__dict__").update(own)
+
+
+def class_attribute(kind: type, name: str) -> Any:
+    """What a class and its bases say of a name, without asking descriptors; None if nothing."""
+    return next((base.__dict__[name] for base in kind.__mro__ if name in base.__dict__), None)
+
+
+def empty(kind: type) -> Any:
+    """A new object of a class, without attributes and items."""
+    return next(base for base in _ALLOCATORS if issubclass(kind, base)).__new__(kind)
+
+
+def copyable(kind: type) -> bool:
+    """Whether an object of this class is no more than its attributes and, in a dict, its items, and may be forgotten
+    without a trace."""
+    if any("__del__" in base.__dict__ for base in kind.__mro__):
+        return False
+    try:
+        empty(kind)
+    except TypeError:  # part of it is kept where Python code cannot reach
+        return False
+    return True
+
+
+def closure_of(function: FunctionType) -> tuple[Any, ...]:
+    """What the cells of a function hold; a cell that is still empty is its own content."""
+    return tuple(cell if _unset(cell) else cell.cell_contents for cell in function.__closure__ or ())
+
+
+def function_like(function: FunctionType, defaults: Any, keywords: Any, contents: tuple[Any, ...]) -> FunctionType:
+    """The same code with other defaults and other contents of its closure."""
+    cells = tuple(
+        cell if _unset(cell) or cell.cell_contents is content else CellType(content)
+        for cell, content in zip(function.__closure__ or (), contents, strict=True)
+    )
+    other = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, cells or None)
+    other.__kwdefaults__ = keywords
+    other.__dict__.update(function.__dict__)
+    other.__qualname__, other.__doc__, other.__module__ = function.__qualname__, function.__doc__, function.__module__
+    return other
+
+
+def slots_of(kind: type) -> dict[str, MemberDescriptorType]:
+    """The slots of a class and its bases, by name."""
+    if kind not in _SLOTS:
+        _SLOTS[kind] = {
+            name: member
+            for base in reversed(kind.__mro__)
+            for name, member in base.__dict__.items()
+            if isinstance(member, MemberDescriptorType) and name != "__dict__"
+        }
+    return _SLOTS[kind]
+
+
+_SLOTS: WeakKeyDictionary[type, dict[str, MemberDescriptorType]] = WeakKeyDictionary()
+
+
+def _content(slot: MemberDescriptorType, value: Any) -> Any:
+    try:
+        return slot.__get__(value)
+    except AttributeError:
+        return _NOTHING
+
+
+def _unset(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - raises if nothing is in it yet
+    except ValueError:
+        return True
+    return False
