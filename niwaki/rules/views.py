@@ -150,18 +150,20 @@ def squeeze(call: Call) -> Label:
 @homogeneous("self", whole=True)
 @rule(aten.expand.default)
 def expand(call: Call) -> Label:
-    """Dimensions of size 1 repeated: each copy may go on its own."""
+    """Dimensions of size 1 repeated: each copy may go on its own. Where nobody in Python called (autograd spreads the
+    gradient of a sum), the size is that of a tensor before."""
     x: Label = call["self"]
     shape = call.shapes[0]
     lead = len(shape) - len(x.axes)
     expressions = call.sizes(call["size"])
+    seen = call.python.function is not None
     axes, zero, uniform = [], [], []
     for dim, size in enumerate(shape):
         old = x.axes[dim - lead] if dim >= lead else None
         copied = size != 1 and (old is None or old.size != size)
         axis = call.fresh(size) if copied else old if old is not None else call.fixed(1)
         call.size_is(expressions[dim], axis, "a size given to expand")
-        if copied and expressions[dim] is None:
+        if copied and expressions[dim] is None and seen:
             call.pin(axis, "niwaki cannot see where this size comes from")
         axes.append(axis)
         zero.append(not copied and old is not None and x.zero[dim - lead])
