@@ -35,7 +35,8 @@ class Forces(nn.Module):
 ACTIVATIONS = [
     nn.Tanh(), nn.Sigmoid(), nn.SiLU(), nn.GELU(), nn.GELU("tanh"), nn.ReLU(), nn.ReLU6(), nn.Softplus(), nn.Softsign(),
     nn.ELU(), nn.CELU(), nn.SELU(), nn.LeakyReLU(), nn.PReLU(), nn.RReLU(), nn.Mish(), nn.Hardswish(), nn.Hardtanh(),
-    nn.Hardsigmoid(), nn.LogSigmoid(), nn.Softshrink(), nn.Hardshrink(), nn.Tanhshrink(), nn.Threshold(0.1, 0.0), Gated(),
+    nn.Hardsigmoid(), nn.LogSigmoid(), nn.Softshrink(), nn.Hardshrink(), nn.Tanhshrink(),
+    nn.Threshold(0.1, 0.0), Gated(),
 ]  # fmt: skip
 
 

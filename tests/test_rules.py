@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import pytest
 import torch
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from niwaki import rules
 from niwaki.rules.attention import attention
 from niwaki.rules.pointwise import pointwise
-from niwaki.rules.registry import MUTANTS, RULES, SAMPLES, Rule, Sample
+from niwaki.rules.registry import MUTANTS, NONNEGATIVE, RULES, SAMPLES, Rule, Sample
 from niwaki.testing import check_rule, forgetting, statements
 
 ALL: list[Rule] = sorted({*RULES.values(), pointwise}, key=lambda rule: (rule.__module__, rule.__qualname__))
@@ -52,6 +58,40 @@ def test_everything_a_rule_says_is_needed(rule: Rule) -> None:
     for line in sorted(said):
         wrong = forgetting(rule, line)
         assert any(not check_rule(rule, sample, instead=wrong).lawful for sample in SAMPLES[rule]), line
+
+
+class Absolute(TorchDispatchMode):
+    """Calls ``operators`` without the signs of ``arguments``, and notes whether anything negative comes out."""
+
+    def __init__(self, operators: Collection[OpOverload], arguments: Collection[str]) -> None:
+        super().__init__()
+        self.operators, self.arguments, self.called, self.negative = operators, arguments, 0, 0
+
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in self.operators:
+            return func(*args, **(kwargs or {}))
+        names = [argument.name for argument in func._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | (kwargs or {})
+        for name in self.arguments:
+            given[name] = tree_map_only(torch.Tensor, torch.abs, given.get(name))
+        positional = [given.pop(name) for name in names[: len(args)]]
+        result = func(*positional, **given)
+        made = [tensor for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)]
+        self.called += 1
+        self.negative += any(bool((tensor < 0).any()) for tensor in made if not tensor.is_complex())
+        return result
+
+
+@pytest.mark.parametrize("rule", [rule for rule in ALL if rule in NONNEGATIVE], ids=_name)
+def test_what_a_rule_says_of_signs_is_true(rule: Rule) -> None:
+    for claim in NONNEGATIVE[rule]:
+        operators = claim.operators or {operator for operator, known in RULES.items() if known is rule}
+        mode = Absolute(operators, claim.arguments)
+        for example in SAMPLES[rule]:
+            model = example.build().eval()
+            with torch.no_grad(), mode:
+                model()
+        assert mode.called and not mode.negative
 
 
 def test_every_operator_of_the_rules_exists_once() -> None:

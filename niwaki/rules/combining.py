@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination, Expression, Literal
 from niwaki.rules.axis import Axis, concatenate
-from niwaki.rules.registry import Call, Label, Refused, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, Refused, homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 
 
+@nonnegative("tensors")
 @homogeneous("tensors")
 @rule(aten.cat.default)
 def cat(call: Call) -> Label:
@@ -34,6 +35,7 @@ def cat(call: Call) -> Label:
     return call.label(axes, zero, all(x.weight for x in tensors))
 
 
+@nonnegative("tensors")
 @homogeneous("tensors")
 @rule(aten.stack.default)
 def stack(call: Call) -> Label:
@@ -50,6 +52,7 @@ def stack(call: Call) -> Label:
     return call.label(axes, zero, all(x.weight for x in tensors))
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.split.Tensor, aten.unsafe_split.Tensor)
 def split(call: Call) -> list[Label]:
@@ -80,6 +83,7 @@ def _divided_up(number: Expression, parts: int) -> Expression:
     return Combination("*", floor, Literal(-1), -floor.value)
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default)
 def split_with_sizes(call: Call) -> list[Label]:
@@ -101,6 +105,7 @@ def _cut_out(call: Call, x: Label, dim: int, part: Axis, output: int = 0) -> Lab
     return call.label(axes, x.zero, x.weight, output)
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.unbind.int)
 def unbind(call: Call) -> list[Label]:
@@ -114,6 +119,7 @@ def unbind(call: Call) -> list[Label]:
     ]
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.repeat.default)
 def repeat(call: Call) -> Label:
@@ -159,6 +165,7 @@ def pad(call: Call) -> Label:
     return call.label(axes, zero)
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.flip.default)
 def flip(call: Call) -> Label:
@@ -169,6 +176,7 @@ def flip(call: Call) -> Label:
     return call.label(axes, x.zero, x.weight)
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.roll.default)
 def roll(call: Call) -> Label:

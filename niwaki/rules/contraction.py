@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from niwaki.rules.pointwise import broadcast
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 
 
+@nonnegative("self", "mat2")
 @homogeneous("self", "mat2")
 @rule(aten.mm.default)
 def mm(call: Call) -> Label:
@@ -41,6 +42,7 @@ def _plus(call: Call, bias: Label, product: Label) -> Label:
     return call.label(axes, zero, product.weight and bias.weight)
 
 
+@nonnegative("self", "mat2")
 @homogeneous("self", "mat2")
 @rule(aten.bmm.default)
 def bmm(call: Call) -> Label:

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from niwaki.rules.axis import Axis, merge
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 _WINDOW = "a convolution slides over this dimension"
 
 
+@nonnegative("input", "weight", "bias")
 @homogeneous("input", "weight", plus="bias")
 @rule(aten.convolution.default)
 def convolution(call: Call) -> Label:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 
@@ -49,6 +49,7 @@ def _sized(call: Call, zero: bool) -> Label:
     return call.label(axes, [zero] * len(axes))
 
 
+@nonnegative()
 @rule(aten.zeros.default, aten.new_zeros.default)
 def zeros(call: Call) -> Label:
     """Zeros of a given size."""
@@ -70,6 +71,7 @@ def constant(call: Call) -> Label:
     return _sized(call, zero=call.arguments.get("fill_value") == 0)
 
 
+@nonnegative()
 @rule(aten.zeros_like.default, aten.zero_.default)
 def zeros_like(call: Call) -> Label:
     """Zeros in the shape of another tensor."""

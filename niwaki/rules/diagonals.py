@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
 from niwaki.rules.views import arrange, free, zeros_of
 
 aten = torch.ops.aten
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.diagonal.default)
 def diagonal(call: Call) -> Label:
@@ -23,6 +24,7 @@ def diagonal(call: Call) -> Label:
     return call.label((*(x.axes[dim] for dim in rest), taken), (*(x.zero[dim] for dim in rest), False), x.weight)
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.diag_embed.default)
 def diag_embed(call: Call) -> Label:
@@ -36,6 +38,7 @@ def diag_embed(call: Call) -> Label:
     return call.label(axes, [i is not None and x.zero[i] for i in order], x.weight)
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.tril.default, aten.tril_.default, aten.triu.default, aten.triu_.default)
 def triangle(call: Call) -> Label:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.rules.pointwise import broadcast
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 
@@ -31,6 +31,7 @@ def same(call: Call) -> Label:
     return replace(call.label(x.axes, x.zero, x.weight), uniform=x.uniform)
 
 
+@nonnegative("src")
 @rule(aten.copy_.default)
 def copy(call: Call) -> Label:
     """``self`` takes the entries of ``src``, broadcast."""
@@ -44,6 +45,7 @@ def copy(call: Call) -> Label:
     return call.label(target.axes, zero, source.weight)
 
 
+@nonnegative("input")
 @homogeneous("input")
 @rule(aten.native_dropout.default)
 def dropout(call: Call) -> list[Label]:
@@ -52,10 +54,12 @@ def dropout(call: Call) -> list[Label]:
     return [call.label(x.axes, x.zero), call.label(x.axes, output=1)]
 
 
+_COINS = (aten.bernoulli.default, aten.bernoulli.p, aten.bernoulli_.float)
+
+
+@nonnegative(of=_COINS)
 @rule(
-    aten.bernoulli.default,
-    aten.bernoulli.p,
-    aten.bernoulli_.float,
+    *_COINS,
     aten.cauchy_.default,
     aten.exponential_.default,
     aten.geometric_.default,

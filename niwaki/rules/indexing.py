@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination, Literal
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 _LOOKED_UP = "it is looked up by index"
@@ -18,6 +18,7 @@ _EVERY = "every so many positions of it are taken"
 _WRITTEN = "it is written by index"
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.slice.Tensor)
 def sliced(call: Call) -> Label:
@@ -67,6 +68,7 @@ def _bound(call: Call, axis: Axis, given: int | None) -> None:
         call.size_is(told, axis.take(slice(None, given)), "the bound of a slice")
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.select.int)
 def select(call: Call) -> Label:
@@ -86,6 +88,7 @@ def embedding(call: Call) -> Label:
     return call.label((*indices.axes, weight.axes[1]), (*(False for _ in indices.axes), weight.zero[1]))
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(call: Call) -> Label:
@@ -119,6 +122,7 @@ def _looked_up(call: Call, x: Label, why: str) -> tuple[list[int], int]:
     return dims, dims[0] if adjacent else 0
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.index_select.default)
 def index_select(call: Call) -> Label:
@@ -130,6 +134,7 @@ def index_select(call: Call) -> Label:
     return call.label(axes, x.zero, x.weight)
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.gather.default)
 def gather(call: Call) -> Label:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination
 from niwaki.rules.reductions import average, over, reduced, reduced_dims, summary
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 
 
+@nonnegative("self")
 @rule(
     aten.kthvalue.default,
     aten.max.dim,
@@ -27,7 +28,7 @@ aten = torch.ops.aten
     aten.nanmedian.dim,
 )
 def found(call: Call) -> list[Label]:
-    """As `average`, and where along the dimension it was."""
+    """As `average`, and where along the dimension it was, which among several zeros may be one that is removed."""
     return [average(call), _place(call, output=1)]
 
 
@@ -49,6 +50,7 @@ def _place(call: Call, output: int) -> Label:
     return replace(made, places=x.axes[min(reduced_dims(call, len(x.axes)))] if x.axes else None)
 
 
+@nonnegative("self")
 @rule(aten.sort.default, aten.sort.stable, aten.topk.default)
 def ranked(call: Call) -> list[Label]:
     """Positions along ``dim`` are exchanged by value."""
@@ -86,6 +88,22 @@ class _Sought(nn.Module):
         return place if self.c is None else self.c[place], torch.relu(self.d) @ self.d.detach().mT
 
 
+class _SoughtAmongZeros(nn.Module):
+    """The largest along dimension 1 of what is not negative in [3, 4, 5], its value, or what it stands for in a table;
+    and a product that may shrink in any case."""
+
+    def __init__(self, table: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(4, 5))
+        self.c, self.d, self.table = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(6, 5)), table
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        value, place = (self.a * self.b).relu().max(1)
+        return self.c[place] if self.table else value, torch.relu(self.d) @ self.d.detach().mT
+
+
+sample(found)(lambda: _SoughtAmongZeros(table=True))
+sample(found)(lambda: _SoughtAmongZeros(table=False))
 sample(sought)(lambda: _Sought(table=False))
 sample(sought)(lambda: _Sought(table=True))
 for _bent in (False, True):
@@ -102,6 +120,14 @@ def _largest_as_a_sum(call: Call) -> list[Label]:
 @mutant(found)
 def _largest_is_zero(call: Call) -> list[Label]:
     return [call.label(x.axes, [True] * len(x.axes), output=i) for i, x in enumerate(found(call))]
+
+
+@mutant(found)
+def _place_among_zeros_follows(call: Call) -> list[Label]:
+    x: Label = call["self"]
+    for dim in () if x.nonnegative else reduced_dims(call, len(x.axes)):
+        call.inexact(x.axes[dim], "")
+    return [reduced(call, x.zero), _place(call, output=1)]
 
 
 @mutant(sought)

@@ -1,25 +1,21 @@
 """Element-wise operators, recognised by PyTorch's own ``torch.Tag.pointwise``.
 
 Operands are broadcast; equal positions of equal dimensions live and die together. Whether a removed (zero) entry stays
-zero is not looked up but tried: the operator is run on a few numbers.
+zero is not looked up but tried (`niwaki.rules.trying`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 
 from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.trying import zeros_stay
 
 aten = torch.ops.aten
-_TRIES = 32
 
 
 def pointwise(call: Call) -> Label:
@@ -65,129 +61,10 @@ def _stays_zero(call: Call, operands: Sequence[Label], axis: Axis, back: int) ->
     )
     if not any(known):
         return False
-    arguments = tuple(
-        (name, (_Operand(operands.index(given), given.dtype) if isinstance(given, Label) else given))
-        for name, given in call.arguments.items()
-    )
-    outcome = _try(call.operator, _hashable(arguments), known)
+    outcome = zeros_stay(call, operands, known)
     if outcome is None:
         call.pin(axis, f"{call.operator} turns removed entries into infinities or undefined numbers")
     return outcome is True
-
-
-class _Operand(tuple[int, torch.dtype]):
-    """Stands for operand number i while trying an operator."""
-
-    def __new__(cls, number: int, dtype: torch.dtype) -> _Operand:
-        return super().__new__(cls, (number, dtype))
-
-
-def _hashable(argument: Any) -> Any:
-    if isinstance(argument, list):
-        return tuple(argument)
-    return argument
-
-
-@lru_cache(maxsize=4096)
-def _try(operator: OpOverload, arguments: tuple[tuple[str, Any], ...], known: tuple[bool, ...]) -> bool | None:
-    """True if zeros give zeros, False if not, None if they give infinities or NaN."""
-    generator = torch.Generator().manual_seed(0)
-    made: dict[int, torch.Tensor] = {}
-    for _, given in arguments:
-        if isinstance(given, _Operand):
-            number, dtype = given
-            values = torch.randn(_TRIES, generator=generator, dtype=torch.float64)
-            if known[number]:
-                values = torch.zeros(_TRIES, dtype=torch.float64)
-            made[number] = _as(dtype, values)
-    result = _run(operator, arguments, made)
-    if not result.dtype.is_floating_point:
-        return bool((result == 0).all())
-    masking = any(isinstance(given, _Operand) and given[1] is torch.bool for _, given in arguments)
-    finite = result.isfinite() | ((result == -torch.inf) if masking else torch.zeros_like(result, dtype=torch.bool))
-    if not bool(finite.all()):
-        return None
-    return bool((result == 0).all())
-
-
-def degree(
-    call: Call, operands: Sequence[Label], powers: Sequence[float], scalars: Mapping[float, float]
-) -> float | None:
-    """The power of t by which the result changes when operand i is multiplied by t ** powers[i], and each float
-    argument s by t ** scalars[s]; None if it does not change by a power of t. Tried on numbers from 1e-30 to
-    1e2, so that no constant is too small to be noticed."""
-    arguments = tuple(
-        (name, (_Operand(operands.index(given), given.dtype) if isinstance(given, Label) else _hashable(given)))
-        for name, given in call.arguments.items()
-    )
-    return _degree(call.operator, arguments, tuple(powers), tuple(scalars.items()))
-
-
-@lru_cache(maxsize=4096)
-def _degree(
-    operator: OpOverload,
-    arguments: tuple[tuple[str, Any], ...],
-    powers: tuple[float, ...],
-    scalars: tuple[tuple[float, float], ...],
-) -> float | None:
-    generator = torch.Generator().manual_seed(0)
-    magnitude = 10 ** (32 * torch.rand(len(powers), _TRIES, generator=generator, dtype=torch.float64) - 30)
-    sign = torch.rand(len(powers), _TRIES, generator=generator, dtype=torch.float64).sub(0.3).sign()
-    dtypes = dict(given for _, given in arguments if isinstance(given, _Operand))
-    times = dict(scalars)
-    results = []
-    for t in (1.0, 2.0, 3.0):
-        made = {i: _as(dtype, magnitude[i] * sign[i] * t ** powers[i]) for i, dtype in dtypes.items()}
-        given = tuple(
-            (name, value * t ** times[value] if isinstance(value, float) and value in times else value)
-            for name, value in arguments
-        )
-        results.append(_run(operator, given, made))
-    base, double, triple = (result.double() for result in results)
-    if not torch.equal(base.isfinite(), double.isfinite()) or not torch.equal(base.isfinite(), triple.isfinite()):
-        return None
-    if not torch.equal(base == 0, double == 0) or not torch.equal(base == 0, triple == 0):
-        return None
-    counted = base.isfinite() & (base != 0)
-    if not bool(counted.any()):
-        return None
-    found = torch.cat([(double / base)[counted].log2(), (triple / base)[counted].log() / math.log(3)])
-    power = round(float(found[0]) * 4) / 4
-    return power if bool((found - power).abs().max() < 1e-12) else None
-
-
-_PLACEMENT = {"device", "memory_format"}  # where and how entries lie says nothing about them
-
-
-def _as(dtype: torch.dtype, values: torch.Tensor) -> torch.Tensor:
-    """Random numbers as an operand of type ``dtype``, in the precision of float64."""
-    if dtype is torch.bool:
-        return values > 0.5
-    return values if dtype.is_floating_point else (values.abs() * 3).round().to(dtype)
-
-
-def _run(
-    operator: OpOverload, arguments: tuple[tuple[str, Any], ...], made: Mapping[int, torch.Tensor]
-) -> torch.Tensor:
-    """``operator`` on the numbers made for its operands; on one after the other where it takes no more at once."""
-    try:
-        return _called(operator, arguments, made)
-    except RuntimeError:  # `masked_fill` fills in one number
-        each = [{i: values[k] for i, values in made.items()} for k in range(_TRIES)]
-        return torch.stack([_called(operator, arguments, numbers) for numbers in each])
-
-
-def _called(
-    operator: OpOverload, arguments: tuple[tuple[str, Any], ...], made: Mapping[int, torch.Tensor]
-) -> torch.Tensor:
-    filled = {name: made[given[0]] if isinstance(given, _Operand) else given for name, given in arguments}
-    filled |= dict.fromkeys(_PLACEMENT & filled.keys())
-    filled = {"self" if name == "input" and "self" in filled else name: given for name, given in filled.items()}
-    positional = [filled[argument.name] for argument in operator._schema.arguments if not argument.kwarg_only]
-    named = {a.name: filled[a.name] for a in operator._schema.arguments if a.kwarg_only}
-    with torch.no_grad():
-        result: torch.Tensor = operator(*positional, **named)
-    return result
 
 
 # Element-wise, but not tagged so (yet).

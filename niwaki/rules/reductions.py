@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from niwaki.rules.registry import Call, Label, Refused, Scale, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, Refused, Scale, homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 
@@ -15,7 +15,7 @@ aten = torch.ops.aten
 def reduced_dims(call: Call, rank: int) -> set[int]:
     """The dimensions that a reduction runs over, all of them unless it says so."""
     given = call.arguments.get("dim")
-    if given is None or given == ():
+    if given is None or (not isinstance(given, int) and not len(given)):
         return set(range(rank))
     return {dim % max(rank, 1) for dim in ([given] if isinstance(given, int) else given)}
 
@@ -38,6 +38,7 @@ def reduced(call: Call, zero: Sequence[bool], output: int = 0) -> Label:
     return call.label(axes, flags, x.weight and output == 0, output)
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.sum.default, aten.sum.dim_IntList, aten.nansum.default)
 def total(call: Call) -> Label:
@@ -49,6 +50,7 @@ def total(call: Call) -> Label:
     return reduced(call, x.zero)
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.mean.default, aten.mean.dim)
 def mean(call: Call) -> Label:
@@ -68,11 +70,9 @@ def mean(call: Call) -> Label:
     return call.label(made.axes, made.zero, made.weight, scale=scale)
 
 
-@rule(
+_ENTRIES = (
     aten.amax.default,
     aten.amin.default,
-    aten.var.correction,
-    aten.std.correction,
     aten.prod.default,
     aten.prod.dim_int,
     aten.max.default,
@@ -80,14 +80,24 @@ def mean(call: Call) -> Label:
     aten.median.default,
     aten.nanmedian.default,
 )
+_LARGEST = (aten.amax, aten.max)
+
+
+@nonnegative(of=(aten.var.correction, aten.std.correction))
+@nonnegative("self", of=_ENTRIES)
+@rule(aten.var.correction, aten.std.correction, *_ENTRIES)
 def average(call: Call) -> Label:
-    """The reduced dimension counts in the result; along the others zeros give zeros."""
+    """The reduced dimension counts in the result; along the others zeros give zeros. Only the largest of entries that
+    cannot be negative does not miss zeros. (Where it is may be among them: nobody must ask for that.)"""
     x: Label = call["self"]
+    nowhere = all(call.discarded[1:])
     for dim in reduced_dims(call, len(x.axes)):
-        call.inexact(x.axes[dim], f"{call.operator} depends on how many entries there are along this dimension")
+        if not (call.operator.overloadpacket in _LARGEST and x.nonnegative and x.zero[dim] and nowhere):
+            call.inexact(x.axes[dim], f"{call.operator} depends on how many entries there are along this dimension")
     return reduced(call, x.zero)
 
 
+@nonnegative()
 @homogeneous("self")
 @rule(aten.linalg_vector_norm.default, aten.norm.Scalar, aten.norm.ScalarOpt_dim)
 def vector_norm(call: Call) -> Label:
@@ -127,6 +137,8 @@ def summary(call: Call) -> Label:
     return reduced(call, (False,) * len(x.axes))
 
 
+@nonnegative(of=(aten._softmax.default, aten._safe_softmax.default))
+@nonnegative("self", of=(aten.cumprod.default,))
 @rule(
     aten._softmax.default,
     aten._log_softmax.default,
@@ -144,6 +156,7 @@ def softmax(call: Call) -> Label:
     return call.label(x.axes)
 
 
+@nonnegative("self")
 @rule(aten.cumsum.default, aten.cumsum_.default)
 def cumsum(call: Call) -> Label:
     """A running sum carries removed positions along."""
@@ -180,6 +193,9 @@ for _bent in (False, True):
     sample(mean)(over(lambda x: x.mean((0, 1), keepdim=True), _bent))
     sample(average)(over(lambda x: x.amax(2), _bent))
     sample(average)(over(lambda x: x.amax((0, 1), keepdim=True), _bent))
+    sample(average)(over(lambda x: x.relu().amax(1), _bent))
+    sample(average)(over(lambda x: x.abs().amin(1), _bent))
+    sample(average)(over(lambda x: x.std(1), _bent))
     sample(averages)(over(lambda x: torch.var_mean(x, 1)[0], _bent))
     sample(averages)(over(lambda x: torch.var_mean(x, 2)[1], _bent))
     sample(vector_norm)(over(lambda x: torch.linalg.vector_norm(x, dim=1), _bent))
@@ -188,7 +204,9 @@ for _bent in (False, True):
     sample(summary)(over(lambda x: x.logsumexp(1), _bent))
     sample(summary)(over(lambda x: x * torch.any(x > 0.7, dim=(0, 2), keepdim=True), _bent))
     sample(softmax)(over(lambda x: x.softmax(2), _bent))
+    sample(softmax)(over(lambda x: x.cumprod(1), _bent))
     sample(cumsum)(over(lambda x: x.cumsum(1), _bent))
+sample(average)(over(lambda x: x.square().max() * x, bent=False))
 
 
 @mutant(total)
@@ -216,6 +234,24 @@ def _the_wrong_dimension_counts(call: Call) -> Label:
     for dim in set(range(len(x.axes))) - reduced_dims(call, len(x.axes)):
         call.pin(x.axes[dim], "")
     return reduced(call, x.zero)
+
+
+def _largest_misses_nothing(call: Call, dims: set[int]) -> Label:
+    x: Label = call["self"]
+    for dim in reduced_dims(call, len(x.axes)):
+        if call.operator.overloadpacket not in _LARGEST or dim not in dims:
+            call.inexact(x.axes[dim], "")
+    return reduced(call, x.zero)
+
+
+@mutant(average)
+def _zeros_are_never_the_largest(call: Call) -> Label:
+    return _largest_misses_nothing(call, {dim for dim, zero in enumerate(call["self"].zero) if zero})
+
+
+@mutant(average)
+def _what_is_not_negative_is_missed(call: Call) -> Label:
+    return _largest_misses_nothing(call, set(range(3)) if call["self"].nonnegative else set())
 
 
 @mutant(averages)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,8 +44,9 @@ class Label:
     ``axes``: one per dimension. ``zero[d]``: in the zeroed model, entries at removed positions of dimension d are zero.
     ``weight``: made of parameters alone. ``uniform[d]``: the same entry all along dimension d (not known: no flags).
     ``places``: every entry is a whole number, the position of something along that axis.
-    ``scale``, ``source`` and ``places`` are followed from operator to operator outside the rules, by what `homogeneous`
-    says.
+    ``nonnegative``: no entry is negative, whatever the weights and inputs are.
+    ``scale``, ``source``, ``places`` and ``nonnegative`` are followed from operator to operator outside the rules, by
+    what `homogeneous` and `nonnegative` say.
     """
 
     axes: tuple[Axis, ...]
@@ -56,6 +57,7 @@ class Label:
     source: Source | None = None
     uniform: tuple[bool, ...] = ()
     places: Axis | None = None
+    nonnegative: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,6 +80,7 @@ class Call(ABC):
     dtypes: tuple[torch.dtype, ...]
     trains: bool  # whether the run, in eval mode, tells what train mode does too
     unused: bool  # whether nobody sees what comes out
+    discarded: tuple[bool, ...]  # of each output: whether nothing reads it
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -241,9 +244,19 @@ class Homogeneous:
     whole: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Nonnegative:
+    """No entry of a result is negative if none of these arguments has a negative entry; of all operators of a rule, or
+    of some."""
+
+    arguments: tuple[str, ...]
+    operators: frozenset[OpOverload] | None
+
+
 RULES: dict[OpOverload, Rule] = {}
 NAMED: dict[str, Rule] = {}  # of operators that other libraries bring, which may not be there when niwaki is imported
 HOMOGENEOUS: dict[Rule, Homogeneous] = {}
+NONNEGATIVE: dict[Rule, list[Nonnegative]] = {}
 SAMPLES: dict[Rule, list[Sample]] = {}
 MUTANTS: dict[Rule, list[Rule]] = {}
 
@@ -279,6 +292,19 @@ def homogeneous(*factors: str, plus: str | None = None, whole: bool = False) -> 
 
     def register(function: R) -> R:
         HOMOGENEOUS[function] = Homogeneous(factors, plus, whole)
+        return function
+
+    return register
+
+
+def nonnegative(*arguments: str, of: Iterable[OpOverload] | None = None) -> Callable[[R], R]:
+    """Say of a rule, or ``of`` some of its operators, that no entry of the result is negative if none of ``arguments``
+    has a negative entry (without any: in any case). Where the result holds all entries of an argument that goes without
+    saying."""
+
+    def register(function: R) -> R:
+        claim = Nonnegative(arguments, None if of is None else frozenset(of))
+        NONNEGATIVE.setdefault(function, []).append(claim)
         return function
 
     return register

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.rules.axis import merge
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 _PATCHES = "patches are cut out of this dimension"
 _PLACES = "positions of it are sampled"
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.im2col.default)
 def unfold(call: Call) -> Label:
@@ -28,6 +29,7 @@ def unfold(call: Call) -> Label:
     return call.label((*lead, made, call.fixed(patches, _PATCHES)), (*x.zero[:-2], False))
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.col2im.default)
 def fold(call: Call) -> Label:
@@ -42,6 +44,7 @@ def fold(call: Call) -> Label:
     return call.label((*lead, made, *image), (*x.zero[:-1], False, False))
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.unfold.default)
 def windows(call: Call) -> Label:

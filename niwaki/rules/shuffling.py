@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.rules.axis import merge
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
 from niwaki.rules.views import arrange, free, zeros_of
 
 aten = torch.ops.aten
 _PIXELS = "pixels are arranged by number"
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.pixel_shuffle.default)
 def pixel_shuffle(call: Call) -> Label:
@@ -28,6 +29,7 @@ def pixel_shuffle(call: Call) -> Label:
     return call.label((*lead, made, *fixed), (*x.zero[:-2], False, False))
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.pixel_unshuffle.default)
 def pixel_unshuffle(call: Call) -> Label:
@@ -40,6 +42,7 @@ def pixel_unshuffle(call: Call) -> Label:
     return call.label((*lead, merge((channels, call.fixed(r**2))), *fixed), (*x.zero[:-2], False, False))
 
 
+@nonnegative("self")
 @homogeneous("self")
 @rule(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
 def channel_shuffle(call: Call) -> Label:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 _WHY = "a window slides over this dimension"
@@ -43,6 +43,7 @@ _SPATIAL: Mapping[OpOverload, int] = {
 }
 
 
+@nonnegative("self", of=set(_SPATIAL) - {aten.upsample_bicubic2d.default, aten._upsample_bicubic2d_aa.default})
 @rule(*_SPATIAL)
 def window(call: Call) -> list[Label]:
     """The last dimensions are fixed, the others go on; zeros give zeros."""

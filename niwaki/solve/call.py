@@ -29,9 +29,17 @@ class GraphCall(Call):
     """A call of a graph; what is said of it is written into `Facts`."""
 
     def __init__(
-        self, facts: Facts, graph: Graph, node: Node, counting: bool, trains: bool, unused: bool = False
+        self,
+        facts: Facts,
+        graph: Graph,
+        node: Node,
+        counting: bool,
+        trains: bool,
+        unused: bool = False,
+        discarded: tuple[bool, ...] = (),
     ) -> None:
         self._facts, self._node, self._counting, self.trains, self.unused = facts, node, counting, trains, unused
+        self.discarded = discarded
         self._why: dict[str, int] = {}
         self.operator, self.python = node.operator, node.call
         self.understood: set[int] = set()  # positions among the numbers of the Python call

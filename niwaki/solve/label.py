@@ -13,13 +13,13 @@ from niwaki.core.location import Location
 from niwaki.core.numbers import Expression, Literal, leaves
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import Label, Refused, Rule, Source
-from niwaki.solve import places
+from niwaki.solve import places, signs
 from niwaki.solve.call import GraphCall
 from niwaki.solve.comparisons import compared
 from niwaki.solve.facts import Facts, SizeClaim, Touched
 from niwaki.solve.repeats import Calls, Said
 from niwaki.solve.scaling import Scaling
-from niwaki.solve.unused import outlasting, unused
+from niwaki.solve.unused import outlasting, seen, unused
 from niwaki.trace.graph import Graph, Node, Origin, Value
 
 FindRule = Callable[[torch._ops.OpOverload], Rule | None]
@@ -57,11 +57,13 @@ def label(
             checked |= {id(node.call): node.call.numbers[0].value for node in (product, comparison)}
         calls.begin()
         thrown_away = unused(graph, run) if run.error is None else set()
+        read = seen(run)
         for place, node in enumerate(run.nodes):
-            key = calls.key(node, place in thrown_away) if repeats and len(graph.runs) > 1 else None
+            discarded = tuple(number not in read for number in node.outputs if number is not None)
+            key = calls.key(node, place in thrown_away, discarded) if repeats and len(graph.runs) > 1 else None
             said = calls.recall(key) if index else None
             if said is None:
-                call = GraphCall(facts, graph, node, index == 0, run.both, place in thrown_away)
+                call = GraphCall(facts, graph, node, index == 0, run.both, place in thrown_away, discarded)
                 labels = _apply(call, graph, node, find, scaling, tolerant)
                 axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
                 said = Said(labels, axes, call.resized, call.rescaled, call.understood)
@@ -170,7 +172,7 @@ def _apply(call: GraphCall, graph: Graph, node: Node, find: FindRule, scaling: S
         rule = None
         call.placed.clear()
     call.makes_what_goes_on(labels)
-    return places.follow(call, rule, scaling.follow(call, rule, labels), call.placed)
+    return places.follow(call, rule, signs.follow(call, rule, scaling.follow(call, rule, labels)), call.placed)
 
 
 def _hold_other_directions(facts: Facts, graph: Graph) -> None:
@@ -206,16 +208,18 @@ def _defect(node: Node, cause: Exception) -> str:
 
 
 def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Label, scaling: Scaling) -> None:
-    """A value was written in place. Other views of its memory may no longer rely on zeros, nor on a factor."""
+    """A value was written in place. Other views of its memory may no longer rely on zeros, signs or a factor."""
     aliases = [alias for alias in facts.aliases[graph.values[number].root] if alias != number]
     if any(facts.labels[alias] is not None for alias in aliases):
         scaling.refuse((*before.scale, *after.scale))
-    if all(after.zero) or after.zero == before.zero == (False,) * len(before.zero):
-        return
+    keeps_zeros = all(after.zero) or after.zero == before.zero == (False,) * len(before.zero)
     for alias in aliases:
         other = facts.labels[alias]
-        if other is not None:
-            facts.labels[alias] = replace(other, zero=(False,) * len(other.axes), source=None)
+        if other is not None and not keeps_zeros:
+            other = replace(other, zero=(False,) * len(other.axes), source=None)
+        if other is not None and other.nonnegative and not after.nonnegative:
+            other = replace(other, nonnegative=False)
+        facts.labels[alias] = other
 
 
 def _freeze(

@@ -57,7 +57,7 @@ class Calls:
         if key is not None:
             self._said.setdefault(key, []).append(said)
 
-    def key(self, node: Node, unused: bool) -> int | None:
+    def key(self, node: Node, unused: bool, discarded: tuple[bool, ...]) -> int | None:
         """Equal for calls of which the same will be said, once more; None where that cannot be told. (Of operators and,
         within a run, lines there is one object each.)"""
         values = self._graph.values
@@ -65,6 +65,7 @@ class Calls:
             id(node.operator),
             id(node.location),
             unused,
+            discarded,
             tuple([self._argument(argument) for argument in node.args]),
             tuple([(name, self._argument(argument)) for name, argument in node.kwargs.items()]),
             tuple([(values[number].shape, values[number].dtype) for number in node.outputs if number is not None]),
@@ -91,7 +92,8 @@ class Calls:
             scale = tuple((_axis(factor.axis), factor.power, factor.why) for factor in label.scale)
             axes = tuple(map(_axis, label.axes))
             places = None if label.places is None else _axis(label.places)
-            key: Hashable = (axes, label.zero, label.weight, label.dtype, scale, label.source, places)
+            known_of_entries = label.zero, label.nonnegative, label.dtype, scale, label.source, places
+            key: Hashable = (axes, label.weight, known_of_entries)
             known = self._labels[id(label)] = label, id(self._unlike.setdefault(key, key))
         return known[1]
 

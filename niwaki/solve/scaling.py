@@ -15,8 +15,9 @@ from dataclasses import replace
 import torch
 
 from niwaki.core.repairs import Scalar
-from niwaki.rules.pointwise import degree, pointwise
+from niwaki.rules.pointwise import pointwise
 from niwaki.rules.registry import HOMOGENEOUS, Call, Homogeneous, Label, Rule, Scale, Source
+from niwaki.rules.trying import degree
 from niwaki.solve.facts import Facts, RepairClaim
 
 aten = torch.ops.aten

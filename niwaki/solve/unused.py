@@ -11,6 +11,12 @@ def outlasting(run: Run) -> list[int]:
     return [number for number in dict.fromkeys(made) if number not in run.ended]
 
 
+def seen(run: Run) -> set[int]:
+    """The values of ``run`` that anything sees: an operator, Python, or whoever holds them when the run ends."""
+    read = {number for node in run.nodes for number in node.inputs()}
+    return read.union(run.outputs, outlasting(run))
+
+
 def unused(graph: Graph, run: Run) -> set[int]:
     """The places of operators in ``run`` whose results reach nothing: no output, nothing that is alive when the run
     ends (in an attribute, say, where a loss may find it), no number that Python reads, no parameter, buffer or input.

@@ -150,7 +150,8 @@ class _Filtered(Call):
     def __init__(self, call: Call, heard: set[Line], deaf_to: Line | None) -> None:
         self._call, self._heard, self._deaf_to = call, heard, deaf_to
         self.operator, self.python, self.arguments = call.operator, call.python, call.arguments
-        self.shapes, self.dtypes, self.unused = call.shapes, call.dtypes, call.unused
+        self.shapes, self.dtypes, self.trains = call.shapes, call.dtypes, call.trains
+        self.unused, self.discarded = call.unused, call.discarded
 
     def _passes(self) -> bool:
         code, line = sys._getframe(2).f_code, sys._getframe(2).f_lineno

@@ -1,0 +1,41 @@
+"""Follow what cannot be negative: the output of a ReLU, squares, sums of them.
+
+The largest of such entries does not miss those that are removed, at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from niwaki.rules.pointwise import pointwise
+from niwaki.rules.registry import HOMOGENEOUS, NONNEGATIVE, Call, Label, Rule
+from niwaki.rules.trying import never_negative
+
+
+def follow(call: Call, rule: Rule | None, made: Sequence[Label]) -> list[Label]:
+    """The labels ``made`` by a rule (None: it refused), with what is known of their signs."""
+    if rule is None or not _nonnegative(call, rule):
+        return list(made)
+    return [replace(label, nonnegative=True) for label in made]
+
+
+def _nonnegative(call: Call, rule: Rule) -> bool:
+    if rule is pointwise:
+        operands = [given for given in call.arguments.values() if isinstance(given, Label)]
+        return never_negative(call, operands, [label.nonnegative for label in operands])
+    how = HOMOGENEOUS.get(rule)
+    if how is not None and how.whole:
+        return all(_sign(call.arguments[name]) for name in how.factors)
+    return any(
+        all(_sign(call.arguments[name]) for name in claim.arguments)
+        for claim in NONNEGATIVE.get(rule, ())
+        if claim.operators is None or call.operator in claim.operators
+    )
+
+
+def _sign(argument: object) -> bool:
+    """Whether an argument, if it is given, or each of a list of tensors, is known not to be negative."""
+    if isinstance(argument, tuple):
+        return all(map(_sign, argument))
+    return argument is None or (isinstance(argument, Label) and argument.nonnegative)
