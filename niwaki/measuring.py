@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from niwaki.budget import is_whole
 from niwaki.core.space import SearchSpace
@@ -20,6 +19,7 @@ from niwaki.graphs.program import Program
 from niwaki.report.activations import peak_activations
 from niwaki.report.latency import device_of, evaluating, interleaved
 from niwaki.report.operators import Timed, operators
+from niwaki.trace.structures import tensors_in
 
 _SECONDS = 0.5  # of measuring, per network
 _LEAST = 15
@@ -71,7 +71,7 @@ def meters(space: SearchSpace, limits: Mapping[str, float | int], example_inputs
         raise BudgetError(f"The model is on the meta device, where it has no {wanted} to measure. Move it first.")
     args, kwargs = calls_of(model, example_inputs)[0]
     device = device_of([model])
-    inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+    inputs = list(tensors_in((args, kwargs)))
 
     def latency(small: nn.Module) -> tuple[float, float]:
         runs = {"small": partial(small, *args, **kwargs), "dense": partial(model, *args, **kwargs)}

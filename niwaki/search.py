@@ -92,6 +92,11 @@ def search_space(
             f"The model also returns {', '.join(graph.overlooked)}; tensors inside are not taken for outputs and may "
             "get smaller."
         )
+    if graph.filled:
+        notes.append(
+            "The model puts tensors into a container among its inputs; these are not taken for outputs and may get "
+            "smaller. Return them beside the others if they have to keep their size."
+        )
     notes += _unseen(graph, facts)
     if single:
         notes.append("This is the space of an exported program: what other inputs or train mode would do is not in it.")

@@ -82,23 +82,25 @@ def label(
             stored = facts.labels[left]
             scaling.refuse(() if stored is None else stored.scale)
         for result in run.outputs:
-            returned = facts.labels[result]
-            assert returned is not None
-            scaling.refuse(returned.scale)
-            if returned.places is not None and returned.places.free:
-                why = facts.reason("an output of the model holds positions along it", None)
-                facts.pinned.append((returned.places.ids.reshape(-1), why))
-        if pin_outputs:
-            why = facts.reason("it is an output of the model", None)
-            for result in run.outputs:
-                output = facts.labels[result]
-                assert output is not None
-                for axis in output.axes:
-                    if axis.free:
-                        facts.pinned.append((axis.ids.reshape(-1), why))
+            _leave(facts, scaling, result, "an output of the model", None, pin_outputs)
+        for value_number, where in run.escaped.items():
+            _leave(facts, scaling, value_number, "read by code that niwaki does not follow", where, True)
     scaling.finish()
     _hold_other_directions(facts, graph)
     return facts
+
+
+def _leave(facts: Facts, scaling: Scaling, number: int, what: str, location: Location | None, whole: bool) -> None:
+    """Hold what leaves the network: nobody can repair it behind that, and ``whole`` values keep all their positions."""
+    left = facts.labels[number]
+    assert left is not None
+    scaling.refuse(left.scale)
+    if left.places is not None and left.places.free:
+        why = facts.reason(f"{what} holds positions along it", location)
+        facts.pinned.append((left.places.ids.reshape(-1), why))
+    if whole and any(axis.free for axis in left.axes):
+        why = facts.reason(f"it is {what}", location)
+        facts.pinned += [(axis.ids.reshape(-1), why) for axis in left.axes if axis.free]
 
 
 def _constants_met(graph: Graph) -> dict[int, Location]:

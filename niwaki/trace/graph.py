@@ -90,6 +90,7 @@ class Run:
     ``error``: what it failed with, and ``inside`` whether that came out of an operator rather than from Python code.
     ``decisions``: what its data decided. ``ended``: how many nodes there were when Python let go of a value, by value
     number; of others it held on. ``both``: it is in eval mode, and tells what a run in train mode would do.
+    ``escaped``: where values were handed to code that niwaki does not follow, such as numpy's, by value number.
     """
 
     nodes: tuple[Node, ...]
@@ -101,6 +102,7 @@ class Run:
     decisions: tuple[Decision, ...] = ()
     ended: Mapping[int, int] = field(default_factory=dict)
     both: bool = False
+    escaped: Mapping[int, Location] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +110,14 @@ class Graph:
     """All runs of one model over one numbering of values.
 
     ``contents``: what small constants held, by value number. ``overlooked``: types of objects among the outputs whose
-    tensors do not count as outputs.
+    tensors do not count as outputs. ``filled``: a run put tensors into a container that it was given.
     """
 
     values: tuple[Value, ...]
     runs: tuple[Run, ...]
     contents: Mapping[int, torch.Tensor]
     overlooked: tuple[str, ...] = ()
+    filled: bool = False
 
     @cached_property
     def unseen(self) -> tuple[Value, ...]:

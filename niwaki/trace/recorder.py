@@ -13,6 +13,7 @@ from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from niwaki.core.location import Location
 from niwaki.core.numbers import Expression
 from niwaki.trace.calls import CallMode
 from niwaki.trace.decisions import Decisions
@@ -23,12 +24,13 @@ from niwaki.trace.lines import Lines
 from niwaki.trace.numbers import frozen_sink
 from niwaki.trace.operators import Traits, traits
 from niwaki.trace.pretend import Pretence, is_fake, needs_value
-from niwaki.trace.structures import ExampleCall, map_tensors, objects_in, tensors_in
+from niwaki.trace.structures import ExampleCall, contained, map_tensors, objects_in, tensors_in
 
 _SMALL = 2**16  # constants of up to so many entries are kept, to be compared after a cut
 # Operators of some devices only; elsewhere torch runs the operators they are composed of, and so do runs that are
 # recorded: what a cut repairs lies inside.
 COMPOSED = {torch.ops.aten._fused_rms_norm.default}
+_LEAVING = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}  # for what niwaki does not follow
 _COMPOSITE = "CompositeImplicitAutograd"
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format})
 
@@ -79,9 +81,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._opened = False
         self.decisions = Decisions()
         self.overlooked: set[str] = set()
+        self.filled = False  # a run put tensors into a container that it was given
         self.tangled = False  # something was written that a dropout had handed on, in eval mode to itself
         self._dropped: set[int] = set()
         self._read: set[int] = set()
+        self._escaped: dict[int, Location] = {}
         self._calls = CallMode(weakref.proxy(self))  # no cycle: what a trace leaves is many objects, and goes at once
         self._lines = Lines(inventory)
         self._parameters = [parameter for _, parameter in inventory.parameters]
@@ -94,13 +98,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def run(self, model: torch.nn.Module, call: ExampleCall, training: bool) -> Run:
         """Record one forward pass."""
-        self._nodes, self._frozen, self._inside = [], [], False
+        self._nodes, self._frozen, self._inside, self._escaped = [], [], False, {}
         self._ends.nodes, self._ends.ended = self._nodes, {}
         self._owners = {_memory(parameter): parameter for parameter in self._parameters}
         error: Exception | None = None
         outputs: tuple[int, ...] = ()
         args, kwargs = map_tensors(call, lambda tensor: self._pretence.stand_in(tensor).detach().clone())
-        for tensor in tensors_in((args, kwargs)):
+        given = list(tensors_in((args, kwargs)))
+        for tensor in given:
             self._add(tensor, Origin.INPUT, "model input")
         try:
             with ExitStack() as stack:
@@ -115,6 +120,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not outputs:
                 raise TypeError(f"it returned no tensor that niwaki can find, but {type(result).__qualname__}")
             self.overlooked.update(objects_in(result))
+            known = {id(tensor) for tensor in (*given, *tensors_in(result))}
+            self.filled |= any(id(tensor) not in known for tensor in contained((args, kwargs)))
         except Exception as cause:  # noqa: BLE001 - any error of the user's code is reported, with the run recorded so far
             error = cause
         # What the result holds has not ended, nor has what Python read: nobody sees where that went.
@@ -124,7 +131,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tensor.copy_(content)
         self._undo.clear()
         decisions, self.decisions = tuple(self.decisions.made), Decisions()
-        return Run(tuple(self._nodes), outputs, tuple(self._frozen), training, error, self._inside, decisions, ended)
+        return Run(
+            nodes=tuple(self._nodes),
+            outputs=outputs,
+            frozen=tuple(self._frozen),
+            training=training,
+            error=error,
+            inside=self._inside,
+            decisions=decisions,
+            ended=ended,
+            escaped=self._escaped,
+        )
 
     def number_of(self, tensor: torch.Tensor) -> int:
         """The value number of a tensor; one never seen before is a constant."""
@@ -138,6 +155,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
         number = self.number_of(tensor)
         self._read.add(number)
+        if function in _LEAVING:
+            self._escaped.setdefault(number, self._lines.here())
         if self.hollow is not None:
             self.hollow.refuse_reading(function, self.values[number].root)
 

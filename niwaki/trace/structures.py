@@ -1,77 +1,224 @@
-"""Tensors inside inputs and outputs: containers, dataclasses, objects of any kind."""
+"""Tensors inside inputs and outputs: containers, their subclasses, dataclasses, objects of any kind.
+
+What counts as a container is said once, by `_items`: all that looks for tensors or replaces them goes by it.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Set
-from copy import copy
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import fields, is_dataclass
+from functools import partial
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_is_leaf, tree_leaves, tree_map
+
+from niwaki.core.objects import attributes_of, set_attributes
+from niwaki.trace.pretend import is_fake
 
 ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
+Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
-    """The tensors of inputs or outputs: those in (nested) containers and dataclasses, or, if there are none, those in
-    whatever objects there are. An object beside tensors, such as a cache, is none of the model's outputs."""
-    found = list(_visible(structure))
-    return iter(found) if found else _search(structure, set())
+    """The tensors of inputs or outputs: those in (nested) containers, or, if there are none, those in whatever objects
+    there are.
+
+    A container is a sequence, mapping, set, view of a mapping or dataclass, of a built-in class, a subclass or a class
+    of its own, and what torch's pytrees know as one. An object beside tensors, such as a cache, is not an output of the
+    model; neither are the parameters and modules that it refers to.
+
+    Example:
+        >>> class Output(dict): ...
+        >>> [list(tensor.shape) for tensor in tensors_in((torch.zeros(2), Output(logits=torch.zeros(3, 4))))]
+        [[2], [3, 4]]
+    """
+    found = list(contained(structure))
+    return iter(found) if found else _hidden(structure, set())
 
 
-def map_tensors(structure: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A copy of inputs, with ``function`` applied to the tensors in (nested) containers and dataclasses."""
+def contained(structure: Any) -> Iterator[torch.Tensor]:
+    """The tensors in (nested) containers alone."""
+    return _visible(structure, set())
 
-    def mapped(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor):
-            return function(leaf)
-        if not is_dataclass(leaf) or isinstance(leaf, type):
-            return leaf
-        made = copy(leaf)
-        for field in fields(leaf):
-            object.__setattr__(made, field.name, map_tensors(getattr(leaf, field.name), function))
-        return made
 
-    return tree_map(mapped, structure)
+def map_tensors(structure: Any, function: Function) -> Any:
+    """A copy of inputs, with ``function`` applied to the tensors in (nested) containers. Other objects are shared."""
+    return _mapped(structure, function, {})
 
 
 def objects_in(structure: Any) -> list[str]:
-    """The types of objects beside tensors in which `tensors_in` does not look, though they hold some."""
-    leaves = [leaf for leaf in tree_leaves(structure) if not isinstance(leaf, (torch.Tensor, *_PLAIN))]
-    opaque = [leaf for leaf in leaves if not is_dataclass(leaf) and next(_search(leaf, set()), None) is not None]
-    return sorted({type(leaf).__qualname__ for leaf in opaque}) if any(True for _ in _visible(structure)) else []
+    """The types of objects beside tensors in which `tensors_in` does not look, though they hold some or make some (an
+    iterator)."""
+    shown = {id(tensor) for tensor in contained(structure)}
+    if not shown:
+        return []
+    return sorted({kind.__qualname__ for kind, value in _beside(structure, set()) if _hides(value, shown)})
 
 
-def _visible(structure: Any) -> Iterator[torch.Tensor]:
-    for leaf in tree_leaves(structure):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _visible([getattr(leaf, field.name) for field in fields(leaf)])
+def _items(value: Any) -> list[Any] | None:
+    """What a container holds; None for anything else. No code of subclasses of built-in classes runs."""
+    if isinstance(value, _WHOLE):
+        return None
+    base = _base(value)
+    if base is not object:
+        held = list(dict.values(value) if base is dict else base.__iter__(value))
+        held = _sorted(held) if base in (set, frozenset) else held
+        return held + _further_fields(value, held)
+    if is_dataclass(value):
+        return _further_fields(value, [])
+    if not tree_is_leaf(value):  # of a class that was registered as a pytree
+        return tree_leaves(value, is_leaf=lambda part: part is not value)
+    if isinstance(value, Mapping):
+        return [value[key] for key in value]
+    return list(value) if isinstance(value, (Sequence, Set, ValuesView)) else None
 
 
-def _search(structure: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    for leaf in tree_leaves(structure):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif not isinstance(leaf, _PLAIN) and id(leaf) not in seen:
-            seen.add(id(leaf))
-            if isinstance(leaf, (Set, deque)):
-                yield from _search(list(leaf), seen)
-            yield from _search([value for _, value in _attributes(leaf)], seen)
+def _base(value: Any) -> Any:
+    """The built-in class of containers that something is of; `object` if none."""
+    return next((builtin for builtin in _BUILT_IN if isinstance(value, builtin)), object)
 
 
-_PLAIN = (int, float, complex, str, bytes, type, type(None), torch.nn.Module, torch.dtype, torch.device)
+def _further_fields(value: Any, held: list[Any]) -> list[Any]:
+    """The fields of a dataclass, but for those that it also holds as a container."""
+    if not is_dataclass(value):
+        return []
+    known = {id(item) for item in held}
+    values = [getattr(value, field.name, None) for field in fields(value)]
+    return [item for item in values if id(item) not in known]
 
 
-def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
-    """The attributes that an object keeps in its dictionary or its slots."""
-    yield from getattr(thing, "__dict__", {}).items()
-    for kind in type(thing).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            value = getattr(thing, name, None)
-            if value is not None:
-                yield name, value
+def _sorted(held: list[Any]) -> list[Any]:
+    """The items of a set in an order that is the same for equal contents, whatever their identities."""
+    return sorted(held, key=lambda item: [_print_of(tensor) for tensor in contained(item)])
+
+
+def _print_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], str, float]:
+    """A number that tells tensors of one shape and type apart by their content."""
+    content = 0.0
+    if not (is_fake(tensor) or tensor.is_meta or tensor.is_complex()):
+        flat = tensor.detach().reshape(-1).double().nan_to_num()
+        content = float(flat @ torch.arange(1, len(flat) + 1, dtype=flat.dtype, device=flat.device).cos())
+    return tuple(tensor.shape), str(tensor.dtype), content
+
+
+def _visible(structure: Any, above: set[int]) -> Iterator[torch.Tensor]:
+    """The tensors in (nested) containers; ``above`` are those that this one lies in, which it may lead back to."""
+    if isinstance(structure, torch.Tensor):
+        yield structure
+        return
+    held = _items(structure) if id(structure) not in above else None
+    if held is not None:
+        above.add(id(structure))
+        for item in held:
+            yield from _visible(item, above)
+        above.discard(id(structure))
+
+
+def _hidden(thing: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    """The tensors in whatever there is, but for parameters and modules that objects refer to."""
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    elif not isinstance(thing, _WHOLE) and id(thing) not in seen:
+        seen.add(id(thing))
+        for item in _items(thing) or ():
+            yield from _hidden(item, seen)
+        for value in _own(thing):
+            if not isinstance(value, torch.nn.Parameter):
+                yield from _hidden(value, seen)
+
+
+def _beside(structure: Any, above: set[int]) -> Iterator[tuple[type, Any]]:
+    """What lies in (nested) containers and is neither container nor tensor, with its type; of a container with
+    attributes, those that are not among its items, with its own type."""
+    if isinstance(structure, (torch.Tensor, *_WHOLE)) or id(structure) in above:
+        return
+    held = _items(structure)
+    if held is None:
+        yield type(structure), structure
+        return
+    items = {id(item) for item in held}
+    yield from ((type(structure), value) for value in _own(structure) if id(value) not in items)
+    above.add(id(structure))
+    for item in held:
+        yield from _beside(item, above)
+    above.discard(id(structure))
+
+
+def _hides(value: Any, shown: set[int]) -> bool:
+    """Whether something holds or makes tensors that are not among the ``shown``."""
+    return isinstance(value, Iterator) or any(id(tensor) not in shown for tensor in _hidden(value, set()))
+
+
+def _own(thing: Any) -> list[Any]:
+    """What an object keeps in its attributes."""
+    own, slots = attributes_of(thing)
+    return [*(own.values() if own is not thing else ()), *slots.values()]
+
+
+def _mapped(value: Any, function: Function, made: dict[int, Any]) -> Any:
+    """``value``, copied if it is a container or tensor; ``made`` holds the copies by the identity of what they stand
+    for, so that what is met twice stays one."""
+    if id(value) in made:
+        return made[id(value)]
+    if isinstance(value, torch.Tensor):
+        made[id(value)] = function(value)
+    elif _items(value) is not None:
+        made[id(value)] = _copied(value, partial(_mapped, function=function, made=made), made)
+    return made.get(id(value), value)
+
+
+def _copied(value: Any, inside: Callable[[Any], Any], made: dict[int, Any]) -> Any:
+    """A container of the same class with what ``inside`` says of its items and attributes. No code of subclasses of
+    built-in classes runs: one of their own may forbid to write, or do more than that."""
+    kind, base = type(value), _base(value)
+    if base is object and isinstance(value, ValuesView):
+        return [inside(item) for item in value]
+    if base is object and kind is MappingProxyType:
+        return MappingProxyType({key: inside(item) for key, item in value.items()})
+    if base is object and not tree_is_leaf(value):
+        return tree_map(inside, value, is_leaf=lambda part: part is not value)
+    if base in (tuple, frozenset):
+        items = [inside(item) for item in base.__iter__(value)]
+        try:
+            copy = base.__new__(kind, items)
+        except TypeError:  # what torch returns several tensors in: it may be made by its own class only
+            return kind(items)
+    else:
+        try:
+            copy = made[id(value)] = base.__new__(kind)
+        except TypeError:  # part of it is kept where Python code cannot reach
+            return value
+        _fill(copy, value, base, inside)
+    own, slots = attributes_of(value)
+    if own is value:
+        copy.__dict__ = copy
+        own = {}
+    mapped = ({name: inside(item) for name, item in kept.items()} for kept in (own, slots))
+    set_attributes(copy, *mapped)
+    return copy
+
+
+def _fill(copy: Any, value: Any, base: Any, inside: Callable[[Any], Any]) -> None:
+    """Put the items of a container that can be written to into its empty copy."""
+    if isinstance(value, defaultdict):
+        defaultdict.__init__(copy, value.default_factory)
+    if base is dict:
+        kind = OrderedDict if isinstance(value, OrderedDict) else dict
+        for key, item in kind.items(value):
+            kind.__setitem__(copy, key, inside(item))
+    elif base is list:
+        list.extend(copy, [inside(item) for item in list.__iter__(value)])
+    elif base is set:
+        set.update(copy, [inside(item) for item in set.__iter__(value)])
+    elif base is deque:
+        deque.__init__(copy, [inside(item) for item in deque.__iter__(value)], value.maxlen)
+
+
+_BUILT_IN = (list, tuple, dict, deque, set, frozenset)
+_WHOLE = (  # in which there are no tensors, or none that count
+    *(int, float, complex, str, bytes, bytearray, range, memoryview, type, type(None)),
+    *(torch.nn.Module, torch.Size, torch.dtype, torch.device, ModuleType, FunctionType),
+)

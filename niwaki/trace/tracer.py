@@ -83,7 +83,8 @@ def trace(
                 arithmetic = True
                 continue
         if not unfit:
-            return Graph(tuple(recorder.values), tuple(runs), recorder.contents, tuple(sorted(recorder.overlooked)))
+            overlooked = tuple(sorted(recorder.overlooked))
+            return Graph(tuple(recorder.values), tuple(runs), recorder.contents, overlooked, recorder.filled)
         left_alone |= unfit
 
 

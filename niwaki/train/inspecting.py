@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import niwaki
 from niwaki.core.space import SearchSpace
@@ -18,6 +16,7 @@ from niwaki.errors import BudgetError, PlanError
 from niwaki.report.anatomy import group_figures, reasons
 from niwaki.report.inspection import Inspection, Law, Prediction
 from niwaki.testing.models import check_model
+from niwaki.trace.structures import tensors_in
 from niwaki.train.errors import RunError
 from niwaki.train.inputs import GivenInput, as_call, images_of
 from niwaki.train.models import Specimen, Wish, specimen
@@ -98,8 +97,7 @@ def described(inputs: Any) -> str:
         return ", ".join(f"{name} {described(value)}" for name, value in inputs.items())
     return ", ".join(
         f"{'x'.join(map(str, leaf.shape)) or 'scalar'} {str(leaf.dtype).removeprefix('torch.')}"
-        for leaf in tree_leaves(inputs)
-        if isinstance(leaf, Tensor)
+        for leaf in tensors_in(inputs)
     )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from niwaki.trace.structures import map_tensors
 from niwaki.train.errors import RunError
 from niwaki.train.models.source import Source, Specimen, Task, Wish, source
 
@@ -85,7 +85,7 @@ def _made(item: str, factory: Factory, offered: Mapping[str, object]) -> Specime
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise RunError(f"{name}() in {path!r} returned a {type(model).__name__}, not a torch.nn.Module.")
-    return Specimen(model, tree_map_only(Tensor, _grounded, inputs))
+    return Specimen(model, map_tensors(inputs, _grounded))
 
 
 def _grounded(tensor: Tensor) -> Tensor:
