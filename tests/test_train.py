@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -378,7 +379,9 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     subprocess.run(command(whole, resume=False), env=ENVIRONMENT, check=True, capture_output=True)
     generator = random.Random(os.environ.get("NIWAKI_KILL_SEED", "1"))
     kills = 0
-    while not (killed / "report.json").exists():
+    while not kills or not (killed / "report.json").exists():
+        if (killed / "report.json").exists():  # on a busy machine a run may end before it is killed: once more
+            shutil.rmtree(killed)
         before = checkpoints_in(killed)
         process = subprocess.Popen(
             command(killed, resume=bool(before)), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -391,7 +394,6 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
         _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors.decode()
         kills += process.returncode != 0
-    assert kills, "the run was over before it could be killed"
     for name in ("model.safetensors", "plan.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
 

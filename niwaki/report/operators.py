@@ -15,6 +15,7 @@ from niwaki.report.latency import wait
 from niwaki.trace.operators import traits
 from niwaki.trace.recorder import COMPOSED
 
+_now = time.perf_counter_ns
 Timed = tuple[tuple[str, ...], tuple[float, ...]]  # the operators in their order, and the nanoseconds of each
 
 
@@ -36,10 +37,10 @@ class _Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         wait(self._device)
-        begin = time.perf_counter_ns()
+        begin = _now()
         result = func(*args, **(kwargs or {}))
         wait(self._device)
-        self.times.append(float(time.perf_counter_ns() - begin))
+        self.times.append(float(_now() - begin))
         self.names.append(str(func))
         return result
 
