@@ -25,7 +25,8 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 
 benchmark: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.accuracy compare --tasks digits --arms dense hesso narrow random one-shot --resume
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.accuracy run --tasks digits
+	$(BIN)/python -m benchmarks.accuracy show --tasks digits
 
 clean:
 	rm -rf $(VENV) out build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -25,10 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 import niwaki
-from benchmarks.accuracy.images import Augmentation, ImageTask, cifar10, limited
+from benchmarks.accuracy.augmentation import Flip, Shift
+from benchmarks.accuracy.datasets import cifar10
+from benchmarks.accuracy.images import ImageTask
 from benchmarks.accuracy.language import LanguageTask, characters
 from benchmarks.accuracy.networks import CifarResNet, llama
-from benchmarks.accuracy.task import Recipe, Task
+from benchmarks.accuracy.recipe import Adam, Recipe
+from benchmarks.accuracy.task import Task
 from niwaki.train.networks import ResNet
 
 ARMS = ("dense", "HESSO", "HESSO + shrinking")
@@ -36,20 +39,12 @@ ARMS = ("dense", "HESSO", "HESSO + shrinking")
 
 def resnet(data: Path, steps: int) -> Task:
     """Widths 64-128-256, two blocks each, at half the resolution of CIFAR-10."""
-
-    def build(classes: int, channels: int, size: tuple[int, int], width: float) -> torch.nn.Module:
-        return ResNet(classes, channels, size, (64, 128, 256))
-
-    return _images(data, steps, build)
+    return _images(data, steps, partial(ResNet, 10, 3, (32, 32), (64, 128, 256)))
 
 
 def resnet20(data: Path, steps: int) -> Task:
     """Widths 16-32-64 at the full resolution."""
-
-    def build(classes: int, channels: int, size: tuple[int, int], width: float) -> torch.nn.Module:
-        return CifarResNet(classes, channels, 1.0, 3)
-
-    return _images(data, steps, build)
+    return _images(data, steps, partial(CifarResNet, 10, 3, blocks=3))
 
 
 def decoder(data: Path, steps: int) -> Task:
@@ -59,7 +54,7 @@ def decoder(data: Path, steps: int) -> Task:
     load()
     texts = characters(data / "text/tinyshakespeare.txt")
     settings = {
-        "vocab_size": int(max(text.max() for text in texts)) + 1,
+        "vocab_size": texts.vocabulary,
         "hidden_size": 256,
         "intermediate_size": 704,
         "num_hidden_layers": 4,
@@ -68,15 +63,14 @@ def decoder(data: Path, steps: int) -> Task:
         "head_dim": 32,
         "max_position_embeddings": 128,
     }
-    recipe = Recipe(steps, 8, 1e-3, 0.01, adam=True)
-    build: Callable[[float], torch.nn.Module] = partial(llama, **settings)
-    return LanguageTask("decoder", recipe, texts, build, torch.device("cpu"), 128, 32)
+    recipe = Recipe(steps, 8, 1e-3, 0.01, Adam())
+    return LanguageTask("decoder", recipe, texts, partial(llama, **settings), torch.device("cpu"), 128, 32)
 
 
-def _images(data: Path, steps: int, build: Any) -> Task:
-    images = limited(cifar10(data / "cifar10"), None, 2000)
+def _images(data: Path, steps: int, build: Callable[[], torch.nn.Module]) -> Task:
+    images = cifar10(data / "cifar10").first(36_000, 2000)
     recipe = Recipe(steps, 64, 0.05)
-    return ImageTask("cifar10", recipe, images, build, torch.device("cpu"), Augmentation(2, True))
+    return ImageTask("cifar10", recipe, images, build, torch.device("cpu"), (Flip(), Shift(2)))
 
 
 NETWORKS: dict[str, Callable[[Path, int], Task]] = {"resnet": resnet, "decoder": decoder, "resnet20": resnet20}
@@ -88,8 +82,8 @@ class Run:
     def __init__(self, task: Task, arm: str, seed: int, options: argparse.Namespace) -> None:
         torch.manual_seed(seed)
         self.task, self.seconds, self.sizes = task, 0.0, [1.0]
-        self.model = task.prepared(task.network(1.0)).train()
-        self.optimizer = task.optimizer(self.model)
+        self.model = task.prepared(task.network()).train()
+        self.optimizer = task.recipe.attach(self.model)
         self.batches: Iterator[Any] = task.batches(seed)
         self.method: niwaki.HESSO | None = None
         start = time.process_time()
@@ -111,7 +105,7 @@ class Run:
             batch = next(self.batches)
             start = time.process_time()
             for group in self.optimizer.param_groups:
-                group["lr"] = self.task.recipe.rate(step)
+                group["lr"] = self.task.recipe.lr * self.task.recipe.factor(step)
             self.optimizer.zero_grad()
             self.task.loss(self.model, batch).backward()
             self.optimizer.step()

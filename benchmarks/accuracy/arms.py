@@ -1,86 +1,97 @@
-"""What is compared. Each arm trains one network of a task within a budget, in as many steps as all others."""
+"""What is compared. Each arm trains one network of a task within a budget, in as many steps as all others.
+
+A later arm is one line of `ARMS`: a value that is called with a `Setting` and returns the finished training.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
-
-from torch import nn
+from dataclasses import dataclass
 
 import niwaki
 from benchmarks.accuracy import peers
-from benchmarks.accuracy.task import Task
+from benchmarks.accuracy.setting import DEFAULT_MOMENT, Setting
 from benchmarks.accuracy.training import Training
-from niwaki.methods.registry import methods
+from niwaki.methods import registry
 
-Arm = Callable[[Task, int, niwaki.Budget], nn.Module]  # task, seed, what must hold
-WIDTHS = 128  # a narrow network's width is a multiple of 1 / WIDTHS
+SCORED = 10  # batches that a criterion with a gradient sees
 
 
-def dense(task: Task, seed: int, budget: niwaki.Budget) -> nn.Module:
-    """All of the network; the budget is not looked at."""
-    run = Training(task, seed)
+Train = Callable[[Setting], Training]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """``cuts``: it has a budget. ``prunes``: it has a moment; ``own`` is the moment of its defaults, if it has one.
+    ``baseline``: not one of niwaki's methods."""
+
+    train: Train
+    cuts: bool = True
+    prunes: bool = True
+    own: float | None = None
+    baseline: bool = True
+    needs_widths: bool = False
+
+
+def dense(setting: Setting) -> Training:
+    """The whole network from the first step to the last."""
+    run = Training(setting.task, setting.seed)
     run.advance()
-    return run.model
+    return run
 
 
-def narrow(task: Task, seed: int, budget: niwaki.Budget) -> nn.Module:
-    """The widest network within the budget, all widths scaled alike, trained from scratch."""
-    limits = budget.absolute(space_of(task, 1.0))
-
-    def too_wide(step: int) -> bool:
-        space = space_of(task, step / WIDTHS)
-        cost = space.cost()
-        there = {"macs": cost.macs, "params": cost.params, "units": space.num_units}
-        return any(there[measure] > limit for measure, limit in limits.items())
-
-    step = bisect_left(range(1, WIDTHS + 1), True, key=too_wide)  # the widest that is not
-    if step == 0:
-        raise SystemExit(f"No width of {task.name} meets {budget}.")
-    run = Training(task, seed, step / WIDTHS)
+def narrow(setting: Setting) -> Training:
+    """The final widths of HESSO's network, from the first step, with fresh weights."""
+    assert setting.widths is not None
+    run = Training(setting.task, setting.seed, setting.widths)
     run.advance()
-    return run.model
+    return run
 
 
-def space_of(task: Task, width: float) -> niwaki.SearchSpace:
-    """What a network of the task costs."""
-    return niwaki.search_space(task.prepared(task.network(width)), task.example(), rehearse=False)
+@dataclass(frozen=True, slots=True)
+class OneShot:
+    """Dense training until the moment, one cut by ``criterion``, and training until the end."""
 
+    criterion: str
+    batches: int = 0
 
-def chosen(criterion: str) -> Arm:
-    """Dense training until the methods have finished, a cut by ``criterion``, and training until the end."""
-
-    def arm(task: Task, seed: int, budget: niwaki.Budget) -> nn.Module:
-        run = Training(task, seed)
-        run.advance(run.schedule.until)
-        space = niwaki.search_space(run.model, task.example())
-        plan = niwaki.choose(space, niwaki.score(space, criterion, seed=seed), budget)
-        run.replace(niwaki.cut(run.model, plan))
+    def __call__(self, setting: Setting) -> Training:
+        run = Training(setting.task, setting.seed)
+        run.advance(setting.until)
+        space = run.space()
+        data = run.more_batches(self.batches) or None
+        scores = niwaki.score(space, self.criterion, data, setting.task.loss, seed=setting.seed)
+        run.cut(niwaki.choose(space, scores, setting.budget))
         run.advance()
-        return run.model
-
-    return arm
+        return run
 
 
-def pruned(method: str) -> Arm:
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A method prunes between the start and the moment; then training goes on."""
+
+    build: registry.Build
+
+    def __call__(self, setting: Setting) -> Training:
+        run = Training(setting.task, setting.seed)
+        run.attach(self.build, setting.budget, niwaki.Schedule(start=setting.start, until=setting.until))
+        run.advance()
+        return run
+
+
+def method(name: str) -> Arm:
     """A registered method with its default arguments."""
-
-    def arm(task: Task, seed: int, budget: niwaki.Budget) -> nn.Module:
-        run = Training(task, seed)
-        run.attach(method, budget)
-        run.advance()
-        return run.model
-
-    return arm
+    return Arm(Pruned(registry.methods()[name]), own=DEFAULT_MOMENT, baseline=False)
 
 
-METHODS = tuple(sorted(methods()))
-BASELINES = ("narrow", "random", "one-shot", "torch-pruning")
 ARMS: Mapping[str, Arm] = {
-    "dense": dense,
-    **{name: pruned(name) for name in METHODS},
-    "narrow": narrow,
-    "random": chosen("random"),
-    "one-shot": chosen("magnitude"),
-    "torch-pruning": peers.group_norm,
+    "dense": Arm(dense, cuts=False, prunes=False),
+    "hesso": method("hesso"),
+    "narrow": Arm(narrow, prunes=False, needs_widths=True),
+    "random": Arm(OneShot("random")),
+    "magnitude": Arm(OneShot("magnitude")),
+    "taylor1": Arm(OneShot("taylor1", SCORED)),
+    "taylor2": Arm(OneShot("taylor2", SCORED)),
+    "torch-pruning": Arm(peers.group_norm),
+    **{name: method(name) for name in sorted(registry.methods()) if name not in ("hesso", "lhspg")},
 }

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.accuracy.task import Recipe, Task
-from niwaki.train.batches import normalised, shifted
-from niwaki.train.data import Images, load_images
+from benchmarks.accuracy.augmentation import Augmentation, Epoch
+from benchmarks.accuracy.datasets import Dataset, Part
+from benchmarks.accuracy.recipe import Recipe
+from benchmarks.accuracy.task import Task, reset
 
-Build = Callable[[int, int, tuple[int, int], float], nn.Module]  # classes, channels, size, width
+EVALUATED = 500  # images at once
 
 
 @dataclass(frozen=True, slots=True)
-class Augmentation:
-    """Images are moved by up to ``shift`` pixels in each direction, and mirrored half of the time where ``flip``."""
+class CrossEntropy:
+    """The mean over a batch, or the sum where ``summed``; labels are smoothed by ``smoothing``."""
 
-    shift: int = 1
-    flip: bool = False
+    smoothing: float = 0.0
+    summed: bool = False
+
+    def __call__(self, scores: Tensor, labels: Tensor) -> Tensor:
+        reduction = "sum" if self.summed else "mean"
+        return nn.functional.cross_entropy(scores, labels, label_smoothing=self.smoothing, reduction=reduction)
 
 
 class ImageTask(Task):
-    """Scores [B, classes] of images [B, C, H, W]; cross-entropy; the share of test images that is right.
+    """Scores [B, classes] of images [B, C, H, W]; the share of images that is right.
 
-    All images live on the device of the task.
+    All images live on the device of the task, and every epoch is augmented at once. ``build()`` makes a network,
+    ``renew(model)`` draws the weights of one that has been cut.
     """
 
     measure = "accuracy"
@@ -37,81 +42,71 @@ class ImageTask(Task):
         self,
         name: str,
         recipe: Recipe,
-        images: Images,
-        build: Build,
+        data: Dataset,
+        build: Callable[[], nn.Module],
         device: torch.device,
-        augmentation: Augmentation = Augmentation(),
+        augmentations: Sequence[Augmentation] = (),
+        loss: Callable[[Tensor, Tensor], Tensor] = CrossEntropy(),
+        renew: Callable[[nn.Module], None] = reset,
+        ignored: Sequence[str] = (),
+        about: str = "",
         fast: bool = False,
     ) -> None:
-        super().__init__(name, recipe, device, fast)
-        self.images, self.build, self.augmentation = images, build, augmentation
+        about = f"{about}, {data}, {loss}, {' '.join(map(str, augmentations)) or 'no augmentation'}"
+        super().__init__(name, recipe, device, about, ignored, fast)
+        self.build, self.augmentations, self._loss, self._renew = build, tuple(augmentations), loss, renew
         # On a CPU torch 2.13 writes past its buffers in the backward pass of some channels-last convolutions, such as
-        # networks come to have here when they are cut (see `shifted`).
+        # networks come to have here when they are cut (see `niwaki.train.batches.shifted`).
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self._mean, self._std = images.statistics()
-        self._x, self._y = images.train_x.to(device), images.train_y.to(device)
-        self._test_x, self._test_y = images.test_x.to(device), images.test_y.to(device)
+        self._train, self._held_out, self._test = (_on(p, device) for p in (data.train, data.held_out, data.test))
+        self._mean, self._std = (values.to(device)[:, None, None] for values in (data.mean, data.std))
 
-    def network(self, width: float) -> nn.Module:
-        return self.build(self.images.classes, self.images.channels, self.images.size, width)
+    def network(self) -> nn.Module:
+        return self.build()
+
+    def renew(self, model: nn.Module) -> None:
+        self._renew(model)
 
     def prepared(self, model: nn.Module) -> nn.Module:
         return model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload, no-any-return]
 
     def example(self) -> Any:
-        return self._ready(self._test_x[:1])
+        return self._ready(self._train[0][:1])
 
     def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        size, moved, epoch = self.recipe.batch, self.augmentation.shift, 0
+        x, y = self._train
+        size, number = self.recipe.batch, 0
         while True:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            order = torch.randperm(len(self._y), generator=generator)
-            offsets = torch.randint(0, 2 * moved + 1, (len(order), 2), generator=generator).to(self.device)
-            mirrored = torch.rand(len(order), generator=generator).to(self.device) < 0.5
-            order = order.to(self.device)
-            for start in range(0, len(order) - size + 1, size):
-                rows = order[start : start + size]
-                x = shifted(self._x[rows], offsets[rows], moved)
-                if self.augmentation.flip:
-                    x = torch.where(mirrored[rows][:, None, None, None], x.flip(3), x)
-                yield self._ready(x), self._y[rows]
-            epoch += 1
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            rows = torch.randperm(len(y), generator=generator)[: len(y) // size * size].to(self.device)
+            epoch = Epoch(seed, number, rows, size, generator)
+            images, labels = x[rows], y[rows]
+            for augmentation in self.augmentations:
+                images = augmentation(images, epoch)
+            for start in range(0, len(rows), size):
+                yield self._ready(images[start : start + size]), labels[start : start + size]
+            number += 1
 
     def batch_loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
-        return nn.functional.cross_entropy(model(x), y)
+        return self._loss(model(x), y)
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> float:
+    def evaluate(self, model: nn.Module, held_out: bool = False) -> float:
         model.eval()
+        x, y = self._held_out if held_out else self._test
         right = torch.zeros((), dtype=torch.int64, device=self.device)
-        for start in range(0, len(self._test_y), 500):
+        for start in range(0, len(y), EVALUATED):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
-                scores = model(self._ready(self._test_x[start : start + 500]))
-            right += (scores.argmax(1) == self._test_y[start : start + 500]).sum()
-        return right.item() / len(self._test_y)
+                scores = model(self._ready(x[start : start + EVALUATED]))
+            right += (scores.argmax(1) == y[start : start + EVALUATED]).sum()
+        return right.item() / len(y)
 
     def _ready(self, x: Tensor) -> Tensor:
-        return normalised(x, self._mean, self._std, self.device).contiguous(memory_format=self._layout)
+        # A copy, since `contiguous` leaves images of one channel with the strides of channels-last ones.
+        x = x.to(torch.float32).clone(memory_format=self._layout)
+        return x.sub_(self._mean).div_(self._std)
 
 
-def limited(images: Images, train: int | None, test: int | None) -> Images:
-    """The first ``train`` training and ``test`` test images; None takes all."""
-    return replace(
-        images,
-        train_x=images.train_x[:train],
-        train_y=images.train_y[:train],
-        test_x=images.test_x[:test],
-        test_y=images.test_y[:test],
-    )
-
-
-def cifar10(folder: Path) -> Images:
-    """Batches 1 to 4 for training and 5 for test, from ``cifar10_train_1.npz`` ... ``cifar10_train_5.npz``.
-
-    The official test images are not among them, so results compare with one another and not with published ones.
-    """
-    parts = [load_images(str(folder / f"cifar10_train_{number}.npz"), 0) for number in range(1, 6)]
-    x = [torch.cat([part.train_x, part.test_x]) for part in parts]
-    y = [torch.cat([part.train_y, part.test_y]) for part in parts]
-    return Images("cifar10", torch.cat(x[:4]), torch.cat(y[:4]), x[4], y[4], 10)
+def _on(part: Part, device: torch.device) -> Part:
+    return part[0].to(device), part[1].to(device)

@@ -8,25 +8,22 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import niwaki
-from benchmarks.accuracy.task import Task
+from benchmarks.accuracy.setting import Setting
 from benchmarks.accuracy.training import Training
 
 REGULARIZATION = 5e-4
 STEPS = 400
 
 
-def group_norm(task: Task, seed: int, budget: niwaki.Budget) -> nn.Module:
+def group_norm(setting: Setting) -> Training:
     """Its group penalty acts while our methods prune; then it cuts to the budget of MACs and trains on."""
     try:
         import torch_pruning as peer
     except ImportError as cause:
         raise SystemExit("The arm torch-pruning needs it: pip install 'niwaki[benchmark]'.") from cause
-    if budget.macs is None:
-        raise SystemExit("Torch-Pruning is cut to a budget of MACs here. Leave the arm out, or give --macs.")
-    run = Training(task, seed)
-    run.advance(run.schedule.start)
-    example = task.example()
+    run = Training(setting.task, setting.seed)
+    run.advance(setting.start)
+    example = setting.task.example()
     run.model.eval()
     pruner: Any = peer.pruner.GroupNormPruner(
         run.model,
@@ -38,8 +35,8 @@ def group_norm(task: Task, seed: int, budget: niwaki.Budget) -> nn.Module:
         iterative_steps=STEPS,
         ignored_layers=[module for module in run.model.modules() if _makes_scores(module, run.model, example)],
     )
-    limit = budget.macs * macs(run.model, example)
-    run.advance(run.schedule.until, before_step=lambda: pruner.regularize(run.model))
+    limit = setting.macs * macs(run.model, example)
+    run.advance(setting.until, before_step=lambda: pruner.regularize(run.model))
     run.model.eval()
     for _ in range(STEPS):
         if macs(run.model, example) <= limit:
@@ -47,7 +44,7 @@ def group_norm(task: Task, seed: int, budget: niwaki.Budget) -> nn.Module:
         pruner.step()
     run.replace(run.model)  # its parameters are new objects
     run.advance()
-    return run.model
+    return run
 
 
 def macs(model: nn.Module, example: Any) -> float:

@@ -1,49 +1,47 @@
-"""What all tasks have: a network, data, a loss, an optimizer, and a number that says how well it went."""
+"""What all tasks have: a network, data, a loss, a recipe, and a number that says how well it went."""
 
 from __future__ import annotations
 
-import math
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
 
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a task is trained: the same for all arms. ``steps`` optimizer steps of ``batch`` examples; ``lr`` rises over
-    the first twentieth and then falls along a cosine to zero. SGD with momentum 0.9, or AdamW where ``adam``."""
-
-    steps: int
-    batch: int = 64
-    lr: float = 0.02
-    weight_decay: float = 5e-4
-    adam: bool = False
-
-    def rate(self, step: int) -> float:
-        """The learning rate of step ``step`` (from 0)."""
-        warm = max(1, self.steps // 20)
-        if step < warm:
-            return self.lr * (step + 1) / warm
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.steps - warm)))
+from benchmarks.accuracy.recipe import Recipe
 
 
 class Task(ABC):
-    """One task. ``measure`` is what `evaluate` returns: ``accuracy`` as a share, or ``loss`` in nats per token."""
+    """One task.
+
+    ``measure`` is what `evaluate` returns: ``accuracy`` as a share, or ``loss`` in nats per token. ``about``: the data,
+    the network and whatever else the result depends on beside the recipe, in words. ``ignored``: the modules that stay
+    as they are. ``fast``: bfloat16 on a GPU where torch's autocast thinks it safe.
+    """
 
     measure: ClassVar[str]
 
-    def __init__(self, name: str, recipe: Recipe, device: torch.device, fast: bool = False) -> None:
-        self.name, self.recipe, self.device = name, recipe, device
-        self.fast = fast and device.type == "cuda"  # bfloat16 where torch's autocast thinks it safe
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        device: torch.device,
+        about: str = "",
+        ignored: Sequence[str] = (),
+        fast: bool = False,
+    ) -> None:
+        self.name, self.recipe, self.device, self.about, self.ignored = name, recipe, device, about, tuple(ignored)
+        self.fast = fast and device.type == "cuda"
 
     @abstractmethod
-    def network(self, width: float) -> nn.Module:
-        """A fresh network whose widths are multiplied by ``width``; weights from torch's global generator."""
+    def network(self) -> nn.Module:
+        """The dense network with fresh (or pretrained) weights, drawn from torch's global generator."""
+
+    @abstractmethod
+    def renew(self, model: nn.Module) -> None:
+        """Draw the weights of a ``model`` that has been cut afresh, as those of a network of its size are drawn."""
 
     @abstractmethod
     def example(self) -> Any:
@@ -55,14 +53,14 @@ class Task(ABC):
 
     @abstractmethod
     def batch_loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The mean loss of a batch, a scalar."""
+        """The loss of a batch, a scalar."""
 
     @abstractmethod
-    def evaluate(self, model: nn.Module) -> float:
-        """The measure of a trained network on data that no training has seen."""
+    def evaluate(self, model: nn.Module, held_out: bool = False) -> float:
+        """The measure of a trained network on the test data, or on the training data that are held out for choices."""
 
     def prepared(self, model: nn.Module) -> nn.Module:
-        """``model`` on the device, in the memory layout that is fastest there."""
+        """``model`` on the device, in the memory layout that is used there."""
         return model.to(self.device)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -70,9 +68,20 @@ class Task(ABC):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             return self.batch_loss(model, batch)
 
-    def optimizer(self, model: nn.Module) -> Optimizer:
-        """The recipe's optimizer."""
-        r = self.recipe
-        if r.adam:
-            return AdamW(model.parameters(), lr=r.lr, weight_decay=r.weight_decay)
-        return SGD(model.parameters(), lr=r.lr, momentum=0.9, weight_decay=r.weight_decay)
+    @property
+    def described(self) -> str:
+        """Everything that a result depends on beside arm, budget, moment and seed."""
+        return f"{self.name}: {self.about}; {self.recipe}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Ten hexadecimal digits that change when `described` does."""
+        return hashlib.sha256(self.described.encode()).hexdigest()[:10]
+
+
+def reset(model: nn.Module) -> None:
+    """Let every layer draw its parameters as it does when it is made."""
+    for module in model.modules():
+        again = getattr(module, "reset_parameters", None)
+        if callable(again):
+            again()

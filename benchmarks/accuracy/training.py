@@ -1,10 +1,12 @@
-"""A training run: an ordinary loop. A method hangs on the optimizer; what it removed is cut once it has finished."""
+"""A training run: an ordinary loop. A method attached to the optimizer prunes; what it removed is cut at the end of its
+schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,37 +14,48 @@ import niwaki
 from benchmarks.accuracy.task import Task
 from niwaki.methods import registry
 from niwaki.methods.attach import Method
-from niwaki.train.recipe import Recipe as Shares
 
 
 class Training:
     """A network, its optimizer and how far it has come.
 
-    Pruning lies between the same shares of the run as in `niwaki train`: ``start`` and ``until`` are steps.
+    ``widths``: how many units of each group were kept, in the order of the dense search space; None before a cut.
     """
 
-    def __init__(self, task: Task, seed: int, width: float = 1.0) -> None:
+    def __init__(self, task: Task, seed: int, keep: Sequence[int] | None = None) -> None:
+        """With ``keep`` the network has so many units in each group from the beginning, with fresh weights."""
         torch.manual_seed(seed)
-        self.task = task
-        self.model = task.prepared(task.network(width))
-        self.optimizer = task.optimizer(self.model)
+        self.task, self.seed = task, seed
+        self.model = task.prepared(task.network())
+        self.widths: tuple[int, ...] | None = None
+        self.optimizer = task.recipe.attach(self.model)
+        if keep is not None:
+            self.cut(_first(self.space(), keep))
+            task.renew(self.model)
+            self.optimizer = task.recipe.attach(self.model)
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.steps = task.recipe.steps
-        self.schedule = Shares().schedule(self.steps)
         self.step = 0
-        self.method: Method | None = None
+        self._method: Method | None = None
+        self._until = 0
         self._batches = task.batches(seed)
         self._batch: Any = None
 
-    def attach(self, name: str, budget: niwaki.Budget) -> None:
-        """Prune by the registered method ``name`` with its default arguments."""
-        space = niwaki.search_space(self.model, self.task.example())
-        self.method = registry.attach(name, registry.Training(space, self.optimizer, budget, self.schedule, self._loss))
+    def space(self, rehearse: bool = True) -> niwaki.SearchSpace:
+        """What can leave the network as it is."""
+        return niwaki.search_space(self.model, self.task.example(), self.task.ignored, rehearse=rehearse)
+
+    def attach(self, build: registry.Build, budget: niwaki.Budget, schedule: niwaki.Schedule) -> None:
+        """Let a method prune, and cut the network when its schedule is over."""
+        self._until = schedule.until
+        self._method = build(registry.Training(self.space(), self.optimizer, budget, schedule, self._loss))
 
     def advance(self, until: int | None = None, before_step: Callable[[], None] | None = None) -> None:
         """Train up to the step ``until`` (default: the end); ``before_step`` is called when gradients are there."""
         for _ in range(self.step, self.steps if until is None else until):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.task.recipe.rate(self.step)
+            factor = self.task.recipe.factor(self.step)
+            for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+                group["lr"] = peak * factor
             self.model.train()
             self.optimizer.zero_grad()
             self._batch = next(self._batches)
@@ -51,23 +64,35 @@ class Training:
                 before_step()
             self.optimizer.step()
             self.step += 1
-            if self.method is not None and self.step == self.schedule.until:
-                self.shrink()
+            if self._method is not None and self.step == self._until:
+                plan = self._method.plan()
+                self._method.detach()
+                self._method = None
+                self.cut(plan)
+
+    def cut(self, plan: niwaki.Plan) -> None:
+        """Go on with the smaller network: the same parameters, and the optimizer's state of what is left."""
+        self.widths = tuple(len(units) for units in plan.kept.values())
+        niwaki.shrink(self.model, plan, self.optimizer)
+        self.task.prepared(self.model)
 
     def replace(self, model: nn.Module) -> None:
         """Go on with another network, from a fresh optimizer state."""
         self.model = self.task.prepared(model)
-        self.optimizer = self.task.optimizer(self.model)
+        self.optimizer = self.task.recipe.attach(self.model)
 
-    def shrink(self) -> None:
-        """Cut what the method has removed, so that the rest of the run takes less time."""
-        assert self.method is not None
-        plan = self.method.plan()
-        self.method.detach()
-        self.method = None
-        niwaki.shrink(self.model, plan, self.optimizer)
-        self.task.prepared(self.model)  # the parameters stay the same objects
+    def more_batches(self, count: int) -> list[Any]:
+        """The next batches, which the training skips."""
+        return [next(self._batches) for _ in range(count)]
 
     def _loss(self) -> Tensor:
         """The loss of the batch at hand."""
         return self.task.loss(self.model, self._batch)
+
+
+def _first(space: niwaki.SearchSpace, widths: Sequence[int]) -> niwaki.Plan:
+    """The plan that keeps the first ``widths[g]`` units of every group g."""
+    keep = np.zeros(space.num_units, dtype=bool)
+    for group, width in zip(space.groups, widths, strict=True):
+        keep[group.first : group.first + width] = True
+    return space.plan(keep)

@@ -1,0 +1,99 @@
+"""Which networks a comparison needs, and how one is trained and measured."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import niwaki
+from benchmarks.accuracy.arms import ARMS, Setting
+from benchmarks.accuracy.rows import Job, Row
+from benchmarks.accuracy.tasks import TASKS, Where
+
+WIDTHS_OF = "hesso"  # whose final widths the narrow network has
+
+
+def jobs(
+    where: Where,
+    tasks: Sequence[str],
+    arms: Sequence[str],
+    budgets: Sequence[float],
+    moments: Sequence[float],
+    seeds: Iterable[int],
+) -> list[Job]:
+    """All networks, seed by seed, so that a run that is stopped has whole comparisons. All arms prune at the same
+    ``moments``, and a method once more at its own."""
+    found: dict[Job, None] = {}
+    for seed in seeds:
+        for task in tasks:
+            recipe = TASKS[task](where, seed).fingerprint
+            for budget in budgets:
+                for name in arms:
+                    arm = ARMS[name]
+                    own = () if arm.own is None else (arm.own,)
+                    for moment in (*moments, *own) if arm.prunes else (0.0,):
+                        found[Job(task, name, budget if arm.cuts else 1.0, moment, seed, recipe)] = None
+    return list(found)
+
+
+def trained(job: Job, where: Where, rows: Sequence[Row]) -> Row:
+    """Train one network. ``rows``: the results so far, in which a narrow network finds its widths."""
+    task = TASKS[job.task](where, job.seed)
+    arm = ARMS[job.arm]
+    widths = _widths(job, rows) if arm.needs_widths else None
+    clock = time.process_time if where.device.type == "cpu" else time.perf_counter
+    begin = clock()
+    run = arm.train(Setting(task, job.seed, job.budget, job.moment, widths))
+    if where.device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = clock() - begin
+    torch.manual_seed(job.seed)
+    dense = niwaki.search_space(task.prepared(task.network()), task.example(), rehearse=False).cost()
+    cost = run.space(rehearse=False).cost()
+    return Row(
+        **{name: getattr(job, name) for name in Job.__dataclass_fields__},
+        about=task.described,
+        measure=task.measure,
+        test=task.evaluate(run.model),
+        held_out=task.evaluate(run.model, held_out=True),
+        macs=cost.macs / dense.macs,
+        params=cost.params / dense.params,
+        dense_macs=dense.macs,
+        dense_params=dense.params,
+        widths=run.widths or (),
+        seconds=round(seconds, 1),
+        device=torch.cuda.get_device_name() if where.device.type == "cuda" else where.device.type,
+        threads=torch.get_num_threads(),
+        commit=commit(),
+        niwaki=niwaki.__version__,
+        torch=version("torch"),
+    )
+
+
+def _widths(job: Job, rows: Sequence[Row]) -> tuple[int, ...]:
+    moment = ARMS[WIDTHS_OF].own
+    assert moment is not None
+    wanted = Job(job.task, WIDTHS_OF, job.budget, moment, 0, job.recipe)
+    for row in rows:
+        if row.job == wanted:
+            return row.widths
+    raise SystemExit(
+        f"The arm {job.arm!r} has the widths of {WIDTHS_OF!r} with seed 0 at {job.budget:.0%} of the MACs, which is "
+        f"not among the results of {job.task!r}: train that first."
+    )
+
+
+def commit() -> str:
+    """The commit of this code, with a + if files differ from it; empty outside of a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        state = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if state.stdout.strip() else "")
