@@ -19,6 +19,7 @@ from niwaki.surgery.fold import fold_constants
 from niwaki.surgery.moments import declare_state
 from niwaki.surgery.norms import reestimate_norms
 from niwaki.surgery.shrink import shrink
+from niwaki.surgery.zero import zero_
 from niwaki.verify import check
 from niwaki.version import __version__
 
@@ -55,4 +56,5 @@ __all__ = [
     "score",
     "search_space",
     "shrink",
+    "zero_",
 ]

@@ -48,7 +48,7 @@ def search_space(
             too; these overlap with the outer ones.
         rehearse: cut by a random plan and run the result, and pin what does not come out as expected.
         allow_inexact: offer units, too, whose removal changes the result although they are zero: the width that a
-            LayerNorm or a softmax runs over. Their groups say so (``group.inexact``), and the law holds only for plans
+            LayerNorm or a softmax runs over. Their groups say so (``group.inexact``), and a cut is exact only for plans
             that leave them whole.
         as_graph: export the model and analyse the program: all sizes in it can follow, those written as numbers in
             the source too. Such a plan is for ``niwaki.cut(..., as_graph=True)``. The program is that of eval mode, of

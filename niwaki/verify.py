@@ -1,10 +1,11 @@
-"""The law, for users: cut(model)(x) equals zeroed(model)(x)."""
+"""Is a cut exact: does the cut network compute what the masked one does? And was zero what it removed?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, observer
 from niwaki.precision import doubled
-from niwaki.surgery.cut import check_kind, cut, duplicate
+from niwaki.surgery.cut import check_kind, cut_module, duplicate
 from niwaki.surgery.plans import check_plan, to_do
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.preserve import preserved
@@ -26,12 +27,14 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The outcome of `check`.
+    """The outcome of `check`: two facts about a cut.
 
-    ``deviation``: largest difference between the outputs of the cut and of the zeroed network, relative to the largest
-    output. ``holds``: whether it is within ``tolerance``. ``diverges``: the first module (or call of a program) whose
-    outputs differ, if the law does not hold. ``distance``: the same measure between the zeroed and the original
-    network: how much the removed units still mattered.
+    Whether it is exact. ``deviation``: largest difference between the outputs of the cut network and of the masked one,
+    which is the model with its removed units at zero, relative to the largest output. ``holds``: whether it is within
+    ``tolerance``. ``diverges``: the first module (or call of a program) whose outputs differ, if the cut is not exact.
+
+    Whether the removed units were zero. ``distance``: the same measure between the masked network and the model as it
+    is. Where it is large, the cut network is as far from the model, exact or not.
     """
 
     deviation: float
@@ -40,19 +43,38 @@ class Check:
     diverges: str | None
     distance: float
 
+    @property
+    def zero(self) -> bool:
+        """Whether the removed units were zero, as far as the outputs tell: they always are not where
+        `niwaki.choose` chose them, and always are after the schedule of a method."""
+        return self.distance <= self.tolerance
+
     def __str__(self) -> str:
-        verdict = "holds" if self.holds else f"DOES NOT HOLD (first in module {self.diverges!r})"
+        return f"{self._exactness()} {self._zeros()}"
+
+    def _exactness(self) -> str:
+        if self.holds:
+            return (
+                "Exact: the cut network equals the masked one (max. relative difference "
+                f"{self.deviation:.1e}, allowed {self.tolerance:.0e})."
+            )
         return (
-            f"The law {verdict}: the cut network is within {self.deviation:.1e} of the zeroed one "
-            f"(allowed {self.tolerance:.0e}); the zeroed one is {self.distance:.1e} from the original."
+            "NOT EXACT: the cut network differs from the masked one (max. relative difference "
+            f"{self.deviation:.1e}, allowed {self.tolerance:.0e}; first in module {self.diverges!r})."
         )
+
+    def _zeros(self) -> str:
+        if self.zero:
+            return "The removed units were zero."
+        by = f"by {_percent(self.distance)} of its largest value" if isfinite(self.distance) else "beyond measure"
+        return f"Setting the removed units to zero changes the output {by}: they were not zero."
 
 
 @eagerly()
 def check(
     model: torch.nn.Module | torch.export.ExportedProgram, plan: Plan, inputs: Any = None, as_graph: bool = False
 ) -> Check:
-    """Try the law on a model: cut it, zero it, run both in eval mode, compare.
+    """Try a cut: cut the model, mask it (set what is removed to zero), run both in eval mode, and compare.
 
     ``inputs`` and ``as_graph`` as for `niwaki.search_space`. Copies are compared in float64, where round-off cannot
     hide a difference, also where the code asks for float32 by name, as many a norm does; a model that does not run in
@@ -67,8 +89,9 @@ def check(
         >>> x = torch.randn(1, 4)
         >>> space = niwaki.search_space(net, x)
         >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
-        >>> niwaki.check(net, plan, x).holds
-        True
+        >>> outcome = niwaki.check(net, plan, x)
+        >>> outcome.holds, outcome.zero
+        (True, False)
     """
     check_plan(plan)
     calls = calls_of(model, inputs)
@@ -84,7 +107,7 @@ def check(
             dtype = None
             original = duplicate(model).eval()
             expected = [_run(original, call, dtype) for call in calls]
-        small, zero = cut(original, plan), zeroed(original, plan)
+        small, zero = cut_module(original, plan), zeroed(original, plan)
         deviation, distance, precision = 0.0, 0.0, torch.float64
         for call, untouched in zip(calls, expected, strict=True):
             reference = _run(zero, call, dtype)
@@ -104,10 +127,14 @@ def check(
 
 def _departure(model: Program, plan: Plan, calls: tuple[ExampleCall, ...]) -> float:
     """How far the exported program that `cut` gives is from the cut module it is made of: not at all, bit by bit."""
-    small = cut(model, plan)
+    small = cut_module(model, plan)
     assert isinstance(small, Program)
     program = rebuilt(small).module()
     return max(difference(_run(program, call, None), _run(small, call, None)) for call in calls)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:,.0f} %" if share >= 1 else f"{100 * share:.2g} %"
 
 
 def convert(call: ExampleCall, dtype: torch.dtype | None) -> ExampleCall:

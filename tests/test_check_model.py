@@ -63,7 +63,7 @@ def test_a_lawful_model_is_reported() -> None:
     assert (report.units, report.groups, report.plans) == (8, 1, 2)
     assert report.forward < 1e-12 and report.backward is not None and report.backward < 1e-12
     assert 0 < report.kept < 1 and report.coverage > 0.9
-    assert str(report).startswith("The law holds for 2 random plans over 8 units in 1 groups")
+    assert str(report).startswith("Exact for 2 random plans over 8 units in 1 groups")
     with pytest.raises(FrozenInstanceError):
         report.units = 0  # type: ignore[misc]
 
@@ -110,9 +110,9 @@ def test_the_first_diverging_module_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
     import niwaki.verify
 
-    real = niwaki.verify.cut
-    monkeypatch.setattr(niwaki.verify, "cut", wrong_cut)
-    with pytest.raises(AssertionError, match=r"Random plan 0 \(seed 0\): The law DOES NOT HOLD .*"):
+    real = niwaki.verify.cut_module
+    monkeypatch.setattr(niwaki.verify, "cut_module", wrong_cut)
+    with pytest.raises(AssertionError, match=r"Random plan 0 \(seed 0\): NOT EXACT: .*; first in module .*"):
         check_model(Net(), ROWS)
 
 
@@ -133,7 +133,7 @@ def test_a_cut_model_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     def broken(model: nn.Module, plan: object) -> nn.Module:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr("niwaki.verify.cut", broken)
+    monkeypatch.setattr("niwaki.verify.cut_module", broken)
     with pytest.raises(AssertionError, match="Random plan 0 .*the cut model fails: mat1 and mat2"):
         check_model(Net(), ROWS)
 

@@ -42,6 +42,7 @@ PUBLIC = {
     "score",
     "search_space",
     "shrink",
+    "zero_",
 }
 
 
@@ -61,6 +62,7 @@ def test_first_parameters() -> None:
     first = {
         "search_space": ["model", "example_inputs", "ignored"],
         "cut": ["model", "plan"],
+        "zero_": ["model", "plan"],
         "check": ["model", "plan", "inputs"],
         "save": ["small", "directory"],
         "load": ["fresh_dense_model", "directory"],

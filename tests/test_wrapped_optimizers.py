@@ -158,7 +158,7 @@ def test_what_is_written_behind_the_back_of_a_method_is_told(kind: str) -> None:
         run.loss().backward()
         lookahead.step()
     with pytest.warns(
-        UserWarning, match=r"units that .* has set to zero are not zero in the model, first in .*by up to"
+        UserWarning, match="units that .* has set to zero are not zero in the model: up to .* where what stays"
     ):
         run.method.plan()
     run.step()  # as the warning says

@@ -59,7 +59,7 @@ def inspect(
 ) -> None:
     """Print what could leave a network, what could not and why, without training it.
 
-    Exit code 0: done; 1: with --check, the law does not hold; 2: the network could not be inspected.
+    Exit code 0: done; 1: with --check, a cut is not exact; 2: the network could not be inspected.
     """
     try:
         request = Request(

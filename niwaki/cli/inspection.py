@@ -21,15 +21,15 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
-    """What could leave, at what cost, what cannot and why, the law if it was tried, and what was not analysed."""
+    """What could leave, at what cost, what cannot and why, whether cuts are exact, and what was not analysed."""
     yield from _groups(found)
     yield from _predictions(found)
     if found.reasons:
         yield from _reasons(found)
     if found.law is not None:
-        yield Text(found.law.verdict if found.law.holds else f"THE LAW DOES NOT HOLD. {found.law.verdict}")
+        yield Text(found.law.verdict if found.law.holds else f"NOT EXACT. {found.law.verdict}")
         if any(group.inexact for group in found.groups):
-            yield Text("Only the exact units were checked: the law does not hold for inexact ones.")
+            yield Text("Only the exact units were checked: cuts of inexact ones change the result.")
     for note in found.notes:
         yield Text(f"Note: {note}")
 

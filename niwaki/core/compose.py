@@ -13,6 +13,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.positions import Positions
 from niwaki.core.reindex import smaller_shapes
 from niwaki.core.repairs import Repair
+from niwaki.core.zeroed import Zeroed
 from niwaki.errors import PlanError
 
 _Tensors = dict[str, dict[int, Sequence[int]]]
@@ -57,6 +58,7 @@ def difference(done: Plan, plan: Plan) -> Plan:
         repairs=_repairs_left(done, plan),
         scalars=tuple(edit for edit in plan.scalars if edit not in done.scalars),
         directions=tuple((name, dim) for name, dim in plan.directions if dim in tensors.get(name, {})),
+        zeroed_by_method=_zeroed_left(done, plan),
     )
 
 
@@ -92,11 +94,31 @@ def composed(done: Plan, plan: Plan) -> Plan:
         repairs=tuple(Repair(tensor, factor, shift) for (tensor, shift), factor in factors.items()),
         scalars=tuple(scalars.values()),
         directions=tuple(dict.fromkeys((*done.directions, *plan.directions))),
+        zeroed_by_method=(),  # those of ``plan`` are numbered in the smaller network, and ``done`` has been carried out
     )
 
 
 def _relative(here: Sequence[int] | None, kept: Sequence[int]) -> Positions:
     return Positions(kept) if here is None else Positions(np.searchsorted(np.asarray(here), np.asarray(kept)))
+
+
+def _zeroed_left(done: Plan, plan: Plan) -> tuple[Zeroed, ...]:
+    """What ``plan`` calls zero and ``done`` has not removed, in the positions and units of the smaller network."""
+    if not plan.zeroed_by_method:
+        return ()
+    left = [Positions(done.kept.get(name, range(units))).array for name, units in plan.units.items()]
+    firsts = np.cumsum([0, *plan.units.values()])[:-1]
+    units_here = np.concatenate([first + here for first, here in zip(firsts, left, strict=True)])
+    found = []
+    for zeroed in plan.zeroed_by_method:
+        name, dim = zeroed.dims[0]
+        positions, units = np.asarray(zeroed.positions), np.asarray(zeroed.units)
+        here = done.tensors.get(name, {}).get(dim)
+        stays = np.ones(len(positions), dtype=bool) if here is None else np.isin(positions, np.asarray(here))
+        if stays.any():
+            now = positions[stays] if here is None else np.searchsorted(np.asarray(here), positions[stays])
+            found.append(Zeroed(zeroed.dims, Positions(now), Positions(np.searchsorted(units_here, units[stays]))))
+    return tuple(found)
 
 
 def _edits_left(done: Plan, plan: Plan) -> tuple[AttributeEdit, ...]:

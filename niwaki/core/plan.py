@@ -17,6 +17,7 @@ from niwaki.core.numbers import AttributeEdit
 from niwaki.core.paths import replaced, where_from_json, where_to_json
 from niwaki.core.positions import Positions
 from niwaki.core.repairs import Repair, ScalarEdit
+from niwaki.core.zeroed import Zeroed
 from niwaki.errors import PlanError
 
 PLAN_FORMAT = 2  # 1 had no repairs
@@ -39,6 +40,8 @@ class Plan:
     rescale, where an average goes over fewer entries than before. ``shapes``: the dense network's tensors.
     ``directions``: tensors and dimensions whose entries leave with their units, but are not zero in the zeroed network:
     the directions of a weight norm, which have a length beside them that is. Without any entry they would have none.
+    ``zeroed_by_method``: if a method made the plan, the entries of removed units that it has set to zero in its model;
+    `niwaki.cut` warns where they are not zero in the weights it is given.
     """
 
     kept: Mapping[str, Sequence[int]]
@@ -50,6 +53,7 @@ class Plan:
     repairs: tuple[Repair, ...] = ()
     scalars: tuple[ScalarEdit, ...] = ()
     directions: tuple[tuple[str, int], ...] = ()
+    zeroed_by_method: tuple[Zeroed, ...] = ()
 
     @property
     def structure(self) -> str:
@@ -70,6 +74,7 @@ class Plan:
                 "repairs": [[r.tensor, r.factor, r.shift] for r in self.repairs],
                 "scalars": [[e.module, e.name, e.value, e.epsilon] for e in self.scalars],
                 "directions": [[n, d] for n, d in self.directions],
+                "zeroed_by_method": [zeroed.data for zeroed in self.zeroed_by_method],
                 "shapes": [[s.name, list(s.shape)] for s in self.shapes],
                 "provenance": dict(self.provenance),
             },
@@ -106,6 +111,7 @@ class Plan:
                 repairs=tuple(Repair(str(n), float(f), float(s)) for n, f, s in data.get("repairs", ())),
                 scalars=tuple(ScalarEdit(str(m), str(a), float(v), bool(e)) for m, a, v, e in data.get("scalars", ())),
                 directions=tuple((str(n), int(d)) for n, d in data.get("directions", ())),
+                zeroed_by_method=tuple(map(Zeroed.of_data, data.get("zeroed_by_method", ()))),
             )
             structure = data["structure"]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as cause:
@@ -171,6 +177,10 @@ class Plan:
         for name, dim in self.directions:
             if dim not in self.tensors.get(name, {}):
                 raise _edited(f"calls dimension {dim} of {name!r} a direction, and does not cut it")
+        for zeroed in self.zeroed_by_method:
+            for name, dim in zeroed.dims:
+                if dim not in self.tensors.get(name, {}) or zeroed.positions[-1] >= shapes[name][dim]:
+                    raise _edited(f"calls positions in dimension {dim} of {name!r} zero, and does not remove them")
         for name, dims in self.tensors.items():
             if name not in shapes:
                 raise _edited(f"cuts a tensor {name!r}, which the network it is for does not have")

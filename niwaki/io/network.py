@@ -21,7 +21,7 @@ from niwaki.io.program import constants_of, fill_program, program_parts
 from niwaki.io.reading import file_of, read_description, read_tensors
 from niwaki.io.state import contiguous, outside_state, state_of
 from niwaki.io.writing import Part, tensors_part, write_directory
-from niwaki.surgery.cut import cut
+from niwaki.surgery.cut import cut_module, cut_program
 from niwaki.surgery.plans import check_plan, plan_of
 
 
@@ -140,11 +140,11 @@ def load(
     tensors = read_tensors(path, data["weights"])
     try:
         if isinstance(fresh_dense_model, ExportedProgram):
-            program = cut(fresh_dense_model, plan)
+            program = cut_program(fresh_dense_model, plan)
             fill_program(program, tensors, data["weights"], path)
             return program
         plan.check_fits(fresh_dense_model)
-        small = cut(fresh_dense_model, plan)
+        small = cut_module(fresh_dense_model, plan)
     except PlanError as cause:
         raise FileFormatError(f"{str(source)!r} cannot be loaded into this model. {cause}") from cause
     filled = frozenset(tensors) | frozenset(data["weights"].get("tied", {}))

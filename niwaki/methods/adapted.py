@@ -141,7 +141,7 @@ class Adapted(Fading):
         """For the model with its adapters, whose rank stays; costs are those of the merged network."""
         whole = np.ones(self._whole.num_units, dtype=bool)
         whole[self._number] = keep
-        return self._whole.plan(whole, about)
+        return self.plan_of_zeros(self._whole, whole, about)
 
     def state(self) -> dict[str, Any]:
         """Beside what each unit is: the groups that are protected, once they are known."""

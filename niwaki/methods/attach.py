@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,9 @@ from torch.optim import Optimizer
 
 from niwaki.core.plan import Plan, structure_hash
 from niwaki.core.space import BoolArray, SearchSpace, check_space
+from niwaki.core.zeroed import zeroed_by_method
 from niwaki.errors import MethodError, PlanError, ShrinkError
+from niwaki.methods.caveats import remainder
 from niwaki.methods.checks import check_parameters, damaged
 from niwaki.methods.loading import OrderOfLoading
 from niwaki.methods.optimizers import Nesting, StateHooks, check_optimizer, leave_trace, take_trace, warn_of_trace
@@ -109,6 +112,35 @@ class Method(ABC):
             self.remains.leave(gone, self.optimizer, (*known, *ema))
             self.rebuild()
         return True
+
+    @final
+    @property
+    def done(self) -> bool:
+        """Whether the schedule has ended and all that `plan` removes is zero in the model as it is now: only such
+        weights, and averages over such weights, are worth selecting. Looks at the weights once the schedule has ended,
+        and then waits for the device.
+
+        Example, the best checkpoint::
+
+            if method.done and accuracy > best:
+                best = accuracy
+                torch.save(model.state_dict(), "best.pt")
+        """
+        return self.ended() and remainder(self.remains.space, self.zero_units()[self.remains.here]) is None
+
+    @final
+    def plan_of_zeros(self, space: SearchSpace, keep: BoolArray, about: dict[str, Any]) -> Plan:
+        """The plan that keeps the units ``keep`` [num_units] of ``space`` and knows that a method zeroes the rest."""
+        plan = space.plan(keep, about)
+        return replace(plan, zeroed_by_method=zeroed_by_method(space, ~keep))
+
+    @abstractmethod
+    def ended(self) -> bool:
+        """Whether the schedule has ended: nothing will be removed after this."""
+
+    @abstractmethod
+    def zero_units(self) -> BoolArray:
+        """The units of `plan` that this method has set to zero, [num_units]."""
 
     @abstractmethod
     def gone(self) -> BoolArray:

@@ -105,20 +105,20 @@ class Fading(Method):
             PlanError: no values of the model's attributes could follow the choice.
         """
         left = self.remains
-        warn_of(self.label, self.not_ended(), left.space, (self._status == ZERO)[left.here])
+        warn_of(self.label, self.not_ended(), left.space, self.zero_units()[left.here])
         keep = self._status == IMPORTANT
         about = {"method": self.name, **self._about()}
-        if self.step >= self.schedule.until and (told := loose(self.space, keep, self._limits, self.budget)):
+        if self.ended() and (told := loose(self.space, keep, self._limits, self.budget)):
             about["tight"] = told
         return self.planned(keep, provenance(self.space, keep, self.budget, step=self.step, **about))
 
     def planned(self, keep: BoolArray, about: dict[str, Any]) -> Plan:
         """The plan that keeps the units ``keep`` [num_units], for the model that is to be cut."""
-        return self.space.plan(keep, about)
+        return self.plan_of_zeros(self.space, keep, about)
 
     def not_ended(self) -> str | None:
         """That the last portion is not zero yet, if so."""
-        if self.step >= self.schedule.until:
+        if self.ended():
             return None
         early = "takes units that are not zero yet, and " if (self._status == FADING).any() else ""
         left = f"{early}need not meet the budget, {self.budget}"
@@ -148,9 +148,17 @@ class Fading(Method):
             "parameters left"
         )
 
-    def gone(self) -> BoolArray:
+    def ended(self) -> bool:
+        """After the last period."""
+        return self.step >= self.schedule.until
+
+    def zero_units(self) -> BoolArray:
         """What a period has brought to zero."""
         return np.equal(self._status, ZERO)
+
+    def gone(self) -> BoolArray:
+        """The same units: zeros stay zero."""
+        return self.zero_units()
 
     def rebuild(self) -> None:
         """The units that are left."""

@@ -75,6 +75,16 @@ class Zeros(Method):
     def numbers(self) -> dict[str, Any]:
         """The method's own settings."""
 
+    @final
+    def ended(self) -> bool:
+        """Once only zeros are kept."""
+        return self._ended is not None
+
+    @final
+    def zero_units(self) -> BoolArray:
+        """What is zero now, as far as the sizes of the model's code allow it to leave. Asks the device."""
+        return ~self._kept(self._zeros())
+
     def gone(self) -> BoolArray:
         """None while the rule acts, which looks at all units; then what it has left at zero."""
         return self._gone
@@ -108,18 +118,18 @@ class Zeros(Method):
         Raises:
             PlanError: no values of the model's attributes could follow the choice.
         """
-        keep = self._kept(self._zeros())
-        left = self.remains
-        warn_of(self.label, self._not_ended(), left.space, ~keep[left.here])
+        zero, left = self.zero_units(), self.remains
+        keep = ~zero
+        warn_of(self.label, self._not_ended(), left.space, zero[left.here])
         about = {"step": self.step, "method": self.name, **self.settings()}
         if self.budget is None:
-            return self.space.plan(keep, about)
-        if self._ended is not None and (told := loose(self.space, keep, self._limits, self.budget)):
+            return self.plan_of_zeros(self.space, keep, about)
+        if self.ended() and (told := loose(self.space, keep, self._limits, self.budget)):
             about["tight"] = told
-        return self.space.plan(keep, provenance(self.space, keep, self.budget, **about))
+        return self.plan_of_zeros(self.space, keep, provenance(self.space, keep, self.budget, **about))
 
     def _not_ended(self) -> str | None:
-        if self._ended is not None or (self.step and self.budget is None) or (self.step and self.meets_budget()):
+        if self.ended() or (self.step and self.budget is None) or (self.step and self.meets_budget()):
             return None
         left = f"does not meet the budget, {self.budget}"
         return not_ended(self.label, self.optimizer, self.step, self.schedule.until, left)

@@ -22,7 +22,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_number
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, TraceError
-from niwaki.surgery.cut import cut, duplicate, kept
+from niwaki.surgery.cut import cut_module, duplicate, kept
 from niwaki.surgery.feeding import Forward, feed
 from niwaki.surgery.grams import Gram
 from niwaki.surgery.plans import check_plan
@@ -111,7 +111,7 @@ def compensate(
     if any(parameter.is_meta for parameter in space.model.parameters()):
         raise TraceError("The model is on the meta device, where it has no weights to change. Move it first.")
     model = duplicate(space.model)
-    made, small = duplicate(model), cut(model, plan)
+    made, small = duplicate(model), cut_module(model, plan)
     readers = readers_of(space, plan, model)
     left = _others(space, plan, model, readers)
     uses = Counter(id(value) for module in model.modules() for value in module._parameters.values())

@@ -18,6 +18,7 @@ from niwaki.errors import PlanError
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, is_of_graph
+from niwaki.surgery.nonzero import warn_of_nonzero
 from niwaki.surgery.plans import check_plan, remember, to_do
 
 
@@ -36,6 +37,10 @@ def cut(
 
     The model itself is not touched. Parameters and buffers of the copy are new tensors on the same device, tied ones
     stay tied, ``requires_grad`` and the training mode are kept, gradients are not. Non-tensor state is deep-copied.
+
+    A method's plan removes units that are zero in the model it trained. Where they are not zero in ``model``, as in an
+    average of the weights (EMA) or in a checkpoint from before the schedule's end, a warning says how far they are from
+    it. Plans of `niwaki.choose` remove units that are not zero, and are cut without a warning.
 
     Args:
         model: the dense model, or the dense exported program; the result is of the same kind.
@@ -69,16 +74,39 @@ def cut(
         program = program_of(model, None if isinstance(model, _GRAPHS) else calls_of(model, example_inputs)[0], True)
         check_kind(program, plan)
         plan.check_fits(program)
-        small = _carry_out(program, plan, contents=True)
-        assert isinstance(small, Program)
-        made = rebuilt(small)
-        remember(made, plan)
-        return made
+        warn_of_nonzero(program, plan)
+        return _rebuilt(program, plan)
+    check_kind(model, plan)
+    left, whole = to_do(model, plan)
+    warn_of_nonzero(model, left)
+    small = _carry_out(model, left, contents=True)
+    remember(small, whole)
+    return small
+
+
+def cut_module(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
+    """As `cut`, for callers to whom it does not matter whether what is removed is zero."""
     check_kind(model, plan)
     left, whole = to_do(model, plan)
     small = _carry_out(model, left, contents=True)
     remember(small, whole)
     return small
+
+
+def cut_program(model: ExportedProgram, plan: Plan) -> ExportedProgram:
+    """As `cut_module`, an exported program."""
+    program = program_of(model, None, True)
+    check_kind(program, plan)
+    plan.check_fits(program)
+    return _rebuilt(program, plan)
+
+
+def _rebuilt(program: torch.nn.Module, plan: Plan) -> ExportedProgram:
+    small = _carry_out(program, plan, contents=True)
+    assert isinstance(small, Program)
+    made = rebuilt(small)
+    remember(made, plan)
+    return made
 
 
 _GRAPHS = (ExportedProgram, Program)

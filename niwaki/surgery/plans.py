@@ -34,6 +34,15 @@ def plan_of(network: torch.nn.Module | ExportedProgram) -> Plan | None:
     return _PLANS.get(network)
 
 
+def inside(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
+    """The module that the plan is for: the one given, or the only one inside a wrapper that has its tensors."""
+    expected = {shape.name for shape in plan.shapes}
+    if {shape.name for shape in tensor_shapes(model)} == expected:
+        return model
+    found = [child for child in model.children() if {shape.name for shape in tensor_shapes(child)} == expected]
+    return found[0] if len(found) == 1 else model
+
+
 def to_do(model: torch.nn.Module, plan: Plan) -> tuple[Plan, Plan]:
     """What is to be done to ``model`` as it is now, and what has then been done to the dense network.
 

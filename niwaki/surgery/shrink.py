@@ -16,7 +16,8 @@ from niwaki.core.repairs import Repair
 from niwaki.errors import PlanError, ShrinkError
 from niwaki.surgery.cut import check_kind, edit_numbers, kept
 from niwaki.surgery.moments import Change, smaller_state
-from niwaki.surgery.plans import check_plan, remember, to_do
+from niwaki.surgery.nonzero import warn_of_nonzero
+from niwaki.surgery.plans import check_plan, inside, remember, to_do
 
 
 def shrink(
@@ -46,6 +47,7 @@ def shrink(
         ema: averaged copies of the model, such as ``torch.optim.swa_utils.AveragedModel``. Units that are zero in the
             model may not be zero yet in an average, which loses them all the same.
 
+    A warning says so where units that a method has set to zero are not zero in the model or in a copy.
     Nothing is changed if an error is raised.
 
     Raises:
@@ -65,12 +67,15 @@ def shrink(
     """
     check_plan(plan)
     _check_alone()
-    model = _inside(model, plan)
+    model = inside(model, plan)
     check_kind(model, plan)
     left, whole = to_do(model, plan)
     copies = [_copy(copy, model) for copy in ([ema] if isinstance(ema, nn.Module) else ema)]
     for copy in copies:
         left.check_fits(copy)
+    warn_of_nonzero(model, left)
+    for copy in copies:
+        warn_of_nonzero(copy, left, "an averaged copy of the model")
     repairs = {repair.tensor: repair for repair in left.repairs}
     actions: list[Callable[[], None]] = []
     changes: dict[Tensor, Change] = {}
@@ -96,15 +101,6 @@ def _check_alone() -> None:
             "DistributedDataParallel keep the old sizes of what they wrap. Cut at the end of training instead "
             "(niwaki.cut)."
         )
-
-
-def _inside(model: nn.Module, plan: Plan) -> nn.Module:
-    """The module that the plan is for: the one given, or the only one inside a wrapper that has its tensors."""
-    expected = {shape.name for shape in plan.shapes}
-    if {shape.name for shape in tensor_shapes(model)} == expected:
-        return model
-    found = [child for child in model.children() if {shape.name for shape in tensor_shapes(child)} == expected]
-    return found[0] if len(found) == 1 else model
 
 
 def _copy(copy: nn.Module, model: nn.Module) -> nn.Module:

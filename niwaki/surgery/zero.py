@@ -6,7 +6,7 @@ import torch
 
 from niwaki.core.plan import Plan
 from niwaki.surgery.cut import duplicate
-from niwaki.surgery.plans import to_do
+from niwaki.surgery.plans import check_plan, inside, to_do
 
 
 def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
@@ -16,6 +16,34 @@ def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     norms (`Plan.directions`), whose lengths are zero.
     """
     return zero_out(duplicate(model), plan)
+
+
+def zero_(model: torch.nn.Module, plan: Plan) -> None:
+    """Set the units that ``plan`` removes to zero in ``model``: what is left of it computes what `niwaki.cut` gives.
+
+    For a look at the cut network in its old shape, and for copies of a model whose units a method has set to zero: an
+    average of its weights (EMA) holds what these units once were. Its accuracy is that of the cut network from then on,
+    and its averages go on with zeros.
+
+    Args:
+        model: a network that the plan fits, or a module that wraps one (``torch.optim.swa_utils.AveragedModel``,
+            ``torch.compile``).
+        plan: what stays, of `niwaki.choose` or of a method.
+
+    Raises:
+        PlanError: the plan is for another network, or no plan.
+
+    Example:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> space = niwaki.search_space(net, torch.randn(1, 4))
+        >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+        >>> niwaki.zero_(net, plan)
+        >>> int((net[0].weight == 0).all(dim=1).sum())
+        4
+    """
+    check_plan(plan)
+    zero_out(inside(model, plan), plan)
 
 
 def zero_out(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:

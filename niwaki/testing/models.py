@@ -22,7 +22,7 @@ from niwaki.verify import check
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """What `check_model` found on a model that obeys the law.
+    """What `check_model` found on a model whose cuts are exact.
 
     ``units``, ``groups`` and ``coverage`` are those of the search space; ``plans`` random plans were tried. ``forward``
     and ``backward`` are the largest deviations of outputs in eval mode and of gradients in train mode, relative to the
@@ -41,7 +41,7 @@ class ModelReport:
     def __str__(self) -> str:
         backward = "not run" if self.backward is None else f"within {self.backward:.1e}"
         return (
-            f"The law holds for {self.plans} random plans over {self.units} units in {self.groups} groups "
+            f"Exact for {self.plans} random plans over {self.units} units in {self.groups} groups "
             f"(coverage {self.coverage:.1%}, {self.kept:.1%} of the parameters kept): outputs within "
             f"{self.forward:.1e}, gradients {backward}."
         )
@@ -65,7 +65,7 @@ def check_model(
     does not run in float64 is compared in its own precision, outputs only.
 
     Raises:
-        AssertionError: the law does not hold, with the first module that diverges; or the coverage, the share of the
+        AssertionError: a cut is not exact, with the first module that diverges; or the coverage, the share of the
             parameters that lie in a unit, is below ``least_coverage``, with the most frequent reasons.
         TraceError: the model does not run on these inputs.
 

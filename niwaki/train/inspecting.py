@@ -66,7 +66,7 @@ def inspect_model(request: Request, say: Say = lambda stage: None) -> tuple[Sear
     weightless = any(parameter.is_meta for parameter in found.model.parameters())
     law = None
     if request.check:
-        say(f"checking the law on {LAW_PLANS} random plans")
+        say(f"checking that cuts are exact on {LAW_PLANS} random plans")
         law = _law(space.model, found.inputs)
     return space, Inspection(
         model=request.model,
