@@ -132,6 +132,20 @@ def test_help_names_the_commands(niwaki) -> None:
     assert "train" in outcome.out and "inspect" in outcome.out
 
 
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("train", "[default: 0.4]"),
+        ("train", "[default: one epoch]"),
+        ("inspect", "[default: what the source of the network says]"),
+        ("inspect", "[default: as it usually has]"),
+    ],
+)
+def test_defaults_in_brackets_are_no_markup(niwaki, command: str, default: str) -> None:
+    outcome = niwaki(command, "--help")
+    assert default in " ".join(outcome.out.replace("│", " ").split())
+
+
 def test_an_unwritable_output_is_one_sentence(niwaki, monkeypatch: pytest.MonkeyPatch) -> None:
     from niwaki.train import job
 

@@ -48,7 +48,7 @@ def train(
     method: Annotated[str, typer.Option(help=f"{choices()}, which trains the dense network")] = _DEFAULT.method,
     keep_macs: Annotated[
         float | None,
-        typer.Option(help="multiply-accumulates to keep: a share up to 1, or a number  [default: 0.4]"),
+        typer.Option(help="multiply-accumulates to keep: a share up to 1, or a number  \\[default: 0.4]"),
     ] = None,
     keep_params: Annotated[float | None, typer.Option(help="parameters to keep: a share up to 1, or a number")] = None,
     epochs: Annotated[int, typer.Option(help="passes over the training images")] = _DEFAULT.epochs,
@@ -71,7 +71,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in --out")] = False,
     checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, help="optimizer steps between checkpoints  [default: one epoch]")
+        int | None, typer.Option(min=1, help="optimizer steps between checkpoints  \\[default: one epoch]")
     ] = None,
 ) -> None:
     """Train a network once, prune it on the way, and save the smaller one."""

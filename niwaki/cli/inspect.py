@@ -25,11 +25,11 @@ def inspect(
         list[str] | None,
         typer.Option(
             help="shape of an input: 1x3x224x224, 1x16:int64 or, for a keyword, input_ids=1x16:int64; once per "
-            "argument  [default: what the source of the network says]"
+            "argument  \\[default: what the source of the network says]"
         ),
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, help="classes of the network's head  [default: as it usually has]")
+        int | None, typer.Option(min=1, help="classes of the network's head  \\[default: as it usually has]")
     ] = None,
     keep: Annotated[str, typer.Option(help="shares of the MACs to predict the cost for")] = "0.75,0.5,0.25",
     draw_to: Annotated[

@@ -12,7 +12,6 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from niwaki.compiled import eagerly
 from niwaki.errors import PlanError, TraceError, first_line
@@ -54,6 +53,8 @@ def exported(model: nn.Module, call: ExampleCall, dynamic_shapes: Any = None) ->
 
 def _mode_for_export() -> FakeTensorMode:
     """A mode whose fake tensors a model to be exported may hold."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # half a second, and most users never export
+
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(tracked_fakes=[]))
 
 
