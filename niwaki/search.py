@@ -97,7 +97,7 @@ def search_space(
             "The model puts tensors into a container among its inputs; these are not taken for outputs and may get "
             "smaller. Return them beside the others if they have to keep their size."
         )
-    notes += _unseen(graph, facts)
+    notes += [*facts.notes, *_unseen(graph, facts)]
     if single:
         notes.append("This is the space of an exported program: what other inputs or train mode would do is not in it.")
     if rehearse:

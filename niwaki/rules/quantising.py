@@ -30,6 +30,45 @@ def own_grids(call: Call) -> list[Label]:
     return [call.label(x.axes, weight=x.weight), call.label(x.axes, output=1)]
 
 
+@rule(aten._fake_quantize_learnable_per_tensor_affine.default)
+def learnt_grid(call: Call) -> Label:
+    """As `one_grid`; the place of zero is moved onto the grid."""
+    return call.label(call["self"].axes, call["self"].zero, call["self"].weight)
+
+
+@rule(aten._fake_quantize_learnable_per_channel_affine.default)
+def learnt_grids(call: Call) -> Label:
+    """As `own_grids`, and learnt."""
+    x, dim = call["self"], call["axis"]
+    call.equate(x.axes[dim], call["scale"].axes[0])
+    call.equate(x.axes[dim], call["zero_point"].axes[0])
+    return call.label(x.axes, x.zero, x.weight)
+
+
+@rule(aten._fused_moving_avg_obs_fq_helper.default)
+def observed(call: Call) -> list[Label]:
+    """The same with grids for the range of what was seen so far, which zero is part of. An observer that is on looks
+    for the least and the largest entry, and zeros are neither as long as there are others on both sides."""
+    x, dim = call["self"], call["ch_axis"] if call["per_row_fake_quant"] else None
+    for name in ("running_min", "running_max", "scale", "zero_point"):
+        if dim is not None and call[name].shape == (x.shape[dim],):  # before the first pass they are of another size
+            call.equate(x.axes[dim], call[name].axes[0])
+    for i in (i for i in range(len(x.axes)) if i != dim):
+        if not x.zero[i]:
+            call.inexact(x.axes[i], "an observer looks at the range of its entries, and the removed ones are not zero")
+        elif x.weight:
+            call.drives(x, i)
+    call.note(_OBSERVERS)
+    return [call.label(x.axes, x.zero, x.weight), call.label(x.axes, output=1)]
+
+
+_OBSERVERS = (
+    "Observers of fake quantisation look at ranges that removed units are part of. As long as they are on, the cut "
+    "network sees the same range where what is left has entries above and below zero, or where nothing can be below; "
+    "torch.ao.quantization.disable_observer turns them off."
+)
+
+
 class _Rounded(nn.Module):
     """A parameter [4, 6], or its sigmoid, on a grid of tenths, or of a width for each column."""
 
@@ -43,9 +82,37 @@ class _Rounded(nn.Module):
         x = self.a.sigmoid() if self.bent else self.a * 2
         if self.how == "columns":
             return torch.fake_quantize_per_channel_affine(x, self.scale.float(), self.places, 1, -8, 7)
+        if self.how == "learnt columns":
+            scale, places = self.scale.float(), self.places.float()
+            return torch._fake_quantize_learnable_per_channel_affine(x.float(), scale, places, 1, -8, 7)
+        if self.how == "learnt":
+            return torch._fake_quantize_learnable_per_tensor_affine(x, torch.tensor([0.1]), torch.tensor([3.0]), -8, 7)
         if self.how == "tensors":
             return torch.fake_quantize_per_tensor_affine(x, torch.tensor(0.1), torch.tensor(20), -8, 7)
         return torch.fake_quantize_per_tensor_affine(x, 0.1, self.place, -8, 7)
+
+
+class _Observed(nn.Module):
+    """A parameter [6, 4], or its cosine, with both signs, in the range that was seen of it, or of each row. (The kernel
+    knows float32 only.)"""
+
+    def __init__(self, rows: bool, bent: bool = False) -> None:
+        super().__init__()
+        self.a, self.rows, self.bent = nn.Parameter(torch.rand(6, 4) + 0.5), rows, bent
+        self.on, self.places = nn.Buffer(torch.tensor([1])), nn.Buffer(torch.zeros(6, dtype=torch.int32))
+        self.least, self.largest = nn.Buffer(-torch.rand(6)), nn.Buffer(torch.rand(6))
+        self.scale = nn.Buffer(torch.rand(6))
+
+    def forward(self) -> Tensor:
+        x = self.a.cos() if self.bent else self.a * 2
+        x = (x[..., None] * torch.tensor([-1.0, 1.0])).float()
+        least, largest, scale, places = self.least.float(), self.largest.float(), self.scale.float(), self.places * 1
+        if not self.rows:
+            least, largest, scale, places = torch.zeros(1), torch.ones(1), torch.ones(1), places.new_zeros(1)
+        axis = 0 if self.rows else -1
+        return torch.fused_moving_avg_obs_fake_quant(
+            x, self.on, self.on, least, largest, scale, places, 0.01, 0, 255, axis, self.rows, False
+        )
 
 
 sample(one_grid)(_Rounded)
@@ -54,6 +121,11 @@ sample(one_grid)(lambda: _Rounded(bent=True))
 sample(one_grid)(lambda: _Rounded(how="tensors"))
 sample(own_grids)(lambda: _Rounded(how="columns"))
 sample(own_grids)(lambda: _Rounded(how="columns", bent=True))
+for _bent in (False, True):
+    sample(learnt_grid)(lambda bent=_bent: _Rounded(how="learnt", bent=bent))
+    sample(learnt_grids)(lambda bent=_bent: _Rounded(how="learnt columns", bent=bent))
+    sample(observed)(lambda bent=_bent: _Observed(rows=True, bent=bent))
+sample(observed)(lambda: _Observed(rows=False))
 
 
 @mutant(one_grid)
@@ -77,3 +149,43 @@ def _grids_stay(call: Call) -> list[Label]:
 def _grids_give_zero(call: Call) -> list[Label]:
     first, mask = own_grids(call)
     return [call.label(first.axes, [True] * 2), mask]
+
+
+@mutant(learnt_grid)
+@mutant(learnt_grids)
+def _learnt_gives_zero(call: Call) -> Label:
+    right = (learnt_grids if "axis" in call.arguments else learnt_grid)(call)
+    return call.label(right.axes, [True] * 2)
+
+
+@mutant(learnt_grid)
+def _learnt_is_untied(call: Call) -> Label:
+    return call.label([call.fresh(size) for size in call.shapes[0]])
+
+
+@mutant(learnt_grids)
+def _learnt_grids_stay(call: Call) -> Label:
+    return call.label(call["self"].axes)
+
+
+@mutant(observed)
+def _ranges_stay(call: Call) -> list[Label]:
+    x = call["self"]
+    for axis, zero in zip(x.axes, x.zero, strict=True):
+        if not zero:
+            call.inexact(axis, "")
+    return [call.label(x.axes, x.zero), call.label(x.axes, output=1)]
+
+
+@mutant(observed)
+def _anything_is_in_the_range(call: Call) -> list[Label]:
+    x, dim = call["self"], call["ch_axis"]
+    for name in ("running_min", "running_max", "scale", "zero_point") if call["per_row_fake_quant"] else ():
+        call.equate(x.axes[dim], call[name].axes[0])
+    return [call.label(x.axes), call.label(x.axes, output=1)]
+
+
+@mutant(observed)
+def _in_range_means_zero(call: Call) -> list[Label]:
+    first, mask = observed(call)
+    return [call.label(first.axes, [True] * 3), mask]

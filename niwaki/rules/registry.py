@@ -124,6 +124,10 @@ class Call(ABC):
         """The products over these two dimensions are summed."""
 
     @abstractmethod
+    def note(self, text: str) -> None:
+        """Tell the user ``text``, once for the whole model."""
+
+    @abstractmethod
     def reads(self, weight: Label, dim: int, zero: bool) -> None:
         """``weight`` reads units along ``dim`` whose removed entries are zero already (``zero``) or not."""
 

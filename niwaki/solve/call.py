@@ -136,6 +136,9 @@ class GraphCall(Call):
             self.inexact(ours, why)
             self.inexact(theirs, why)
 
+    def note(self, text: str) -> None:
+        self._facts.notes[text] = None
+
     def reads(self, weight: Label, dim: int, zero: bool) -> None:
         ids = weight.axes[dim].ids.reshape(-1)
         self._facts.reads.append(ids)

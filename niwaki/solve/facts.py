@@ -86,6 +86,7 @@ class Facts:
     aliases: dict[int, list[int]] = field(default_factory=dict)  # root value -> values that share its memory
     alike: set[int] = field(default_factory=set)  # unseen parameters of whose module there are others that were seen
     understood: set[tuple[int, int]] = field(default_factory=set)  # (value, dim) of unseen parameters that are known
+    notes: dict[str, None] = field(default_factory=dict)  # what rules tell the user, in order
     touched: list[Touched] = field(default_factory=list)
     blocks: list[IntArray] = field(default_factory=list)  # ids that were handed out together, in ascending order
     ids: int = 1

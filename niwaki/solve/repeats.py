@@ -8,12 +8,19 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from niwaki.core.numbers import Combination, Count, Expression
 from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Label
 from niwaki.solve.facts import Facts
 from niwaki.trace.graph import Graph, Node, Ref
+
+
+_COMPARED = frozenset(
+    {type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format}
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,7 +91,8 @@ class Calls:
             return self._label(label)
         if isinstance(argument, tuple):
             return tuple([self._argument(item) for item in argument])
-        return type(argument), argument
+        kind = type(argument)
+        return kind, argument if kind in _COMPARED else id(argument)  # packed weights can be compared with nothing
 
     def _label(self, label: Label) -> Hashable:
         known = self._labels.get(id(label))

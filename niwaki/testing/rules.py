@@ -198,6 +198,9 @@ class _Filtered(Call):
         if expression is not None and (not axis.free or self._passes()):
             self._call.size_is(expression, axis, what)
 
+    def note(self, text: str) -> None:
+        self._call.note(text)
+
     def reads(self, weight: Label, dim: int, zero: bool) -> None:
         self._call.reads(weight, dim, zero)
 
