@@ -17,7 +17,6 @@ from niwaki.rules.registry import Label
 from niwaki.solve.facts import Facts
 from niwaki.trace.graph import Graph, Node, Ref
 
-
 _COMPARED = frozenset(
     {type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format}
 )

@@ -83,8 +83,7 @@ class Snapshot:
             for value, content in self._contents.values():
                 _restore(value, content)
             for buffer, content in self._buffers.values():
-                if _differs(buffer, content):
-                    buffer.copy_(content)
+                _write(buffer, content)
         for parameter, gradient, data in self._gradients:
             if not is_fake(parameter) and (
                 parameter.data.data_ptr() != data.data_ptr() or parameter.shape != data.shape
@@ -142,8 +141,7 @@ def _content(value: Any) -> Any:
 
 def _restore(value: Any, content: Any) -> None:
     if isinstance(value, torch.Tensor):
-        if _differs(value, content):
-            value.detach().copy_(content)
+        _write(value.detach(), content)
     elif isinstance(value, dict):
         kind = _dictionary(value)
         if not (_same(kind.keys(value), content.keys()) and _same(kind.values(value), content.values())):
@@ -167,6 +165,14 @@ def _dictionary(value: dict[Any, Any]) -> type[dict[Any, Any]]:
 def _same(now: Iterable[Any], before: Iterable[Any]) -> bool:
     """Whether both are the very same things, in the same order."""
     return all(one is other for one, other in zip_longest(now, before, fillvalue=_NOTHING))
+
+
+def _write(tensor: torch.Tensor, content: torch.Tensor) -> None:
+    """Give a tensor its old content, and its old shape: an observer of quantisation gets its own in its first pass."""
+    if _differs(tensor, content):
+        if tensor.shape != content.shape:
+            tensor.resize_(content.shape)
+        tensor.copy_(content)
 
 
 def _differs(tensor: torch.Tensor, content: torch.Tensor) -> bool:
