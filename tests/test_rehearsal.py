@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -174,17 +175,19 @@ def test_a_model_without_an_output_is_refused() -> None:
 
 
 class Elsewhere(nn.Module):
-    """Reads one width through a function that a copy of the module shares, behind a norm without an epsilon."""
+    """Reads one width through a list that its class keeps and a copy shares, behind a norm without an epsilon."""
+
+    readers: ClassVar[list[nn.Module]] = []
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.norm, self.third = nn.Linear(4, 6), nn.RMSNorm(6), nn.Linear(5, 3)
         self.beside = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3))
-        second = nn.Linear(6, 5)
-        self.second, self.read = second, lambda x: second(x)
+        self.second = nn.Linear(6, 5)
+        self.readers[:] = [self.second]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.third(self.read(self.norm(self.first(x))).relu()) + self.beside(x)
+        return self.third(self.readers[0](self.norm(self.first(x))).relu()) + self.beside(x)
 
 
 def test_a_norm_without_an_epsilon_whose_width_was_pinned() -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from pickle import PickleError
 from typing import Any, Literal, overload
 
 import torch
 from torch.export import ExportedProgram
 
+from niwaki.core.copying import ModelCopier
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.objects import class_attribute
 from niwaki.core.paths import is_setting, replaced
 from niwaki.core.plan import Plan, derived_attributes
-from niwaki.errors import PlanError
+from niwaki.errors import NiwakiError, PlanError
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, is_of_graph
@@ -160,23 +159,23 @@ def edit_numbers(model: torch.nn.Module, plan: Plan) -> None:
 
 
 def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None) -> torch.nn.Module:
-    """A deep copy in which the tensors with the given identities are replaced. Tensors that are neither parameters nor
-    buffers and hang in an autograd graph (an old-style weight norm leaves such behind) are copied without it."""
-    memo = dict(replaced or {})
-    for module in model.modules():
-        for value in module.__dict__.values():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo.setdefault(id(value), value.detach().clone())
-            elif isinstance(value, torch.jit.ScriptFunction):  # shared as any function is
-                memo[id(value)] = value
+    """A deep copy in which the tensors with the given identities are replaced (`ModelCopier`).
+
+    Raises:
+        PlanError: something that hangs on the model cannot be copied.
+    """
+    copier = ModelCopier(model, replaced or {})
     try:
-        return copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError, PickleError) as cause:
+        small: torch.nn.Module = copier.copied(model)
+    except NiwakiError:
+        raise
+    except Exception as cause:  # copying runs code of the user's classes
         raise PlanError(
-            f"The model cannot be copied, and niwaki cuts a copy: {cause}. Some attribute of a module (a lock, a "
-            "generator, a tensor in an autograd graph) does not allow copy.deepcopy; remove it or give its class "
-            "__deepcopy__."
+            f"The model cannot be copied, and niwaki cuts a copy: the attribute {copier.at!r} fails with "
+            f"{type(cause).__qualname__}: {cause}. Something in it (a lock, a generator, an open file) does not allow "
+            "copy.deepcopy: remove it, or give its class __deepcopy__."
         ) from cause
+    return small
 
 
 def kept(tensor: torch.Tensor, positions: Mapping[int, Sequence[int]], contents: bool = True) -> torch.Tensor:
