@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from niwaki.core.location import Location
+from niwaki.core.names import module_at
 from niwaki.core.repairs import Scalar
 from niwaki.core.space import BoolArray
 from niwaki.errors import PlanError, TraceError, first_line
@@ -224,7 +225,7 @@ def _repaired(constant: Any, rescaled: Mapping[float, Scalar], small: torch.nn.M
     if type(constant) is not float or constant not in rescaled:
         return constant
     scalar = rescaled[constant]
-    value = small.get_submodule(scalar.module).__dict__[scalar.name]
+    value = module_at(small, scalar.module).__dict__[scalar.name]
     return constant if value is None else _Rounded(value)  # None, the machine epsilon, where the width is as it was
 
 

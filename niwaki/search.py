@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from niwaki.collector import without_collector
+from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.errors import UnknownName, first_line
 from niwaki.graphs.entry import calls_of, program_of
@@ -138,7 +139,7 @@ def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:
     patterns = (ignored,) if isinstance(ignored, str) else ignored
     if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
         raise UnknownName(f"ignored={ignored!r} must be a list of names or patterns, such as ['head', '*.bias'].")
-    names = [name for name, _ in model.named_parameters()] if len(patterns) else []
+    names = [name for name, _ in named_parameters(model)] if len(patterns) else []
     found: dict[str, str] = {}
     for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]

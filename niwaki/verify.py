@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from niwaki.compiled import eagerly
+from niwaki.core.names import named_modules
 from niwaki.core.plan import Plan
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
@@ -188,7 +189,7 @@ def _first_divergence(
     seen = []
     for model in (small, zero):
         outputs: list[tuple[str, list[torch.Tensor]]] = []
-        handles = [module.register_forward_hook(_noter(name, outputs)) for name, module in model.named_modules()]
+        handles = [module.register_forward_hook(_noter(name, outputs)) for name, module in named_modules(model)]
         token = observer.set(_observing(outputs))
         for call in calls:
             _run(model, call, dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from torch import nn
 
 import niwaki
+from niwaki.core.names import plain_name
+from niwaki.core.plan import TensorShape, structure_hash
 
 
 class Compiler:
@@ -107,3 +111,83 @@ def test_activations_are_seen(compiled: tuple[nn.Module, Compiler], criterion: s
     ours, theirs = (niwaki.score(net, criterion, [images()], loss).values for net in (space, other))
     assert (ours == theirs).all()
     assert compiler.graphs == 0
+
+
+def everything_named(space: niwaki.SearchSpace, plan: niwaki.Plan) -> str:
+    """All text in which a wrapper's name could stand."""
+    return "\n".join([repr(space), str(space), *map(str, space.pins), *map(str, space.groups), plan.to_json()])
+
+
+def test_names_are_those_of_the_plain_network(compiled: tuple[nn.Module, Compiler]) -> None:
+    space, plan = magnitudes(compiled[0])
+    plain_space, plain_plan = magnitudes(network())
+    assert "_orig_mod" not in everything_named(space, plan)
+    assert [group.name for group in space.groups] == [group.name for group in plain_space.groups]
+    assert (plan.structure, plan.tensors, plan.shapes) == (plain_plan.structure, plain_plan.tensors, plain_plan.shapes)
+    assert niwaki.search_space(compiled[0], images(), ignored=["0"]).num_units == 0
+
+
+def test_a_plan_fits_the_network_compiled_or_not(compiled: tuple[nn.Module, Compiler]) -> None:
+    model, x = compiled[0].eval(), images()
+    plain = network().eval()
+    from_compiled, from_plain = magnitudes(model)[1], magnitudes(plain)[1]
+    expected = niwaki.cut(plain, from_plain)(x)
+    for net, plan in ((plain, from_compiled), (model, from_plain), (model, from_compiled)):
+        assert torch.allclose(niwaki.cut(net, plan)(x), expected, atol=1e-6)
+        assert niwaki.check(net, plan, x).holds
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    niwaki.shrink(model, from_plain, optimizer)
+    assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", [in_place, wrapped, inside])
+def test_files_of_a_compiled_network_load_into_the_plain_one_and_back(how: Any, tmp_path: Path) -> None:
+    x = images()
+    model = how(network(), Compiler()).eval()
+    small = niwaki.cut(model, magnitudes(model)[1])
+    optimizer = torch.optim.AdamW(small.parameters(), lr=1e-3)
+    small(x).sum().backward()
+    optimizer.step()
+    niwaki.save(small, tmp_path, optimizer=optimizer)
+    assert b"_orig_mod" not in (tmp_path / "plan.json").read_bytes()
+    assert b"_orig_mod" not in (tmp_path / "model.safetensors").read_bytes()
+    for fresh in (network(), how(network(), Compiler())):
+        again = niwaki.load(fresh.eval(), tmp_path)
+        assert torch.equal(again(x), small(x))
+        other = torch.optim.AdamW(again.parameters(), lr=1e-3)
+        niwaki.load_optimizer(other, again, tmp_path)
+        assert [value["step"] for value in other.state.values()] == [1.0] * len(other.state) and other.state
+
+
+def test_plans_that_were_saved_with_the_names_of_wrappers_are_read() -> None:
+    plan = magnitudes(network())[1]
+    data = json.loads(plan.to_json())
+    for name, units in list(data["groups"].items()):
+        data["groups"][f"_orig_mod.{name}"] = units
+        del data["groups"][name]
+    data["tensors"] = {f"_orig_mod.{name}": dims for name, dims in data["tensors"].items()}
+    data["shapes"] = [[f"_orig_mod.{name}", shape] for name, shape in data["shapes"]]
+    data["attributes"] = [[f"_orig_mod.{module}", *rest] for module, *rest in data["attributes"]]
+    data["structure"] = structure_hash([TensorShape(name, tuple(shape)) for name, shape in data["shapes"]])
+    read = niwaki.Plan.from_json(json.dumps(data))
+    assert read.to_json() == plan.to_json()
+    data["shapes"][0][1][0] += 1
+    with pytest.raises(niwaki.NiwakiError, match="contradicts its own structure hash"):
+        niwaki.Plan.from_json(json.dumps(data))
+
+
+def test_the_plan_of_a_compiled_training_cuts_the_plain_network(
+    compiled: tuple[nn.Module, Compiler],
+) -> None:
+    model, x = compiled[0], images()
+    space = niwaki.search_space(model, x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    method = niwaki.HESSO(space, optimizer, niwaki.Budget(units=0.5), niwaki.Schedule(start=1, until=5, periods=2))
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    plain = network()
+    plain.load_state_dict({plain_name(name): value for name, value in model.state_dict().items()})
+    plan = method.plan()
+    assert torch.allclose(niwaki.cut(plain.eval(), plan)(x), model.eval()(x), atol=1e-5)

@@ -13,6 +13,7 @@ import torch
 
 from niwaki.core.describe import describe_plan
 from niwaki.core.metadata import SIZES
+from niwaki.core.names import named_buffers, named_modules, named_parameters, plain_json
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.paths import replaced, where_from_json, where_to_json
 from niwaki.core.positions import Positions
@@ -96,6 +97,8 @@ class Plan:
                     f"The plan has format {version!r}, and this niwaki reads formats up to {PLAN_FORMAT}. "
                     "Use the niwaki version that wrote it."
                 )
+            intact = structure_hash(_shapes(data)) == data["structure"]
+            data = plain_json(data)
             plan = cls(
                 kept={str(n): Positions(map(int, g["kept"])) for n, g in data["groups"].items()},
                 units={str(n): int(g["units"]) for n, g in data["groups"].items()},
@@ -106,20 +109,19 @@ class Plan:
                 attributes=tuple(
                     AttributeEdit(str(m), str(a), where_from_json(w), int(v)) for m, a, w, v in data["attributes"]
                 ),
-                shapes=tuple(TensorShape(str(n), tuple(map(int, s))) for n, s in data["shapes"]),
+                shapes=_shapes(data),
                 provenance=dict(data["provenance"]),
                 repairs=tuple(Repair(str(n), float(f), float(s)) for n, f, s in data.get("repairs", ())),
                 scalars=tuple(ScalarEdit(str(m), str(a), float(v), bool(e)) for m, a, v, e in data.get("scalars", ())),
                 directions=tuple((str(n), int(d)) for n, d in data.get("directions", ())),
                 zeroed_by_method=tuple(map(Zeroed.of_data, data.get("zeroed_by_method", ()))),
             )
-            structure = data["structure"]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as cause:
             raise PlanError(
                 f"The text is not a niwaki plan: {type(cause).__qualname__}: {cause}. "
                 "It is damaged or was written by something else."
             ) from cause
-        if plan.structure != structure:
+        if not intact:
             raise PlanError("The plan contradicts its own structure hash: it has been damaged or edited by hand.")
         return plan
 
@@ -147,7 +149,7 @@ class Plan:
                 "Pass the dense model the plan was made for."
             )
         self.check_positions()
-        modules = dict(model.named_modules())
+        modules = dict(named_modules(model))
         for edit in self.attributes:
             value = getattr(modules.get(edit.module), edit.name, None)
             try:
@@ -197,6 +199,10 @@ class Plan:
         return describe_plan(self)
 
 
+def _shapes(data: Mapping[str, Any]) -> tuple[TensorShape, ...]:
+    return tuple(TensorShape(str(name), tuple(map(int, shape))) for name, shape in data["shapes"])
+
+
 def _ascending_below(kept: Sequence[int], size: int) -> bool:
     if isinstance(kept, Positions):
         return kept.ascending and (not len(kept) or kept[-1] < size)
@@ -214,8 +220,8 @@ def _shortened(value: Any) -> str:
 
 def tensor_shapes(model: torch.nn.Module) -> tuple[TensorShape, ...]:
     """Every parameter and buffer once, under its first name, sorted by name."""
-    named = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    named |= {name: tuple(b.shape) for name, b in model.named_buffers()}
+    named = {name: tuple(p.shape) for name, p in named_parameters(model)}
+    named |= {name: tuple(b.shape) for name, b in named_buffers(model)}
     return tuple(TensorShape(name, shape) for name, shape in sorted(named.items()))
 
 
@@ -234,10 +240,10 @@ def derived_attributes(
     ``forward``: they follow their parameters. Attributes that ``edits`` already decide are left alone."""
     decided = {(e.module, e.name) for e in edits if not e.where}
     changes: dict[str, int] = {f"{e.module}.{e.name}": e.value for e in edits if not e.where}
-    names = {id(p): name for name, p in model.named_parameters()}
-    names |= {id(b): name for name, b in model.named_buffers()}
+    names = {id(p): name for name, p in named_parameters(model)}
+    names |= {id(b): name for name, b in named_buffers(model)}
     derived: list[AttributeEdit] = []
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         for kind, sizes in SIZES.items():
             if not isinstance(module, kind):
                 continue

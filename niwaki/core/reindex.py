@@ -16,6 +16,7 @@ import torch
 
 from niwaki.core.cost import CostModel
 from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray, Runs
+from niwaki.core.names import named_buffers, named_parameters
 from niwaki.core.numbers import (
     Attribute,
     Combination,
@@ -58,7 +59,7 @@ def reindex(
     """
     model = space.model if model is None else model
     keep = space.keep_of(plan)
-    here = {name: tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    here = {name: tuple(tensor.shape) for name, tensor in (*named_parameters(model), *named_buffers(model))}
     shapes = smaller_shapes(plan)
     for shape in shapes:
         if shrunk and here.get(shape.name) != shape.shape:
@@ -218,7 +219,7 @@ def _coverage(
     places: Sequence[Place], sentinel: int, shapes: dict[str, tuple[int, ...]], model: torch.nn.Module
 ) -> float:
     """The share of the parameters' entries that lie in a unit: in any of their dimensions."""
-    outside = {name: 1.0 for name, _ in model.named_parameters()}
+    outside = {name: 1.0 for name, _ in named_parameters(model)}
     for place in places:
         if place.parameter:
             free = np.asarray((place.units < sentinel).any(axis=1))

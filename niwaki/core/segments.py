@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from niwaki.core.names import named_parameters
 from niwaki.core.space import Place, SearchSpace
 from niwaki.errors import MethodError
 
@@ -31,7 +32,7 @@ def unit_parameters(space: SearchSpace) -> dict[str, torch.nn.Parameter]:
     """
     touched = {place.tensor for place in space.places if place.parameter and (place.produces or place.driven)}
     expected = {shape.name: shape.shape for shape in space.shapes}
-    found = {name: value for name, value in space.model.named_parameters() if name in touched}
+    found = {name: value for name, value in named_parameters(space.model) if name in touched}
     for name, value in found.items():
         if tuple(value.shape) != expected[name]:
             raise MethodError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 
 from niwaki.core.counts import IntArray
+from niwaki.core.names import named_modules
 from niwaki.core.space import Group, SearchSpace
 
 
@@ -18,12 +19,12 @@ def classes_of(space: SearchSpace) -> IntArray:
     it). The number of units does not count, nor does that of positions per unit: the hidden layers of all blocks of a
     transformer are one class, and so are those of a convolutional network's stages, whatever their widths.
     """
-    modules = dict(space.model.named_modules())
+    modules = dict(named_modules(space.model))
     known: dict[Hashable, int] = {}
     return np.array([known.setdefault(_signature(group, modules), len(known)) for group in space.groups], np.int64)
 
 
-def _signature(group: Group, modules: dict[str, object]) -> Hashable:
+def _signature(group: Group, modules: Mapping[str, object]) -> Hashable:
     found = []
     owners: dict[str, int] = {}
     for piece in group.slices:

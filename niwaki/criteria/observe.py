@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
 
@@ -33,8 +34,8 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, space: SearchSpace, like: Tensor, *, energy: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._space, self._like, self._with_energy = space, like, energy
-        self._at = {value.untyped_storage().data_ptr(): name for name, value in space.model.named_parameters()}
-        self._parameters = dict(space.model.named_parameters())
+        self._at = {value.untyped_storage().data_ptr(): name for name, value in named_parameters(space.model)}
+        self._parameters = dict(named_parameters(space.model))
         self._owned: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
         for group in space.groups:
             for piece in group.slices:

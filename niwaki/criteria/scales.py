@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from niwaki.core.names import named_modules
 from niwaki.core.space import Place, SearchSpace
 from niwaki.errors import MethodError
 
@@ -21,7 +22,7 @@ def scale_places(space: SearchSpace) -> list[Place]:
     """
     scales = {
         f"{name}.weight" if name else "weight"
-        for name, module in space.model.named_modules()
+        for name, module in named_modules(space.model)
         if isinstance(module, _BatchNorm) and module.affine
     }
     places = [place for place in space.places if place.tensor in scales and place.produces]

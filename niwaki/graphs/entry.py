@@ -9,6 +9,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
+from niwaki.core.names import named_buffers, named_parameters
 from niwaki.errors import TraceError
 from niwaki.graphs.exporting import exported
 from niwaki.graphs.program import Program
@@ -58,7 +59,7 @@ def _check(model: object) -> None:
             f"The model is TorchScript ({type(model).__qualname__}), which niwaki does not support: its sizes are "
             "compiled into it. Pass the module that it was scripted or traced from."
         )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in (*named_parameters(model), *named_buffers(model)):
         if is_lazy(tensor):
             raise TraceError(
                 f"The tensor {name!r} of the model has no shape yet: its module is lazy and takes its sizes from the "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from niwaki.core.names import named_modules, state_of_model
 from niwaki.errors import FileFormatError
 from niwaki.huggingface.families import Family, Size
 
@@ -24,7 +25,7 @@ def described(small: PreTrainedModel, family: Family) -> tuple[Any, dict[str, Te
     Raises:
         FileFormatError: there is none.
     """
-    config, state = copy.deepcopy(small.config), dict(small.state_dict())
+    config, state = copy.deepcopy(small.config), dict(state_of_model(small))
     head = None
     if family.head is not None:
         name, attribute = family.head
@@ -93,7 +94,7 @@ def _by_layer(small: PreTrainedModel, config: Any, layers: Mapping[int, Mapping[
 def _epsilon(small: PreTrainedModel, family: Family, state: dict[str, Tensor]) -> float:
     """The epsilon of all norms; projections before norms with another are scaled, in ``state``."""
     norms = {
-        name: m.__dict__["variance_epsilon"] for name, m in small.named_modules() if "variance_epsilon" in m.__dict__
+        name: m.__dict__["variance_epsilon"] for name, m in named_modules(small) if "variance_epsilon" in m.__dict__
     }
     free = {name: value for name, value in norms.items() if name.rpartition(".")[2] in family.scaled}
     rest = {name: value for name, value in norms.items() if name not in free}
@@ -121,13 +122,13 @@ def built_from(small: PreTrainedModel, config: Any, state: Mapping[str, Tensor])
             built = type(small)(config)
     except Exception as cause:
         raise unsaid(f"a model cannot be built from the configuration ({type(cause).__qualname__}: {cause})") from cause
-    there = built.state_dict()
+    there = state_of_model(built)
     for name in (*state, *there):
-        here, other = (list(tensors[name].shape) if name in tensors else "none" for tensors in (state, there))
-        if here != other:
-            raise unsaid(f"{name!r} has the shape {here}, and a model built from the configuration has {other}")
-    modules = dict(built.named_modules())
-    for path, module in small.named_modules():
+        here, instead = (list(tensors[name].shape) if name in tensors else "none" for tensors in (state, there))
+        if here != instead:
+            raise unsaid(f"{name!r} has the shape {here}, and a model built from the configuration has {instead}")
+    modules = dict(named_modules(built))
+    for path, module in named_modules(small):
         for name, value in module.__dict__.items():
             other = modules[path].__dict__.get(name)
             if type(value) is float is type(other) and not math.isclose(value, other, rel_tol=1e-6):

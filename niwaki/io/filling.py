@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from niwaki.core.names import named_buffers, named_modules, named_parameters, state_of_model
 from niwaki.errors import FileFormatError
 from niwaki.io.state import identity
 from niwaki.surgery.cut import duplicate
@@ -21,11 +22,11 @@ def fill(small: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, An
     Raises:
         FileFormatError: they are not; the message names the first difference. ``small`` may be half filled then.
     """
-    state = small.state_dict(keep_vars=True)
+    state = state_of_model(small, keep_vars=True)
     outside = set(about.get("buffers", ())) & tensors.keys() - state.keys()
     inside = {name: saved for name, saved in tensors.items() if name not in outside}
     fill_state(state, inside, about.get("tied", {}), path)
-    for name, value in small.named_buffers(remove_duplicate=False):
+    for name, value in named_buffers(small, remove_duplicate=False):
         if name in inside and value is not state[name]:
             raise FileFormatError(
                 f"The buffer {name!r} could not be filled: the model's state_dict returns a copy of it."
@@ -63,7 +64,7 @@ def _copy(value: Tensor, saved: Tensor) -> None:
 def _fill_buffer(small: nn.Module, name: str, saved: Tensor, path: Path) -> None:
     """Give a non-persistent buffer what was saved; one that had grown, or was made by a forward pass, is replaced."""
     prefix, _, leaf = name.rpartition(".")
-    owner = dict(small.named_modules(remove_duplicate=False)).get(prefix)
+    owner = dict(named_modules(small, remove_duplicate=False)).get(prefix)
     if owner is None:
         raise FileFormatError(f"{str(path)!r} holds {name!r}, which this model does not have.")
     here = owner._buffers.get(leaf)
@@ -88,7 +89,10 @@ def materialised(small: nn.Module, filled: frozenset[str], device: torch.device)
     """
     new: dict[int, object] = {}
     names: dict[int, list[str]] = {}
-    for name, value in (*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)):
+    for name, value in (
+        *named_parameters(small, remove_duplicate=False),
+        *named_buffers(small, remove_duplicate=False),
+    ):
         if value.is_meta:
             names.setdefault(id(value), []).append(name)
             empty = torch.empty_like(value, device=device)
@@ -98,7 +102,7 @@ def materialised(small: nn.Module, filled: frozenset[str], device: torch.device)
     for known in names.values():
         if not filled.intersection(known):
             raise FileFormatError(_no_values(known[0]))
-    for path, module in small.named_modules():
+    for path, module in named_modules(small):
         for name, value in module.__dict__.items():
             if isinstance(value, Tensor) and value.is_meta and id(value) not in new:
                 raise FileFormatError(_no_values(f"{path}.{name}".lstrip(".")))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.optim import Optimizer
 
+from niwaki.core.names import state_of_model
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
 from niwaki.io.filling import fill, materialised
@@ -80,7 +81,7 @@ def save(
         state = state_of(small.state_dict, constants_of(small))
         program = small
     else:
-        state = state_of(small.state_dict(), outside_state(small))
+        state = state_of(state_of_model(small), outside_state(small))
     tensors = contiguous(state.tensors)
     parts: dict[str, Part] = {"weights": tensors_part(tensors, tied=state.tied, buffers=state.buffers)}
     if optimizer is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from niwaki.core.names import named_parameters
 from niwaki.errors import FileFormatError
 from niwaki.io.format import OPTIMIZER_FILE
 from niwaki.io.reading import file_of, read_description, read_tensors
@@ -41,7 +42,7 @@ def optimizer_part(optimizer: Optimizer, small: nn.Module) -> Part:
         "rest": rest,
     }
     tree = encode(content, "optimizer", tensors)
-    shapes = {name: list(parameter.shape) for name, parameter in small.named_parameters()}
+    shapes = {name: list(parameter.shape) for name, parameter in named_parameters(small)}
     return tensors_part(tensors, kind=_kind(optimizer), shapes={n: shapes[n] for n in numbers.values()}, tree=tree)
 
 
@@ -109,7 +110,7 @@ def _put(optimizer: Optimizer, small: nn.Module, new: dict[str, Any], saved: Map
     before = {"state": optimizer.state, "param_groups": optimizer.param_groups}
     try:
         optimizer.load_state_dict(new)
-        keep_dtypes(optimizer, dict(small.named_parameters()), saved)
+        keep_dtypes(optimizer, dict(named_parameters(small)), saved)
     except BaseException:
         optimizer.__dict__.update(before)
         raise
@@ -121,7 +122,7 @@ def _kind(optimizer: Optimizer) -> str:
 
 def _names(optimizer: Optimizer, small: nn.Module) -> list[list[str]]:
     """The names of the parameters of each group."""
-    known = {id(parameter): name for name, parameter in small.named_parameters()}
+    known = {id(parameter): name for name, parameter in named_parameters(small)}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if id(parameter) not in known:
@@ -142,7 +143,7 @@ def _numbers(saved: Mapping[str, Any], names: list[list[str]]) -> dict[int, str]
 
 
 def _shapes(small: nn.Module, numbers: Mapping[str, int]) -> dict[str, list[int]]:
-    return {name: list(parameter.shape) for name, parameter in small.named_parameters() if name in numbers}
+    return {name: list(parameter.shape) for name, parameter in named_parameters(small) if name in numbers}
 
 
 def _check_shapes(saved: Mapping[str, list[int]], here: Mapping[str, list[int]], path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from niwaki.core.names import plain_json, plain_name
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
 from niwaki.files import sha256_of
@@ -61,7 +62,7 @@ def read_description(directory: Path) -> tuple[Plan, Mapping[str, Any]]:
                 f"{str(path)!r} does not describe {FILES[key]} as niwaki.save does: it was damaged or made by hand. "
                 "Restore the file."
             )
-    return plan, data
+    return plan, plain_json(data)
 
 
 def read_plan(directory: str | os.PathLike[str]) -> Plan:
@@ -116,7 +117,7 @@ def read_tensors(path: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
     try:
         intact = sha256_of(path) == about["sha256"]
         with safe_open(path, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {plain_name(name): file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError, OSError) as cause:
         raise FileFormatError(f"{str(path)!r} is damaged: safetensors cannot read it ({cause}).") from cause
     for name in planned:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from niwaki.core.names import named_buffers, state_of_model
 from niwaki.errors import FileFormatError
 
 
@@ -52,8 +53,8 @@ def state_of(named: Mapping[str, Any], buffers: Mapping[str, Tensor]) -> State:
 
 def outside_state(module: nn.Module) -> dict[str, Tensor]:
     """The non-persistent buffers: no part of the ``state_dict``, yet the network may compute with what they hold."""
-    state = module.state_dict()
-    return {name: value for name, value in module.named_buffers(remove_duplicate=False) if name not in state}
+    state = state_of_model(module)
+    return {name: value for name, value in named_buffers(module, remove_duplicate=False) if name not in state}
 
 
 def identity(tensor: Tensor) -> tuple[Any, ...] | None:

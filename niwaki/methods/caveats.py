@@ -6,6 +6,7 @@ import warnings
 
 from torch.optim import Optimizer
 
+from niwaki.core.names import named_parameters
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.core.zeroed import zeroed_by_method
 from niwaki.surgery.nonzero import Nonzero, nonzero
@@ -50,4 +51,4 @@ def not_zero(label: str, space: SearchSpace, zero: BoolArray) -> str | None:
 
 def remainder(space: SearchSpace, zero: BoolArray) -> Nonzero | None:
     """What is not zero of the units that a method has set to ``zero`` [num_units] in the model of ``space``."""
-    return nonzero(dict(space.model.named_parameters()), zeroed_by_method(space, zero))
+    return nonzero(dict(named_parameters(space.model)), zeroed_by_method(space, zero))

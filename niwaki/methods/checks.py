@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from niwaki.budget import is_number, is_whole
+from niwaki.core.names import named_parameters
 from niwaki.core.segments import unit_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
@@ -48,7 +49,7 @@ def check_parameters(space: SearchSpace, optimizer: Optimizer) -> None:
     missing = [name for name, parameter in needed.items() if id(parameter) not in held]
     if not needed:
         raise MethodError("The search space has no units, so there is nothing to remove. print(space) tells why.")
-    trained = [name for name, parameter in space.model.named_parameters() if id(parameter) in held]
+    trained = [name for name, parameter in named_parameters(space.model) if id(parameter) in held]
     if not trained:
         raise MethodError(
             "The optimizer trains none of the parameters of the search space. Build both from the same model object: "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from niwaki.core.cost import CostModel
 from niwaki.core.counts import Counts, IntArray
+from niwaki.core.names import named_modules, named_parameters
 from niwaki.core.space import BoolArray, Group, Place, SearchSpace, Tie
 from niwaki.errors import MethodError
 
@@ -66,12 +67,12 @@ def find_pairs(space: SearchSpace) -> tuple[Pair, ...]:
             weight, or does not lie in the units of its weight.
     """
     model = space.model
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
     uses: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
+    for _, parameter in named_parameters(model, remove_duplicate=False):
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     pairs = []
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         children = dict(module.named_children())
         if children.keys() >= _PARTS:
             pairs.append(_pair(name, module, children, names))
@@ -112,7 +113,7 @@ def _pair(name: str, module: nn.Module, children: dict[str, nn.Module], names: d
         why = f"its weight is {shape} of {dtype}, and only matrices of floating-point numbers can be changed"
     else:
         (adapter,) = a
-        parts = [dict(one[adapter].named_parameters()) for one in (a, b)]
+        parts = [dict(named_parameters(one[adapter])) for one in (a, b)]
         scaling = about.get("scaling")
         if any(part.keys() != {"weight"} for part in parts):
             why = "lora_A or lora_B has more than a weight (lora_bias)"

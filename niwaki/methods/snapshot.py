@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from niwaki.core.names import named_buffers
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
@@ -30,7 +32,7 @@ class Snapshot:
         parameters = _parameters(optimizer)
         return cls(
             [parameter.detach().clone() for parameter in parameters],
-            {name: buffer.detach().clone() for name, buffer in model.named_buffers()},
+            {name: buffer.detach().clone() for name, buffer in named_buffers(model)},
             [_copied(optimizer.state[parameter]) if parameter in optimizer.state else {} for parameter in parameters],
         )
 
@@ -42,7 +44,7 @@ class Snapshot:
             now = optimizer.state.pop(parameter, {})
             if saved:
                 optimizer.state[parameter] = _copied(saved, now)
-        for name, buffer in model.named_buffers():
+        for name, buffer in named_buffers(model):
             if name in self.buffers:
                 buffer.copy_(self.buffers[name])
 
@@ -59,7 +61,7 @@ class Snapshot:
             raise ValueError("its snapshot holds the weights of another optimizer")
         if len(data["state"]) != len(shapes):
             raise ValueError("its snapshot holds the state of another optimizer")
-        buffers = dict(model.named_buffers())
+        buffers = dict(named_buffers(model))
         if any(name not in buffers or buffers[name].shape != value.shape for name, value in data["buffers"].items()):
             raise ValueError("its snapshot holds the buffers of another model")
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from niwaki.core.location import Location
+from niwaki.core.names import named_modules
 from niwaki.core.space import Group, SearchSpace
 
 _KINDS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -58,7 +59,7 @@ def group_figures(space: SearchSpace) -> tuple[GroupFigures, ...]:
     'features'
     """
     shapes = {shape.name: shape.shape for shape in space.shapes}
-    modules = dict(space.model.named_modules())
+    modules = dict(named_modules(space.model))
     figures = [
         GroupFigures(
             name=group.name,

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from niwaki.core.describe import counted
+from niwaki.core.names import named_modules
 from niwaki.core.space import SearchSpace
 from niwaki.report.anatomy import GroupFigures, Reason, group_figures, line_of, reasons
 
@@ -110,6 +111,6 @@ def _blocks(space: SearchSpace, numbers: dict[str, int]) -> tuple[Block, ...]:
             params=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
             pins=tuple(Pinned(number, tuple(pins[name][number])) for number in sorted(pins[name])),
         )
-        for name, module in space.model.named_modules()
+        for name, module in named_modules(space.model)
         if name in owners
     )

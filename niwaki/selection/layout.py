@@ -7,6 +7,7 @@ import math
 from collections.abc import Hashable
 from fractions import Fraction
 
+from niwaki.core.names import named_modules
 from niwaki.core.space import SearchSpace, Tie
 from niwaki.criteria.isomorphic import classes_of
 
@@ -52,7 +53,7 @@ def _parts(space: SearchSpace) -> list[set[Hashable]]:
     """For each group the modules that it runs through: the class of each, and which dimensions of which parameters in
     it the group has. Only those that are around layers, and that somebody wrote for this network, say what is alike:
     any two layers are, of torch or not, or a norm of somebody's own would tie whatever it follows."""
-    classes = {name: type(module) for name, module in space.model.named_modules()}
+    classes = {name: type(module) for name, module in named_modules(space.model)}
     found: list[set[Hashable]] = []
     for group in space.groups:
         inside: dict[str, set[tuple[str, int]]] = {}

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from niwaki.core.counts import IntArray
+from niwaki.core.names import module_at
 from niwaki.core.numbers import Attribute, Combination, Count, Expression, leaves
 from niwaki.core.objects import class_attribute
 from niwaki.core.paths import part
@@ -222,13 +223,13 @@ class _Understanding:
 
 def _classes(model: torch.nn.Module, path: str) -> list[tuple[str, type]]:
     try:
-        return [(name, type(part)) for name, part in model.get_submodule(path).named_modules()]
+        return [(name, type(part)) for name, part in module_at(model, path).named_modules()]
     except AttributeError:  # a bare parameter
         return []
 
 
 def _value(model: torch.nn.Module, attribute: Attribute) -> int | None:
-    module = model.get_submodule(attribute.module)
+    module = module_at(model, attribute.module)
     value = vars(module).get(attribute.name, class_attribute(type(module), attribute.name))
     try:
         for step in attribute.where:

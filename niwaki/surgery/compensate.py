@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.compiled import eagerly
+from niwaki.core.names import module_at, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_number
 from niwaki.core.space import SearchSpace
@@ -132,7 +133,7 @@ def compensate(
         calls = _calls({name: readers[name][0] for name in names}, model, data, forward)
         for name in (*calls, *(name for name in names if name not in calls)):
             layer, removed = readers[name]
-            inside = small.get_submodule(name)
+            inside = module_at(small, name)
             assert isinstance(inside, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
             try:
                 gram = Gram(layer, inside)
@@ -140,14 +141,14 @@ def compensate(
                     pairs = [_inputs(*one, batch, forward, count) for one in ((model, layer), (small, inside))]
                     for x, y in zip(*pairs, strict=True):
                         gram.add(x, y)
-                fitted = made.get_submodule(name)
+                fitted = module_at(made, name)
                 assert isinstance(fitted, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
                 layers[name] = _fit(fitted, removed, gram, float(ridge))
             except ValueError as why:
                 left[name] = str(why)
                 continue
             with torch.no_grad():
-                for part, value in fitted.named_parameters():
+                for part, value in named_parameters(fitted):
                     inside.get_parameter(part).copy_(kept(value, plan.tensors.get(f"{name}.{part}", {})))
     return Compensated(made, layers, left)
 
@@ -240,8 +241,8 @@ def _lost(weight: Tensor, fewer: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> 
 
 def _others(space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[str, object]) -> dict[str, str]:
     """The parameters that read removed units in other ways."""
-    parameters = dict(model.named_parameters())
-    known = {id(model.get_submodule(name).weight) for name in readers}
+    parameters = dict(named_parameters(model))
+    known = {id(module_at(model, name).weight) for name in readers}
     return {
         place.tensor: "it is no weight of a linear layer or of an ungrouped convolution"
         for place in space.places

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from niwaki.core.names import module_at, named_modules
 from niwaki.surgery.readers import Reading
 from niwaki.surgery.samples import Samples
 from niwaki.surgery.uptake import Uptake, uptakes
@@ -97,7 +98,7 @@ def lost_constants(model: nn.Module, readings: Sequence[Reading], samples: Sampl
                     if read is not None:
                         values.add(read)
 
-    around = {path: module for path, module in model.named_modules() if _around(path, holders)}
+    around = {path: module for path, module in named_modules(model) if _around(path, holders)}
     _observed(model, around, samples, observe)
     return [found[number] for number in sorted(lost)]
 
@@ -127,7 +128,7 @@ def moved_constants(model: nn.Module, lost: Sequence[Lost], samples: Samples) ->
         if _differ(result, again, _CLOSE.get(_dtype(result), 3e-2)):
             left[path] = tried[path][0].sums[0][0].otherwise
 
-    _observed(model, {path: model.get_submodule(path) for path in tried}, samples, observe)
+    _observed(model, {path: module_at(model, path) for path in tried}, samples, observe)
     folded = [name for name in tried if name not in left]
     _write((bias, after) for name in folded for bias, _, after in before[name])
     return folded, left
@@ -161,7 +162,7 @@ def _unfit(one: Lost) -> str | None:
 def _layer_of(reading: Reading, model: nn.Module) -> Lost:
     """The known layer that sums over a reading, if there is one."""
     uses = Counter(id(value) for module in model.modules() for value in module._parameters.values())
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         sums = [
             (one, _Values()) for one in uptakes(module) if one.weight is reading.parameter and one.dim == reading.dim
         ]
@@ -177,9 +178,9 @@ def _holders(model: nn.Module, readings: Sequence[Reading]) -> dict[str, set[int
     numbers: dict[int, set[int]] = {}
     for number, reading in enumerate(readings):
         numbers.setdefault(id(reading.parameter), set()).add(number)
-    computing = [path for path, module in model.named_modules() if isinstance(module, ParametrizationList)]
+    computing = [path for path, module in named_modules(model) if isinstance(module, ParametrizationList)]
     found: dict[str, set[int]] = {}
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         mine = {one for value in module._parameters.values() for one in numbers.get(id(value), ())}
         inside = next((outer for outer in computing if path == outer or _inside(path, outer)), None)
         if mine:

@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from niwaki.core.copying import ModelCopier
+from niwaki.core.names import named_buffers, named_modules, named_parameters
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.objects import class_attribute
 from niwaki.core.paths import is_setting, replaced
@@ -136,12 +137,12 @@ def cut_empty(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
 def _carry_out(model: torch.nn.Module, plan: Plan, contents: bool) -> torch.nn.Module:
     replaced: dict[int, object] = {}
     repairs = {repair.tensor: repair for repair in plan.repairs}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
         data = kept(parameter.detach(), plan.tensors.get(name, {}), contents)
         data = repairs[name].of(data) if contents and name in repairs else data
         smaller = torch.nn.Parameter(data, requires_grad=parameter.requires_grad)
         replaced[id(parameter)] = smaller
-    for name, buffer in model.named_buffers():
+    for name, buffer in named_buffers(model):
         replaced[id(buffer)] = kept(buffer.detach(), plan.tensors.get(name, {}), True)
     small = duplicate(model, replaced)
     edit_numbers(small, plan)
@@ -150,7 +151,7 @@ def _carry_out(model: torch.nn.Module, plan: Plan, contents: bool) -> torch.nn.M
 
 def edit_numbers(model: torch.nn.Module, plan: Plan) -> None:
     """Give the modules the integers and floats that ``plan`` wants."""
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     for edit in plan.attributes:
         _edit(modules, edit)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())

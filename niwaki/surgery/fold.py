@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from niwaki.compiled import eagerly
+from niwaki.core.names import named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.surgery.constants import lost_constants, moved_constants, outputs, unexplained
@@ -88,7 +89,7 @@ def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folde
 
 def _silence(space: SearchSpace, plan: Plan, model: nn.Module) -> None:
     """Zero what produces the removed units."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(named_parameters(model))
     with torch.no_grad():
         for place in space.places:
             removed = removed_from(plan, place.tensor, place.dim, parameters)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from niwaki.core.counts import FloatArray, IntArray
+from niwaki.core.names import named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.zeroed import Zeroed
 
@@ -87,7 +88,7 @@ def _to_host(values: Sequence[Tensor]) -> list[FloatArray]:
 def warn_of_nonzero(model: torch.nn.Module, plan: Plan, what: str = "the weights given") -> None:
     """Warn the caller of a function that removes what ``plan`` says, where a method made the plan and what is removed
     is not zero in ``model``, which the plan fits. Plans that no method made remove units that nobody has zeroed."""
-    found = nonzero(dict(model.named_parameters()), plan.zeroed_by_method)
+    found = nonzero(dict(named_parameters(model)), plan.zeroed_by_method)
     if found is not None:
         warnings.warn(_sentence(found, plan, what), stacklevel=3)
 

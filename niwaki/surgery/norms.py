@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from niwaki.compiled import eagerly
+from niwaki.core.names import named_modules
 from niwaki.errors import MethodError
 from niwaki.surgery.feeding import Forward, feed
 from niwaki.trace.preserve import preserved
@@ -65,7 +66,7 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward: Forward 
         >>> torch.allclose(net[0].running_mean, x.mean(0), atol=1e-6)
         True
     """
-    norms = {name: module for name, module in model.named_modules() if _remembers(module)}
+    norms = {name: module for name, module in named_modules(model) if _remembers(module)}
     seen = {name: _Moments() for name in norms}
     with preserved(model):
         for module in model.modules():

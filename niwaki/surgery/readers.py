@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from niwaki.core.names import named_modules, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 
@@ -18,10 +19,10 @@ Reader = nn.Linear | Convolution
 def readers_of(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, tuple[Reader, Tensor]]:
     """The linear layers and ungrouped convolutions that read removed units, and which of their inputs these are."""
     reading = {(place.tensor, place.dim) for place in space.places if not place.produces}
-    parameters = dict(model.named_parameters())
+    parameters = dict(named_parameters(model))
     names = {id(parameter): name for name, parameter in parameters.items()}
     found: dict[str, tuple[Reader, Tensor]] = {}
-    for path, layer in model.named_modules():
+    for path, layer in named_modules(model):
         if isinstance(layer, nn.Linear) or (isinstance(layer, Convolution) and layer.groups == 1):
             name = names.get(id(layer.weight), "")
             removed = removed_from(plan, name, 1, parameters)
@@ -42,7 +43,7 @@ class Reading:
 
 def readings_of(space: SearchSpace, plan: Plan, model: nn.Module) -> list[Reading]:
     """All that reads removed units by a parameter of ``model``."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(named_parameters(model))
     found = []
     for place in space.places:
         removed = removed_from(plan, place.tensor, place.dim, parameters)

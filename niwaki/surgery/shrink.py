@@ -11,6 +11,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from niwaki.core.names import named_buffers, named_parameters
 from niwaki.core.plan import Plan, structure_hash, tensor_shapes
 from niwaki.core.repairs import Repair
 from niwaki.errors import PlanError, ShrinkError
@@ -79,7 +80,7 @@ def shrink(
     repairs = {repair.tensor: repair for repair in left.repairs}
     actions: list[Callable[[], None]] = []
     changes: dict[Tensor, Change] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
         if name in left.tensors or name in repairs:
             changes[parameter] = Change(name, left.tensors.get(name, {}), repairs.get(name))
     if optimizer is not None:
@@ -117,7 +118,7 @@ def _copy(copy: nn.Module, model: nn.Module) -> nn.Module:
 
 def _smaller_tensors(module: nn.Module, plan: Plan, repairs: Mapping[str, Repair]) -> list[Callable[[], None]]:
     actions = []
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    for name, tensor in (*named_parameters(module), *named_buffers(module)):
         if name not in plan.tensors and name not in repairs:
             continue
         _check_plain(name, tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from niwaki.core.names import named_parameters
 from niwaki.core.plan import Plan
 from niwaki.surgery.cut import duplicate
 from niwaki.surgery.plans import check_plan, inside, to_do
@@ -49,7 +50,7 @@ def zero_(model: torch.nn.Module, plan: Plan) -> None:
 def zero_out(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     """As `zeroed`, the model itself; for copies that are the caller's own."""
     plan, _ = to_do(model, plan)
-    parameters = dict(model.named_parameters())
+    parameters = dict(named_parameters(model))
     directions = set(plan.directions)
     with torch.no_grad():
         for name, dims in plan.tensors.items():

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from niwaki.core.names import named_buffers
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.errors import NiwakiError
@@ -132,7 +133,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
                 continue
             if parameter.ndim < 2 or bool((parameter == parameter.reshape(-1)[0]).all()):
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
-        for name, buffer in model.named_buffers():
+        for name, buffer in named_buffers(model):
             if "running_" in name and buffer.is_floating_point():
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
     return model

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from niwaki.core.names import named_parameters
 from niwaki.core.plan import Plan
 from niwaki.precision import doubled
 from niwaki.surgery.cut import cut, duplicate
@@ -187,7 +188,7 @@ def _gradients(model: nn.Module, call: ExampleCall, kept: Callable[[str, Tensor]
         return take
 
     with ExitStack() as stack:
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_parameters(model):
             if parameter.requires_grad:
                 handle = parameter.register_post_accumulate_grad_hook(collect(name))  # type: ignore[no-untyped-call]
                 stack.callback(handle.remove)

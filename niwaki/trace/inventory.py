@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from niwaki.core.names import named_modules
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inventory:
@@ -18,7 +20,7 @@ class Inventory:
     @classmethod
     def of(cls, model: torch.nn.Module) -> Inventory:
         """Look through ``model``."""
-        modules = list(model.named_modules())
+        modules = list(named_modules(model))
         parameters: dict[int, tuple[str, torch.nn.Parameter]] = {}
         buffers: dict[int, tuple[str, torch.Tensor]] = {}
         for path, module in modules:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from niwaki.core.names import named_parameters
 from niwaki.errors import TraceError, first_line
 from niwaki.trace.pretend import is_fake
 from niwaki.trace.structures import ExampleCall
@@ -40,7 +41,7 @@ def _likely(model: torch.nn.Module, calls: Sequence[ExampleCall], call: ExampleC
     arrays = [name for name, value in named.items() if isinstance(value, (np.ndarray, np.generic))]
     if arrays:
         return f"Its {arrays[0]} is a NumPy array: pass a tensor, torch.from_numpy(array)."
-    offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta or is_fake(parameter)]
+    offloaded = [name for name, parameter in named_parameters(model) if parameter.is_meta or is_fake(parameter)]
     if offloaded and any("forward" in vars(module) for module in model.modules()):
         return (
             f"Its weights are offloaded: {len(offloaded)} parameters, first {offloaded[0]!r}, are on the meta device "

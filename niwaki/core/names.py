@@ -1,0 +1,69 @@
+"""The modules, parameters and buffers of a model by name, as they are called without `torch.compile`.
+
+``torch.compile(module)`` wraps a module in another one, which holds it as ``_orig_mod``. Search spaces, plans and files
+name what is inside, so that they fit the network whether it, or a part of it, is compiled or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+_COMPILED = "_orig_mod"
+
+
+def plain_name(name: str) -> str:
+    """A dotted name without the wrappers of `torch.compile`.
+
+    >>> plain_name("layers.0._orig_mod.weight")
+    'layers.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part != _COMPILED) if _COMPILED in name else name
+
+
+def plain_json(data: Any) -> Any:
+    """JSON data with plain names: files of compiled networks once had those of torch's wrappers."""
+    if isinstance(data, dict):
+        return {plain_name(key): plain_json(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [plain_json(value) for value in data]
+    return plain_name(data) if isinstance(data, str) else data
+
+
+def named_modules(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
+    """`nn.Module.named_modules` by plain names; of a compiled module the one inside, which has its attributes."""
+    for name, module in model.named_modules(remove_duplicate=remove_duplicate):
+        if _COMPILED not in module._modules:
+            yield plain_name(name), module
+
+
+def named_parameters(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+    """`nn.Module.named_parameters` by plain names."""
+    for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
+        yield plain_name(name), parameter
+
+
+def named_buffers(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """`nn.Module.named_buffers` by plain names."""
+    for name, buffer in model.named_buffers(remove_duplicate=remove_duplicate):
+        yield plain_name(name), buffer
+
+
+def state_of_model(model: nn.Module, *, keep_vars: bool = False) -> dict[str, Any]:
+    """`nn.Module.state_dict` by plain names."""
+    return {plain_name(name): value for name, value in model.state_dict(keep_vars=keep_vars).items()}
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """`nn.Module.get_submodule` by a plain name; raises `AttributeError` where there is no such module."""
+    module = _uncompiled(model)
+    for part in path.split(".") if path else ():
+        module = _uncompiled(module.get_submodule(part))
+    return module
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    inside = module._modules.get(_COMPILED)
+    return module if inside is None else _uncompiled(inside)
