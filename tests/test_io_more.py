@@ -39,7 +39,8 @@ def test_files_of_earlier_versions_load(directory: Path) -> None:
     for name, kind, inputs in (("cnn", Net, IMAGES), ("tied", Tied, TOKENS)):
         loaded = niwaki.load(kind().eval(), directory / name)
         expected = load_file(directory / name / "expected.safetensors")["output"]
-        assert torch.allclose(loaded(inputs), expected, rtol=1e-6, atol=1e-7)
+        far = (loaded(inputs) - expected).abs().max() / expected.abs().max()
+        assert far < 1e-5  # another processor adds up in another order
 
 
 def test_a_newer_directory_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from niwaki.core.names import named_modules
 from niwaki.core.objects import class_attribute
 from niwaki.core.references import ATOMS, Reach, contents, filled, named_globally, names_of
 from niwaki.errors import PlanError
@@ -38,7 +39,7 @@ class ModelCopier:
     def __init__(self, model: nn.Module, replaced: Mapping[int, Any]) -> None:
         """``replaced``: what stands in the copy for things of the given identities."""
         self._model = model
-        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._paths = {id(module): path for path, module in named_modules(model)}
         self._memo: dict[int, Any] = dict(replaced)
         self._kept: list[Any] = []  # what the memo knows by identity must not end before it
         self.at = ""
