@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 
 from niwaki.compiled import eagerly
 from niwaki.core.names import named_modules
 from niwaki.core.plan import Plan
+from niwaki.errors import PlanError, first_line
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, observer
 from niwaki.precision import doubled
 from niwaki.surgery.cut import check_kind, cut_module, duplicate
 from niwaki.surgery.plans import check_plan, to_do
-from niwaki.surgery.zero import zeroed
+from niwaki.surgery.zero import masked, zeroed
+from niwaki.trace.foreign import Apart
 from niwaki.trace.preserve import preserved
 from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
 
@@ -82,7 +86,8 @@ def check(
     float64 is compared in its own precision. The model is left as it was.
 
     Raises:
-        PlanError: the plan is for another network.
+        PlanError: the plan is for another network, or the cut network does not run, or computes with tensors of the
+            model itself.
 
     Example:
         >>> import torch, niwaki
@@ -100,30 +105,51 @@ def check(
     check_kind(model, plan)
     plan, _ = to_do(model, plan)
     with preserved(model):
+        apart = Apart(model)
         dtype: torch.dtype | None = torch.float64
         try:
             original = duplicate(model).eval().double()
-            expected = [_run(original, call, dtype) for call in calls]
+            expected = [_run(original, call, dtype, apart) for call in calls]
         except (RuntimeError, TypeError):  # a constant of another type inside, or an operator without float64
             dtype = None
             original = duplicate(model).eval()
-            expected = [_run(original, call, dtype) for call in calls]
+            expected = [_run(original, call, dtype, apart) for call in calls]
+        apart.check()
         small, zero = cut_module(original, plan), zeroed(original, plan)
         deviation, distance, precision = 0.0, 0.0, torch.float64
         for call, untouched in zip(calls, expected, strict=True):
-            reference = _run(zero, call, dtype)
-            deviation = max(deviation, difference(_run(small, call, dtype), reference))
+            reference = _run(zero, call, dtype, apart)
+            deviation = max(deviation, difference(_run_cut(small, call, dtype, apart), reference))
             distance = max(distance, difference(untouched, reference))
             precision = next((tensor.dtype for tensor in reference if tensor.is_floating_point()), precision)
         tolerance = TOLERANCE.get(precision, 1e-2)
         holds = deviation <= tolerance
         diverges = None if holds else _first_divergence(small, zero, calls, dtype, tolerance)
+        apart.check()
         del original, small, zero  # each as large as the model, and twice that in float64
+        if holds:
+            departure, allowed = _departure_of_copies(model, plan, calls)
+            if departure > allowed:
+                deviation, holds, diverges = departure, False, "a copy, which computes something else than the model"
         if isinstance(model, Program) and holds:
             departure = _departure(model, plan, calls)
             if departure > TOLERANCE[torch.float32]:
                 deviation, holds, diverges = departure, False, "the exported program made of the cut module"
     return Check(deviation, tolerance, holds, diverges, distance)
+
+
+def _departure_of_copies(model: torch.nn.Module, plan: Plan, calls: tuple[ExampleCall, ...]) -> tuple[float, float]:
+    """How far a masked copy of the model is from the model itself when that is masked, and how far it may be. In their
+    own precision: for another, the tensors of the model would have to be converted."""
+    copy = zeroed(model, plan).eval()
+    copied = [_run(copy, call, None) for call in calls]
+    del copy
+    model.eval()
+    with masked(model, plan):
+        own = [_run(model, call, None) for call in calls]
+    kinds = {tensor.dtype for outputs in own for tensor in outputs if tensor.is_floating_point()}
+    allowed = max((TOLERANCE.get(kind, 1e-2) for kind in kinds), default=0.0)
+    return max(difference(*pair) for pair in zip(copied, own, strict=True)), allowed
 
 
 def _departure(model: Program, plan: Plan, calls: tuple[ExampleCall, ...]) -> float:
@@ -149,11 +175,28 @@ def convert(call: ExampleCall, dtype: torch.dtype | None) -> ExampleCall:
     return converted
 
 
-def _run(model: torch.nn.Module, call: ExampleCall, dtype: torch.dtype | None) -> list[torch.Tensor]:
+def _run(
+    model: torch.nn.Module, call: ExampleCall, dtype: torch.dtype | None, apart: Apart | None = None
+) -> list[torch.Tensor]:
     args, kwargs = convert(call, dtype)
     torch.manual_seed(0)  # what a model draws even in eval mode, it draws alike; `preserved` puts the state back
-    with torch.no_grad(), doubled() if dtype is torch.float64 else nullcontext():
+    random.seed(0)
+    np.random.seed(0)
+    with torch.no_grad(), doubled() if dtype is torch.float64 else nullcontext(), apart or nullcontext():
         return list(tensors_in(model(*args, **kwargs)))
+
+
+def _run_cut(small: torch.nn.Module, call: ExampleCall, dtype: torch.dtype | None, apart: Apart) -> list[torch.Tensor]:
+    try:
+        return _run(small, call, dtype, apart)
+    except Exception as cause:  # of the user's code
+        apart.check()
+        raise PlanError(
+            "The cut network does not run on the inputs that the model runs on: "
+            f"{type(cause).__qualname__}: {first_line(cause)}. Something in it may still have the dense size, such as "
+            "a tensor or a number that the model has made for itself: register it as a buffer, or make the search "
+            "space of the model as it is now."
+        ) from cause
 
 
 def difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 
 from niwaki.core.names import named_parameters
@@ -50,17 +53,37 @@ def zero_(model: torch.nn.Module, plan: Plan) -> None:
 def zero_out(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     """As `zeroed`, the model itself; for copies that are the caller's own."""
     plan, _ = to_do(model, plan)
-    parameters = dict(named_parameters(model))
-    directions = set(plan.directions)
     with torch.no_grad():
-        for name, dims in plan.tensors.items():
-            parameter = parameters.get(name)
-            if parameter is None:
-                continue
-            for dim, kept in dims.items():
-                if (name, dim) in directions:
-                    continue
-                removed = torch.ones(parameter.shape[dim], dtype=torch.bool, device=parameter.device)
-                removed[list(kept)] = False
-                parameter.index_fill_(dim, removed.nonzero().flatten(), 0)
+        _fill(dict(named_parameters(model)), plan)
     return model
+
+
+@contextmanager
+def masked(model: torch.nn.Module, plan: Plan) -> Iterator[None]:
+    """Inside, ``model`` itself is what `zeroed` makes of a copy of it. Its parameters are lent other memory: what they
+    hold is not written to, and graphs that were recorded before stay valid."""
+    plan, _ = to_do(model, plan)
+    lent = {name: (parameter, parameter.data) for name, parameter in named_parameters(model) if name in plan.tensors}
+    try:
+        for parameter, data in lent.values():
+            parameter.data = data.clone()
+        _fill({name: parameter.data for name, (parameter, _) in lent.items()}, plan)
+        yield
+    finally:
+        for parameter, data in lent.values():
+            parameter.data = data
+
+
+def _fill(parameters: Mapping[str, torch.Tensor], plan: Plan) -> None:
+    """Set what ``plan`` removes to zero."""
+    directions = set(plan.directions)
+    for name, dims in plan.tensors.items():
+        parameter = parameters.get(name)
+        if parameter is None:
+            continue
+        for dim, kept in dims.items():
+            if (name, dim) in directions:
+                continue
+            removed = torch.ones(parameter.shape[dim], dtype=torch.bool, device=parameter.device)
+            removed[list(kept)] = False
+            parameter.index_fill_(dim, removed.nonzero().flatten(), 0)
