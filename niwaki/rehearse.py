@@ -22,8 +22,8 @@ from niwaki.errors import PlanError, TraceError, first_line
 from niwaki.rules.views import STRIDING
 from niwaki.solve.build import Builder
 from niwaki.solve.facts import Facts
-from niwaki.surgery.cut import cut_empty
-from niwaki.trace.graph import Graph, Node, Ref, Run
+from niwaki.surgery.cut import cut_empty, duplicate
+from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
 from niwaki.trace.structures import ExampleCall
 from niwaki.trace.tracer import trace
 
@@ -36,7 +36,7 @@ def rehearsed(graph: Graph, facts: Facts, builder: Builder, calls: Sequence[Exam
     """Pin in ``builder`` what does not survive a random plan; returns notes about what could not be mended."""
     rng = np.random.default_rng(0)
     failure = f"it still fails after {_ATTEMPTS} attempts"
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         if not len(builder.units):
             return []
         space = builder.space()
@@ -48,6 +48,13 @@ def rehearsed(graph: Graph, facts: Facts, builder: Builder, calls: Sequence[Exam
         problem = _rehearse(cut_empty(space.model, plan), graph, facts, builder, calls, keep)
         if problem is None:
             return []
+        copying = _fault_of_copying(space.model, graph, facts, builder, calls) if not attempt else None
+        if copying is not None:
+            builder.pin_everything(f"a copy of the model is another network: {copying}")
+            return [
+                "A copy of the model computes something else than the model, and niwaki cuts a copy, so everything is "
+                f"pinned: {copying}. An identity (`is`, `id`), a global name or a registry may tell the two apart."
+            ]
         if not problem.pin(builder):
             failure = problem.text
             break
@@ -69,6 +76,27 @@ class _Problem:
             if builder.pin_axes(touched.axes, text, touched.node.location):
                 return True
         return False
+
+    def __str__(self) -> str:
+        node = self._facts.touched[min(self._index, len(self._facts.touched) - 1)].node
+        return f"{node.operator} at {node.location} {self.text}"
+
+
+def _fault_of_copying(
+    model: torch.nn.Module, graph: Graph, facts: Facts, builder: Builder, calls: Sequence[ExampleCall]
+) -> _Problem | None:
+    """What is wrong already with a copy that nothing was cut from, if it is not so with the model itself when that runs
+    again. The copy has the memory of the model's parameters, and takes none of its own."""
+    lent: dict[int, object] = {
+        id(parameter): torch.nn.Parameter(parameter.detach(), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    lent |= {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
+    everything = np.ones(len(builder.units), dtype=bool)
+    problem = _rehearse(duplicate(model, lent), graph, facts, builder, calls, everything)
+    if problem is None or _rehearse(model, graph, facts, builder, calls, everything) is not None:
+        return None
+    return problem
 
 
 def _rehearse(
@@ -142,6 +170,9 @@ def _compare(
         odd = next((pair for pair in zip(given, instead, strict=True) if not _same(*pair, resized)), None)
         if odd is not None:
             return _Problem(facts, start + index, _difference(*odd))
+        reads, instead = _reads(node, graph), _reads(other, tried)
+        if reads != instead:
+            return _Problem(facts, start + index, f"reads {_listed(instead)} instead of {_listed(reads)}")
         for before, after in zip(node.outputs, other.outputs, strict=True):
             if before is None or after is None:
                 continue
@@ -192,6 +223,16 @@ _PRODUCTS = {
     torch.ops.aten.addmm: ("product", "aten.add"),
     torch.ops.aten.baddbmm: ("product", "aten.add"),
 }
+
+
+def _reads(node: Node, graph: Graph) -> list[str]:
+    """The parameters and buffers among the arguments, by name."""
+    values = [graph.values[number] for number in node.inputs()]
+    return [value.name for value in values if value.origin in (Origin.PARAMETER, Origin.BUFFER)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "no parameter of its own"
 
 
 def _constants(node: Node, graph: Graph) -> list[Any]:

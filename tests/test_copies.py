@@ -409,3 +409,97 @@ def test_features_kept_after_a_training_step(holder: Callable[[Tensor], Any]) ->
     assert niwaki.search_space(net, x).num_units == 12
     assert net.kept is kept
     net(x).sum().backward()
+
+
+class Key:
+    """An object that is known elsewhere by its identity alone."""
+
+
+KNOWN: set[int] = set()
+
+
+class ByIdentity(Net):
+    def forward(self, x: Tensor) -> Any:
+        y = self.up(x)
+        return self.down(y.relu() if id(self.key) in KNOWN else y.tanh())
+
+    def recognise(self) -> ByIdentity:
+        self.key: Any = Key()
+        KNOWN.add(id(self.key))
+        return self
+
+
+class ByClass(Net):
+    layers: Any = None
+
+    def forward(self, x: Tensor) -> Any:
+        return self.down((self.up if self.layers is None else self.layers[0])(x).relu())
+
+    def recognise(self) -> ByClass:
+        type(self).layers = [self.up]
+        return self
+
+    through = forward
+
+
+class ScaledByClass(Net):
+    """Nothing of what its class holds gets smaller: only the identity of the tensor tells."""
+
+    scales: Any = None
+
+    def recognise(self) -> ScaledByClass:
+        self.scale = nn.Parameter(torch.ones((), device=self.up.weight.device))
+        type(self).scales = [self.scale]
+        return self
+
+    def forward(self, x: Tensor) -> Any:
+        return self.down(self.up(x).relu()) * self.scales[0]
+
+
+@pytest.fixture
+def forgotten() -> Any:
+    yield
+    ByClass.layers = ScaledByClass.scales = None
+    KNOWN.clear()
+
+
+@pytest.mark.parametrize("kind", [ByIdentity, ByClass, ScaledByClass])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_space_says_that_a_copy_is_another_network(kind: Any, device: str, forgotten: None) -> None:
+    net = kind(closure).to(device).recognise()
+    space = niwaki.search_space(net, torch.randn(5, 8, device=device))
+    assert not space.groups
+    assert [note for note in space.notes if "A copy of the model computes something else than the model" in note]
+    assert any(f"{__file__}:" in pin.reason for pin in space.pins)
+
+
+def test_check_compares_with_the_model_itself(forgotten: None) -> None:
+    net, x = ByIdentity(closure), torch.randn(5, 8)
+    net.key = None
+    _, plan = half(net, x)
+    weights = [parameter.detach().clone() for parameter in net.parameters()]
+    assert niwaki.check(net, plan, x).holds
+    net.recognise()
+    outcome = niwaki.check(net, plan, x)
+    assert not outcome.holds
+    assert "a copy, which computes something else than the model" in str(outcome)
+    assert all(map(torch.equal, weights, net.parameters())) and net.training
+
+
+def test_check_says_that_a_copy_computes_with_the_weights_of_the_model(forgotten: None) -> None:
+    """Also where that changes nothing, since what was removed is zero already."""
+    net, x = ByClass(closure), torch.randn(5, 8)
+    _, plan = half(net, x)
+    niwaki.zero_(net, plan)
+    assert niwaki.check(net, plan, x).holds
+    net.recognise()
+    with pytest.raises(PlanError, match=r"A copy of the model computes with 'up.weight' of the model itself"):
+        niwaki.check(net, plan, x)
+
+
+def test_a_graph_recorded_before_a_check_is_still_good() -> None:
+    net, x = Net(closure), torch.randn(5, 8)
+    _, plan = half(net, x)
+    loss = net(x).square().sum()
+    assert niwaki.check(net, plan, x).holds
+    loss.backward()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -174,25 +173,48 @@ def test_a_model_without_an_output_is_refused() -> None:
         niwaki.search_space(Net(4, 3), torch.randn(2, 4))
 
 
-class Elsewhere(nn.Module):
-    """Reads one width through a list that its class keeps and a copy shares, behind a norm without an epsilon."""
-
-    readers: ClassVar[list[nn.Module]] = []
+class BehindANorm(nn.Module):
+    """A number that escapes behind a norm without an epsilon, and two groups beside it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm, self.third = nn.Linear(4, 6), nn.RMSNorm(6), nn.Linear(5, 3)
+        self.first, self.norm = nn.Linear(4, 6), nn.RMSNorm(6)
+        self.second, self.third = nn.Linear(6, 5), nn.Linear(5, 3)
         self.beside = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3))
-        self.second = nn.Linear(6, 5)
-        self.readers[:] = [self.second]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.third(self.readers[0](self.norm(self.first(x))).relu()) + self.beside(x)
+        y = self.norm(self.first(x))
+        return self.third(self.second(y * torch.tensor(2.0 * y.shape[1])).relu()) + self.beside(x)
 
 
 def test_a_norm_without_an_epsilon_whose_width_was_pinned() -> None:
-    """The rehearsal after the one that failed finds None where it looks for the epsilon; and it fails as well."""
-    space = niwaki.search_space(Elsewhere(), torch.randn(5, 4))
+    """The rehearsal after the one that failed finds None where it looks for the epsilon."""
+    space = niwaki.search_space(BehindANorm(), torch.randn(5, 4))
+    assert {group.name for group in space.groups} == {"second", "beside.0"} and not space.notes
+    assert any(pin.parameter == "first.weight" and "after a cut" in pin.reason for pin in space.pins)
+
+
+class Exhausted(nn.Module):
+    """Runs so often and then no more, whichever copy of it is called."""
+
+    left = 1000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not Exhausted.left:
+            raise ValueError("exhausted")
+        Exhausted.left -= 1
+        return self.body(x)
+
+
+def test_everything_is_pinned_where_nothing_can_be_blamed() -> None:
+    """Not even the copy, as the model itself does not run any more either."""
+    niwaki.search_space(Exhausted(), torch.randn(5, 4), rehearse=False)
+    Exhausted.left = 1000 - Exhausted.left
+    space = niwaki.search_space(Exhausted(), torch.randn(5, 4))
     assert not space.groups
     assert any("niwaki could not tell what to pin, so everything is pinned" in note for note in space.notes)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from niwaki.core.names import named_buffers, named_parameters
 from niwaki.errors import PlanError
 
 
@@ -23,7 +24,7 @@ class Apart(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        tensors = (*model.named_parameters(), *model.named_buffers())
+        tensors = (*named_parameters(model), *named_buffers(model))
         self._names = {key: name for name, tensor in tensors if (key := _memory(tensor)) is not None}
         self._kept = [tensor for _, tensor in tensors]
         self.found: tuple[str, str] | None = None
