@@ -1,5 +1,6 @@
 """niwaki trains any PyTorch network once and hands back a smaller one that computes the same thing."""
 
+import niwaki.huggingface as _huggingface  # noqa: F401 - registers what it knows of models
 from niwaki.budget import Budget
 from niwaki.choosing import choose
 from niwaki.core.plan import Plan

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from niwaki.collector import without_collector
+from niwaki.core.integrations import registered
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.errors import UnknownName, first_line
@@ -55,7 +56,9 @@ def search_space(
             the source too. Such a plan is for ``niwaki.cut(..., as_graph=True)``. The program is that of eval mode, of
             one call and of its shapes.
         layout: ``uniform`` ties groups that are alike (of one size, with the same part in modules of one class). They
-            keep equally many units, each its own, as a configuration with one number for all layers wants it.
+            keep equally many units, each its own, as a configuration with one number for all layers wants it; and only
+            numbers of units can be chosen that the configuration of a model niwaki knows accepts (`niwaki.huggingface`:
+            a hidden width that is a multiple of the number of heads).
 
     The model is left exactly as it was, also after an error. The space refers to the model and owns no weights.
 
@@ -103,8 +106,9 @@ def search_space(
         notes.append("This is the space of an exported program: what other inputs or train mode would do is not in it.")
     if rehearse:
         notes += rehearsed(graph, facts, builder, calls)
-    space = builder.space(notes)
-    return uniform(space) if layout == "uniform" else space
+    if layout != "uniform":
+        return builder.space(notes)
+    return uniform(builder.space(notes, [rule for known in registered() for rule in known.multiples(model)]))
 
 
 def _unseen(graph: Graph, facts: Facts) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -85,6 +86,16 @@ class Counts:
         varies[self.axis[(self.units < self.num_units).any(axis=1)]] = True
         varies[self.runs.axis] = True
         return varies
+
+    def depending(self, axes: Collection[int]) -> NDArray[np.bool_]:
+        """Which units [num_units] some axes depend on."""
+        some = np.zeros(self.num_axes, dtype=bool)
+        some[list(axes)] = True
+        which = np.zeros(self.num_units + 1, dtype=bool)
+        which[self.units[some[self.axis]]] = True
+        for run in np.flatnonzero(some[self.runs.axis]).tolist():
+            which[self.runs.first[run] : self.runs.end[run]] = True
+        return which[:-1]
 
     def slopes(self, gates: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
         """The derivative of each axis count by each unit gate, as (axis, unit, value) triplets."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +167,28 @@ class Numbers:
 
     equations: tuple[Equation, ...]
     deciding: Mapping[Attribute, int]
+
+    def axes_of(self, equations: Collection[int]) -> set[int]:
+        """The axes that some equations depend on, through attributes too."""
+        axes: set[int] = set()
+        for index in self.reached(equations):
+            equation = self.equations[index]
+            counted = (leaf.axis for leaf in leaves(equation.expression) if isinstance(leaf, Count))
+            axes.update(axis for axis in (equation.axis, *counted) if isinstance(axis, int))
+        return axes
+
+    def reached(self, equations: Collection[int]) -> set[int]:
+        """Some equations, and those that decide their attributes, and so on."""
+        seen: set[int] = set()
+        waiting = list(equations)
+        while waiting:
+            index = waiting.pop()
+            if index not in seen:
+                seen.add(index)
+                inside = leaves(self.equations[index].expression)
+                attributes = (leaf for leaf in inside if isinstance(leaf, Attribute))
+                waiting += [self.deciding[attribute] for attribute in attributes if attribute in self.deciding]
+        return seen
 
     def solve(self, counts: FloatArray) -> tuple[dict[Attribute, int], list[int]]:
         """New values of the attributes for the surviving ``counts``, and the equations that then fail."""

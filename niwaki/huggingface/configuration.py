@@ -13,7 +13,7 @@ from torch import Tensor
 
 from niwaki.core.names import named_modules, state_of_model
 from niwaki.errors import FileFormatError
-from niwaki.huggingface.families import Family, Size
+from niwaki.huggingface.families import FAMILIES, Family, Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,10 +26,9 @@ def described(small: PreTrainedModel, family: Family) -> tuple[Any, dict[str, Te
         FileFormatError: there is none.
     """
     config, state = copy.deepcopy(small.config), dict(state_of_model(small))
-    head = None
+    head = head_of(small, family)
     if family.head is not None:
         name, attribute = family.head
-        head = next((m.__dict__[attribute] for m in small.modules() if attribute in m.__dict__), None)
         if head is None:
             raise unsaid(f"no attention module says how large a head is ({attribute!r})")
         setattr(config, name, head)
@@ -52,6 +51,28 @@ def described(small: PreTrainedModel, family: Family) -> tuple[Any, dict[str, Te
     if family.epsilon is not None:
         setattr(config, family.epsilon, _epsilon(small, family, state))
     return config, state
+
+
+def head_of(model: PreTrainedModel, family: Family) -> int | None:
+    """How many positions a head has, as the attention modules say."""
+    if family.head is None:
+        return None
+    return next((m.__dict__[family.head[1]] for m in model.modules() if family.head[1] in m.__dict__), None)
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """What the configuration of ``model`` can say.
+
+    Raises:
+        FileFormatError: niwaki does not know.
+    """
+    kind = model.config.model_type
+    if kind not in FAMILIES:
+        raise unsaid(
+            f"niwaki does not know which numbers of a {kind!r} configuration follow the cut (it knows "
+            f"{', '.join(sorted(FAMILIES))}; niwaki.huggingface.FAMILIES takes more)"
+        )
+    return FAMILIES[kind]
 
 
 def _sizes(state: Mapping[str, Tensor], size: Size, head: int | None) -> dict[str, int]:
@@ -121,7 +142,8 @@ def built_from(small: PreTrainedModel, config: Any, state: Mapping[str, Tensor])
         with torch.device("meta"):
             built = type(small)(config)
     except Exception as cause:
-        raise unsaid(f"a model cannot be built from the configuration ({type(cause).__qualname__}: {cause})") from cause
+        told = " ".join(str(cause).split())
+        raise unsaid(f"a model cannot be built from the configuration ({type(cause).__qualname__}: {told})") from cause
     there = state_of_model(built)
     for name in (*state, *there):
         here, instead = (list(tensors[name].shape) if name in tensors else "none" for tensors in (state, there))
@@ -141,8 +163,21 @@ def built_from(small: PreTrainedModel, config: Any, state: Mapping[str, Tensor])
     return built
 
 
-def unsaid(why: str) -> FileFormatError:
-    return FileFormatError(
+class Unsaid(FileFormatError):
+    """No configuration says a network; ``why`` not."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message, why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def unsaid(why: str) -> Unsaid:
+    return Unsaid(
         f"No ordinary configuration says this network: {why}. Cut with a plan of niwaki.search_space(..., "
-        "layout='uniform') and keep what a configuration cannot say (`ignored=`), or use niwaki.save and niwaki.load."
+        "layout='uniform') and keep what a configuration cannot say: print(niwaki.huggingface.can_save(space)) tells, "
+        "before a training, what to pass as `ignored=`. Or use niwaki.save and niwaki.load.",
+        why,
     )

@@ -21,12 +21,14 @@ class Size:
 class Family:
     """What the configuration of a family says. ``head``: its name for the head size, and the attention modules' own.
     ``epsilon``: its name for the epsilon of all norms. ``scaled``: norms that read one projection alone, by its name:
-    they may have another epsilon, for the projection can be scaled instead."""
+    they may have another epsilon, for the projection can be scaled instead. ``multiples``: pairs of names; where the
+    configuration checks that (not all of a family do), the first is a multiple of the second."""
 
     sizes: tuple[Size, ...]
     head: tuple[str, str] | None = None
     epsilon: str | None = None
     scaled: Mapping[str, str] = field(default_factory=dict)
+    multiples: tuple[tuple[str, str], ...] = ()
 
 
 _LAYER = r".*\blayers\.(\d+)\..*"
@@ -40,6 +42,7 @@ _DECODER = Family(
     head=("head_dim", "head_dim"),
     epsilon="rms_norm_eps",
     scaled={"q_norm": "q_proj", "k_norm": "k_proj"},
+    multiples=(("hidden_size", "num_attention_heads"),),
 )
 _T5 = Family(
     sizes=(

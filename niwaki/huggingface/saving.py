@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 
 from niwaki.errors import FileFormatError
 from niwaki.files import flush_directory, flush_file
-from niwaki.huggingface.configuration import built_from, described, unsaid
-from niwaki.huggingface.families import FAMILIES
+from niwaki.huggingface.configuration import built_from, described, family_of, unsaid
 from niwaki.trace.structures import tensors_in
 from niwaki.trace.tracer import example_calls
 
@@ -42,17 +41,12 @@ def save_pretrained(small: PreTrainedModel, directory: str | os.PathLike[str], e
     Example::
 
         space = niwaki.search_space(model, {"input_ids": tokens}, layout="uniform")
+        assert can_save(space), can_save(space)  # before the training
         plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(params=0.5))
         save_pretrained(niwaki.cut(model, plan), "out/", {"input_ids": tokens})
         ...  # elsewhere: AutoModelForCausalLM.from_pretrained("out/")
     """
-    kind = small.config.model_type
-    if kind not in FAMILIES:
-        raise unsaid(
-            f"niwaki does not know which numbers of a {kind!r} configuration follow the cut (it knows "
-            f"{', '.join(sorted(FAMILIES))}; niwaki.huggingface.FAMILIES takes more)"
-        )
-    config, state = described(small, FAMILIES[kind])
+    config, state = described(small, family_of(small))
     built = built_from(small, config, state)
     target = Path(directory)
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -5,7 +5,8 @@ Units leave in the order of worth lost per cost saved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -13,9 +14,9 @@ import numpy as np
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Among
-from niwaki.selection.building import buildable
+from niwaki.selection.building import buildable, depending, failing
 from niwaki.selection.orders import Orders
-from niwaki.selection.pricing import costs, prices
+from niwaki.selection.pricing import costs, mixed, prices
 from niwaki.selection.queue import Queue
 from niwaki.selection.steps import Steps
 from niwaki.selection.worth import Worth
@@ -49,7 +50,14 @@ def select(
     worth = Worth(space, saliency, start, compare, weight)
     chooser = _Chooser(space, dict(limits), steps, worth, staying)
     best = chooser.tighten(chooser.refill(chooser.shrink(start), start), start)
-    return buildable(space, best, lambda keep: chooser.near(keep, start))
+    wrong = failing(space, best)
+    if not wrong:
+        return best
+    built = buildable(space, best, lambda keep, which: chooser.near(keep, start, which))
+    which = depending(space, wrong)
+    others = ~np.isin(chooser.block, chooser.block[which])  # which the sizes that failed have nothing to do with
+    filled = chooser.refill(built, start & others)
+    return built if failing(space, filled) else filled
 
 
 def next_step(
@@ -144,23 +152,33 @@ class _Chooser:
             keep, worth = best, most
         return keep
 
-    def near(self, keep: BoolArray, start: BoolArray) -> Iterator[BoolArray]:
-        """What differs from ``keep`` by a step back that fits under the limits, or by steps of one block that leave."""
-        price = prices(self.model, keep, self.limits)
-        back = self.orders.returning(keep, start, price)
-        for units in back.steps():
-            trial = keep.copy()
-            trial[units] = True
-            if not self._excess(trial):
-                yield trial
-        left: dict[int, BoolArray] = {}
-        for units in self.orders.leaving(
-            keep, {measure: self.dense[measure] for measure in self.limits}, price, None
-        ).steps():
-            block = int(self.block[units[0]])
-            left[block] = left.get(block, keep).copy()
-            left[block][units] = False
-            yield left[block]
+    def near(self, keep: BoolArray, start: BoolArray, which: BoolArray) -> Iterator[BoolArray]:
+        """What differs from ``keep`` by steps of one block that has units among ``which``, back or away, in the order
+        of the cost that they move; steps back only as far as they fit under the limits."""
+        everything = {measure: self.dense[measure] for measure in self.limits}
+        each = prices(self.model, keep, self.limits)
+        price = mixed(each, self.dense, everything)
+        steps: dict[int, list[IntArray]] = {}
+        for units in self.orders.leaving(keep, everything, each, None).steps():
+            steps.setdefault(int(self.block[units[0]]), []).append(units)
+        ways = []
+        for block in np.unique(self.block[which]).tolist():
+            ways += [self._back(keep, start & (self.block == block), price), _away(keep, steps.get(block, ()), price)]
+        return (trial for _, trial in heapq.merge(*ways, key=lambda way: way[0]))
+
+    def _back(self, keep: BoolArray, start: BoolArray, price: FloatArray) -> Iterator[tuple[float, BoolArray]]:
+        """Choices with one more step each time, with what they cost more."""
+        more = 0.0
+        while True:
+            queue = self.orders.returning(keep, start, prices(self.model, keep, self.limits))
+            if not len(queue):
+                return
+            keep = keep.copy()
+            keep[queue.first(1)] = True
+            if self._excess(keep):
+                return
+            more += float(price[queue.first(1)].sum())
+            yield more, keep
 
     def _excess(self, keep: BoolArray) -> dict[str, float]:
         """By how much the limits that are not met are exceeded."""
@@ -221,3 +239,13 @@ class _Chooser:
         trial = keep.copy()
         trial[units] = value
         return not self._excess(trial)
+
+
+def _away(keep: BoolArray, steps: Sequence[IntArray], price: FloatArray) -> Iterator[tuple[float, BoolArray]]:
+    """Choices with one step less each time, with what they save."""
+    less = 0.0
+    for units in steps:
+        keep = keep.copy()
+        keep[units] = False
+        less += float(price[units].sum())
+        yield less, keep

@@ -81,12 +81,15 @@ def leaving(space: SearchSpace, gone: BoolArray, steps: Steps) -> BoolArray:
             found[units[: reached[blocks[number]] * int(levels.step[number])]] = True
         return found
 
-    def fewer(keep: BoolArray) -> Iterator[BoolArray]:
+    def fewer(keep: BoolArray, which: BoolArray) -> Iterator[BoolArray]:
         now = {
             blocks[number]: int((~keep)[group.numbers].sum()) // int(levels.step[number])
             for number, group in enumerate(space.groups)
         }
-        lower = [[(block, at) for at in may[block][may[block] < top][::-1].tolist()] for block, top in now.items()]
+        touched = {blocks[number] for number, group in enumerate(space.groups) if which[group.numbers].any()}
+        lower = [
+            [(block, at) for at in may[block][may[block] < now[block]][::-1].tolist()] for block in sorted(touched)
+        ]
         for some in zip_longest(*lower):  # by one step each first
             yield from (~gone_at(now | {block: at}) for block, at in filter(None, some))
 

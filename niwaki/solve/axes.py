@@ -145,6 +145,7 @@ class Tables:
         ]
         self.macs = [(float(term.times), [table.number(axis) for axis in term.axes]) for term in facts.macs]
         ids = {int(block[0]): block[:, None] for block in facts.blocks if len(block)}
+        self.lengths: dict[tuple[str, int], int] = {}  # the axis of each dimension of a parameter
         self.params: list[tuple[float, list[int]]] = []
         self.memory: list[tuple[float, list[int]]] = []
         for value in graph.values:
@@ -156,6 +157,7 @@ class Tables:
             self.memory.append((float(value.dtype.itemsize), axes))
             if value.origin is Origin.PARAMETER:
                 self.params.append((1.0, axes))
+                self.lengths.update(((value.name, dim), axis) for dim, axis in enumerate(axes))
         self.activations = [
             (one, (float(one.bytes), [table.number(axis) for axis in one.axes])) for one in lifetimes(graph, facts)
         ]

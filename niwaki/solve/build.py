@@ -12,7 +12,9 @@ import torch
 
 from niwaki.core.cost import CostModel, Peaks, Terms, Work
 from niwaki.core.counts import IntArray
+from niwaki.core.integrations import Multiple
 from niwaki.core.location import Location
+from niwaki.core.numbers import Numbers
 from niwaki.core.plan import tensor_shapes
 from niwaki.core.repairs import Factor, Repairs, Scalar, ScalarRule, TensorRule
 from niwaki.core.space import Group, Pin, Place, SearchSpace, Slice, Tie
@@ -20,6 +22,7 @@ from niwaki.rules.axis import Axis
 from niwaki.solve.alike import understand_unseen
 from niwaki.solve.axes import Tables, pad
 from niwaki.solve.facts import Facts
+from niwaki.solve.required import required
 from niwaki.solve.sizes import settle
 from niwaki.solve.units import Units
 from niwaki.trace.graph import Graph, Origin
@@ -83,11 +86,15 @@ class Builder:
         self._numbers = settle(self.units, self._tables)
         self._space = None
 
-    def space(self, notes: Sequence[str] = ()) -> SearchSpace:
-        """The search space as it stands."""
+    def space(self, notes: Sequence[str] = (), multiples: Sequence[Multiple] = ()) -> SearchSpace:
+        """The search space as it stands, of plans only with which all ``multiples`` hold."""
         if self._space is None:
             self._space = self._made()
-        return replace(self._space, notes=tuple(notes)) if notes else self._space
+        space = replace(self._space, notes=tuple(notes)) if notes else self._space
+        wanted = tuple(required(multiples, self._tables.lengths, {s.name: s.shape for s in space.shapes}))
+        if not wanted:
+            return space
+        return replace(space, numbers=Numbers((*space.numbers.equations, *wanted), space.numbers.deciding))
 
     def _made(self) -> SearchSpace:
         units, tables = self.units, self._tables

@@ -55,30 +55,6 @@ def settle(units: Units, tables: Tables) -> Numbers:
             bound = set()
 
 
-def _involved(numbers: Numbers, equations: Collection[int]) -> set[int]:
-    """The axes that some equations depend on, through attributes too."""
-    axes: set[int] = set()
-    for index in _reached(numbers, equations):
-        equation = numbers.equations[index]
-        counted = (leaf.axis for leaf in leaves(equation.expression) if isinstance(leaf, Count))
-        axes.update(axis for axis in (equation.axis, *counted) if isinstance(axis, int))
-    return axes
-
-
-def _reached(numbers: Numbers, equations: Collection[int]) -> set[int]:
-    """Some equations, and those that decide their attributes, and so on."""
-    seen: set[int] = set()
-    waiting = list(equations)
-    while waiting:
-        index = waiting.pop()
-        if index not in seen:
-            seen.add(index)
-            inside = leaves(numbers.equations[index].expression)
-            attributes = (leaf for leaf in inside if isinstance(leaf, Attribute))
-            waiting += [numbers.deciding[attribute] for attribute in attributes if attribute in numbers.deciding]
-    return seen
-
-
 def _distinguish(units: Units, tables: Tables) -> None:
     """Only units that count alike in all claims may form a group: each part of a dimension then keeps a unit."""
     axes = {claim.axis for claim in tables.claims if claim.axis is not None}
@@ -105,7 +81,7 @@ def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
     taken = {group for rhythm in rhythms for group in rhythm.groups}
     alone: dict[int, list[int]] = {}  # group -> equations that it decides alone
     for index in chosen:
-        groups = slopes.groups_of(_involved(numbers, [index]))
+        groups = slopes.groups_of(numbers.axes_of([index]))
         if len(groups) == 1 and groups[0] not in taken:
             alone.setdefault(int(groups[0]), []).append(index)
     for group, equations in alone.items():
@@ -146,7 +122,7 @@ def _alone(numbers: Numbers, equations: Collection[int], slopes: _Slopes, group:
 
 def _hold(numbers: Numbers, equations: Collection[int], counts: FloatArray) -> bool:
     """Whether some equations hold for ``counts``."""
-    order = sorted(_reached(numbers, equations))
+    order = sorted(numbers.reached(equations))
     position = {index: new for new, index in enumerate(order)}
     deciding = {attribute: position[index] for attribute, index in numbers.deciding.items() if index in position}
     _, failing = Numbers(tuple(numbers.equations[index] for index in order), deciding).solve(counts)
@@ -303,7 +279,7 @@ def _pin_failing(units: Units, tables: Tables, failing: Sequence[int], numbers: 
         else:
             counted = {leaf.axis for leaf in leaves(equation.expression) if isinstance(leaf, Count)}
             axes = {axis for axis in counted if isinstance(axis, int) and varies[axis]}
-            axes = axes or _involved(numbers, [index])
+            axes = axes or numbers.axes_of([index])
         why = units.facts.reason(
             f"{equation.what} is computed as {equation.expression}, which cannot follow a cut"
             + _because(equation.expression, varies),

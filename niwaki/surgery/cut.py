@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from niwaki.core.copying import ModelCopier
+from niwaki.core.integrations import registered
 from niwaki.core.names import named_buffers, named_modules, named_parameters
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.objects import class_attribute
@@ -90,6 +91,8 @@ def cut_module(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     left, whole = to_do(model, plan)
     small = _carry_out(model, left, contents=True)
     remember(small, whole)
+    for integration in registered():
+        integration.after_cut(small, whole)
     return small
 
 

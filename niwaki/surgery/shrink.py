@@ -11,6 +11,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from niwaki.core.integrations import registered
 from niwaki.core.names import named_buffers, named_parameters
 from niwaki.core.plan import Plan, structure_hash, tensor_shapes
 from niwaki.core.repairs import Repair
@@ -92,6 +93,8 @@ def shrink(
     for module in (model, *copies):
         edit_numbers(module, left)
         remember(module, whole)
+        for integration in registered():
+            integration.after_cut(module, whole)
 
 
 def _check_alone() -> None:

@@ -1,0 +1,24 @@
+"""What the description of a model asks of its sizes, as equations that every plan has to fulfil."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from niwaki.core.integrations import Multiple
+from niwaki.core.location import Location
+from niwaki.core.numbers import Combination, Count, Equation, Literal
+
+
+def required(
+    multiples: Sequence[Multiple], lengths: Mapping[tuple[str, int], int], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[Equation]:
+    """One equation "the remainder stays 0" for each of ``multiples`` that the dense model itself fulfils; ``lengths``
+    are the axes of parameters' dimensions. Unlike the numbers in the model's code these never pin anything: there are
+    always numbers of units that fulfil them, all of them to begin with."""
+    for rule in multiples:
+        sizes = [shapes[name][dim] for name, dim in ((rule.tensor, rule.dim), (rule.of, rule.of_dim))]
+        if sizes[1] % rule.per or sizes[0] % (sizes[1] // rule.per):
+            continue
+        whole, part = Count(lengths[rule.tensor, rule.dim], sizes[0]), Count(lengths[rule.of, rule.of_dim], sizes[1])
+        number = Combination("//", part, Literal(rule.per), sizes[1] // rule.per)
+        yield Equation(Combination("%", whole, number, 0), None, rule.what, Location("the model's configuration", 0))
