@@ -80,15 +80,16 @@ def cut(
     check_kind(model, plan)
     left, whole = to_do(model, plan)
     warn_of_nonzero(model, left)
-    small = _carry_out(model, left, contents=True)
-    remember(small, whole)
-    return small
+    return _made(model, left, whole)
 
 
 def cut_module(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     """As `cut`, for callers to whom it does not matter whether what is removed is zero."""
     check_kind(model, plan)
-    left, whole = to_do(model, plan)
+    return _made(model, *to_do(model, plan))
+
+
+def _made(model: torch.nn.Module, left: Plan, whole: Plan) -> torch.nn.Module:
     small = _carry_out(model, left, contents=True)
     remember(small, whole)
     for integration in registered():
