@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 
 from niwaki.core.integrations import Multiple
+from niwaki.core.names import named_modules, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError
 from niwaki.huggingface.configuration import built_from, described, family_of, head_of
@@ -88,7 +89,7 @@ class Saving:
 def pretrained_in(model: torch.nn.Module) -> Iterator[tuple[str, PreTrainedModel]]:
     """The models of transformers in ``model``, not those inside of others; none if nobody has imported it."""
     outer: list[str] = []
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if is_pretrained(module) and not any(not other or path.startswith(f"{other}.") for other in outer):
             outer.append(path)
             yield path, module
@@ -110,7 +111,7 @@ def follow(model: PreTrainedModel) -> None:
     config, state = described(model, family)
     if family.epsilon is not None:
         epsilon = getattr(config, family.epsilon)
-        for name, module in model.named_modules():
+        for name, module in named_modules(model):
             own = module.__dict__.get("variance_epsilon", epsilon)
             if not math.isclose(own, epsilon, rel_tol=1e-6):
                 raise FileFormatError(
@@ -128,7 +129,7 @@ def follow(model: PreTrainedModel) -> None:
 
 def _multiples(prefix: str, model: PreTrainedModel, family: Family) -> Iterator[Multiple]:
     sizes = {size.name: size for size in family.sizes}
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in named_parameters(model)]
     head = head_of(model, family) or 1
     for whole, part in family.multiples:
         found = [next((n for n in names if re.fullmatch(sizes[one].tensor, n)), None) for one in (whole, part)]

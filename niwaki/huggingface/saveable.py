@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from niwaki.core.names import module_at
 from niwaki.core.space import BoolArray, Group, SearchSpace, Tie, check_space
 from niwaki.criteria.isomorphic import classes_of
 from niwaki.huggingface.configuration import Unsaid, built_from, described, family_of
@@ -75,7 +76,7 @@ def can_save(space: SearchSpace) -> CanSave:
         assert can_save(space)
     """
     check_space(space)
-    model = space.model
+    model = module_at(space.model, "")
     if not is_pretrained(model):
         return CanSave(type(model).__qualname__, ("The model is not one of transformers.",))
     kind = str(model.config.model_type)
@@ -114,7 +115,7 @@ class _Trials:
             id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
             for parameter in space.model.parameters()
         }
-        self._model = duplicate(space.model, hollow)
+        self._model = duplicate(module_at(space.model, ""), hollow)
 
     def why(self, tie: Tie, least: int = 1) -> str | None:
         """Why no configuration says the network in which ``tie`` has lost the ``least`` steps that can be built; None
