@@ -160,7 +160,7 @@ def _compare(
         if position >= len(ours) or ours[position][1] != name:
             return _Problem(facts, start + index, "is replaced by another operator")
         other = tried.runs[0].nodes[ours[position][0]]
-        if other.operator is not node.operator:
+        if other.operator is not node.operator or facts.touched[start + index].aside:
             continue
         resized = facts.touched[start + index].resized
         given, instead = _constants(node, graph), _constants(other, tried)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Call, Label, mutant, nonnegative, rule, sample
+from niwaki.rules.registry import Call, Label, Refused, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 
@@ -93,6 +93,18 @@ def constant_like(call: Call) -> Label:
     return call.label(call["self"].axes)
 
 
+@rule(aten.new_empty_strided.default)
+def strided_like(call: Call) -> Label:
+    """Anything in the shape of another tensor, with other strides (flexible attention arranges its results so)."""
+    x: Label = call["self"]
+    if call["size"] != x.shape:
+        raise Refused("a tensor is made with strides of its own")
+    for expression, axis in zip(call.sizes(call["size"]), x.axes, strict=True):
+        call.size_is(expression, axis, "the size of a new tensor")
+    call.sizes(call["stride"], behind=len(x.axes))
+    return call.label(x.axes)
+
+
 @rule(
     aten.arange.default,
     aten.arange.start,
@@ -170,6 +182,17 @@ class _ReadOut(nn.Module):
         return self.a * 2 if self.a.square().sum().item() >= 0 else self.a
 
 
+class _Restrided(nn.Module):
+    """A parameter [4, 6] in other strides, of a size that an attribute says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.a = 6, nn.Parameter(torch.randn(4, 6))
+
+    def forward(self) -> torch.Tensor:
+        return self.a.new_empty_strided((4, self.n), (1, 4)).copy_(self.a)
+
+
 sample(zeros)(lambda: _Made(lambda n: torch.zeros(4, n)))
 sample(zeros)(lambda: _Made(lambda n: torch.zeros(n, dtype=torch.float64)))
 sample(constant)(lambda: _Made(lambda n: torch.ones(4, n)))
@@ -179,6 +202,8 @@ sample(zeros_like)(lambda: _Like(torch.zeros_like))
 sample(zeros_like)(lambda: _Like(lambda x: x.clone().zero_()))
 sample(constant_like)(lambda: _Like(torch.ones_like))
 sample(constant_like)(lambda: _Like(lambda x: x.clone().fill_(2.0)))
+sample(strided_like)(_Restrided)
+sample(strided_like)(lambda: _Like(lambda x: x.new_empty_strided(x.shape, (1, 4)).copy_(x + 1)))
 sample(counted)(lambda: _Made(lambda n: torch.arange(n) * 0.5))
 sample(read_out)(_ReadOut)
 
@@ -201,6 +226,13 @@ def _another_size(call: Call) -> Label:
 @mutant(constant)
 def _ones_are_zeros(call: Call) -> Label:
     return call.label(_sized(call, zero=True).axes, [True] * len(call["size"]))
+
+
+@mutant(strided_like)
+def _strided_by_itself(call: Call) -> Label:
+    for name in ("size", "stride"):
+        call.sizes(call[name])
+    return call.label([call.fresh(size) for size in call["size"]])
 
 
 @mutant(constant_like)

@@ -175,6 +175,12 @@ class Call(ABC):
         """The axis on which the entries of ``label`` are positions, if they are. The rule that asks knows what to do:
         nobody else sees to it that the axis stays whole."""
 
+    @property
+    def derives_sizes(self) -> bool:
+        """Whether sizes are computed from those of tensors: no function was called in Python, but autograd, or the body
+        of an operator that calls functions, is at work."""
+        return self.python.function is None
+
     def looked_up(self, axis: Axis, indices: Label, why: str) -> None:
         """Positions of ``axis`` are taken by the numbers in ``indices``. Only numbers that are known to be positions of
         the same axis will follow a cut; otherwise it is pinned, because ``why``."""

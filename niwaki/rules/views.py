@@ -32,6 +32,9 @@ def view(call: Call) -> Label:
         dim = call.python.numbers[0].value % len(x.axes)
         told = len(shape) - len(x.axes) + 1
         expressions = [None] * dim + call.sizes(shape[dim : dim + told], behind=1) + [None] * (len(shape) - dim - told)
+    elif call.python.function in REPEATING:  # which joins the copies itself
+        call.follows("size")
+        expressions = [None] * len(shape)
     else:
         expressions = call.sizes(call["size"])
     for expression, axis in zip(expressions, axes, strict=True):
@@ -86,6 +89,7 @@ def strided(call: Call) -> Label:
     return call.label(x.axes, x.zero, x.weight)
 
 
+REPEATING = (torch.repeat_interleave, torch.Tensor.repeat_interleave)
 STRIDING = (torch.as_strided_, torch.Tensor.as_strided_)
 
 
@@ -150,20 +154,26 @@ def squeeze(call: Call) -> Label:
 @homogeneous("self", whole=True)
 @rule(aten.expand.default)
 def expand(call: Call) -> Label:
-    """Dimensions of size 1 repeated: each copy may go on its own. Where nobody in Python called (autograd spreads the
-    gradient of a sum), the size is that of a tensor before."""
+    """Dimensions of size 1 repeated: each copy may go on its own."""
     x: Label = call["self"]
     shape = call.shapes[0]
     lead = len(shape) - len(x.axes)
-    expressions = call.sizes(call["size"])
-    seen = call.python.function is not None
+    if call.python.function in REPEATING:  # is told the number of copies alone, which may be another dimension's too
+        call.follows("size")
+        times = {size for size, axis in zip(shape, x.axes, strict=True) if axis.size != size} or {1}
+        expressions = [
+            call.number(size) if size in times and axis.size == 1 else None
+            for size, axis in zip(shape, x.axes, strict=True)
+        ]
+    else:
+        expressions = call.sizes(call["size"])
     axes, zero, uniform = [], [], []
     for dim, size in enumerate(shape):
         old = x.axes[dim - lead] if dim >= lead else None
         copied = size != 1 and (old is None or old.size != size)
         axis = call.fresh(size) if copied else old if old is not None else call.fixed(1)
         call.size_is(expressions[dim], axis, "a size given to expand")
-        if copied and expressions[dim] is None and seen:
+        if copied and expressions[dim] is None and not call.derives_sizes:
             call.pin(axis, "niwaki cannot see where this size comes from")
         axes.append(axis)
         zero.append(not copied and old is not None and x.zero[dim - lead])

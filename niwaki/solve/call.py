@@ -183,6 +183,7 @@ class GraphCall(Call):
         numbers = self.python.numbers
         self.resized.add(given)
         same = [position for position, number in enumerate(numbers) if number.value == given]
+        same = [position for position in same if not isinstance(numbers[position], Literal)] or same
         self.understood.update(same[-1:])
         return numbers[same[-1]] if same else Literal(given)
 

@@ -70,7 +70,8 @@ def label(
                 calls.remember(key, said)
             _assign(facts, graph, node, said.labels, scaling)
             changing = {checked[id(node.call)]} if id(node.call) in checked else set()
-            facts.touched.append(Touched(node, said.axes, said.resized | changing, said.rescaled))
+            aside = place in thrown_away and node.call.function is None
+            facts.touched.append(Touched(node, said.axes, said.resized | changing, said.rescaled, aside))
             used.setdefault(id(node.call), (node, set()))[1].update(said.understood)
         for node, understood in used.values():
             for position, number in enumerate(node.call.numbers):

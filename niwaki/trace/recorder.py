@@ -14,10 +14,10 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.core.location import Location
-from niwaki.core.numbers import Expression
+from niwaki.core.numbers import Expression, Literal
 from niwaki.trace.calls import CallMode
 from niwaki.trace.decisions import Decisions
-from niwaki.trace.graph import Frozen, Node, Origin, Ref, Run, Value
+from niwaki.trace.graph import Frozen, Node, Origin, PythonCall, Ref, Run, Value
 from niwaki.trace.hollow import Hollow
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.lines import Lines
@@ -225,9 +225,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _look_into(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operator that calls functions (`torch.cond`, flexible attention): what they call is recorded instead.
-        Here torch no longer takes operators apart that are composed of others."""
+        Here torch no longer takes operators apart that are composed of others. It computes sizes from those of tensors;
+        what the operator itself was given stays."""
         body = func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+        calls = self._calls
         outside, self._opened = self._opened, True
+        given, calls.current = calls.current, PythonCall(None)
+        for number in given.numbers:
+            if not isinstance(number, Literal):
+                self._freeze(number)
         try:
             with self:
                 if func is torch.ops.higher_order.cond:  # its own body wants nobody to watch
@@ -237,7 +243,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     raise NotImplementedError(f"niwaki cannot look into the operator {func}")
                 return body(*args, **kwargs)
         finally:
-            self._opened = outside
+            self._opened, calls.current = outside, given
 
     def _calculated(
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], given: Sequence[int]
