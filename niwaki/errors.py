@@ -54,5 +54,9 @@ class MethodError(NiwakiError):
     """A method, schedule or criterion that was given something it cannot work with."""
 
 
+class WeightsError(MethodError, RuntimeError):
+    """Weights loaded into a model that has shrunk since. A `RuntimeError` too, as torch raises where shapes differ."""
+
+
 class ShrinkError(NiwakiError):
     """Training state that cannot follow a network that shrinks in place."""

@@ -36,7 +36,8 @@ def zero_and_exact(model: nn.Module, method: Any, x: Tensor) -> None:
     assert check.holds and check.distance == 0
 
 
-def test_hugging_face_trainer_and_its_checkpoints(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shrink", [False, niwaki.Shrinking(cost=0.01)])
+def test_hugging_face_trainer_and_its_checkpoints(shrink: Any, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     load()
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -67,7 +68,7 @@ def test_hugging_face_trainer_and_its_checkpoints(tmp_path: Path) -> None:
         )
         trainer = Trainer(model, arguments, train_dataset=[{"input_ids": text, "labels": text} for text in texts])
         space = niwaki.search_space(model, {"input_ids": texts[0][None]})
-        method = niwaki.HESSO(space, trainer.create_optimizer(), niwaki.Budget(params=0.6), SCHEDULE)
+        method = niwaki.HESSO(space, trainer.create_optimizer(), niwaki.Budget(params=0.6), SCHEDULE, shrink=shrink)
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         return model, method
 
@@ -103,7 +104,37 @@ def test_accelerate_with_accumulated_gradients(precision: str, tmp_path: Path) -
     assert method.step == 32
 
 
-def test_lightning() -> None:
+def test_accelerate_resumes_a_model_that_shrank(tmp_path: Path) -> None:
+    """It loads the model first, whose weights wait for the optimizer's state."""
+    accelerate = pytest.importorskip("accelerate")
+
+    def run(first: int, last: int) -> tuple[nn.Module, Any]:
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        model, (x, y) = network(), images()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        space, shrink = niwaki.search_space(model, x[:1]), niwaki.Shrinking(cost=0.01)
+        method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.5), SCHEDULE, shrink=shrink)
+        accelerator = accelerate.Accelerator(cpu=True)
+        wrapped, stepper = accelerator.prepare(model, optimizer)
+        if first:
+            accelerator.load_state(str(tmp_path))
+        for step in range(first, last):
+            stepper.zero_grad()
+            accelerator.backward(nn.functional.cross_entropy(wrapped(x.roll(step, 0)), y.roll(step)))
+            stepper.step()
+            if step == 19 and not first:
+                accelerator.save_state(str(tmp_path))
+        return model, method
+
+    model, method = run(0, 32)
+    again, resumed = run(20, 32)
+    assert resumed.plan().kept == method.plan().kept
+    assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in network().parameters())
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shrink", [False, niwaki.Shrinking(cost=0.01)])
+def test_lightning(shrink: Any, tmp_path: Path) -> None:
     load()
     lightning = pytest.importorskip("lightning")
     x, y = images()
@@ -119,24 +150,34 @@ def test_lightning() -> None:
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
             return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+        def setup(self, stage: str) -> None:
+            self.to(self.trainer.strategy.root_device)
+            self.optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
             space = niwaki.search_space(self, x[:1])
-            self.method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.5), SCHEDULE)
-            return optimizer
+            self.method = niwaki.HESSO(space, self.optimizer, niwaki.Budget(macs=0.5), SCHEDULE, shrink=shrink)
 
-    module = Module()
-    trainer = lightning.Trainer(
-        max_steps=32,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8))
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return self.optimizer
+
+    def fit(steps: int, resume: Path | None = None) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        module = Module()
+        silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        checkpoints = {"enable_checkpointing": False, "default_root_dir": tmp_path}
+        trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", **silent, **checkpoints)
+        batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+        trainer.fit(module, batches, ckpt_path=resume)
+        return module, trainer
+
+    module, _ = fit(32)
     assert module.method.step == 32
     zero_and_exact(module, module.method, x[:1])
+    file = tmp_path / "half.ckpt"
+    fit(16)[1].save_checkpoint(file)
+    resumed, _ = fit(32, file)
+    assert resumed.method.step == 32 and resumed.method.done
+    zero_and_exact(resumed, resumed.method, x[:1])
+    assert not shrink or next(resumed.parameters()).shape[0] < 16
 
 
 def trained(rank: int, name: str, wrap: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, Any]:

@@ -19,7 +19,7 @@ from niwaki.core.zeroed import zeroed_by_method
 from niwaki.errors import MethodError, PlanError, ShrinkError
 from niwaki.methods.caveats import remainder
 from niwaki.methods.checks import check_parameters, damaged
-from niwaki.methods.loading import OrderOfLoading
+from niwaki.methods.loading import WeightLoading
 from niwaki.methods.optimizers import Nesting, StateHooks, check_optimizer, leave_trace, take_trace, warn_of_trace
 from niwaki.methods.progress import Progress
 from niwaki.methods.shrinking import Remains, Shrinking
@@ -69,11 +69,12 @@ class Method(ABC):
         warn_of_trace(self.label, self.optimizer)
         _attached[self.optimizer] = self.name
         eager: Callable[..., Any] = torch.compiler.disable  # where optimizer.step is compiled, the hooks are not
+        self._weights = WeightLoading(self.space.model, self.remains)
         self._handles = [
             self.optimizer.register_step_pre_hook(eager(self._pre_step)),
             self.optimizer.register_step_post_hook(eager(self._post_step)),
             StateHooks(self.optimizer, KEY, self._save, self._check_loaded, self._load),
-            OrderOfLoading(self.space.model),
+            self._weights,
         ]
 
     @final
@@ -93,7 +94,7 @@ class Method(ABC):
 
         Call it between two steps, after ``optimizer.step()``. `plan` goes on speaking of the dense network, which
         `niwaki.cut`, `niwaki.check` and `niwaki.save` understand. A checkpoint of a model that has been shrunk loads
-        into a dense one: first the optimizer, which shrinks it, then the model.
+        into a dense one, with its optimizer's state, in either order: the weights wait until that has shrunk the model.
 
         Args:
             ema: averaged copies of the model, besides those that the method was given.
@@ -193,6 +194,7 @@ class Method(ABC):
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._nesting.opens(optimizer):
             return
+        self._weights.refuse()
         self.closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         with torch.no_grad():
             self.before_step(self.step + 1)
@@ -261,7 +263,9 @@ class Method(ABC):
         try:
             if int(saved["step"]) < 0:
                 raise ValueError("its step is negative")
-            self.remains.check(saved.get("remains", Remains(self.space).data()))
+            remains = saved.get("remains", Remains(self.space).data())
+            self.remains.check(remains)
+            self._weights.check(remains["here"].cpu().numpy())
             self.check_state(saved["state"])
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             raise damaged(self.name, cause) from cause
@@ -275,6 +279,7 @@ class Method(ABC):
                 self.remains.restore(self._loading["remains"], () if self.shrinking is None else self.shrinking.ema)
                 self.rebuild()
             self.restore(self._loading["state"])
+            self._weights.complete()
             self._loading = None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from niwaki.core.reindex import reindex
+from niwaki.core.compose import difference
+from niwaki.core.plan import Plan, tensor_shapes
+from niwaki.core.reindex import reindex, smaller_shapes
 from niwaki.core.scalars import is_number
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.core.zeroed import zeroed_by_method
 from niwaki.criteria.registry import Criterion
 from niwaki.errors import MethodError
 from niwaki.methods.units import Units
@@ -74,6 +77,10 @@ class Remains:
         self._dense = space
         self.space = space
         self.here: BoolArray = np.ones(space.num_units, dtype=bool)
+        self.dims: dict[str, set[int]] = {}  # which dimensions of which tensors may get smaller
+        for place in space.places:
+            self.dims.setdefault(place.tensor, set()).add(place.dim)
+        self._past: list[BoolArray] = []  # what was here before each shrink
         self._idle = 0.0  # steps' worth of multiply-accumulates on zeros since the last shrink
         self._gone, self._share = 0, 0.0
 
@@ -98,8 +105,25 @@ class Remains:
         plan = self._dense.plan(~gone)
         left = reindex(self._dense, plan, shrunk=False)
         shrink(self._dense.model, plan, optimizer, ema)
+        self._past.append(self.here)
         self.space, self.here = left, ~gone
         self._idle, self._gone, self._share = 0.0, 0, 0.0
+
+    def shapes(self, here: BoolArray) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors of the model with the units ``here`` [num_units], by name."""
+        return {shape.name: shape.shape for shape in smaller_shapes(self._dense.plan(here))}
+
+    def when(self, shapes: Mapping[str, tuple[int, ...]]) -> BoolArray | None:
+        """Which units were there [num_units] when some tensors of the model had the ``shapes``; None if that is not
+        known, or if the model was shrunk by something else since."""
+        if {shape.name: shape.shape for shape in tensor_shapes(self._dense.model)} != self.shapes(self.here):
+            return None
+        return next((here for here in self._past if shapes.items() <= self.shapes(here).items()), None)
+
+    def since(self, there: BoolArray) -> Plan:
+        """What has been removed since the units ``there`` [num_units] were here, all of it at zero."""
+        whole = replace(self._dense.plan(self.here), zeroed_by_method=zeroed_by_method(self._dense, ~self.here))
+        return difference(self._dense.plan(there), whole)
 
     def data(self) -> dict[str, Any]:
         """For a checkpoint."""
