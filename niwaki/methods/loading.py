@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from niwaki.core.names import plain_name
 from niwaki.core.space import BoolArray
 from niwaki.errors import MethodError, WeightsError
 from niwaki.methods.shrinking import Remains
@@ -69,15 +70,16 @@ class WeightLoading:
 
     def _differs(self, shapes: Mapping[str, Shape]) -> str | None:
         """The first of the weights that wait whose shape is another."""
-        return next(
-            (name for name, value in self._waiting.items() if shapes.get(name, value.shape) != value.shape), None
-        )
+        for name, value in self._waiting.items():
+            if shapes.get(plain_name(name), value.shape) != value.shape:
+                return name
+        return None
 
     @torch.no_grad()
     def complete(self) -> None:
         """Load the weights that wait into the model, if it has their size by now."""
         here = dict(_tensors(self._model))
-        if self._differs({name: tensor.shape for name, tensor in here.items()}) is not None:
+        if self._differs({plain_name(name): tensor.shape for name, tensor in here.items()}) is not None:
             return
         for name, value in self._waiting.items():
             here[name].copy_(value)
@@ -146,7 +148,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _first_names(model: nn.Module) -> dict[str, str]:
     """The name that the search space knows a tensor by, for each of its names."""
     first: dict[Tensor, str] = {}
-    return {name: first.setdefault(tensor, name) for name, tensor in _tensors(model)}
+    return {name: first.setdefault(tensor, plain_name(name)) for name, tensor in _tensors(model)}
 
 
 def _adapt(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
