@@ -1,4 +1,4 @@
-"""Weights of another size than the model's: they wait for the optimizer's state, are cut as they load, or are refused."""
+"""Weights of another size than the model's: they wait for the optimizer's state, are cut as they load, or refused."""
 
 from __future__ import annotations
 
