@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,15 +17,17 @@ from niwaki.core.location import Location
 from niwaki.core.numbers import Numbers
 from niwaki.core.plan import tensor_shapes
 from niwaki.core.repairs import Factor, Repairs, Scalar, ScalarRule, TensorRule
-from niwaki.core.space import Group, Pin, Place, SearchSpace, Slice, Tie
+from niwaki.core.space import BoolArray, Group, Pin, Place, SearchSpace, Slice, Tie
 from niwaki.rules.axis import Axis
 from niwaki.solve.alike import understand_unseen
 from niwaki.solve.axes import Tables, pad
 from niwaki.solve.facts import Facts
 from niwaki.solve.required import required
-from niwaki.solve.sizes import settle
+from niwaki.solve.sizes import pin_unsolved, settle
 from niwaki.solve.units import Units
 from niwaki.trace.graph import Graph, Origin
+
+_PAIR = 2
 
 
 class Builder:
@@ -70,21 +72,86 @@ class Builder:
                 tensors[claim.target] = TensorRule(name, claim.shift, factors)
         return Repairs(tuple(tensors.values()), tuple(scalars.values()))
 
-    def pin_axes(self, axes: Iterable[Axis], text: str, location: Location | None) -> bool:
-        """Pin more; returns whether anything was still free."""
-        why = self.units.facts.reason(text, location)
-        found = [self.units.pin_axis(axis, why) for axis in axes]
-        if any(found):
-            self.units.regroup()
-            self._numbers = settle(self.units, self._tables)
-            self._space = None
-        return any(found)
+    def frees(self, axes: Iterable[Axis], pairs: bool = False) -> bool:
+        """Whether any unit on some axes can still leave (``pairs``: one of a group of two)."""
+        return any(bool(self._on(axis, pairs).any()) for axis in axes)
+
+    def groups_on(self, axes: Iterable[Axis]) -> set[int]:
+        """The numbers of the groups with units on some axes."""
+        found = [self.units.of_components(self.units.on(axis)).reshape(-1) for axis in axes if axis.free]
+        numbers = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
+        groups = np.searchsorted(self.units.starts, numbers[numbers < len(self.units)], side="right") - 1
+        return set(groups.tolist())
+
+    def pin_axes(self, blamed: Iterable[tuple[Iterable[Axis], str, Location | None]], pairs: bool = False) -> bool:
+        """Pin the units on axes, each time for the reason given (``pairs``: only those of groups of two); returns
+        whether any was free."""
+        found = False
+        for axes, text, location in blamed:
+            why = self.units.facts.reason(text, location)
+            for axis in axes:
+                found |= self.units.pin(self._on(axis, pairs), why)
+        if found:
+            self._settle()
+        return found
+
+    def pin_failing(self, keep: BoolArray) -> bool:
+        """Pin what the numbers in Python depend on that cannot follow the plan ``keep``; whether any of it was free."""
+        found = pin_unsolved(self.units, self._tables, keep)
+        if found:
+            self._settle()
+        return found
+
+    def hold_steps(self, key: Hashable, axes: Sequence[Axis], step: int, text: str, location: Location | None) -> bool:
+        """Let axes lose multiples of ``step`` positions until ``key`` is released; returns whether that asks for
+        anything new, and leaves something to lose."""
+        units = self.units
+        rows = [units.on(axis) for axis in axes if axis.free]
+        if not units.steps.hold(key, rows, step, units.facts.reason(text, location)):
+            return False
+        groups = sorted(self.groups_on(axes))
+        multiples = units.multiples()[groups]
+        if not ((multiples > 1) & (multiples < np.diff(units.starts)[groups])).any():
+            units.steps.release(key)
+            return False
+        self._settle()
+        return True
+
+    def release_steps(self, key: Hashable) -> None:
+        """Take back what `hold_steps` asked for."""
+        self.units.steps.release(key)
+        self._settle()
+
+    def pin_whole(self) -> None:
+        """Pin the units of groups that are too small to leave by the steps that they are held to."""
+        units = self.units
+        whole = [group for rhythm in units.rhythms if rhythm.most == 0 for group in rhythm.groups]
+        multiples = units.multiples()
+        for members in [units.members(group) for group in whole if multiples[group] > 1]:
+            units.pin(members, units.steps.why(int(members[0])))
+        if whole:
+            self._settle()
+
+    def _on(self, axis: Axis, pairs: bool) -> IntArray:
+        """The components of the units on an axis."""
+        if not axis.free:
+            return np.zeros(0, dtype=np.int64)
+        rows = self.units.on(axis).reshape(-1)
+        rows = rows[rows != 0]
+        if pairs:
+            group = np.searchsorted(self.units.starts, self.units.of_components(rows), side="right") - 1
+            rows = rows[np.diff(self.units.starts)[group] == _PAIR]
+        return np.asarray(rows, dtype=np.int64)
+
+    def _settle(self) -> None:
+        self.units.regroup()
+        self._numbers = settle(self.units, self._tables)
+        self._space = None
 
     def pin_everything(self, text: str) -> None:
         """Give up on all units."""
         self.units.pin_all(self.units.facts.reason(text, None))
-        self._numbers = settle(self.units, self._tables)
-        self._space = None
+        self._settle()
 
     def space(self, notes: Sequence[str] = (), multiples: Sequence[Multiple] = ()) -> SearchSpace:
         """The search space as it stands, of plans only with which all ``multiples`` hold."""

@@ -19,6 +19,7 @@ from niwaki.core.counts import Counts, FloatArray, IntArray
 from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, Literal, Numbers, leaves
 from niwaki.core.space import BoolArray
 from niwaki.solve.axes import Claim, Tables
+from niwaki.solve.masks import contrasts, random_keep
 from niwaki.solve.units import Rhythm, Units
 
 _TRIALS = 6
@@ -33,11 +34,13 @@ def settle(units: Units, tables: Tables) -> Numbers:
     _distinguish(units, tables)
     bound: set[int] = set()  # claims that hold only in a rhythm
     while True:
+        if units.steps and not units.rhythms:
+            _find_rhythms(units, tables, bound)
         counts = tables.counts(units)
         varies = counts.varies()
         numbers, claims = _equations(tables, varies)
         failing: set[int] = set()
-        trials = itertools.chain(units.contrasts(rng), (units.random_keep(rng) for _ in range(_TRIALS)))
+        trials = itertools.chain(contrasts(units, rng), (random_keep(units, rng) for _ in range(_TRIALS)))
         for number, keep in enumerate(trials, start=1):
             failing.update(numbers.solve(counts(keep.astype(np.float64)))[1])
             if failing and number >= _ENOUGH:  # the rest shows in the next round
@@ -53,6 +56,16 @@ def settle(units: Units, tables: Tables) -> Numbers:
                 return numbers
             units.regroup()
             bound = set()
+
+
+def pin_unsolved(units: Units, tables: Tables, keep: BoolArray) -> bool:
+    """Pin what the numbers in Python depend on that cannot follow the plan ``keep``; `Units.regroup` must follow.
+    Returns whether any of it was free."""
+    counts = tables.counts(units)
+    varies = counts.varies()
+    numbers, _ = _equations(tables, varies)
+    failing = numbers.solve(counts(keep.astype(np.float64)))[1]
+    return _pin_failing(units, tables, failing, numbers, varies)
 
 
 def _distinguish(units: Units, tables: Tables) -> None:
@@ -87,22 +100,30 @@ def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
     for group, equations in alone.items():
         rhythm = _alone(numbers, equations, slopes, group, int(units.starts[group + 1] - units.starts[group]))
         rhythms += [] if rhythm is None else [rhythm]
-    units.rhythms = tuple(_in_steps(rhythms, [slopes.remainder(index) for index in chosen], np.diff(units.starts)))
+    claimed = [slopes.remainder(index) for index in chosen]
+    units.rhythms = tuple(_in_steps(rhythms, claimed, units.multiples(), np.diff(units.starts)))
 
 
 def _in_steps(
-    rhythms: Sequence[Rhythm], remainders: Sequence[tuple[FloatArray, int] | None], sizes: IntArray
+    rhythms: Sequence[Rhythm],
+    remainders: Sequence[tuple[FloatArray, int] | None],
+    multiples: IntArray,
+    sizes: IntArray,
 ) -> list[Rhythm]:
-    """Lengthen the steps so that what must stay a multiple does: per unit lost of each group it loses so much."""
+    """Lengthen the steps so that what must stay a multiple does: per unit lost of each group it loses so much. Groups
+    that lose ``multiples`` of units stay whole where they are too small for that."""
     in_rhythm = {group for rhythm in rhythms for group in rhythm.groups}
     others = {group for slope, _ in filter(None, remainders) for group in np.flatnonzero(slope).tolist()} - in_rhythm
+    others |= set(np.flatnonzero(multiples > 1).tolist()) - in_rhythm
     lengthened = []
     for rhythm in [*rhythms, *(Rhythm((group,), (1,), int(sizes[group]) - 1) for group in sorted(others))]:
         step, times = np.array(rhythm.steps), 1
         for slope, modulus in filter(None, remainders):
             lost = round(float(slope[list(rhythm.groups)] @ step)) * times
             times *= modulus // gcd(modulus, lost)
-        if rhythm.most >= times:
+        held = multiples[list(rhythm.groups)]
+        times = lcm(times, *(held // np.gcd(held, step)).tolist())
+        if rhythm.most >= times or (held > 1).any():
             lengthened.append(Rhythm(rhythm.groups, tuple((step * times).tolist()), rhythm.most // times))
     return lengthened
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from niwaki.core.space import BoolArray
 from niwaki.rules.axis import Axis
 from niwaki.solve.equations import Components, solve
 from niwaki.solve.facts import Facts
+from niwaki.solve.steps import Steps
 from niwaki.trace.graph import Graph, Origin, Value
 
 _INNER = "it is the inner factor of a product whose outer factor (a head, a group) can be removed whole"
@@ -56,6 +57,7 @@ class Units:
         self._finer: tuple[IntArray, IntArray, IntArray] = (none[:, None], none, none)
         self.spots = self._find_spots()
         self.rhythms: tuple[Rhythm, ...] = ()
+        self.steps = Steps(self.solution.size)
         self.regroup()
         if not inner and self._hold_inner():
             self.regroup()
@@ -160,6 +162,22 @@ class Units:
         components = self.active(self.solution.canonical(axis.ids)).reshape(-1)
         return self.pin(components[self._number[components] < len(self)], why)
 
+    def on(self, axis: Axis) -> IntArray:
+        """The components [n, K] of the positions of an axis that are units, 0 for all others."""
+        rows = self.active(self.solution.canonical(axis.ids))
+        return np.where(self._number[rows] < len(self), rows, 0)
+
+    def multiples(self) -> IntArray:
+        """The number of units [groups] of which each group loses a multiple, as ``steps`` say."""
+        if not len(self):
+            return np.zeros(0, dtype=np.int64)
+        multiples: IntArray = np.lcm.reduceat(self.steps.multiple[self._units], self._starts[:-1])
+        return multiples
+
+    def members(self, group: int) -> IntArray:
+        """The components that are the units of a group."""
+        return self._units[self._starts[group] : self._starts[group + 1]]
+
     def pin_all(self, why: int) -> None:
         """Give up on every unit."""
         self.pin(self._units, why)
@@ -170,54 +188,6 @@ class Units:
         there) are not alike."""
         self._finer = rows, place, times
         self.regroup()
-
-    def random_keep(self, rng: np.random.Generator, least: int = 1, share: float = 1.0, odd: bool = False) -> BoolArray:
-        """A random mask of units that keeps at least one of every group, or ``least`` where there are more, at most
-        ``share`` of it, and respects the rhythms. ``odd``: where possible an odd number, which nothing divides."""
-        sizes = np.diff(self._starts)
-        low = np.minimum(least, sizes - 1)
-        kept = rng.integers(low, np.maximum(low, (sizes * share).astype(np.int64)) + 1)
-        if odd:
-            kept = np.where(kept | 1 < sizes, kept | 1, kept)
-        for rhythm in self.rhythms:
-            times = int(rng.integers(int(rhythm.most * (1 - share)), rhythm.most + 1))
-            for group, step in zip(rhythm.groups, rhythm.steps, strict=True):
-                kept[group] = sizes[group] - times * step
-        return self._keep(kept, self._order(rng))
-
-    def contrasts(self, rng: np.random.Generator) -> Iterator[BoolArray]:
-        """A few masks among which, for any two groups that are in no rhythm, there is one that leaves the first its
-        least and the second whole: small groups would escape a purely random choice now and then."""
-        sizes, least = np.diff(self._starts), self._least()
-        mover = np.arange(len(sizes))
-        for rhythm in self.rhythms:
-            mover[list(rhythm.groups)] = rhythm.groups[0]
-        order = self._order(rng)
-        for bit in range(max(1, len(sizes).bit_length())):
-            small = (mover >> bit) & 1 == 1
-            yield self._keep(np.where(small, least, sizes), order)
-            yield self._keep(np.where(small, sizes, least), order)
-
-    def _least(self) -> IntArray:
-        sizes = np.diff(self._starts)
-        kept: IntArray = np.ones_like(sizes)
-        for rhythm in self.rhythms:
-            groups = np.array(rhythm.groups)
-            kept[groups] = sizes[groups] - rhythm.most * np.array(rhythm.steps)
-        return kept
-
-    def _order(self, rng: np.random.Generator) -> IntArray:
-        """The units of each group in a random order."""
-        group = np.repeat(np.arange(len(self._starts) - 1), np.diff(self._starts))
-        order: IntArray = np.argsort(group + rng.random(len(self)))
-        return order
-
-    def _keep(self, kept: IntArray, order: IntArray) -> BoolArray:
-        """The mask of the first so many units of each group."""
-        rank = np.arange(len(self)) - np.repeat(self._starts[:-1], np.diff(self._starts))
-        keep = np.zeros(len(self), dtype=bool)
-        keep[order[rank < np.repeat(kept, np.diff(self._starts))]] = True
-        return keep
 
     def survivors(self, axis: Axis, keep: BoolArray) -> BoolArray:
         """Which positions of an axis survive a mask of units."""

@@ -22,6 +22,7 @@ from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Call, Label, Rule, Sample, Scale
 from niwaki.solve.build import Builder
 from niwaki.solve.label import label
+from niwaki.solve.masks import random_keep
 from niwaki.surgery.cut import cut
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.graph import Graph
@@ -70,7 +71,7 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
     rng = np.random.default_rng(seed)
     violations = []
     for _ in range(plans):
-        problem = _violation(model, graph, facts.labels, builder, builder.units.random_keep(rng), sample.tolerance)
+        problem = _violation(model, graph, facts.labels, builder, random_keep(builder.units, rng), sample.tolerance)
         if problem is not None:
             violations.append(problem)
     units = len(builder.units)
@@ -78,7 +79,7 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
     if facts.inexact:  # then at least shapes and zeros have to be right
         builder = Builder(model, graph, facts, inner=True)
         for _ in range(plans):
-            problem = _violation(model, graph, facts.labels, builder, builder.units.random_keep(rng, 2), math.inf)
+            problem = _violation(model, graph, facts.labels, builder, random_keep(builder.units, rng, 2), math.inf)
             if problem is not None:
                 violations.append(problem)
     return RuleReport(called, units, tuple(violations))

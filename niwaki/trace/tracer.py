@@ -47,6 +47,7 @@ def trace(
     calls: Sequence[ExampleCall],
     modes: Sequence[bool] = (False, True),
     required: bool = False,
+    failing: bool = False,
     decided: Sequence[Decision] = (),
     arithmetic: bool = False,
     every: bool = False,
@@ -58,7 +59,7 @@ def trace(
     ``every``: make every run, those in train mode too where the ones in eval mode tell all about them (`modes`).
 
     The model is left as it was. A run in train mode that fails is recorded with its error, unless it is ``required``;
-    one in eval mode raises.
+    one in eval mode raises. ``failing``: whatever fails is recorded, as far as it went.
 
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
@@ -78,7 +79,7 @@ def trace(
                 with _current(recorder):
                     tracking = Tracking(inventory, left_alone)
                     tracked = Snapshot(model, None if pretence.active else original)
-                    runs, unfit = _runs(recorder, inventory, calls, modes, required, tracking, tracked, every)
+                    runs, unfit = _runs(recorder, inventory, calls, modes, required, failing, tracking, tracked, every)
             except _NeedsArithmetic:
                 arithmetic = True
                 continue
@@ -94,6 +95,7 @@ def _runs(
     calls: Sequence[ExampleCall],
     modes: Sequence[bool],
     required: bool,
+    failing: bool,
     tracking: Tracking,
     tracked: Snapshot,
     every: bool,
@@ -117,7 +119,7 @@ def _runs(
             unfit = tracking.unfit(failed=run.error is not None and not (training or required or needs))
         if unfit:
             return runs, unfit
-        if run.error is not None and (not training or required):
+        if run.error is not None and (not training or required) and not failing:
             number = len(run.nodes) if run.inside else max(len(run.nodes) - 1, 0)
             if needs:
                 raise TraceError(f"The model cannot be analysed on the meta device: {run.error}", number)

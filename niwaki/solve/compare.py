@@ -1,0 +1,216 @@
+"""Compare a run of a cut network with the dense run, operator by operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from niwaki.core.names import module_at
+from niwaki.core.repairs import Scalar
+from niwaki.core.space import BoolArray
+from niwaki.errors import first_line
+from niwaki.rules.views import STRIDING
+from niwaki.solve.facts import Facts
+from niwaki.solve.units import Units
+from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a cut changes that it should not: the operator (its place in `Facts.touched`) and what happened there.
+
+    ``fails``: it raised an error. ``detour``: torch ran other operators. ``deviating``: (output, dimension) of those
+    that have another size than expected.
+    """
+
+    place: int
+    text: str
+    fails: bool = False
+    detour: bool = False
+    deviating: tuple[tuple[int, int], ...] = ()
+
+    def told(self, facts: Facts) -> str:
+        """Operator, line and what happened, as part of a sentence."""
+        node = facts.touched[min(self.place, len(facts.touched) - 1)].node
+        return f"{node.operator} at {node.location} {self.text}"
+
+
+class Comparison:
+    """Compares runs of a cut network that keeps the units ``keep`` with dense runs of ``graph``."""
+
+    def __init__(self, graph: Graph, facts: Facts, units: Units, small: torch.nn.Module, keep: BoolArray) -> None:
+        self._graph, self._facts, self._units, self._small, self._keep = graph, facts, units, small, keep
+        self._left: dict[int, int] = {}  # surviving positions by the identity of an axis
+
+    def problem(self, run: Run, tried: Graph, start: int) -> Problem | None:
+        """The first operator of ``run``, which begins at place ``start``, that the cut network runs otherwise. Where
+        torch took another way to the same content, what computes content is compared."""
+        again = tried.runs[0]
+        dense, ours = named(run, all_of_them=True), named(again, all_of_them=True)
+        length = len(dense) if again.error is None else len(ours)
+        if [name for _, name in dense[:length]] != [name for _, name in ours]:
+            dense, ours = named(run, all_of_them=False), named(again, all_of_them=False)
+            length = len(dense) if again.error is None else len(ours)
+        if len(ours) > len(dense):
+            text = f"is followed by {ours[len(dense)][1]}"
+            return Problem(start + len(run.nodes) - 1, text, detour=True)
+        for position, (index, name) in enumerate(dense[:length]):
+            if position >= len(ours) or ours[position][1] != name:
+                return Problem(start + index, "is replaced by another operator", detour=True)
+            node, other = run.nodes[index], again.nodes[ours[position][0]]
+            found = self._of_one(start + index, node, other, tried) if other.operator is node.operator else None
+            if found is not None:
+                return found
+        if again.error is None:
+            return None
+        number = length if again.inside else length - 1  # the operator that failed, or the last one before Python did
+        last = dense[max(0, min(number, len(dense) - 1))][0] if dense else 0
+        return Problem(start + last, f"fails, or what follows it: {first_line(again.error)}", fails=True)
+
+    def outputs_fit(self, run: Run, tried: Graph) -> bool:
+        """Whether the cut network has the outputs that it should have, whatever is on the way there."""
+        results = tried.runs[0].outputs
+        return len(results) == len(run.outputs) and all(
+            self._expected(number) == tried.values[result].shape
+            for number, result in zip(run.outputs, results, strict=True)
+        )
+
+    def _of_one(self, place: int, node: Node, other: Node, tried: Graph) -> Problem | None:
+        """What is wrong with ``other``, which stands for ``node``."""
+        touched = self._facts.touched[place]
+        if touched.aside:
+            return None
+        given, instead = _constants(node, self._graph), _constants(other, tried)
+        given = [_repaired(constant, touched.rescaled, self._small) for constant in given]
+        if len(given) != len(instead):
+            return Problem(place, f"is given {len(instead)} constants instead of {len(given)}")
+        odd = next((pair for pair in zip(given, instead, strict=True) if not _same(*pair, touched.resized)), None)
+        if odd is not None:
+            return Problem(place, _difference(*odd))
+        reads, instead = _reads(node, self._graph), _reads(other, tried)
+        if reads != instead:
+            return Problem(place, f"reads {_listed(instead)} instead of {_listed(reads)}")
+        for output, (before, after) in enumerate(zip(node.outputs, other.outputs, strict=True)):
+            if before is None or after is None:
+                continue
+            expected, shape = self._expected(before), tried.values[after].shape
+            if expected != shape:
+                text = f"gives the shape {list(shape)} instead of {list(expected)}"
+                if len(expected) != len(shape):
+                    return Problem(place, text)
+                wrong = (dim for dim, sizes in enumerate(zip(expected, shape, strict=True)) if sizes[0] != sizes[1])
+                return Problem(place, text, deviating=tuple((output, dim) for dim in wrong))
+        return None
+
+    def _expected(self, value: int) -> tuple[int, ...]:
+        """The shape that a tensor of the dense run has after the cut."""
+        label = self._facts.labels[value]
+        assert label is not None
+        for axis in label.axes:
+            if id(axis.ids) not in self._left:
+                self._left[id(axis.ids)] = self._units.left(axis, self._keep)
+        return tuple(self._left[id(axis.ids)] for axis in label.axes)
+
+
+def named(run: Run, all_of_them: bool) -> list[tuple[int, str]]:
+    """The operators of a run and their places in it. Not ``all_of_them``: without those that only arrange, and with one
+    name for the ways to multiply and to add, between which torch chooses by strides that sizes of 1 leave open."""
+    if all_of_them:
+        return [(index, str(node.operator)) for index, node in enumerate(run.nodes)]
+    found = []
+    for index, node in enumerate(run.nodes):
+        packet = node.operator.overloadpacket
+        if packet in _PRODUCTS:
+            found += [(index, part) for part in _PRODUCTS[packet]]
+        elif packet not in _ARRANGING and not _restrided(node):
+            found.append((index, str(packet).removesuffix("_")))
+    return found
+
+
+def _restrided(node: Node) -> bool:
+    """Whether torch itself gave a result other strides, as average pooling to a single position does at times."""
+    return node.operator is torch.ops.aten.as_strided_.default and node.call.function not in STRIDING
+
+
+_ARRANGING = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in (
+        "view _unsafe_view reshape _reshape_alias clone contiguous alias detach expand t transpose permute "
+        "unsqueeze squeeze"
+    ).split()
+)
+_PRODUCTS = {
+    torch.ops.aten.mm: ("product",),
+    torch.ops.aten.bmm: ("product",),
+    torch.ops.aten.mv: ("product",),
+    torch.ops.aten.dot: ("product",),
+    torch.ops.aten.addmm: ("product", "aten.add"),
+    torch.ops.aten.baddbmm: ("product", "aten.add"),
+}
+
+
+def _reads(node: Node, graph: Graph) -> list[str]:
+    """The parameters and buffers among the arguments, by name."""
+    values = [graph.values[number] for number in node.inputs()]
+    return [value.name for value in values if value.origin in (Origin.PARAMETER, Origin.BUFFER)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "no parameter of its own"
+
+
+def _constants(node: Node, graph: Graph) -> list[Any]:
+    """The arguments that are no tensors, and the contents of small tensors that are constants."""
+    found: list[Any] = []
+    for given in (*node.args, *node.kwargs.values()):
+        for argument in given if isinstance(given, tuple) else (given,):
+            if isinstance(argument, Ref):
+                found += [graph.contents[argument.value]] if argument.value in graph.contents else []
+            elif isinstance(argument, (int, float, complex, str)):
+                found.append(argument)
+    return found
+
+
+def _difference(given: Any, instead: Any) -> str:
+    """What became of a constant, in one line: a tensor is shown by its shape."""
+    tensors = [constant for constant in (given, instead) if isinstance(constant, torch.Tensor)]
+    if len(tensors) == 2 and given.shape == instead.shape:
+        return f"is given a constant tensor of shape {list(given.shape)} with other values"
+    before, after = (
+        f"a constant tensor of shape {list(constant.shape)}"
+        if isinstance(constant, torch.Tensor)
+        else first_line(repr(constant), 60)
+        for constant in (given, instead)
+    )
+    return f"is given {after} instead of {before}"
+
+
+def _repaired(constant: Any, rescaled: Mapping[float, Scalar], small: torch.nn.Module) -> Any:
+    """What a float argument has to be after the cut."""
+    if type(constant) is not float or constant not in rescaled:
+        return constant
+    scalar = rescaled[constant]
+    value = module_at(small, scalar.module).__dict__[scalar.name]
+    return constant if value is None else _Rounded(value)  # None, the machine epsilon, where the width is as it was
+
+
+class _Rounded(float):
+    """A float that torch's own code may round to float32."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, float) and math.isclose(self, other, rel_tol=1e-6)
+
+    __hash__ = float.__hash__
+
+
+def _same(given: Any, instead: Any, resized: Container[int]) -> bool:
+    """Whether a cut has left a constant alone; the whole numbers ``resized`` may change."""
+    if isinstance(given, torch.Tensor) and isinstance(instead, torch.Tensor):
+        return given.shape == instead.shape and torch.allclose(given, instead, rtol=0, atol=0, equal_nan=True)
+    if type(given) is not type(instead) and not isinstance(given, _Rounded):
+        return False
+    return bool(given == instead or given != given or (type(given) is int and given in resized))

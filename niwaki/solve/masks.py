@@ -1,0 +1,82 @@
+"""Random masks of units, to try on them what is believed about numbers and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from niwaki.core.counts import IntArray
+from niwaki.core.space import BoolArray
+from niwaki.solve.units import Units
+
+
+def random_keep(units: Units, rng: np.random.Generator, least: int = 1) -> BoolArray:
+    """A random mask [num_units] that keeps at least one unit of every group, or ``least`` where there are more, and
+    respects the rhythms."""
+    sizes = np.diff(units.starts)
+    low = np.minimum(least, sizes - 1)
+    kept = rng.integers(low, np.maximum(low, sizes) + 1)
+    for rhythm in units.rhythms:
+        times = int(rng.integers(0, rhythm.most + 1))
+        for group, step in zip(rhythm.groups, rhythm.steps, strict=True):
+            kept[group] = sizes[group] - times * step
+    return _keep(units, kept, _order(units, rng))
+
+
+def hard_keep(
+    units: Units, rng: np.random.Generator, least: int, share: float, ones: bool = True, others: bool = True
+) -> BoolArray:
+    """A random mask [num_units] that keeps at most ``share`` of every group, but at least ``least`` units where there
+    are more, and where possible an odd number (of steps of a rhythm), which nothing divides.
+
+    Groups of two are left with one: not ``ones``, they stay whole, and not ``others``, all the others do.
+    """
+    sizes = np.diff(units.starts)
+    low = np.minimum(least, sizes - 1)
+    kept = rng.integers(low, np.maximum(low, (sizes * share).astype(np.int64)) + 1)
+    kept = np.where(kept | 1 < sizes, kept | 1, kept)
+    for rhythm in units.rhythms:
+        groups, steps = np.array(rhythm.groups), np.array(rhythm.steps)
+        most = int(min(rhythm.most, ((sizes[groups] - least) // steps).min()))
+        most = most if most > 0 else rhythm.most
+        times = int(rng.integers(max(int(most * (1 - share)), min(most, 1)), most + 1))
+        times -= int(times > 1 and (sizes[groups[0]] // steps[0] - times) % 2 == 0)
+        kept[groups] = sizes[groups] - times * steps
+    whole = np.where(kept == 1, not ones, not others)
+    for rhythm in units.rhythms:
+        whole[list(rhythm.groups)] = whole[list(rhythm.groups)].any()
+    return _keep(units, np.where(whole, sizes, kept), _order(units, rng))
+
+
+def contrasts(units: Units, rng: np.random.Generator) -> Iterator[BoolArray]:
+    """A few masks among which, for any two groups that are in no rhythm, there is one that leaves the first its least
+    and the second whole: small groups would escape a purely random choice now and then."""
+    sizes, least = np.diff(units.starts), np.diff(units.starts)
+    least[:] = 1
+    mover = np.arange(len(sizes))
+    for rhythm in units.rhythms:
+        groups = np.array(rhythm.groups)
+        least[groups] = sizes[groups] - rhythm.most * np.array(rhythm.steps)
+        mover[groups] = groups[0]
+    order = _order(units, rng)
+    for bit in range(max(1, len(sizes).bit_length())):
+        small = (mover >> bit) & 1 == 1
+        yield _keep(units, np.where(small, least, sizes), order)
+        yield _keep(units, np.where(small, sizes, least), order)
+
+
+def _order(units: Units, rng: np.random.Generator) -> IntArray:
+    """The units of each group in a random order."""
+    group = np.repeat(np.arange(len(units.starts) - 1), np.diff(units.starts))
+    order: IntArray = np.argsort(group + rng.random(len(units)))
+    return order
+
+
+def _keep(units: Units, kept: IntArray, order: IntArray) -> BoolArray:
+    """The mask of the first ``kept[g]`` units, in ``order``, of each group g."""
+    sizes = np.diff(units.starts)
+    rank = np.arange(len(units)) - np.repeat(units.starts[:-1], sizes)
+    keep = np.zeros(len(units), dtype=bool)
+    keep[order[rank < np.repeat(kept, sizes)]] = True
+    return keep

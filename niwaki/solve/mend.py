@@ -1,0 +1,99 @@
+"""Mend what a rehearsed cut breaks, in all layers that are alike: let sizes leave by steps, or pin them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterator
+
+from niwaki.core.location import Location
+from niwaki.rules.axis import Axis
+from niwaki.solve.blame import Blame
+from niwaki.solve.build import Builder
+from niwaki.solve.compare import Problem
+from niwaki.solve.facts import Facts
+from niwaki.trace.graph import Graph
+
+_STEPS = (2, 4, 8)
+_LEVELS = 3  # dimensions that are tried with steps, of operators before one that fails
+_STEP_TRIALS = 15  # of all kinds of operators together
+_NEAR = 50  # operators before one that fails, among which these are looked for
+
+
+class Mending:
+    """Remembers what has been tried for which kind of operator."""
+
+    def __init__(self, graph: Graph, facts: Facts, builder: Builder) -> None:
+        self._graph, self._facts, self._builder = graph, facts, builder
+        self._blame: Blame | None = None
+        self._steps: dict[
+            Hashable, Iterator[tuple[int, list[Axis], int]]
+        ] = {}  # what is left to try, by kind of operator
+        self._trials = 0
+
+    def mend(self, problem: Problem, breadth: int, pairs: bool) -> bool:
+        """Whether anything could be done. ``pairs``: it happens where one of two units is left, and there only."""
+        if self._blame is None:
+            self._blame = Blame(self._graph, self._facts)
+        place = min(problem.place, len(self._facts.touched) - 1)
+        if problem.fails and not pairs and self._hold_steps(self._blame, problem, place, breadth):
+            return True
+        axes = self._deviating(problem, place)
+        if axes and self._builder.frees(axes, pairs):
+            blamed = place
+        else:
+            problem = Problem(place, problem.text)
+            touched = self._facts.touched
+            found = (other for other in self._blame.before(place) if self._builder.frees(touched[other].axes, pairs))
+            blamed = next(found, -1)
+        if blamed < 0:
+            return False
+        alike = self._blame.counterparts(place, blamed, breadth)
+        return self._builder.pin_axes((self._reason(problem, other) for other in alike), pairs)
+
+    def _deviating(self, problem: Problem, place: int) -> list[Axis]:
+        """The axes that have another size than expected."""
+        node, found = self._facts.touched[place].node, []
+        for output, dim in problem.deviating:
+            number = node.outputs[output]
+            label = None if number is None else self._facts.labels[number]
+            found += [] if label is None else [label.axes[dim]]
+        return found
+
+    def _reason(self, problem: Problem, place: int) -> tuple[list[Axis], str, Location]:
+        touched = self._facts.touched[place]
+        axes = self._deviating(problem, place) or touched.axes
+        return axes, f"after a cut, {touched.node.operator} {problem.text}", touched.node.location
+
+    def _hold_steps(self, blame: Blame, problem: Problem, place: int, breadth: int) -> bool:
+        """Try the next step for what an operator that fails depends on; False when all have been tried."""
+        kind = blame.kind(place, 0)
+        if kind in self._steps:
+            self._builder.release_steps(kind)
+        else:
+            self._steps[kind] = self._to_try(blame, place, breadth)
+        for first, axes, step in self._steps[kind]:
+            if self._trials == _STEP_TRIALS:
+                break
+            _, text, location = self._reason(problem, first)
+            if self._builder.hold_steps(kind, axes, step, text, location):
+                self._trials += 1
+                return True
+        return False
+
+    def _to_try(self, blame: Blame, place: int, breadth: int) -> Iterator[tuple[int, list[Axis], int]]:
+        """An operator, the axes of one of its dimensions and of those like it, and a step for them: of the nearest
+        dimensions that have groups of their own, results before arguments."""
+        touched = self._facts.touched
+        levels: list[tuple[int, list[Axis]]] = []
+        seen: set[int] = set()
+        for source in itertools.islice(blame.sources(place), _NEAR):
+            for position in range(len(touched[source].axes) - 1, -1, -1):
+                groups = self._builder.groups_on([touched[source].axes[position]])
+                if groups - seen and len(levels) < _LEVELS:
+                    alike = [touched[other].axes for other in blame.counterparts(place, source, breadth)]
+                    levels.append((source, [axes[position] for axes in alike if position < len(axes)]))
+                seen |= groups
+            if len(levels) == _LEVELS:
+                break
+        for step in _STEPS:
+            yield from ((source, axes, step) for source, axes in levels)
