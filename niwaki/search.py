@@ -21,6 +21,7 @@ from niwaki.selection import uniform
 from niwaki.solve.build import Builder
 from niwaki.solve.facts import Facts
 from niwaki.solve.label import label
+from niwaki.surgery.leftovers import remember_beside
 from niwaki.trace.graph import Graph
 from niwaki.trace.tracer import trace
 
@@ -106,6 +107,7 @@ def search_space(
         notes.append("This is the space of an exported program: what other inputs or train mode would do is not in it.")
     if rehearse:
         notes += rehearsed(graph, facts, builder, calls)
+    remember_beside(model)
     if layout != "uniform":
         return builder.space(notes)
     return uniform(builder.space(notes, [rule for known in registered() for rule in known.multiples(model)]))

@@ -15,16 +15,18 @@ import torch
 from niwaki.compiled import eagerly
 from niwaki.core.names import named_modules
 from niwaki.core.plan import Plan
-from niwaki.errors import PlanError, first_line
+from niwaki.errors import PlanError, TraceError, first_line
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, observer
 from niwaki.precision import doubled
 from niwaki.surgery.cut import check_kind, cut_module, duplicate
+from niwaki.surgery.leftovers import forget_leftovers
 from niwaki.surgery.plans import check_plan, to_do
-from niwaki.surgery.zero import masked, zeroed
+from niwaki.surgery.zero import masked, zero_out, zeroed
 from niwaki.trace.foreign import Apart
 from niwaki.trace.preserve import preserved
+from niwaki.trace.refusals import does_not_run
 from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -88,6 +90,7 @@ def check(
     Raises:
         PlanError: the plan is for another network, or the cut network does not run, or computes with tensors of the
             model itself.
+        TraceError: the model does not run on these inputs.
 
     Example:
         >>> import torch, niwaki
@@ -108,14 +111,13 @@ def check(
         apart = Apart(model)
         dtype: torch.dtype | None = torch.float64
         try:
-            original = duplicate(model).eval().double()
+            original, small, zero = _copies_of(model, plan, dtype)
             expected = [_run(original, call, dtype, apart) for call in calls]
         except (RuntimeError, TypeError):  # a constant of another type inside, or an operator without float64
             dtype = None
-            original = duplicate(model).eval()
-            expected = [_run(original, call, dtype, apart) for call in calls]
+            original, small, zero = _copies_of(model, plan, dtype)
+            expected = [_run_model(original, calls, call, apart) for call in calls]
         apart.check()
-        small, zero = cut_module(original, plan), zeroed(original, plan)
         deviation, distance, precision = 0.0, 0.0, torch.float64
         for call, untouched in zip(calls, expected, strict=True):
             reference = _run(zero, call, dtype, apart)
@@ -130,7 +132,9 @@ def check(
         if holds:
             departure, allowed = _departure_of_copies(model, plan, calls)
             if departure > allowed:
-                deviation, holds, diverges = departure, False, "a copy, which computes something else than the model"
+                left = forget_leftovers(model, only_look=True)
+                deviation, holds = departure, False
+                diverges = f"a copy, which computes something else than the model{_without(left)}"
         if isinstance(model, Program) and holds:
             departure = _departure(model, plan, calls)
             if departure > TOLERANCE[torch.float32]:
@@ -138,18 +142,39 @@ def check(
     return Check(deviation, tolerance, holds, diverges, distance)
 
 
+def _copies_of(
+    model: torch.nn.Module, plan: Plan, dtype: torch.dtype | None
+) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
+    """The model, cut and masked; none has run yet, so that what they remember is alike."""
+    original = _fresh(model)
+    if dtype is not None:
+        original = original.to(dtype)
+    return original, cut_module(original, plan), zeroed(original, plan)
+
+
+def _fresh(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy in eval mode, without what a cut leaves out."""
+    copy = duplicate(model).eval()
+    forget_leftovers(copy)
+    return copy
+
+
 def _departure_of_copies(model: torch.nn.Module, plan: Plan, calls: tuple[ExampleCall, ...]) -> tuple[float, float]:
     """How far a masked copy of the model is from the model itself when that is masked, and how far it may be. In their
     own precision: for another, the tensors of the model would have to be converted."""
-    copy = zeroed(model, plan).eval()
+    copy = zero_out(_fresh(model), plan)
     copied = [_run(copy, call, None) for call in calls]
     del copy
     model.eval()
     with masked(model, plan):
-        own = [_run(model, call, None) for call in calls]
+        own = [_run_model(model, calls, call) for call in calls]
     kinds = {tensor.dtype for outputs in own for tensor in outputs if tensor.is_floating_point()}
     allowed = max((TOLERANCE.get(kind, 1e-2) for kind in kinds), default=0.0)
     return max(difference(*pair) for pair in zip(copied, own, strict=True)), allowed
+
+
+def _without(left: list[str]) -> str:
+    return f": it starts without {', '.join(left)}" if left else ""
 
 
 def _departure(model: Program, plan: Plan, calls: tuple[ExampleCall, ...]) -> float:
@@ -184,6 +209,15 @@ def _run(
     np.random.seed(0)
     with torch.no_grad(), doubled() if dtype is torch.float64 else nullcontext(), apart or nullcontext():
         return list(tensors_in(model(*args, **kwargs)))
+
+
+def _run_model(
+    model: torch.nn.Module, calls: tuple[ExampleCall, ...], call: ExampleCall, apart: Apart | None = None
+) -> list[torch.Tensor]:
+    try:
+        return _run(model, call, None, apart)
+    except Exception as cause:  # of the user's code
+        raise TraceError(does_not_run(model, calls, call, cause)) from cause
 
 
 def _run_cut(small: torch.nn.Module, call: ExampleCall, dtype: torch.dtype | None, apart: Apart) -> list[torch.Tensor]:

@@ -19,6 +19,7 @@ from niwaki.errors import NiwakiError, PlanError
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, is_of_graph
+from niwaki.surgery.leftovers import forget_leftovers, share_beside, warn_of_leftovers
 from niwaki.surgery.nonzero import warn_of_nonzero
 from niwaki.surgery.plans import check_plan, remember, to_do
 
@@ -80,6 +81,7 @@ def cut(
     check_kind(model, plan)
     left, whole = to_do(model, plan)
     warn_of_nonzero(model, left)
+    warn_of_leftovers(model)
     return _made(model, left, whole)
 
 
@@ -149,6 +151,7 @@ def _carry_out(model: torch.nn.Module, plan: Plan, contents: bool) -> torch.nn.M
     for name, buffer in named_buffers(model):
         replaced[id(buffer)] = kept(buffer.detach(), plan.tensors.get(name, {}), True)
     small = duplicate(model, replaced)
+    forget_leftovers(small)
     edit_numbers(small, plan)
     return small
 
@@ -180,6 +183,7 @@ def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None)
             f"{type(cause).__qualname__}: {cause}. Something in it (a lock, a generator, an open file) does not allow "
             "copy.deepcopy: remove it, or give its class __deepcopy__."
         ) from cause
+    share_beside(model, small)
     return small
 
 

@@ -17,6 +17,7 @@ from niwaki.core.plan import Plan, structure_hash, tensor_shapes
 from niwaki.core.repairs import Repair
 from niwaki.errors import PlanError, ShrinkError
 from niwaki.surgery.cut import check_kind, edit_numbers, kept
+from niwaki.surgery.leftovers import forget_leftovers, warn_of_leftovers
 from niwaki.surgery.moments import Change, smaller_state
 from niwaki.surgery.nonzero import warn_of_nonzero
 from niwaki.surgery.plans import check_plan, inside, remember, to_do
@@ -76,6 +77,7 @@ def shrink(
     for copy in copies:
         left.check_fits(copy)
     warn_of_nonzero(model, left)
+    warn_of_leftovers(model)
     for copy in copies:
         warn_of_nonzero(copy, left, "an averaged copy of the model")
     repairs = {repair.tensor: repair for repair in left.repairs}
@@ -91,6 +93,7 @@ def shrink(
     for action in actions:
         action()
     for module in (model, *copies):
+        forget_leftovers(module, like=model)
         edit_numbers(module, left)
         remember(module, whole)
         for integration in registered():
