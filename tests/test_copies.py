@@ -313,6 +313,7 @@ class Modes:
 
 
 MODES = {"exact": Mode(3)}
+SETTINGS = Helper({})
 NOTHING = object()
 
 
@@ -337,7 +338,7 @@ def test_a_variable_around_a_method_is_the_same_in_a_copy() -> None:
     class Sentinel(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.mode, self.own = kept, Mode(1)
+            self.mode, self.own, self.settings = kept, Mode(1), SETTINGS
 
         def forward(self, x: Tensor) -> Tensor:
             return x if self.mode is kept else -x
@@ -346,6 +347,7 @@ def test_a_variable_around_a_method_is_the_same_in_a_copy() -> None:
     copy = copied(model)
     assert copy.mode is kept
     assert copy.own is not model.own
+    assert copy.settings == SETTINGS and copy.settings is not SETTINGS
 
 
 class AttrDict(dict):  # type: ignore[type-arg]

@@ -189,10 +189,11 @@ class ModelCopier:
         return made
 
     def _object(self, kind: type, value: Any) -> Any:
-        """An object that the model's code has a name for may be compared with `is`: it is shared."""
-        if not issubclass(kind, (nn.Module, *_CONTAINERS)) and id(value) in self._named:
-            if self._reach.stands_alone(value):
-                return value
+        """An object that the model's code has a name for may be compared with `is`, and is shared; but for settings,
+        which are compared by what they hold, and so have no hash."""
+        named = kind.__hash__ is not None and id(value) in self._named
+        if named and not issubclass(kind, (nn.Module, *_CONTAINERS)) and self._reach.stands_alone(value):
+            return value
         reductor = copyreg.dispatch_table.get(kind)
         reduced: Any = reductor(value) if reductor is not None else value.__reduce_ex__(4)
         return value if isinstance(reduced, str) else self._reconstructed(value, *reduced)
