@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 
+LOWEST ?= .venv-lowest
+PARTS := $(addprefix tests/test_, $(addsuffix .py, trace patterns search budget criteria hesso shrink io export graph_cut \
+	huggingface lhspg_peft cli))
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format benchmark clean
+.PHONY: demo test test-lowest lint format benchmark clean
 
 # One thread: the network is so small that two would mostly wait for each other.
 demo: $(VENV)/.demo
@@ -14,6 +18,11 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q
+
+# The lowest versions that pyproject.toml promises, by hand: one file of tests for each part. Several GB of downloads.
+test-lowest: $(LOWEST)/.ready
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python examples/own_loop.py
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(JOBS) $(PARTS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -29,7 +38,7 @@ benchmark: $(VENV)/.test
 	$(BIN)/python -m benchmarks.accuracy show --tasks digits
 
 clean:
-	rm -rf $(VENV) out build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) out build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "niwaki needs Python 3.11 or later: make PYTHON=python3.11")'
@@ -45,4 +54,10 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -e '.[dev]' transformers accelerate
 	$(PIP) --no-deps torchvision==0.28.0 timm bitsandbytes
+	touch $@
+
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
+		-e '.[train,onnx,lora]' pytest pytest-xdist hypothesis einops accelerate
 	touch $@
