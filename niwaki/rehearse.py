@@ -26,6 +26,7 @@ from niwaki.solve.facts import Facts
 from niwaki.solve.masks import hard_keep
 from niwaki.solve.mend import Mending
 from niwaki.surgery.cut import cut_empty, duplicate
+from niwaki.trace.extent import NOTHING
 from niwaki.trace.graph import Graph, Run
 from niwaki.trace.structures import ExampleCall
 from niwaki.trace.tracer import trace
@@ -137,7 +138,9 @@ def _tried(small: torch.nn.Module, call: ExampleCall, run: Run) -> Graph:
     """The cut model run as ``run`` was. What a network computes in its first run and keeps in a cache (a table of
     positions) is a constant in its second, and may have been one in ``run``: on another path, another try."""
     for _ in range(2):
-        tried = trace(small, [call], modes=(run.training,), required=True, failing=True, decided=run.decisions)
+        tried = trace(
+            small, [call], (run.training,), required=True, failing=True, decided=run.decisions, extent=NOTHING
+        )
         paths = [[name for _, name in named(one, all_of_them=False)] for one in (run, tried.runs[0])]
         if paths[0] == paths[1]:
             break

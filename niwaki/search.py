@@ -22,8 +22,8 @@ from niwaki.solve.build import Builder
 from niwaki.solve.facts import Facts
 from niwaki.solve.label import label
 from niwaki.surgery.leftovers import remember_beside
+from niwaki.trace.fidelity import faithful_trace
 from niwaki.trace.graph import Graph
-from niwaki.trace.tracer import trace
 
 _NAMED = 3  # modules that a note names
 
@@ -82,7 +82,7 @@ def search_space(
     model = program_of(model, calls[0], as_graph)
     matching = _matching(model, ignored)
     single = isinstance(model, Program)  # eval and train mode are the same
-    graph = trace(model, calls, modes=(False,) if single else (False, True))
+    graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
     facts = label(graph, allow_inexact=allow_inexact)
     _ignore(graph, facts, matching)
     builder = Builder(model, graph, facts, inner)
@@ -92,6 +92,7 @@ def search_space(
         for run in graph.runs
         if run.error is not None
     ]
+    notes += graph.notes
     if graph.overlooked:
         notes.append(
             f"The model also returns {', '.join(graph.overlooked)}; tensors inside are not taken for outputs and may "

@@ -21,6 +21,7 @@ from niwaki.core.numbers import Attribute
 from niwaki.core.paths import Field, describe, replaced, where_from_json, where_to_json
 from niwaki.errors import FileFormatError
 from niwaki.trace.attributes import Tracking
+from niwaki.trace.extent import EVERYTHING
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.numbers import TrackedInt
 from niwaki.trace.tracer import example_calls, trace
@@ -238,7 +239,8 @@ class Particular(nn.Module):
 
 
 def test_objects_that_must_not_be_copied_are_left_alone() -> None:
-    assert niwaki.search_space(Particular(), torch.randn(2, 4)).notes == ()
+    (note,) = niwaki.search_space(Particular(), torch.randn(2, 4)).notes
+    assert "in 'lin'" in note and note.endswith("written in the source: config.heads.")
 
 
 class Closing:
@@ -262,13 +264,13 @@ def test_things_with_an_identity_are_not_copied() -> None:
 
     net = Net()
     before = dict(net.__dict__)
-    tracking = Tracking(Inventory.of(net), frozenset())
+    tracking = Tracking(Inventory.of(net), EVERYTHING)
     assert all(net.__dict__[name] is before[name] for name in ("closing", "things"))
     assert isinstance(net.itself[0], TrackedInt)
     assert net.itself[1] is before["itself"]
-    assert not tracking.unfit(failed=False)
+    assert not tracking.unfit()
     net.itself.append(1)
-    assert tracking.unfit(failed=False) == {id(before["itself"])}
+    assert tracking.unfit() == {id(before["itself"])}
     assert not net.closing.closed[0]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from niwaki.core.names import named_modules
-from niwaki.core.objects import class_attribute
+from niwaki.core.objects import attributes_of, class_attribute, set_attributes
 from niwaki.core.references import ATOMS, Reach, contents, filled, named_globally, names_of
 from niwaki.errors import PlanError
 
@@ -107,9 +107,11 @@ class ModelCopier:
         self._memo[id(value)] = made
         for key, item in dict.items(value):
             dict.__setitem__(made, self.copied(key), self.copied(item))
-        own = object.__getattribute__(value, "__dict__")
-        if own is not value:
-            object.__getattribute__(made, "__dict__").update({name: self.copied(item) for name, item in own.items()})
+        own, slots = attributes_of(value)
+        if own is value:  # `self.__dict__ = self`, which deepcopy forgets
+            object.__setattr__(made, "__dict__", made)
+        else:
+            set_attributes(made, *({name: self.copied(item) for name, item in kept.items()} for kept in (own, slots)))
         return made
 
     def _weak_dictionary(self, value: Any) -> Any:

@@ -17,6 +17,7 @@ import torch
 from niwaki.core.numbers import Attribute
 from niwaki.core.objects import class_attribute
 from niwaki.core.paths import Field, Step, Where, is_setting, parts, rebuilt
+from niwaki.trace.extent import Extent, Place
 from niwaki.trace.floats import TrackedFloat, track_floats
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.numbers import TrackedInt
@@ -28,18 +29,21 @@ _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__)
 class Tracking:
     """Replaces the integers of a model's modules by tracked ones, for as long as `preserved` lasts.
 
-    Written into ``__dict__`` directly: nothing of the module's own attribute handling may run. Objects whose identity
-    is among ``left_alone`` keep their plain numbers, which then count as literals.
+    Written into ``__dict__`` directly: nothing of the module's own attribute handling may run.
+
+    ``places``: where there are tracked numbers now.
     """
 
-    def __init__(self, inventory: Inventory, left_alone: frozenset[int]) -> None:
-        self._left_alone = set(left_alone)
+    def __init__(self, inventory: Inventory, extent: Extent) -> None:
+        self.places: list[Place] = []
+        self._plain = extent.plain
+        self._left_alone = set(extent.objects)
         self._without: set[int] = set()  # objects in which there are no numbers
         self._copies: list[tuple[Any, Any, dict[Step, Any]]] = []  # original, copy, what the copy held at first
         self._held: list[Any] = []  # keeps alive what `_without` knows by identity
         self._classes: dict[type, dict[str, Any]] = {}
-        for path, module in inventory.modules:
-            track_floats(path, module)
+        for path, module in inventory.modules if extent.attributes else ():
+            self.places += [(path, name, ()) for name in track_floats(path, module, self._plain)]
             own = module.__dict__
             for name, value in self._settings_of(type(module)).items():
                 tracked = value if name in own else self._tracked(path, name, (), value)
@@ -66,16 +70,17 @@ class Tracking:
             }
         return self._classes[kind]
 
-    def unfit(self, failed: bool) -> frozenset[int]:
+    def unfit(self) -> frozenset[int]:
         """The identities of originals for which the copies were no good, so that a trace has to do without: those the
-        model has written to, which others may have wanted to see; and if its run failed, all that are objects."""
-        found = {id(original) for original, copy, held in self._copies if not _holds(copy, held)}
-        if failed and not found:
-            found = {id(original) for original, _, _ in self._copies if not isinstance(original, (tuple, list, dict))}
-        return frozenset(found - self._left_alone)
+        model has written to, which others may have wanted to see."""
+        return frozenset(id(original) for original, copy, held in self._copies if not _holds(copy, held))
 
     def _tracked(self, path: str, name: str, where: Where, value: Any) -> Any:
         if type(value) is int:
+            place = (path, name, where)
+            if place in self._plain:
+                return value
+            self.places.append(place)
             return TrackedInt(value, Attribute(path, name, where, value))
         if isinstance(value, _ATOMS) or id(value) in self._without or id(value) in self._left_alone:
             return value

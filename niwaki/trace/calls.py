@@ -19,7 +19,7 @@ from niwaki.core.numbers import Count, Expression
 from niwaki.core.repairs import Scalar
 from niwaki.trace.floats import TrackedFloat
 from niwaki.trace.graph import PythonCall
-from niwaki.trace.numbers import TrackedInt, agrees, current_trace, expression_of, freeze
+from niwaki.trace.numbers import TrackedInt, agrees, current_trace, expression_of, freeze, plain
 
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _NO_NUMBERS = frozenset({torch.Tensor, torch.nn.Parameter, bool, float, str, type(None), torch.dtype, torch.device})
@@ -33,6 +33,9 @@ class Numbering(Protocol):
 
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
         """Told of a torch function that reads the memory of ``tensor`` behind the operators' back."""
+
+    def tracks_sizes(self) -> bool:
+        """Whether the code that runs now is given tracked sizes."""
 
     def drops(self, tensor: torch.Tensor) -> None:
         """Told of a dropout, which gives ``tensor`` itself in eval mode, and another in train mode."""
@@ -87,19 +90,31 @@ class CallMode(TorchFunctionMode):
         finally:
             self.current = previous
 
-    def shape_of(self, tensor: torch.Tensor) -> torch.Size:
+    def counts_of(self, tensor: torch.Tensor) -> torch.Size:
         """Its sizes, which know what they are the sizes of."""
         value = self._numbering.number_of(tensor)
         return torch.Size([TrackedInt(size, Count((value, dim), size)) for dim, size in enumerate(tuple(tensor.shape))])
 
+    def shape_of(self, tensor: torch.Tensor) -> torch.Size:
+        """``Tensor.shape``."""
+        return torch.Size(self._seen(self.counts_of(tensor)))
+
     def size_of(self, tensor: torch.Tensor, dim: int | None = None) -> Any:
         """``Tensor.size``."""
-        shape = self.shape_of(tensor)
-        return shape if dim is None else shape[dim]
+        counts = self.counts_of(tensor)
+        return torch.Size(self._seen(counts)) if dim is None else self._seen([counts[dim]])[0]
 
     def entries_of(self, input: torch.Tensor) -> int:
         """``Tensor.numel``."""
-        return math.prod(self.shape_of(input))
+        return math.prod(self._seen(self.counts_of(input)))
+
+    def _seen(self, counts: Sequence[int]) -> Sequence[int]:
+        """Sizes as Python code is given them. Of plain ones nobody knows what it does with them, so they must stay."""
+        if self._numbering.tracks_sizes():
+            return counts
+        for count in counts:
+            freeze(count)
+        return [plain(count) for count in counts]
 
     def listed(self, tensor: torch.Tensor) -> Any:
         """``Tensor.tolist``, entry by entry, which operators see; it reads the memory behind their back."""
@@ -110,7 +125,7 @@ class CallMode(TorchFunctionMode):
     def as_another(self, function: Callable[..., Any], tensor: torch.Tensor, other: torch.Tensor) -> Any:
         """Told to take another tensor's shape, of which operators see only the numbers."""
         with self:
-            return function(tensor, self.shape_of(other))
+            return function(tensor, self.counts_of(other))
 
     def sized(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """``repeat_interleave`` so many times, without being told how large the result will be: that has to agree, but
@@ -119,7 +134,7 @@ class CallMode(TorchFunctionMode):
         total, times, dim = given.get("output_size"), given.get("repeats"), given.get("dim")
         if not isinstance(total, int) or not isinstance(times, int) or not isinstance(dim, int):
             return kwargs
-        agrees(total, times * self.shape_of(given["input"])[dim])
+        agrees(total, times * self.counts_of(given["input"])[dim])
         return {name: value for name, value in kwargs.items() if name != "output_size"}
 
     def reads(self, func: Callable[..., Any], args: Sequence[Any], _: Any) -> None:
@@ -133,14 +148,14 @@ class CallMode(TorchFunctionMode):
     def attends(self, _: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """The scale of attention is computed out of sight."""
         if kwargs.get("scale") is None:
-            freeze(self.shape_of(args[0] if args else kwargs["query"])[-1])
+            freeze(self.counts_of(args[0] if args else kwargs["query"])[-1])
 
     def recurs(self, _: Any, args: Sequence[Any], __: Any) -> None:
         """An LSTM tells by the sizes of its states whether there is a projection, so they must differ."""
         hidden, cell = args[2] if isinstance(args[1], torch.Tensor) else args[1]
         if hidden.shape != cell.shape:
-            freeze(self.shape_of(hidden)[-1])
-            freeze(self.shape_of(cell)[-1])
+            freeze(self.counts_of(hidden)[-1])
+            freeze(self.counts_of(cell)[-1])
 
 
 _ANSWERED: dict[Any, Callable[..., Any]] = {

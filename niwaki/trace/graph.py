@@ -110,7 +110,8 @@ class Graph:
     """All runs of one model over one numbering of values.
 
     ``contents``: what small constants held, by value number. ``overlooked``: types of objects among the outputs whose
-    tensors do not count as outputs. ``filled``: a run put tensors into a container that it was given.
+    tensors do not count as outputs. ``filled``: a run put tensors into a container that it was given. ``notes``: what
+    else there is to say about the runs.
     """
 
     values: tuple[Value, ...]
@@ -118,6 +119,7 @@ class Graph:
     contents: Mapping[int, torch.Tensor]
     overlooked: tuple[str, ...] = ()
     filled: bool = False
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def unseen(self) -> tuple[Value, ...]:

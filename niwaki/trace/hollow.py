@@ -19,6 +19,7 @@ from niwaki.trace.zeros import Zeros
 _WORTH = 2**14  # entries among the arguments from which on it is worth it
 
 _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
+Forms = dict[Hashable, tuple[_Form, ...]]  # shape, strides, type and device of results, by what an operator was given
 
 
 class Looked(RuntimeError):
@@ -31,10 +32,11 @@ class Hollow:
     ``looked``: whether code asked for the content of one. It may have caught the error, and gone another way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, forms: Forms | None = None) -> None:
+        """``forms``: what other runs have found out about the forms of results."""
         self.looked = False
         self._roots: set[int] = set()
-        self._forms: dict[Hashable, tuple[_Form, ...]] = {}
+        self._forms: Forms = {} if forms is None else forms
         self._zeros = Zeros()
 
     def mark(self, root: int) -> None:

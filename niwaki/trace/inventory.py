@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 
 from niwaki.core.names import named_modules
 
+_OWN = frozenset({"_parameters", "_buffers", "_modules"})
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(frozen=True, eq=False)
 class Inventory:
     """All modules, parameters and buffers by name, each once, under the first of its names."""
 
@@ -36,14 +41,34 @@ class Inventory:
     def attribute_of(self, tensor: torch.Tensor) -> str:
         """The dotted name of the attribute that is ``tensor``, or a container of it, where it is neither parameter nor
         buffer; empty where no module holds it."""
+        path, name, module = self._holders.get(id(tensor), ("", "", None))
+        held = module is not None and any(item is tensor for item in _tensors_of(vars(module).get(name)))
+        return (f"{path}.{name}" if path else name) if held else ""
+
+    @cached_property
+    def _holders(self) -> dict[int, tuple[str, str, torch.nn.Module]]:
+        """Which modules hold tensors beside their parameters and buffers, by the identity of the tensor."""
+        found: dict[int, tuple[str, str, torch.nn.Module]] = {}
         for path, module in self.modules:
             for name, value in vars(module).items():
-                held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-                if value is tensor or any(item is tensor for item in held):
-                    return f"{path}.{name}" if path else name
-        return ""
+                if name not in _OWN:
+                    for tensor in _tensors_of(value):
+                        found.setdefault(id(tensor), (path, name, module))
+        return found
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         """Parameters and buffers."""
         return [tensor for _, tensor in (*self.parameters, *self.buffers)]
+
+
+def _tensors_of(value: Any) -> Iterable[torch.Tensor]:
+    """An attribute that is a tensor, or the tensors among its items."""
+    if isinstance(value, torch.Tensor):
+        return (value,)
+    items: Iterable[Any] = ()
+    if isinstance(value, dict):
+        items = value.values()
+    elif isinstance(value, (list, tuple)):
+        items = value
+    return [item for item in items if isinstance(item, torch.Tensor)]

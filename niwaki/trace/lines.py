@@ -32,6 +32,11 @@ class Lines:
         self._model = ""
         self._known: dict[tuple[str, int, str], Location] = {}
 
+    @property
+    def module(self) -> str:
+        """The module whose code is running."""
+        return self._modules[-1]
+
     def here(self) -> Location:
         """The innermost line that is neither torch's nor this package's machinery, up to the call of the model."""
         told = running_at.get()

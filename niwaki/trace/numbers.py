@@ -35,6 +35,9 @@ class TrackedInt(int):
         self.trace = current_trace.get()
         return self
 
+    # What code is told that asks for it; `type` tells the truth.
+    __class__ = property(lambda self: int)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (int, (int.__index__(self),))
 

@@ -17,6 +17,7 @@ from niwaki.core.location import Location
 from niwaki.core.numbers import Expression, Literal
 from niwaki.trace.calls import CallMode
 from niwaki.trace.decisions import Decisions
+from niwaki.trace.extent import Extent
 from niwaki.trace.graph import Frozen, Node, Origin, PythonCall, Ref, Run, Value
 from niwaki.trace.hollow import Hollow
 from niwaki.trace.inventory import Inventory
@@ -65,8 +66,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Keeps torch from wrapping every operator call below in its compiler's switch."""
         return False
 
-    def __init__(self, inventory: Inventory, pretence: Pretence, hollow: Hollow | None) -> None:
+    def __init__(self, inventory: Inventory, pretence: Pretence, hollow: Hollow | None, extent: Extent) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._extent = extent
         self._inventory = inventory
         self._pretence = pretence
         self.hollow = hollow
@@ -159,6 +161,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._escaped.setdefault(number, self._lines.here())
         if self.hollow is not None:
             self.hollow.refuse_reading(function, self.values[number].root)
+
+    def tracks_sizes(self) -> bool:
+        return self._extent.sizes and self._lines.module not in self._extent.unsized
 
     def drops(self, tensor: torch.Tensor) -> None:
         self._dropped.add(self.values[self.number_of(tensor)].root)

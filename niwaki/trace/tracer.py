@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from niwaki.errors import TraceError
 from niwaki.trace.attributes import Tracking
 from niwaki.trace.compilers import run_eagerly
 from niwaki.trace.decisions import Decision, Decisions
+from niwaki.trace.extent import EVERYTHING, Extent, Place
 from niwaki.trace.graph import Graph, Run
-from niwaki.trace.hollow import Hollow
+from niwaki.trace.hollow import Forms, Hollow
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.modes import ModeWatch
 from niwaki.trace.numbers import current_trace
@@ -51,12 +52,14 @@ def trace(
     decided: Sequence[Decision] = (),
     arithmetic: bool = False,
     every: bool = False,
+    extent: Extent = EVERYTHING,
 ) -> Graph:
     """Run ``model`` on every call in every mode (False: eval, True: train) and record what happens.
 
     ``decided``: what the data of another run decided; the first run decides the same and takes the same path.
     ``arithmetic``: compute all numbers, though only those that decide something have to be (`hollow`).
     ``every``: make every run, those in train mode too where the ones in eval mode tell all about them (`modes`).
+    ``extent``: which numbers are tracked.
 
     The model is left as it was. A run in train mode that fails is recorded with its error, unless it is ``required``;
     one in eval mode raises. ``failing``: whatever fails is recorded, as far as it went.
@@ -64,68 +67,123 @@ def trace(
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
     """
-    left_alone: frozenset[int] = frozenset()
-    while True:
+    with tracing(model, Runs(calls, modes, required, failing, tuple(decided), every), arithmetic) as tracer:
+        attempt = tracer.attempt(extent)
+    if attempt.failure is not None:
+        raise attempt.failure from attempt.graph.runs[-1].error
+    return attempt.graph
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """The runs to make of a model, as `trace` takes them."""
+
+    calls: Sequence[ExampleCall]
+    modes: Sequence[bool] = (False, True)
+    required: bool = False
+    failing: bool = False
+    decided: tuple[Decision, ...] = ()
+    every: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attempt:
+    """What came of the runs, up to one that must not fail and did; and where there were tracked numbers."""
+
+    graph: Graph
+    failure: TraceError | None
+    places: tuple[Place, ...]
+
+
+@contextmanager
+def tracing(model: torch.nn.Module, runs: Runs, arithmetic: bool = False) -> Iterator[Tracer]:
+    """A tracer of ``model``, which comes out of the block as it went in."""
+    with preserved(model) as original, torch.inference_mode(False):
+        yield Tracer(model, runs, arithmetic, original)
+
+
+class Tracer:
+    """Traces a model as often as need be, each time from the same state: weights, buffers, attributes, random numbers.
+
+    ``inventory``: what the model is made of. Made by `tracing`.
+    """
+
+    def __init__(self, model: torch.nn.Module, runs: Runs, arithmetic: bool, original: Snapshot) -> None:
         inventory = Inventory.of(model)
-        pretence = Pretence([*tensors_in(list(calls)), *inventory.tensors])
-        hollow = None if pretence.active or decided or arithmetic else Hollow()
-        with preserved(model) as original, torch.inference_mode(False):
-            if pretence.active:
-                pretence.swap(model)
-                inventory = Inventory.of(model)
-            recorder = Recorder(inventory, pretence, hollow)
-            recorder.decisions = Decisions(decided)
-            try:
-                with _current(recorder):
-                    tracking = Tracking(inventory, left_alone)
-                    tracked = Snapshot(model, None if pretence.active else original)
-                    runs, unfit = _runs(recorder, inventory, calls, modes, required, failing, tracking, tracked, every)
-            except _NeedsArithmetic:
-                arithmetic = True
-                continue
-        if not unfit:
-            overlooked = tuple(sorted(recorder.overlooked))
-            return Graph(tuple(recorder.values), tuple(runs), recorder.contents, overlooked, recorder.filled)
-        left_alone |= unfit
+        self._runs = runs
+        self._pretence = Pretence([*tensors_in(list(runs.calls)), *inventory.tensors])
+        self._before = original
+        if self._pretence.active:
+            self._pretence.swap(model)
+            inventory = Inventory.of(model)
+            self._before = Snapshot(model)
+        self.inventory = inventory
+        self._model = model
+        self._arithmetic = arithmetic or self._pretence.active or bool(runs.decided)
+        self._forms: Forms = {}
+        self._runs_hollow = False  # at least one attempt has shown that it does
+        self._left_alone: frozenset[int] = frozenset()
+        self._changed = False  # there may be tracked numbers in the model
 
+    def attempt(self, extent: Extent) -> Attempt:
+        """Make all runs, tracking what ``extent`` says."""
+        while True:
+            if self._changed:
+                self._before.restore()
+            hollow = None if self._arithmetic else Hollow(self._forms)
+            recorder = Recorder(self.inventory, self._pretence, hollow, extent)
+            recorder.decisions = Decisions(self._runs.decided)
+            with _current(recorder):
+                self._changed = extent.attributes
+                tracking = Tracking(self.inventory, replace(extent, objects=extent.objects | self._left_alone))
+                state = Snapshot(self._model, self._before) if tracking.places else self._before
+                try:
+                    runs, failure, unfit = self._made(recorder, tracking, state)
+                except _NeedsArithmetic:
+                    self._arithmetic = True
+                    continue
+            if not unfit:
+                self._runs_hollow = hollow is not None and failure is None
+                overlooked = tuple(sorted(recorder.overlooked))
+                graph = Graph(tuple(recorder.values), tuple(runs), recorder.contents, overlooked, recorder.filled)
+                return Attempt(graph, failure, tuple(tracking.places))
+            self._left_alone |= unfit
 
-def _runs(
-    recorder: Recorder,
-    inventory: Inventory,
-    calls: Sequence[ExampleCall],
-    modes: Sequence[bool],
-    required: bool,
-    failing: bool,
-    tracking: Tracking,
-    tracked: Snapshot,
-    every: bool,
-) -> tuple[list[Run], frozenset[int]]:
-    """The runs, each of the model as it was ``tracked``, or the objects among the attributes that have to be left alone
-    in another attempt."""
-    runs: list[Run] = []
-    watch = ModeWatch(module for _, module in inventory.modules)
-    for training, call in itertools.product(modes, calls):
-        if training and runs and watch.alike and not recorder.tangled and not every:
-            return [replace(run, both=True) for run in runs], frozenset()
-        with restored(tracked):
-            for _, module in inventory.modules:
-                if module.training is not training:
-                    module.training = training
-            with watch.watching():
-                run = recorder.run(inventory.modules[0][1], call, training)
-            if recorder.hollow is not None and (run.error is not None or recorder.hollow.looked):
-                raise _NeedsArithmetic
-            needs = isinstance(run.error, NeedsValue)
-            unfit = tracking.unfit(failed=run.error is not None and not (training or required or needs))
-        if unfit:
-            return runs, unfit
-        if run.error is not None and (not training or required) and not failing:
-            number = len(run.nodes) if run.inside else max(len(run.nodes) - 1, 0)
-            if needs:
-                raise TraceError(f"The model cannot be analysed on the meta device: {run.error}", number)
-            raise TraceError(does_not_run(inventory.modules[0][1], calls, call, run.error), number) from run.error
-        runs.append(run)
-    return runs, frozenset()
+    def _made(
+        self, recorder: Recorder, tracking: Tracking, state: Snapshot
+    ) -> tuple[list[Run], TraceError | None, frozenset[int]]:
+        """The runs, each of the model in that ``state``; what one failed with; the objects among the attributes that
+        have to be left alone in another attempt."""
+        runs: list[Run] = []
+        modules = self.inventory.modules
+        watch = ModeWatch(module for _, module in modules)
+        for training, call in itertools.product(self._runs.modes, self._runs.calls):
+            if training and runs and watch.alike and not recorder.tangled and not self._runs.every:
+                return [replace(run, both=True) for run in runs], None, frozenset()
+            with restored(state):
+                for _, module in modules:
+                    if module.training is not training:
+                        module.training = training
+                with watch.watching():
+                    run = recorder.run(modules[0][1], call, training)
+                if recorder.hollow is not None and (
+                    recorder.hollow.looked or (run.error is not None and not self._runs_hollow)
+                ):
+                    raise _NeedsArithmetic
+                unfit = tracking.unfit()
+            runs.append(run)
+            must = (not training or self._runs.required) and not self._runs.failing
+            failure = self._failure(run, run.error, call) if run.error is not None and must else None
+            if unfit or failure is not None:
+                return runs, failure, unfit
+        return runs, None, frozenset()
+
+    def _failure(self, run: Run, error: Exception, call: ExampleCall) -> TraceError:
+        """The sentence for a run that has failed."""
+        number = len(run.nodes) if run.inside else max(len(run.nodes) - 1, 0)
+        if isinstance(error, NeedsValue):
+            return TraceError(f"The model cannot be analysed on the meta device: {error}", number)
+        return TraceError(does_not_run(self.inventory.modules[0][1], self._runs.calls, call, error), number)
 
 
 @contextmanager

@@ -1,0 +1,182 @@
+"""Whether the network that was traced is the one that runs.
+
+While it is traced, a network is given look-alikes: integers that remember where they came from, and copies of the
+containers and objects that hold them. Code that asks for more than their values (``self.stride is 1``, ``type(k) is
+int``, ``config in self.known``, a dict whose keys are objects) may go another way. So the model is run once without any
+of that, and the traced run must call the same operators on the same tensors. Where it does not, less is tracked, as
+little less as will do; in the end nothing is, which is the very run that it is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from niwaki.core.numbers import Attribute, leaves
+from niwaki.core.paths import Where, describe
+from niwaki.trace.compilers import run_eagerly
+from niwaki.trace.extent import EVERYTHING, NOTHING, Extent, Place
+from niwaki.trace.graph import Graph
+from niwaki.trace.matching import Departure, departure
+from niwaki.trace.structures import ExampleCall
+from niwaki.trace.tracer import Attempt, Runs, Tracer, tracing
+
+_REPEATS = 1  # the first run of either kind may fill a cache that the second one uses
+_STEPS = 8  # places in the code that are dealt with one by one
+_RETURNS = 16  # trials to track again what has been given up together
+_NAMED = 3  # attributes that a note names
+
+_Kind = tuple[type, str, Where]  # one attribute of all modules of a class
+
+
+@run_eagerly
+def faithful_trace(
+    model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[bool] = (False, True)
+) -> Graph:
+    """As `trace`, and compared with runs of the model in which nothing is tracked. ``notes`` of the graph say where
+    less than everything could be tracked.
+
+    Raises:
+        TraceError: the model does not run in eval mode with these inputs.
+    """
+    with tracing(model, Runs(calls, modes)) as tracer:
+        plain = tracer.attempt(NOTHING)
+        if plain.failure is not None:
+            raise plain.failure from plain.graph.runs[-1].error
+        attempt, repeats = tracer.attempt(EVERYTHING), 0
+        while (found := departure(attempt.graph, plain.graph)) is not None:
+            again = tracer.attempt(NOTHING)
+            other = departure(again.graph, plain.graph)
+            if other is not None:
+                return _nondeterministic(attempt, again, other)
+            if repeats == _REPEATS:
+                return _StepDown(tracer, plain.graph).graph(attempt, found)
+            attempt, repeats = tracer.attempt(EVERYTHING), repeats + 1
+        return attempt.graph
+
+
+def _nondeterministic(attempt: Attempt, again: Attempt, found: Departure) -> Graph:
+    """A trace of a model of which two untracked runs differ: nothing can be said about a third, unless the first has
+    filled a cache, and the third is like the second."""
+    if departure(attempt.graph, again.graph) is None:
+        return attempt.graph
+    note = f"The model does not compute the same in every run: two that began alike differ at {found.location}."
+    return replace(again.graph if attempt.failure is not None else attempt.graph, notes=(note,))
+
+
+class _StepDown:
+    """Looks for the most that can be tracked without changing what the model does."""
+
+    def __init__(self, tracer: Tracer, plain: Graph) -> None:
+        self._tracer, self._plain = tracer, plain
+        self._classes = {path: type(module) for path, module in tracer.inventory.modules}
+
+    def graph(self, attempt: Attempt, found: Departure) -> Graph:
+        """A faithful trace, given one that departs."""
+        extent, places, first = EVERYTHING, attempt.places, found
+        rest: Departure | None = found
+        for _ in range(_STEPS):
+            assert rest is not None
+            for less in self._less(extent, attempt, rest):
+                trial, moved = self._tried(less)
+                if moved is None or moved.index > rest.index:
+                    extent, attempt, rest = less, trial, moved
+                    break
+            else:
+                break
+            if rest is None:
+                extent, attempt = self._more(extent, attempt)
+                return self._noted(attempt.graph, first, extent, places)
+        extent = replace(NOTHING, sizes=True)
+        attempt, rest = self._tried(extent)
+        if rest is None:
+            return self._noted(attempt.graph, first, extent, places)
+        return self._noted(self._plain, first, NOTHING, places)
+
+    def _tried(self, extent: Extent) -> tuple[Attempt, Departure | None]:
+        attempt = self._tracer.attempt(extent)
+        return attempt, departure(attempt.graph, self._plain)
+
+    def _less(self, extent: Extent, attempt: Attempt, found: Departure) -> Iterator[Extent]:
+        """Smaller extents, the larger ones first. What departs at a place in the code may do so for a number of the
+        module that runs there or of those around it; others of their classes have the same code. Numbers of which the
+        trace has seen no use come first, as it loses nothing without them."""
+        inner = {path for location in found.locations for path in (location.module,) if self._is_users(path)}
+        around = {path for location in found.locations for path in _around(location.module) if self._is_users(path)}
+        blamed = {self._classes[path] for path in around}
+        numbers = {place for place in attempt.places if self._classes[place[0]] in blamed}
+        used = {self._kind(place) for place in _used(attempt.graph)}
+        unused = {place for place in numbers if self._kind(place) not in used}
+        kinds = {self._classes[path] for path in inner}
+        unsized = extent.unsized | {path for path, kind in self._classes.items() if kind in kinds}
+        if unused:
+            yield replace(extent, plain=extent.plain | unused)
+        if numbers - unused:
+            yield replace(extent, plain=extent.plain | numbers)
+        if unsized != extent.unsized:
+            yield replace(extent, unsized=unsized)
+            if numbers:
+                yield replace(extent, unsized=unsized, plain=extent.plain | numbers)
+
+    def _more(self, extent: Extent, attempt: Attempt) -> tuple[Extent, Attempt]:
+        """Track again what was given up together with others and need not be: halves of it, halves of these, ..."""
+        kinds = list(dict.fromkeys(self._kind(place) for place in sorted(extent.plain, key=str)))
+        left, todo = _RETURNS, [kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]] if len(kinds) > 1 else []
+        while todo and left:
+            some, left = todo.pop(), left - 1
+            given = set(some)
+            more = replace(extent, plain=frozenset(p for p in extent.plain if self._kind(p) not in given))
+            trial, rest = self._tried(more)
+            if rest is None:
+                extent, attempt = more, trial
+            elif len(some) > 1:
+                todo += [some[: len(some) // 2], some[len(some) // 2 :]]
+        return extent, attempt
+
+    def _kind(self, place: Place) -> _Kind:
+        return self._classes[place[0]], *place[1:]
+
+    def _is_users(self, path: str) -> bool:
+        """Whether there is a module of this name whose code is not torch's."""
+        return path in self._classes and not self._classes[path].__module__.startswith("torch.")
+
+    def _noted(self, graph: Graph, found: Departure, extent: Extent, places: Sequence[Place]) -> Graph:
+        """The graph with a note that says why numbers of the model are taken for literals."""
+        names = [describe(*place) for place in places if not extent.attributes or place in extent.plain]
+        what = [_listed(names)] if names else []
+        if not extent.sizes or extent.unsized:
+            what.append("the sizes of tensors" + (f" in {_listed(sorted(extent.unsized))}" if extent.sizes else ""))
+        note = (
+            f"The code at {found.location} asks for more than the value of a number or a setting (for its class or its "
+            f"identity, with `type` or `is`). It goes another way where niwaki tracks them, so these count as numbers "
+            f"written in the source: {' and '.join(what)}."
+        )
+        return replace(graph, notes=(note,))
+
+
+def _around(path: str) -> Iterator[str]:
+    """A module and those that it lies in."""
+    yield path
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _used(graph: Graph) -> Iterator[Place]:
+    """The attributes that calls of operators were given, or what was computed from them, or that decided something."""
+    for run in graph.runs:
+        for node in run.nodes:
+            yield from ((scalar.module, scalar.name, ()) for scalar in node.call.scalars)
+        numbers: list[Any] = [number for node in run.nodes for number in node.call.numbers]
+        for expression in {*numbers, *(frozen.expression for frozen in run.frozen)}:
+            for leaf in leaves(expression):
+                if isinstance(leaf, Attribute):
+                    yield leaf.module, leaf.name, leaf.where
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
