@@ -10,27 +10,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 import niwaki
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import protocol
+from benchmarks.accuracy.airbench import Airbench, AirbenchSgd, whitening
 from benchmarks.accuracy.arms import ARMS
 from benchmarks.accuracy.augmentation import AlternatingFlip, BatchShift, Epoch, Flip, Shift
-from benchmarks.accuracy.datasets import digits
+from benchmarks.accuracy.datasets import Dataset, digits
 from benchmarks.accuracy.images import CrossEntropy, ImageTask
-from benchmarks.accuracy.networks import CifarResNet
+from benchmarks.accuracy.networks import CifarResNet, llama
 from benchmarks.accuracy.plots import plots
 from benchmarks.accuracy.protocol import jobs
-from benchmarks.accuracy.recipe import Adam, Cosine, OneCycle, Recipe, Sgd
+from benchmarks.accuracy.recipe import Adam, Cosine, Drops, OneCycle, Recipe, Sgd
 from benchmarks.accuracy.rows import Job, Row, append, missing, read
 from benchmarks.accuracy.setting import Setting
 from benchmarks.accuracy.summary import best_baseline, summaries
 from benchmarks.accuracy.table import markdown
 from benchmarks.accuracy.task import Task
-from benchmarks.accuracy.tasks import TASKS, Where
+from benchmarks.accuracy.tasks import TASKS
+from benchmarks.accuracy.text import fresh
 from benchmarks.accuracy.training import Training
+from benchmarks.accuracy.where import Where
 from niwaki.methods.registry import methods
 from niwaki.train.networks import ResNet
+from niwaki.train.torchvision_cpu import load
 
 CPU = Where(None, torch.device("cpu"))
 
@@ -256,3 +261,93 @@ def test_plots_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_residual_networks_run(blocks: int) -> None:
     assert CifarResNet(10, 1, blocks)(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_the_first_layer_of_airbench_whitens_patches() -> None:
+    images = torch.randn(50, 3, 12, 12).cumsum(2)  # rows that depend on one another
+    weight = whitening(images)
+    assert weight.shape == (24, 3, 2, 2) and torch.equal(weight[12:], -weight[:12])
+    seen = torch.nn.functional.conv2d(images, weight[:12]).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(seen @ seen.T / seen.shape[1], torch.eye(12), atol=2e-3, rtol=0)
+
+
+def airbench(where: Where, steps: int = 4) -> Task:
+    """Recipe B with noise for images, narrow."""
+    part = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8)
+    data = Dataset(part, part, part, torch.full((3,), 128.0), torch.full((3,), 64.0))
+    build = partial(Airbench, whitening(torch.randn(8, 3, 32, 32)), widths=(4, 6, 6))
+    recipe = Recipe(steps, 8, 1e-3, 1e-3, AirbenchSgd(whitening=0.5), OneCycle(0.2, 0.2))
+    loss = CrossEntropy(0.2, summed=True)
+    return ImageTask("airbench", recipe, data, build, where.device, loss=loss, ignored=("whiten",), channels_last=True)
+
+
+def test_airbench_learns_as_its_recipe_says() -> None:
+    run = Training(airbench(CPU), 0)
+    model = run.model
+    assert isinstance(model, Airbench)
+    first = model.groups[0].conv2.weight
+    assert torch.equal(
+        first, torch.eye(4)[:, :, None, None] * torch.nn.functional.pad(torch.ones(1, 1, 1, 1), (1,) * 4)
+    )
+    frozen, bias = model.whiten.weight.clone(), [model.whiten.bias.detach().clone()]  # type: ignore[union-attr]
+    for step in range(4):
+        run.advance(step + 1)
+        bias.append(model.whiten.bias.detach().clone())  # type: ignore[union-attr]
+    assert not torch.equal(bias[0], bias[1]) and not torch.equal(bias[1], bias[2])
+    assert torch.equal(bias[2], bias[3]) and torch.equal(bias[3], bias[4]), "it learns for half of the run"
+    assert torch.equal(model.whiten.weight, frozen)
+    assert (model.groups[0].norm1.weight == 1).all()
+    assert (model.groups[0].norm1.bias != 0).all()
+
+
+def test_a_unit_of_airbench_that_has_faded_is_zero_behind_its_norm() -> None:
+    run = Training(airbench(CPU, 20), 0)
+    run.attach(methods()["hesso"], niwaki.Budget(macs=0.5), niwaki.Schedule(start=2, until=14))
+    method = run._method
+    run._until = 1_000
+    run.advance()
+    assert method is not None
+    whole, cut = run.model.double().eval(), niwaki.cut(run.model, method.plan()).eval()
+    x = run.task.example().double()
+    torch.testing.assert_close(whole(x), cut(x), rtol=1e-9, atol=1e-9)
+
+
+def test_rates_drop_at_shares_of_the_run() -> None:
+    recipe = Recipe(10, curve=Drops((0.3, 0.8), 0.2))
+    assert [recipe.factor(step) for step in range(10)] == pytest.approx([1.0] * 3 + [0.2] * 5 + [0.04] * 2)
+
+
+def test_an_arm_that_needs_no_time_may_cut_first() -> None:
+    found = jobs(CPU, ["digits"], ["hesso", "magnitude", "torch-pruning"], [0.5], [0.0, 0.1], [0])
+    assert [(job.arm, job.moment) for job in found] == [
+        ("hesso", 0.1),
+        ("hesso", 0.35),
+        ("magnitude", 0.0),
+        ("magnitude", 0.1),
+        ("torch-pruning", 0.1),
+    ]
+    run = ARMS["magnitude"].train(Setting(brief(CPU, 0, 3), 0, 0.5, moment=0.0))
+    assert run.step == 3 and run.widths is not None
+
+
+def test_weights_are_saved_with_what_is_known_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "digits", partial(brief, steps=3))
+    (job,) = jobs(CPU, ["digits"], ["dense"], [0.5], [0.35], [1])
+    row = protocol.trained(job, CPU, [], tmp_path)
+    with safe_open(tmp_path / "digits-dense-1-0-1.safetensors", "pt") as file:
+        assert file.metadata()["test"] == str(row.test) and file.metadata()["seed"] == "1"
+        assert set(file.keys()) == set(brief(CPU, 1).network().state_dict())
+
+
+def test_a_fresh_llama_is_drawn_as_transformers_draws_it() -> None:
+    pytest.importorskip("transformers")
+    load()
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1}
+    model = llama(**sizes, num_attention_heads=4, num_key_value_heads=4, head_dim=8)
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 7.0)
+    fresh(model)
+    for name, parameter in model.named_parameters():
+        assert parameter.mean().item() == pytest.approx(expected[name].mean().item(), abs=0.005), name
+        assert parameter.std().item() == pytest.approx(expected[name].std().item(), abs=0.005), name

@@ -3,7 +3,8 @@
     python -m benchmarks.accuracy run --tasks fashion --budget 0.5 0.35 0.2 --data DIR
     python -m benchmarks.accuracy run --tasks fashion --moment 0.07 0.2 0.31 0.45 --arms hesso magnitude --data DIR
     python -m benchmarks.accuracy run --tasks digits         # a task of seconds, which needs no data
-    python -m benchmarks.accuracy run --smoke --data DIR     # a few steps of every task: does it run here
+    python -m benchmarks.accuracy run --tasks cifar10-resnet56 cifar10-resnet18 --budget 0.5 0.2 --data DIR   # on a GPU
+    python -m benchmarks.accuracy run --tasks cifar10-resnet56 --smoke --data DIR   # few images and steps: does it run
     python -m benchmarks.accuracy show --plots DIR           # the table and three plots, from the results on disk
 
 All arms of a task share network, recipe, number of optimizer steps, seeds (weights, order of examples) and data, and
@@ -33,7 +34,8 @@ from benchmarks.accuracy.protocol import jobs, trained
 from benchmarks.accuracy.rows import append, missing, read
 from benchmarks.accuracy.setting import DEFAULT_MOMENT
 from benchmarks.accuracy.table import markdown
-from benchmarks.accuracy.tasks import TASKS, Where
+from benchmarks.accuracy.tasks import TASKS
+from benchmarks.accuracy.where import Where
 from niwaki.train.torchvision_cpu import load
 
 COMPARED = ("dense", "hesso", "narrow", "random", "magnitude", "taylor1")
@@ -48,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = jobs(where, options.tasks, options.arms, options.budget, options.moment, range(options.seeds))
     wanted = missing(wanted, read(options.out))
     for number, job in enumerate(wanted, 1):
-        row = trained(job, where, read(options.out))
+        row = trained(job, where, read(options.out), options.save)
         append(options.out, row)
         value = f"{row.test:.2%}" if row.measure == "accuracy" else f"{row.test:.3f} nats"
         console.print(
@@ -81,13 +83,14 @@ def _options() -> argparse.Namespace:
     showing = commands.add_parser("show", help="print a table of what there is, as Markdown")
     showing.set_defaults(do=show)
     for one, arms in ((training, COMPARED), (showing, tuple(ARMS))):
-        one.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+        one.add_argument("--tasks", nargs="+", choices=TASKS, required=one is training, default=list(TASKS))
         one.add_argument("--arms", nargs="+", choices=ARMS, default=list(arms))
         one.add_argument("--out", type=Path, default=Path("out/accuracy"), help="folder of results; %(default)s")
     training.add_argument("--budget", nargs="+", type=float, default=[0.35], help="shares of the MACs to keep")
     training.add_argument("--moment", nargs="+", type=float, default=[DEFAULT_MOMENT], help="shares of the run")
     training.add_argument("--seeds", type=int, default=3, help="how many, from 0; default: %(default)s")
     training.add_argument("--data", type=Path, help="the folder of the data")
+    training.add_argument("--save", type=Path, help="a folder for the weights of every network that is trained")
     training.add_argument("--smoke", action="store_true", help="few examples and steps: does it run here")
     training.add_argument("--threads", type=int, default=1, help="of the CPU; default: %(default)s")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -23,12 +23,14 @@ Train = Callable[[Setting], Training]
 @dataclass(frozen=True, slots=True)
 class Arm:
     """``cuts``: it has a budget. ``prunes``: it has a moment; ``own`` is the moment of its defaults, if it has one.
-    ``baseline``: not one of niwaki's methods."""
+    ``gradual``: it needs some steps to prune in, so that it has no moment 0. ``baseline``: not one of niwaki's methods.
+    ``needs_widths``: of HESSO's network."""
 
     train: Train
     cuts: bool = True
     prunes: bool = True
     own: float | None = None
+    gradual: bool = False
     baseline: bool = True
     needs_widths: bool = False
 
@@ -81,7 +83,7 @@ class Pruned:
 
 def method(name: str) -> Arm:
     """A registered method with its default arguments."""
-    return Arm(Pruned(registry.methods()[name]), own=DEFAULT_MOMENT, baseline=False)
+    return Arm(Pruned(registry.methods()[name]), own=DEFAULT_MOMENT, gradual=True, baseline=False)
 
 
 ARMS: Mapping[str, Arm] = {
@@ -92,6 +94,7 @@ ARMS: Mapping[str, Arm] = {
     "magnitude": Arm(OneShot("magnitude")),
     "taylor1": Arm(OneShot("taylor1", SCORED)),
     "taylor2": Arm(OneShot("taylor2", SCORED)),
-    "torch-pruning": Arm(peers.group_norm),
+    "torch-pruning": Arm(peers.GroupNorm(), gradual=True),
+    "torch-pruning-taylor": Arm(peers.Taylor()),
     **{name: method(name) for name in sorted(registry.methods()) if name not in ("hesso", "lhspg")},
 }

@@ -33,7 +33,9 @@ class ImageTask(Task):
     """Scores [B, classes] of images [B, C, H, W]; the share of images that is right.
 
     All images live on the device of the task, and every epoch is augmented at once. ``build()`` makes a network,
-    ``renew(model)`` draws the weights of one that has been cut.
+    ``renew(model)`` draws the weights of one that has been cut. ``channels_last``: the memory layout on a CPU (on a GPU
+    it is always that one); not for images of one channel, with which torch 2.13's convolutions on a CPU write past
+    their buffers (see `niwaki.train.batches.shifted`).
     """
 
     measure = "accuracy"
@@ -51,13 +53,12 @@ class ImageTask(Task):
         ignored: Sequence[str] = (),
         about: str = "",
         fast: bool = False,
+        channels_last: bool = False,
     ) -> None:
         about = f"{about}, {data}, {loss}, {' '.join(map(str, augmentations)) or 'no augmentation'}"
         super().__init__(name, recipe, device, about, ignored, fast)
         self.build, self.augmentations, self._loss, self._renew = build, tuple(augmentations), loss, renew
-        # On a CPU torch 2.13 writes past its buffers in the backward pass of some channels-last convolutions, such as
-        # networks come to have here when they are cut (see `niwaki.train.batches.shifted`).
-        self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self._layout = torch.channels_last if channels_last or device.type == "cuda" else torch.contiguous_format
         self._train, self._held_out, self._test = (_on(p, device) for p in (data.train, data.held_out, data.test))
         self._mean, self._std = (values.to(device)[:, None, None] for values in (data.mean, data.std))
 

@@ -22,7 +22,7 @@ def plots(rows: Sequence[Row], folder: Path, moment: float, held_out: bool = Fal
         SystemExit: matplotlib is not there.
     """
     every = summaries(rows)
-    shown = [one for one in every if one.first.moment in (moment, 0.0)]
+    shown = [one for one in every if not ARMS[one.first.arm].prunes or one.first.moment == moment]
 
     def macs(one: Summary) -> float:
         return one.average("macs")
@@ -48,7 +48,7 @@ def _by_task(every: Sequence[Summary]) -> dict[str, list[Summary]]:
 def _by_budget(every: Sequence[Summary]) -> dict[str, list[Summary]]:
     panels: dict[str, list[Summary]] = {}
     for one in every:
-        if one.first.moment:
+        if ARMS[one.first.arm].prunes:
             panels.setdefault(f"{one.first.task} {one.first.recipe}, {one.first.budget:.0%} of the MACs", []).append(
                 one
             )

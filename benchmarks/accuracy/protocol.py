@@ -5,15 +5,18 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 import niwaki
 from benchmarks.accuracy.arms import ARMS, Setting
 from benchmarks.accuracy.rows import Job, Row
-from benchmarks.accuracy.tasks import TASKS, Where
+from benchmarks.accuracy.tasks import TASKS
+from benchmarks.accuracy.where import Where
 
 WIDTHS_OF = "hesso"  # whose final widths the narrow network has
 
@@ -37,12 +40,15 @@ def jobs(
                     arm = ARMS[name]
                     own = () if arm.own is None else (arm.own,)
                     for moment in (*moments, *own) if arm.prunes else (0.0,):
+                        if arm.gradual and not moment:
+                            continue
                         found[Job(task, name, budget if arm.cuts else 1.0, moment, seed, recipe)] = None
     return list(found)
 
 
-def trained(job: Job, where: Where, rows: Sequence[Row]) -> Row:
-    """Train one network. ``rows``: the results so far, in which a narrow network finds its widths."""
+def trained(job: Job, where: Where, rows: Sequence[Row], save: Path | None = None) -> Row:
+    """Train one network. ``rows``: the results so far, in which a narrow network finds its widths. ``save``: a folder
+    for its weights."""
     task = TASKS[job.task](where, job.seed)
     arm = ARMS[job.arm]
     widths = _widths(job, rows) if arm.needs_widths else None
@@ -55,7 +61,7 @@ def trained(job: Job, where: Where, rows: Sequence[Row]) -> Row:
     torch.manual_seed(job.seed)
     dense = niwaki.search_space(task.prepared(task.network()), task.example(), rehearse=False).cost()
     cost = run.space(rehearse=False).cost()
-    return Row(
+    row = Row(
         **{name: getattr(job, name) for name in Job.__dataclass_fields__},
         about=task.described,
         measure=task.measure,
@@ -73,6 +79,12 @@ def trained(job: Job, where: Where, rows: Sequence[Row]) -> Row:
         niwaki=niwaki.__version__,
         torch=version("torch"),
     )
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+        name = f"{job.task}-{job.arm}-{job.budget:g}-{job.moment:g}-{job.seed}.safetensors"
+        told = {key: str(value) for key, value in asdict(row).items()}
+        save_file({key: x.contiguous().cpu() for key, x in run.model.state_dict().items()}, save / name, told)
+    return row
 
 
 def _widths(job: Job, rows: Sequence[Row]) -> tuple[int, ...]:

@@ -38,6 +38,17 @@ class Cosine:
 
 
 @dataclass(frozen=True, slots=True)
+class Drops:
+    """The peak, times ``by`` at each of the shares ``at`` of the run."""
+
+    at: tuple[float, ...]
+    by: float
+
+    def __call__(self, over: float) -> float:
+        return self.by ** sum(over >= share for share in self.at)
+
+
+@dataclass(frozen=True, slots=True)
 class Sgd:
     """Stochastic gradient descent with momentum on all parameters alike."""
 

@@ -31,9 +31,9 @@ class Setting:
     @property
     def until(self) -> int:
         """The moment in steps."""
-        return max(2, round(self.moment * self.task.recipe.steps))
+        return round(self.moment * self.task.recipe.steps)
 
     @property
     def start(self) -> int:
         """The step on which what prunes gradually begins: the share of the moment that it is in `niwaki train`."""
-        return min(max(1, round(START * self.until)), self.until - 1)
+        return min(max(1, round(START * self.until)), max(0, self.until - 1))

@@ -91,8 +91,8 @@ def best_baseline(one: Summary, every: Sequence[Summary], held_out: bool = False
         and _same_task(one, other)
         and other.first.budget == one.first.budget
     ]
-    alike = [other for other in pool if other.first.moment in (one.first.moment, 0.0)]
-    pool = alike if any(other.first.moment for other in alike) else pool
+    alike = [other for other in pool if not ARMS[other.first.arm].prunes or other.first.moment == one.first.moment]
+    pool = alike if any(ARMS[other.first.arm].prunes for other in alike) else pool
     return max(pool, key=lambda other: other.better(held_out), default=None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.accuracy.arms import ARMS
 from benchmarks.accuracy.rows import Row
 from benchmarks.accuracy.summary import Summary, best_baseline, dense_of, summaries
 
@@ -38,7 +39,7 @@ def _line(one: Summary, every: Sequence[Summary], held_out: bool) -> tuple[str, 
     return (
         one.first.task,
         f"{one.first.budget:.0%}",
-        f"{one.first.moment:.0%}" if one.first.moment else "",
+        f"{one.first.moment:.0%}" if ARMS[one.first.arm].prunes else "",
         one.first.arm,
         f"{one.mean(held_out):.{digits}f}",
         " ".join(f"{value:.{digits}f}" for value in one.values(held_out)),

@@ -19,21 +19,19 @@ from niwaki.methods.attach import Method
 class Training:
     """A network, its optimizer and how far it has come.
 
-    ``widths``: how many units of each group were kept, in the order of the dense search space; None before a cut.
+    A group of parameters with an entry ``learns_for`` has a rate of zero after that share of the run. ``widths``: how
+    many units of each group were kept, in the order of the dense search space; None before a cut.
     """
 
     def __init__(self, task: Task, seed: int, keep: Sequence[int] | None = None) -> None:
         """With ``keep`` the network has so many units in each group from the beginning, with fresh weights."""
         torch.manual_seed(seed)
         self.task, self.seed = task, seed
-        self.model = task.prepared(task.network())
         self.widths: tuple[int, ...] | None = None
-        self.optimizer = task.recipe.attach(self.model)
+        self.replace(task.network())
         if keep is not None:
             self.cut(_first(self.space(), keep))
             task.renew(self.model)
-            self.optimizer = task.recipe.attach(self.model)
-        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.steps = task.recipe.steps
         self.step = 0
         self._method: Method | None = None
@@ -55,7 +53,7 @@ class Training:
         for _ in range(self.step, self.steps if until is None else until):
             factor = self.task.recipe.factor(self.step)
             for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-                group["lr"] = peak * factor
+                group["lr"] = peak * factor if self.step < group.get("learns_for", 1.0) * self.steps else 0.0
             self.model.train()
             self.optimizer.zero_grad()
             self._batch = next(self._batches)
@@ -80,6 +78,7 @@ class Training:
         """Go on with another network, from a fresh optimizer state."""
         self.model = self.task.prepared(model)
         self.optimizer = self.task.recipe.attach(self.model)
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def more_batches(self, count: int) -> list[Any]:
         """The next batches, which the training skips."""
