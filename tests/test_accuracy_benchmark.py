@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import replace
 from functools import partial
@@ -38,6 +39,7 @@ from niwaki.train.networks import ResNet
 from niwaki.train.torchvision_cpu import load
 
 CPU = Where(None, torch.device("cpu"))
+RESULTS = Path(command.__file__).parent / "results"
 
 
 def brief(where: Where, seed: int, steps: int = 60, lr: float = 0.05, adam: bool = False) -> Task:
@@ -205,6 +207,20 @@ def test_jobs_come_seed_by_seed_and_methods_also_at_their_own_moment() -> None:
     ]
     assert len({job.recipe for job in found}) == 1
     assert TASKS["digits"](CPU, 0).fingerprint != TASKS["digits"](replace(CPU, smoke=True), 0).fingerprint
+
+
+def test_a_recipe_has_the_fingerprint_of_the_rows_that_were_trained_with_it(tmp_path: Path) -> None:
+    """A class or field that gets another name would orphan all rows on disk."""
+    (tmp_path / "fashion_mnist").mkdir()
+    x, y = np.zeros((5256, 28, 28), np.uint8), np.zeros(5256, np.uint8)
+    np.savez(tmp_path / "fashion_mnist/fashion_mnist.npz", x_train=x, y_train=y, x_test=x[:10], y_test=y[:10])
+    assert TASKS["fashion"](Where(tmp_path, CPU.device), 0).described == (
+        "fashion: resnet8 16-32-64, 256 + 5000 + 10 images, CrossEntropy(smoothing=0.1, summed=False), Flip() "
+        "Shift(pixels=2); Recipe(steps=20, batch=128, lr=0.1, weight_decay=0.0005, optimizer=Sgd(momentum=0.9, "
+        "nesterov=True), curve=OneCycle(warm=0.2, low=0.0))"
+    )
+    stored = {(row.recipe, hashlib.sha256(row.about.encode()).hexdigest()[:10]) for row in read(RESULTS)}
+    assert all(recipe == digest for recipe, digest in stored)
 
 
 def test_missing_data_are_named(tmp_path: Path) -> None:

@@ -43,5 +43,7 @@ def llama(**settings: Any) -> nn.Module:
 def pretrained(folder: Path) -> nn.Module:
     """A Llama with its weights."""
     from transformers import LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, use_cache=False)  # type: ignore[no-any-return]
