@@ -111,8 +111,9 @@ def test_the_own_save_pretrained_refuses_what_cannot_be_loaded(tmp_path: Path) -
         assert not (tmp_path / kind).exists()
         model.save_pretrained(tmp_path / f"dense_{kind}")  # nothing is wrong with it
         # Trainers give the weights: their checkpoints are for the network that is there.
-        with pytest.warns(UserWarning, match="from_pretrained will not load what is written to"):
-            small.save_pretrained(tmp_path / kind, state_dict=small.state_dict())
+        for weights in (small.state_dict(), None):
+            with pytest.warns(UserWarning, match="from_pretrained will not load what is written to"):
+                small.save_pretrained(tmp_path / kind, state_dict=weights)
         assert (tmp_path / kind / "model.safetensors").exists()
         gc.collect()
         gc.disable()  # what refuses does not keep the network

@@ -72,9 +72,10 @@ class Saving:
             if not model.__dict__.get("_hf_peft_config_loaded", False):  # else only adapters are written
                 follow(model)
         except FileFormatError as why:
-            if kwargs.get("state_dict") is None:
+            if "state_dict" not in kwargs:
                 raise
-            # Trainers give the weights, for checkpoints of their own, which a refusal would end the training for.
+            # Trainers name the weights, if only as None, for checkpoints of their own, which load into the network
+            # that is there: a refusal would end the training.
             warnings.warn(f"from_pretrained will not load what is written to {save_directory!r}. {why}", stacklevel=2)
         return type(model).save_pretrained(model, save_directory, *args, **kwargs)
 
