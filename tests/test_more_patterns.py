@@ -110,7 +110,22 @@ def turning() -> nn.Module:
     return Calls(turned, k=6, first=nn.Linear(3, 6), found=found, head=nn.Linear(6, 2))
 
 
+def depthwise(self: Any, x: Tensor) -> Tensor:
+    """A depthwise layer whose weight is computed, and arranged by the number of groups."""
+    x = torch.relu(self.first(x))
+    channels = x.size(1)
+    weight = (self.inner.weight.flatten(1) @ self.matrix).view(channels, channels // self.inner.groups, 3, 3)
+    return self.last(torch.relu(F.conv2d(x, weight, padding=1, groups=channels))).mean((2, 3))
+
+
+def computed_depthwise() -> nn.Module:
+    inner = nn.Conv2d(10, 10, 3, groups=10, bias=False)
+    matrix = nn.Parameter(torch.randn(9, 9))
+    return Calls(depthwise, first=nn.Conv2d(3, 10, 3), inner=inner, matrix=matrix, last=nn.Conv2d(10, 4, 1))
+
+
 PATTERNS: dict[str, Pattern] = {
+    "depthwise weights that are computed": Pattern(lambda: (computed_depthwise(), torch.randn(2, 3, 6, 6)), least=13),
     "unflatten into as many heads as positions": Pattern(
         of(lambda: Calls(unflattened, heads=4, qkv=nn.Linear(3, 48), head=nn.Linear(16, 2))), least=4
     ),

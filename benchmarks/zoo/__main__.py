@@ -24,7 +24,7 @@ import json
 
 from rich.console import Console
 
-from benchmarks.zoo import of_libraries, of_timm, of_torchvision, of_transformers, operators, peers
+from benchmarks.zoo import of_graphs, of_libraries, of_timm, of_torchvision, of_transformers, operators, peers
 from benchmarks.zoo.entries import Entry
 from benchmarks.zoo.processes import Job, run
 from benchmarks.zoo.summary import merged, summary
@@ -35,7 +35,7 @@ from benchmarks.zoo.worker import examine, warm_up
 Row = dict[str, Any]
 _LARGE = 2.5  # times the caps, for models that say so
 ZOOS = {"torchvision": of_torchvision.entries, "timm": of_timm.entries, "transformers": of_transformers.entries}
-ON_REQUEST = {"libraries": of_libraries.entries}
+ON_REQUEST = {"libraries": lambda: [*of_libraries.entries(), *of_graphs.entries()]}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from niwaki.core.numbers import Combination, Literal
 from niwaki.rules.axis import Axis
 from niwaki.rules.pointwise import broadcast, pointwise
-from niwaki.rules.registry import Call, Label, Refused, mutant, rule, sample
+from niwaki.rules.registry import Call, Label, Refused, mutant, named, rule, sample
 
 aten = torch.ops.aten
 
@@ -78,20 +78,30 @@ def grouped_mm(call: Call) -> Label:
     a, b = call["self"], call["mat2"]
     if len(a.axes) != 2 or len(b.axes) != 3:
         raise Refused("a grouped product of this form is not followed")
-    why = "rows are sent to experts by number, and a router without one of them would choose others"
-    call.pin(a.axes[0], why)
-    call.inexact(b.axes[0], why)
-    call.equate(b.axes[0], call["offs"].axes[0])
-    call.contract(a, 1, b, 1)
+    product = _by_expert(call, a, b)
     for axis in (b.axes[1], b.axes[2]):
         _aligned(call, a.dtype, axis)
-    call.macs(1, a.axes[0], a.axes[1], b.axes[2])
-    product = call.label((a.axes[0], b.axes[2]), (a.zero[0], b.zero[2]), a.weight and b.weight)
     bias = call["bias"]
     if bias is None:
         return product
     axes = broadcast(call, [product, bias])
     return call.label(axes, (False, product.zero[1] and bias.zero[-1]))
+
+
+@named("transformers::grouped_mm_fallback")
+def grouped_mm_in_python(call: Call) -> Label:
+    """The same, written as a loop over experts, which exported programs call as one operator."""
+    return _by_expert(call, call["input"], call["weight"])
+
+
+def _by_expert(call: Call, a: Label, b: Label) -> Label:
+    why = "rows are sent to experts by number, and a router without one of them would choose others"
+    call.pin(a.axes[0], why)
+    call.inexact(b.axes[0], why)
+    call.equate(b.axes[0], call["offs"].axes[0])
+    call.contract(a, 1, b, 1)
+    call.macs(1, a.axes[0], a.axes[1], b.axes[2])
+    return call.label((a.axes[0], b.axes[2]), (a.zero[0], b.zero[2]), a.weight and b.weight)
 
 
 def _aligned(call: Call, dtype: torch.dtype, axis: Axis) -> None:

@@ -25,7 +25,7 @@ from niwaki.solve.units import Rhythm, Units
 _TRIALS = 6
 _ENOUGH = 4
 _LONGEST_STEP = 65  # a number that has to stay a multiple of 64 is not unheard of
-_LATE = 1000  # an equation that only a comparison in Python asks for is the last to decide an attribute
+_LATE = 1000  # an equation about something that stays (a comparison, channels per group) is the last to decide
 
 
 def settle(units: Units, tables: Tables) -> Numbers:
@@ -266,9 +266,10 @@ def _equations(tables: Tables, varies: BoolArray) -> tuple[Numbers, list[int]]:
     moving: list[bool] = varies.tolist()
     deciding: dict[Attribute, tuple[int, int]] = {}
     for index, claim in enumerate(tables.claims):
-        if claim.attributes and (_counts(claim, moving) if claim.axis is None else moving[claim.axis]):
+        moves = claim.axis is not None and moving[claim.axis]
+        if claim.attributes and (moves or _counts(claim, moving)):
             for attribute in claim.attributes:
-                late = _LATE if claim.axis is None else 0
+                late = 0 if moves else _LATE
                 rank = 0 if claim.expression == attribute else claim.leaves + late
                 if attribute not in deciding or rank < deciding[attribute][0]:
                     deciding[attribute] = (rank, index)
