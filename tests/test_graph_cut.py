@@ -24,6 +24,7 @@ from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program
 from niwaki.precision import doubled
 from niwaki.surgery.zero import zeroed
+from niwaki.train.torchvision_cpu import load
 from niwaki.verify import difference
 
 TOLERANCE = {"float32": 1e-5, "eval": 1e-10, "train": 1e-8}
@@ -152,6 +153,20 @@ def bert() -> tuple[nn.Module, Any]:
     return ZOO["bert"].build(), ZOO["bert"].inputs()
 
 
+def experts() -> tuple[nn.Module, Any]:
+    """A mixture of experts whose matrices are multiplied by an operator of the library's own."""
+    load()
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, use_cache=False,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config)
+    model.set_experts_implementation("grouped_mm")
+    return model, {"input_ids": torch.arange(12).reshape(2, 6)}
+
+
 MODELS = [attention, views, regions, shuffled, functional, vit, resnet, llama, bert]
 WIDER = [attention, views, regions, shuffled, functional, vit]  # what the class itself pins
 
@@ -171,7 +186,7 @@ def outputs(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [value for value in result.values() if value is not None]
 
 
-@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("build", [*MODELS, experts])
 def test_the_law(build: Callable[[], tuple[nn.Module, Any]]) -> None:
     model, inputs = given(build)
     space = niwaki.search_space(model, inputs, as_graph=True)
@@ -187,6 +202,11 @@ def test_the_law(build: Callable[[], tuple[nn.Module, Any]]) -> None:
         assert difference(ours, expected) <= 1e-5
         params = sum(parameter.numel() for parameter in {id(p): p for p in small.parameters()}.values())
         assert params == space.cost(plan).params < space.cost().params
+
+
+def test_experts_of_an_exported_program_can_be_cut() -> None:
+    model, inputs = given(experts)
+    assert niwaki.search_space(model, inputs, as_graph=True).coverage > 0.9
 
 
 def _called(module: nn.Module, inputs: Any) -> Any:

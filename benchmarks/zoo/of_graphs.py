@@ -93,4 +93,4 @@ def _detector(name: str) -> tuple[nn.Module, Any]:
     tasks = import_module("ultralytics.nn.tasks")
     kinds = {"seg": "SegmentationModel", "pose": "PoseModel", "obb": "OBBModel"}
     model = getattr(tasks, kinds.get(name.rpartition("-")[2], "DetectionModel"))
-    return model(f"{name}.yaml", nc=4, verbose=False), image(1, 3, 64, 64)
+    return model(f"{name}.yaml", nc=4, verbose=False), image(2, 3, 64, 64)
