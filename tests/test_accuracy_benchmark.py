@@ -76,8 +76,10 @@ def test_a_narrow_network_has_the_widths_and_weights_of_its_own_size() -> None:
     run = Training(task, 0, keep=(3, 5, 7, 9))
     assert run.widths == (3, 5, 7, 9)
     assert [group.units for group in run.space().groups] == [3, 5, 7, 9]
-    bound = max(float(p.detach().abs().max() * p[0].numel() ** 0.5) for p in run.model.parameters() if p.ndim == 4)
-    assert 0.9 < bound <= 1, "convolutions are uniform within one over the root of their fan-in"
+    for name, parameter in run.model.named_parameters():
+        if parameter.ndim == 4:
+            bound = float(parameter.detach().abs().max()) * parameter[0].numel() ** 0.5
+            assert 0.9 < bound <= 1, f"{name} is not uniform within one over the root of its fan-in"
     owned = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     assert owned == {id(p) for p in run.model.parameters()}
 

@@ -69,7 +69,8 @@ def _figure(panels: dict[str, list[Summary]], place: Place, label: str, path: Pa
         panel.set_title(name, fontsize="small")
         panel.set_xlabel(label)
         panel.set_ylabel("accuracy, %" if mine[0].first.measure == "accuracy" else "nats per token")
-        panel.legend(fontsize="small")
+        if panel.get_legend_handles_labels()[0]:  # none where the dense network is missing
+            panel.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return path
