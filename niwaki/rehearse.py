@@ -117,7 +117,7 @@ def _rehearse(
     tolerant: bool = False,
 ) -> Problem | None:
     """Run the cut model as the model was run; a run in train mode only if it goes through lines of its own.
-    ``tolerant``: torch may run other operators, as long as the outputs are as they should be."""
+    ``tolerant``: inside the same calls torch may run other operators."""
     comparison = Comparison(graph, facts, builder.units, small, keep)
     start = 0
     seen: set[Location] = set()  # lines that a rehearsed run has been through
@@ -128,7 +128,7 @@ def _rehearse(
             with _without_log():
                 tried = _tried(small, call, run)
             problem = comparison.problem(run, tried, start)
-            if problem is not None and not (tolerant and problem.detour and comparison.outputs_fit(run, tried)):
+            if problem is not None and not (tolerant and problem.detour and comparison.detours_only(run, tried)):
                 return problem
         start += len(run.nodes)
     return None

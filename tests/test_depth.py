@@ -168,15 +168,26 @@ def test_another_way_to_compute_with_a_single_head_pins_nothing(heads: int) -> N
         assert deviations(net, random_plan(space, np.random.default_rng(seed)), x)["eval"] <= 1e-10
 
 
-def test_a_mistake_with_a_single_head_pins_the_heads_only() -> None:
-    class Wrong(Halves):
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x).unflatten(-1, (self.heads, -1)) * int(str(len(self.mix)))
-            return self.last(torch.einsum("bhd,h->bd", y, self.mix))
+class Wrong(Halves):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).unflatten(-1, (self.heads, -1)) * int(str(len(self.mix)))
+        return self.last(torch.einsum("bhd,h->bd", y, self.mix))
 
-    space = niwaki.search_space(nn.Sequential(nn.Linear(4, 6), Wrong(2)), torch.randn(4, 4))
+
+class Branching(Halves):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).unflatten(-1, (self.heads, -1))
+        y = y.tanh() if int(str(len(self.mix))) == 1 else y.relu()
+        return self.last(torch.einsum("bhd,h->bd", y, self.mix))
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(Wrong, "is given 1 instead of 2"), (Branching, "is replaced by another operator")]
+)
+def test_a_mistake_with_a_single_head_pins_the_heads_only(kind: type[Halves], why: str) -> None:
+    space = niwaki.search_space(nn.Sequential(nn.Linear(4, 6), kind(2)), torch.randn(4, 4))
     assert sorted(group.units for group in space.groups) == [6]
-    assert any("is given 1 instead of 2" in pin.reason for pin in space.pins)
+    assert any(why in pin.reason for pin in space.pins)
 
 
 def test_a_plan_that_cannot_be_built_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:

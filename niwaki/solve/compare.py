@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from niwaki.core.location import Location
 from niwaki.core.names import module_at
 from niwaki.core.repairs import Scalar
 from niwaki.core.space import BoolArray
@@ -71,12 +72,17 @@ class Comparison:
         last = dense[max(0, min(number, len(dense) - 1))][0] if dense else 0
         return Problem(start + last, f"fails, or what follows it: {first_line(again.error)}", fails=True)
 
-    def outputs_fit(self, run: Run, tried: Graph) -> bool:
-        """Whether the cut network has the outputs that it should have, whatever is on the way there."""
-        results = tried.runs[0].outputs
-        return len(results) == len(run.outputs) and all(
-            self._expected(number) == tried.values[result].shape
-            for number, result in zip(run.outputs, results, strict=True)
+    def detours_only(self, run: Run, tried: Graph) -> bool:
+        """Whether Python made the same calls, and the outputs are as they should be: then it is torch that chose other
+        operators inside these calls."""
+        again = tried.runs[0]
+        return (
+            len(again.outputs) == len(run.outputs) > 0
+            and _calls(again) == _calls(run)
+            and all(
+                self._expected(number) == tried.values[result].shape
+                for number, result in zip(run.outputs, again.outputs, strict=True)
+            )
         )
 
     def _of_one(self, place: int, node: Node, other: Node, tried: Graph) -> Problem | None:
@@ -128,6 +134,17 @@ def named(run: Run, all_of_them: bool) -> list[tuple[int, str]]:
             found += [(index, part) for part in _PRODUCTS[packet]]
         elif packet not in _ARRANGING and not _restrided(node):
             found.append((index, str(packet).removesuffix("_")))
+    return found
+
+
+def _calls(run: Run) -> list[tuple[object, Location]]:
+    """What Python called to compute content, and where."""
+    found: list[tuple[object, Location]] = []
+    last = None
+    for node in run.nodes:
+        if node.operator.overloadpacket not in _ARRANGING and not _restrided(node) and node.call is not last:
+            found.append((node.call.function, node.location))
+            last = node.call
     return found
 
 
