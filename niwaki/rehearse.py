@@ -42,6 +42,7 @@ def rehearsed(graph: Graph, facts: Facts, builder: Builder, calls: Sequence[Exam
     """Pin in ``builder`` what does not survive a random plan; returns notes about what could not be mended."""
     rng, mending = np.random.default_rng(0), Mending(graph, facts, builder)
     pairs, only_pairs = True, False  # whether groups of two are left with one, and nothing else is cut
+    compared = False  # a copy of the model with the model
     failure = f"it still fails after {_ATTEMPTS} attempts"
     for attempt in range(_ATTEMPTS):
         drawn = _drawn(builder, rng, pairs, not only_pairs) if len(builder.units) else None
@@ -50,24 +51,28 @@ def rehearsed(graph: Graph, facts: Facts, builder: Builder, calls: Sequence[Exam
         plan, keep = drawn
         model = builder.space().model
         problem = _rehearse(cut_empty(model, plan), graph, facts, builder, calls, keep, tolerant=only_pairs)
-        copying = (
-            _fault_of_copying(model, graph, facts, builder, calls) if problem is not None and not attempt else None
-        )
-        if copying is not None:
-            fault = copying.told(facts)
-            builder.pin_everything(f"a copy of the model is another network: {fault}")
-            return [
-                "A copy of the model computes something else than the model, and niwaki cuts a copy, so everything is "
-                f"pinned: {fault}. An identity (`is`, `id`), a global name or a registry may tell the two apart."
-            ]
         if problem is None and pairs:
             builder.pin_whole()
             return []
         if problem is None:
             pairs = only_pairs = True
-        elif pairs and not only_pairs and (np.diff(builder.units.starts) == _LEAST).any():
+            continue
+        breadth = min(attempt // _PATIENCE, BREADTHS - 1)
+        if pairs and not only_pairs and (np.diff(builder.units.starts) == _LEAST).any():
             pairs = False  # is it the cut to a single one, or something else?
-        elif not mending.mend(problem, min(attempt // _PATIENCE, BREADTHS - 1), only_pairs):
+            continue
+        if not only_pairs and mending.hold_steps(problem, breadth):
+            continue
+        fault = None if compared else _fault_of_copying(model, graph, facts, builder, calls)
+        if fault is not None:
+            told = fault.told(facts)
+            builder.pin_everything(f"a copy of the model is another network: {told}")
+            return [
+                "A copy of the model computes something else than the model, and niwaki cuts a copy, so everything is "
+                f"pinned: {told}. An identity (`is`, `id`), a global name or a registry may tell the two apart."
+            ]
+        compared = True
+        if not mending.pin(problem, breadth, only_pairs) and not (only_pairs and mending.pin(problem, breadth, False)):
             failure = problem.text
             break
     builder.pin_everything(f"a rehearsed cut fails where niwaki cannot tell what to pin: {failure}")

@@ -25,30 +25,53 @@ class Mending:
     def __init__(self, graph: Graph, facts: Facts, builder: Builder) -> None:
         self._graph, self._facts, self._builder = graph, facts, builder
         self._blame: Blame | None = None
-        self._steps: dict[
-            Hashable, Iterator[tuple[int, list[Axis], int]]
-        ] = {}  # what is left to try, by kind of operator
+        self._steps: dict[Hashable, Iterator[tuple[int, list[Axis], int]]] = {}  # left to try, by kind of operator
         self._trials = 0
 
-    def mend(self, problem: Problem, breadth: int, pairs: bool) -> bool:
-        """Whether anything could be done. ``pairs``: it happens where one of two units is left, and there only."""
-        if self._blame is None:
-            self._blame = Blame(self._graph, self._facts)
-        place = min(problem.place, len(self._facts.touched) - 1)
-        if problem.fails and not pairs and self._hold_steps(self._blame, problem, place, breadth):
-            return True
+    def hold_steps(self, problem: Problem, breadth: int) -> bool:
+        """Try the next step for what an operator that fails depends on; False when all have been tried."""
+        if not problem.fails:
+            return False
+        blame, place = self._blaming(), self._place(problem)
+        kind = blame.kind(place, 0)
+        if kind in self._steps:
+            self._builder.release_steps(kind)
+        else:
+            self._steps[kind] = self._to_try(blame, place, breadth)
+        for first, axes, step in self._steps[kind]:
+            if self._trials == _STEP_TRIALS:
+                break
+            _, text, location = self._reason(problem, first)
+            if self._builder.hold_steps(kind, axes, step, text, location):
+                self._trials += 1
+                return True
+        return False
+
+    def pin(self, problem: Problem, breadth: int, pairs: bool) -> bool:
+        """Pin what deviates, or what the nearest operator before touches that touches anything free; False where there
+        is none. ``pairs``: it happens where one of two units is left, and there only."""
+        blame, place = self._blaming(), self._place(problem)
         axes = self._deviating(problem, place)
         if axes and self._builder.frees(axes, pairs):
             blamed = place
         else:
             problem = Problem(place, problem.text)
             touched = self._facts.touched
-            found = (other for other in self._blame.before(place) if self._builder.frees(touched[other].axes, pairs))
+            found = (other for other in blame.before(place) if self._builder.frees(touched[other].axes, pairs))
             blamed = next(found, -1)
         if blamed < 0:
             return False
-        alike = self._blame.counterparts(place, blamed, breadth)
-        return self._builder.pin_axes((self._reason(problem, other) for other in alike), pairs)
+        alike = blame.counterparts(place, blamed, breadth)
+        return self._builder.pin_axes([self._reason(problem, other) for other in alike], pairs)
+
+    def _blaming(self) -> Blame:
+        """Made only where something fails."""
+        if self._blame is None:
+            self._blame = Blame(self._graph, self._facts)
+        return self._blame
+
+    def _place(self, problem: Problem) -> int:
+        return min(problem.place, len(self._facts.touched) - 1)
 
     def _deviating(self, problem: Problem, place: int) -> list[Axis]:
         """The axes that have another size than expected."""
@@ -63,22 +86,6 @@ class Mending:
         touched = self._facts.touched[place]
         axes = self._deviating(problem, place) or touched.axes
         return axes, f"after a cut, {touched.node.operator} {problem.text}", touched.node.location
-
-    def _hold_steps(self, blame: Blame, problem: Problem, place: int, breadth: int) -> bool:
-        """Try the next step for what an operator that fails depends on; False when all have been tried."""
-        kind = blame.kind(place, 0)
-        if kind in self._steps:
-            self._builder.release_steps(kind)
-        else:
-            self._steps[kind] = self._to_try(blame, place, breadth)
-        for first, axes, step in self._steps[kind]:
-            if self._trials == _STEP_TRIALS:
-                break
-            _, text, location = self._reason(problem, first)
-            if self._builder.hold_steps(kind, axes, step, text, location):
-                self._trials += 1
-                return True
-        return False
 
     def _to_try(self, blame: Blame, place: int, breadth: int) -> Iterator[tuple[int, list[Axis], int]]:
         """An operator, the axes of one of its dimensions and of those like it, and a step for them: of the nearest
