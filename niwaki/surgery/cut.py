@@ -38,7 +38,10 @@ def cut(
     """A smaller copy of ``model`` that computes what the model with its removed units at zero would compute.
 
     The model itself is not touched. Parameters and buffers of the copy are new tensors on the same device, tied ones
-    stay tied, ``requires_grad`` and the training mode are kept, gradients are not. Non-tensor state is deep-copied.
+    stay tied, ``requires_grad`` and the training mode are kept, gradients are not. All else is deep-copied: hooks and
+    functions on the model refer to the copy, and what its code has a name for (a sentinel, a constant of its file)
+    stays the same object. Tensors that the model has made for itself since `niwaki.search_space`, which may have the
+    dense sizes, are left out with a warning.
 
     A method's plan removes units that are zero in the model it trained. Where they are not zero in ``model``, as in an
     average of the weights (EMA) or in a checkpoint from before the schedule's end, a warning says how far they are from
@@ -53,7 +56,8 @@ def cut(
         example_inputs: with ``as_graph``, the inputs to export the model with: of the same shapes as the plan's.
 
     Raises:
-        PlanError: the plan is for another network, or no plan.
+        PlanError: the plan is for another network, or no plan; or the model cannot be copied: something on it does not
+            allow that, or a function on it refers to the model by a global name.
         TraceError: the model cannot be exported.
 
     Example:
