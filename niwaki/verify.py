@@ -95,7 +95,7 @@ def check(
     Example:
         >>> import torch, niwaki
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> x = torch.randn(1, 4)
+        >>> x = torch.randn(64, 4)
         >>> space = niwaki.search_space(net, x)
         >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
         >>> outcome = niwaki.check(net, plan, x)
