@@ -85,7 +85,7 @@ def search_space(
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
     facts = label(graph, allow_inexact=allow_inexact)
     _ignore(graph, facts, matching)
-    builder = Builder(model, graph, facts, inner)
+    builder = Builder(model, graph, facts, inner, [it for known in registered() for it in known.looked_after(model)])
     notes = [
         f"The model does not run in train mode ({type(run.error).__qualname__}: {first_line(run.error)}), so only its "
         "eval mode was analysed."
@@ -110,8 +110,8 @@ def search_space(
         notes += rehearsed(graph, facts, builder, calls)
     remember_beside(model)
     if layout != "uniform":
-        return builder.space(notes)
-    return uniform(builder.space(notes, [rule for known in registered() for rule in known.multiples(model)]))
+        return builder.finished(notes, ())
+    return uniform(builder.finished(notes, [rule for known in registered() for rule in known.multiples(model)]))
 
 
 def _unseen(graph: Graph, facts: Facts) -> list[str]:

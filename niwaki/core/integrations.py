@@ -33,6 +33,10 @@ class Integration(Protocol):
     def multiples(self, model: torch.nn.Module) -> Sequence[Multiple]:
         """What descriptions of ``model`` ask of its sizes; nothing for models that it does not know."""
 
+    def looked_after(self, model: torch.nn.Module) -> Sequence[object]:
+        """Objects on the modules of ``model`` whose numbers `after_cut` keeps up to date, or says of that they are
+        not."""
+
     def after_cut(self, small: torch.nn.Module, plan: Plan) -> None:
         """Bring what describes ``small`` up to date, which has just been cut by ``plan``. It raises nothing, leaves
         tensors alone, and changes no object that others may hold."""

@@ -38,6 +38,11 @@ class Transformers:
                 found += _multiples(f"{path}." if path else "", inner, family)
         return found
 
+    def looked_after(self, model: torch.nn.Module) -> Sequence[object]:
+        """Configurations."""
+        inside = (module.__dict__ for _, inner in pretrained_in(model) for module in inner.modules())
+        return [own[name] for own in inside for name in ("config", "generation_config") if name in own]
+
     def after_cut(self, small: torch.nn.Module, plan: Plan) -> None:
         """Give the models of transformers in ``small`` configurations that say their new sizes, or another
         ``save_pretrained``."""

@@ -25,6 +25,7 @@ from niwaki.solve.facts import Facts
 from niwaki.solve.required import required
 from niwaki.solve.sizes import pin_unsolved, settle
 from niwaki.solve.units import Units
+from niwaki.solve.unread import unread
 from niwaki.trace.graph import Graph, Origin
 
 _PAIR = 2
@@ -33,8 +34,16 @@ _PAIR = 2
 class Builder:
     """Keeps a solved graph, so that more can be pinned before the space is made from it."""
 
-    def __init__(self, model: torch.nn.Module, graph: Graph, facts: Facts, inner: bool = False) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        graph: Graph,
+        facts: Facts,
+        inner: bool = False,
+        looked_after: Sequence[object] = (),
+    ) -> None:
+        """``looked_after``: objects on modules whose numbers somebody else keeps up to date."""
+        self._model, self._looked_after = model, looked_after
         understand_unseen(model, graph, facts)
         self.units = Units(graph, facts, inner)
         self._tables = Tables(self.units)
@@ -153,15 +162,18 @@ class Builder:
         self.units.pin_all(self.units.facts.reason(text, None))
         self._settle()
 
-    def space(self, notes: Sequence[str] = (), multiples: Sequence[Multiple] = ()) -> SearchSpace:
-        """The search space as it stands, of plans only with which all ``multiples`` hold."""
+    def space(self) -> SearchSpace:
+        """The search space as it stands."""
         if self._space is None:
             self._space = self._made()
-        space = replace(self._space, notes=tuple(notes)) if notes else self._space
-        wanted = tuple(required(multiples, self._tables.lengths, {s.name: s.shape for s in space.shapes}))
-        if not wanted:
-            return space
-        return replace(space, numbers=Numbers((*space.numbers.equations, *wanted), space.numbers.deciding))
+        return self._space
+
+    def finished(self, notes: Sequence[str], multiples: Sequence[Multiple]) -> SearchSpace:
+        """The search space for the user: of plans only with which all ``multiples`` hold, its notes after others."""
+        space = self.space()
+        wanted = required(multiples, self._tables.lengths, {s.name: s.shape for s in space.shapes})
+        numbers = Numbers((*space.numbers.equations, *wanted), space.numbers.deciding)
+        return replace(space, numbers=numbers, notes=(*notes, *space.notes))
 
     def _made(self) -> SearchSpace:
         units, tables = self.units, self._tables
@@ -178,6 +190,8 @@ class Builder:
             _terms([term for _, term in numbered], tables.num_axes),
             np.array([number for number, _ in numbered], np.int64),
         )
+        counts = tables.counts(units)
+        remembered = unread(units.graph, units.facts, self._model, tables.lengths, counts.varies(), self._looked_after)
         return SearchSpace(
             model=self._model,
             groups=_groups(places, units),
@@ -187,15 +201,15 @@ class Builder:
             coverage=_coverage(units),
             shapes=tensor_shapes(self._model),
             cost_model=CostModel(
-                tables.counts(units),
+                counts,
                 _terms(tables.params, tables.num_axes),
                 _terms(tables.macs, tables.num_axes),
                 _terms(tables.memory, tables.num_axes),
                 activations if alive else None,
                 work if tables.work else None,
             ),
-            numbers=self._numbers,
-            notes=(),
+            numbers=remembered.joined(self._numbers),
+            notes=remembered.notes,
             repairs=self._repairs(),
         )
 

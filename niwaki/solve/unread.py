@@ -1,0 +1,180 @@
+"""Sizes that modules remember for other methods than ``forward``: a block that merges its branches before deployment, a
+layer that draws its noise anew.
+
+No run shows what such a number means. It follows where modules of one class with different sizes agree on which
+dimension it is the length of; where it merely equals a size that may change, a note names it, for it may be anything.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import FunctionType
+
+import torch
+from torch import nn
+
+from niwaki.core.location import Location
+from niwaki.core.metadata import SIZES
+from niwaki.core.names import named_modules
+from niwaki.core.numbers import Attribute, Equation, Numbers, leaves
+from niwaki.core.paths import Where, parts
+from niwaki.core.space import BoolArray
+from niwaki.graphs.program import Program
+from niwaki.solve.facts import Facts
+from niwaki.trace.graph import Graph
+
+_COMMON = 3  # kernels, strides, colours: numbers up to this are mostly no widths
+_DEEP = 3  # levels of modules inside of a block that its numbers may be about
+_NAMED = 4
+_INTERNALS = frozenset(nn.Module().__dict__)
+_OPAQUE = (bool, float, str, bytes, type(None), nn.Module, torch.Tensor, FunctionType, partial)
+
+Dim = tuple[str, int]  # a parameter by its name from the module on, and a dimension
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """``equations``: numbers that are the length of an axis, each with the attribute that it decides. ``notes``: what
+    may be stale after a cut."""
+
+    equations: tuple[tuple[Attribute, Equation], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def joined(self, numbers: Numbers) -> Numbers:
+        """``numbers``, and these."""
+        first = len(numbers.equations)
+        deciding = {attribute: first + place for place, (attribute, _) in enumerate(self.equations)}
+        return Numbers(
+            (*numbers.equations, *(equation for _, equation in self.equations)), {**numbers.deciding, **deciding}
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Number:
+    """One number of one module, and the dimensions of that length of the parameters in it."""
+
+    attribute: Attribute
+    kind: type
+    dims: Mapping[Dim, int]  # with the axes they are
+    shared: int  # the identity of the settings that hold it, 0 for the module itself
+
+    def within(self, level: int) -> _Number:
+        """The same, of parameters that are so many levels inside at most."""
+        near = {dim: axis for dim, axis in self.dims.items() if dim[0].count(".") <= level}
+        return replace(self, dims=near)
+
+    def changes(self, varies: BoolArray) -> bool:
+        """Whether it may be stale after a cut."""
+        return any(varies[axis] for axis in self.dims.values())
+
+
+def unread(
+    graph: Graph,
+    facts: Facts,
+    model: nn.Module,
+    lengths: Mapping[Dim, int],
+    varies: BoolArray,
+    looked_after: Sequence[object],
+) -> Unread:
+    """What is to become of the numbers of modules in ``model`` that no run read.
+
+    ``lengths``: the axis of each dimension of each parameter. ``varies`` [axes]: which may get shorter.
+    ``looked_after``: settings that somebody else keeps up to date.
+    """
+    if isinstance(model, Program):  # which has no methods of its own
+        return Unread()
+    claims = (claim.expression for claim in facts.sizes)
+    frozen = (one.expression for run in graph.runs for one in run.frozen)
+    read = (leaf for one in (*claims, *frozen) for leaf in leaves(one) if isinstance(leaf, Attribute))
+    read_at = {_key(attribute) for attribute in read}
+    ignored = {id(settings) for settings in looked_after}
+    found = [number for number in _numbers(model, lengths, ignored) if _key(number.attribute) not in read_at]
+    alike: defaultdict[tuple[object, ...], list[_Number]] = defaultdict(list)
+    for number in found:
+        alike[number.kind, number.attribute.name, number.attribute.where, number.shared].append(number)
+    equations, stale = [], []
+    for numbers in alike.values():
+        meant: dict[Attribute, int] = {}
+        for level in range(1, _DEEP + 1):  # what is near says more
+            within = [number.within(level) for number in numbers if number.attribute not in meant]
+            meant |= {number.attribute: axis for some in _similar(within) for number, axis in _agreed(some)}
+        for attribute, axis in meant.items():
+            where = Location("a number that no run reads", 0, attribute.module)
+            equations.append((attribute, Equation(attribute, axis, "a size that a module remembers", where)))
+        left = [number.attribute for number in numbers if number.attribute not in meant and number.changes(varies)]
+        if left:
+            stale.append((left[0], len(left) - 1))
+    return Unread(tuple(equations), tuple(_note(stale)))
+
+
+def _similar(numbers: Sequence[_Number]) -> list[list[_Number]]:
+    """Numbers that may be the length of the same dimension: all, or (blocks with a depth-wise layer and without) those
+    that have the very same dimensions of their length."""
+    if not numbers or set.intersection(*(set(number.dims) for number in numbers)):
+        return [list(numbers)] if numbers else []
+    parts: defaultdict[frozenset[Dim], list[_Number]] = defaultdict(list)
+    for number in numbers:
+        parts[frozenset(number.dims)].append(number)
+    return list(parts.values())
+
+
+def _agreed(numbers: Sequence[_Number]) -> Iterator[tuple[_Number, int]]:
+    """The axis that each is the length of, if numbers of different sizes agree on the dimension."""
+    common = set.intersection(*(set(number.dims) for number in numbers))
+    axes = [{number.dims[dim] for dim in common} for number in numbers]
+    sizes = {number.attribute.value for number in numbers}
+    if len(sizes) > 1 and not numbers[0].shared and all(len(one) == 1 for one in axes):
+        yield from ((number, one.pop()) for number, one in zip(numbers, axes, strict=True))
+
+
+def _key(attribute: Attribute) -> tuple[str, str, Where]:
+    return attribute.module, attribute.name, attribute.where
+
+
+def _numbers(model: nn.Module, lengths: Mapping[Dim, int], ignored: set[int]) -> Iterator[_Number]:
+    """The numbers of modules, those in plain settings once each; without those that follow a table (`SIZES`)."""
+    seen: set[int] = set(ignored)
+    for path, module in named_modules(model):
+        if type(module).__module__.startswith("torch."):
+            continue
+        prefix = f"{path}." if path else ""
+        by_length: defaultdict[int, dict[Dim, int]] = defaultdict(dict)
+        deep = _DEEP if path else 1  # the whole network has layers of almost any size
+        inside = ((f"{name}.", child) for name, child in named_modules(module) if name and name.count(".") < deep)
+        for child, own in (("", module), *inside):
+            for name, parameter in own._parameters.items():
+                for dim, size in enumerate(() if parameter is None else parameter.shape):
+                    axis = lengths.get((f"{prefix}{child}{name}", dim))
+                    if axis is not None and size > _COMMON:
+                        by_length[size][f"{child}{name}", dim] = axis
+        table = {size.name for kind, sizes in SIZES.items() if isinstance(module, kind) for size in sizes}
+        for name, where, value, shared in _held(module, seen):
+            if value in by_length and name not in table:
+                yield _Number(Attribute(path, name, where, value), type(module), by_length[value], shared)
+
+
+def _held(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Where, int, int]]:
+    """The whole numbers that a module holds itself, or in a container or plain object."""
+    for name, value in module.__dict__.items():
+        if name in _INTERNALS:
+            continue
+        if type(value) is int:
+            yield name, (), value, 0
+        elif not isinstance(value, _OPAQUE) and id(value) not in seen:
+            held = [(step, item) for step, item in parts(value) if type(item) is int]
+            if held:
+                seen.add(id(value))
+            yield from ((name, (step,), item, id(value)) for step, item in held)
+
+
+def _note(stale: Sequence[tuple[Attribute, int]]) -> Iterator[str]:
+    if stale:
+        named = [f"{one} is {one.value}" + f" (and so for {more} like it)" * (more > 0) for one, more in stale[:_NAMED]]
+        rest = f", and {len(stale) - _NAMED} more" if len(stale) > _NAMED else ""
+        yield (
+            f"These numbers equal a size that the layers beside them may lose: {', '.join(named)}{rest}. Forward does "
+            "not read them, so a cut leaves them as they are; if another method reads them, set them after the cut."
+        )
