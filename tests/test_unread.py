@@ -141,3 +141,23 @@ def test_numbers_of_torch_follow_their_table() -> None:
     space, _, small = _half(net, torch.randn(3, 5))
     assert not space.notes
     assert all(layer.out_features == len(layer.weight) for layer in small if isinstance(layer, nn.Linear))
+
+
+def test_what_could_be_read_unnoticed_is_left_alone() -> None:
+    class Exact(nn.Module):
+        """Its number is no integer to it where it is tracked."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.width, self.up = width, nn.Linear(width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.up(x)
+            return y.reshape(-1, self.width) if type(self.width) is int else y * 2
+
+    net = nn.Sequential(nn.Linear(5, 12), Exact(12), nn.Linear(12, 9), Exact(9), nn.Linear(9, 2))
+    x = torch.randn(3, 5)
+    space, plan, small = _half(net, x)
+    assert not any("equal a size" in note for note in space.notes)
+    assert not any(edit.name == "width" for edit in plan.attributes)
+    assert niwaki.check(net, plan, x).holds and small(x).shape == (3, 2)

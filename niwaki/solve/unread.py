@@ -91,7 +91,8 @@ def unread(
     read = (leaf for one in (*claims, *frozen) for leaf in leaves(one) if isinstance(leaf, Attribute))
     read_at = {_key(attribute) for attribute in read}
     ignored = {id(settings) for settings in looked_after}
-    found = [number for number in _numbers(model, lengths, ignored) if _key(number.attribute) not in read_at]
+    certain = graph.tracked - read_at  # others may have been read without notice
+    found = [number for number in _numbers(model, lengths, ignored) if _key(number.attribute) in certain]
     alike: defaultdict[tuple[object, ...], list[_Number]] = defaultdict(list)
     for number in found:
         alike[number.kind, number.attribute.name, number.attribute.where, number.shared].append(number)

@@ -14,6 +14,7 @@ from niwaki.core.location import Location
 from niwaki.core.numbers import Expression
 from niwaki.core.repairs import Scalar
 from niwaki.trace.decisions import Decision
+from niwaki.trace.extent import Place
 
 
 class Origin(Enum):
@@ -111,7 +112,7 @@ class Graph:
 
     ``contents``: what small constants held, by value number. ``overlooked``: types of objects among the outputs whose
     tensors do not count as outputs. ``filled``: a run put tensors into a container that it was given. ``notes``: what
-    else there is to say about the runs.
+    else there is to say about the runs. ``tracked``: where the numbers were that runs could not read unnoticed.
     """
 
     values: tuple[Value, ...]
@@ -120,6 +121,7 @@ class Graph:
     overlooked: tuple[str, ...] = ()
     filled: bool = False
     notes: tuple[str, ...] = ()
+    tracked: frozenset[Place] = frozenset()
 
     @cached_property
     def unseen(self) -> tuple[Value, ...]:

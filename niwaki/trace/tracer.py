@@ -145,7 +145,14 @@ class Tracer:
             if not unfit:
                 self._runs_hollow = hollow is not None and failure is None
                 overlooked = tuple(sorted(recorder.overlooked))
-                graph = Graph(tuple(recorder.values), tuple(runs), recorder.contents, overlooked, recorder.filled)
+                graph = Graph(
+                    tuple(recorder.values),
+                    tuple(runs),
+                    recorder.contents,
+                    overlooked,
+                    recorder.filled,
+                    tracked=frozenset(tracking.places),
+                )
                 return Attempt(graph, failure, tuple(tracking.places))
             self._left_alone |= unfit
 
