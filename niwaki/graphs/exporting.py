@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves
 
 from niwaki.compiled import eagerly
 from niwaki.errors import PlanError, TraceError, first_line
@@ -19,7 +20,9 @@ from niwaki.graphs.program import REGIONS, TORCH, Block, Program, needed
 from niwaki.graphs.sizes import replaced
 from niwaki.trace.preserve import preserved
 from niwaki.trace.pretend import Pretence
-from niwaki.trace.structures import ExampleCall, map_tensors, objects_in, tensors_in
+from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
+
+_RETURNED = (bool, int, float, complex, str, type(None))  # beside tensors, what a program can return
 
 
 @eagerly()
@@ -219,9 +222,11 @@ def _foreign_outputs(model: nn.Module, call: ExampleCall) -> str:
     args, kwargs = call
     with torch.no_grad():
         try:
-            found = objects_in(model(*args, **kwargs))
+            result = model(*args, **kwargs)
         except Exception:  # noqa: BLE001 - why the model does not run is said by the error that led here
-            found = []
+            return ""
+    leaves = (leaf for leaf in tree_leaves(result) if not isinstance(leaf, (torch.Tensor, *_RETURNED)))
+    found = sorted({type(leaf).__qualname__ for leaf in leaves})
     if not found:
         return ""
     return (
