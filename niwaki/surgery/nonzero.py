@@ -66,12 +66,15 @@ def _holds_values(tensor: object) -> bool:
 
 def _peaks(tensor: Tensor, dim: int) -> Tensor:
     """The largest absolute value at each position of ``dim``."""
-    if tensor.element_size() == 1 or not (tensor.is_floating_point() or tensor.is_complex()):
+    if tensor.is_complex():
+        tensor = tensor.abs()
+    elif tensor.element_size() == 1 or not tensor.is_floating_point():
         tensor = tensor.float()
     others = [other for other in range(tensor.ndim) if other != dim]
     if not tensor.numel():
         return torch.zeros(tensor.shape[dim], device=tensor.device)
-    return (torch.linalg.vector_norm(tensor, float("inf"), dim=others) if others else tensor.abs()).float()
+    # Two reductions need no copy of the tensor, and are several times as fast as one of its absolute values.
+    return (torch.maximum(tensor.amax(others), -tensor.amin(others)) if others else tensor.abs()).float()
 
 
 def _to_host(values: Sequence[Tensor]) -> list[FloatArray]:
