@@ -388,4 +388,9 @@ def test_other_errors_and_other_modes_are_differences() -> None:
     assert departure(graph, other).index == (1, 0)
     assert departure(graph, both).index == (0, 1)
     assert departure(graph, replace(graph, runs=graph.runs[:1])).index == (1, 0)
+    net.function[0] = lambda m, x, y: x
+    first = _traced(net, torch.ones(4), torch.ones(4))
+    net.function[0] = lambda m, x, y: y
+    found = departure(first, _traced(net, torch.ones(4), torch.ones(4)))
+    assert found.index == (0, 0) and str(found.location) == "the start of the model"
     assert departure(graph, graph) is None

@@ -10,6 +10,7 @@ from niwaki.core.location import Location
 from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
 
 _GIVEN = (Origin.PARAMETER, Origin.BUFFER)
+_START = (Location("the start of the model", 0),)  # where runs without operators are
 _PLAIN = frozenset({type(None), bool, int, float, complex, str})
 
 
@@ -48,13 +49,13 @@ def departure(graph: Graph, other: Graph) -> Departure | None:
     if len(graph.runs) != len(other.runs):  # code looks at the mode in one of them only
         number = min(len(graph.runs), len(other.runs))
         longer = graph.runs if len(graph.runs) > number else other.runs
-        return Departure((number, 0), tuple(node.location for node in longer[number].nodes[:1]))
+        return Departure((number, 0), tuple(node.location for node in longer[number].nodes[:1]) or _START)
     return None
 
 
 def _locations(run: Run, other: Run, index: int) -> tuple[Location, ...]:
     """Where two runs are at an operator, or at their last if they have ended."""
-    return tuple(one.nodes[min(index, len(one.nodes) - 1)].location for one in (run, other) if one.nodes)
+    return tuple(one.nodes[min(index, len(one.nodes) - 1)].location for one in (run, other) if one.nodes) or _START
 
 
 def _difference(run: Run, other: Run, tensors: _Tensors) -> int | None:
