@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from law import deviations, random_plan
 from test_patterns import Pattern, do, exact_or_refused, images, of
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import niwaki
 
 
 class Calls(nn.Module):
@@ -124,7 +129,29 @@ def computed_depthwise() -> nn.Module:
     return Calls(depthwise, first=nn.Conv2d(3, 10, 3), inner=inner, matrix=matrix, last=nn.Conv2d(10, 4, 1))
 
 
+class Equalised(nn.Conv2d):
+    """A convolution whose weight is scaled by what reaches an output."""
+
+    def __init__(self, inputs: int, outputs: int, fan_in: Callable[[Tensor], Any]) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.fan_in = fan_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * math.sqrt(2 / self.fan_in(self.weight)), self.bias, padding=self.padding)
+
+
+def equalised(fan_in: Callable[[Tensor], Any]) -> Pattern:
+    def build() -> tuple[nn.Module, Any]:
+        layers = Equalised(3, 8, fan_in), nn.LeakyReLU(0.2), Equalised(8, 4, fan_in)
+        return nn.Sequential(*layers), torch.randn(2, 3, 6, 6)
+
+    return Pattern(build, reason="a scale by the fan-in of a weight.*The graph-level cut can change it", least=0)
+
+
 PATTERNS: dict[str, Pattern] = {
+    "equalised, by the entries of an output": equalised(lambda w: w[0].numel()),
+    "equalised, by sizes": equalised(lambda w: w.shape[1] * w.shape[2] * w.shape[3]),
+    "equalised, by torch": equalised(lambda w: nn.init._calculate_fan_in_and_fan_out(w)[0]),
     "depthwise weights that are computed": Pattern(lambda: (computed_depthwise(), torch.randn(2, 3, 6, 6)), least=13),
     "unflatten into as many heads as positions": Pattern(
         of(lambda: Calls(unflattened, heads=4, qkv=nn.Linear(3, 48), head=nn.Linear(16, 2))), least=4
@@ -148,3 +175,11 @@ PATTERNS: dict[str, Pattern] = {
 @pytest.mark.parametrize("name", PATTERNS)
 def test_pattern_is_exact_or_refused(name: str) -> None:
     exact_or_refused(name, PATTERNS[name])
+
+
+def test_the_graph_keeps_a_scale_by_the_fan_in() -> None:
+    net, x = equalised(lambda w: w[0].numel()).build()
+    space = niwaki.search_space(net, x, as_graph=True)
+    assert space.num_units == 8
+    plan = random_plan(space, np.random.default_rng(0))
+    assert deviations(space.model, plan, x, train=False)["eval"] < 1e-10

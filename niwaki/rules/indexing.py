@@ -72,9 +72,10 @@ def _bound(call: Call, axis: Axis, given: int | None) -> None:
 @homogeneous("self")
 @rule(aten.select.int)
 def select(call: Call) -> Label:
-    """One position of ``dim``."""
+    """One position of ``dim``. Where nothing but its size is read, the first or the last is any (``w[0].numel()``)."""
     x, dim = call["self"], call["dim"] % len(call["self"].axes)
-    call.pin(x.axes[dim], "one position of it is selected by number")
+    if call["index"] not in (0, -1) or not all(call.discarded):
+        call.pin(x.axes[dim], "one position of it is selected by number")
     rest = [i for i in range(len(x.axes)) if i != dim]
     return call.label([x.axes[i] for i in rest], [x.zero[i] for i in rest], x.weight)
 
@@ -351,6 +352,18 @@ def _strides_keep_their_positions(call: Call) -> Label:
     axes = list(call["self"].axes)
     axes[call["dim"]] = axes[call["dim"]].take(slice(call["start"], call["end"], call["step"]))
     return call.label(axes)
+
+
+for _place in (0, -1, 3):
+    sample(select)(lambda place=_place: _Batched(lambda a: a.sigmoid().flatten(1) * a[place].shape[0]))
+
+
+@mutant(select)
+def _what_is_thrown_away_may_be_anything(call: Call) -> Label:
+    x, dim = call["self"], call["dim"] % len(call["self"].axes)
+    if not all(call.discarded):
+        call.pin(x.axes[dim], "")
+    return call.label(x.axes[:dim] + x.axes[dim + 1 :])
 
 
 @mutant(select)

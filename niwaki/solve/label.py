@@ -10,7 +10,7 @@ import torch
 
 from niwaki import rules
 from niwaki.core.location import Location
-from niwaki.core.numbers import Expression, Literal, leaves
+from niwaki.core.numbers import Count, Expression, Literal, leaves
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import Label, Refused, Rule, Source
 from niwaki.solve import places, signs
@@ -20,7 +20,7 @@ from niwaki.solve.facts import Facts, SizeClaim, Touched
 from niwaki.solve.repeats import Calls, Said
 from niwaki.solve.scaling import Scaling
 from niwaki.solve.unused import outlasting, seen, unused
-from niwaki.trace.graph import Graph, Node, Origin, Value
+from niwaki.trace.graph import Frozen, Graph, Node, Origin, Value
 
 FindRule = Callable[[torch._ops.OpOverload], Rule | None]
 
@@ -78,7 +78,7 @@ def label(
                 if position not in understood and not isinstance(number, Literal) and id(node.call) not in checked:
                     _freeze(facts, frozen, number, node.location, "enters a computation that niwaki does not follow")
         for item in run.frozen:
-            _freeze(facts, frozen, item.expression, item.location, "is part of the computed function")
+            _freeze(facts, frozen, item.expression, item.location, _FAN_IN if _of_weights(facts, item) else _FROZEN)
         for left in outlasting(run):
             stored = facts.labels[left]
             scaling.refuse(() if stored is None else stored.scale)
@@ -223,6 +223,17 @@ def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Labe
         if other is not None and other.nonnegative and not after.nonnegative:
             other = replace(other, nonnegative=False)
         facts.labels[alias] = other
+
+
+_FROZEN = "is part of the computed function"
+_FAN_IN = "is part of the computed function (a scale by the fan-in of a weight)"
+
+
+def _of_weights(facts: Facts, item: Frozen) -> bool:
+    """Whether a number is a product of sizes of weights, and of nothing else."""
+    counts = [leaf for leaf in leaves(item.expression) if isinstance(leaf, Count)]
+    labels = [facts.labels[leaf.axis[0]] for leaf in counts if isinstance(leaf.axis, tuple)]
+    return bool(labels) and all(label is not None and label.weight for label in labels)
 
 
 def _freeze(
