@@ -24,6 +24,8 @@ from niwaki.solve.label import label
 from niwaki.surgery.leftovers import remember_beside
 from niwaki.trace.fidelity import faithful_trace
 from niwaki.trace.graph import Graph
+from niwaki.trace.inventory import Inventory
+from niwaki.trace.remade import may_be_remade
 
 _NAMED = 3  # modules that a note names
 
@@ -85,6 +87,7 @@ def search_space(
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
     facts = label(graph, allow_inexact=allow_inexact)
     _ignore(graph, facts, matching)
+    _hold_remade(model, graph, facts)
     builder = Builder(model, graph, facts, inner, [it for known in registered() for it in known.looked_after(model)])
     notes = [
         f"The model does not run in train mode ({type(run.error).__qualname__}: {first_line(run.error)}), so only its "
@@ -157,6 +160,17 @@ def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:
             )
         found.update(dict.fromkeys(matching, pattern))
     return found
+
+
+def _hold_remade(model: torch.nn.Module, graph: Graph, facts: Facts) -> None:
+    """Buffers that the code may make anew, though no run did so, will be made as they are written."""
+    seen = {graph.values[buffer].name for run in graph.runs for buffer, _ in run.remade}
+    held = may_be_remade(Inventory.of(model)) - seen
+    if held:
+        why = facts.reason("it meets a buffer that the code makes anew when it wants another one", None)
+        for (number, _), (first, size) in facts.places.items():
+            if graph.values[number].name in held:
+                facts.pinned.append((np.arange(first, first + size), why))
 
 
 def _ignore(graph: Graph, facts: Facts, matching: dict[str, str]) -> None:

@@ -127,8 +127,10 @@ class Plan:
 
     def check_fits(self, model: torch.nn.Module) -> None:
         """Raise `PlanError` naming the first tensor in which ``model`` differs from the plan's dense network, or the
-        first position of the plan that this network does not have."""
+        first position of the plan that this network does not have. A buffer may have other sizes where the plan does
+        not cut it: some grow while the network runs."""
         there = {s.name: s.shape for s in tensor_shapes(model)}
+        buffers = {name for name, _ in model.named_buffers()}
         for planned in self.shapes:
             if planned.name not in there:
                 raise PlanError(
@@ -136,7 +138,11 @@ class Plan:
                     f"{list(planned.shape)}, which this model does not have. Pass the dense model that the plan was "
                     "made for."
                 )
-            if there[planned.name] != planned.shape:
+            found = there[planned.name]
+            if planned.name in buffers and len(found) == len(planned.shape):
+                cut = self.tensors.get(planned.name, {})
+                found = tuple(found[dim] if dim in cut else size for dim, size in enumerate(planned.shape))
+            if found != planned.shape:
                 raise PlanError(
                     f"The plan is for another network: it expects {planned.name!r} to have the shape "
                     f"{list(planned.shape)}, but here it has {list(there[planned.name])}. "

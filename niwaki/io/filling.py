@@ -14,6 +14,8 @@ from niwaki.errors import FileFormatError
 from niwaki.io.state import identity
 from niwaki.surgery.cut import duplicate
 from niwaki.surgery.plans import plan_of, remember
+from niwaki.trace.inventory import Inventory
+from niwaki.trace.remade import may_be_remade
 
 
 def fill(small: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, Any], path: Path) -> None:
@@ -22,6 +24,7 @@ def fill(small: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, An
     Raises:
         FileFormatError: they are not; the message names the first difference. ``small`` may be half filled then.
     """
+    _regrow(small, tensors)
     state = state_of_model(small, keep_vars=True)
     outside = set(about.get("buffers", ())) & tensors.keys() - state.keys()
     inside = {name: saved for name, saved in tensors.items() if name not in outside}
@@ -52,6 +55,26 @@ def fill_state(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], tied:
     _check_ties(state, tied, path)
     for name, saved in tensors.items():
         _copy(state[name], saved)
+
+
+def _regrow(small: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give buffers that grow while the network runs the shape that they had when it was saved."""
+    plan = plan_of(small)
+    if plan is None:
+        return
+    planned = {one.name: one.shape for one in plan.shapes}
+    may_grow = may_be_remade(Inventory.of(small))
+    modules = dict(small.named_modules())
+    for name, buffer in list(small.named_buffers()):
+        saved = tensors.get(name)
+        cut = plan.tensors.get(name, {})
+        if saved is None or saved.shape == buffer.shape or (cut and saved.ndim != buffer.ndim):
+            continue
+        if any(saved.shape[dim] != buffer.shape[dim] for dim in cut):
+            continue
+        if name in may_grow or buffer.shape != planned.get(name):
+            path, _, leaf = name.rpartition(".")
+            modules[path]._buffers[leaf] = saved.to(buffer.device, copy=True)
 
 
 def _copy(value: Tensor, saved: Tensor) -> None:

@@ -82,6 +82,8 @@ def label(
         for left in outlasting(run):
             stored = facts.labels[left]
             scaling.refuse(() if stored is None else stored.scale)
+        for buffer, now in run.remade:
+            _follow(facts, facts.labels[buffer], facts.labels[now])
         for result in run.outputs:
             _leave(facts, scaling, result, "an output of the model", None, pin_outputs)
         for value_number, where in run.escaped.items():
@@ -89,6 +91,19 @@ def label(
     scaling.finish()
     _hold_other_directions(facts, graph)
     return facts
+
+
+def _follow(facts: Facts, buffer: Label | None, now: Label | None) -> None:
+    """A buffer that a run has replaced is cut as what it was replaced by: it may be there already in another run."""
+    assert buffer is not None and now is not None
+    if len(buffer.axes) != len(now.axes):
+        return
+    why = facts.reason("it is tied to a pinned dimension of what replaces a buffer", None)
+    for before, after in zip(buffer.axes, now.axes, strict=True):
+        if before.size == after.size and before.free and after.free:
+            facts.equal.append((before.ids, after.ids, why))
+        elif before.free:
+            facts.pinned.append((before.ids.reshape(-1), why))
 
 
 def _leave(facts: Facts, scaling: Scaling, number: int, what: str, location: Location | None, whole: bool) -> None:

@@ -16,6 +16,7 @@ from niwaki.solve.steps import Steps
 from niwaki.trace.graph import Graph, Origin, Value
 
 _INNER = "it is the inner factor of a product whose outer factor (a head, a group) can be removed whole"
+_BUFFERS = "only buffers make it"
 _ALONE = "it is the only unit of its kind"
 _UNSEEN = "no forward pass reached this parameter; give an example call that does"
 
@@ -58,6 +59,7 @@ class Units:
         self.spots = self._find_spots()
         self.rhythms: tuple[Rhythm, ...] = ()
         self.steps = Steps(self.solution.size)
+        self._pin_made_by_buffers()
         self.regroup()
         if not inner and self._hold_inner():
             self.regroup()
@@ -105,6 +107,15 @@ class Units:
             rows = self.solution.canonical(ids[:, None])
             spots.append(Spot(self.graph.values[number], dim, ids, rows, produces, driven, direction))
         return spots
+
+    def _pin_made_by_buffers(self) -> None:
+        """Where a buffer makes what parameters read and no parameter has a part in it, there is nothing to train, and
+        the code may make the buffer anew at any time."""
+        made = np.zeros((2, self.solution.size), dtype=bool)  # by a parameter, by a buffer
+        for spot in self.spots:
+            if spot.produces:
+                made[int(spot.value.origin is Origin.BUFFER), spot.rows.reshape(-1)] = True
+        self.pin(np.flatnonzero(made[1] & ~made[0]), self.facts.reason(_BUFFERS, None))
 
     def active(self, rows: IntArray) -> IntArray:
         """Rows of components without those that are pinned."""

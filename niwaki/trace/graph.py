@@ -91,6 +91,7 @@ class Run:
     ``error``: what it failed with, and ``inside`` whether that came out of an operator rather than from Python code.
     ``decisions``: what its data decided. ``ended``: how many nodes there were when Python let go of a value, by value
     number; of others it held on. ``both``: it is in eval mode, and tells what a run in train mode would do.
+    ``remade``: buffers, and the values that were in their places in the end.
     ``escaped``: where values were handed to code that niwaki does not follow, such as numpy's, by value number.
     """
 
@@ -104,6 +105,7 @@ class Run:
     ended: Mapping[int, int] = field(default_factory=dict)
     both: bool = False
     escaped: Mapping[int, Location] = field(default_factory=dict)
+    remade: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from niwaki.trace.lines import Lines
 from niwaki.trace.numbers import frozen_sink
 from niwaki.trace.operators import Traits, traits
 from niwaki.trace.pretend import Pretence, is_fake, needs_value
+from niwaki.trace.remade import remade
 from niwaki.trace.structures import ExampleCall, contained, map_tensors, objects_in, tensors_in
 
 _SMALL = 2**16  # constants of up to so many entries are kept, to be compared after a cut
@@ -105,6 +106,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._owners = {_memory(parameter): parameter for parameter in self._parameters}
         error: Exception | None = None
         outputs: tuple[int, ...] = ()
+        replaced: tuple[tuple[int, int], ...] = ()
         args, kwargs = map_tensors(call, lambda tensor: self._pretence.stand_in(tensor).detach().clone())
         given = list(tensors_in((args, kwargs)))
         for tensor in given:
@@ -118,6 +120,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 stack.enter_context(self)
                 stack.enter_context(self._calls)
                 result = model(*args, **kwargs)
+            replaced = tuple((self.number_of(old), self.number_of(new)) for old, new in remade(self._inventory))
             outputs = tuple(self.number_of(tensor) for tensor in tensors_in(result))
             if not outputs:
                 raise TypeError(f"it returned no tensor that niwaki can find, but {type(result).__qualname__}")
@@ -143,6 +146,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             decisions=decisions,
             ended=ended,
             escaped=self._escaped,
+            remade=replaced,
         )
 
     def number_of(self, tensor: torch.Tensor) -> int:
