@@ -26,6 +26,7 @@ from niwaki.trace.fidelity import faithful_trace
 from niwaki.trace.graph import Graph
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.remade import may_be_remade
+from niwaki.trace.warmup import warm_up
 
 _NAMED = 3  # modules that a note names
 
@@ -84,6 +85,8 @@ def search_space(
     model = program_of(model, calls[0], as_graph)
     matching = _matching(model, ignored)
     single = isinstance(model, Program)  # eval and train mode are the same
+    if not single:
+        warm_up(model, calls, train=True)
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
     facts = label(graph, allow_inexact=allow_inexact)
     _ignore(graph, facts, matching)

@@ -25,9 +25,10 @@ from niwaki.surgery.leftovers import forget_leftovers
 from niwaki.surgery.plans import check_plan, to_do
 from niwaki.surgery.zero import masked, zero_out, zeroed
 from niwaki.trace.foreign import Apart
-from niwaki.trace.preserve import preserved
+from niwaki.trace.preserve import held, preserved
 from niwaki.trace.refusals import does_not_run
-from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
+from niwaki.trace.structures import ExampleCall, map_tensors, others_in, tensors_in
+from niwaki.trace.warmup import warm_up
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -107,6 +108,9 @@ def check(
     model = program_of(model, calls[0], as_graph)
     check_kind(model, plan)
     plan, _ = to_do(model, plan)
+    if not isinstance(model, Program):  # before anything that a cache might keep is computed in another precision
+        warm_up(model, calls)
+        warm_up(cut_module(model, plan), calls)
     with preserved(model):
         apart = Apart(model)
         dtype: torch.dtype | None = torch.float64
@@ -204,10 +208,11 @@ def _run(
     model: torch.nn.Module, call: ExampleCall, dtype: torch.dtype | None, apart: Apart | None = None
 ) -> list[torch.Tensor]:
     args, kwargs = convert(call, dtype)
+    given = held(others_in(call))
     torch.manual_seed(0)  # what a model draws even in eval mode, it draws alike; `preserved` puts the state back
     random.seed(0)
     np.random.seed(0)
-    with torch.no_grad(), doubled() if dtype is torch.float64 else nullcontext(), apart or nullcontext():
+    with given, torch.no_grad(), doubled() if dtype is torch.float64 else nullcontext(), apart or nullcontext():
         return list(tensors_in(model(*args, **kwargs)))
 
 

@@ -1,15 +1,21 @@
-"""Containers on a model whose classes forbid writing, or do more than that, come out as they were."""
+"""What hangs on a model comes out as it was: containers, objects, notes; their own code does not run."""
 
 from __future__ import annotations
 
+import copy
+import random
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.trace.contents import Contents
 from niwaki.trace.preserve import preserved
 
 
@@ -76,3 +82,137 @@ def test_what_was_written_all_the_same_is_taken_back() -> None:
     assert list(held["ordered"]) == ["a", "b", "c"]  # type: ignore[call-overload]
     assert held["list"] == [1, 2] and held["set"] == {1, 2}
     assert held["deque"] == deque([1, 2]) and held["deque"].maxlen == 2  # type: ignore[attr-defined]
+
+
+class Plain:
+    def __init__(self, **given: Any) -> None:
+        self.__dict__.update(given)
+
+
+class Slotted:
+    __slots__ = ("later", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Numbered(list):  # type: ignore[type-arg]
+    count = 0
+
+
+def counter(kept: list[int]) -> Callable[[], int]:
+    count = 0
+
+    def count_up() -> int:
+        nonlocal count
+        count += 1
+        kept.append(count)
+        return count
+
+    return count_up
+
+
+def looped() -> Plain:
+    one = Plain(value=1)
+    one.other = Plain(other=one, value=1)  # type: ignore[attr-defined]
+    return one
+
+
+def change(thing: Any) -> None:
+    """Whatever a forward pass may do to an object."""
+    thing.value = 2
+    thing.new = torch.ones(2)
+
+
+# What hangs on a module, how a pass changes it, and what is to be seen of it before and after.
+HELD: dict[str, tuple[Callable[[], Any], Callable[[Any], object], Callable[[Any], object]]] = {
+    "object": (lambda: Plain(value=1), change, lambda held: sorted(vars(held).items())),
+    "slots": (
+        lambda: Slotted(1),
+        lambda held: (setattr(held, "value", 2), setattr(held, "later", 3)),
+        lambda held: (held.value, getattr(held, "later", None)),
+    ),
+    "empty slot": (lambda: Slotted(1), lambda held: delattr(held, "value"), lambda held: held.value),
+    "nested": (
+        lambda: {"a": [Plain(value=Slotted([1]))]},
+        lambda held: held["a"][0].value.value.append(2),
+        lambda held: list(held["a"][0].value.value),
+    ),
+    "cycle": (looped, lambda held: change(held.other), lambda held: (held.other.value, sorted(vars(held.other)))),
+    "tensor": (
+        lambda: Plain(value=torch.zeros(2)),
+        lambda held: held.value.add_(1),
+        lambda held: held.value.tolist(),
+    ),
+    "array": (lambda: Plain(value=np.zeros(2)), lambda held: held.value.fill(1), lambda held: held.value.tolist()),
+    "closure": (lambda: counter([]), lambda held: held(), lambda held: [c.cell_contents for c in held.__closure__]),
+    "subclass of a container": (
+        lambda: Plain(value=Numbered([1])),
+        lambda held: (held.value.append(2), setattr(held.value, "count", 3)),
+        lambda held: (list(held.value), held.value.count),
+    ),
+    "partial": (
+        lambda: partial(change, Plain(value=1)),
+        lambda held: held(),
+        lambda held: sorted(vars(held.args[0]).items()),
+    ),
+    "module out of sight": (
+        lambda: [nn.BatchNorm1d(4)],
+        lambda held: held[0](torch.randn(3, 4)),
+        lambda held: (held[0].running_mean.tolist(), int(held[0].num_batches_tracked)),
+    ),
+    "generator": (
+        lambda: Plain(value=torch.Generator()),
+        lambda held: torch.rand(1, generator=held.value),
+        lambda held: held.value.get_state().tolist(),
+    ),
+    "numpy's generator": (
+        lambda: Plain(value=np.random.default_rng(0)),
+        lambda held: held.value.random(),
+        lambda held: str(held.value.bit_generator.state),
+    ),
+    "Python's generator": (
+        lambda: Plain(value=random.Random(0)),
+        lambda held: held.value.random(),
+        lambda held: held.value.getstate(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_what_hangs_on_a_module_is_put_back(kind: str) -> None:
+    made, changed, shown = HELD[kind]
+    model = Network(made())
+    held, before = model.held, copy.deepcopy(shown(model.held))
+    with preserved(model):
+        changed(held)
+    assert model.held is held and shown(held) == before
+
+
+@pytest.mark.parametrize("name", ["weight", "mean"])
+def test_notes_on_parameters_and_buffers_are_put_back(name: str) -> None:
+    model = Network(None)
+    model.register_buffer("mean", torch.zeros(2))
+    noted: Any = model.first.weight if name == "weight" else model.mean
+    noted.marks = [1]
+    with preserved(model):
+        noted.marks.append(2)
+        noted.calls = 1
+    assert noted.marks == [1] and not hasattr(noted, "calls")
+
+
+def test_memory_of_buffers_is_theirs_again() -> None:
+    model = Network(None)
+    model.register_buffer("mean", torch.zeros(2))
+    memory = model.mean.data_ptr()
+    with preserved(model):
+        model.mean.data = torch.ones(5)
+    assert model.mean.tolist() == [0, 0] and model.mean.data_ptr() == memory
+
+
+def test_what_is_followed_is_bounded() -> None:
+    """A model that refers to a whole program, or to much data, does not take its size in time."""
+    model = Network([Plain(value=[Plain(value=number)]) for number in range(20_000)])
+    contents = Contents()
+    contents.note(model.held)
+    assert len(contents) < 40_000

@@ -20,7 +20,8 @@ from niwaki.graphs.program import REGIONS, TORCH, Block, Program, needed
 from niwaki.graphs.sizes import replaced
 from niwaki.trace.preserve import preserved
 from niwaki.trace.pretend import Pretence
-from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
+from niwaki.trace.structures import ExampleCall, map_tensors, others_in, tensors_in
+from niwaki.trace.warmup import warm_up
 
 _RETURNED = (bool, int, float, complex, str, type(None))  # beside tensors, what a program can return
 
@@ -35,7 +36,8 @@ def exported(model: nn.Module, call: ExampleCall, dynamic_shapes: Any = None) ->
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     pretence = Pretence([*tensors_in(call), *model.parameters(), *model.buffers()], _mode_for_export())
-    with preserved(model):
+    warm_up(model, [call])  # what a cache outside of the modules keeps would be fake
+    with preserved(model, others_in(call)):
         pretence.swap(model)
         call = map_tensors(call, pretence.stand_in)
         for module in model.modules():

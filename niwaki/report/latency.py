@@ -17,7 +17,7 @@ from niwaki.errors import MethodError, TraceError
 from niwaki.graphs.entry import calls_of
 from niwaki.report.timings import Latencies, Latency, compared, timing
 from niwaki.trace.preserve import preserved
-from niwaki.trace.structures import tensors_in
+from niwaki.trace.structures import others_in, tensors_in
 
 Clock = Literal["wall", "cpu"]
 Network = nn.Module | ExportedProgram
@@ -95,7 +95,7 @@ def latency(
     with ExitStack() as stack:
         for one in networks.values():
             if isinstance(one, nn.Module):
-                stack.enter_context(preserved(one))
+                stack.enter_context(preserved(one, others_in((args, kwargs))))
         stack.enter_context(_threads(threads))
         stack.enter_context(evaluating(modules.values()))
         runs = {name: partial(module, *args, **kwargs) for name, module in modules.items()}

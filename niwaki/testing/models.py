@@ -18,6 +18,7 @@ from niwaki.surgery.cut import duplicate
 from niwaki.testing.rivals import GRADIENT_TOLERANCE, Rivals
 from niwaki.trace.preserve import preserved
 from niwaki.trace.tracer import example_calls
+from niwaki.trace.warmup import warm_up
 from niwaki.verify import check
 
 
@@ -79,6 +80,7 @@ def check_model(
         (8, 1, True)
     """
     calls = example_calls(example_inputs)
+    warm_up(model, calls, train=train)
     with preserved(model):
         subject = randomised(duplicate(model), seed)
         space = search_space(subject, example_inputs)

@@ -36,12 +36,22 @@ class Hollow:
         """``forms``: what other runs have found out about the forms of results."""
         self.looked = False
         self._roots: set[int] = set()
+        self._derived: set[int] = set()
         self._forms: Forms = {} if forms is None else forms
         self._zeros = Zeros()
 
     def mark(self, root: int) -> None:
         """What has this memory is hollow from now on."""
         self._roots.add(root)
+
+    def derive(self, root: int) -> None:
+        """What has this memory follows from weights or inputs from now on. What does not (a table of positions) is
+        computed: a cache outside of the modules may keep it, for any network that asks with the same numbers."""
+        self._derived.add(root)
+
+    def derives(self, roots: Iterable[int]) -> bool:
+        """Whether what comes of these follows from weights or inputs."""
+        return not self._derived.isdisjoint(roots)
 
     def affects(self, operator: torch._ops.OpOverload, args: Sequence[Any], roots: Iterable[int]) -> bool:
         """Whether a call is given hollow tensors; an error if it would look into them."""

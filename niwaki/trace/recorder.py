@@ -27,6 +27,7 @@ from niwaki.trace.operators import Traits, traits
 from niwaki.trace.pretend import Pretence, is_fake, needs_value
 from niwaki.trace.remade import remade
 from niwaki.trace.structures import ExampleCall, contained, map_tensors, objects_in, tensors_in
+from niwaki.trace.writes import Writes
 
 _SMALL = 2**16  # constants of up to so many entries are kept, to be compared after a cut
 # Operators of some devices only; elsewhere torch runs the operators they are composed of, and so do runs that are
@@ -92,8 +93,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._calls = CallMode(weakref.proxy(self))  # no cycle: what a trace leaves is many objects, and goes at once
         self._lines = Lines(inventory)
         self._parameters = [parameter for _, parameter in inventory.parameters]
-        self._owners: dict[object, torch.nn.Parameter] = {}  # by memory; those not yet copied in this run
-        self._undo: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._writes = Writes(())
         for name, parameter in inventory.parameters:
             self._add(parameter, Origin.PARAMETER, name)
         for name, buffer in inventory.buffers:
@@ -103,7 +103,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Record one forward pass."""
         self._nodes, self._frozen, self._inside, self._escaped = [], [], False, {}
         self._ends.nodes, self._ends.ended = self._nodes, {}
-        self._owners = {_memory(parameter): parameter for parameter in self._parameters}
+        self._writes = Writes(self._parameters)
         error: Exception | None = None
         outputs: tuple[int, ...] = ()
         replaced: tuple[tuple[int, int], ...] = ()
@@ -131,10 +131,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             error = cause
         # What the result holds has not ended, nor has what Python read: nobody sees where that went.
         ended = {number: moment for number, moment in self._ends.ended.items() if number not in self._read}
-        for tensor, content in self._undo:
-            with torch.no_grad():
-                tensor.copy_(content)
-        self._undo.clear()
+        self._writes.undo()
         decisions, self.decisions = tuple(self.decisions.made), Decisions()
         return Run(
             nodes=tuple(self._nodes),
@@ -178,6 +175,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             Value(number, tuple(tensor.shape), tensor.dtype, origin, name, number if root is None else root)
         )
         self._refs.append(Ref(number))
+        if self.hollow is not None and origin in (Origin.PARAMETER, Origin.INPUT):
+            self.hollow.derive(number)
         known = _Known(tensor, self._ends)
         known.number = number
         self._known[id(tensor)] = known
@@ -228,8 +227,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = result if isinstance(result, (tuple, list)) else (result,)
         outputs = tuple([self._result(item, root) for item in results])
         self._nodes.append(Node(func, arguments, named, outputs, self._lines.here(), self._calls.current))
-        if hollow:
-            self._mark_hollow(known, args, kwargs, outputs)
+        if self.hollow is not None and self.hollow.derives([self.values[number].root for number in given]):
+            self._mark(self.hollow, hollow, known, args, kwargs, outputs)
         return result
 
     def _look_into(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -260,9 +259,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What an operator gives that was given values of these numbers, and whether that is hollow."""
         affected = False
         if self.hollow is not None:
-            values = self.values
-            affected = self.hollow.affects(func, args, [values[number].root for number in given])
-            result = self.hollow.result(func, args, kwargs, affected)
+            roots = [self.values[number].root for number in given]
+            affected = self.hollow.affects(func, args, roots)
+            result = self.hollow.result(func, args, kwargs, affected) if self.hollow.derives(roots) else None
             if result is not None:
                 return result, True
         result = self.decisions.run(self._pretence.run, func, args, kwargs)
@@ -270,14 +269,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.hollow.check(func, result)
         return result, affected
 
-    def _mark_hollow(
-        self, known: Traits, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Sequence[int | None]
+    def _mark(
+        self,
+        marks: Hollow,
+        hollow: bool,
+        known: Traits,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        outputs: Sequence[int | None],
     ) -> None:
-        assert self.hollow is not None
+        """Results and what was written follow from weights or inputs, and may be hollow."""
         written = [self.number_of(tensor) for tensor in known.written(args, kwargs)] if known.writes else []
         for number in (*outputs, *written):
             if number is not None:
-                self.hollow.mark(self.values[number].root)
+                marks.derive(self.values[number].root)
+                if hollow:
+                    marks.mark(self.values[number].root)
 
     def _reference(self, argument: Any, given: list[int]) -> Any:
         """An argument as a node holds it; the values in it are added to those ``given``."""
@@ -311,17 +318,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._add(item, Origin.COMPUTED, "", root)
 
     def _remember_written(self, known: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Copy a parameter before an operator writes its memory, under whatever name."""
+        """Copy what was there before the run, before an operator writes its memory, under whatever name."""
         for tensor in known.written(args, kwargs):
-            self.tangled |= self.values[self.number_of(tensor)].root in self._dropped
-            parameter = self._owners.pop(_memory(tensor), None)
-            if parameter is not None:
-                self._undo.append((parameter, parameter.detach().clone()))
+            root = self.values[self.number_of(tensor)].root
+            self.tangled |= root in self._dropped
+            self._writes.expect(tensor)
+            if self.values[root].origin is Origin.CONSTANT:
+                self._writes.expect_foreign(tensor)
 
     def _freeze(self, expression: Expression) -> None:
         self._frozen.append(Frozen(expression, self._lines.here()))
-
-
-def _memory(tensor: Any) -> object:
-    """What identifies the memory of a tensor."""
-    return tensor.untyped_storage()._cdata if isinstance(tensor, torch.Tensor) else None

@@ -58,6 +58,11 @@ def objects_in(structure: Any) -> list[str]:
     return sorted({kind.__qualname__ for kind, value in _beside(structure, set()) if _hides(value, shown)})
 
 
+def others_in(structure: Any) -> list[Any]:
+    """What lies in (nested) containers and is neither container nor tensor, nor plain data."""
+    return [value for _, value in _beside(structure, set())]
+
+
 def _items(value: Any) -> list[Any] | None:
     """What a container holds; None for anything else. No code of subclasses of built-in classes runs."""
     if isinstance(value, _WHOLE):

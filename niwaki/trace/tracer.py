@@ -20,11 +20,12 @@ from niwaki.trace.hollow import Forms, Hollow
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.modes import ModeWatch
 from niwaki.trace.numbers import current_trace
+from niwaki.trace.outside import preserved_outside
 from niwaki.trace.preserve import Snapshot, preserved, restored
 from niwaki.trace.pretend import NeedsValue, Pretence
 from niwaki.trace.recorder import Recorder
 from niwaki.trace.refusals import check_inputs, does_not_run
-from niwaki.trace.structures import ExampleCall, tensors_in
+from niwaki.trace.structures import ExampleCall, others_in, tensors_in
 
 
 def example_calls(example_inputs: Any) -> tuple[ExampleCall, ...]:
@@ -98,7 +99,8 @@ class Attempt:
 @contextmanager
 def tracing(model: torch.nn.Module, runs: Runs, arithmetic: bool = False) -> Iterator[Tracer]:
     """A tracer of ``model``, which comes out of the block as it went in."""
-    with preserved(model) as original, torch.inference_mode(False):
+    others = others_in(list(runs.calls))
+    with preserved(model, others) as original, preserved_outside(model.modules()), torch.inference_mode(False):
         yield Tracer(model, runs, arithmetic, original)
 
 
@@ -116,7 +118,7 @@ class Tracer:
         if self._pretence.active:
             self._pretence.swap(model)
             inventory = Inventory.of(model)
-            self._before = Snapshot(model)
+            self._before = Snapshot(model, others=others_in(list(runs.calls)))
         self.inventory = inventory
         self._model = model
         self._arithmetic = arithmetic or self._pretence.active or bool(runs.decided)
