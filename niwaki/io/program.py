@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -42,6 +43,8 @@ _FUNCTIONS = frozenset(
     "CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt "
     "RoundToInt RoundDecimal ToFloat Identity IsNonOverlappingAndDenseIndicator BooleanTrue BooleanFalse".split()
 )
+
+_TENSORS = ("serialize_state_dict", "serialize_constants", "serialize_example_inputs")
 
 
 def constants_of(program: ExportedProgram) -> dict[str, Tensor]:
@@ -202,9 +205,10 @@ def _to_json(program: ExportedProgram) -> str:
     try:
         from torch._export.serde.serialize import serialize  # it takes two seconds
 
-        artifact = serialize(
-            program, serialize_state_dict=False, serialize_constants=False, serialize_example_inputs=False
-        )
+        # Only the text is kept; versions of torch that cannot leave out the tensors make bytes of them for nothing.
+        known = inspect.signature(serialize).parameters
+        lean: dict[str, Any] = {name: False for name in _TENSORS if name in known}
+        artifact = serialize(program, **lean)
         content = json.loads(artifact.exported_program)
         content["guards_code"] = []  # Python code, which would be evaluated
         for node in _nodes(content):
