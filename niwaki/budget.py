@@ -121,7 +121,8 @@ class Budget:
             )
         dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), modelled)
         for measure, cost in dense.items():
-            if not cost:
+            nothing = measure == "units" and not is_whole(modelled[measure])  # a share of none is met
+            if not cost and not nothing:
                 raise BudgetError(
                     f"The network has no {measure} (for the example inputs of the search space, where that matters), "
                     f"so {measure}={modelled[measure]!r} limits nothing. Set a limit in something else."

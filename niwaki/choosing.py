@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,13 +74,17 @@ def choose(
             f"The scores are for {np.size(scores.values)} units, but the search space has {space.num_units}. "
             "Score the same space that you choose from."
         )
+    if not space.num_units:
+        warnings.warn(
+            "The search space has no units, so the plan removes nothing. print(space) tells why.", stacklevel=2
+        )
     values = finite(space, scores.values, scores.criterion)
     saliency = values - min(0.0, values.min(initial=0.0))
     limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
     measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
 
     def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
-        if not under:
+        if not under or not space.num_units:
             return np.ones(space.num_units, dtype=bool)
         return select(space, saliency, under, steps=budget.steps, compare=compare)
 

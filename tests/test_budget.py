@@ -403,6 +403,15 @@ def test_a_network_without_macs() -> None:
     assert "100.0% of the MACs" in repr(HSPG(space, optimizer, Budget(params=0.5), Schedule(1, 3, 1)))
 
 
+def test_nothing_to_choose_from_is_told() -> None:
+    space = search_space(nn.Linear(4, 3), torch.randn(2, 4))
+    with pytest.warns(UserWarning, match="The search space has no units, so the plan removes nothing. print"):
+        plan = choose(space, score(space, "magnitude"), Budget(units=0.5))
+    assert not plan.tensors
+    with pytest.warns(UserWarning), pytest.raises(BudgetError, match="cannot be met"):
+        choose(space, score(space, "magnitude"), Budget(macs=0.5))
+
+
 def test_a_plan_prints_what_it_costs_and_what_was_asked() -> None:
     space = SPACES["mlp"]()
     plan = choose(space, score(space, "magnitude"), Budget(macs=0.5, params=1500))
