@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,10 @@ from torch.nn import functional
 
 import niwaki
 from niwaki.core.plan import Plan
+from niwaki.train.torchvision_cpu import load
+
+load()
+import torchvision  # noqa: E402
 
 
 class RepBlock(nn.Module):
@@ -96,9 +101,9 @@ def test_a_single_width_is_named_in_a_note() -> None:
     net = nn.Sequential(nn.Conv2d(3, 12, 3), RepBlock(12), RepBlock(12), nn.Conv2d(12, 4, 1))
     space, _, small = _half(net, torch.randn(1, 3, 8, 8))
     assert space.notes == (
-        "These numbers equal a size that the layers beside them may lose: 1.in_channels is 12 (and so for 1 like it). "
-        "Forward does not read them, so a cut leaves them as they are; if another method reads them, set them after "
-        "the cut.",
+        "These numbers equal a size that the layers beside them may lose: 1.in_channels is 12, read by deploy (and so "
+        "for 1 like it). No run shows what they mean, so a cut leaves them as they are; where they are that size, set "
+        "them after the cut.",
     )
     assert "Note: These numbers" in str(space)
     assert isinstance(small[1], RepBlock) and small[1].in_channels == 12
@@ -116,6 +121,9 @@ class Settled(nn.Module):
         x = x.reshape(-1, self.width)
         return x + self.down(self.up(x).relu())
 
+    def told(self) -> str:
+        return f"{self.steps} {self.kernel} {self.width} {self.options}"
+
 
 @pytest.mark.parametrize("kind", [lambda: SimpleNamespace(hidden=30), lambda: {"hidden": 30}, lambda: [30, 7]])
 def test_coincidences_and_settings_are_never_edited(kind: object) -> None:
@@ -131,6 +139,88 @@ def test_coincidences_and_settings_are_never_edited(kind: object) -> None:
     for block in small:
         if isinstance(block, Settled):
             assert block.steps == 12 and block.options == options
+
+
+class Plain(nn.Module):
+    """Its number is read while it is built and printed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self._build()
+
+    def _build(self) -> None:
+        self.up, self.down = nn.Linear(self.width, 30), nn.Linear(30, self.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}"
+
+
+class ByMethod(Plain):
+    def merge(self) -> Tensor:
+        return torch.eye(self.width)
+
+
+class ByProperty(Plain):
+    @property
+    def merge(self) -> int:
+        return self.width * 2
+
+
+class Cached(Plain):
+    @cached_property
+    def merge(self) -> int:
+        return self.width * 2
+
+
+class Decorated(Plain):
+    @torch.no_grad()
+    def merge(self) -> Tensor:
+        return torch.eye(self.width)
+
+
+class InComprehension(Plain):
+    def merge(self) -> list[int]:
+        return [self.width * times for times in range(3)]
+
+
+class ByName(Plain):
+    def merge(self) -> object:
+        return getattr(self, "width", None)
+
+
+class BuildsAgain(Plain):
+    def merge(self) -> None:
+        self._build()
+
+
+class OtherBranch(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.ndim == 2 else x.new_ones(self.width)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reader"),
+    [
+        (Plain, None),
+        *((kind, "merge") for kind in (ByMethod, ByProperty, Cached, Decorated, InComprehension, ByName)),
+        (BuildsAgain, "_build"),
+        (OtherBranch, "forward"),
+    ],
+)
+def test_only_numbers_that_a_method_reads_are_named(kind: type[Plain], reader: str | None) -> None:
+    net = nn.Sequential(nn.Linear(5, 12), kind(12), nn.Linear(12, 2))
+    notes = niwaki.search_space(net.eval(), torch.randn(3, 5)).notes
+    assert [f"1.width is 12, read by {reader}." in note for note in notes] == [True] * (reader is not None)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_ordinary_networks_have_no_such_notes(name: str) -> None:
+    net = torchvision.models.get_model(name, num_classes=10).eval()
+    assert not niwaki.search_space(net, torch.randn(1, 3, 64, 64)).notes
 
 
 def test_numbers_of_torch_follow_their_table() -> None:

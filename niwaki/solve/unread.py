@@ -2,7 +2,8 @@
 layer that draws its noise anew.
 
 No run shows what such a number means. It follows where modules of one class with different sizes agree on which
-dimension it is the length of; where it merely equals a size that may change, a note names it, for it may be anything.
+dimension it is the length of; where it merely equals a size that may change and a method of its class reads it, a note
+names it, for it may be anything.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from niwaki.core.paths import Where, parts
 from niwaki.core.space import BoolArray
 from niwaki.graphs.program import Program
 from niwaki.solve.facts import Facts
+from niwaki.solve.reading import readers_of
 from niwaki.trace.graph import Graph
 
 _COMMON = 3  # kernels, strides, colours: numbers up to this are mostly no widths
@@ -106,8 +108,9 @@ def unread(
             where = Location("a number that no run reads", 0, attribute.module)
             equations.append((attribute, Equation(attribute, axis, "a size that a module remembers", where)))
         left = [number.attribute for number in numbers if number.attribute not in meant and number.changes(varies)]
-        if left:
-            stale.append((left[0], len(left) - 1))
+        reader = readers_of(numbers[0].kind).get(left[0].name) if left else None
+        if reader is not None:
+            stale.append((left[0], reader, len(left) - 1))
     return Unread(tuple(equations), tuple(_note(stale)))
 
 
@@ -171,11 +174,14 @@ def _held(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Where, int, 
             yield from ((name, (step,), item, id(value)) for step, item in held)
 
 
-def _note(stale: Sequence[tuple[Attribute, int]]) -> Iterator[str]:
+def _note(stale: Sequence[tuple[Attribute, str, int]]) -> Iterator[str]:
     if stale:
-        named = [f"{one} is {one.value}" + f" (and so for {more} like it)" * (more > 0) for one, more in stale[:_NAMED]]
-        rest = f", and {len(stale) - _NAMED} more" if len(stale) > _NAMED else ""
+        named = [
+            f"{one} is {one.value}, read by {reader}" + f" (and so for {more} like it)" * (more > 0)
+            for one, reader, more in stale[:_NAMED]
+        ]
+        rest = f"; and {len(stale) - _NAMED} more" if len(stale) > _NAMED else ""
         yield (
-            f"These numbers equal a size that the layers beside them may lose: {', '.join(named)}{rest}. Forward does "
-            "not read them, so a cut leaves them as they are; if another method reads them, set them after the cut."
+            f"These numbers equal a size that the layers beside them may lose: {'; '.join(named)}{rest}. No run shows "
+            "what they mean, so a cut leaves them as they are; where they are that size, set them after the cut."
         )

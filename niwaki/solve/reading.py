@@ -1,0 +1,94 @@
+"""Which attributes of its own a class reads, according to the code of its methods: what no run can show.
+
+Most numbers that modules keep are read while they are built and never again. Only what another method reads can be
+wrong after a cut.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Iterator
+from functools import cached_property, partialmethod
+from itertools import pairwise
+from types import CodeType, FunctionType
+
+_PRINTING = ("extra_repr", "__repr__", "__str__")
+_BY_NAME = frozenset({"getattr", "__dict__", "vars"})
+
+
+def readers_of(kind: type) -> dict[str, str]:
+    """The attributes that the methods of ``kind`` may read from their own object, each with the first such method.
+
+    Without those of torch's classes, those that print it, ``__init__``, and private ones that only ``__init__`` calls.
+    What other code reads from such an object is not seen.
+
+    >>> class Block:
+    ...     def __init__(self, width: int) -> None:
+    ...         self.width, self.depth = width, 2
+    ...         self._build(self.depth)
+    ...     def _build(self, depth: int) -> None:
+    ...         self.layers = [self.width] * self.depth
+    ...     def merge(self) -> int:
+    ...         return self.width
+    >>> readers_of(Block)
+    {'width': 'merge'}
+    """
+    reads: dict[str, set[str]] = {}
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] in ("torch", "builtins"):
+            continue
+        for name, member in vars(base).items():
+            for function in _functions(member):
+                reads.setdefault(name, set()).update(_reads(function))
+    building = {"__init__", *_PRINTING}
+    while True:
+        called = {name for one in building for name in reads.get(one, ()) if name in reads and _private(name)}
+        elsewhere = {name for one, names in reads.items() if one not in building | called for name in names}
+        if called - elsewhere <= building:
+            break
+        building |= called - elsewhere
+    found: dict[str, str] = {}
+    for one, names in reads.items():
+        for name in names if one not in building else ():
+            found.setdefault(name, one)
+    return found
+
+
+def _private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+def _functions(member: object) -> Iterator[FunctionType]:
+    """The functions behind a member of a class, without their decorators."""
+    if isinstance(member, property):
+        inside: tuple[object, ...] = (member.fget, member.fset, member.fdel)
+    elif isinstance(member, cached_property | partialmethod):
+        inside = (member.func,)
+    else:
+        inside = (member.__func__ if isinstance(member, classmethod | staticmethod) else member,)
+    for one in inside:
+        function = inspect.unwrap(one) if callable(one) else one
+        if isinstance(function, FunctionType):
+            yield function
+
+
+def _reads(function: FunctionType) -> Iterator[str]:
+    """What a method reads from its first argument, or by names that it holds as text."""
+    own = function.__code__.co_varnames[:1]
+    waiting = [function.__code__]
+    while waiting:
+        code = waiting.pop()
+        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        if not _BY_NAME.isdisjoint(code.co_names):
+            yield from (constant for constant in code.co_consts if isinstance(constant, str))
+        for before, step in pairwise(dis.get_instructions(code)):
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and _last(before) in own:
+                yield str(step.argval)
+
+
+def _last(step: dis.Instruction) -> object:
+    """The variable that an instruction loads, the second if it loads two."""
+    if not step.opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE", "STORE_FAST_LOAD_FAST")):
+        return None
+    return step.argval[-1] if isinstance(step.argval, tuple) else step.argval
