@@ -76,6 +76,18 @@ OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 
 
+def factors_of(expression: Expression) -> tuple[Expression, ...] | None:
+    """What a product is a product of; None for anything else.
+
+    >>> factors_of(Combination("*", Count(0, 4), Literal(2), 8))
+    (Count(axis=0, value=4), Literal(value=2))
+    """
+    if not isinstance(expression, Combination):
+        return (expression,)
+    left, right = factors_of(expression.left), factors_of(expression.right)
+    return None if expression.symbol != "*" or left is None or right is None else (*left, *right)
+
+
 def leaves(expression: Expression) -> Iterator[Expression]:
     """The attributes, counts and literals that an expression is made of."""
     if isinstance(expression, Combination):

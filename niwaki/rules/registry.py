@@ -111,8 +111,8 @@ class Call(ABC):
         pinned, unless the user allows it."""
 
     @abstractmethod
-    def rescales(self, number: float, scalar: Scalar) -> None:
-        """This float argument is the attribute ``scalar``, which a cut repairs."""
+    def rescales(self, number: float, how: Scalar | tuple[Scale, ...]) -> None:
+        """A cut changes this float argument: it is an attribute that is repaired, or scaled as sizes in Python say."""
 
     @abstractmethod
     def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:

@@ -44,7 +44,7 @@ class GraphCall(Call):
         self.operator, self.python = node.operator, node.call
         self.understood: set[int] = set()  # positions among the numbers of the Python call
         self.resized: set[int] = set()
-        self.rescaled: dict[float, Scalar] = {}
+        self.rescaled: dict[float, Scalar | tuple[Scale, ...]] = {}
         self.placed: list[Label] = []
         outputs = [graph.values[number] for number in node.outputs if number is not None]
         self.shapes = tuple(value.shape for value in outputs)
@@ -118,8 +118,8 @@ class GraphCall(Call):
     def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
         return (Scale(axis, power, self._reason(why)),) if axis.free else ()
 
-    def rescales(self, number: float, scalar: Scalar) -> None:
-        self.rescaled[number] = scalar
+    def rescales(self, number: float, how: Scalar | tuple[Scale, ...]) -> None:
+        self.rescaled[number] = how
 
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         ours, theirs = left.axes[left_dim], right.axes[right_dim]

@@ -14,6 +14,8 @@ from niwaki.core.names import module_at
 from niwaki.core.repairs import Scalar
 from niwaki.core.space import BoolArray
 from niwaki.errors import first_line
+from niwaki.rules.axis import Axis
+from niwaki.rules.registry import Scale
 from niwaki.rules.views import STRIDING
 from niwaki.solve.facts import Facts
 from niwaki.solve.units import Units
@@ -91,7 +93,7 @@ class Comparison:
         if touched.aside:
             return None
         given, instead = _constants(node, self._graph), _constants(other, tried)
-        given = [_repaired(constant, touched.rescaled, self._small) for constant in given]
+        given = [self._repaired(constant, touched.rescaled) for constant in given]
         if len(given) != len(instead):
             return Problem(place, f"is given {len(instead)} constants instead of {len(given)}")
         odd = next((pair for pair in zip(given, instead, strict=True) if not _same(*pair, touched.resized)), None)
@@ -112,14 +114,29 @@ class Comparison:
                 return Problem(place, text, deviating=tuple((output, dim) for dim in wrong))
         return None
 
+    def _repaired(self, constant: Any, rescaled: Mapping[float, Scalar | tuple[Scale, ...]]) -> Any:
+        """What a float argument has to be after the cut."""
+        how = rescaled.get(constant) if type(constant) is float else None
+        if how is None:
+            return constant
+        if isinstance(how, Scalar):
+            value = module_at(self._small, how.module).__dict__[how.name]
+            # None, the machine epsilon, where the width is as it was
+            return constant if value is None else _Rounded(value)
+        shares = ((factor.axis.size / self._positions(factor.axis)) ** factor.power for factor in how)
+        return _Rounded(constant * math.prod(shares))
+
+    def _positions(self, axis: Axis) -> int:
+        """How many positions of an axis are left after the cut."""
+        if id(axis.ids) not in self._left:
+            self._left[id(axis.ids)] = self._units.left(axis, self._keep)
+        return self._left[id(axis.ids)]
+
     def _expected(self, value: int) -> tuple[int, ...]:
         """The shape that a tensor of the dense run has after the cut."""
         label = self._facts.labels[value]
         assert label is not None
-        for axis in label.axes:
-            if id(axis.ids) not in self._left:
-                self._left[id(axis.ids)] = self._units.left(axis, self._keep)
-        return tuple(self._left[id(axis.ids)] for axis in label.axes)
+        return tuple(map(self._positions, label.axes))
 
 
 def named(run: Run, all_of_them: bool) -> list[tuple[int, str]]:
@@ -204,15 +221,6 @@ def _difference(given: Any, instead: Any) -> str:
         for constant in (given, instead)
     )
     return f"is given {after} instead of {before}"
-
-
-def _repaired(constant: Any, rescaled: Mapping[float, Scalar], small: torch.nn.Module) -> Any:
-    """What a float argument has to be after the cut."""
-    if type(constant) is not float or constant not in rescaled:
-        return constant
-    scalar = rescaled[constant]
-    value = module_at(small, scalar.module).__dict__[scalar.name]
-    return constant if value is None else _Rounded(value)  # None, the machine epsilon, where the width is as it was
 
 
 class _Rounded(float):

@@ -56,13 +56,14 @@ class RepairClaim:
 @dataclass(frozen=True, slots=True, eq=False)
 class Touched:
     """A node with all axes of its tensors, and the whole numbers among its arguments that a cut may change.
-    ``rescaled``: arguments that are float attributes, which a cut may repair. ``aside``: nobody in Python has asked for
+    ``rescaled``: float arguments that a cut changes: attributes that it repairs, and numbers that Python
+    computes from sizes. ``aside``: nobody in Python has asked for
     the result, and nobody sees it (the positions of heads that a function of scores is given and does not use)."""
 
     node: Node
     axes: list[Axis]
     resized: set[int]
-    rescaled: dict[float, Scalar]
+    rescaled: dict[float, Scalar | tuple[Scale, ...]]
     aside: bool
 
 

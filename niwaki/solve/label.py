@@ -56,6 +56,7 @@ def label(
             facts.sizes.append(claim)
             checked |= {id(node.call): node.call.numbers[0].value for node in (product, comparison)}
         calls.begin()
+        scaling.begin()
         thrown_away = unused(graph, run) if run.error is None else set()
         read = seen(run)
         for place, node in enumerate(run.nodes):
@@ -77,7 +78,9 @@ def label(
             for position, number in enumerate(node.call.numbers):
                 if position not in understood and not isinstance(number, Literal) and id(node.call) not in checked:
                     _freeze(facts, frozen, number, node.location, "enters a computation that niwaki does not follow")
-        for item in run.frozen:
+        for position, item in enumerate(run.frozen):
+            if scaling.releases(position):
+                continue
             _freeze(facts, frozen, item.expression, item.location, _FAN_IN if _of_weights(facts, item) else _FROZEN)
         for left in outlasting(run):
             stored = facts.labels[left]

@@ -13,7 +13,7 @@ import torch
 from niwaki.core.numbers import Combination, Count, Expression
 from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Label
+from niwaki.rules.registry import Label, Scale
 from niwaki.solve.facts import Facts
 from niwaki.trace.graph import Graph, Node, Ref
 
@@ -30,7 +30,7 @@ class Said:
     labels: list[Label]
     axes: list[Axis]
     resized: set[int]
-    rescaled: dict[float, Scalar]
+    rescaled: dict[float, Scalar | tuple[Scale, ...]]
     understood: set[int]
 
 
@@ -67,6 +67,8 @@ class Calls:
         """Equal for calls of which the same will be said, once more; None where that cannot be told. (Of operators and,
         within a run, lines there is one object each.)"""
         values = self._graph.values
+        if node.call.powers:  # which frozen numbers these release is said of each run
+            return None
         key = (
             id(node.operator),
             id(node.location),

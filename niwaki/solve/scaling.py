@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,6 +22,7 @@ from niwaki.solve.facts import Facts, RepairClaim
 
 aten = torch.ops.aten
 _CASTS = Homogeneous(("self",), None, whole=True)
+_WHY = "a number that Python computes from it is part of the computed function"
 _SHIFTS = (aten.add.Tensor, aten.add.Scalar)
 
 
@@ -31,10 +32,24 @@ class Scaling:
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
         self._used_raw: set[int | Scalar] = set()  # parameters and attributes that something reads as they are
+        self._followed: set[int] = set()  # frozen numbers of a run that go on as factors
+        self._held: set[int] = set()  # those that enter something else
+
+    def begin(self) -> None:
+        """Another run, with other numbers."""
+        self._followed.clear()
+        self._held.clear()
+
+    def releases(self, frozen: int) -> bool:
+        """Whether a number that has left the integers may change all the same: it went into nothing but factors."""
+        return frozen in self._followed and frozen not in self._held
 
     def follow(self, call: Call, rule: Rule | None, made: Sequence[Label]) -> list[Label]:
         """The labels ``made`` by a rule (None: it refused), with the scale and the source that they have."""
-        if call.unused:
+        sized, taken = _sized(call, self._facts), list[_Sized]()
+        for one in sized:
+            call.rescales(one.given, one.scale)
+        if call.unused or _only_sizes(call):
             return list(made)
         operands = list(_labels(call.arguments.values()))
         claimed: set[int | Scalar] = set()
@@ -45,18 +60,20 @@ class Scaling:
             if how is not None:
                 scale, source = self._product(call, how, claimed)
             elif rule is pointwise:
-                scale, source = self._pointwise(call, operands, claimed)
+                scale, source = self._pointwise(call, operands, sized, taken, claimed)
             else:
                 scale = None
         if scale is None:
             for label in operands:
                 self.refuse(label.scale)
             scale = ()
+        for one in sized:
+            (self._followed if one in taken else self._held).update(one.frozen)
         for label in operands:
             if label.source is not None and source is None:
                 self._use(label.source.value, claimed)
         for scalar in call.python.scalars:
-            if _given(call, scalar) is not None:
+            if _given(call, scalar.value) is not None:
                 self._use(scalar, claimed)
         if not scale and source is None:
             return list(made)
@@ -110,13 +127,24 @@ class Scaling:
         return total, factors[0].source if how.whole and not total else None
 
     def _pointwise(
-        self, call: Call, operands: Sequence[Label], claimed: set[int | Scalar]
+        self,
+        call: Call,
+        operands: Sequence[Label],
+        sized: Sequence[_Sized],
+        taken: list[_Sized],
+        claimed: set[int | Scalar],
     ) -> tuple[tuple[Scale, ...] | None, Source | None]:
-        """Where the result is computed entry by entry, it is tried on numbers."""
+        """Where the result is computed entry by entry, it is tried on numbers. ``taken`` gets those of ``sized``
+        that go on as factors."""
         scaled = _product([replace(factor, power=1.0) for label in operands for factor in label.scale])
-        if not scaled:
+        if not scaled and not sized:
             return (), _shifted(call, operands)
         found: list[Scale] = []
+        for one in sized:
+            power = degree(call, operands, [0.0] * len(operands), {one.given: 1.0})
+            if power is not None:
+                found += [replace(factor, power=power * factor.power) for factor in one.scale]
+                taken.append(one)
         for factor in scaled:
             powers = [sum(f.power for f in label.scale if f.axis.ids is factor.axis.ids) for label in operands]
             power = degree(call, operands, powers, {})
@@ -126,6 +154,7 @@ class Scaling:
                 return None, None
             if power != 0:
                 found.append(replace(factor, power=power))
+        found = list(_product(found))
         for i, label in enumerate(operands):
             if found and label.source is not None and not label.scale and _takes_up(call, operands, i, found):
                 self._claim(label.source.value, label.source.shift, _inverse(found), claimed)
@@ -137,7 +166,7 @@ class Scaling:
     ) -> float | None:
         """The degree if a float attribute among the arguments is multiplied as well."""
         for scalar in call.python.scalars:
-            given = _given(call, scalar)
+            given = _given(call, scalar.value)
             if given is not None:
                 own = max(powers, key=abs)
                 power = degree(call, operands, powers, {given: own})
@@ -148,10 +177,41 @@ class Scaling:
         return None
 
 
-def _given(call: Call, scalar: Scalar) -> float | None:
-    """The argument that is this attribute; torch's own code may have rounded it to float32."""
+def _only_sizes(call: Call) -> bool:
+    """Whether nobody looks at more than the sizes of what an operator gives, such as ``weight[0].numel()``."""
+    return bool(call.discarded) and all(call.discarded) and not call.operator._schema.is_mutable
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sized:
+    """A float argument that a cut changes, since Python computes it from sizes: how it is scaled then, and the frozen
+    numbers that it comes from."""
+
+    given: float
+    scale: tuple[Scale, ...]
+    frozen: frozenset[int]
+
+
+def _sized(call: Call, facts: Facts) -> list[_Sized]:
+    """The arguments that are products of powers of sizes."""
+    found = []
+    for power in call.python.powers:
+        given = _given(call, power.value)
+        labels = {count: facts.labels[count.axis[0]] for count, _ in power.factors if isinstance(count.axis, tuple)}
+        if given is not None and all(label is not None for label in labels.values()):
+            scale: list[Scale] = []
+            for count, exponent in power.factors:
+                label = labels[count]
+                assert label is not None and isinstance(count.axis, tuple)
+                scale += call.scale(label.axes[count.axis[1]], -exponent, _WHY)
+            found.append(_Sized(given, _product(scale), power.frozen))
+    return found
+
+
+def _given(call: Call, value: float) -> float | None:
+    """The argument that is this number; torch's own code may have rounded it to float32."""
     for argument in call.arguments.values():
-        if isinstance(argument, float) and math.isclose(argument, scalar.value, rel_tol=1e-6):
+        if isinstance(argument, float) and math.isclose(argument, value, rel_tol=1e-6):
             return argument
     return None
 

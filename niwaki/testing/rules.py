@@ -187,8 +187,8 @@ class _Filtered(Call):
     def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
         return self._call.scale(axis, power, why)
 
-    def rescales(self, number: float, scalar: Scalar) -> None:
-        self._call.rescales(number, scalar)
+    def rescales(self, number: float, how: Scalar | tuple[Scale, ...]) -> None:
+        self._call.rescales(number, how)
 
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         if left.axes[left_dim].free or right.axes[right_dim].free:

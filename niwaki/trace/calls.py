@@ -20,6 +20,7 @@ from niwaki.core.repairs import Scalar
 from niwaki.trace.floats import TrackedFloat
 from niwaki.trace.graph import PythonCall
 from niwaki.trace.numbers import TrackedInt, agrees, current_trace, expression_of, freeze, plain
+from niwaki.trace.powers import Power, PowerFloat
 
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _NO_NUMBERS = frozenset({torch.Tensor, torch.nn.Parameter, bool, float, str, type(None), torch.dtype, torch.device})
@@ -81,10 +82,11 @@ class CallMode(TorchFunctionMode):
         previous = self.current
         numbers: list[Expression] = []
         floats: list[Scalar] = []
-        _given(args, numbers, floats)
+        powers: list[Power] = []
+        _given(args, numbers, floats, powers)
         if kwargs:
-            _given(kwargs, numbers, floats)
-        self.current = PythonCall(func, tuple(numbers), tuple(floats))
+            _given(kwargs, numbers, floats, powers)
+        self.current = PythonCall(func, tuple(numbers), tuple(floats), tuple(powers))
         try:
             return func(*args, **kwargs)
         finally:
@@ -183,25 +185,28 @@ _WATCHED: dict[Any, Callable[..., None]] = {
 _REPEATS = frozenset({torch.repeat_interleave, torch.Tensor.repeat_interleave})
 
 
-def _given(argument: Any, numbers: list[Expression], floats: list[Scalar]) -> None:
-    """Collect the whole numbers among (nested) arguments, in order of writing, bounds of slices included, and the float
-    attributes."""
+def _given(argument: Any, numbers: list[Expression], floats: list[Scalar], powers: list[Power]) -> None:
+    """Collect the whole numbers among (nested) arguments, in order of writing, bounds of slices included, the float
+    attributes, and the floats that change with sizes."""
     kind = type(argument)
     if kind in _NO_NUMBERS:
         return
     if kind is TrackedFloat:
         if argument.trace is current_trace.get():
             floats.append(argument.scalar)
+    elif kind is PowerFloat:
+        if argument.trace is current_trace.get():
+            powers.append(argument.power)
     elif isinstance(argument, int):
         numbers.append(expression_of(argument))
     elif isinstance(argument, (tuple, list)):
         for item in argument:
-            _given(item, numbers, floats)
+            _given(item, numbers, floats, powers)
     elif isinstance(argument, dict):
         for item in argument.values():
-            _given(item, numbers, floats)
+            _given(item, numbers, floats, powers)
     elif isinstance(argument, slice):
-        _given((argument.start, argument.stop, argument.step), numbers, [])
+        _given((argument.start, argument.stop, argument.step), numbers, [], [])
 
 
 @cache

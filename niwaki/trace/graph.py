@@ -15,6 +15,7 @@ from niwaki.core.numbers import Expression
 from niwaki.core.repairs import Scalar
 from niwaki.trace.decisions import Decision
 from niwaki.trace.extent import Place
+from niwaki.trace.powers import Power
 
 
 class Origin(Enum):
@@ -48,12 +49,13 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class PythonCall:
-    """The innermost torch function that Python code called: its identity, the whole numbers it was given, and the float
-    attributes."""
+    """The innermost torch function that Python code called: its identity, the whole numbers it was given, the float
+    attributes, and the floats that change with sizes."""
 
     function: Callable[..., Any] | None
     numbers: tuple[Expression, ...] = ()
     scalars: tuple[Scalar, ...] = ()
+    powers: tuple[Power, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

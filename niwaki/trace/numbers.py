@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from niwaki.core.numbers import OPERATORS, Combination, Expression, Literal
+from niwaki.trace.powers import PowerFloat, power_of
 
-# Called with an expression that has left the integers; set while a trace runs.
-frozen_sink: ContextVar[Callable[[Expression], None] | None] = ContextVar("frozen_sink", default=None)
+# Called with an expression that has left the integers, gives the number of that record; set while a trace runs.
+frozen_sink: ContextVar[Callable[[Expression], int] | None] = ContextVar("frozen_sink", default=None)
 
 
 # The trace that runs now. A number that was kept from an earlier one, in a cache of the user's say, is a plain number.
@@ -133,21 +134,38 @@ def _leave(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
     the float take any integer as it is. The rehearsal compares such numbers where they reach an operator.)"""
     if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
         return NotImplemented
-    for number in (left, right):
-        if isinstance(number, TrackedInt):
-            freeze(number)
-    return operation(_plain(left), _plain(right))
+    sized = [number for number in (left, right) if isinstance(number, TrackedInt)]
+    frozen = [freeze(number) for number in sized]
+    value, exponent = operation(_plain(left), _plain(right)), _exponent(operation, left, right)
+    if len(sized) > 1 or exponent is None or frozen[0] is None or type(value) is not float:
+        return value
+    return power_of(value, expression_of(sized[0]), exponent, frozen[0], current_trace.get())
+
+
+def _exponent(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> float | None:
+    """The power with which a tracked number goes into ``operation`` with another number; None if with no power."""
+    if type(left) is PowerFloat or type(right) is PowerFloat:
+        return None
+    if operation is pow:
+        return float(right) if isinstance(left, TrackedInt) else None
+    if operation is operator.truediv:
+        return 1.0 if isinstance(left, TrackedInt) else -1.0
+    return 1.0 if operation is operator.mul else None
+
+
+def root_of(number: Any) -> float | None:
+    """The square root of a tracked integer; None for anything else."""
+    return _leave(pow, number, 0.5) if isinstance(number, TrackedInt) else None
 
 
 def _plain(number: float) -> float:
     return plain(number) if isinstance(number, TrackedInt) else number
 
 
-def freeze(number: int) -> None:
-    """Report that a number has become part of the computed function."""
+def freeze(number: int) -> int | None:
+    """Report that a number has become part of the computed function; returns the number of that record."""
     sink = frozen_sink.get()
-    if sink is not None:
-        sink(expression_of(number))
+    return None if sink is None else sink(expression_of(number))
 
 
 def agrees(left: int, right: int) -> None:

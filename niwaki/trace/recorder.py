@@ -326,5 +326,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self.values[root].origin is Origin.CONSTANT:
                 self._writes.expect_foreign(tensor)
 
-    def _freeze(self, expression: Expression) -> None:
+    def _freeze(self, expression: Expression) -> int:
         self._frozen.append(Frozen(expression, self._lines.here()))
+        return len(self._frozen) - 1

@@ -19,8 +19,9 @@ from niwaki.trace.graph import Graph, Run
 from niwaki.trace.hollow import Forms, Hollow
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.modes import ModeWatch
-from niwaki.trace.numbers import current_trace
+from niwaki.trace.numbers import current_trace, root_of
 from niwaki.trace.outside import preserved_outside
+from niwaki.trace.powers import roots_followed
 from niwaki.trace.preserve import Snapshot, preserved, restored
 from niwaki.trace.pretend import NeedsValue, Pretence
 from niwaki.trace.recorder import Recorder
@@ -199,7 +200,8 @@ class Tracer:
 def _current(recorder: Recorder) -> Iterator[None]:
     token = current_trace.set(recorder)
     try:
-        yield
+        with roots_followed(root_of):
+            yield
     finally:
         current_trace.reset(token)
 
