@@ -78,6 +78,23 @@ def test_other_weights_than_the_trained_ones_are_told(kind: str, net: str) -> No
             assert told[0].filename == __file__
 
 
+@pytest.mark.parametrize("kind", ["hesso", "hspg"])
+def test_a_plan_from_before_the_end_is_told_as_one(kind: str) -> None:
+    """The weights are those of the method: nobody should look for others."""
+    run = training(kind, net="mlp")
+    run.step(SCHEDULE.start + 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which tells that it is early
+        keep = np.arange(run.space.num_units) % 2 == 0
+        plan = run.method.plan_of_zeros(run.space, keep, dict(run.method.plan().provenance))
+    with pytest.warns(UserWarning) as told:
+        niwaki.cut(run.model, niwaki.Plan.from_json(plan.to_json()))
+    text = str(told[0].message)
+    assert f"The plan is of step {run.method.step}, before the end of the schedule of {run.method.name}, which" in text
+    assert "Train until method.done is true, and cut by the plan that the method makes then; docs/" in text
+    assert "other weights" not in text
+
+
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_what_is_counted(data: st.DataObject) -> None:

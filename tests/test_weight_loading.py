@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_shrink import images
@@ -30,7 +31,11 @@ def test_weights_that_come_before_their_optimizer_wait(shrink: Any) -> None:
     for use in (lambda: resumed.model(images().double()), resumed.optimizer.step):
         with pytest.raises(MethodError, match="had shrunk further. They wait for the state of its optimizer"):
             use()
-    copy.deepcopy(resumed.model)(images().double())  # a copy has no optimizer that could shrink it
+    space = resumed.method.space
+    cut = niwaki.cut(resumed.model, space.plan(np.arange(space.num_units) < space.num_units))
+    for other in (copy.deepcopy(resumed.model), cut):  # they have the weights from before
+        with pytest.raises(MethodError, match="a copy of a model whose weights were waiting for the state"):
+            other(images().double())
     for value in weights.values():
         value.zero_()  # what a state dict holds is copied when it is loaded
     resumed.optimizer.load_state_dict(resumed.optimizer.state_dict())  # as accelerate does when it is prepared

@@ -131,8 +131,9 @@ class Method(ABC):
 
     @final
     def plan_of_zeros(self, space: SearchSpace, keep: BoolArray, about: dict[str, Any]) -> Plan:
-        """The plan that keeps the units ``keep`` [num_units] of ``space`` and knows that a method zeroes the rest."""
-        plan = space.plan(keep, about)
+        """The plan that keeps the units ``keep`` [num_units] of ``space`` and knows that a method zeroes the rest, and
+        if it has not ended yet."""
+        plan = space.plan(keep, about if self.ended() else about | {"ended": False})
         return replace(plan, zeroed_by_method=zeroed_by_method(space, ~keep))
 
     @abstractmethod

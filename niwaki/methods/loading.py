@@ -26,7 +26,7 @@ class WeightLoading:
 
     Smaller ones are of a model that had shrunk further. Trainers load a model before its optimizer, whose state alone
     says which units are left. So they wait: `complete` loads them when the optimizer's state has brought the model to
-    size. Until then a forward pass or a step of the optimizer is refused.
+    size. Until then a forward pass or a step of the optimizer is refused, and for ever one of a copy made meanwhile.
 
     Larger ones are of a model that had not shrunk as far, such as the best checkpoint of the run. They are cut while
     they are loaded if the units that have left since are zero in them, and refused otherwise.
@@ -157,5 +157,10 @@ def _adapt(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> Non
 
 
 def _refuse_forward(model: nn.Module, *_: Any) -> None:
-    for loading in _WATCHED.get(model, []):
+    if model not in _WATCHED:
+        raise MethodError(
+            "This is a copy of a model whose weights were waiting for the state of their optimizer, and it has those "
+            "from before they were loaded. Copy or cut the model after optimizer.load_state_dict(...)."
+        )
+    for loading in _WATCHED[model]:
         loading.refuse()

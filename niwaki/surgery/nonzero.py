@@ -101,11 +101,21 @@ def _sentence(found: Nonzero, plan: Plan, what: str) -> str:
     shrinking = sum(len(kept) < plan.units[name] for name, kept in plan.kept.items())
     groups = len(np.unique(np.searchsorted(ends, found.units, side="right")))
     removed = int(ends[-1]) - sum(map(len, plan.kept.values()))
+    method = plan.provenance.get("method", "The method")
+    if plan.provenance.get("ended", True):
+        why = (
+            f"{method} set them to zero in the model that it trained, and these are other weights: an average (EMA), a "
+            "checkpoint from before the end of the schedule, or weights written after the last step."
+        )
+        mend = "Take weights from steps where method.done is true, and start averages anew at that step;"
+    else:
+        why = (
+            f"The plan is of step {plan.provenance.get('step')}, before the end of the schedule of {method}, which had "
+            "not set all of them to zero yet."
+        )
+        mend = "Train until method.done is true, and cut by the plan that the method makes then;"
     return (
         f"{len(found.units)} of the {removed} units that the plan removes, in {groups} of {shrinking} groups, are not "
-        f"zero in {what}: {found}. {plan.provenance.get('method', 'The method')} set them to zero in the model that it "
-        "trained, and these are other weights: an average (EMA), a checkpoint from before the end of the schedule, or "
-        "weights written after the last step. The cut network computes what these would with zeros there, which "
-        "niwaki.check compares. Take weights from steps where method.done is true, and start averages anew at that "
-        "step; docs/ema_and_checkpoints.md shows how."
+        f"zero in {what}: {found}. {why} The cut network computes what these would with zeros there, which "
+        f"niwaki.check compares. {mend} docs/ema_and_checkpoints.md shows how."
     )
