@@ -95,6 +95,18 @@ def test_a_plan_from_before_the_end_is_told_as_one(kind: str) -> None:
     assert "other weights" not in text
 
 
+def test_a_wrapper_is_told_from_another_network() -> None:
+    run, _, plan = trained()
+    average = AveragedModel(run.model)
+    for use in (niwaki.cut, lambda model, plan: niwaki.check(model, plan, torch.zeros(1))):
+        with pytest.raises(
+            PlanError, match="this AveragedModel has in its attribute 'module'. Pass that: model.module"
+        ):
+            use(average, plan)
+    with silence():
+        niwaki.cut(average.module, plan)
+
+
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_what_is_counted(data: st.DataObject) -> None:

@@ -54,6 +54,12 @@ def to_do(model: torch.nn.Module, plan: Plan) -> tuple[Plan, Plan]:
     """
     done = plan_of(model)
     if done is None:
+        if (inner := inside(model, plan)) is not model:
+            name = next(name for name, child in model.named_children() if child is inner)
+            raise PlanError(
+                f"The plan is for the network that this {type(model).__qualname__} has in its attribute {name!r}. Pass "
+                f"that: model.{name}."
+            )
         plan.check_fits(model)
         return plan, plan
     if plan.structure == structure_hash(tensor_shapes(model)):
