@@ -377,6 +377,22 @@ def test_whatever_copying_raises_becomes_a_sentence(kind: type[Exception]) -> No
         niwaki.search_space(net, torch.randn(2, 4))
 
 
+def test_an_error_without_words_makes_no_broken_sentence() -> None:
+    class Frozen:
+        __slots__ = ("value",)
+
+        def __init__(self) -> None:
+            object.__setattr__(self, "value", 1)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            raise TypeError
+
+    net: Any = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    net.frozen = Frozen()
+    with pytest.raises(PlanError, match=r"the attribute 'frozen' fails with TypeError\. Something in it"):
+        niwaki.search_space(net, torch.randn(2, 4))
+
+
 @dataclass
 class State:
     kept: Any

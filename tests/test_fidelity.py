@@ -247,6 +247,20 @@ def test_wherever_the_cause_lies(block: Callable[[], nn.Module], what: str) -> N
     assert not space.groups or _lawful(net, space, x)
 
 
+def test_the_model_itself_is_named() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(x.relu() if type(x.shape[1]) is int else x.tanh())
+
+    (note,) = niwaki.search_space(Asks(), torch.randn(3, 4)).notes
+    assert note.endswith("the sizes of tensors in the model itself.")
+
+
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_a_trace_that_lies_is_found_out(data: st.DataObject) -> None:

@@ -15,7 +15,7 @@ from niwaki.core.numbers import AttributeEdit
 from niwaki.core.objects import class_attribute
 from niwaki.core.paths import is_setting, replaced
 from niwaki.core.plan import Plan, derived_attributes
-from niwaki.errors import NiwakiError, PlanError
+from niwaki.errors import NiwakiError, PlanError, first_line
 from niwaki.graphs.entry import calls_of, program_of
 from niwaki.graphs.exporting import rebuilt
 from niwaki.graphs.program import Program, is_of_graph
@@ -182,9 +182,10 @@ def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None)
     except NiwakiError:
         raise
     except Exception as cause:  # copying runs code of the user's classes
+        said = f": {first_line(cause)}" if str(cause) else ""
         raise PlanError(
             f"The model cannot be copied, and niwaki cuts a copy: the attribute {copier.at!r} fails with "
-            f"{type(cause).__qualname__}: {cause}. Something in it (a lock, a generator, an open file) does not allow "
+            f"{type(cause).__qualname__}{said}. Something in it (a lock, a generator, an open file) does not allow "
             "copy.deepcopy: remove it, or give its class __deepcopy__."
         ) from cause
     share_beside(model, small)

@@ -148,7 +148,14 @@ class _StepDown:
         names = [describe(*place) for place in places if not extent.attributes or place in extent.plain]
         what = [_listed(names)] if names else []
         if not extent.sizes or extent.unsized:
-            what.append("the sizes of tensors" + (f" in {_listed(sorted(extent.unsized))}" if extent.sizes else ""))
+            what.append(
+                "the sizes of tensors"
+                + (
+                    f" in {_listed([path or 'the model itself' for path in sorted(extent.unsized)])}"
+                    if extent.sizes
+                    else ""
+                )
+            )
         note = (
             f"The code at {found.location} asks for more than the value of a number or a setting (for its class or its "
             f"identity, with `type` or `is`). It goes another way where niwaki tracks them, so these count as numbers "
