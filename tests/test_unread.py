@@ -208,7 +208,7 @@ class OtherBranch(Plain):
         (Plain, None),
         *((kind, "merge") for kind in (ByMethod, ByProperty, Cached, Decorated, InComprehension, ByName)),
         (BuildsAgain, "_build"),
-        (OtherBranch, "forward"),
+        (OtherBranch, None),
     ],
 )
 def test_only_numbers_that_a_method_reads_are_named(kind: type[Plain], reader: str | None) -> None:

@@ -20,8 +20,8 @@ _BY_NAME = frozenset({"getattr", "__dict__", "vars"})
 def readers_of(kind: type) -> dict[str, str]:
     """The attributes that the methods of ``kind`` may read from their own object, each with the first such method.
 
-    Without those of torch's classes, those that print it, ``__init__``, and private ones that only ``__init__`` calls.
-    What other code reads from such an object is not seen.
+    Without those of torch's classes, those that print it, ``__init__``, private ones that only ``__init__`` calls, and
+    what ``forward`` is made of, which runs have shown. What other code reads from such an object is not seen.
 
     >>> class Block:
     ...     def __init__(self, width: int) -> None:
@@ -48,9 +48,12 @@ def readers_of(kind: type) -> dict[str, str]:
         if called - elsewhere <= building:
             break
         building |= called - elsewhere
+    shown = {"forward"}
+    while more := {name for one in shown for name in reads.get(one, ()) if name in reads} - shown:
+        shown |= more
     found: dict[str, str] = {}
     for one, names in reads.items():
-        for name in names if one not in building else ():
+        for name in names if one not in building | shown else ():
             found.setdefault(name, one)
     return found
 
