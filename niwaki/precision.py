@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def doubled() -> Iterator[None]:
-    """Inside, float32 asked for by name is float64: ``x.float()``, ``x.to(torch.float32)``, ``softmax(dtype=...)``.
+    """Inside, float32 asked for by name is float64: ``x.float()``, ``x.to(torch.float32)``, ``softmax(dtype=...)``. So
+    are the two numbers of a complex one.
 
     Many a norm and a softmax computes in float32 whatever comes in. In a network of float64 that is round-off of
     1e-7 in the middle, and constants that are float32 do not meet float64 at all. Tensors that exist already keep
@@ -63,4 +64,7 @@ def _grouped(rows: torch.Tensor, weights: torch.Tensor, offs: torch.Tensor, **_:
 
 
 def _double(argument: Any) -> Any:
-    return torch.float64 if argument is torch.float32 else argument
+    return _WIDER.get(argument, argument) if isinstance(argument, torch.dtype) else argument
+
+
+_WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}

@@ -25,7 +25,9 @@ from niwaki.surgery.leftovers import remember_beside
 from niwaki.trace.fidelity import faithful_trace
 from niwaki.trace.graph import Graph
 from niwaki.trace.inventory import Inventory
+from niwaki.trace.outside import preserved_outside
 from niwaki.trace.remade import may_be_remade
+from niwaki.trace.structures import ExampleCall
 from niwaki.trace.warmup import warm_up
 
 _NAMED = 3  # modules that a note names
@@ -83,7 +85,19 @@ def search_space(
         raise UnknownName(f"There is no layout {layout!r}. Choose 'free' or 'uniform' widths across layers.")
     calls = calls_of(model, example_inputs)
     model = program_of(model, calls[0], as_graph)
-    matching = _matching(model, ignored)
+    with preserved_outside(model.modules()):
+        return _space(model, calls, _matching(model, ignored), inner, rehearse, allow_inexact, layout)
+
+
+def _space(
+    model: torch.nn.Module,
+    calls: tuple[ExampleCall, ...],
+    matching: dict[str, str],
+    inner: bool,
+    rehearse: bool,
+    allow_inexact: bool,
+    layout: str,
+) -> SearchSpace:
     single = isinstance(model, Program)  # eval and train mode are the same
     if not single:
         warm_up(model, calls, train=True)

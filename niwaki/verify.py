@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -25,6 +26,7 @@ from niwaki.surgery.leftovers import forget_leftovers
 from niwaki.surgery.plans import check_plan, to_do
 from niwaki.surgery.zero import masked, zero_out, zeroed
 from niwaki.trace.foreign import Apart
+from niwaki.trace.outside import preserved_outside
 from niwaki.trace.preserve import held, preserved
 from niwaki.trace.refusals import does_not_run
 from niwaki.trace.structures import ExampleCall, map_tensors, others_in, tensors_in
@@ -108,41 +110,46 @@ def check(
     model = program_of(model, calls[0], as_graph)
     check_kind(model, plan)
     plan, _ = to_do(model, plan)
-    if not isinstance(model, Program):  # before anything that a cache might keep is computed in another precision
-        warm_up(model, calls)
-        warm_up(cut_module(model, plan), calls)
-    with preserved(model):
-        apart = Apart(model)
-        dtype: torch.dtype | None = torch.float64
-        try:
-            original, small, zero = _copies_of(model, plan, dtype)
-            expected = [_run(original, call, dtype, apart) for call in calls]
-        except (RuntimeError, TypeError):  # a constant of another type inside, or an operator without float64
-            dtype = None
-            original, small, zero = _copies_of(model, plan, dtype)
-            expected = [_run_model(original, calls, call, apart) for call in calls]
-        apart.check()
-        deviation, distance, precision = 0.0, 0.0, torch.float64
-        for call, untouched in zip(calls, expected, strict=True):
-            reference = _run(zero, call, dtype, apart)
-            deviation = max(deviation, difference(_run_cut(small, call, dtype, apart), reference))
-            distance = max(distance, difference(untouched, reference))
-            precision = next((tensor.dtype for tensor in reference if tensor.is_floating_point()), precision)
-        tolerance = TOLERANCE.get(precision, 1e-2)
-        holds = deviation <= tolerance
-        diverges = None if holds else _first_divergence(small, zero, calls, dtype, tolerance)
-        apart.check()
-        del original, small, zero  # each as large as the model, and twice that in float64
-        if holds:
-            departure, allowed = _departure_of_copies(model, plan, calls)
-            if departure > allowed:
-                left = forget_leftovers(model, only_look=True)
-                deviation, holds = departure, False
-                diverges = f"a copy, which computes something else than the model{_without(left)}"
-        if isinstance(model, Program) and holds:
-            departure = _departure(model, plan, calls)
-            if departure > TOLERANCE[torch.float32]:
-                deviation, holds, diverges = departure, False, "the exported program made of the cut module"
+    with preserved_outside(model.modules()):
+        if not isinstance(model, Program):  # before anything that a cache might keep is computed in another precision
+            warm_up(model, calls)
+            warm_up(cut_module(model, plan), calls)
+        with preserved(model):
+            return _checked(model, plan, calls)
+
+
+def _checked(model: torch.nn.Module, plan: Plan, calls: tuple[ExampleCall, ...]) -> Check:
+    apart = Apart(model)
+    dtype: torch.dtype | None = torch.float64
+    try:
+        original, small, zero = _copies_of(model, plan, dtype)
+        expected = [_run(original, call, dtype, apart) for call in calls]
+    except (RuntimeError, TypeError):  # a constant of another type inside, or an operator without float64
+        dtype = None
+        original, small, zero = _copies_of(model, plan, dtype)
+        expected = [_run_model(original, calls, call, apart) for call in calls]
+    apart.check()
+    deviation, distance, precision = 0.0, 0.0, torch.float64
+    for call, untouched in zip(calls, expected, strict=True):
+        reference = _run(zero, call, dtype, apart)
+        deviation = max(deviation, difference(_run_cut(small, call, dtype, apart), reference))
+        distance = max(distance, difference(untouched, reference))
+        precision = next((tensor.dtype for tensor in reference if tensor.is_floating_point()), precision)
+    tolerance = TOLERANCE.get(precision, 1e-2)
+    holds = deviation <= tolerance
+    diverges = None if holds else _first_divergence(small, zero, calls, dtype, tolerance)
+    apart.check()
+    del original, small, zero  # each as large as the model, and twice that in float64
+    if holds:
+        departure, allowed = _departure_of_copies(model, plan, calls)
+        if departure > allowed:
+            left = forget_leftovers(model, only_look=True)
+            deviation, holds = departure, False
+            diverges = f"a copy, which computes something else than the model{_without(left)}"
+    if isinstance(model, Program) and holds:
+        departure = _departure(model, plan, calls)
+        if departure > TOLERANCE[torch.float32]:
+            deviation, holds, diverges = departure, False, "the exported program made of the cut module"
     return Check(deviation, tolerance, holds, diverges, distance)
 
 
@@ -152,7 +159,7 @@ def _copies_of(
     """The model, cut and masked; none has run yet, so that what they remember is alike."""
     original = _fresh(model)
     if dtype is not None:
-        original = original.to(dtype)
+        original = original._apply(partial(_converted, dtype=dtype))  # type: ignore[no-untyped-call]
     return original, cut_module(original, plan), zeroed(original, plan)
 
 
@@ -197,11 +204,17 @@ def convert(call: ExampleCall, dtype: torch.dtype | None) -> ExampleCall:
     """Copies of the inputs, those of floating point in ``dtype``."""
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor.detach().clone()
-        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        return _converted(tensor.detach().clone(), dtype)
 
     converted: ExampleCall = map_tensors(call, copied)
     return converted
+
+
+def _converted(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """``tensor`` in ``dtype``, a complex one in two numbers of it, any other as it is."""
+    if dtype is None or not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
 
 
 def _run(
@@ -246,6 +259,7 @@ def difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float
     for a, b in zip(ours, reference, strict=True):
         if a.shape != b.shape:
             return float("inf")
+        a, b = _plain(a), _plain(b)
         if not a.numel():
             continue
         if not a.is_floating_point():
@@ -258,6 +272,12 @@ def difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float
         gap = float((a - b).abs().max())
         worst = max(worst, gap / scale if scale > 0 else (0.0 if gap == 0 else float("inf")))
     return worst
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense tensor of real numbers, of sparse and complex outputs too."""
+    tensor = tensor.to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _first_divergence(

@@ -82,5 +82,8 @@ def test_a_comparison_taken_for_granted_fails_the_law(monkeypatch: pytest.Monkey
             yield product, node, SizeClaim(Literal(0), None, claim.what, claim.location)
 
     monkeypatch.setattr(labelling, "compared", granted)
-    with pytest.raises(AssertionError, match="the cut model fails: The cut network does not run .* there are not as many places as features"):
+    with pytest.raises(
+        AssertionError,
+        match="the cut model fails: The cut network does not run .* there are not as many places as features",
+    ):
         check_model(Merging("literal"), (TOKENS, PATCHES))

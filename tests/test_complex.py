@@ -104,3 +104,24 @@ def test_methods_drive_them_to_zero(kind: str, build: Callable[..., torch.optim.
         assert space.cost(plan).macs <= 0.5 * space.cost().macs
         torch.testing.assert_close(niwaki.cut(model, plan)(x), model(x), **LOOSE)
     torch.testing.assert_close(trained[0], trained[1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_check_sees_imaginary_parts() -> None:
+    """In float64 a complex number is two of these, and their round-off hides nothing."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(5, 8)
+            self.turn = nn.Parameter(1j * torch.randn(3, 8, dtype=torch.complex64).real)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = torch.fft.fft(self.first(x).relu().to(torch.complex64) @ self.turn.to(torch.complex64).T)
+            return made
+
+    torch.manual_seed(0)
+    model, x = Turned(), torch.randn(6, 5)
+    space = niwaki.search_space(model, x)
+    outcome = niwaki.check(model, niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5)), x)
+    assert outcome.holds and outcome.deviation < 1e-14 and outcome.tolerance == 1e-10
+    assert outcome.distance > 0.01

@@ -73,7 +73,7 @@ def test_networks_take_turns_after_a_warm_up(clock: Clock) -> None:
 
 def test_medians_quartiles_and_ratios_round_by_round(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second network always takes half of what the first takes beside it, though the machine slows down tenfold."""
-    monkeypatch.setattr("niwaki.report.latency.preserved", nullcontext)
+    monkeypatch.setattr("niwaki.report.latency.preserved", lambda *_: nullcontext())
     log: list[str] = []
     slow = [1e-3 * 10 ** (round / 8) for round in range(9)]
     dense = Spending(clock, [9.0] * 4 + slow, log, "dense")
@@ -161,3 +161,13 @@ def test_what_cannot_be_measured_is_told() -> None:
         niwaki.latency(net, x, threads=0)
     with pytest.raises(MethodError, match="clock='moon' must be 'wall' or 'cpu'"):
         niwaki.latency(net, x, clock="moon")  # type: ignore[call-overload]
+
+
+def test_inputs_that_a_network_writes_to_are_left_as_they_were() -> None:
+    class Adding(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.add_(1)
+
+    x = torch.zeros(3)
+    niwaki.latency(Adding(), x, seconds=0, rounds=2)
+    assert not x.any()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from law import deviations, random_plan, randomised
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO
 
@@ -121,3 +121,20 @@ def test_the_law_can_fail() -> None:
     wrong = niwaki.Plan(plan.kept, plan.units, tensors, plan.attributes, plan.shapes)
     bad = deviations(net, wrong, torch.randn(2, 3))
     assert bad["eval"] > 1e-3 and bad["float32"] > 1e-3
+
+
+def test_sparse_outputs_are_compared() -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.last(self.first(x).relu())
+            return made.to_sparse()
+
+    net, x = Sparse(), torch.randn(5, 4)
+    space = niwaki.search_space(net, x)
+    plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+    outcome = niwaki.check(net, plan, x)
+    assert outcome.holds and outcome.distance > 0.01

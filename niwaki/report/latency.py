@@ -16,8 +16,9 @@ from niwaki.core.scalars import is_whole
 from niwaki.errors import MethodError, TraceError
 from niwaki.graphs.entry import calls_of
 from niwaki.report.timings import Latencies, Latency, compared, timing
+from niwaki.trace.outside import preserved_outside
 from niwaki.trace.preserve import preserved
-from niwaki.trace.structures import others_in, tensors_in
+from niwaki.trace.structures import map_tensors, others_in, tensors_in
 
 Clock = Literal["wall", "cpu"]
 Network = nn.Module | ExportedProgram
@@ -89,13 +90,15 @@ def latency(
     """
     networks: dict[str, Network] = dict(model) if isinstance(model, Mapping) else {"model": model}
     _check(networks, rounds, threads, clock)
-    args, kwargs = calls_of(next(iter(networks.values())), inputs)[0]
+    call = calls_of(next(iter(networks.values())), inputs)[0]
+    args, kwargs = map_tensors(call, lambda tensor: tensor.detach().clone())  # a network may write to its inputs
     modules = {name: one.module() if isinstance(one, ExportedProgram) else one for name, one in networks.items()}
     device = device_of(modules.values())
     with ExitStack() as stack:
         for one in networks.values():
             if isinstance(one, nn.Module):
                 stack.enter_context(preserved(one, others_in((args, kwargs))))
+        stack.enter_context(preserved_outside(part for module in modules.values() for part in module.modules()))
         stack.enter_context(_threads(threads))
         stack.enter_context(evaluating(modules.values()))
         runs = {name: partial(module, *args, **kwargs) for name, module in modules.items()}
