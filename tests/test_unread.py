@@ -217,6 +217,35 @@ def test_only_numbers_that_a_method_reads_are_named(kind: type[Plain], reader: s
     assert [f"1.width is 12, read by {reader}." in note for note in notes] == [True] * (reader is not None)
 
 
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.blocks, self.last = nn.Linear(5, 12), nn.ModuleList([Plain(12)]), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.blocks[0](self.first(x)))
+
+
+class Around(Holder):
+    """Reads the number of a module inside."""
+
+    def start(self) -> Tensor:
+        return torch.zeros(next(block.width for block in self.blocks))
+
+
+class Apart(Holder):
+    """Reads a number of the same name elsewhere."""
+
+    def start(self, config: SimpleNamespace) -> Tensor:
+        return torch.zeros(config.width, out=self.last.weight)
+
+
+@pytest.mark.parametrize(("kind", "named"), [(Around, True), (Apart, False)])
+def test_numbers_that_a_module_around_reads_are_named(kind: type[nn.Module], named: bool) -> None:
+    notes = niwaki.search_space(kind().eval(), torch.randn(3, 5)).notes
+    assert [" blocks.0.width is 12, read by start." in note for note in notes] == [True] * named
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_ordinary_networks_have_no_such_notes(name: str) -> None:
     net = torchvision.models.get_model(name, num_classes=10).eval()

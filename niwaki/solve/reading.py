@@ -21,7 +21,8 @@ def readers_of(kind: type) -> dict[str, str]:
     """The attributes that the methods of ``kind`` may read from their own object, each with the first such method.
 
     Without those of torch's classes, those that print it, ``__init__``, private ones that only ``__init__`` calls, and
-    what ``forward`` is made of, which runs have shown. What other code reads from such an object is not seen.
+    what ``forward`` is made of, which runs have shown. What other code reads from such an object is not seen
+    (`reader_of_child`).
 
     >>> class Block:
     ...     def __init__(self, width: int) -> None:
@@ -35,12 +36,8 @@ def readers_of(kind: type) -> dict[str, str]:
     {'width': 'merge'}
     """
     reads: dict[str, set[str]] = {}
-    for base in kind.__mro__:
-        if base.__module__.partition(".")[0] in ("torch", "builtins"):
-            continue
-        for name, member in vars(base).items():
-            for function in _functions(member):
-                reads.setdefault(name, set()).update(_reads(function))
+    for name, function in _methods(kind):
+        reads.setdefault(name, set()).update(_reads(function)[0])
     building = {"__init__", *_PRINTING}
     while True:
         called = {name for one in building for name in reads.get(one, ()) if name in reads and _private(name)}
@@ -56,6 +53,35 @@ def readers_of(kind: type) -> dict[str, str]:
         for name in names if one not in building | shown else ():
             found.setdefault(name, one)
     return found
+
+
+def reader_of_child(kind: type, child: str, attribute: str) -> str | None:
+    """A method of ``kind`` that may read an attribute from what is in its own attribute ``child``, or inside of that:
+    one that reads ``child``, and the attribute from an object that is not its own. Neither ``__init__`` nor
+    ``forward``, and none that prints.
+
+    >>> class Parent:
+    ...     def start(self) -> int:
+    ...         return self.cell.width
+    >>> reader_of_child(Parent, "cell", "width"), reader_of_child(Parent, "head", "width")
+    ('start', None)
+    """
+    for name, function in _methods(kind):
+        named = {one for code in _codes(function) for one in code.co_names}
+        if attribute in named and name not in ("__init__", "forward", *_PRINTING):  # most do not name it
+            own, others = _reads(function)
+            if child in own and attribute in others:
+                return name
+    return None
+
+
+def _methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
+    """The functions of a class and of those that it inherits from, but torch's, with their names."""
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] not in ("torch", "builtins"):
+            for name, member in vars(base).items():
+                for function in _functions(member):
+                    yield name, function
 
 
 def _private(name: str) -> bool:
@@ -76,18 +102,27 @@ def _functions(member: object) -> Iterator[FunctionType]:
             yield function
 
 
-def _reads(function: FunctionType) -> Iterator[str]:
-    """What a method reads from its first argument, or by names that it holds as text."""
+def _reads(function: FunctionType) -> tuple[set[str], set[str]]:
+    """What a method reads from its first argument, or by names that it holds as text; and from other objects."""
     own = function.__code__.co_varnames[:1]
+    found: set[str] = set()
+    others: set[str] = set()
+    for code in _codes(function):
+        if not _BY_NAME.isdisjoint(code.co_names):
+            found |= {constant for constant in code.co_consts if isinstance(constant, str)}
+        for before, step in pairwise(dis.get_instructions(code)):
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                (found if _last(before) in own else others).add(str(step.argval))
+    return found, others
+
+
+def _codes(function: FunctionType) -> Iterator[CodeType]:
+    """The code of a function and of those defined in it."""
     waiting = [function.__code__]
     while waiting:
         code = waiting.pop()
+        yield code
         waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-        if not _BY_NAME.isdisjoint(code.co_names):
-            yield from (constant for constant in code.co_consts if isinstance(constant, str))
-        for before, step in pairwise(dis.get_instructions(code)):
-            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and _last(before) in own:
-                yield str(step.argval)
 
 
 def _last(step: dis.Instruction) -> object:

@@ -19,13 +19,13 @@ from torch import nn
 
 from niwaki.core.location import Location
 from niwaki.core.metadata import SIZES
-from niwaki.core.names import named_modules
+from niwaki.core.names import module_at, named_modules
 from niwaki.core.numbers import Attribute, Equation, Numbers, leaves
 from niwaki.core.paths import Where, parts
 from niwaki.core.space import BoolArray
 from niwaki.graphs.program import Program
 from niwaki.solve.facts import Facts
-from niwaki.solve.reading import readers_of
+from niwaki.solve.reading import reader_of_child, readers_of
 from niwaki.trace.graph import Graph
 
 _COMMON = 3  # kernels, strides, colours: numbers up to this are mostly no widths
@@ -108,10 +108,21 @@ def unread(
             where = Location("a number that no run reads", 0, attribute.module)
             equations.append((attribute, Equation(attribute, axis, "a size that a module remembers", where)))
         left = [number.attribute for number in numbers if number.attribute not in meant and number.changes(varies)]
-        reader = readers_of(numbers[0].kind).get(left[0].name) if left else None
+        reader = _reader(model, numbers[0].kind, left[0]) if left else None
         if reader is not None:
             stale.append((left[0], reader, len(left) - 1))
     return Unread(tuple(equations), tuple(_note(stale)))
+
+
+def _reader(model: nn.Module, kind: type, attribute: Attribute) -> str | None:
+    """A method that reads a number: of its own class, or of a module around."""
+    found = readers_of(kind).get(attribute.name)
+    names = attribute.module.split(".") if attribute.module else []
+    for depth in reversed(range(len(names))):
+        if found is None:
+            around = type(module_at(model, ".".join(names[:depth])))
+            found = reader_of_child(around, names[depth], attribute.name)
+    return found
 
 
 def _similar(numbers: Sequence[_Number]) -> list[list[_Number]]:
