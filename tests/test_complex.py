@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from law import random_plan
 from test_wrapped_optimizers import KINDS, SCHEDULE
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.budget import Budget
 from niwaki.core.space import SearchSpace
+from niwaki.surgery.zero import zeroed
 
 LOOSE = {"rtol": 1e-4, "atol": 1e-6}
 
@@ -125,3 +128,51 @@ def test_a_check_sees_imaginary_parts() -> None:
     outcome = niwaki.check(model, niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5)), x)
     assert outcome.holds and outcome.deviation < 1e-14 and outcome.tolerance == 1e-10
     assert outcome.distance > 0.01
+
+
+class Averaged(nn.Module):
+    """Complex numbers made of an average over hidden units and of something else, times a complex weight."""
+
+    def __init__(self, made: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.other, self.made = nn.Linear(5, 8), nn.Linear(5, 1), made
+        self.weight = nn.Parameter(torch.randn(1, 4, dtype=torch.complex128))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.made(torch.relu(self.first(x)).mean(-1, keepdim=True), self.other(x)) @ self.weight).abs()
+
+
+FACTORS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], bool]] = {
+    "length": (torch.polar, True),
+    "times i": (lambda mean, other: mean * 1j + mean * other, True),
+    "angle": (lambda mean, other: torch.polar(other, mean), False),
+    "real part": (torch.complex, False),
+    "imaginary part": (lambda mean, other: torch.complex(other, mean), False),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_the_factor_of_an_average_goes_through_complex_numbers_as_a_whole(name: str) -> None:
+    torch.manual_seed(0)
+    made, whole = FACTORS[name]
+    net, x = Averaged(made), torch.randn(4, 5, dtype=torch.float64)
+    net.first.double(), net.other.double()
+    space = niwaki.search_space(net, x)
+    assert space.num_units == (8 if whole else 0), [pin.reason for pin in space.pins]
+    for seed in range(3 if whole else 0):
+        plan = random_plan(space, np.random.default_rng(seed))
+        ours, expected = niwaki.cut(net, plan)(x).detach(), zeroed(net, plan)(x).detach()
+        assert float((ours - expected).abs().max()) < 1e-10 * float(expected.abs().max())
+
+
+def test_nothing_over_nothing_is_no_number_here_either() -> None:
+    class Divided(Waves):
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.out(
+                torch.relu(self.three(self.two(self.one(x.to(torch.complex64)) / self.scale).abs()))
+            )
+            return made
+
+    space = niwaki.search_space(Divided(), torch.randn(4, 5))
+    assert [group.units for group in space.groups] == [6, 9]
+    assert any("turns removed entries into infinities or undefined numbers" in pin.reason for pin in space.pins)

@@ -58,6 +58,8 @@ SIGNED: dict[str, Callable[[Tensor], Tensor]] = {
     "relu and less": lambda x: F.relu(x) * -1.0,
     "difference": lambda x: F.relu(x) - x.abs() * 2,
     "written through a view": lambda x: [y := F.relu(x), y[:, :, 1:].mul_(-1.0)][0],
+    "angle": lambda x: torch.fft.fft2(x).angle(),
+    "pooled, divided by less than zero": lambda x: F.avg_pool2d(F.relu(x), 2, divisor_override=-3),
     "a little below": lambda x: (F.relu(x) * 1e-3).sub(1e-9) * (x != 0),
 }
 GATES: dict[str, Callable[[Tensor], Tensor]] = {

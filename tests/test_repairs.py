@@ -229,3 +229,29 @@ def test_check_sees_through_norms_in_float32() -> None:
     model, x, space = _prepared(Net(Single))
     found = niwaki.check(model, random_plan(space, np.random.default_rng(0)), x)
     assert found.holds and found.deviation < 1e-12, found
+
+
+class Counted(nn.Module):
+    """Whole numbers made of an average over hidden units."""
+
+    def __init__(self, whole: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.table, self.whole = nn.Linear(5, 8), nn.Linear(1, 3), nn.Embedding(50, 3), whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = self.whole(20 * torch.relu(self.first(x)).mean(-1, keepdim=True))
+        return self.last(number) if number.is_floating_point() else self.table(number.clamp(0, 49))
+
+
+@pytest.mark.parametrize("whole", [lambda x: x.long().to(x.dtype), lambda x: x.int(), lambda x: x.round().long()])
+def test_whole_numbers_carry_no_factor(whole: Callable[[Tensor], Tensor]) -> None:
+    space = niwaki.search_space(Counted(whole), torch.randn(4, 5))
+    assert not space.num_units
+    assert any("a mean over this dimension counts its entries" in pin.reason for pin in space.pins)
+
+
+def test_what_is_above_a_bound_carries_no_factor_and_needs_none() -> None:
+    net, x = Counted(lambda x: x * (x > 0)), torch.randn(4, 5)
+    space = niwaki.search_space(net, x)
+    assert space.num_units == 8
+    assert deviations(net, random_plan(space, np.random.default_rng(0)), x)["eval"] < 1e-10

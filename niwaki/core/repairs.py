@@ -61,7 +61,8 @@ class Repair:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The repaired tensor, in the precision of the given one."""
-        return ((tensor.double() + self.shift) * self.factor - self.shift).to(tensor.dtype)
+        precise = tensor.to(torch.promote_types(tensor.dtype, torch.float64))
+        return ((precise + self.shift) * self.factor - self.shift).to(tensor.dtype)
 
 
 @dataclass(frozen=True, slots=True)

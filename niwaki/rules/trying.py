@@ -61,7 +61,7 @@ def _zeros_stay(operator: OpOverload, arguments: tuple[tuple[str, Any], ...], kn
                 values = torch.zeros(_TRIES, dtype=torch.float64)
             made[number] = _as(dtype, values)
     result = _run(operator, arguments, made)
-    if not result.dtype.is_floating_point:
+    if not (result.dtype.is_floating_point or result.is_complex()):
         return bool((result == 0).all())
     masking = any(isinstance(given, _Operand) and given[1] is torch.bool for _, given in arguments)
     finite = result.isfinite() | ((result == -torch.inf) if masking else torch.zeros_like(result, dtype=torch.bool))
@@ -81,7 +81,7 @@ def _never_negative(operator: OpOverload, arguments: tuple[tuple[str, Any], ...]
     for number, dtype in (given for _, given in arguments if isinstance(given, _Operand)):
         values = torch.cat([sizes, sizes if known[number] else -sizes])
         values = values[torch.randint(len(values), (_SIGN_TRIES,), generator=generator)] if len(known) > 1 else values
-        if not dtype.is_floating_point and dtype is not torch.bool:
+        if not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool):
             made[number] = values.clamp(0 if known[number] else -_LARGEST_WHOLE, _LARGEST_WHOLE).round().to(dtype)
         else:
             made[number] = _as(dtype, values)
@@ -121,7 +121,9 @@ def _degree(
             for name, value in arguments
         )
         results.append(_run(operator, given, made))
-    base, double, triple = (result.double() for result in results)
+    base, double, triple = (
+        (torch.view_as_real(result) if result.is_complex() else result).double() for result in results
+    )
     if not torch.equal(base.isfinite(), double.isfinite()) or not torch.equal(base.isfinite(), triple.isfinite()):
         return None
     if not torch.equal(base == 0, double == 0) or not torch.equal(base == 0, triple == 0):
@@ -141,6 +143,8 @@ def _as(dtype: torch.dtype, values: torch.Tensor) -> torch.Tensor:
     """Random numbers as an operand of type ``dtype``, in the precision of float64."""
     if dtype is torch.bool:
         return values > 0.5
+    if dtype.is_complex:
+        return torch.complex(values, values.flip(0))
     return values if dtype.is_floating_point else (values.abs() * 3).round().to(dtype)
 
 

@@ -43,7 +43,12 @@ _SPATIAL: Mapping[OpOverload, int] = {
 }
 
 
-@nonnegative("self", of=set(_SPATIAL) - {aten.upsample_bicubic2d.default, aten._upsample_bicubic2d_aa.default})
+_BICUBIC = {aten.upsample_bicubic2d.default, aten._upsample_bicubic2d_aa.default}  # with weights below zero
+_DIVIDING = {aten.avg_pool2d.default, aten.avg_pool3d.default}  # by any number that they are told
+
+
+@nonnegative("self", "divisor_override", of=_DIVIDING)
+@nonnegative("self", of=set(_SPATIAL) - _BICUBIC - _DIVIDING)
 @rule(*_SPATIAL)
 def window(call: Call) -> list[Label]:
     """The last dimensions are fixed, the others go on; zeros give zeros."""

@@ -77,12 +77,15 @@ class Scaling:
                 self._use(scalar, claimed)
         if not scale and source is None:
             return list(made)
-        return [
-            replace(label, scale=_product((*scale, *label.scale)), source=source)
-            if label.dtype.is_floating_point
-            else label
-            for label in made
-        ]
+        return [self._scaled(label, scale, source) for label in made]
+
+    def _scaled(self, made: Label, scale: tuple[Scale, ...], source: Source | None) -> Label:
+        """A result with a factor. What is true or false does not depend on it, and whole numbers cannot carry it."""
+        if made.dtype.is_floating_point or made.dtype.is_complex:
+            return replace(made, scale=_product((*scale, *made.scale)), source=source)
+        if made.dtype is not torch.bool:
+            self.refuse(scale)
+        return made
 
     def refuse(self, scale: Iterable[Scale]) -> None:
         """Nothing takes these factors up: the averages they come from are not exact."""

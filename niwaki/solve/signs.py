@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from niwaki.rules.pointwise import pointwise
 from niwaki.rules.registry import HOMOGENEOUS, NONNEGATIVE, Call, Label, Rule
@@ -34,8 +35,10 @@ def _nonnegative(call: Call, rule: Rule) -> bool:
     )
 
 
-def _sign(argument: object) -> bool:
+def _sign(argument: Any) -> bool:
     """Whether an argument, if it is given, or each of a list of tensors, is known not to be negative."""
     if isinstance(argument, tuple):
         return all(map(_sign, argument))
-    return argument is None or (isinstance(argument, Label) and argument.nonnegative)
+    if isinstance(argument, Label):
+        return argument.nonnegative
+    return argument is None or argument >= 0
