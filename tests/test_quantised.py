@@ -73,6 +73,27 @@ def test_prepared_networks_can_be_cut_exactly(backend: str, passes: int, observe
         assert gap(net, plan) < 0.02
 
 
+def test_weights_on_a_grid_for_each_channel() -> None:
+    """Weights alone, by the module that is not fused: zero is on each of its grids."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4)
+    )
+    weight = quantization.FakeQuantize.with_args(
+        observer=quantization.PerChannelMinMaxObserver,
+        quant_min=-128,
+        quant_max=127,
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+    )
+    net.train().qconfig = quantization.QConfig(activation=nn.Identity, weight=weight)
+    net = quantization.prepare_qat(net)
+    net(X)
+    space = niwaki.search_space(net.apply(quantization.disable_observer).eval(), X)
+    assert space.num_units == 28, [pin.reason for pin in space.pins]
+    assert gap(net, random_plan(space, np.random.default_rng(0))) < 1e-5
+
+
 def test_observers_are_mentioned_in_a_note() -> None:
     space = niwaki.search_space(prepared(), X)
     assert sum("Observers of fake quantisation look at ranges" in note for note in space.notes) == 1

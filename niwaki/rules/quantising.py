@@ -23,11 +23,12 @@ def one_grid(call: Call) -> list[Label]:
 
 @rule(aten.fake_quantize_per_channel_affine_cachemask.default)
 def own_grids(call: Call) -> list[Label]:
-    """The same with a grid for each position of one dimension."""
+    """The same with a grid for each position of one dimension. torch sees to zero where its places are whole numbers."""
     x, dim = call["self"], call["axis"]
     call.equate(x.axes[dim], call["scale"].axes[0])
     call.equate(x.axes[dim], call["zero_point"].axes[0])
-    return [call.label(x.axes, weight=x.weight), call.label(x.axes, output=1)]
+    stays = not call["zero_point"].dtype.is_floating_point
+    return [call.label(x.axes, [stays and flag for flag in x.zero], x.weight), call.label(x.axes, output=1)]
 
 
 @rule(aten._fake_quantize_learnable_per_tensor_affine.default)
@@ -82,6 +83,8 @@ class _Rounded(nn.Module):
         x = self.a.sigmoid() if self.bent else self.a * 2
         if self.how == "columns":
             return torch.fake_quantize_per_channel_affine(x, self.scale.float(), self.places, 1, -8, 7)
+        if self.how == "columns with real zeros":
+            return torch.fake_quantize_per_channel_affine(x, self.scale.float(), 6.0 + self.places, 1, -8, 7)
         if self.how == "learnt columns":
             scale, places = self.scale.float(), self.places.float()
             return torch._fake_quantize_learnable_per_channel_affine(x.float(), scale, places, 1, -8, 7)
@@ -121,6 +124,7 @@ sample(one_grid)(lambda: _Rounded(bent=True))
 sample(one_grid)(lambda: _Rounded(how="tensors"))
 sample(own_grids)(lambda: _Rounded(how="columns"))
 sample(own_grids)(lambda: _Rounded(how="columns", bent=True))
+sample(own_grids)(lambda: _Rounded(how="columns with real zeros"))
 for _bent in (False, True):
     sample(learnt_grid)(lambda bent=_bent: _Rounded(how="learnt", bent=bent))
     sample(learnt_grids)(lambda bent=_bent: _Rounded(how="learnt columns", bent=bent))
@@ -149,6 +153,12 @@ def _grids_stay(call: Call) -> list[Label]:
 def _grids_give_zero(call: Call) -> list[Label]:
     first, mask = own_grids(call)
     return [call.label(first.axes, [True] * 2), mask]
+
+
+@mutant(own_grids)
+def _real_zeros_are_on_the_grid(call: Call) -> list[Label]:
+    first, mask = own_grids(call)
+    return [call.label(first.axes, call["self"].zero), mask]
 
 
 @mutant(learnt_grid)
