@@ -23,7 +23,8 @@ def one_grid(call: Call) -> list[Label]:
 
 @rule(aten.fake_quantize_per_channel_affine_cachemask.default)
 def own_grids(call: Call) -> list[Label]:
-    """The same with a grid for each position of one dimension. torch sees to zero where its places are whole numbers."""
+    """The same with a grid for each position of one dimension. torch refuses whole numbers that are not on the grid, so
+    that zero is on it; real ones it does not look at."""
     x, dim = call["self"], call["axis"]
     call.equate(x.axes[dim], call["scale"].axes[0])
     call.equate(x.axes[dim], call["zero_point"].axes[0])
