@@ -23,7 +23,7 @@ from niwaki.solve.blame import BREADTHS
 from niwaki.solve.build import Builder
 from niwaki.solve.compare import Comparison, Problem, named
 from niwaki.solve.facts import Facts
-from niwaki.solve.masks import hard_keep
+from niwaki.solve.masks import hard_keep, slight_keep
 from niwaki.solve.mend import Mending
 from niwaki.surgery.cut import cut_empty, duplicate
 from niwaki.trace.extent import NOTHING
@@ -42,25 +42,27 @@ def rehearsed(graph: Graph, facts: Facts, builder: Builder, calls: Sequence[Exam
     """Pin in ``builder`` what does not survive a random plan; returns notes about what could not be mended."""
     rng, mending = np.random.default_rng(0), Mending(graph, facts, builder)
     pairs, only_pairs = True, False  # whether groups of two are left with one, and nothing else is cut
+    again = False  # whether steps that went well are tried one by one: 18 - 3 * 4 is a multiple of 3, 18 - 4 is not
     compared = False  # a copy of the model with the model
     failure = f"it still fails after {_ATTEMPTS} attempts"
     for attempt in range(_ATTEMPTS):
-        drawn = _drawn(builder, rng, pairs, not only_pairs) if len(builder.units) else None
+        drawn = _drawn(builder, rng, pairs, not only_pairs, again) if len(builder.units) else None
         if drawn is None:
             return []
         plan, keep = drawn
         model = builder.space().model
         problem = _rehearse(cut_empty(model, plan), graph, facts, builder, calls, keep, tolerant=only_pairs)
-        if problem is None and pairs:
+        if problem is None and pairs and (again or not builder.units.steps):
             builder.pin_whole()
             return []
         if problem is None:
-            pairs = only_pairs = True
+            pairs, only_pairs, again = True, not pairs, pairs
             continue
         breadth = min(attempt // _PATIENCE, BREADTHS - 1)
-        if pairs and not only_pairs and (np.diff(builder.units.starts) == _LEAST).any():
+        if pairs and not (only_pairs or again) and (np.diff(builder.units.starts) == _LEAST).any():
             pairs = False  # is it the cut to a single one, or something else?
             continue
+        again = False
         if not only_pairs and mending.hold_steps(problem, breadth):
             continue
         fault = None if compared else _fault_of_copying(model, graph, facts, builder, calls)
@@ -79,13 +81,19 @@ def rehearsed(graph: Graph, facts: Facts, builder: Builder, calls: Sequence[Exam
     return [f"A rehearsed cut failed, and niwaki could not tell what to pin, so everything is pinned: {failure}"]
 
 
-def _drawn(builder: Builder, rng: np.random.Generator, pairs: bool, others: bool) -> tuple[Plan, BoolArray] | None:
+def _drawn(
+    builder: Builder, rng: np.random.Generator, pairs: bool, others: bool, slight: bool
+) -> tuple[Plan, BoolArray] | None:
     """A random plan and its mask; None where nothing is left that could leave. A few numbers of units may not fit the
-    sizes in Python, by chance; what never fits is pinned."""
+    sizes in Python, by chance; what never fits is pinned. ``slight``: a plan that takes little of everything, if one
+    fits."""
     while len(builder.units):
         space = builder.space()
-        for _ in range(_DRAWS):
-            keep = hard_keep(builder.units, rng, _LEAST, _SHARE, ones=pairs, others=others)
+        for draw in range(_DRAWS):
+            if slight and not draw:
+                keep = slight_keep(builder.units, rng)
+            else:
+                keep = hard_keep(builder.units, rng, _LEAST, _SHARE, ones=pairs, others=others)
             try:
                 return space.plan(keep), keep
             except PlanError as cause:

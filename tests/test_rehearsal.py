@@ -243,3 +243,28 @@ class OneHead(nn.Module):
 def test_other_strides_are_no_other_computation() -> None:
     space = niwaki.search_space(OneHead(), torch.randn(2, 4, 3, 3))
     assert [group.units for group in space.groups if "qkv" in group.name] == [2], space
+
+
+class Multiples(nn.Module):
+    """Runs as long as its inner width is a multiple of something, which it reads in a way that nothing follows."""
+
+    def __init__(self, width: int, of: int) -> None:
+        super().__init__()
+        self.of, self.up, self.down = of, nn.Linear(8, width), nn.Linear(width, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.up(x))
+        if int(repr(y.shape[-1])) % self.of:
+            raise ValueError(f"{y.shape[-1]} is no multiple of {self.of}")
+        return x + self.down(y)
+
+
+@pytest.mark.parametrize("layers", [[(18, 3)], [(9, 3)], [(30, 5), (18, 3)], [(20, 5), (24, 4)], [(24, 8), (36, 6)]])
+def test_multiples_do_not_hold_by_chance(layers: list[tuple[int, int]]) -> None:
+    net = nn.Sequential(*(Multiples(width, of) for width, of in layers), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 2))
+    x = torch.randn(3, 8)
+    space = niwaki.search_space(net, x)
+    assert space.num_units == 12 + sum(width for width, of in layers if of in (4, 8)), space.pins
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        assert niwaki.cut(net, random_plan(space, rng))(x).shape == (3, 2)

@@ -28,7 +28,8 @@ def hard_keep(
     units: Units, rng: np.random.Generator, least: int, share: float, ones: bool = True, others: bool = True
 ) -> BoolArray:
     """A random mask [num_units] that keeps at most ``share`` of every group, but at least ``least`` units where there
-    are more, and where possible an odd number (of steps of a rhythm), which nothing divides.
+    are more, and where possible an odd number (of steps of a rhythm) without a factor in common with the whole: what
+    asks for multiples cannot hold by chance.
 
     Groups of two are left with one: not ``ones``, they stay whole, and not ``others``, all the others do.
     """
@@ -36,6 +37,8 @@ def hard_keep(
     low = np.minimum(least, sizes - 1)
     kept = rng.integers(low, np.maximum(low, (sizes * share).astype(np.int64)) + 1)
     kept = np.where(kept | 1 < sizes, kept | 1, kept)
+    while (common := (np.gcd(kept, sizes) > 1) & (kept > 1)).any():
+        kept = np.where(common, np.minimum(kept + 2, sizes - 1), kept)  # the last has no factor in common
     for rhythm in units.rhythms:
         groups, steps = np.array(rhythm.groups), np.array(rhythm.steps)
         most = int(min(rhythm.most, ((sizes[groups] - least) // steps).min()))
@@ -47,6 +50,16 @@ def hard_keep(
     for rhythm in units.rhythms:
         whole[list(rhythm.groups)] = whole[list(rhythm.groups)].any()
     return _keep(units, np.where(whole, sizes, kept), _order(units, rng))
+
+
+def slight_keep(units: Units, rng: np.random.Generator) -> BoolArray:
+    """A random mask [num_units] that takes one unit of every group, or one step of a rhythm; groups of two stay."""
+    sizes = np.diff(units.starts)
+    kept = np.where(sizes > 2, sizes - 1, sizes)
+    for rhythm in units.rhythms:
+        groups = np.array(rhythm.groups)
+        kept[groups] = sizes[groups] - min(rhythm.most, 1) * np.array(rhythm.steps)
+    return _keep(units, kept, _order(units, rng))
 
 
 def contrasts(units: Units, rng: np.random.Generator) -> Iterator[BoolArray]:
