@@ -75,7 +75,7 @@ def rehearsed(graph: Graph, facts: Facts, builder: Builder, calls: Sequence[Exam
             ]
         compared = True
         if not mending.pin(problem, breadth, only_pairs) and not (only_pairs and mending.pin(problem, breadth, False)):
-            failure = problem.text
+            failure = problem.told(facts)
             break
     builder.pin_everything(f"a rehearsed cut fails where niwaki cannot tell what to pin: {failure}")
     return [f"A rehearsed cut failed, and niwaki could not tell what to pin, so everything is pinned: {failure}"]

@@ -264,7 +264,7 @@ def test_dense_networks_stay_what_they_are(name: str) -> None:
     stays(*SMALL[name]())
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=5, suppress_health_check=list(HealthCheck))
 @given(networks)
 def test_random_networks_stay_what_they_are(spec: Image | Tokens) -> None:
     stays(*build(spec))
