@@ -218,7 +218,7 @@ def test_everything_is_pinned_where_nothing_can_be_blamed() -> None:
     Exhausted.most = 2 * next(Exhausted.passes) + 1
     space = niwaki.search_space(Exhausted(), torch.randn(5, 4))
     assert not space.groups
-    told = r"niwaki could not tell what to pin, so everything is pinned: aten\.\S+ at \S+:\d+ \(in 'body\.0'\) .*exhausted"
+    told = r"could not tell what to pin, so everything is pinned: aten\.\S+ at \S+:\d+ \(in 'body\.0'\) .*exhausted"
     assert any(re.search(told, note) for note in space.notes), space.notes
 
 
