@@ -145,7 +145,7 @@ def equalised(fan_in: Callable[[Tensor], Any]) -> Pattern:
         layers = Equalised(3, 8, fan_in), nn.LeakyReLU(0.2), Equalised(8, 4, fan_in)
         return nn.Sequential(*layers), torch.randn(2, 3, 6, 6)
 
-    return Pattern(build, reason="a scale by the fan-in of a weight.*The graph-level cut can change it", least=0)
+    return Pattern(build, least=8)
 
 
 PATTERNS: dict[str, Pattern] = {
