@@ -61,8 +61,8 @@ def test_a_budget_without_inputs_is_met_by_the_model() -> None:
     kept = peak_activations(small, lambda: small(x), [x])
     assert 0.5 * dense < kept == space.cost(plan).activations <= 0.6 * dense
     assert plan.provenance["kept"]["activations"] == kept and plan.provenance["dense"]["activations"] == dense
-    with pytest.raises(BudgetError, match=r"The budget activations <= 50 \(.* cannot be met: with every group at its"):
-        niwaki.choose(space, scores, Budget(activations=50))
+    with pytest.raises(BudgetError, match=r"The budget activations <= 150 \(.* cannot be met: with every group at its"):
+        niwaki.choose(space, scores, Budget(activations=150))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from niwaki.surgery.cut import kept
 from niwaki.surgery.nonzero import nonzero
 
 Shape = tuple[int, ...]
-_WATCHED: WeakKeyDictionary[nn.Module, list[WeightLoading]] = WeakKeyDictionary()  # no copy of a model is in it
+# No copy of a model is in it, and it keeps neither a model nor a method alive.
+_WATCHED: WeakKeyDictionary[nn.Module, WeakSet[WeightLoading]] = WeakKeyDictionary()
 
 
 class WeightLoading:
@@ -38,12 +39,12 @@ class WeightLoading:
         self._guard: RemovableHandle | None = None  # while weights wait
         # A function of a module, so that a copy or a pickle of the model takes it along without what it does.
         self._handle: RemovableHandle = model.register_load_state_dict_pre_hook(_adapt)  # type: ignore[no-untyped-call]
-        _WATCHED.setdefault(model, []).append(self)
+        _WATCHED.setdefault(model, WeakSet()).add(self)
 
     def remove(self) -> None:
         """Let go of the model; weights that wait are forgotten."""
         self._handle.remove()
-        _WATCHED[self._model].remove(self)
+        _WATCHED[self._model].discard(self)
         self._wait_for({})
 
     def refuse(self) -> None:
@@ -152,7 +153,7 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 
 
 def _adapt(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for loading in _WATCHED.get(model, []):
+    for loading in list(_WATCHED.get(model, ())):
         loading.adapt(state, prefix)
 
 
