@@ -28,7 +28,6 @@ from niwaki.trace.inventory import Inventory
 from niwaki.trace.outside import preserved_outside
 from niwaki.trace.remade import may_be_remade
 from niwaki.trace.structures import ExampleCall
-from niwaki.trace.warmup import warm_up
 
 _NAMED = 3  # modules that a note names
 
@@ -99,8 +98,6 @@ def _space(
     layout: str,
 ) -> SearchSpace:
     single = isinstance(model, Program)  # eval and train mode are the same
-    if not single:
-        warm_up(model, calls, train=True)
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
     facts = label(graph, allow_inexact=allow_inexact)
     _ignore(graph, facts, matching)

@@ -160,7 +160,9 @@ class Layers(nn.Module):
 def test_what_need_not_be_given_up_is_tracked_and_all_layers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = []
     plain = niwaki.trace.fidelity.Tracer.attempt
-    monkeypatch.setattr("niwaki.trace.tracer.Tracer.attempt", lambda *given: attempts.append(0) or plain(*given))
+    monkeypatch.setattr(
+        "niwaki.trace.tracer.Tracer.attempt", lambda *given, **named: attempts.append(0) or plain(*given, **named)
+    )
     net = Layers(lambda: Attention(lambda config: type(config.mode) is int, SimpleNamespace)).double().eval()
     x = torch.randn(2, 3, 8).double()
     space = niwaki.search_space(net, x)

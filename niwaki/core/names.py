@@ -65,5 +65,6 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
-    inside = module._modules.get(_COMPILED)
+    children = module._modules  # of a scripted module, something that has no `get`
+    inside = children[_COMPILED] if _COMPILED in children else None
     return module if inside is None else _uncompiled(inside)

@@ -2,8 +2,8 @@
 
 While it is traced, a network is given look-alikes: integers that remember where they came from, and copies of the
 containers and objects that hold them. Code that asks for more than their values (``self.stride is 1``, ``type(k) is
-int``, ``config in self.known``, a dict whose keys are objects) may go another way. So the model is run once without any
-of that, and the traced run must call the same operators on the same tensors. Where it does not, less is tracked, as
+int``, ``config in self.known``, a dict whose keys are objects) may go another way. So the model is first run without
+any of that, and the traced run must call the same operators on the same tensors. Where it does not, less is tracked, as
 little less as will do; in the end nothing is, which is the very run that it is compared with.
 """
 
@@ -43,7 +43,8 @@ def faithful_trace(
         TraceError: the model does not run in eval mode with these inputs.
     """
     with tracing(model, Runs(calls, modes)) as tracer:
-        plain = tracer.attempt(NOTHING)
+        # With real numbers: caches outside of the modules (`lru_cache`) then hold what any pass would have left there.
+        plain = tracer.attempt(NOTHING, real=True)
         if plain.failure is not None:
             raise plain.failure from plain.graph.runs[-1].error
         attempt, repeats = tracer.attempt(EVERYTHING), 0

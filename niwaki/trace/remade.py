@@ -39,7 +39,7 @@ def remade(inventory: Inventory) -> list[tuple[Tensor, Tensor]]:
     found = []
     for name, buffer in inventory.buffers:
         path, _, leaf = name.rpartition(".")
-        now = owners[path]._buffers.get(leaf)
+        now = vars(owners[path]).get("_buffers", {}).get(leaf)  # a scripted module keeps its elsewhere
         if now is not None and now is not buffer:
             found.append((buffer, now))
     return found

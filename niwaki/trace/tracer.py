@@ -128,12 +128,12 @@ class Tracer:
         self._left_alone: frozenset[int] = frozenset()
         self._changed = False  # there may be tracked numbers in the model
 
-    def attempt(self, extent: Extent) -> Attempt:
-        """Make all runs, tracking what ``extent`` says."""
+    def attempt(self, extent: Extent, real: bool = False) -> Attempt:
+        """Make all runs, tracking what ``extent`` says. ``real``: compute all numbers, where there are any."""
         while True:
             if self._changed:
                 self._before.restore()
-            hollow = None if self._arithmetic else Hollow(self._forms)
+            hollow = None if real or self._arithmetic else Hollow(self._forms)
             recorder = Recorder(self.inventory, self._pretence, hollow, extent)
             recorder.decisions = Decisions(self._runs.decided)
             with _current(recorder):
