@@ -39,7 +39,8 @@ def remade(inventory: Inventory) -> list[tuple[Tensor, Tensor]]:
     found = []
     for name, buffer in inventory.buffers:
         path, _, leaf = name.rpartition(".")
-        now = vars(owners[path]).get("_buffers", {}).get(leaf)  # a scripted module keeps its elsewhere
+        here = owners[path]._buffers  # of a scripted module, something that has no `get`
+        now = here[leaf] if leaf in here else None
         if now is not None and now is not buffer:
             found.append((buffer, now))
     return found
