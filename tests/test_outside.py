@@ -287,3 +287,49 @@ def stays(net: nn.Module, inputs: Any) -> None:
     for path, module in net.named_modules():
         assert vars(module).keys() == attributes[path].keys()
         assert all(value is attributes[path][key] for key, value in vars(module).items())
+
+
+RESULTS: dict[str, Callable[[Tensor], Any]] = {
+    "tensor": lambda made: made,
+    "tuple": lambda made: (made, 1),
+    "mapping": lambda made: {"made": made},
+    "nested": lambda made: [{"made": (made,)}],
+}
+TAKEN: dict[str, Callable[[Any], Tensor]] = {
+    "tensor": lambda found: found,
+    "tuple": lambda found: found[0],
+    "mapping": lambda found: found["made"],
+    "nested": lambda found: found[0]["made"][0],
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_caches_of_functions_hold_no_zeros_of_the_analysis(kind: str) -> None:
+    """Whatever a function returns; a cache that the analysis put nothing uncomputed into is kept."""
+
+    @lru_cache(maxsize=8)
+    def mixed(net: Any, side: int) -> Any:
+        return RESULTS[kind](net.mix(table(side, WIDTH)).detach())
+
+    @lru_cache(maxsize=8)
+    def constant(side: int) -> Tensor:
+        return table(side, WIDTH)
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.mix = nn.Conv2d(3, WIDTH, 1), nn.Conv2d(WIDTH, WIDTH, 1)
+            self.final = nn.Conv2d(WIDTH, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            side = x.shape[-1]
+            return self.final(torch.relu(self.first(x) + TAKEN[kind](mixed(self, side)) + constant(side)))
+
+    net, x = Cached().eval(), torch.randn(1, 3, SIDE, SIDE)
+    expected = copy.deepcopy(net)(x)
+    constant.cache_clear()
+    mixed.cache_clear()
+    other = constant(5)
+    niwaki.search_space(net, x)
+    assert torch.equal(net(x), expected)
+    assert constant(5) is other

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Iterator
-from functools import cached_property, partialmethod
+from functools import cached_property, lru_cache, partialmethod
 from itertools import pairwise
 from types import CodeType, FunctionType
 
@@ -53,6 +53,17 @@ def readers_of(kind: type) -> dict[str, str]:
         for name in names if one not in building | shown else ():
             found.setdefault(name, one)
     return found
+
+
+def reader_of(kind: type, attribute: str) -> str | None:
+    """The first method of ``kind`` in `readers_of` for one attribute. Most attributes are named by no such method."""
+    named = any(
+        attribute in code.co_names or not _BY_NAME.isdisjoint(code.co_names)
+        for name, function in _methods(kind)
+        if name not in ("__init__", "forward", *_PRINTING)
+        for code in _codes(function)
+    )
+    return readers_of(kind).get(attribute) if named else None
 
 
 def reader_of_child(kind: type, child: str, attribute: str) -> str | None:
@@ -102,23 +113,28 @@ def _functions(member: object) -> Iterator[FunctionType]:
             yield function
 
 
-def _reads(function: FunctionType) -> tuple[set[str], set[str]]:
+def _reads(function: FunctionType) -> tuple[frozenset[str], frozenset[str]]:
     """What a method reads from its first argument, or by names that it holds as text; and from other objects."""
-    own = function.__code__.co_varnames[:1]
+    return _read_by(function.__code__)
+
+
+@lru_cache(maxsize=2**14)
+def _read_by(method: CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    own = method.co_varnames[:1]
     found: set[str] = set()
     others: set[str] = set()
-    for code in _codes(function):
+    for code in _codes(method):
         if not _BY_NAME.isdisjoint(code.co_names):
             found |= {constant for constant in code.co_consts if isinstance(constant, str)}
         for before, step in pairwise(dis.get_instructions(code)):
             if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
                 (found if _last(before) in own else others).add(str(step.argval))
-    return found, others
+    return frozenset(found), frozenset(others)
 
 
-def _codes(function: FunctionType) -> Iterator[CodeType]:
+def _codes(function: FunctionType | CodeType) -> Iterator[CodeType]:
     """The code of a function and of those defined in it."""
-    waiting = [function.__code__]
+    waiting = [function if isinstance(function, CodeType) else function.__code__]
     while waiting:
         code = waiting.pop()
         yield code

@@ -25,7 +25,7 @@ from niwaki.core.paths import Where, parts
 from niwaki.core.space import BoolArray
 from niwaki.graphs.program import Program
 from niwaki.solve.facts import Facts
-from niwaki.solve.reading import reader_of_child, readers_of
+from niwaki.solve.reading import reader_of, reader_of_child
 from niwaki.trace.graph import Graph
 
 _COMMON = 3  # kernels, strides, colours: numbers up to this are mostly no widths
@@ -116,7 +116,7 @@ def unread(
 
 def _reader(model: nn.Module, kind: type, attribute: Attribute) -> str | None:
     """A method that reads a number: of its own class, or of a module around."""
-    found = readers_of(kind).get(attribute.name)
+    found = reader_of(kind, attribute.name)
     names = attribute.module.split(".") if attribute.module else []
     for depth in reversed(range(len(names))):
         if found is None:

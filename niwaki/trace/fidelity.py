@@ -17,6 +17,7 @@ import torch
 
 from niwaki.core.numbers import Attribute, leaves
 from niwaki.core.paths import Where, describe
+from niwaki.trace.caches import empty_caches_of
 from niwaki.trace.compilers import run_eagerly
 from niwaki.trace.extent import EVERYTHING, NOTHING, Extent, Place
 from niwaki.trace.graph import Graph
@@ -43,8 +44,10 @@ def faithful_trace(
         TraceError: the model does not run in eval mode with these inputs.
     """
     with tracing(model, Runs(calls, modes)) as tracer:
-        # With real numbers: caches outside of the modules (`lru_cache`) then hold what any pass would have left there.
-        plain = tracer.attempt(NOTHING, real=True)
+        plain = tracer.attempt(NOTHING)
+        if plain.kept:  # then with real numbers, which a cache outside of the modules may keep for other passes
+            empty_caches_of(plain.kept)
+            plain = tracer.attempt(NOTHING, real=True)
         if plain.failure is not None:
             raise plain.failure from plain.graph.runs[-1].error
         attempt, repeats = tracer.attempt(EVERYTHING), 0

@@ -44,6 +44,10 @@ class Hollow:
         """What has this memory is hollow from now on."""
         self._roots.add(root)
 
+    def holds(self, root: int) -> bool:
+        """Whether what has this memory is hollow."""
+        return root in self._roots
+
     def derive(self, root: int) -> None:
         """What has this memory follows from weights or inputs from now on. What does not (a table of positions) is
         computed: a cache outside of the modules may keep it, for any network that asks with the same numbers."""

@@ -20,7 +20,7 @@ _CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, classmethod, stati
 def preserved_outside(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Variables of the classes of ``modules`` and of the Python modules that define these come out as they went in, and
     so do the containers and objects among their values. Tensors that are written to in place are the recorder's task.
-    A table in a cache of another kind (`functools.lru_cache`) cannot be put back: see `warmup`."""
+    A table in a cache of another kind (`functools.lru_cache`) cannot be put back: see `caches` and `warmup`."""
     modules = list(modules)
     classes = {base for kind in {type(module) for module in modules} for base in kind.__mro__ if is_users(base)}
     files = {base.__module__ for base in classes}

@@ -146,6 +146,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             remade=replaced,
         )
 
+    def survivors(self) -> list[torch.Tensor]:
+        """The hollow tensors that something holds."""
+        hollow = self.hollow
+        if hollow is None:
+            return []
+        known = [one for one in self._known.values() if hollow.holds(self.values[one.number].root)]
+        return [tensor for one in known if (tensor := one()) is not None]
+
     def number_of(self, tensor: torch.Tensor) -> int:
         """The value number of a tensor; one never seen before is a constant."""
         if self._pretence.active:

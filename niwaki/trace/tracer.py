@@ -90,11 +90,13 @@ class Runs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attempt:
-    """What came of the runs, up to one that must not fail and did; and where there were tracked numbers."""
+    """What came of the runs, up to one that must not fail and did; and where there were tracked numbers. ``kept``:
+    tensors that were not computed, and that something outside of the model holds all the same."""
 
     graph: Graph
     failure: TraceError | None
     places: tuple[Place, ...]
+    kept: tuple[torch.Tensor, ...] = ()
 
 
 @contextmanager
@@ -156,7 +158,7 @@ class Tracer:
                     recorder.filled,
                     tracked=frozenset(tracking.places),
                 )
-                return Attempt(graph, failure, tuple(tracking.places))
+                return Attempt(graph, failure, tuple(tracking.places), tuple(recorder.survivors()))
             self._left_alone |= unfit
 
     def _made(
