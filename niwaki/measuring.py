@@ -75,7 +75,7 @@ def meters(space: SearchSpace, limits: Mapping[str, float | int], example_inputs
 
     def latency(small: nn.Module) -> tuple[float, float]:
         runs = {"small": partial(small, *args, **kwargs), "dense": partial(model, *args, **kwargs)}
-        with evaluating([small, model]):
+        with evaluating([small, model], runs.values()):
             times = interleaved(runs, device, 2 * _SECONDS, _LEAST)
         ratio = statistics.median(small / dense for small, dense in zip(times["small"], times["dense"], strict=True))
         dense = statistics.median(times["dense"])

@@ -171,3 +171,24 @@ def test_inputs_that_a_network_writes_to_are_left_as_they_were() -> None:
     x = torch.zeros(3)
     niwaki.latency(Adding(), x, seconds=0, rounds=2)
     assert not x.any()
+
+
+class Forces(nn.Module):
+    """Its output is a gradient, which inference mode cannot give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            return -torch.autograd.grad(self.energy(x).sum(), x)[0]
+
+
+def test_networks_that_differentiate_are_measured_without_inference_mode() -> None:
+    net, x = Forces(), torch.randn(3, 4)
+    found = niwaki.latency({"net": net, "plain": nn.Linear(4, 4)}, x, seconds=0, rounds=2)
+    assert list(found.networks) == ["net", "plain"] and all(p.grad is None for p in net.parameters())
+    with pytest.raises(TraceError, match="'net' does not run on these inputs: RuntimeError: mat1 and mat2"):
+        niwaki.latency({"net": net}, torch.randn(3, 5), seconds=0, rounds=2)

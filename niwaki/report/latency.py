@@ -22,6 +22,7 @@ from niwaki.trace.structures import map_tensors, others_in, tensors_in
 
 Clock = Literal["wall", "cpu"]
 Network = nn.Module | ExportedProgram
+_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 _CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -100,10 +101,10 @@ def latency(
                 stack.enter_context(preserved(one, others_in((args, kwargs))))
         stack.enter_context(preserved_outside(part for module in modules.values() for part in module.modules()))
         stack.enter_context(_threads(threads))
-        stack.enter_context(evaluating(modules.values()))
         runs = {name: partial(module, *args, **kwargs) for name, module in modules.items()}
-        for name, run in runs.items():
-            _try(name, run)
+        if not stack.enter_context(evaluating(modules.values(), runs.values())):
+            for name, run in runs.items():
+                _try(name, run)
         times = interleaved(runs, device, seconds, rounds, clock)
         about = partial(
             timing,
@@ -145,17 +146,30 @@ def interleaved(
 
 
 @contextmanager
-def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, the networks are in eval mode and record no gradients; modes are restored."""
+def evaluating(networks: Iterable[nn.Module], runs: Iterable[Callable[[], object]] = ()) -> Iterator[bool]:
+    """Inside, the networks are in eval mode and record no gradients; modes are restored. In inference mode, unless one
+    of the ``runs`` fails in it: a network whose output is a gradient cannot differentiate there. Gives which it is."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     try:
         for module, _ in modes:
             module.training = False
-        with torch.inference_mode():
-            yield
+        infers = _infer(runs)
+        with torch.inference_mode() if infers else torch.no_grad():
+            yield infers
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _infer(runs: Iterable[Callable[[], object]]) -> bool:
+    """Whether all runs go through in inference mode; what else is wrong with one shows in the next."""
+    try:
+        with torch.inference_mode():
+            for run in runs:
+                run()
+    except _FAILURES:
+        return False
+    return True
 
 
 def device_of(networks: Iterable[nn.Module]) -> torch.device:
@@ -186,7 +200,7 @@ def _check(networks: Mapping[str, object], rounds: int, threads: int | None, clo
 def _try(name: str, run: Callable[[], object]) -> None:
     try:
         run()
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as cause:
+    except _FAILURES as cause:
         raise TraceError(
             f"{name!r} does not run on these inputs: {type(cause).__qualname__}: {cause}. Pass inputs that it accepts, "
             "on its device: a tensor or tuple for positional arguments, a dict for keywords."
