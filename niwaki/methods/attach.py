@@ -195,10 +195,14 @@ class Method(ABC):
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._nesting.opens(optimizer):
             return
-        self._weights.refuse()
-        self.closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
-        with torch.no_grad():
-            self.before_step(self.step + 1)
+        try:
+            self._weights.refuse()
+            self.closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+            with torch.no_grad():
+                self.before_step(self.step + 1)
+        except BaseException:  # this step ends here, and the next one is not part of it
+            self._nesting.ends()
+            raise
 
     def _post_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._nesting.closes():

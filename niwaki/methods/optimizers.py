@@ -55,6 +55,10 @@ class Nesting:
         self._depth = self._depth + 1 if inside else 1
         return self._depth == 1
 
+    def ends(self) -> None:
+        """An error has ended the step, or all that are open."""
+        self._depth = 0
+
     def closes(self) -> bool:
         """After a step: was it no part of another?"""
         if not self._depth:
