@@ -171,7 +171,12 @@ def test_weights_of_networks_with_compiled_parts_and_tied_tensors_wait() -> None
 
 
 def test_a_step_that_was_refused_is_not_open_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch calls the hooks of a step twice, the next one is not taken for a part of it."""
-    torch.optim.AdamW([nn.Parameter(torch.zeros(1))])  # from now on torch has hooks around its `step`
-    monkeypatch.setattr(torch.optim, "AdamW", type("Child", (torch.optim.AdamW,), {}))
+    """Where torch may call the hooks of a step twice, the next one is not taken for a part of it."""
+
+    class Child(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    torch.optim.AdamW([nn.Parameter(torch.zeros(1))])  # from now on torch has hooks around its `step`, too
+    monkeypatch.setattr(torch.optim, "AdamW", Child)
     test_weights_that_come_before_their_optimizer_wait(niwaki.Shrinking(cost=0.5))
