@@ -171,12 +171,14 @@ def test_weights_of_networks_with_compiled_parts_and_tied_tensors_wait() -> None
 
 
 def test_a_step_that_was_refused_is_not_open_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch may call the hooks of a step twice, the next one is not taken for a part of it."""
-
-    class Child(torch.optim.AdamW):
-        def step(self, closure: Any = None) -> Any:
-            return super().step(closure)
-
-    torch.optim.AdamW([nn.Parameter(torch.zeros(1))])  # from now on torch has hooks around its `step`, too
-    monkeypatch.setattr(torch.optim, "AdamW", Child)
+    """Where two classes have hooks around one `step`, as AdamW and Adam have if they are first built in this order, the
+    next step is not taken for a part of it."""
+    bare = torch.optim.Adam.step
+    while getattr(bare, "hooked", False):
+        bare = bare.__wrapped__  # type: ignore[attr-defined]
+    parent = type("Parent", (torch.optim.AdamW,), {"step": bare})
+    child = type("Child", (parent,), {})
+    for kind in (child, parent):
+        kind([nn.Parameter(torch.zeros(1))])
+    monkeypatch.setattr(torch.optim, "AdamW", child)
     test_weights_that_come_before_their_optimizer_wait(niwaki.Shrinking(cost=0.5))
