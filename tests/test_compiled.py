@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,14 @@ from torch import nn
 import niwaki
 from niwaki.core.names import plain_name
 from niwaki.core.plan import TensorShape, structure_hash
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet() -> Iterator[None]:
+    """torch compiles the code of a class, such as `nn.Sequential`, a few times in a process and then gives up on it."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 class Compiler:
