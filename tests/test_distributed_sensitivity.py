@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from handmade import MLP, mlp_space
-from torch import distributed, multiprocessing
+from processes import side_by_side
 
 from niwaki.methods.sensitivity import layer_losses
 from niwaki.methods.vectorised import VectorisedUnits
@@ -25,15 +24,12 @@ def losses(data: int) -> np.ndarray:
 
 
 def work(rank: int, folder: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     np.save(f"{folder}/{rank}.npy", losses(rank))
-    distributed.destroy_process_group()
 
 
-def test_processes_agree_on_the_mean() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(work, args=(folder,), nprocs=2)
-        found = [np.load(Path(folder) / f"{rank}.npy") for rank in range(2)]
+def test_processes_agree_on_the_mean(tmp_path: Path) -> None:
+    side_by_side(work, tmp_path)
+    found = [np.load(tmp_path / f"{rank}.npy") for rank in range(2)]
     alone = [losses(rank) for rank in range(2)]
     assert np.array_equal(*found) and not np.allclose(*alone)
     np.testing.assert_allclose(found[0], (alone[0] + alone[1]) / 2, rtol=1e-6)

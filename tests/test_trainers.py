@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from processes import side_by_side
+from torch import Tensor, nn
 
 import niwaki
 from niwaki.methods.registry import Training, attach, methods
@@ -204,7 +205,6 @@ def trained(rank: int, name: str, wrap: Callable[[nn.Module], nn.Module]) -> tup
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = {}
     for name in methods():
         model, method = trained(rank, name, nn.parallel.DistributedDataParallel)
@@ -212,11 +212,10 @@ def work(rank: int, folder: str) -> None:
         found[f"{name} keeps"] = np.array([str(method.plan().kept)])
         found[name] = np.concatenate([parameter.detach().numpy().reshape(-1) for parameter in model.parameters()])
     np.savez(f"{folder}/{rank}.npz", **found)
-    distributed.destroy_process_group()
 
 
 def test_processes_that_share_gradients_remove_the_same_units(tmp_path: Path) -> None:
-    multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
+    side_by_side(work, tmp_path)
     first, second = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
     assert set(first) == {word for name in methods() for word in (name, f"{name} keeps")}
     assert all(np.array_equal(first[name], second[name]) for name in first)
