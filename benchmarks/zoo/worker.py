@@ -26,7 +26,8 @@ from benchmarks.zoo.entries import Entry
 from niwaki.precision import doubled
 from niwaki.testing.models import random_plan, randomised
 from niwaki.testing.rivals import GRADIENT_TOLERANCE, Rivals
-from niwaki.trace.tracer import example_calls
+from niwaki.trace.extent import NOTHING
+from niwaki.trace.tracer import Runs, example_calls, tracing
 from niwaki.verify import TOLERANCE
 
 Row = dict[str, Any]
@@ -126,7 +127,14 @@ def _analysed(model: nn.Module, inputs: Any, recorder: Recorder) -> niwaki.Searc
         wall, cpu, space = timed(lambda: niwaki.search_space(model, inputs))
     recorder.note(analysis_s=wall, analysis_cpu_s=cpu)
     recorder.note(solve_s=wall - rehearsals[0][0], solve_cpu_s=cpu - rehearsals[0][1])
+    recorder.note(guard_cpu_s=timed(lambda: _untracked(model, inputs))[1])
     return space
+
+
+def _untracked(model: nn.Module, inputs: Any) -> None:
+    """The run that the analysis compares its own with, once more."""
+    with tracing(model, Runs(example_calls(inputs))) as tracer:
+        tracer.attempt(NOTHING)
 
 
 def _try_cut(model: nn.Module, inputs: Any, space: niwaki.SearchSpace, plan: niwaki.Plan, recorder: Recorder) -> None:
