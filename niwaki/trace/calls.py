@@ -7,6 +7,7 @@ among its arguments; it also makes shape reads return tracked integers.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from types import FunctionType
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from niwaki.core.numbers import Count, Expression
 from niwaki.core.repairs import Scalar
 from niwaki.trace.floats import TrackedFloat
+from niwaki.trace.gradients import asked_by
 from niwaki.trace.graph import PythonCall
 from niwaki.trace.numbers import TrackedInt, agrees, current_trace, expression_of, freeze, plain
 from niwaki.trace.powers import Power, PowerFloat
@@ -34,6 +36,9 @@ class Numbering(Protocol):
 
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
         """Told of a torch function that reads the memory of ``tensor`` behind the operators' back."""
+
+    def asks_for_gradients(self) -> None:
+        """Told that a network's code asks whether gradients are recorded."""
 
     def tracks_sizes(self) -> bool:
         """Whether the code that runs now is given tracked sizes."""
@@ -147,6 +152,11 @@ class CallMode(TorchFunctionMode):
         """A result that is the input in one mode only."""
         self._numbering.drops(args[0] if args else kwargs["input"])
 
+    def asks(self, *_: Any) -> None:
+        """Whether a tensor has, or wants, a gradient."""
+        if asked_by(sys._getframe(2)):
+            self._numbering.asks_for_gradients()
+
     def attends(self, _: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """The scale of attention is computed out of sight."""
         if kwargs.get("scale") is None:
@@ -172,6 +182,7 @@ _ANSWERED: dict[Any, Callable[..., Any]] = {
 }
 _WATCHED: dict[Any, Callable[..., None]] = {
     torch.dropout: CallMode.drops,
+    **{getattr(torch.Tensor, name).__get__: CallMode.asks for name in ("requires_grad", "grad_fn", "is_leaf")},
     torch.feature_dropout: CallMode.drops,
     torch.nn.functional.scaled_dot_product_attention: CallMode.attends,
     torch.lstm: CallMode.recurs,

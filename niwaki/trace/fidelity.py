@@ -20,6 +20,7 @@ from niwaki.core.paths import Where, describe
 from niwaki.trace.caches import empty_caches_of
 from niwaki.trace.compilers import run_eagerly
 from niwaki.trace.extent import EVERYTHING, NOTHING, Extent, Place
+from niwaki.trace.gradients import gradient_notes
 from niwaki.trace.graph import Graph
 from niwaki.trace.matching import Departure, departure
 from niwaki.trace.structures import ExampleCall
@@ -43,6 +44,11 @@ def faithful_trace(
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
     """
+    graph = _faithful(model, calls, modes)
+    return replace(graph, notes=(*graph.notes, *gradient_notes(model, calls, graph.asked)))
+
+
+def _faithful(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[bool]) -> Graph:
     with tracing(model, Runs(calls, modes)) as tracer:
         plain = tracer.attempt(NOTHING)
         if plain.kept:  # then with real numbers, which a cache outside of the modules may keep for other passes

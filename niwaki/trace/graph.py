@@ -117,6 +117,7 @@ class Graph:
     ``contents``: what small constants held, by value number. ``overlooked``: types of objects among the outputs whose
     tensors do not count as outputs. ``filled``: a run put tensors into a container that it was given. ``notes``: what
     else there is to say about the runs. ``tracked``: where the numbers were that runs could not read unnoticed.
+    ``asked``: where a run first asked whether gradients are recorded.
     """
 
     values: tuple[Value, ...]
@@ -126,6 +127,7 @@ class Graph:
     filled: bool = False
     notes: tuple[str, ...] = ()
     tracked: frozenset[Place] = frozenset()
+    asked: Location | None = None
 
     @cached_property
     def unseen(self) -> tuple[Value, ...]:

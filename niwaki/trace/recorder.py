@@ -18,6 +18,7 @@ from niwaki.core.numbers import Expression, Literal
 from niwaki.trace.calls import CallMode
 from niwaki.trace.decisions import Decisions
 from niwaki.trace.extent import Extent
+from niwaki.trace.gradients import grad_mode_watched
 from niwaki.trace.graph import Frozen, Node, Origin, PythonCall, Ref, Run, Value
 from niwaki.trace.hollow import Hollow
 from niwaki.trace.inventory import Inventory
@@ -85,6 +86,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._opened = False
         self.decisions = Decisions()
         self.overlooked: set[str] = set()
+        self.asked: Location | None = None  # where code asked first whether gradients are recorded
         self.filled = False  # a run put tensors into a container that it was given
         self.tangled = False  # something was written that a dropout had handed on, in eval mode to itself
         self._dropped: set[int] = set()
@@ -117,6 +119,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 stack.enter_context(self._lines.watching(model, sys._getframe()))
                 token = frozen_sink.set(self._freeze)
                 stack.callback(frozen_sink.reset, token)
+                stack.enter_context(grad_mode_watched(self.asks_for_gradients))
                 stack.enter_context(self)
                 stack.enter_context(self._calls)
                 result = model(*args, **kwargs)
@@ -170,6 +173,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._escaped.setdefault(number, self._lines.here())
         if self.hollow is not None:
             self.hollow.refuse_reading(function, self.values[number].root)
+
+    def asks_for_gradients(self) -> None:
+        if self.asked is None:
+            self.asked = self._lines.here()
 
     def tracks_sizes(self) -> bool:
         return self._extent.sizes and self._lines.module not in self._extent.unsized

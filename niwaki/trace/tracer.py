@@ -157,6 +157,7 @@ class Tracer:
                     overlooked,
                     recorder.filled,
                     tracked=frozenset(tracking.places),
+                    asked=recorder.asked,
                 )
                 return Attempt(graph, failure, tuple(tracking.places), tuple(recorder.survivors()))
             self._left_alone |= unfit
