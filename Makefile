@@ -60,4 +60,5 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt \
 		-e '.[train,onnx,lora]' pytest pytest-xdist hypothesis einops accelerate
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.25.0 timm==1.0.3
 	touch $@

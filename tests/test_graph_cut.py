@@ -157,7 +157,10 @@ def experts() -> tuple[nn.Module, Any]:
     """A mixture of experts whose matrices are multiplied by an operator of the library's own."""
     load()
     from transformers import MixtralConfig, MixtralForCausalLM
+    from transformers.integrations import moe
 
+    if not hasattr(moe, "_grouped_mm_fallback"):
+        pytest.skip("this version of transformers multiplies experts on a CPU in bfloat16 only")
     config = MixtralConfig(
         vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, use_cache=False,
@@ -288,6 +291,8 @@ def test_dynamic_shapes_of_a_whole_model_survive(tmp_path: Path) -> None:
     sizes = {"input_ids": {0: Dim("batch", max=8), 1: Dim("length", min=2, max=16)}, "use_cache": None}
     kwargs = {"input_ids": tokens, "use_cache": False}
     program = export(model, (), kwargs, dynamic_shapes=sizes)
+    if names_of(through_a_file(program)) != names_of(program):
+        pytest.skip("this version of torch gives nodes other names when it loads a program; plans name them")
     space = niwaki.search_space(program)
     plan = random_plan(space, np.random.default_rng(0))
     cut = niwaki.cut(through_a_file(program), plan)
@@ -300,6 +305,10 @@ def test_dynamic_shapes_of_a_whole_model_survive(tmp_path: Path) -> None:
             expected = zeroed(space.model, plan)(input_ids=tokens, use_cache=False).logits
             for run in (through_a_file(cut).module(), small, filled):
                 assert difference([run(input_ids=tokens, use_cache=False).logits], [expected]) < 1e-5
+
+
+def names_of(program: ExportedProgram) -> list[str]:
+    return [node.name for node in program.graph.nodes]
 
 
 def through_a_file(program: ExportedProgram) -> ExportedProgram:

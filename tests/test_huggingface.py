@@ -24,6 +24,8 @@ load()
 transformers = pytest.importorskip("transformers")
 from niwaki import huggingface  # noqa: E402
 
+CONFIGURES_LAYERS = hasattr(transformers.PretrainedConfig, "is_heterogeneous")  # sizes of single layers
+
 _DECODER = {
     "vocab_size": 99,
     "hidden_size": 32,
@@ -297,9 +299,9 @@ def test_messages_name_the_tensor_or_layer(tmp_path: Path) -> None:
     group = next(group for group in space.groups if "layers.1.mlp" in group.name)
     keep[group.first : group.first + 5] = False
     wide = niwaki.cut(llama, space.plan(keep))
-    with pytest.raises(
-        FileFormatError, match="intermediate_size would have to be 48 for 'layer 0' and 43 for 'layer 1'"
-    ):
+    by_layer = "intermediate_size would have to be 48 for 'layer 0' and 43 for 'layer 1'"
+    by_tensor = "'model.layers.1.mlp.gate_proj.weight' has the shape"
+    with pytest.raises(FileFormatError, match=by_layer if CONFIGURES_LAYERS else by_tensor):
         huggingface.save_pretrained(wide, tmp_path / "out")
     llama.model.layers[0].self_attn.scaling = 0.5
     with pytest.raises(FileFormatError, match=r"model.layers.0.self_attn.scaling is 0.5, and in a model built"):
@@ -312,8 +314,10 @@ def test_messages_name_the_tensor_or_layer(tmp_path: Path) -> None:
     space = niwaki.search_space(llama, inputs)
     keep = np.ones(space.num_units, dtype=bool)
     keep[space.groups[0].first] = False
-    with pytest.raises(FileFormatError, match=r"hidden size \(31\) is not a multiple of the number of attention heads"):
-        huggingface.save_pretrained(niwaki.cut(llama, space.plan(keep)), tmp_path / "out")
+    narrow = niwaki.cut(llama, space.plan(keep))
+    if CONFIGURES_LAYERS:  # so recent a version also checks what a configuration says
+        with pytest.raises(FileFormatError, match=r"hidden size \(31\) is not a multiple of the number of attention"):
+            huggingface.save_pretrained(narrow, tmp_path / "out")
     llama.config.model_type = "lama"
     with pytest.raises(
         FileFormatError, match="does not know which numbers of a 'lama' configuration .*bert, gpt2, llama"
@@ -397,6 +401,7 @@ class Heterogeneous(transformers.PreTrainedModel):
         return x
 
 
+@pytest.mark.skipif(not CONFIGURES_LAYERS, reason="this version of transformers has one number for all layers")
 def test_layers_of_different_widths_where_transformers_builds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
