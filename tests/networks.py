@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from niwaki.rules.detection import stand_in
+from niwaki.rules.vision import stand_in
 
 Block = tuple[Any, ...]
 BATCH, SIDE, LENGTH, VOCABULARY = 2, 4, 5, 11

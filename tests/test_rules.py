@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import ast
+import pkgutil
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from niwaki import rules
 from niwaki.rules.attention import attention
 from niwaki.rules.pointwise import pointwise
-from niwaki.rules.registry import MUTANTS, NONNEGATIVE, RULES, SAMPLES, Rule, Sample
+from niwaki.rules.registry import MUTANTS, NAMED, NONNEGATIVE, RULES, SAMPLES, Rule, Sample
 from niwaki.testing import check_rule, forgetting, statements
 
 ALL: list[Rule] = sorted({*RULES.values(), pointwise}, key=lambda rule: (rule.__module__, rule.__qualname__))
@@ -98,5 +103,25 @@ def test_every_operator_of_the_rules_exists_once() -> None:
     assert all(isinstance(operator, torch._ops.OpOverload) for operator in RULES)
     assert rules.find(torch.ops.aten.relu.default) is pointwise
     assert rules.find(torch.ops.aten._foreach_add.Scalar) is None
-    with pytest.raises(ValueError, match="has a rule already, in .*combining"):
+    with pytest.raises(ValueError, match="has a rule already, in .*joining"):
         rules.registry.rule(torch.ops.aten.cat.default)(pointwise)
+
+
+def _registered() -> Iterator[tuple[str, str]]:
+    """(file, operator) for every operator that a file names in ``rule(...)`` or ``named(...)``."""
+    for found in pkgutil.iter_modules(rules.__path__):
+        module = import_module(f"{rules.__name__}.{found.name}")
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("rule", "named"):
+                for operator in eval(ast.unparse(ast.List(node.args, ast.Load())), vars(module)):
+                    yield found.name, operator if isinstance(operator, str) else operator._schema.name
+
+
+def test_the_overloads_of_an_operator_have_their_rules_in_one_file() -> None:
+    """Whoever looks for the rule of `max` finds every overload of it in one file, and `max_` as well."""
+    files = defaultdict(set)
+    for file, operator in _registered():
+        files[operator.removesuffix("_")].add(file)
+    names = {operator._schema.name for operator in RULES} | NAMED.keys()
+    assert files.keys() == {name.removesuffix("_") for name in names}, "some registration was not seen"
+    assert not {operator: sorted(where) for operator, where in files.items() if len(where) > 1}

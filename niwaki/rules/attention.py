@@ -1,4 +1,4 @@
-"""Fused attention."""
+"""Follow axes through fused attention: heads are independent, several query heads may share a key head."""
 
 from __future__ import annotations
 

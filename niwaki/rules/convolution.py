@@ -1,4 +1,4 @@
-"""Convolutions: grouped, depthwise and transposed are one formula, since axes are products."""
+"""Follow axes through convolutions: grouped, depthwise and transposed are one formula, since axes are products."""
 
 from __future__ import annotations
 

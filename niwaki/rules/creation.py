@@ -1,4 +1,4 @@
-"""New tensors: of given sizes, or like another one."""
+"""Give new tensors their axes, which shrink where their sizes can follow: zeros, full, arange, eye."""
 
 from __future__ import annotations
 
@@ -60,8 +60,6 @@ def zeros(call: Call) -> Label:
     aten.ones.default,
     aten.empty.memory_format,
     aten.full.default,
-    aten.rand.default,
-    aten.randn.default,
     aten.new_ones.default,
     aten.new_empty.default,
     aten.new_full.default,
@@ -83,8 +81,6 @@ def zeros_like(call: Call) -> Label:
     aten.ones_like.default,
     aten.empty_like.default,
     aten.full_like.default,
-    aten.rand_like.default,
-    aten.randn_like.default,
     aten.fill_.Scalar,
     aten.fill_.Tensor,
 )
@@ -111,9 +107,6 @@ def strided_like(call: Call) -> Label:
     aten.arange.start_step,
     aten.linspace.default,
     aten.scalar_tensor.default,
-    aten.randint.default,
-    aten.randint.low,
-    aten.randperm.default,
     aten.tril_indices.default,
     aten.triu_indices.default,
 )
@@ -134,18 +127,6 @@ def identity_matrix(call: Call) -> Label:
             call.pin(axis, "niwaki cannot see where this size comes from")
         call.size_is(expression, axis, "the size of a new tensor")
     return call.label((axis, axis))
-
-
-@rule(
-    aten._assert_async.default,
-    aten._assert_async.msg,
-    aten._linalg_check_errors.default,
-    aten._local_scalar_dense.default,
-    aten.is_nonzero.default,
-    aten.item.default,
-)
-def read_out(call: Call) -> None:
-    """A value goes to Python; it has one entry, so there is nothing to remove. (Codes of errors are all zero.)"""
 
 
 class _Made(nn.Module):
@@ -171,17 +152,6 @@ class _Like(nn.Module):
         return self.make(self.a * 2) + self.b
 
 
-class _ReadOut(nn.Module):
-    """A value decides in Python which way to go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.randn(4, 6))
-
-    def forward(self) -> torch.Tensor:
-        return self.a * 2 if self.a.square().sum().item() >= 0 else self.a
-
-
 class _Restrided(nn.Module):
     """A parameter [4, 6] in other strides, of a size that an attribute says."""
 
@@ -205,7 +175,6 @@ sample(constant_like)(lambda: _Like(lambda x: x.clone().fill_(2.0)))
 sample(strided_like)(_Restrided)
 sample(strided_like)(lambda: _Like(lambda x: x.new_empty_strided(x.shape, (1, 4)).copy_(x + 1)))
 sample(counted)(lambda: _Made(lambda n: torch.arange(n) * 0.5))
-sample(read_out)(_ReadOut)
 
 
 @mutant(zeros)
@@ -278,8 +247,3 @@ def _numbers_can_go(call: Call) -> Label:
     axis = call.fresh(call.shapes[0][0])
     call.size_is(call.number(call["end"]), axis, "how far is counted")
     return call.label([axis])
-
-
-@mutant(read_out)
-def _read_out_as_tensor(call: Call) -> Label:
-    return call.label([])

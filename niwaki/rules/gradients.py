@@ -1,4 +1,4 @@
-"""Backward passes, which a network runs in its forward pass where its output is a gradient: forces, scores, flows.
+"""Follow axes through backward passes, which a network runs in its forward pass where its output is a gradient.
 
 That of an activation is the gradient times a slope, entry by entry: where the gradient of a removed unit is zero, so is
 the result, whatever the slope. (The backward operators of tanh, sigmoid, SiLU, GELU and ReLU are tagged as pointwise.)

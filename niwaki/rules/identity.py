@@ -1,4 +1,4 @@
-"""Operators that hand a tensor on as it is, and those that draw random numbers for it."""
+"""Follow axes through operators that hand a tensor on, copy it into another one, or hand its value to Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from niwaki.rules.pointwise import broadcast
+from niwaki.rules.pointwise import broadcast, pointwise
 from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
@@ -31,6 +31,9 @@ def same(call: Call) -> Label:
     return replace(call.label(x.axes, x.zero, x.weight), uniform=x.uniform)
 
 
+rule(aten.copy.default)(pointwise)  # a new tensor, of the shape of ``self``
+
+
 @nonnegative("src")
 @rule(aten.copy_.default)
 def copy(call: Call) -> Label:
@@ -45,37 +48,18 @@ def copy(call: Call) -> Label:
     return call.label(target.axes, zero, source.weight)
 
 
-@nonnegative("input")
-@homogeneous("input")
-@rule(aten.native_dropout.default)
-def dropout(call: Call) -> list[Label]:
-    """Output and mask."""
-    x: Label = call["input"]
-    return [call.label(x.axes, x.zero), call.label(x.axes, output=1)]
-
-
-_COINS = (aten.bernoulli.default, aten.bernoulli.p, aten.bernoulli_.float)
-
-
-@nonnegative(of=_COINS)
 @rule(
-    *_COINS,
-    aten.cauchy_.default,
-    aten.exponential_.default,
-    aten.geometric_.default,
-    aten.log_normal_.default,
-    aten.normal_.default,
-    aten.poisson.default,
-    aten.random_.default,
-    aten.random_.to,
-    aten.uniform_.default,
+    aten._assert_async.default,
+    aten._assert_async.msg,
+    aten._local_scalar_dense.default,
+    aten.is_nonzero.default,
+    aten.item.default,
 )
-def redrawn(call: Call) -> Label:
-    """Random numbers in its place."""
-    return call.label(call["self"].axes)
+def read_out(call: Call) -> None:
+    """A value goes to Python; it has one entry, so there is nothing to remove."""
 
 
-class _Handed(nn.Module):
+class Handed(nn.Module):
     """A function between two operators that do not keep zeros apart from what it says itself."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -113,23 +97,23 @@ class _CopyIntoNew(nn.Module):
         return whole
 
 
-def _drawn(x: Tensor) -> Tensor:
-    return x * torch.empty_like(x).bernoulli_(1.0)
+class _ReadOut(nn.Module):
+    """A value decides in Python which way to go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self) -> torch.Tensor:
+        return self.a * 2 if self.a.square().sum().item() >= 0 else self.a
 
 
-def _drawn_over(x: Tensor) -> Tensor:
-    return x.clone().bernoulli_(1.0)
-
-
-sample(same)(lambda: _Handed(torch.Tensor.detach))
-sample(same)(lambda: _Handed(lambda x: x.sigmoid().detach()))
+sample(same)(lambda: Handed(torch.Tensor.detach))
+sample(same)(lambda: Handed(lambda x: x.sigmoid().detach()))
 sample(copy)(lambda: _CopyIntoPart(lambda b: b * 2))
 sample(copy)(lambda: _CopyIntoPart(torch.sigmoid))
 sample(copy)(_CopyIntoNew)
-sample(dropout)(lambda: _Handed(lambda x: torch.native_dropout(x, 0.0, True)[0]))
-sample(dropout)(lambda: _Handed(lambda x: torch.native_dropout(x.sigmoid(), 0.0, True)[0]))
-sample(redrawn)(lambda: _Handed(_drawn))
-sample(redrawn)(lambda: _Handed(_drawn_over))
+sample(read_out)(_ReadOut)
 
 
 @mutant(same)
@@ -154,19 +138,6 @@ def _copy_keeps_the_old_zeros(call: Call) -> Label:
     return call.label(right.axes, call["self"].zero)
 
 
-@mutant(dropout)
-def _dropout_of_something_else(call: Call) -> list[Label]:
-    x: Label = call["input"]
-    axes = [call.fresh(axis.size) for axis in x.axes]
-    return [call.label(axes), call.label(axes, output=1)]
-
-
-@mutant(dropout)
-def _dropout_makes_zeros(call: Call) -> list[Label]:
-    x: Label = call["input"]
-    return [call.label(x.axes, [True] * len(x.axes)), call.label(x.axes, output=1)]
-
-
-@mutant(redrawn)
-def _drawn_zeros(call: Call) -> Label:
-    return call.label(call["self"].axes, [True] * len(call["self"].axes))
+@mutant(read_out)
+def _read_out_as_tensor(call: Call) -> Label:
+    return call.label([])

@@ -1,4 +1,4 @@
-"""Slicing, selecting, looking up: positions of a dimension are read by number."""
+"""Follow axes through slices, selections and lookups: positions are read by number, by mask or by value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
-_LOOKED_UP = "it is looked up by index"
+LOOKED_UP = "it is looked up by index"
 _EVERY = "every so many positions of it are taken"
 
 
@@ -78,26 +78,17 @@ def select(call: Call) -> Label:
     return call.label([x.axes[i] for i in rest], [x.zero[i] for i in rest], x.weight)
 
 
-@rule(aten.embedding.default)
-def embedding(call: Call) -> Label:
-    """Rows of ``weight`` by number."""
-    weight, indices = call["weight"], call["indices"]
-    call.looked_up(weight.axes[0], indices, _LOOKED_UP)
-    call.makes(weight, 1)
-    return call.label((*indices.axes, weight.axes[1]), (*(False for _ in indices.axes), weight.zero[1]))
-
-
 @nonnegative("self")
 @homogeneous("self")
 @rule(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(call: Call) -> Label:
     """Dimensions with an index tensor are looked up, the others go on."""
     x: Label = call["self"]
-    looked_up, lead = by_index(call, x, _LOOKED_UP)
+    looked_up, lead = by_index(call, x, LOOKED_UP)
     rest = [dim for dim in range(len(x.axes)) if dim not in looked_up]
     new = len(call.shapes[0]) - len(rest)
     kept = [dim for dim in rest if dim < lead], [dim for dim in rest if dim >= lead]
-    made = [call.fixed(size, _LOOKED_UP) for size in call.shapes[0][len(kept[0]) : len(kept[0]) + new]]
+    made = [call.fixed(size, LOOKED_UP) for size in call.shapes[0][len(kept[0]) : len(kept[0]) + new]]
     axes = [*(x.axes[dim] for dim in kept[0]), *made, *(x.axes[dim] for dim in kept[1])]
     zero = [*(x.zero[dim] for dim in kept[0]), *(False for _ in made), *(x.zero[dim] for dim in kept[1])]
     return call.label(axes, zero, x.weight)
@@ -127,9 +118,9 @@ def by_index(call: Call, x: Label, why: str) -> tuple[list[int], int]:
 def index_select(call: Call) -> Label:
     """Positions of ``dim`` by number."""
     x, dim = call["self"], call["dim"] % max(len(call["self"].axes), 1)
-    call.looked_up(x.axes[dim], call["index"], _LOOKED_UP)
+    call.looked_up(x.axes[dim], call["index"], LOOKED_UP)
     axes = list(x.axes)
-    axes[dim] = call.fixed(call.shapes[0][dim], _LOOKED_UP)
+    axes[dim] = call.fixed(call.shapes[0][dim], LOOKED_UP)
     return call.label(axes, x.zero, x.weight)
 
 
@@ -142,13 +133,31 @@ def gather(call: Call) -> Label:
     axes: list[Axis] = []
     for i, (ours, theirs) in enumerate(zip(x.axes, indices.axes, strict=True)):
         if i == dim % len(x.axes):
-            call.looked_up(ours, indices, _LOOKED_UP)
+            call.looked_up(ours, indices, LOOKED_UP)
             axes.append(theirs)
         else:
             near = ours.take(slice(None, theirs.size))
             call.equate(near, theirs)
             axes.append(near)
     return call.label(axes)
+
+
+@rule(aten.nonzero.default)
+def nonzero(call: Call) -> Label:
+    """One row of position numbers per entry that is not zero."""
+    for axis in call["self"].axes:
+        call.pin(axis, "its positions are found by value")
+    return call.opaque(0, "as many positions as were found")
+
+
+@rule(aten.masked_select.default, aten.take.default)
+def by_value(call: Call) -> list[Label]:
+    """All that goes in stays, and nothing of what comes out can be told to belong to it."""
+    why = f"{call.operator} arranges it by value"
+    for given in call.arguments.values():
+        for axis in given.axes if isinstance(given, Label) else ():
+            call.pin(axis, why)
+    return [call.opaque(output, why) for output in range(len(call.shapes))]
 
 
 class _Sliced(nn.Module):
@@ -196,6 +205,18 @@ class _Batched(nn.Module):
         return self.function(self.a.sigmoid())
 
 
+class BesideProduct(nn.Module):
+    """A function of parameters [4, 6], [4, 3] and [6], and a product that may shrink in any case."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.randn(*shape)) for shape in ((4, 6), (4, 3), (6,)))
+        self.d, self.function = nn.Parameter(torch.randn(6, 5)), function
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.function(self.a, self.b, self.c), torch.relu(self.d) @ self.d.detach().mT
+
+
 sample(sliced)(lambda: _Sliced(4))
 sample(sliced)(lambda: _Sliced(-3))
 sample(sliced)(lambda: _Sliced(2, 6))
@@ -211,8 +232,6 @@ sample(select)(lambda: _By(lambda a, b, i: a[1] * b))
 sample(select)(lambda: _Batched(lambda a: a[:, -1]))
 for _place in (0, -1, 3):
     sample(select)(lambda place=_place: _Batched(lambda a: a.sigmoid().flatten(1) * a[place].shape[0]))
-sample(embedding)(lambda: _By(lambda a, b, i: torch.nn.functional.embedding(i, a) * 2))
-sample(embedding)(lambda: _By(lambda a, b, i: torch.nn.functional.embedding(i, a.sigmoid())))
 sample(index)(lambda: _By(lambda a, b, i: a[i] * 2))
 sample(index)(lambda: _Batched(lambda a: a[torch.tensor([0, 1, 2, 4]), :, torch.tensor([2, 3, 0, 1])]))
 sample(index)(lambda: _Batched(lambda a: a[:, torch.tensor([0, 1]), torch.tensor([[2], [3]])]))
@@ -220,6 +239,9 @@ sample(index_select)(lambda: _By(lambda a, b, i: a.index_select(0, i) * 2))
 sample(index_select)(lambda: _Batched(lambda a: a.index_select(1, torch.tensor([3, 1]))))
 sample(gather)(lambda: _Batched(lambda a: a.gather(1, torch.zeros_like(a, dtype=torch.int64))))
 sample(gather)(lambda: _Batched(lambda a: a.gather(1, torch.zeros_like(a[:4], dtype=torch.int64))))
+sample(nonzero)(lambda: BesideProduct(lambda a, b, c: torch.nonzero(a + 10)))
+sample(by_value)(lambda: BesideProduct(lambda a, b, c: a.masked_select(torch.tensor([True, False] * 3)) + c[0]))
+sample(by_value)(lambda: BesideProduct(lambda a, b, c: a.take(torch.tensor([1, 9, 5])) + b))
 
 
 @mutant(sliced)
@@ -263,9 +285,8 @@ def _what_is_thrown_away_may_be_anything(call: Call) -> Label:
 @mutant(index)
 @mutant(index_select)
 @mutant(gather)
-@mutant(embedding)
 def _rows_are_free(call: Call) -> Label:
-    x: Label = call["self"] if "self" in call.arguments else call["weight"]
+    x: Label = call["self"]
     axes = list(x.axes[len(x.axes) - len(call.shapes[0]) :])
     pairs = zip(axes, call.shapes[0], strict=True)
     return call.label([axis if axis.size == size else call.fresh(size) for axis, size in pairs])
@@ -275,10 +296,9 @@ def _rows_are_free(call: Call) -> Label:
 @mutant(index)
 @mutant(index_select)
 @mutant(gather)
-@mutant(embedding)
 def _what_is_found_is_zero(call: Call) -> Label:
     name = str(call.operator).split(".")[1]
-    right = {"select": select, "index": index, "index_select": index_select, "gather": gather, "embedding": embedding}
+    right = {"select": select, "index": index, "index_select": index_select, "gather": gather}
     found = right[name](call)
     assert isinstance(found, Label)
     return call.label(found.axes, [True] * len(found.axes))
@@ -288,3 +308,18 @@ def _what_is_found_is_zero(call: Call) -> Label:
 def _index_stays_in_its_place(call: Call) -> Label:
     right = index(call)
     return call.label(right.axes[::-1], right.zero[::-1])
+
+
+@mutant(nonzero)
+def _found_whatever_there_is(call: Call) -> Label:
+    return call.opaque(0)
+
+
+@mutant(by_value)
+def _takes_part_of_it(call: Call) -> list[Label]:
+    given = next(x for x in call.arguments.values() if isinstance(x, Label))
+    pairs = zip(given.axes[-1:] * len(call.shapes), call.shapes, strict=True)
+    return [
+        call.label([axis if axis.size == size else call.fresh(size) for size in shape], output=output)
+        for output, (axis, shape) in enumerate(pairs)
+    ]

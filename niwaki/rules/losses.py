@@ -1,4 +1,4 @@
-"""Losses, which models compute when they are given labels."""
+"""Follow axes through losses, which models compute when they are given labels: what a loss goes over is pinned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Element-wise operators, recognised by PyTorch's own ``torch.Tag.pointwise``.
+"""Follow axes through element-wise operators, recognised by PyTorch's own ``torch.Tag.pointwise``.
 
 Operands are broadcast; equal positions of equal dimensions live and die together. Whether a removed (zero) entry stays
 zero is not looked up but tried (`niwaki.rules.trying`).
@@ -72,11 +72,12 @@ rule(
     aten._prelu_kernel.default,
     aten._to_copy.default,
     aten.abs_.default,
-    aten.copy.default,
     aten.eq_.Scalar,
     aten.eq_.Tensor,
     aten.floor_divide.Scalar,
+    aten.floor_divide.default,
     aten.floor_divide_.Scalar,
+    aten.floor_divide_.Tensor,
     aten.gelu_.default,
     aten.hardswish.default,
     aten.hardswish_.default,

@@ -1,12 +1,18 @@
-"""Sums, means, extremes, softmax: what happens to the dimension they run over."""
+"""Follow axes through sums, means, norms and extremes: which entries they miss, and where the largest was.
+
+An index of an extreme is a position along the dimension that was looked through (`Label.places`). When positions of
+that dimension are removed, another entry would be chosen: that is inexact, but what the index looks up can follow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from niwaki.rules.indexing_read import by_value
 from niwaki.rules.registry import Call, Label, Refused, Scale, homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
@@ -137,35 +143,53 @@ def summary(call: Call) -> Label:
     return reduced(call, (False,) * len(x.axes))
 
 
-@nonnegative(of=(aten._softmax.default, aten._safe_softmax.default))
-@nonnegative("self", of=(aten.cumprod.default,))
-@rule(
-    aten._softmax.default,
-    aten._log_softmax.default,
-    aten._safe_softmax.default,
-    aten.cumprod.default,
-    aten.logcumsumexp.default,
-)
-def softmax(call: Call) -> Label:
-    """Entries along ``dim`` depend on one another."""
-    x: Label = call["self"]
-    if x.axes:
-        call.inexact(
-            x.axes[call["dim"]], f"{call.operator} makes all entries along this dimension depend on one another"
-        )
-    return call.label(x.axes)
-
-
 @nonnegative("self")
-@rule(aten.cumsum.default, aten.cumsum_.default)
-def cumsum(call: Call) -> Label:
-    """A running sum carries removed positions along."""
+@rule(
+    aten.kthvalue.default,
+    aten.max.dim,
+    aten.median.dim,
+    aten.min.dim,
+    aten.mode.default,
+    aten.nanmedian.dim,
+)
+def max_with_index(call: Call) -> list[Label]:
+    """As `average`, and where along the dimension it was, which among several zeros may be one that is removed."""
+    return [average(call), _place(call, output=1)]
+
+
+@rule(aten.argmax.default, aten.argmin.default)
+def argmax(call: Call) -> Label:
+    """The place of the largest entry, or of the smallest."""
     x: Label = call["self"]
-    zero = list(x.zero)
-    if x.axes:
-        call.inexact(x.axes[call["dim"]], "a running sum goes over this dimension")
-        zero[call["dim"]] = False
-    return call.label(x.axes, zero, x.weight)
+    if call["dim"] is None:
+        return summary(call)
+    for dim in reduced_dims(call, len(x.axes)):
+        call.inexact(x.axes[dim], f"{call.operator} depends on all entries along this dimension")
+    return _place(call, output=0)
+
+
+def _place(call: Call, output: int) -> Label:
+    """Positions along the one dimension that is reduced."""
+    x: Label = call["self"]
+    made = reduced(call, (False,) * len(x.axes), output)
+    return replace(made, places=x.axes[min(reduced_dims(call, len(x.axes)))] if x.axes else None)
+
+
+@rule(aten.aminmax.default)
+def aminmax(call: Call) -> list[Label]:
+    """Least and largest entries."""
+    x, dim = call["self"], call["dim"]
+    for i, axis in enumerate(x.axes):
+        if dim is None or i == dim % len(x.axes):
+            call.pin(axis, f"{call.operator} depends on all entries along this dimension")
+    rest = [] if dim is None else [i for i in range(len(x.axes)) if i != dim % len(x.axes)]
+    axes = [x.axes[i] for i in rest]
+    if dim is not None and call["keepdim"]:
+        axes.insert(dim % len(x.axes), call.fixed(1))
+    return [call.label(axes, output=output) for output in (0, 1)]
+
+
+rule(aten._is_all_true.default, aten._is_any_true.default, aten.equal.default)(by_value)
 
 
 class _Over(nn.Module):
@@ -186,6 +210,47 @@ def over(function: Callable[[Tensor], Tensor], bent: bool) -> Callable[[], nn.Mo
     return lambda: _Over(function, bent)
 
 
+class _Sought(nn.Module):
+    """The largest along dimension 1 of [3, 4, 5], by itself or as what it stands for in a table of four; and a product
+    that may shrink in any case."""
+
+    def __init__(self, table: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.arange(4.0) - 5)
+        self.c = nn.Parameter(torch.randn(4)) if table else None
+        self.d = nn.Parameter(torch.randn(6, 5))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        place = (self.a + self.b[:, None]).argmax(1)
+        return place if self.c is None else self.c[place], torch.relu(self.d) @ self.d.detach().mT
+
+
+class _SoughtAmongZeros(nn.Module):
+    """The largest along dimension 1 of what is not negative in [3, 4, 5], its value, or what it stands for in a table;
+    and a product that may shrink in any case."""
+
+    def __init__(self, table: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(4, 5))
+        self.c, self.d, self.table = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(6, 5)), table
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        value, place = (self.a * self.b).relu().max(1)
+        return self.c[place] if self.table else value, torch.relu(self.d) @ self.d.detach().mT
+
+
+class _Extremes(nn.Module):
+    """Least and largest entries of a bent parameter [4, 6], and a product with it, of which the rest may shrink."""
+
+    def __init__(self, dim: int | None = None, keepdim: bool = False) -> None:
+        super().__init__()
+        self.a, self.c = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6, 5))
+        self.dim, self.keepdim = dim, keepdim
+
+    def forward(self) -> tuple[Tensor, ...]:
+        return (*torch.aminmax(self.a.sigmoid() * 3, dim=self.dim, keepdim=self.keepdim), self.a @ self.c)
+
+
 for _bent in (False, True):
     sample(total)(over(lambda x: x.sum(1), _bent))
     sample(total)(over(lambda x: x.sum(dim=(0, 2), keepdim=True), _bent))
@@ -203,10 +268,15 @@ for _bent in (False, True):
     sample(vector_norm)(over(lambda x: torch.linalg.vector_norm(x, -1.0, dim=2) + x.sum(2), _bent))
     sample(summary)(over(lambda x: x.logsumexp(1), _bent))
     sample(summary)(over(lambda x: x * torch.any(x > 0.7, dim=(0, 2), keepdim=True), _bent))
-    sample(softmax)(over(lambda x: x.softmax(2), _bent))
-    sample(softmax)(over(lambda x: x.cumprod(1), _bent))
-    sample(cumsum)(over(lambda x: x.cumsum(1), _bent))
+    sample(max_with_index)(over(lambda x: x.max(0)[0], _bent))
 sample(average)(over(lambda x: x.square().max() * x, bent=False))
+sample(max_with_index)(lambda: _SoughtAmongZeros(table=True))
+sample(max_with_index)(lambda: _SoughtAmongZeros(table=False))
+sample(argmax)(lambda: _Sought(table=False))
+sample(argmax)(lambda: _Sought(table=True))
+sample(aminmax)(lambda: _Extremes())
+sample(aminmax)(lambda: _Extremes(dim=-1))
+sample(aminmax)(lambda: _Extremes(dim=0, keepdim=True))
 
 
 @mutant(total)
@@ -275,15 +345,49 @@ def _summary_of_zeros_is_zero(call: Call) -> Label:
     return call.label(summary(call).axes, [True] * 2)
 
 
-@mutant(softmax)
-@mutant(cumsum)
-def _entry_by_entry(call: Call) -> Label:
-    return call.label(call["self"].axes)
+@mutant(max_with_index)
+def _largest_as_a_sum(call: Call) -> list[Label]:
+    return [reduced(call, call["self"].zero), reduced(call, call["self"].zero, output=1)]
 
 
-@mutant(softmax)
-@mutant(cumsum)
-def _keeps_zeros(call: Call) -> Label:
+@mutant(max_with_index)
+def _largest_is_zero(call: Call) -> list[Label]:
+    return [call.label(x.axes, [True] * len(x.axes), output=i) for i, x in enumerate(max_with_index(call))]
+
+
+@mutant(max_with_index)
+def _place_among_zeros_follows(call: Call) -> list[Label]:
     x: Label = call["self"]
-    call.pin(x.axes[call["dim"]], "")
-    return call.label(x.axes, [True] * len(x.axes))
+    for dim in () if x.nonnegative else reduced_dims(call, len(x.axes)):
+        call.inexact(x.axes[dim], "")
+    return [reduced(call, x.zero), _place(call, output=1)]
+
+
+@mutant(argmax)
+def _sought_among_what_is_left(call: Call) -> Label:
+    return reduced(call, (False,) * len(call["self"].axes))
+
+
+@mutant(argmax)
+def _place_of_zeros_is_zero(call: Call) -> Label:
+    made = argmax(call)
+    return call.label(made.axes, [True] * len(made.axes))
+
+
+@mutant(aminmax)
+def _any_entry_can_go(call: Call) -> list[Label]:
+    return [call.opaque(output) for output in (0, 1)]
+
+
+@mutant(aminmax)
+def _another_dimension(call: Call) -> list[Label]:
+    x, dim = call["self"], call["dim"]
+    for i, axis in enumerate(x.axes):
+        if dim is not None and i != dim % len(x.axes):
+            call.pin(axis, "")
+    return [call.opaque(output) for output in (0, 1)]
+
+
+@mutant(aminmax)
+def _extremes_of_zeros(call: Call) -> list[Label]:
+    return [call.label(x.axes, [True] * len(x.axes), output=i) for i, x in enumerate(aminmax(call))]

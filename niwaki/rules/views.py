@@ -1,4 +1,4 @@
-"""Operators that only arrange: view, permute, expand, and their kin."""
+"""Follow axes through operators that only arrange: view, permute, expand and their kin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recurrent layers in one kernel. (Where torch unrolls them, step by step, the rules of the steps suffice.)"""
+"""Follow axes through recurrent layers in one kernel. (Where torch unrolls them, the rules of the steps suffice.)"""
 
 from __future__ import annotations
 

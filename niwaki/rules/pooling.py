@@ -1,4 +1,4 @@
-"""Pooling and resizing: channel by channel, over fixed spatial dimensions."""
+"""Follow axes through pooling, resizing and padding of images: channel by channel, spatial dimensions are fixed."""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""Matrix products: the contracted dimensions are equated, the others go on."""
+"""Follow axes through products of matrices and vectors: the contracted ones are equated, the others go on."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable
 
+import torch
+from torch import Tensor, nn
+
+from niwaki.rules.axis import Axis
 from niwaki.rules.pointwise import broadcast
 from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
 
@@ -86,6 +89,53 @@ def dot(call: Call) -> Label:
     return call.label((), (), a.weight and b.weight)
 
 
+@homogeneous("self", "other")
+@rule(aten.vdot.default)
+def vdot(call: Call) -> Label:
+    """[k] @ [k]."""
+    a, b = call["self"], call["other"]
+    call.contract(a, 0, b, 0)
+    call.macs(1, *a.axes)
+    return call.label((), (), a.weight and b.weight)
+
+
+@rule(aten.addmv.default, aten.addmv_.default)
+def addmv(call: Call) -> Label:
+    """bias + [m, k] @ [k]."""
+    bias, a, b = call["self"], call["mat"], call["vec"]
+    call.contract(a, 1, b, 0)
+    call.macs(1, *a.axes)
+    product = call.label(a.axes[:1], a.zero[:1])
+    axes = broadcast(call, [product, bias])
+    return call.label(axes, [product.zero[0] and bias.shape == product.shape and bias.zero[0]])
+
+
+@rule(aten._trilinear.default)
+def trilinear(call: Call) -> Label:
+    """The sum over some dimensions of the product of three tensors that are broadcast against one another: dimensions
+    listed in ``expand1`` are missing in the first, and so on."""
+    operands = [call["i1"], call["i2"], call["i3"]]
+    rank = len(operands[0].axes) + len(call["expand1"])
+    present: list[list[Axis]] = [[] for _ in range(rank)]
+    zeros = [False] * rank
+    for own, missing in zip(operands, (call["expand1"], call["expand2"], call["expand3"]), strict=True):
+        there = [dim for dim in range(rank) if dim not in missing]
+        for dim, axis, flag in zip(there, own.axes, own.zero, strict=True):
+            present[dim].append(axis)
+            zeros[dim] |= flag
+    made, zero = [], []
+    for dim, (first, *others) in enumerate(present):
+        for axis in others:
+            call.equate(first, axis)
+        if dim not in call["sumdim"]:
+            made.append(next((axis for axis in (first, *others) if axis.free), first))
+            zero.append(zeros[dim])
+        elif not zeros[dim]:
+            call.pin(first, "it is summed over, and its removed entries are not zero")
+    call.macs(1, *(axes[0] for axes in present))
+    return call.label(made, zero)
+
+
 class _Linear(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -165,6 +215,34 @@ class _Onto(_Batched):
         return scores[0].clone().addmm_(self.q[0], self.k[0].T)
 
 
+class _Forms(nn.Module):
+    """A function of parameters [5], [5], [3, 5] and [3]; those named in ``bent`` are bent away from zero."""
+
+    def __init__(self, function: Callable[..., Tensor], bent: str = "") -> None:
+        super().__init__()
+        self.a, self.b, self.m = (nn.Parameter(torch.randn(*shape)) for shape in ((5,), (5,), (3, 5)))
+        self.c, self.function, self.bent = nn.Parameter(torch.randn(3)), function, bent
+
+    def forward(self) -> Tensor:
+        a, b, m, c = (
+            getattr(self, name).sigmoid() if name in self.bent else getattr(self, name) for name in ("a", "b", "m", "c")
+        )
+        return self.function(a, b, m, c)
+
+
+class _Bilinear(nn.Module):
+    """[3, 4] and [3, 5] with a weight [6, 4, 5]."""
+
+    def __init__(self, bent: str = "") -> None:
+        super().__init__()
+        self.x, self.y = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3, 5))
+        self.w, self.bent = nn.Parameter(torch.randn(6, 4, 5)), bent
+
+    def forward(self) -> Tensor:
+        x, y, w = (getattr(self, n).sigmoid() if n in self.bent else getattr(self, n) for n in ("x", "y", "w"))
+        return torch.nn.functional.bilinear(x, y, w)
+
+
 sample(mm)(_Linear)
 sample(mm)(_NothingIsZero)
 sample(addmm)(_Linear)
@@ -175,6 +253,14 @@ sample(baddbmm)(_Scores)
 sample(baddbmm)(_Onto)
 sample(mv)(_Vectors)
 sample(dot)(_Dot)
+sample(vdot)(lambda: _Forms(lambda a, b, m, c: torch.vdot(a, b)))
+sample(vdot)(lambda: _Forms(lambda a, b, m, c: torch.vdot(a, b) * m, "ab"))
+sample(addmv)(lambda: _Forms(lambda a, b, m, c: torch.addmv(c, m, a)))
+sample(addmv)(lambda: _Forms(lambda a, b, m, c: torch.addmv(c, m, a), "c"))
+sample(addmv)(lambda: _Forms(lambda a, b, m, c: c.clone().addmv_(m, a)))
+sample(addmv)(lambda: _Forms(lambda a, b, m, c: torch.addmv(c, m, a), "m"))
+for _bent in ("", "x", "w", "xyw", "xy"):
+    sample(trilinear)(lambda bent=_bent: _Bilinear(bent))
 
 
 @mutant(mm)
@@ -250,3 +336,32 @@ def _dot_without_contraction(call: Call) -> Label:
 def _dot_backwards(call: Call) -> Label:
     call.equate(call["self"].axes[0], call["tensor"].axes[0].take(slice(None, None, -1)))
     return call.label(())
+
+
+@mutant(vdot)
+def _vdot_of_anything(call: Call) -> Label:
+    call.equate(call["self"].axes[0], call["other"].axes[0])
+    return call.label(())
+
+
+@mutant(trilinear)
+def _nothing_is_summed(call: Call) -> Label:
+    x, w = call["i1"], call["i2"]
+    return call.label((x.axes[0], w.axes[0]) if w.shape[0] == call.shapes[0][1] else (x.axes[0], w.axes[-1]))
+
+
+@mutant(trilinear)
+def _all_is_zero(call: Call) -> Label:
+    axes = trilinear(call).axes
+    return call.label(axes, [True] * len(axes))
+
+
+@mutant(addmv)
+def _addmv_believes_the_product(call: Call) -> Label:
+    return call.label(addmv(call).axes, call["mat"].zero[:1])
+
+
+@mutant(addmv)
+def _addmv_without_bias(call: Call) -> Label:
+    call.contract(call["mat"], 1, call["vec"], 0)
+    return call.label(call["mat"].axes[:1])

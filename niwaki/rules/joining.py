@@ -1,4 +1,4 @@
-"""Concatenating, stacking, repeating, padding, and taking apart again."""
+"""Follow axes through joining, repeating, padding, turning and splitting: they are concatenated, cut and reordered."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination, Expression, Literal
 from niwaki.rules.axis import Axis, concatenate
+from niwaki.rules.indexing_read import by_value
 from niwaki.rules.registry import Call, Label, Refused, homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.views import arrange, free, zeros_of
 
 aten = torch.ops.aten
 
@@ -69,7 +71,7 @@ def split(call: Call) -> list[Label]:
         given = call.number(size)
     for part in parts if length % size == 0 else parts[:-1]:
         call.size_is(given, part, "the size of a split")
-    return [_cut_out(call, x, dim, part, output) for output, part in enumerate(parts)]
+    return [cut_out(call, x, dim, part, output) for output, part in enumerate(parts)]
 
 
 _CHUNK = (torch.chunk, torch.Tensor.chunk, torch.unsafe_chunk, torch.Tensor.unsafe_chunk)
@@ -96,10 +98,10 @@ def split_with_sizes(call: Call) -> list[Label]:
         if expression is None:
             call.pin(part, "niwaki cannot see where the size of this split comes from")
         call.size_is(expression, part, "the size of a split")
-    return [_cut_out(call, x, dim, part, output) for output, part in enumerate(parts)]
+    return [cut_out(call, x, dim, part, output) for output, part in enumerate(parts)]
 
 
-def _cut_out(call: Call, x: Label, dim: int, part: Axis, output: int = 0) -> Label:
+def cut_out(call: Call, x: Label, dim: int, part: Axis, output: int = 0) -> Label:
     axes = list(x.axes)
     axes[dim] = part
     return call.label(axes, x.zero, x.weight, output)
@@ -187,14 +189,24 @@ def roll(call: Call) -> Label:
     return call.label(x.axes, x.zero, x.weight)
 
 
-@rule(aten.glu.default)
-def glu(call: Call) -> Label:
-    """First half times sigmoid of second half."""
-    x, dim = call["self"], call["dim"] % len(call["self"].axes)
-    half = x.axes[dim].size // 2
-    first, second = x.axes[dim].take(slice(None, half)), x.axes[dim].take(slice(half, None))
-    call.equate(first, second)
-    return _cut_out(call, x, dim, first if first.free else second)
+@homogeneous("self", whole=True)
+@rule(aten.rot90.default)
+def rot90(call: Call) -> Label:
+    """Two dimensions turned by k quarters: (i, j) goes to (n - 1 - j, i) once."""
+    x: Label = call["self"]
+    axes, zero = list(x.axes), list(x.zero)
+    a, b = (dim % len(axes) for dim in call["dims"])
+    for _ in range(call["k"] % 4):
+        axes[a], axes[b] = axes[b].take(slice(None, None, -1)), axes[a]
+        zero[a], zero[b] = zero[b], zero[a]
+    return call.label(axes, zero, x.weight)
+
+
+def _turned(quarters: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.rot90(x, quarters, (1, -1)) * x.amax(1, True)
+
+
+rule(aten.repeat_interleave.Tensor)(by_value)  # as often as another tensor says
 
 
 class _Two(nn.Module):
@@ -284,7 +296,9 @@ sample(pad)(lambda: _Two(_padded))
 sample(pad)(lambda: _Two(_padded_with_twos))
 sample(flip)(lambda: _Two(lambda a, b, c: a.flip(1).sigmoid() * b[0]))
 sample(roll)(lambda: _Two(lambda a, b, c: a.roll(2, 1)))
-sample(glu)(lambda: _Two(lambda a, b, c: torch.nn.functional.glu(a, 1)))
+for _bent in (False, True):
+    for _quarters in (1, 2, -1):
+        sample(rot90)(arrange(_turned(_quarters), _bent))
 
 
 @mutant(cat)
@@ -317,7 +331,7 @@ def _parts(call: Call, turned: bool) -> list[Label]:
     x, dim, start, parts = call["self"], call["dim"], 0, []
     axis = x.axes[dim].take(slice(None, None, -1)) if turned else x.axes[dim]
     for output, shape in enumerate(call.shapes):
-        parts.append(_cut_out(call, x, dim, axis.take(slice(start, start + shape[dim])), output))
+        parts.append(cut_out(call, x, dim, axis.take(slice(start, start + shape[dim])), output))
         start += shape[dim]
     return parts
 
@@ -378,14 +392,11 @@ def _rolled_as_traced(call: Call) -> Label:
     return call.label((x.axes[0], concatenate([x.axes[1].take(slice(-shift, None)), x.axes[1].take(slice(-shift))])))
 
 
-@mutant(glu)
-def _first_half_only(call: Call) -> Label:
-    return _cut_out(call, call["self"], 1, call["self"].axes[1].take(slice(None, call.shapes[0][1])))
+mutant(rot90)(free)
+mutant(rot90)(zeros_of(rot90))
 
 
-@mutant(glu)
-def _glu_of_neighbours(call: Call) -> Label:
-    axis = call["self"].axes[1]
-    even, odd = axis.take(slice(0, None, 2)), axis.take(slice(1, None, 2))
-    call.equate(even, odd)
-    return _cut_out(call, call["self"], 1, even)
+@mutant(rot90)
+def _the_other_way_round(call: Call) -> Label:
+    right = rot90(call)
+    return call.label([axis.take(slice(None, None, -1)) for axis in right.axes], right.zero)

@@ -1,4 +1,4 @@
-"""Fourier transforms and complex numbers."""
+"""Follow axes through Fourier transforms, which keep theirs whole, and through the parts of complex numbers."""
 
 from __future__ import annotations
 

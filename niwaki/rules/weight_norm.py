@@ -1,4 +1,4 @@
-"""Weights that are computed from a direction and a length."""
+"""Follow axes through weights that are computed from a direction and a length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that are rounded to a grid while a network is trained, as they will be afterwards."""
+"""Follow axes through fake quantisation: numbers are rounded to a grid in training as they will be afterwards."""
 
 from __future__ import annotations
 

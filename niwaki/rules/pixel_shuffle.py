@@ -1,4 +1,4 @@
-"""Channels that become pixels, or change places between groups."""
+"""Follow axes where channels become pixels and back, or change places between groups."""
 
 from __future__ import annotations
 
@@ -53,19 +53,6 @@ def channel_shuffle(call: Call) -> Label:
     return call.label((x.axes[0], merge((inner, outer)), *x.axes[2:]), x.zero, x.weight)
 
 
-@homogeneous("self", whole=True)
-@rule(aten.rot90.default)
-def rotate(call: Call) -> Label:
-    """Two dimensions turned by k quarters: (i, j) goes to (n - 1 - j, i) once."""
-    x: Label = call["self"]
-    axes, zero = list(x.axes), list(x.zero)
-    a, b = (dim % len(axes) for dim in call["dims"])
-    for _ in range(call["k"] % 4):
-        axes[a], axes[b] = axes[b].take(slice(None, None, -1)), axes[a]
-        zero[a], zero[b] = zero[b], zero[a]
-    return call.label(axes, zero, x.weight)
-
-
 class _Shuffled(nn.Module):
     """Twelve channels in three groups."""
 
@@ -88,10 +75,6 @@ def _channels(x: Tensor) -> Tensor:
     return torch.cat([x, x * 2, x.flip(1), x - 1], 1).permute(0, 1, 3, 2)[:, :, :3]
 
 
-def _turned(quarters: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: torch.rot90(x, quarters, (1, -1)) * x.amax(1, True)
-
-
 def _pixels(x: Tensor) -> Tensor:
     """[3, 4, 2, 4], of which the last two dimensions are an image."""
     return x.repeat(1, 1, 2, 1)
@@ -101,10 +84,6 @@ for _bent in (False, True):
     sample(channel_shuffle)(_shuffle(_bent))
     sample(pixel_shuffle)(arrange(lambda x: torch.pixel_shuffle(_channels(x), 2) * 2, _bent))
     sample(pixel_unshuffle)(arrange(lambda x: torch.pixel_unshuffle(_pixels(x), 2) * 2, _bent))
-    for _quarters in (1, 2, -1):
-        sample(rotate)(arrange(_turned(_quarters), _bent))
-mutant(rotate)(free)
-mutant(rotate)(zeros_of(rotate))
 mutant(channel_shuffle)(free)
 for _right in (pixel_shuffle, pixel_unshuffle, channel_shuffle):
     mutant(_right)(zeros_of(_right))
@@ -116,12 +95,6 @@ def _rows_before_channels(call: Call) -> Label:
     inner, made = call.split(channels, (r**2, channels.size // r**2))
     call.pin(inner, "")
     return call.label((call["self"].axes[0], made, *(call.fixed(size) for size in call.shapes[0][2:])))
-
-
-@mutant(rotate)
-def _the_other_way_round(call: Call) -> Label:
-    right = rotate(call)
-    return call.label([axis.take(slice(None, None, -1)) for axis in right.axes], right.zero)
 
 
 @mutant(pixel_unshuffle)

@@ -1,4 +1,4 @@
-"""Normalisations. BatchNorm works channel by channel; the others average over what they normalise."""
+"""Follow axes through norms: BatchNorm works channel by channel, the others average over what they normalise."""
 
 from __future__ import annotations
 

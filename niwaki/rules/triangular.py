@@ -1,4 +1,4 @@
-"""Diagonals and triangles: two dimensions that are compared by number."""
+"""Follow axes through diagonals and triangles, which compare two dimensions by number and so pin both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patches and sampled positions of images: channel by channel."""
+"""Follow axes through patches, windows and sampled positions of images: channel by channel."""
 
 from __future__ import annotations
 

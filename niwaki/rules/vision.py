@@ -1,4 +1,4 @@
-"""torchvision's own operators: regions of feature maps, convolutions with learnt offsets.
+"""Follow axes through torchvision's own operators: regions of feature maps, convolutions with learnt offsets.
 
 They are known by name, since the extension that brings them may not be loaded, or not be loadable. The samples call
 stand-ins of the same signatures.
