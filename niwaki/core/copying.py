@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from niwaki.core.names import named_modules
-from niwaki.core.objects import attributes_of, class_attribute, set_attributes
-from niwaki.core.references import ATOMS, Reach, contents, filled, named_globally, names_of
+from niwaki.core.objects import attributes_of, class_attribute, filled, set_attributes
+from niwaki.core.references import ATOMS, Reach, contents, named_globally, names_of
 from niwaki.errors import PlanError
 
 _SHARED = (type, ModuleType, CodeType, property, staticmethod, classmethod, torch.jit.ScriptFunction)

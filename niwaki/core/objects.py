@@ -62,15 +62,24 @@ def copyable(kind: type) -> bool:
     return True
 
 
+def filled(cell: CellType) -> bool:
+    """Whether there is something in a cell yet."""
+    try:
+        cell.cell_contents  # noqa: B018 - raises if not
+    except ValueError:
+        return False
+    return True
+
+
 def closure_of(function: FunctionType) -> tuple[Any, ...]:
     """What the cells of a function hold; a cell that is still empty is its own content."""
-    return tuple(cell if _unset(cell) else cell.cell_contents for cell in function.__closure__ or ())
+    return tuple(cell.cell_contents if filled(cell) else cell for cell in function.__closure__ or ())
 
 
 def function_like(function: FunctionType, defaults: Any, keywords: Any, contents: tuple[Any, ...]) -> FunctionType:
     """The same code with other defaults and other contents of its closure."""
     cells = tuple(
-        cell if _unset(cell) or cell.cell_contents is content else CellType(content)
+        cell if not filled(cell) or cell.cell_contents is content else CellType(content)
         for cell, content in zip(function.__closure__ or (), contents, strict=True)
     )
     other = FunctionType(function.__code__, function.__globals__, function.__name__, defaults, cells or None)
@@ -100,11 +109,3 @@ def _content(slot: MemberDescriptorType, value: Any) -> Any:
         return slot.__get__(value)
     except AttributeError:
         return _NOTHING
-
-
-def _unset(cell: CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - raises if nothing is in it yet
-    except ValueError:
-        return True
-    return False

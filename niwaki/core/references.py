@@ -9,13 +9,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from functools import partial
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from niwaki.core.objects import attributes_of, copyable
+from niwaki.core.objects import attributes_of, copyable, filled
 
 ATOMS = frozenset(
     {type(None), type(...), type(NotImplemented), bool, int, float, complex, str, bytes, range, slice}
@@ -120,15 +120,6 @@ def _globals_read(code: CodeType) -> Iterator[str]:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _globals_read(inner)
-
-
-def filled(cell: CellType) -> bool:
-    """Whether there is something in a cell yet."""
-    try:
-        cell.cell_contents  # noqa: B018 - raises if not
-    except ValueError:
-        return False
-    return True
 
 
 def names_of(kinds: Iterable[type]) -> frozenset[int]:

@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from niwaki.core.objects import attributes_of, slots_of
+from niwaki.core.objects import attributes_of, filled, slots_of
 from niwaki.trace.floats import TrackedFloat
 from niwaki.trace.numbers import TrackedInt
 from niwaki.trace.pretend import is_fake
@@ -88,7 +88,7 @@ class Contents:
             if self._copied and item.dtype != object:
                 kept.append((_rewrite_array, item.copy()))
         elif isinstance(item, FunctionType):
-            cells = [cell for cell in item.__closure__ or () if not _unset(cell)]
+            cells = [cell for cell in item.__closure__ or () if filled(cell)]
             inside += [*cells, *(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
         elif isinstance(item, CellType):
             kept.append((_refill_cell, item.cell_contents))
@@ -215,14 +215,6 @@ def _rewrite_array(value: np.ndarray[Any, Any], content: np.ndarray[Any, Any]) -
 
 def _refill_cell(value: CellType, content: Any) -> None:
     value.cell_contents = content
-
-
-def _unset(cell: CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - raises if nothing is in it yet
-    except ValueError:
-        return True
-    return False
 
 
 def same(now: Iterable[Any], before: Iterable[Any]) -> bool:
