@@ -221,7 +221,7 @@ def _run(
     model: torch.nn.Module, call: ExampleCall, dtype: torch.dtype | None, apart: Apart | None = None
 ) -> list[torch.Tensor]:
     args, kwargs = convert(call, dtype)
-    given = held(others_in(call))
+    given = held(model, others_in(call))  # and so each run of each copy begins with the same
     torch.manual_seed(0)  # what a model draws even in eval mode, it draws alike; `preserved` puts the state back
     random.seed(0)
     np.random.seed(0)
