@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import niwaki
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 
 load()
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import nn
 
 import niwaki
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 
 load()
 

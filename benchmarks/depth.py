@@ -174,7 +174,7 @@ def measure(name: str) -> dict[str, Any]:
     """The figures of one network and its twin, in this process."""
     import torch
 
-    from niwaki.train.torchvision_cpu import load
+    from niwaki.networks.torchvision_cpu import load
 
     load()
     import transformers

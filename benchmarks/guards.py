@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 import niwaki
+from niwaki.networks.torchvision_cpu import load
 from niwaki.trace.extent import NOTHING
 from niwaki.trace.tracer import Runs, example_calls, tracing
-from niwaki.train.torchvision_cpu import load
 
 VISION = (
     "resnet18 resnet50 mobilenet_v3_small densenet121 efficientnet_b0 regnet_y_400mf shufflenet_v2_x1_0 googlenet "

@@ -22,8 +22,8 @@ import torch
 
 import niwaki
 from niwaki.errors import BudgetError
-from niwaki.profiling import LatencyProfile, kept_saliency
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
+from niwaki.report.latency_profile import LatencyProfile, kept_saliency
 
 TARGETS = {("resnet50", 0.5, 1): 1.3, ("resnet50", 0.5, 8): 1.7}  # times as fast, with round_to=8, in torch, two cores
 SHARES = (0.9, 0.95, 0.98)  # of the time that the MACs budget's plan takes

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.methods.lora import find_pairs, merged_space
-from niwaki.train.torchvision_cpu import load
+from niwaki.methods.lora.pairs import find_pairs, merged_space
+from niwaki.networks.torchvision_cpu import load
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ARMS = ("before", "dense", "lhspg", "at-once", "one-shot")

@@ -45,7 +45,7 @@ def measure(name: str, layers: int | None) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from niwaki.train.torchvision_cpu import load
+    from niwaki.networks.torchvision_cpu import load
 
     load()
     import transformers

@@ -32,7 +32,7 @@ from benchmarks.accuracy.language import LanguageTask, characters
 from benchmarks.accuracy.networks import CifarResNet, llama
 from benchmarks.accuracy.recipe import Adam, Recipe
 from benchmarks.accuracy.task import Task
-from niwaki.train.networks import ResNet
+from niwaki.networks.small import ResNet
 
 ARMS = ("dense", "HESSO", "HESSO + shrinking")
 
@@ -49,7 +49,7 @@ def resnet20(data: Path, steps: int) -> Task:
 
 def decoder(data: Path, steps: int) -> Task:
     """A Llama of four layers, 256 wide, on the characters of Shakespeare."""
-    from niwaki.train.torchvision_cpu import load
+    from niwaki.networks.torchvision_cpu import load
 
     load()
     texts = characters(data / "text/tinyshakespeare.txt")

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.budget import MODELLED, TRAINED, Budget, check_budget, check_met, loose, provenance
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.criteria.normalise import AMONG, Among
 from niwaki.criteria.score import Scores, finite
 from niwaki.errors import BudgetError
-from niwaki.measuring import Meter, meters
-from niwaki.seeking import within
+from niwaki.performance.fit import within
+from niwaki.performance.meters import Meter, meters
 from niwaki.selection import select
-from niwaki.trace.preserve import preserved
+from niwaki.selection.budget import MODELLED, TRAINED, Budget, check_budget, check_met, loose, provenance
+from niwaki.trace.model_state import preserved
 
 
 def choose(

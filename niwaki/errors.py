@@ -1,4 +1,4 @@
-"""Every error niwaki raises on purpose: a sentence that says what, where, why and what to do."""
+"""Errors that a user can act on. Their texts are sentences: what is wrong, where, why, and what to do."""
 
 from __future__ import annotations
 
@@ -60,3 +60,15 @@ class WeightsError(MethodError, RuntimeError):
 
 class ShrinkError(NiwakiError):
     """Training state that cannot follow a network that shrinks in place."""
+
+
+class DataError(NiwakiError):
+    """Images or labels that cannot be read, or do not fit the model."""
+
+
+class RunError(NiwakiError):
+    """A training run that cannot start, go on, or be resumed."""
+
+
+class Interrupted(RunError):
+    """A run that was asked to stop, and wrote a checkpoint before it did."""

@@ -1,26 +1,27 @@
-"""``search_space``: trace, label, solve, and try the result before it is handed out."""
+"""From a model to its search space: trace a run, solve its equations, try a cut."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import gc
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from niwaki.collector import without_collector
 from niwaki.core.integrations import registered
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.errors import UnknownName, first_line
-from niwaki.graphs.entry import calls_of, program_of
-from niwaki.graphs.program import Program
-from niwaki.rehearse import rehearsed
+from niwaki.program.entry import calls_of, program_of
+from niwaki.program.module import Program
 from niwaki.selection import uniform
 from niwaki.solve.build import Builder
-from niwaki.solve.facts import Facts
-from niwaki.solve.label import label
+from niwaki.solve.constraints import Facts
+from niwaki.solve.dry_run import rehearsed
+from niwaki.solve.propagate import label
 from niwaki.surgery.leftovers import remember_beside
 from niwaki.trace.fidelity import faithful_trace
 from niwaki.trace.graph import Graph
@@ -28,6 +29,20 @@ from niwaki.trace.inventory import Inventory
 from niwaki.trace.outside import preserved_outside
 from niwaki.trace.remade import may_be_remade
 from niwaki.trace.structures import ExampleCall
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Python looks through all objects of the process whenever many are new; in an analysis, which makes nothing else,
+    that would take as long as all the rest."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
 
 _NAMED = 3  # modules that a note names
 

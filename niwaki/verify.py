@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from niwaki.compiled import eagerly
 from niwaki.core.names import named_modules
 from niwaki.core.plan import Plan
+from niwaki.core.precision import doubled
 from niwaki.errors import PlanError, TraceError, first_line
-from niwaki.graphs.entry import calls_of, program_of
-from niwaki.graphs.exporting import rebuilt
-from niwaki.graphs.program import Program, observer
-from niwaki.precision import doubled
+from niwaki.program.convert import rebuilt
+from niwaki.program.entry import calls_of, program_of
+from niwaki.program.module import Program, observer
 from niwaki.surgery.cut import check_kind, cut_module, duplicate
+from niwaki.surgery.history import check_plan, to_do
 from niwaki.surgery.leftovers import forget_leftovers
-from niwaki.surgery.plans import check_plan, to_do
 from niwaki.surgery.zero import masked, zero_out, zeroed
+from niwaki.trace.eager import eagerly
 from niwaki.trace.foreign import Apart
+from niwaki.trace.model_state import held, preserved
 from niwaki.trace.outside import preserved_outside
-from niwaki.trace.preserve import held, preserved
 from niwaki.trace.refusals import does_not_run
 from niwaki.trace.structures import ExampleCall, map_tensors, others_in, tensors_in
 from niwaki.trace.warmup import warm_up

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import niwaki
-from niwaki.precision import doubled
+from niwaki.core.precision import doubled
 from niwaki.surgery.zero import zeroed
 from niwaki.testing.models import random_plan as random_plan
 from niwaki.trace.structures import tensors_in

@@ -35,8 +35,8 @@ from benchmarks.accuracy.text import fresh
 from benchmarks.accuracy.training import Training
 from benchmarks.accuracy.where import Where
 from niwaki.methods.registry import methods
-from niwaki.train.networks import ResNet
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.small import ResNet
+from niwaki.networks.torchvision_cpu import load
 
 CPU = Where(None, torch.device("cpu"))
 RESULTS = Path(command.__file__).parent / "results"

@@ -13,13 +13,13 @@ from test_hesso import Training, sgd
 from torch import nn
 
 import niwaki
-from niwaki.budget import Budget
 from niwaki.core.cost import Peaks, Terms
 from niwaki.criteria import Scores
 from niwaki.errors import BudgetError
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, Schedule
 from niwaki.methods.attach import Method
 from niwaki.report import peak_activations
+from niwaki.selection.budget import Budget
 
 
 @pytest.mark.parametrize("name", NETS)

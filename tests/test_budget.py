@@ -12,7 +12,6 @@ import torch
 from handmade import MLP, ConvNet, Overlap, conv_space, mlp_space, overlap_space
 from torch import nn
 
-from niwaki.budget import Budget
 from niwaki.choosing import choose
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace, Tie
@@ -21,6 +20,7 @@ from niwaki.errors import BudgetError, MethodError
 from niwaki.methods import HESSO, HSPG, Schedule
 from niwaki.search import search_space
 from niwaki.selection import costs, prices, select
+from niwaki.selection.budget import Budget
 
 SPACES = {
     "mlp": lambda: mlp_space(MLP(16, 40, 30)),

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.budget import Budget
 from niwaki.core.space import SearchSpace
 from niwaki.methods import DHSPG, HESSO, HSPG, Schedule
 from niwaki.selection import Steps, leaving
+from niwaki.selection.budget import Budget
 
 
 class Compares(nn.Module):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import niwaki.testing.models as kit
 import niwaki.testing.rivals as rivals
 from niwaki import SearchSpace, search_space
+from niwaki.core.precision import doubled
 from niwaki.errors import TraceError
-from niwaki.precision import doubled
 from niwaki.testing import ModelReport, check_model
 
 ROWS = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import niwaki.solve.label as labelling
+import niwaki.solve.propagate as labelling
 from niwaki import search_space
 from niwaki.core.numbers import Literal
 from niwaki.solve.comparisons import compared
-from niwaki.solve.facts import SizeClaim
+from niwaki.solve.constraints import SizeClaim
 from niwaki.testing import check_model
 
 TOKENS = torch.tensor([[1, 7, 7, 2], [7, 3, 4, 5]])

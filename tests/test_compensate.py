@@ -13,7 +13,7 @@ import niwaki
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, PlanError, TraceError
-from niwaki.surgery.compensate import Compensated
+from niwaki.repair.compensate import Compensated
 
 
 def last_half(space: SearchSpace) -> Plan:

@@ -13,8 +13,8 @@ from test_wrapped_optimizers import KINDS, SCHEDULE
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.budget import Budget
 from niwaki.core.space import SearchSpace
+from niwaki.selection.budget import Budget
 from niwaki.surgery.zero import zeroed
 
 LOOSE = {"rtol": 1e-4, "atol": 1e-6}

@@ -23,8 +23,8 @@ from niwaki.errors import FileFormatError
 from niwaki.trace.attributes import Tracking
 from niwaki.trace.extent import EVERYTHING
 from niwaki.trace.inventory import Inventory
-from niwaki.trace.numbers import TrackedInt
 from niwaki.trace.tracer import example_calls, trace
+from niwaki.trace.tracked import TrackedInt
 from tests.law import deviations, random_plan
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from niwaki.solve.axes import count_rows, merged
+from niwaki.solve.axis_table import count_rows, merged
 
 
 @pytest.mark.parametrize("seed", range(20))

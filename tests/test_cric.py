@@ -18,16 +18,16 @@ from test_hesso_vectorised import OPTIMIZERS, Calls, same
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.budget import Budget
 from niwaki.errors import MethodError
 from niwaki.methods import CRIC, HESSO, Schedule
-from niwaki.methods.optimizers import TRACE
-from niwaki.methods.plain import PlainUnits
+from niwaki.methods.hooks import TRACE
 from niwaki.methods.schedule import fitting_cycles
 from niwaki.methods.sensitivity import layer_losses, sensitivity
 from niwaki.methods.snapshot import Snapshot
-from niwaki.methods.vectorised import VectorisedUnits
+from niwaki.per_unit.fast import VectorisedUnits
+from niwaki.per_unit.plain import PlainUnits
 from niwaki.selection import select
+from niwaki.selection.budget import Budget
 
 SCHEDULE = Schedule(start=3, until=36, periods=3)
 OPENS, CYCLE, CYCLES = 5, 4, 3  # the first window is steps 3 to 5

@@ -13,11 +13,11 @@ import torch
 from handmade import MLP, ConvNet, Overlap, conv_space, mlp_space, overlap_space
 from torch import Tensor, nn
 
-from niwaki.core.segments import unit_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import criteria, criterion, normalise, score
-from niwaki.criteria.sums import UnitSums
 from niwaki.errors import MethodError, UnknownName
+from niwaki.per_unit.index import unit_parameters
+from niwaki.per_unit.sums import UnitSums
 
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[..., SearchSpace], tuple[int, ...]]] = {
     "mlp": (MLP, mlp_space, (6,)),

@@ -12,14 +12,14 @@ from handmade import Overlap as OverlapNet
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.budget import Budget
-from niwaki.core.segments import UnitIndex, unit_parameters
+from niwaki.core.isomorphic import classes_of
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import normalise, score
 from niwaki.criteria.curvature import curvature
-from niwaki.criteria.isomorphic import classes_of
 from niwaki.errors import MethodError, UnknownName
 from niwaki.methods import HESSO, Schedule
+from niwaki.per_unit.index import UnitIndex, unit_parameters
+from niwaki.selection.budget import Budget
 
 
 def loss(model: nn.Module, batch: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import niwaki
-from niwaki import rehearse
 from niwaki.core.space import SearchSpace
 from niwaki.errors import PlanError
+from niwaki.solve import dry_run as rehearse
 from tests.law import deviations, random_plan
 
 WIDTH = 16

@@ -12,13 +12,12 @@ from test_hesso import Training
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from niwaki.budget import Budget
-from niwaki.criteria.sums import ROW_SUMS, row_sums
 from niwaki.errors import MethodError
-from niwaki.methods import Schedule, blocks
-from niwaki.methods.direction import Direction, Directions, decay, joined
-from niwaki.methods.direction.families import Family, families, family, family_of
-from niwaki.methods.direction.ways import itself
+from niwaki.methods import Schedule
+from niwaki.per_unit import blocks
+from niwaki.per_unit.direction import Direction, Directions, Family, decay, families, family, family_of, itself, joined
+from niwaki.per_unit.sums import ROW_SUMS, row_sums
+from niwaki.selection.budget import Budget
 
 SGDS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -10,7 +10,7 @@ from handmade import MLP, mlp_space
 from processes import side_by_side
 
 from niwaki.methods.sensitivity import layer_losses
-from niwaki.methods.vectorised import VectorisedUnits
+from niwaki.per_unit.fast import VectorisedUnits
 
 
 def losses(data: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from networks import Image, Tokens, build, networks
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.precision import doubled
+from niwaki.core.precision import doubled
 from niwaki.surgery.cut import duplicate
 from niwaki.verify import difference
 

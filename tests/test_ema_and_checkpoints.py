@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import niwaki
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 
 PAGE = Path(__file__).parent.parent / "docs" / "ema_and_checkpoints.md"
 BEST, AVERAGE, TRAINER = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)

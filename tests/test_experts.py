@@ -19,11 +19,11 @@ import niwaki
 from niwaki import rules
 from niwaki.core.space import Group, SearchSpace
 from niwaki.errors import PlanError
+from niwaki.networks.torchvision_cpu import load
 from niwaki.rules.registry import Call, Label, Refused, Rule
 from niwaki.solve.build import Builder
-from niwaki.solve.label import label
+from niwaki.solve.propagate import label
 from niwaki.trace.tracer import example_calls, trace
-from niwaki.train.torchvision_cpu import load
 
 WIDTH, INNER, EXPERTS = 12, 10, 4
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
-from niwaki import exporting
 from niwaki.errors import ExportError
+from niwaki.io import export as exporting
 from tests.saved import IMAGES, Net, plan_for
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.solve.refine import common_sizes, connected_rows
+from niwaki.solve.factorise import common_sizes, connected_rows
 from tests.law import deviations, random_plan
 
 

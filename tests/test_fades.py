@@ -11,12 +11,13 @@ import pytest
 import torch
 from test_hesso import Training, adamw, sgd
 
-from niwaki.budget import Budget
 from niwaki.errors import MethodError, UnknownName
-from niwaki.methods import CRIC, DHSPG, HSPG, Schedule, blocks
+from niwaki.methods import CRIC, DHSPG, HSPG, Schedule
 from niwaki.methods.angle_safe import SHARE, AngleSafe
 from niwaki.methods.fades import Fade, fade, fades
-from niwaki.methods.iterates import Unit
+from niwaki.per_unit import blocks
+from niwaki.per_unit.protocol import Unit
+from niwaki.selection.budget import Budget
 
 SAFE = Schedule(start=3, until=22, periods=3, fade="angle-safe")
 

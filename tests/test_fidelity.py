@@ -22,8 +22,8 @@ from niwaki.trace.attributes import Tracking
 from niwaki.trace.extent import NOTHING
 from niwaki.trace.graph import Graph
 from niwaki.trace.matching import departure
-from niwaki.trace.numbers import TrackedInt
 from niwaki.trace.tracer import trace
+from niwaki.trace.tracked import TrackedInt
 from tests.law import random_plan
 
 

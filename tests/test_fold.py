@@ -15,8 +15,8 @@ from torch.nn import functional
 import niwaki
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
+from niwaki.repair.fold import Folded
 from niwaki.surgery.cut import duplicate
-from niwaki.surgery.fold import Folded
 
 
 def _half(space: SearchSpace) -> Plan:

@@ -19,12 +19,12 @@ from torch.export import Dim, ExportedProgram, export
 from zoo import ZOO
 
 import niwaki
+from niwaki.core.precision import doubled
 from niwaki.errors import FileFormatError, PlanError, TraceError
-from niwaki.graphs.exporting import rebuilt
-from niwaki.graphs.program import Program
-from niwaki.precision import doubled
+from niwaki.networks.torchvision_cpu import load
+from niwaki.program.convert import rebuilt
+from niwaki.program.module import Program
 from niwaki.surgery.zero import zeroed
-from niwaki.train.torchvision_cpu import load
 from niwaki.verify import difference
 
 TOLERANCE = {"float32": 1e-5, "eval": 1e-10, "train": 1e-8}
@@ -133,7 +133,7 @@ def functional() -> tuple[nn.Module, Any]:
 
 
 def vit() -> tuple[nn.Module, Any]:
-    from niwaki.train.torchvision_cpu import load
+    from niwaki.networks.torchvision_cpu import load
 
     model = load().models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=128

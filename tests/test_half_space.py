@@ -17,10 +17,11 @@ from test_hesso_vectorised import OPTIMIZERS, Calls, same
 from torch import nn
 
 import niwaki
-from niwaki.budget import Budget
 from niwaki.errors import BudgetError, MethodError
-from niwaki.methods import DHSPG, HSPG, AdaHSPG, Schedule, blocks
+from niwaki.methods import DHSPG, HSPG, AdaHSPG, Schedule
 from niwaki.methods.attach import Method
+from niwaki.per_unit import blocks
+from niwaki.selection.budget import Budget
 
 SCHEDULE = Schedule(start=4, until=24, periods=4)
 KINDS: dict[str, Callable[..., Method]] = {

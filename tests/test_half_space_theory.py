@@ -16,10 +16,10 @@ from handmade import handmade
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from niwaki.budget import Budget
 from niwaki.methods import DHSPG, HSPG, AdaHSPG, Schedule
 from niwaki.methods.attach import Method
 from niwaki.methods.proximal import group_soft_threshold
+from niwaki.selection.budget import Budget
 
 GROUPS, SIZE, SAMPLES, PENALTY = 10, 3, 80, 0.1
 SUPPORT = np.array([0, 3, 7])

@@ -15,11 +15,11 @@ from handmade import MLP, ConvNet, Overlap, conv_space, mlp_space, overlap_space
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.budget import Budget
 from niwaki.core.space import SearchSpace
 from niwaki.errors import BudgetError, MethodError, UnknownName
 from niwaki.methods import HESSO, Schedule
 from niwaki.methods.attach import Method
+from niwaki.selection.budget import Budget
 
 SCHEDULE = Schedule(start=3, until=16, periods=3)
 Build = Callable[..., torch.optim.Optimizer]

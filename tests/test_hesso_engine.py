@@ -10,8 +10,8 @@ from handmade import MLP, ConvNet
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.core.segments import UnitIndex, unit_parameters
-from niwaki.methods.plain import PlainUnits
+from niwaki.per_unit.index import UnitIndex, unit_parameters
+from niwaki.per_unit.plain import PlainUnits
 
 
 class Grouped(nn.Module):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from test_hesso import SCHEDULE, Training, adamw, sgd
 
-from niwaki.budget import Budget
 from niwaki.errors import MethodError
 from niwaki.methods import Schedule
-from niwaki.methods.mix import WEIGHTS
+from niwaki.methods.scoring import WEIGHTS
+from niwaki.selection.budget import Budget
 
 END = SCHEDULE.until + 3
 

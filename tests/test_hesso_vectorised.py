@@ -12,8 +12,8 @@ from test_hesso import SCHEDULE, Training
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import niwaki
-from niwaki.budget import Budget
 from niwaki.methods import HESSO
+from niwaki.selection.budget import Budget
 
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "SGD": (torch.optim.SGD, {"lr": 0.05, "foreach": False}),

@@ -15,11 +15,10 @@ from networks import Image, Tokens, build, networks
 from torch import Tensor, nn
 from zoo import ZOO
 
-from niwaki.trace import hollow
+from niwaki.trace import shape_only as hollow
 from niwaki.trace.graph import Graph, Node, Ref
-from niwaki.trace.hollow import Hollow
+from niwaki.trace.shape_only import Hollow, Zeros
 from niwaki.trace.tracer import example_calls, trace
-from niwaki.trace.zeros import Zeros
 
 aten = torch.ops.aten
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import niwaki
 from niwaki.errors import FileFormatError
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 
 load()
 transformers = pytest.importorskip("transformers")

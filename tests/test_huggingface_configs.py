@@ -15,7 +15,7 @@ from test_huggingface import FAMILIES, build, uniform
 
 import niwaki
 from niwaki.errors import FileFormatError, MethodError
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 
 load()
 transformers = pytest.importorskip("transformers")

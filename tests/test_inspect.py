@@ -14,18 +14,17 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import niwaki
+from niwaki.cli import inspect_model as inspecting
 from niwaki.cli.app import app
+from niwaki.cli.inputs import as_call, parse_inputs
+from niwaki.cli.inspect_model import Request, inspect_model
+from niwaki.errors import RunError
+from niwaki.networks import Wish, specimen
 from niwaki.report import dot
-from niwaki.report.anatomy import group_figures, reasons
 from niwaki.report.dot import dot_text
-from niwaki.report.drawing import drawing
-from niwaki.report.formats import FORMATS
+from niwaki.report.drawing import FORMATS, drawing
+from niwaki.report.inspection import group_figures, reasons
 from niwaki.report.page import html_page
-from niwaki.train import inspecting
-from niwaki.train.errors import RunError
-from niwaki.train.inputs import as_call, parse_inputs
-from niwaki.train.inspecting import Request, inspect_model
-from niwaki.train.models import Wish, specimen
 
 NET = """
 import torch
@@ -419,7 +418,7 @@ def test_one_sentence_and_exit_code_two(arguments: tuple[str, ...], message: str
 
 
 def test_training_refuses_what_can_only_be_inspected() -> None:
-    from niwaki.train.models import Task, build_model
+    from niwaki.networks import Task, build_model
 
     with pytest.raises(RunError, match="can be inspected, but `niwaki train` trains networks that take images"):
         build_model("hf:config.json", Task(10, 3, (8, 8)))

@@ -19,8 +19,8 @@ from niwaki import io
 from niwaki.core.numbers import AttributeEdit
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
-from niwaki.files import sha256_of
 from niwaki.io import format as file_format
+from niwaki.io.atomic import sha256_of
 from tests.saved import IMAGES, TOKENS, Net, Tied, plan_for
 
 
@@ -111,7 +111,7 @@ def test_a_copy_needs_its_plan(small: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="network without a plan.*as `plan=`"):
         niwaki.save(twin, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    from niwaki.surgery.plans import plan_of
+    from niwaki.surgery.history import plan_of
 
     niwaki.save(twin, tmp_path / "out", plan=plan_of(small))
     assert torch.equal(niwaki.load(Net().eval(), tmp_path / "out")(IMAGES), small(IMAGES))

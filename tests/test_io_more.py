@@ -335,7 +335,7 @@ def test_wrong_programs_are_told(tmp_path: Path) -> None:
         data = json.loads((tmp_path / "plan.json").read_text())
         with pytest.raises(FileFormatError, match="program.json.* is damaged: it contradicts its checksum"):
             niwaki.load_program(tmp_path)
-        from niwaki.files import sha256_of
+        from niwaki.io.atomic import sha256_of
 
         data["program"]["sha256"] = sha256_of(tmp_path / "program.json")
         data["checksum"] = file_format.checksum(data)

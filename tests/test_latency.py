@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.errors import MethodError, TraceError
+from niwaki.performance.measure import evaluating, interleaved
 from niwaki.report import Latencies, Latency
-from niwaki.report.latency import evaluating, interleaved
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,7 @@ class Spending(nn.Module):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("niwaki.report.latency._CLOCKS", {"wall": made, "cpu": made})
+    monkeypatch.setattr("niwaki.performance.measure._CLOCKS", {"wall": made, "cpu": made})
     return made
 
 
@@ -73,7 +73,7 @@ def test_networks_take_turns_after_a_warm_up(clock: Clock) -> None:
 
 def test_medians_quartiles_and_ratios_round_by_round(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second network always takes half of what the first takes beside it, though the machine slows down tenfold."""
-    monkeypatch.setattr("niwaki.report.latency.preserved", lambda *_: nullcontext())
+    monkeypatch.setattr("niwaki.performance.measure.preserved", lambda *_: nullcontext())
     log: list[str] = []
     slow = [1e-3 * 10 ** (round / 8) for round in range(9)]
     dense = Spending(clock, [9.0] * 4 + slow, log, "dense")

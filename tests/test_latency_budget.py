@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
-from niwaki import choosing, seeking
+from niwaki import choosing
 from niwaki.core.space import SearchSpace
 from niwaki.errors import BudgetError
-from niwaki.measuring import Meter
-from niwaki.predicting import Unpredictable, predicted, priced, reading
-from niwaki.profiling import kept_saliency
-from niwaki.report.operators import Timed, operators
+from niwaki.performance import fit as seeking
+from niwaki.performance.meters import Meter
+from niwaki.performance.operators import Timed, operators
+from niwaki.performance.predict import Unpredictable, predicted, priced, reading
+from niwaki.report.latency_profile import kept_saliency
 
 LAYER = ("aten.t.default", "aten.addmm.default", "aten.relu.default")
 

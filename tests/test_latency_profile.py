@@ -10,7 +10,7 @@ from torch import nn
 
 import niwaki
 from niwaki.errors import BudgetError, MethodError
-from niwaki.profiling import kept_saliency, onnx_runtime
+from niwaki.report.latency_profile import kept_saliency, onnx_runtime
 
 
 def small() -> tuple[niwaki.SearchSpace, torch.Tensor]:

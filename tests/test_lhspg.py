@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import niwaki
-from niwaki.budget import Budget
-from niwaki.core.segments import unit_parameters
 from niwaki.core.space import Tie
 from niwaki.errors import BudgetError, MethodError
-from niwaki.methods.lora import find_pairs, merged_space
+from niwaki.methods.lora.pairs import find_pairs, merged_space
+from niwaki.per_unit.index import unit_parameters
+from niwaki.selection.budget import Budget
 from niwaki.surgery.zero import zeroed
 
 TOKENS = torch.randint(0, 11, (24, 9), generator=torch.Generator().manual_seed(5))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.methods.lora import find_pairs
+from niwaki.methods.lora.pairs import find_pairs
+from niwaki.networks.torchvision_cpu import load
 from niwaki.surgery.zero import zeroed
-from niwaki.train.torchvision_cpu import load
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TINY = {

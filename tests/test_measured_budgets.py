@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import niwaki
-from niwaki import measuring
-from niwaki.budget import Budget
 from niwaki.choosing import choose
 from niwaki.core.space import BoolArray, SearchSpace, Tie
 from niwaki.criteria import Scores, score
 from niwaki.errors import BudgetError, UnknownName
 from niwaki.methods import DHSPG, HESSO, Schedule
+from niwaki.performance import meters as measuring
+from niwaki.performance.fit import within
 from niwaki.report import peak_activations
-from niwaki.seeking import within
 from niwaki.selection import select, uniform
+from niwaki.selection.budget import Budget
 
 
 class Simulated(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -42,8 +42,8 @@ class Simulated(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     clock = Simulated()  # type: ignore[no-untyped-call]
-    monkeypatch.setattr("niwaki.report.latency._CLOCKS", {"wall": lambda: clock.seconds})
-    monkeypatch.setattr("niwaki.report.operators._now", lambda: clock.seconds * 1e9)
+    monkeypatch.setattr("niwaki.performance.measure._CLOCKS", {"wall": lambda: clock.seconds})
+    monkeypatch.setattr("niwaki.performance.operators._now", lambda: clock.seconds * 1e9)
     monkeypatch.setattr(measuring, "_SECONDS", 0.0)
     with clock:
         yield

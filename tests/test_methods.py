@@ -12,11 +12,11 @@ from handmade import MLP, mlp_space
 from typer.testing import CliRunner
 
 import niwaki
-from niwaki.budget import Budget
 from niwaki.cli.app import app
 from niwaki.errors import MethodError, UnknownName
 from niwaki.methods import HESSO, Schedule
 from niwaki.methods.registry import Training, attach, methods, register
+from niwaki.selection.budget import Budget
 from niwaki.train import job
 from niwaki.train.checkpoint import read_checkpoint, write_checkpoint
 from niwaki.train.data import load_images

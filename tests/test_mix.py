@@ -9,11 +9,11 @@ from numpy.typing import ArrayLike
 from test_hesso import SCHEDULE, Training, adamw, sgd
 from test_lhspg import Job
 
-from niwaki.budget import Budget
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import score
 from niwaki.errors import MethodError
 from niwaki.methods import CRIC
+from niwaki.selection.budget import Budget
 
 
 def reversed_order(space: SearchSpace) -> ArrayLike:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from niwaki.core.space import SearchSpace
 from niwaki.solve.build import Builder
-from niwaki.solve.label import label
+from niwaki.solve.propagate import label
 from niwaki.trace.tracer import example_calls, trace
 from tests.zoo import ZOO
 

@@ -24,8 +24,8 @@ from torch.optim.swa_utils import AveragedModel
 import niwaki
 from niwaki.core.zeroed import Zeroed
 from niwaki.errors import PlanError
+from niwaki.surgery.history import plan_of, remember
 from niwaki.surgery.nonzero import nonzero
-from niwaki.surgery.plans import plan_of, remember
 from niwaki.verify import Check
 
 

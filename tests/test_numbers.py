@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from niwaki.core.counts import Counts
 from niwaki.core.numbers import OPERATORS, Attribute, Combination, Count, Expression, Literal, evaluate, invert, leaves
-from niwaki.trace.numbers import TrackedInt, expression_of, frozen_sink
+from niwaki.trace.tracked import TrackedInt, expression_of, frozen_sink
 
 WIDTH = Attribute("block", "width", (), 12)
 NONE = np.zeros(0)

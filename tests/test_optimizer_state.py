@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 
 import niwaki
 from niwaki.errors import ShrinkError
-from niwaki.surgery.moments import _LAYOUTS
+from niwaki.surgery.optimizer_state import _LAYOUTS
 
 SCHEDULE = niwaki.Schedule(start=2, until=11, periods=3)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.trace.contents import Contents
-from niwaki.trace.preserve import preserved
+from niwaki.trace.model_state import preserved
 
 
 def forbidden(self: Any, *_: Any, **__: Any) -> Any:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from handmade import MLP, mlp_space
 
-from niwaki.budget import Budget
 from niwaki.errors import MethodError
 from niwaki.methods import HESSO, Schedule
 from niwaki.methods.fading import FADING, IMPORTANT, ZERO
+from niwaki.selection.budget import Budget
 
 SCHEDULE = Schedule(start=1, until=17, periods=2)  # periods of steps 2 to 9 and 10 to 17, whose middles are 5 and 13
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import niwaki
 from niwaki.core.compose import composed, difference
-from niwaki.surgery.plans import plan_of
+from niwaki.surgery.history import plan_of
 
 MODELS = ["mobilenet_v3_small", "shufflenet_v2_x1_0", "swin_t", "qwen3", "t5"]
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.errors import PlanError
-from niwaki.surgery.plans import plan_of
+from niwaki.surgery.history import plan_of
 
 Make = Callable[[Any], torch.optim.Optimizer]
 

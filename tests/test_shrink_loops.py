@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import niwaki
 from niwaki.errors import PlanError, ShrinkError
-from niwaki.surgery.moments import _LAYOUTS
+from niwaki.surgery.optimizer_state import _LAYOUTS
 
 
 def network() -> nn.Sequential:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.measuring import meters
+from niwaki.performance.meters import meters
 from niwaki.trace.structures import map_tensors, objects_in, tensors_in
 
 

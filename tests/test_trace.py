@@ -16,7 +16,7 @@ import niwaki
 from niwaki.core.numbers import Attribute, Combination, Count, Literal
 from niwaki.errors import TraceError
 from niwaki.trace.graph import Graph, Origin
-from niwaki.trace.lines import _internal
+from niwaki.trace.source_lines import _internal
 from niwaki.trace.tracer import example_calls, trace
 
 aten = torch.ops.aten

@@ -19,6 +19,8 @@ import pytest
 import torch
 
 import niwaki
+from niwaki.errors import DataError, Interrupted, RunError
+from niwaki.networks import Task, build_model
 from niwaki.train import job
 from niwaki.train.batches import Batches, shifted
 from niwaki.train.checkpoint import (
@@ -30,9 +32,7 @@ from niwaki.train.checkpoint import (
     write_checkpoint,
 )
 from niwaki.train.data import load_images
-from niwaki.train.errors import DataError, Interrupted, RunError
 from niwaki.train.loop import EpochResult, Progress, Run, Silent
-from niwaki.train.models import Task, build_model
 from niwaki.train.recipe import Recipe
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.methods.registry import Training, attach, methods
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 
 SCHEDULE = niwaki.Schedule(start=6, until=26, periods=5)
 

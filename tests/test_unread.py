@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import niwaki
 from niwaki.core.plan import Plan
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 
 load()
 import torchvision  # noqa: E402

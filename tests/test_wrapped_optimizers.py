@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 import niwaki
-from niwaki.budget import Budget
 from niwaki.errors import MethodError
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, AdaHSPG, Schedule
 from niwaki.methods.attach import Method
-from niwaki.methods.optimizers import TRACE
+from niwaki.methods.hooks import TRACE
+from niwaki.selection.budget import Budget
 
 BUDGET = Budget(macs=0.5)
 SCHEDULE = Schedule(start=3, until=24, periods=3)

@@ -1,5 +1,5 @@
 """`load()` imports torchvision even where its extension does not fit the installed torch."""
 
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 
 __all__ = ["load"]

@@ -33,7 +33,7 @@ def _tokens(vocabulary: int = 99, **extra: Any) -> Callable[[], Any]:
 
 def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        from niwaki.train.torchvision_cpu import load
+        from niwaki.networks.torchvision_cpu import load
 
         return load().models.get_model(name, weights=None, **options)
 
@@ -42,7 +42,7 @@ def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
 
 def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        from niwaki.train.torchvision_cpu import load
+        from niwaki.networks.torchvision_cpu import load
 
         load()
         import timm
@@ -54,7 +54,7 @@ def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
 
 def _transformers(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        from niwaki.train.torchvision_cpu import load
+        from niwaki.networks.torchvision_cpu import load
 
         load()
         import transformers

@@ -36,7 +36,7 @@ from benchmarks.accuracy.setting import DEFAULT_MOMENT
 from benchmarks.accuracy.table import markdown
 from benchmarks.accuracy.tasks import TASKS
 from benchmarks.accuracy.where import Where
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 
 COMPARED = ("dense", "hesso", "narrow", "random", "magnitude", "taylor1")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from niwaki.train.networks import Block
+from niwaki.networks.small import Block
 
 
 class CifarResNet(nn.Module):

@@ -29,7 +29,7 @@ import niwaki
 from benchmarks.optimizer_step import peer
 from benchmarks.optimizer_step.phases import CHANGES, PHASES, TARGETS, in_phase
 from niwaki.methods.attach import Method
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 
 NETWORKS = {"ResNet-50": "resnet50", "ViT-B/16": "vit_b_16"}
 OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter]], Optimizer]] = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from niwaki.train import torchvision_cpu
+from niwaki.networks import torchvision_cpu
 
 _ROI_ALIGN = (
     "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "

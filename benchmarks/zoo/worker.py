@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import niwaki
 from benchmarks.zoo.entries import Entry
-from niwaki.precision import doubled
+from niwaki.core.precision import doubled
 from niwaki.testing.models import random_plan, randomised
 from niwaki.testing.rivals import GRADIENT_TOLERANCE, Rivals
 from niwaki.trace.extent import NOTHING

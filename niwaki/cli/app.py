@@ -13,8 +13,7 @@ from rich.markup import escape
 from niwaki.cli.inspect import inspect
 from niwaki.cli.live import LiveObserver
 from niwaki.cli.tables import report_table
-from niwaki.errors import NiwakiError
-from niwaki.train.errors import Interrupted, RunError
+from niwaki.errors import Interrupted, NiwakiError, RunError
 from niwaki.train.job import train as run_job
 from niwaki.train.recipe import Recipe, choices
 

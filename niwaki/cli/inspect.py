@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from niwaki.cli.inspection import inspection_tables
+from niwaki.cli.inputs import parse_inputs, parse_shares
+from niwaki.cli.inspect_model import Request, inspect_model
+from niwaki.cli.inspect_tables import inspection_tables
 from niwaki.errors import NiwakiError
+from niwaki.networks import forms
 from niwaki.report.draw import check_drawable, draw
-from niwaki.train.inputs import parse_inputs, parse_shares
-from niwaki.train.inspecting import Request, inspect_model
-from niwaki.train.models import forms
 
 
 def inspect(

@@ -1,19 +1,11 @@
-"""One saliency per file. A new criterion is one file here and one line below. Imports niwaki.core only."""
+"""Criteria: how much the network needs each unit. A new one is a function in the file of its family, or a file of its
+own and one line below. Imports core, trace and per_unit.
+"""
 
-from niwaki.criteria import activation as activation
-from niwaki.criteria import average_magnitude as average_magnitude
-from niwaki.criteria import batchnorm_scale as batchnorm_scale
-from niwaki.criteria import cosine as cosine
-from niwaki.criteria import energy as energy
-from niwaki.criteria import fisher as fisher
-from niwaki.criteria import geometric_median as geometric_median
-from niwaki.criteria import hessian as hessian
-from niwaki.criteria import lamp as lamp
-from niwaki.criteria import magnitude as magnitude
-from niwaki.criteria import magnitude_l1 as magnitude_l1
-from niwaki.criteria import random as random
-from niwaki.criteria import taylor1 as taylor1
-from niwaki.criteria import taylor2 as taylor2
+from niwaki.criteria import activations as activations
+from niwaki.criteria import curvature as curvature
+from niwaki.criteria import gradients as gradients
+from niwaki.criteria import weights as weights
 from niwaki.criteria.normalise import normalise as normalise
 from niwaki.criteria.registry import Criterion as Criterion
 from niwaki.criteria.registry import criteria as criteria

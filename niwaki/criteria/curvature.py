@@ -1,4 +1,4 @@
-"""The curvature of the loss along each unit, by Hutchinson's method: one Hessian-vector product per probe for all."""
+"""The criterion of the curvature of the loss, by Hessian-vector products."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from niwaki.core.segments import UnitIndex
 from niwaki.core.space import SearchSpace
-from niwaki.criteria.sums import row_sums
+from niwaki.criteria.registry import criterion
 from niwaki.errors import MethodError
+from niwaki.per_unit.index import UnitIndex
+from niwaki.per_unit.sums import UnitSums, row_sums
 
 
 def curvature(
@@ -70,3 +71,14 @@ def _probe(space: SearchSpace, parameters: Mapping[str, Tensor], sign: Tensor) -
             none = (units == space.num_units).all(1)
             outside[place.tensor] = outside[place.tensor] * none.to(value).view(shape)
     return {name: value.detach() * signs[name] * (1 - outside[name]) for name, value in parameters.items()}
+
+
+@criterion("hessian", reads=("curved",))
+def hessian(unit: UnitSums) -> Tensor:
+    """1/2 x_g' H_gg x_g with H the Hessian of the loss, estimated by Hutchinson's method; 0 where it is negative (for
+    the mean over all batches, not batch by batch).
+
+    ``taylor2`` (diagonal) and ``fisher`` (the unit's whole block) take the empirical Fisher information for H, which
+    costs no second derivative and is near H only where the loss is a likelihood of a network that fits.
+    """
+    return unit.curved.clamp(min=0) / 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from niwaki.core.segments import UnitIndex
+from niwaki.per_unit.index import UnitIndex
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from niwaki.compiled import eagerly
-from niwaki.core.segments import UnitIndex, unit_parameters
 from niwaki.core.space import SearchSpace
-from niwaki.criteria.among import among
 from niwaki.criteria.curvature import curvature
 from niwaki.criteria.layers import Layers
 from niwaki.criteria.losses import Loss, check_loss, loss_of
 from niwaki.criteria.observe import Observer
 from niwaki.criteria.registry import Criterion
-from niwaki.criteria.sums import ROW_SUMS, UnitSums, row_sums
 from niwaki.errors import MethodError
-from niwaki.trace.preserve import preserved
+from niwaki.per_unit.index import UnitIndex, unit_parameters
+from niwaki.per_unit.peers import among
+from niwaki.per_unit.sums import ROW_SUMS, UnitSums, row_sums
+from niwaki.trace.eager import eagerly
+from niwaki.trace.model_state import preserved
 
 
 class Measurement:

@@ -7,19 +7,11 @@ from typing import Literal
 import numpy as np
 
 from niwaki.core.counts import FloatArray, IntArray
+from niwaki.core.isomorphic import classes_of, group_of
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria.isomorphic import classes_of
 
 Among = Literal["group", "isomorphic", "space"]
 AMONG: tuple[Among, ...] = ("group", "isomorphic", "space")
-
-
-def group_of(space: SearchSpace) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The number of the group of each unit, [num_units]."""
-    numbers = np.empty(space.num_units, np.int64)
-    for number, group in enumerate(space.groups):
-        numbers[group.numbers] = number
-    return numbers
 
 
 def peers_of(space: SearchSpace, among: Among) -> IntArray:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from niwaki.core.space import SearchSpace
-from niwaki.criteria.scales import scale_places
-from niwaki.criteria.sums import ACTIVATION_SUMS, CURVATURE_SUMS, DIRECTION_SUMS, GRADIENT_SUMS, UnitSums
 from niwaki.errors import MethodError, UnknownName
+from niwaki.per_unit.peers import scale_places
+from niwaki.per_unit.sums import ACTIVATION_SUMS, CURVATURE_SUMS, DIRECTION_SUMS, GRADIENT_SUMS, UnitSums
 
 Saliency = Callable[[UnitSums], Tensor]
 

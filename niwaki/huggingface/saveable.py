@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from niwaki.core.isomorphic import classes_of
 from niwaki.core.names import module_at
 from niwaki.core.space import BoolArray, Group, SearchSpace, Tie, check_space
-from niwaki.criteria.isomorphic import classes_of
 from niwaki.huggingface.configuration import Unsaid, built_from, described, family_of
 from niwaki.huggingface.following import is_pretrained
 from niwaki.selection import select, uniform
-from niwaki.selection.building import failing
+from niwaki.selection.levels import failing
 from niwaki.surgery.cut import cut_empty, duplicate
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from niwaki.errors import FileFormatError
-from niwaki.files import flush_directory, flush_file
 from niwaki.huggingface.configuration import built_from, described, family_of, unsaid
+from niwaki.io.atomic import flush_directory, flush_file
 from niwaki.trace.structures import tensors_in
 from niwaki.trace.tracer import example_calls
 

@@ -30,7 +30,7 @@ costs).
 names made of their SHA-256 (``.model-0123456789abcdef.safetensors``), which take the place of the old files afterwards.
 Wherever a save is killed, a reader finds what was there before, or all that is new.
 
-**A run in progress** is a directory of the last few checkpoints; `niwaki.io.moments` documents them.
+**A run in progress** is a directory of the last few checkpoints; `niwaki.io.checkpoints` documents them.
 """
 
 from niwaki.io.checkpoints import Checkpoints

@@ -15,15 +15,14 @@ from torch.optim import Optimizer
 from niwaki.core.names import state_of_model
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
-from niwaki.io.filling import fill, materialised
 from niwaki.io.format import DIRECTORY_FORMAT
 from niwaki.io.optimizer import optimizer_part
 from niwaki.io.program import constants_of, fill_program, program_parts
 from niwaki.io.reading import file_of, read_description, read_tensors
-from niwaki.io.state import contiguous, outside_state, state_of
+from niwaki.io.state import contiguous, fill, materialised, outside_state, state_of
 from niwaki.io.writing import Part, tensors_part, write_directory
 from niwaki.surgery.cut import cut_module, cut_program
-from niwaki.surgery.plans import check_plan, plan_of
+from niwaki.surgery.history import check_plan, plan_of
 
 
 def save(

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from niwaki.errors import FileFormatError, first_line
-from niwaki.io.filling import fill_state
 from niwaki.io.format import PROGRAM_FILE
 from niwaki.io.reading import file_of, read_description, read_tensors, read_text
-from niwaki.io.state import State, contiguous, identity
+from niwaki.io.state import State, contiguous, fill_state, identity
 from niwaki.io.writing import Part, tensors_part
 
 # What a program may call besides operators: arithmetic with sizes.

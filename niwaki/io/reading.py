@@ -14,7 +14,7 @@ from torch import Tensor
 from niwaki.core.names import plain_json, plain_name
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
-from niwaki.files import sha256_of
+from niwaki.io.atomic import sha256_of
 from niwaki.io.format import DIRECTORY_FORMAT, FILES, PLAN_FILE, checksum, crc32, is_digest, staged_name
 
 

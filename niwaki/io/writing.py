@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from niwaki.errors import FileFormatError
-from niwaki.files import flush_directory, flush_file, sha256_of, write_atomically, write_flushed
+from niwaki.io.atomic import flush_directory, flush_file, sha256_of, write_atomically, write_flushed
 from niwaki.io.format import FILES, PLAN_FILE, checksum, crc32, staged_name
 
 

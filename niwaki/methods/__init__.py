@@ -1,4 +1,7 @@
-"""One method per file, attached to any torch optimizer. Imports niwaki.core, niwaki.criteria and niwaki.budget."""
+"""Methods: what is removed while a network trains. One file per method, attached to any torch optimizer.
+
+Imports core, trace, per_unit, criteria, selection and surgery.
+"""
 
 from niwaki.methods import angle_safe as angle_safe
 from niwaki.methods.adahspg import AdaHSPG as AdaHSPG
@@ -7,8 +10,8 @@ from niwaki.methods.cric import CRIC as CRIC
 from niwaki.methods.dhspg import DHSPG as DHSPG
 from niwaki.methods.hesso import HESSO as HESSO
 from niwaki.methods.hspg import HSPG as HSPG
-from niwaki.methods.lhspg import LHSPG as LHSPG
-from niwaki.methods.progress import Progress as Progress
-from niwaki.methods.recovery import recovery_shares as recovery_shares
+from niwaki.methods.lora.lhspg import LHSPG as LHSPG
+from niwaki.methods.lora.recovery import recovery_shares as recovery_shares
 from niwaki.methods.schedule import Schedule as Schedule
 from niwaki.methods.shrinking import Shrinking as Shrinking
+from niwaki.methods.status import Progress as Progress

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget
 from niwaki.core.space import SearchSpace
 from niwaki.methods.checks import check_mask, check_number
 from niwaki.methods.half_space import HalfSpace
-from niwaki.methods.iterates import Change, Sums, Unit
-from niwaki.methods.progress import Phase
 from niwaki.methods.proximal import left_half_space, soft_length
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.status import Phase
+from niwaki.per_unit.protocol import Change, Sums, Unit
+from niwaki.selection.budget import Budget
 
 GROWTH, MOST, LEAST = 0.1, 0.95, 1e-3  # of epsilon: by how much it grows, to what, and below what it is 0
 

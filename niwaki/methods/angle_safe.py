@@ -9,9 +9,9 @@ import torch
 from niwaki.core.space import BoolArray
 from niwaki.errors import MethodError
 from niwaki.methods.fades import Fade, Faded, fade
-from niwaki.methods.iterates import Change, Iterates, Rule, Sums, Unit
-from niwaki.methods.iterates_fast import FastIterates
-from niwaki.methods.iterates_plain import PlainIterates
+from niwaki.per_unit.fast import FastIterates
+from niwaki.per_unit.plain import PlainIterates
+from niwaki.per_unit.protocol import Change, Iterates, Rule, Sums, Unit
 
 SHARE = 1e-3  # 1 - eta, of the largest rate that descends
 

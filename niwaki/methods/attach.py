@@ -17,12 +17,18 @@ from niwaki.core.plan import Plan, structure_hash
 from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.core.zeroed import zeroed_by_method
 from niwaki.errors import MethodError, PlanError, ShrinkError
-from niwaki.methods.caveats import remainder
 from niwaki.methods.checks import check_parameters, damaged
-from niwaki.methods.loading import WeightLoading
-from niwaki.methods.optimizers import Nesting, StateHooks, check_optimizer, leave_trace, take_trace, warn_of_trace
-from niwaki.methods.progress import Progress
+from niwaki.methods.hooks import (
+    Nesting,
+    StateHooks,
+    WeightLoading,
+    check_optimizer,
+    leave_trace,
+    take_trace,
+    warn_of_trace,
+)
 from niwaki.methods.shrinking import Remains, Shrinking
+from niwaki.methods.status import Progress, remainder
 
 KEY = "niwaki"
 _FORMAT = 1

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import is_number, is_whole
 from niwaki.core.names import named_parameters
-from niwaki.core.segments import unit_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
+from niwaki.per_unit.index import unit_parameters
+from niwaki.selection.budget import is_number, is_whole
 
 
 def check_number(name: str, value: object, low: float, high: float, why: str) -> None:

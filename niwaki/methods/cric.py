@@ -7,16 +7,16 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.methods.cycles import Cycles
-from niwaki.methods.mix import WEIGHTS
-from niwaki.methods.progress import Phase
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
+from niwaki.methods.scoring import WEIGHTS
 from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.status import Phase
+from niwaki.selection.budget import Budget
 
 
 class CRIC(Cycles):

@@ -1,8 +1,12 @@
-"""The cycles of HESSO-CRIC: trials that are taken back, one step of the user's loop at a time."""
+"""The cycles of HESSO-CRIC: units on trial fade, are measured, and are put back, one step of the user's loop at a time.
+
+`Trials` is where they stand: what is on trial, what was, and all that was measured.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,17 +14,103 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget
-from niwaki.core.space import SearchSpace
+from niwaki.core.counts import FloatArray
+from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
-from niwaki.methods.checks import check_number, check_steps
+from niwaki.methods.checks import check_mask, check_number, check_steps
 from niwaki.methods.fading import IMPORTANT, Fading
-from niwaki.methods.mix import Criteria
 from niwaki.methods.schedule import Schedule, Timeline, fitting_cycles
+from niwaki.methods.scoring import Criteria
 from niwaki.methods.sensitivity import layer_losses, sensitivity
 from niwaki.methods.shrinking import Shrinking
 from niwaki.methods.snapshot import Snapshot
-from niwaki.methods.trials import Trials
+from niwaki.selection.budget import Budget
+
+
+@dataclass(slots=True, eq=False)
+class Trials:
+    """``trial``: V, ``tried``: H, both [num_units]. ``layers`` [groups]: their sensitivity.
+
+    ``cycle``: the number of the cycle at hand, 0 before the first; ``began``: the step after which it began;
+    ``ended``: the step after which the last one had ended. ``total`` [criteria, num_units]: the sum of ``count``
+    samples. ``looks``: the means of the windows of the cycle at hand, each [criteria, num_units].
+    """
+
+    trial: BoolArray
+    tried: BoolArray
+    layers: FloatArray
+    cycle: int = 0
+    began: int = 0
+    ended: int | None = None
+    total: Tensor | None = None
+    count: int = 0
+    looks: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def none(cls, units: int, groups: int) -> Trials:
+        """Before the first."""
+        return cls(np.zeros(units, dtype=bool), np.zeros(units, dtype=bool), np.ones(groups))
+
+    @property
+    def running(self) -> bool:
+        """Whether a cycle is at hand."""
+        return self.cycle > 0 and self.ended is None
+
+    def add(self, values: Tensor) -> None:
+        """One sample of every unit, [criteria, num_units]."""
+        self.total = values if self.total is None else self.total.to(values).add_(values)
+        self.count += 1
+
+    def mean(self) -> Tensor:
+        """The mean of all samples, [criteria, num_units]."""
+        assert self.total is not None
+        return self.total / self.count
+
+    def next(self, lowest: list[BoolArray]) -> None:
+        """The trial is over: it is history, and those of ``lowest`` that are not come next."""
+        self.tried |= self.trial
+        self.trial = np.logical_or.reduce(lowest) & ~self.tried
+        self.looks = []
+
+    def data(self) -> dict[str, Any]:
+        """Tensors and plain numbers."""
+        data: dict[str, Any] = {
+            "trial": torch.from_numpy(self.trial.copy()),
+            "tried": torch.from_numpy(self.tried.copy()),
+            "layers": torch.from_numpy(self.layers.copy()),
+            "cycle": self.cycle,
+            "began": self.began,
+            "ended": self.ended,
+            "count": self.count,
+            "looks": list(self.looks),
+        }
+        return data if self.total is None else data | {"total": self.total.clone()}
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Trials:
+        """The way back."""
+        trial, tried, layers = (data[name].cpu().numpy().copy() for name in ("trial", "tried", "layers"))
+        ended = None if data["ended"] is None else int(data["ended"])
+        total = data["total"].clone() if "total" in data else None
+        looks = [look.clone() for look in data["looks"]]
+        return cls(
+            trial, tried, layers, int(data["cycle"]), int(data["began"]), ended, total, int(data["count"]), looks
+        )
+
+    @staticmethod
+    def check(data: Mapping[str, Any], criteria: int, units: int, groups: int) -> None:
+        """Raise `ValueError`, `KeyError` or `TypeError` if ``data`` is not what `data` gives."""
+        check_mask("trial", data["trial"], units)
+        check_mask("set of tried units", data["tried"], units)
+        if tuple(data["layers"].shape) != (groups,):
+            raise ValueError(f"its layers are not {groups}, one per group")
+        if (int(data["count"]) > 0) != ("total" in data):
+            raise ValueError("its samples and their number contradict one another")
+        samples = [*data["looks"], *([data["total"]] if "total" in data else [])]
+        if any(tuple(one.shape) != (criteria, units) for one in samples):
+            raise ValueError(f"its samples have not the shape {[criteria, units]}")
+        if int(data["cycle"]) < 0 or int(data["began"]) < 0:
+            raise ValueError("its cycle is none")
 
 
 class Cycles(Fading):

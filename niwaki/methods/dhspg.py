@@ -11,21 +11,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget, check_budget
 from niwaki.core.counts import FloatArray
+from niwaki.core.isomorphic import group_of
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria.normalise import Among, group_of
+from niwaki.criteria.normalise import Among
 from niwaki.criteria.registry import named
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_mask, check_number, check_steps, diverged
 from niwaki.methods.half_space import HalfSpace, follows_gradient
-from niwaki.methods.iterates import Change, Sums, Unit
-from niwaki.methods.progress import Phase
 from niwaki.methods.proximal import dual_penalty, left_half_space
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.status import Phase
+from niwaki.per_unit.protocol import Change, Sums, Unit
 from niwaki.selection import costs, select
+from niwaki.selection.budget import Budget, check_budget
 
 CHECK = 10  # steps between two looks at whether the target is reached
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError, UnknownName
-from niwaki.methods.units import Units
+from niwaki.per_unit.protocol import Units
 
 LINEAR = "linear"
 

@@ -11,24 +11,22 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import TRAINED, Budget, check_budget, check_met, loose, provenance
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.plan import Plan
 from niwaki.core.scalars import whole_seed
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.methods.attach import Method
-from niwaki.methods.caveats import not_ended, warn_of
 from niwaki.methods.checks import check_steps
 from niwaki.methods.fades import Fade, Faded, fade_named
-from niwaki.methods.mix import Criteria, Mix
-from niwaki.methods.plain import PlainUnits
-from niwaki.methods.progress import Phase, Progress, share
 from niwaki.methods.schedule import Schedule, Timeline
+from niwaki.methods.scoring import Criteria, Mix, Window
 from niwaki.methods.shrinking import Shrinking, UnitsLeft
-from niwaki.methods.units import Units
-from niwaki.methods.vectorised import VectorisedUnits
-from niwaki.methods.window import Window
+from niwaki.methods.status import Phase, Progress, not_ended, share, warn_of
+from niwaki.per_unit.fast import VectorisedUnits
+from niwaki.per_unit.plain import PlainUnits
+from niwaki.per_unit.protocol import Units
 from niwaki.selection import costs, select
+from niwaki.selection.budget import TRAINED, Budget, check_budget, check_met, loose, provenance
 
 IMPORTANT, FADING, ZERO = 0, 1, 2
 

@@ -10,22 +10,22 @@ import numpy as np
 import torch
 from torch.optim import SGD, Optimizer
 
-from niwaki.budget import Budget
 from niwaki.core.counts import FloatArray
+from niwaki.core.isomorphic import group_of
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria import normalise
-from niwaki.criteria.normalise import group_of
 from niwaki.criteria.registry import named
 from niwaki.errors import MethodError
 from niwaki.methods.checks import diverged
-from niwaki.methods.iterates import Change, Iterates, Sums, Unit
-from niwaki.methods.iterates_fast import FastIterates
-from niwaki.methods.iterates_plain import PlainIterates
-from niwaki.methods.progress import Phase
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.status import Phase
 from niwaki.methods.zeros import Zeros
+from niwaki.per_unit.fast import FastIterates
+from niwaki.per_unit.plain import PlainIterates
+from niwaki.per_unit.protocol import Change, Iterates, Sums, Unit
 from niwaki.selection import select
+from niwaki.selection.budget import Budget
 
 
 class HalfSpace(Zeros):

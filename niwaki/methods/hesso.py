@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.methods.fades import LINEAR
 from niwaki.methods.fading import FADING, Fading
-from niwaki.methods.mix import WEIGHTS, Criteria
-from niwaki.methods.progress import Phase
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule, Timeline
+from niwaki.methods.scoring import WEIGHTS, Criteria
 from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.status import Phase
+from niwaki.selection.budget import Budget
 
 
 class HESSO(Fading):

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget
 from niwaki.core.space import SearchSpace
 from niwaki.methods.checks import check_number
 from niwaki.methods.half_space import HalfSpace
-from niwaki.methods.iterates import Change, Sums, Unit
-from niwaki.methods.progress import Phase
 from niwaki.methods.proximal import left_half_space
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.status import Phase
+from niwaki.per_unit.protocol import Change, Sums, Unit
+from niwaki.selection.budget import Budget
 
 
 class HSPG(HalfSpace):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import Budget
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, UnknownName
 from niwaki.methods.attach import Method
 from niwaki.methods.schedule import Schedule
+from niwaki.selection.budget import Budget
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from niwaki.budget import is_whole
 from niwaki.errors import MethodError
 from niwaki.methods.fades import LINEAR, fade_named
+from niwaki.selection.budget import is_whole
 
 RAMPS = {"linear": 1, "cubic": 3}  # by name: the power of the share of periods that is left
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, distributed, nn
 
 from niwaki.core.counts import FloatArray
-from niwaki.core.segments import unit_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
-from niwaki.methods.units import Units
-from niwaki.trace.preserve import preserved
+from niwaki.per_unit.index import unit_parameters
+from niwaki.per_unit.protocol import Units
+from niwaki.trace.model_state import preserved
 
 SHARES = (0.25, 0.5, 0.75)
 

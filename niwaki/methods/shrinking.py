@@ -17,9 +17,8 @@ from niwaki.core.reindex import reindex, smaller_shapes
 from niwaki.core.scalars import is_number
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.core.zeroed import zeroed_by_method
-from niwaki.criteria.registry import Criterion
 from niwaki.errors import MethodError
-from niwaki.methods.units import Units
+from niwaki.per_unit.protocol import Measure, Units
 from niwaki.surgery.shrink import shrink
 
 
@@ -167,8 +166,8 @@ class UnitsLeft(Units):
     def remember(self) -> None:
         self._inner.remember()
 
-    def values(self, criteria: Sequence[Criterion], seed: int, size: Tensor | None = None) -> Tensor:
-        values = self._inner.values(criteria, seed, None if size is None else size[self._index])
+    def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
+        values = self._inner.values(measures, seed, None if size is None else size[self._index])
         return values.new_zeros(len(values), len(self._here)).index_copy_(1, self._index, values)
 
     def mark(self, fading: BoolArray, zero: BoolArray) -> None:

@@ -11,20 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from niwaki.budget import TRAINED, Budget, check_budget, check_met, loose, provenance
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.methods.attach import Method
-from niwaki.methods.caveats import not_ended, warn_of
 from niwaki.methods.checks import check_mask
-from niwaki.methods.plain import PlainUnits
-from niwaki.methods.progress import Phase, Progress, share
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import Shrinking, UnitsLeft
-from niwaki.methods.units import Units
-from niwaki.methods.vectorised import VectorisedUnits
+from niwaki.methods.status import Phase, Progress, not_ended, share, warn_of
+from niwaki.per_unit.fast import VectorisedUnits
+from niwaki.per_unit.plain import PlainUnits
+from niwaki.per_unit.protocol import Units
 from niwaki.selection import Steps, costs, leaving, select
+from niwaki.selection.budget import TRAINED, Budget, check_budget, check_met, loose, provenance
 
 
 class Zeros(Method):

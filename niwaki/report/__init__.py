@@ -1,10 +1,10 @@
 """What came out of a run: figures of the dense and the small network, measured latency, and the report file.
 
-Imports niwaki.core, niwaki.trace and niwaki.graphs.
+Imports niwaki.core, niwaki.trace and niwaki.program.
 """
 
-from niwaki.report.activations import peak_activations
+from niwaki.performance.activations import peak_activations
+from niwaki.performance.measure import Latencies, Latency
 from niwaki.report.run import Figures, RunReport
-from niwaki.report.timings import Latencies, Latency
 
 __all__ = ["Figures", "Latencies", "Latency", "RunReport", "peak_activations"]

@@ -6,8 +6,7 @@ import shutil
 import subprocess
 
 from niwaki.errors import NiwakiError
-from niwaki.report.drawing import Drawing, Stop
-from niwaki.report.formats import form
+from niwaki.report.drawing import Drawing, Stop, form
 
 
 @form(".dot")

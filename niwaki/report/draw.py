@@ -6,10 +6,9 @@ from pathlib import Path
 
 from niwaki.core.space import SearchSpace
 from niwaki.errors import NiwakiError
-from niwaki.files import write_atomically
+from niwaki.io.atomic import write_atomically
 from niwaki.report import dot, page  # noqa: F401 (they register themselves)
-from niwaki.report.drawing import drawing
-from niwaki.report.formats import FORMATS
+from niwaki.report.drawing import FORMATS, drawing
 
 
 def check_drawable(path: Path) -> None:

@@ -1,16 +1,22 @@
-"""A search space as a graph of two kinds of nodes: modules that own tensors, and the groups that run through them."""
+"""A search space as a graph of two kinds of nodes: modules that own tensors, and the groups that run through them.
+
+Each format that it can be drawn in is one file and one import line in `niwaki.report.draw`.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from niwaki.core.describe import counted
 from niwaki.core.names import named_modules
 from niwaki.core.space import SearchSpace
-from niwaki.report.anatomy import GroupFigures, Reason, group_figures, line_of, reasons
+from niwaki.report.inspection import GroupFigures, Reason, group_figures, line_of, reasons
 
 CHARGED = ("#c2410c", "#b91c1c", "#a16207", "#be185d", "#7e22ce", "#854d0e", "#9f1239", "#6b21a8")
+
+
 FREE_OF_CHARGE = "#9ca3af"  # for reasons that keep no parameter, such as the inside of a convolution's kernel
 
 
@@ -114,3 +120,27 @@ def _blocks(space: SearchSpace, numbers: dict[str, int]) -> tuple[Block, ...]:
         for name, module in named_modules(space.model)
         if name in owners
     )
+
+
+Render = Callable[[Drawing], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How to draw, and what raises a `NiwakiError` where something for it is missing."""
+
+    render: Render
+    ready: Callable[[], None]
+
+
+FORMATS: dict[str, Format] = {}
+
+
+def form(suffix: str, ready: Callable[[], None] = lambda: None) -> Callable[[Render], Render]:
+    """Register the decorated function for files whose names end so."""
+
+    def register(render: Render) -> Render:
+        FORMATS[suffix] = Format(render, ready)
+        return render
+
+    return register

@@ -1,13 +1,21 @@
-"""What `niwaki inspect` found out about a network, as data and as JSON."""
+"""What a search space is made of, in numbers: what each group reaches, what each pin costs; also as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+import math
+import os
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import nn
 
 from niwaki.core.cost import Cost
-from niwaki.report.anatomy import GroupFigures, Reason
+from niwaki.core.location import Location
+from niwaki.core.names import named_modules
+from niwaki.core.space import Group, SearchSpace
 
 INSPECTION_FORMAT = 1
 
@@ -60,3 +68,147 @@ class Inspection:
     def to_json(self) -> str:
         """The inspection as JSON text with a format number."""
         return json.dumps({"format": INSPECTION_FORMAT, **dataclasses.asdict(self)}, indent=1)
+
+
+_KINDS: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.modules.conv._ConvNd, "channels"),
+    (nn.modules.batchnorm._NormBase, "channels"),
+    (nn.Linear, "features"),
+    (nn.Embedding, "features"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFigures:
+    """A group in numbers. ``kind``: what one unit is, in the tensor that computes it. ``params``: parameters that lie
+    in its units; a weight between two groups lies in both. ``tensors``: the parameters it runs through. ``inexact``:
+    why removing its units changes the result although they are zero, None for groups that the law holds for."""
+
+    name: str
+    units: int
+    kind: str
+    params: int
+    tensors: tuple[str, ...]
+    inexact: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something can never leave. ``lines``: source lines that cause it, most positions first. ``params``: those
+    that no unit holds because of it; where two reasons hold one parameter, both count it. ``first``: one of the
+    dimensions."""
+
+    text: str
+    lines: tuple[str, ...]
+    dimensions: int
+    positions: int
+    params: int
+    first: str
+
+
+def group_figures(space: SearchSpace) -> tuple[GroupFigures, ...]:
+    """All groups, those that reach the most parameters first.
+
+    >>> import niwaki, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> group_figures(niwaki.search_space(net, torch.randn(1, 4)))[0].kind
+    'features'
+    """
+    shapes = {shape.name: shape.shape for shape in space.shapes}
+    modules = dict(named_modules(space.model))
+    figures = [
+        GroupFigures(
+            name=group.name,
+            units=group.units,
+            kind=_kind(group, modules),
+            params=_reach(group, shapes),
+            tensors=tuple(dict.fromkeys(piece.tensor for piece in group.slices if piece.parameter)),
+            inexact=group.inexact,
+        )
+        for group in space.groups
+    ]
+    return tuple(sorted(figures, key=lambda figure: (-figure.params, -figure.units)))
+
+
+def reasons(space: SearchSpace) -> tuple[Reason, ...]:
+    """The pins by reason, those that cost the most parameters first.
+
+    >>> import niwaki, torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> [(reason.text, reason.params) for reason in reasons(niwaki.search_space(net, torch.randn(1, 4)))]
+    [('it is an output of the model', 2), ('it meets an input of the model', 0)]
+    """
+    shapes = {shape.name: shape.shape for shape in space.shapes}
+    pinned: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    for pin in space.pins:
+        pinned[pin.parameter][pin.dim] += pin.count
+    found: defaultdict[str, _Sums] = defaultdict(_Sums)
+    for pin in space.pins:
+        sums = found[pin.reason]
+        sums.held[pin.parameter][pin.dim] += pin.count
+        sums.lines[line_of(pin.location)] += pin.count
+        sums.dimensions += 1
+        sums.positions += pin.count
+        sums.first = sums.first or f"{pin.parameter} dim {pin.dim}"
+    made = [
+        Reason(
+            text=text,
+            lines=tuple(line for line, _ in sums.lines.most_common() if line),
+            dimensions=sums.dimensions,
+            positions=sums.positions,
+            params=sum(_cost(shapes[name], pinned[name], held) for name, held in sums.held.items()),
+            first=sums.first,
+        )
+        for text, sums in found.items()
+    ]
+    return tuple(sorted(made, key=lambda reason: (-reason.params, -reason.positions)))
+
+
+def line_of(location: Location | None) -> str:
+    """A source line as seen from here, or from where packages are installed; empty where none is known."""
+    if location is None or not location.line:
+        return ""
+    _, installed, file = location.file.rpartition("site-packages/")
+    if not installed and file.startswith(os.getcwd() + os.sep):
+        file = os.path.relpath(file)
+    return f"{file}:{location.line}"
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What is added up for one reason; ``held``: pinned positions by parameter and dimension."""
+
+    held: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    lines: Counter[str] = field(default_factory=Counter)
+    dimensions: int = 0
+    positions: int = 0
+    first: str = ""
+
+
+def _cost(shape: tuple[int, ...], pinned: Counter[int], held: Counter[int]) -> int:
+    """The entries pinned in every dimension, less those that would be left so without this reason."""
+    dims = range(len(shape))
+    return math.prod(pinned[dim] for dim in dims) - math.prod(pinned[dim] - held[dim] for dim in dims)
+
+
+def _reach(group: Group, shapes: dict[str, tuple[int, ...]]) -> int:
+    """The parameters that lie in at least one unit of a group."""
+    outside: dict[str, float] = {}
+    for piece in group.slices:
+        if piece.parameter:
+            size = shapes[piece.tensor][piece.dim]
+            share = 1 - len(np.unique(piece.index)) / size
+            outside[piece.tensor] = outside.get(piece.tensor, 1.0) * share
+    return round(sum(math.prod(shapes[name]) * (1 - share) for name, share in outside.items()))
+
+
+def _kind(group: Group, modules: dict[str, nn.Module]) -> str:
+    """What one unit is: `channels`, or `blocks of 64 features` such as a head."""
+    known = [
+        f"blocks of {piece.index.shape[1]} {noun}" if piece.index.shape[1] > 1 else noun
+        for piece in group.slices
+        for kind, noun in _KINDS
+        if piece.produces and isinstance(modules.get(piece.tensor.rpartition(".")[0]), kind)
+    ]
+    width = group.slices[0].index.shape[1]
+    return known[0] if known else "slices" if width == 1 else f"blocks of {width} slices"

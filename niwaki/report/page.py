@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
-from niwaki.report.drawing import Block, Drawing, Line, Stop
-from niwaki.report.formats import form
+from niwaki.report.drawing import Block, Drawing, Line, Stop, form
 
 _ROW = 22  # heights and widths in pixels
 _TRACK = 16

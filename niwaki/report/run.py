@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from niwaki.report.timings import Latency
+from niwaki.performance.measure import Latency
 
 REPORT_FORMAT = 2  # 1 told latencies in milliseconds
 

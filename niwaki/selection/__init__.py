@@ -2,8 +2,8 @@
 
 from niwaki.selection.greedy import next_step as next_step
 from niwaki.selection.greedy import select as select
-from niwaki.selection.layout import uniform as uniform
 from niwaki.selection.levels import leaving as leaving
-from niwaki.selection.pricing import costs as costs
-from niwaki.selection.pricing import prices as prices
+from niwaki.selection.objective import costs as costs
+from niwaki.selection.objective import prices as prices
 from niwaki.selection.steps import Steps as Steps
+from niwaki.solve.uniform import uniform as uniform

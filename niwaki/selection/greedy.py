@@ -1,4 +1,4 @@
-"""Which units stay: the most saliency under limits on the cost. What it is worth says `niwaki.selection.worth`.
+"""Which units stay: the most saliency under limits on the cost. What it is worth says `niwaki.selection.objective`.
 
 Units leave in the order of worth lost per cost saved.
 """
@@ -14,12 +14,10 @@ import numpy as np
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Among
-from niwaki.selection.building import buildable, depending, failing
-from niwaki.selection.orders import Orders
-from niwaki.selection.pricing import costs, mixed, prices
-from niwaki.selection.queue import Queue
+from niwaki.selection.levels import buildable, depending, failing
+from niwaki.selection.objective import Worth, costs, mixed, prices
+from niwaki.selection.orders import Orders, Queue
 from niwaki.selection.steps import Steps
-from niwaki.selection.worth import Worth
 
 _ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on what its neighbours have lost
 _SWAPS = 16

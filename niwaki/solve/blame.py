@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 
-from niwaki.solve.facts import Facts
+from niwaki.solve.constraints import Facts
 from niwaki.trace.graph import Graph
 
 BREADTHS = 3  # the line, shapes and modules; the line; the operator

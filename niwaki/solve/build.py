@@ -19,12 +19,12 @@ from niwaki.core.plan import tensor_shapes
 from niwaki.core.repairs import Factor, Repairs, Scalar, ScalarRule, TensorRule
 from niwaki.core.space import BoolArray, Group, Pin, Place, SearchSpace, Slice, Tie
 from niwaki.rules.axis import Axis
-from niwaki.solve.alike import understand_unseen
-from niwaki.solve.axes import Tables, pad
-from niwaki.solve.facts import Facts
+from niwaki.solve.axis_table import Tables, pad
+from niwaki.solve.constraints import Facts
+from niwaki.solve.groups import Units
 from niwaki.solve.required import required
 from niwaki.solve.sizes import pin_unsolved, settle
-from niwaki.solve.units import Units
+from niwaki.solve.unreached import understand_unseen
 from niwaki.solve.unread import unread
 from niwaki.trace.graph import Graph, Origin
 

@@ -14,7 +14,7 @@ from niwaki.core.numbers import Count, Expression, Literal
 from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import Call, Label, Scale
-from niwaki.solve.facts import Facts, MacsTerm, SizeClaim
+from niwaki.solve.constraints import Facts, MacsTerm, SizeClaim
 from niwaki.trace.graph import Graph, Node, Ref
 
 

@@ -17,8 +17,8 @@ from niwaki.errors import first_line
 from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Scale
 from niwaki.rules.views import STRIDING
-from niwaki.solve.facts import Facts
-from niwaki.solve.units import Units
+from niwaki.solve.constraints import Facts
+from niwaki.solve.groups import Units
 from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from niwaki.core.numbers import Combination, Expression, Literal
-from niwaki.solve.facts import SizeClaim
+from niwaki.solve.constraints import SizeClaim
 from niwaki.trace.graph import Graph, Node, Run
 
 aten = torch.ops.aten

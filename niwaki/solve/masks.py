@@ -8,7 +8,7 @@ import numpy as np
 
 from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray
-from niwaki.solve.units import Units
+from niwaki.solve.groups import Units
 
 
 def random_keep(units: Units, rng: np.random.Generator, least: int = 1) -> BoolArray:

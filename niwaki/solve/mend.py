@@ -10,7 +10,7 @@ from niwaki.rules.axis import Axis
 from niwaki.solve.blame import Blame
 from niwaki.solve.build import Builder
 from niwaki.solve.compare import Problem
-from niwaki.solve.facts import Facts
+from niwaki.solve.constraints import Facts
 from niwaki.trace.graph import Graph
 
 _STEPS = (2, 4, 8)

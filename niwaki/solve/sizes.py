@@ -18,9 +18,9 @@ import numpy as np
 from niwaki.core.counts import Counts, FloatArray, IntArray
 from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, Literal, Numbers, leaves
 from niwaki.core.space import BoolArray
-from niwaki.solve.axes import Claim, Tables
+from niwaki.solve.axis_table import Claim, Tables
+from niwaki.solve.groups import Rhythm, Units
 from niwaki.solve.masks import contrasts, random_keep
-from niwaki.solve.units import Rhythm, Units
 
 _TRIALS = 6
 _ENOUGH = 4

@@ -23,8 +23,8 @@ from niwaki.core.names import module_at, named_modules
 from niwaki.core.numbers import Attribute, Equation, Numbers, leaves
 from niwaki.core.paths import Where, parts
 from niwaki.core.space import BoolArray
-from niwaki.graphs.program import Program
-from niwaki.solve.facts import Facts
+from niwaki.program.module import Program
+from niwaki.solve.constraints import Facts
 from niwaki.solve.reading import reader_of, reader_of_child
 from niwaki.trace.graph import Graph
 

@@ -16,12 +16,12 @@ from niwaki.core.objects import class_attribute
 from niwaki.core.paths import is_setting, replaced
 from niwaki.core.plan import Plan, derived_attributes
 from niwaki.errors import NiwakiError, PlanError, first_line
-from niwaki.graphs.entry import calls_of, program_of
-from niwaki.graphs.exporting import rebuilt
-from niwaki.graphs.program import Program, is_of_graph
+from niwaki.program.convert import rebuilt
+from niwaki.program.entry import calls_of, program_of
+from niwaki.program.module import Program, is_of_graph
+from niwaki.surgery.history import check_plan, remember, to_do
 from niwaki.surgery.leftovers import forget_leftovers, share_beside, warn_of_leftovers
 from niwaki.surgery.nonzero import warn_of_nonzero
-from niwaki.surgery.plans import check_plan, remember, to_do
 
 
 @overload

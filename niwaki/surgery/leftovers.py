@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from niwaki.core.names import named_modules
 from niwaki.core.objects import attributes_of, copyable
-from niwaki.graphs.program import Program
+from niwaki.program.module import Program
 
 _PLAIN = (type(None), bool, int, float, complex, str)
 _SEQUENCES = (list, deque, tuple)

@@ -17,10 +17,10 @@ from niwaki.core.plan import Plan, structure_hash, tensor_shapes
 from niwaki.core.repairs import Repair
 from niwaki.errors import PlanError, ShrinkError
 from niwaki.surgery.cut import check_kind, edit_numbers, kept
+from niwaki.surgery.history import check_plan, inside, remember, to_do
 from niwaki.surgery.leftovers import forget_leftovers, warn_of_leftovers
-from niwaki.surgery.moments import Change, smaller_state
 from niwaki.surgery.nonzero import warn_of_nonzero
-from niwaki.surgery.plans import check_plan, inside, remember, to_do
+from niwaki.surgery.optimizer_state import Change, smaller_state
 
 
 def shrink(

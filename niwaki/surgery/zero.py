@@ -10,7 +10,7 @@ import torch
 from niwaki.core.names import named_parameters
 from niwaki.core.plan import Plan
 from niwaki.surgery.cut import duplicate
-from niwaki.surgery.plans import check_plan, inside, to_do
+from niwaki.surgery.history import check_plan, inside, to_do
 
 
 def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:

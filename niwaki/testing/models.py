@@ -16,7 +16,7 @@ from niwaki.errors import NiwakiError
 from niwaki.search import search_space
 from niwaki.surgery.cut import duplicate
 from niwaki.testing.rivals import GRADIENT_TOLERANCE, Rivals
-from niwaki.trace.preserve import preserved
+from niwaki.trace.model_state import preserved
 from niwaki.trace.tracer import example_calls
 from niwaki.trace.warmup import warm_up
 from niwaki.verify import check

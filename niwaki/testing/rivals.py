@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from niwaki.core.names import named_parameters
 from niwaki.core.plan import Plan
-from niwaki.precision import doubled
+from niwaki.core.precision import doubled
 from niwaki.surgery.cut import cut, duplicate
 from niwaki.surgery.zero import zero_out
 from niwaki.trace.structures import ExampleCall, tensors_in

@@ -21,8 +21,8 @@ from niwaki.errors import NiwakiError
 from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Call, Label, Rule, Sample, Scale
 from niwaki.solve.build import Builder
-from niwaki.solve.label import label
 from niwaki.solve.masks import random_keep
+from niwaki.solve.propagate import label
 from niwaki.surgery.cut import cut
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.graph import Graph

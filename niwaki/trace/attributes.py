@@ -18,9 +18,8 @@ from niwaki.core.numbers import Attribute
 from niwaki.core.objects import class_attribute
 from niwaki.core.paths import Field, Step, Where, is_setting, parts, rebuilt
 from niwaki.trace.extent import Extent, Place
-from niwaki.trace.floats import TrackedFloat, track_floats
 from niwaki.trace.inventory import Inventory
-from niwaki.trace.numbers import TrackedInt
+from niwaki.trace.tracked import TrackedFloat, TrackedInt, track_floats
 
 _DEEPEST = 6  # steps of a path
 _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__)

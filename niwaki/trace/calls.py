@@ -18,11 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from niwaki.core.numbers import Count, Expression
 from niwaki.core.repairs import Scalar
-from niwaki.trace.floats import TrackedFloat
 from niwaki.trace.gradients import asked_by
 from niwaki.trace.graph import PythonCall
-from niwaki.trace.numbers import TrackedInt, agrees, current_trace, expression_of, freeze, plain
 from niwaki.trace.powers import Power, PowerFloat
+from niwaki.trace.tracked import TrackedFloat, TrackedInt, agrees, current_trace, expression_of, freeze, plain
 
 _GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 _NO_NUMBERS = frozenset({torch.Tensor, torch.nn.Parameter, bool, float, str, type(None), torch.dtype, torch.device})

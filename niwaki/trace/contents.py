@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 from niwaki.core.objects import attributes_of, filled, slots_of
-from niwaki.trace.floats import TrackedFloat
-from niwaki.trace.numbers import TrackedInt
-from niwaki.trace.pretend import is_fake
+from niwaki.trace.fake import is_fake
+from niwaki.trace.tracked import TrackedFloat, TrackedInt
 
 PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), TrackedInt, TrackedFloat, torch.dtype})
 _MOST = 2**14  # objects that are looked into; what lies behind so many is data, or the rest of the program

@@ -18,7 +18,7 @@ import torch
 from niwaki.core.numbers import Attribute, leaves
 from niwaki.core.paths import Where, describe
 from niwaki.trace.caches import empty_caches_of
-from niwaki.trace.compilers import run_eagerly
+from niwaki.trace.eager import run_eagerly
 from niwaki.trace.extent import EVERYTHING, NOTHING, Extent, Place
 from niwaki.trace.gradients import gradient_notes
 from niwaki.trace.graph import Graph

@@ -18,11 +18,11 @@ from types import FrameType
 import numpy as np
 import torch
 
-from niwaki.compiled import eagerly
 from niwaki.core.location import Location
+from niwaki.trace.eager import eagerly
+from niwaki.trace.fake import is_fake
 from niwaki.trace.inventory import Inventory
-from niwaki.trace.preserve import preserved
-from niwaki.trace.pretend import is_fake
+from niwaki.trace.model_state import preserved
 from niwaki.trace.structures import ExampleCall, map_tensors, others_in, tensors_in
 from niwaki.trace.writes import UndoneWrites
 

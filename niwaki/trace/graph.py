@@ -13,9 +13,9 @@ import torch
 from niwaki.core.location import Location
 from niwaki.core.numbers import Expression
 from niwaki.core.repairs import Scalar
-from niwaki.trace.decisions import Decision
 from niwaki.trace.extent import Place
 from niwaki.trace.powers import Power
+from niwaki.trace.replay import Decision
 
 
 class Origin(Enum):

@@ -1,7 +1,7 @@
 """A ``float`` that changes with sizes of tensors as a product of their powers, such as ``sqrt(2 / fan_in)``.
 
-Where it multiplies a weight, a cut can repair the weight (`niwaki.solve.scaling`), and the sizes may change. The sizes
-are frozen when they leave the integers; ``frozen`` says which of these records wait for such a use.
+Where it multiplies a weight, a cut can repair the weight (`niwaki.solve.rescaling`), and the sizes may change. The
+sizes are frozen when they leave the integers; ``frozen`` says which of these records wait for such a use.
 """
 
 from __future__ import annotations

@@ -16,18 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from niwaki.core.location import Location
 from niwaki.core.numbers import Expression, Literal
 from niwaki.trace.calls import CallMode
-from niwaki.trace.decisions import Decisions
 from niwaki.trace.extent import Extent
+from niwaki.trace.fake import Pretence, is_fake, needs_value
 from niwaki.trace.gradients import grad_mode_watched
 from niwaki.trace.graph import Frozen, Node, Origin, PythonCall, Ref, Run, Value
-from niwaki.trace.hollow import Hollow
 from niwaki.trace.inventory import Inventory
-from niwaki.trace.lines import Lines
-from niwaki.trace.numbers import frozen_sink
 from niwaki.trace.operators import Traits, traits
-from niwaki.trace.pretend import Pretence, is_fake, needs_value
 from niwaki.trace.remade import remade
+from niwaki.trace.replay import Decisions
+from niwaki.trace.shape_only import Hollow
+from niwaki.trace.source_lines import Lines
 from niwaki.trace.structures import ExampleCall, contained, map_tensors, objects_in, tensors_in
+from niwaki.trace.tracked import frozen_sink
 from niwaki.trace.writes import Writes
 
 _SMALL = 2**16  # constants of up to so many entries are kept, to be compared after a cut

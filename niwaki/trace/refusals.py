@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from niwaki.core.names import named_parameters
 from niwaki.errors import TraceError, first_line
-from niwaki.trace.pretend import is_fake
+from niwaki.trace.fake import is_fake
 from niwaki.trace.structures import ExampleCall
 
 _TAKES = "pass inputs that it accepts (a tensor or tuple for positional arguments, a dict for keywords)"

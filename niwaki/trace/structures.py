@@ -16,7 +16,7 @@ import torch
 from torch.utils._pytree import tree_is_leaf, tree_leaves, tree_map
 
 from niwaki.core.objects import attributes_of, set_attributes
-from niwaki.trace.pretend import is_fake
+from niwaki.trace.fake import is_fake
 
 ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
 Function = Callable[[torch.Tensor], torch.Tensor]

@@ -12,21 +12,21 @@ import torch
 
 from niwaki.errors import TraceError
 from niwaki.trace.attributes import Tracking
-from niwaki.trace.compilers import run_eagerly
-from niwaki.trace.decisions import Decision, Decisions
+from niwaki.trace.eager import run_eagerly
 from niwaki.trace.extent import EVERYTHING, Extent, Place
+from niwaki.trace.fake import NeedsValue, Pretence
 from niwaki.trace.graph import Graph, Run
-from niwaki.trace.hollow import Forms, Hollow
 from niwaki.trace.inventory import Inventory
+from niwaki.trace.model_state import Snapshot, preserved, restored
 from niwaki.trace.modes import ModeWatch
-from niwaki.trace.numbers import current_trace, root_of
 from niwaki.trace.outside import preserved_outside
 from niwaki.trace.powers import roots_followed
-from niwaki.trace.preserve import Snapshot, preserved, restored
-from niwaki.trace.pretend import NeedsValue, Pretence
 from niwaki.trace.recorder import Recorder
 from niwaki.trace.refusals import check_inputs, does_not_run
+from niwaki.trace.replay import Decision, Decisions
+from niwaki.trace.shape_only import Forms, Hollow
 from niwaki.trace.structures import ExampleCall, others_in, tensors_in
+from niwaki.trace.tracked import current_trace, root_of
 
 
 def example_calls(example_inputs: Any) -> tuple[ExampleCall, ...]:

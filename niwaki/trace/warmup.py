@@ -12,11 +12,11 @@ from contextlib import suppress
 
 import torch
 
-from niwaki.compiled import eagerly
+from niwaki.trace.eager import eagerly
+from niwaki.trace.fake import is_fake
 from niwaki.trace.inventory import Inventory
+from niwaki.trace.model_state import preserved
 from niwaki.trace.modes import ModeWatch
-from niwaki.trace.preserve import preserved
-from niwaki.trace.pretend import is_fake
 from niwaki.trace.structures import ExampleCall, map_tensors, others_in, tensors_in
 from niwaki.trace.writes import UndoneWrites
 

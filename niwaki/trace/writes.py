@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from niwaki.trace.fake import is_fake
 from niwaki.trace.operators import traits
-from niwaki.trace.pretend import is_fake
 
 
 class Writes:

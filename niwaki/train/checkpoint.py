@@ -5,11 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from niwaki.errors import FileFormatError
-from niwaki.io.moments import Moment as Checkpoint
-from niwaki.io.moments import moments_in, read_moment, write_moment
-from niwaki.io.randomness import random_state, set_random_state
-from niwaki.train.errors import RunError
+from niwaki.errors import FileFormatError, RunError
+from niwaki.io.checkpoints import Moment as Checkpoint
+from niwaki.io.checkpoints import moments_in, random_state, read_moment, set_random_state, write_moment
 
 FOLDER = "checkpoints"
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from niwaki.train.errors import DataError
+from niwaki.errors import DataError
 
 _PAIRS = (
     ("x_train", "y_train"),

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 import niwaki
-from niwaki.files import write_atomically
+from niwaki.errors import Interrupted, RunError
 from niwaki.io import PLAN_FILE, WEIGHTS_FILE
+from niwaki.io.atomic import write_atomically
 from niwaki.report import Figures, Latency, RunReport
 from niwaki.train.checkpoint import FOLDER, Checkpoint, read_checkpoint, remove_checkpoints, write_checkpoint
 from niwaki.train.data import load_images
-from niwaki.train.errors import Interrupted, RunError
 from niwaki.train.loop import EpochResult, Observer, Progress, Run
 from niwaki.train.recipe import Recipe
 from niwaki.train.scores import accuracy

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.errors import RunError
 from niwaki.methods.attach import Method
 from niwaki.methods.registry import Training, attach
+from niwaki.networks import Task, build_model, channels_of
 from niwaki.train.batches import Batches
 from niwaki.train.checkpoint import Checkpoint, random_state, set_random_state
 from niwaki.train.data import Images
-from niwaki.train.errors import RunError
-from niwaki.train.models import Task, build_model, channels_of
 from niwaki.train.recipe import Recipe
 from niwaki.train.scores import accuracy, check_scores
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import niwaki
+from niwaki.errors import RunError
 from niwaki.methods.registry import methods
-from niwaki.train.errors import RunError
 
 METHODS = (*sorted(methods()), "none")
 

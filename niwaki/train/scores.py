@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from niwaki.errors import RunError
+from niwaki.networks import Task
 from niwaki.train.batches import Batches
-from niwaki.train.errors import RunError
-from niwaki.train.models import Task
 
 
 def accuracy(model: nn.Module, batches: Batches) -> float:

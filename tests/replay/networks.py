@@ -14,7 +14,7 @@ from networks import Image, Tokens
 from torch import Tensor, nn
 from zoo import _DECODER, ZOO, _timm, _torchvision, _transformers
 
-from niwaki.train.torchvision_cpu import load
+from niwaki.networks.torchvision_cpu import load
 from replay import modules
 
 _CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"

@@ -1,0 +1,189 @@
+"""What a method scores units by: a weighted mix of criteria and of the user's functions, as means over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from niwaki.core.counts import FloatArray
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria import normalise
+from niwaki.criteria.registry import Criterion, in_training
+from niwaki.criteria.score import One, Saliencies, name_of
+from niwaki.errors import MethodError
+from niwaki.methods.checks import diverged
+from niwaki.per_unit.protocol import Units
+from niwaki.selection.budget import is_number
+
+Criteria = Mapping[One, float] | Mapping[str, float] | Saliencies
+
+
+WEIGHTS: Mapping[str, float] = {
+    "magnitude": 0.2,
+    "average_magnitude": 0.2,
+    "cosine": 0.2,
+    "taylor1": 0.2,
+    "taylor2": 0.2,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mix:
+    """The rows are the registered criteria and then the functions, each in the order it was given in; ``weights``
+    [rows] are theirs."""
+
+    registered: tuple[Criterion, ...]
+    functions: tuple[Saliencies, ...]
+    weights: FloatArray
+
+    @classmethod
+    def of(cls, criteria: Criteria, space: SearchSpace) -> Mix:
+        """What the argument ``criteria`` of a method means.
+
+        Raises:
+            MethodError: a weight makes no sense, two functions have one name, or a criterion cannot be had in training.
+            UnknownName: there is no criterion of that name.
+        """
+        mapping: Any = {criteria: 1.0} if callable(criteria) else criteria
+        _check_weights(mapping)
+        given: Mapping[One, float] = mapping
+        registered = [one for one in given if isinstance(one, str)]
+        functions = [one for one in given if not isinstance(one, str)]
+        weights = np.array([given[one] for one in registered] + [given[one] for one in functions], dtype=np.float64)
+        mix = cls(tuple(in_training(name, space) for name in registered), tuple(functions), weights)
+        for name in mix.names:
+            if mix.names.count(name) > 1:
+                raise MethodError(
+                    f"Two criteria are called {name!r}, so a checkpoint could not tell them apart. Give the functions "
+                    "different names, with def."
+                )
+        return mix
+
+    @property
+    def names(self) -> list[str]:
+        """Of each row."""
+        return [criterion.name for criterion in self.registered] + [name_of(one) for one in self.functions]
+
+    @property
+    def data(self) -> dict[str, float]:
+        """The weights by name."""
+        return dict(zip(self.names, self.weights.tolist(), strict=True))
+
+    @property
+    def needs_direction(self) -> bool:
+        """Whether `Units.remember` has to be called before a step that is scored."""
+        return any(criterion.needs_direction for criterion in self.registered)
+
+    def values(
+        self, units: Units, seed: int, space: SearchSpace, here: BoolArray, size: Tensor | None = None
+    ) -> Tensor:
+        """All rows after a step, [rows, len(here)]; see `Units.values`. ``space`` is that of the units ``here``."""
+        measured = units.values(self.registered, seed, size) if self.registered else None
+        return self.with_functions(measured, space, here, units.device)
+
+    def with_functions(
+        self, measured: Tensor | None, space: SearchSpace, here: BoolArray, device: torch.device
+    ) -> Tensor:
+        """``measured`` [registered, len(here)] and the rows of the functions, 0 for units that are not ``here``."""
+        rows = [] if measured is None else [measured]
+        for function in self.functions:
+            found = _values(space, function, device)
+            row = found.new_zeros(len(here)).index_put_((torch.from_numpy(here).to(device),), found)
+            rows.append(row.unsqueeze(0).to(measured if measured is not None else row))
+        return torch.cat(rows)
+
+    def weighted(self, means: Tensor, space: SearchSpace, keep: BoolArray, step: int) -> FloatArray:
+        """The weighted sum of the rows of ``means``, each over its mean in the group: [num_units], none negative."""
+        values = means.double().cpu().numpy()
+        if not np.isfinite(values[:, keep]).all():
+            raise diverged("scores", step)
+        parts = [weight * normalise(space, one, keep) for weight, one in zip(self.weights, values, strict=True)]
+        return np.where(keep, np.sum(parts, axis=0), 0.0)
+
+    def check_size(self, what: str) -> None:
+        """Raise `MethodError` if there are functions: ``what`` asks for scores of weights other than they are."""
+        if self.functions:
+            raise MethodError(
+                f"{what} scores what has begun to fade as if it had not, which a function of the search space "
+                f"({name_of(self.functions[0])!r}) cannot be asked for. Use registered criteria, or HESSO without "
+                "readmit."
+            )
+
+
+def _values(space: SearchSpace, function: Saliencies, device: torch.device) -> Tensor:
+    """What ``function`` makes of the space, [num_units] on ``device``; whether all are finite a selection looks."""
+    values = function(space)
+    try:
+        row = values if isinstance(values, Tensor) else torch.as_tensor(np.array(values, dtype=np.float64))
+    except (TypeError, ValueError) as cause:
+        raise MethodError(
+            f"The criterion {name_of(function)!r} returned something that is no array of numbers: {cause}."
+        ) from cause
+    if row.shape != (space.num_units,):
+        raise MethodError(
+            f"The criterion {name_of(function)!r} must return one number per unit, an array of shape "
+            f"[{space.num_units}], but returned the shape {list(row.shape)}."
+        )
+    return row.detach().to(device, torch.promote_types(torch.float32, row.dtype))
+
+
+def _check_weights(criteria: object) -> None:
+    """Criteria must be named with finite weights, none negative and not all zero: only then does the sum rank units."""
+    example = "name criteria and their weights, such as {'magnitude': 1.0}"
+    if not isinstance(criteria, Mapping):
+        raise MethodError(f"criteria={criteria!r} is no mapping: {example}.")
+    if not criteria:
+        raise MethodError(f"criteria is empty: {example}.")
+    for one, weight in criteria.items():
+        if not isinstance(one, str) and not callable(one):
+            raise MethodError(f"criteria has {one!r}, which is neither a name nor a function of the search space.")
+        if not is_number(weight) or not math.isfinite(weight) or weight < 0:
+            raise MethodError(
+                f"criteria has the weight {weight!r} for {name_of(one)!r}: it must be a finite number, 0 or more."
+            )
+    if not any(criteria.values()):
+        raise MethodError("criteria has the weight 0 only, so all units would score alike: give one a weight above 0.")
+
+
+class Window:
+    """The sums of ``samples`` scores of all units, [criteria, num_units] each."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._sums: Tensor | None = None
+
+    def add(self, values: Tensor) -> None:
+        """One more sample."""
+        self._sums = values.clone() if self._sums is None else self._sums.to(values).add_(values)
+        self.samples += 1
+
+    def close(self) -> Tensor:
+        """The mean of the samples; the next window is empty."""
+        assert self._sums is not None
+        mean = self._sums / self.samples
+        self._sums, self.samples = None, 0
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        """The sums, if there are any."""
+        return {"samples": self.samples} | ({} if self._sums is None else {"window": self._sums.clone()})
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.samples, sums = int(state["samples"]), state.get("window")
+        self._sums = None if sums is None else sums.clone()
+
+    @staticmethod
+    def check_state(state: Mapping[str, Any], criteria: int, units: int) -> None:
+        """Raise ValueError unless there are sums of this shape if and only if there are samples."""
+        sums = state.get("window")
+        if int(state["samples"]) < 0 or (sums is None) != (int(state["samples"]) == 0):
+            raise ValueError("its window and its number of samples contradict one another")
+        if sums is not None and tuple(sums.shape) != (criteria, units):
+            raise ValueError(f"its window has not the shape {[criteria, units]}")

@@ -1,0 +1,10 @@
+"""Networks by name, for training and for inspection. Each source of networks is one file and one import line here.
+
+Imports torch, and the library that a source is named after only when a network is asked of it.
+"""
+
+from niwaki.networks import built_in, from_timm, from_torchvision, from_transformers, from_file  # noqa: F401, I001 (the order in messages)
+from niwaki.networks.build import build_model, channels_of, specimen
+from niwaki.networks.source import Specimen, Task, Wish, forms
+
+__all__ = ["Specimen", "Task", "Wish", "build_model", "channels_of", "forms", "specimen"]

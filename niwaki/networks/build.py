@@ -1,0 +1,64 @@
+"""A network from its name."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from niwaki.errors import NiwakiError, RunError
+from niwaki.networks.source import Source, Specimen, Task, Wish, find, forms
+
+
+def build_model(name: str, task: Task, width: float = 1.0) -> nn.Module:
+    """A network with fresh random weights (from torch's global generator).
+
+    Args:
+        name: a built-in name, ``timm:NAME``, ``torchvision:NAME`` or ``path/to/file.py:factory``. A factory is called
+            with those of ``num_classes``, ``in_channels`` and ``image_size`` that it has parameters for.
+        task: what it must fit.
+        width: multiplies all widths of a built-in network.
+
+    Raises:
+        RunError: there is no such network, or it cannot be built.
+    """
+    source, item = _found(name)
+    return source.fit(item, task, width)
+
+
+def specimen(name: str, wish: Wish, meta: bool = False) -> Specimen:
+    """A network of random weights as it usually is, with example inputs if its source knows any; nothing is
+    downloaded. ``meta``: on the meta device, where it has shapes and no weights.
+
+    Raises:
+        RunError: there is no such network, or it cannot be built.
+
+    >>> found = specimen("mlp", Wish())
+    >>> [tuple(x.shape) for x in found.inputs]
+    [(1, 1, 8, 8)]
+    """
+    source, item = _found(name)
+    try:
+        with torch.device("meta") if meta else nullcontext():
+            return source.show(item, wish)
+    except NiwakiError:
+        raise
+    except Exception as cause:
+        where = " on the meta device" if meta else ""
+        first = next(iter(str(cause).strip().splitlines()), "")
+        raise RunError(f"{name} cannot be built{where}: {type(cause).__name__}: {first}") from cause
+
+
+def channels_of(name: str, channels: int) -> int:
+    """The image channels a network takes, where it has no choice: torchvision's take three."""
+    found = find(name)
+    fixed = found[0].channels if found else None
+    return channels if fixed is None else fixed
+
+
+def _found(name: str) -> tuple[Source, str]:
+    found = find(name)
+    if found is None:
+        raise RunError(f"There is no model {name!r}. Give {forms()}.")
+    return found

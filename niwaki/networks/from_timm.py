@@ -1,0 +1,63 @@
+"""timm's networks, as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from niwaki.errors import RunError
+from niwaki.networks.source import Source, Specimen, Task, Wish, after_prefix, nearest, source
+from niwaki.networks.torchvision_cpu import import_torchvision
+
+
+@source
+class Timm(Source):
+    """Every name that timm knows, with or without a tag."""
+
+    form = "timm:NAME"
+
+    def item(self, name: str) -> str | None:
+        """timm's name of the network."""
+        return after_prefix("timm:", name)
+
+    def fit(self, item: str, task: Task, width: float) -> nn.Module:
+        """The network with another head, for other channels and images where it can be had."""
+        timm = _timm(item)
+        return _created(timm, item, task.size, num_classes=task.classes, in_chans=task.channels)
+
+    def show(self, item: str, wish: Wish) -> Specimen:
+        """The network with the input size of its configuration."""
+        timm = _timm(item)
+        given: dict[str, Any] = {} if wish.classes is None else {"num_classes": wish.classes}
+        usual = timm.get_pretrained_cfg(item)
+        size = None
+        if wish.images is not None:
+            channels, size = wish.images
+            given |= {} if channels == 3 else {"in_chans": channels}
+            size = None if usual is not None and size == tuple(usual.input_size[1:]) else size
+        model = _created(timm, item, size, **given)
+        config: Any = model.pretrained_cfg
+        return Specimen(model, (torch.randn(1, *config["input_size"], device="cpu"),))
+
+
+def _timm(item: str) -> Any:
+    import_torchvision()  # timm imports it
+    try:
+        import timm
+    except ImportError as cause:
+        raise RunError(f"timm:{item} needs timm: pip install timm.") from cause
+    if not timm.is_model(item):
+        raise RunError(f"timm has no model {item!r}.{nearest(item, timm.list_models())}")
+    return timm
+
+
+def _created(timm: Any, item: str, size: tuple[int, int] | None, **given: Any) -> nn.Module:
+    sized: Mapping[str, Any] = {} if size is None else {"img_size": max(size)}
+    try:
+        model: nn.Module = timm.create_model(item, pretrained=False, **given, **sized)
+    except TypeError:  # most convolutional networks have no image size
+        model = timm.create_model(item, pretrained=False, **given)
+    return model

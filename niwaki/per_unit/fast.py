@@ -1,0 +1,248 @@
+"""The fast path: all units at once, a handful of operations per parameter, none of which waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.optim import Optimizer
+
+from niwaki.core.counts import IntArray
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.per_unit.blocks import blocked_sums, blocks_of, row_sums_of, wide
+from niwaki.per_unit.direction import Directions, decay, joined
+from niwaki.per_unit.index import UnitIndex, unit_parameters
+from niwaki.per_unit.peers import among
+from niwaki.per_unit.protocol import Change, Iterates, Measure, Rule, Sums, Units
+from niwaki.per_unit.sums import DIRECTION_SUMS, UnitSums, enlarged
+
+Rows = list[tuple[Tensor, int, Tensor]]  # (parameter, dimension, positions)
+
+
+class VectorisedUnits(Units):
+    """Units as segments of rows of the parameters.
+
+    While a window is open, the copies that `Directions` may need are kept; they are given back at the next `mark`.
+    ``numbers``: what the units are called among ``of`` units, of which they are those left.
+    """
+
+    def __init__(
+        self, space: SearchSpace, optimizer: Optimizer, numbers: IntArray | None = None, of: int | None = None
+    ) -> None:
+        self._space = space
+        self._parameters = unit_parameters(space)
+        self._index = UnitIndex.of(space)
+        self._driven = [place for place in space.places if place.parameter and place.driven]
+        self._of = space.num_units if of is None else of
+        numbers = np.arange(space.num_units) if numbers is None else numbers
+        self._number = torch.from_numpy(numbers).to(self._index.entries.device)
+        self._weights: list[list[Tensor]] = [
+            [self._parameters[name] for name in bundle.names] for bundle in self._index.bundles
+        ]
+        self._directions = Directions(optimizer, [weight for weights in self._weights for weight in weights])
+        self._fading: Rows = []
+        self._zero: Rows = []
+
+    @property
+    def device(self) -> torch.device:
+        return self._index.entries.device
+
+    def remember(self) -> None:
+        self._directions.remember()
+
+    def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
+        index, reads = self._index, {name for measure in measures for name in measure.reads}
+        found = [] if reads.isdisjoint(DIRECTION_SUMS) else self._directions.after()
+        rows: dict[str, list[Tensor]] = {}
+        first = 0
+        for bundle, weights in zip(index.bundles, self._weights, strict=True):
+            here = found[first : first + len(weights)]
+            first += len(weights)
+            x, gradient = bundle.join(weights), _joined_gradient([weight.grad for weight in weights], weights)
+            direction = joined(here, weights) if here else None
+            for name, parts in blocked_sums(x.detach(), gradient, direction, bundle.dims, reads).items():
+                rows.setdefault(name, []).extend(parts)
+        others = among(self._space, self._parameters, reads, index.entries)
+        totals = index.total(rows) if size is None else enlarged(index.total(rows), size)
+        sums = UnitSums(self._of, self._number, index.entries, seed, **totals, **others)
+        return torch.stack([measure.saliency(sums) for measure in measures])
+
+    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
+        self._directions.forget()
+        self._fading, self._zero = [], []
+        fades, zeros = np.append(fading, False), np.append(zero, False)
+        for place in self._driven:
+            weight = self._parameters[place.tensor]
+            gone = zeros[place.units].any(axis=1)
+            times = np.where(gone, 0, fades[place.units].sum(axis=1))
+            for already in range(int(times.max(initial=0))):  # a position of two fading units fades twice
+                self._fading.append((weight, place.dim, _positions(times > already, weight)))
+            if gone.any():
+                self._zero.append((weight, place.dim, _positions(gone, weight)))
+
+    def fade(self, factor: float) -> None:
+        for weight, dim, rows in self._fading:
+            weight.index_copy_(dim, rows, weight.index_select(dim, rows).mul_(factor))
+
+    def clear(self) -> None:
+        for weight, dim, rows in self._zero:
+            weight.index_fill_(dim, rows, 0)
+
+
+def _positions(which: ArrayLike, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(which)).to(like.device)
+
+
+def _joined_gradient(gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
+    """The gradients of a bundle as one tensor; None where no gradient reached any of it."""
+    if all(gradient is None for gradient in gradients):
+        return None
+    parts = [
+        torch.zeros_like(weight) if gradient is None else gradient.to_dense() if gradient.is_sparse else gradient
+        for gradient, weight in zip(gradients, weights, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+_NONE = torch.empty(0)
+
+
+_OF_DIRECTIONS = frozenset({"aligned", "direction", "ahead", "moved"})
+
+
+class FastIterates(Iterates):
+    """Iterates as segments of rows. ``units`` [num_units]: those concerned; x is kept of their rows only."""
+
+    def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> None:
+        self._optimizer, self._num_units = optimizer, space.num_units
+        self._blocks = blocks_of(space, optimizer, units)
+        outside = space.num_units
+        width = max([1, *(table.shape[1] for block in self._blocks for table in block.units)])
+        tables = [wide(table, width, outside) for block in self._blocks for table in block.units]
+        table = np.concatenate([np.empty((0, width), np.int64), *tables])
+        table = np.where(np.append(units, False)[table], table, outside)
+        row, column = np.nonzero(table < outside)
+        covered = np.asarray((table < outside).any(axis=1))
+        some = next(iter(unit_parameters(space).values()))
+        self._device, self._dtype = some.device, torch.promote_types(some.dtype.to_real(), torch.float32)
+
+        def here(array: IntArray | BoolArray) -> Tensor:
+            return torch.from_numpy(array).to(self._device)
+
+        # Pair i says that row _row[i] belongs to unit _unit[i]; _table has the units of each row, padded.
+        self._table, self._row, self._unit = here(table), here(row), here(table[row, column])
+        self._covered, self._concerned = here(covered), here(units)
+        group = np.repeat([block.group for block in self._blocks for _ in block.units], list(map(len, tables)))
+        self._groups = sorted({block.group for block in self._blocks})
+        self._in_group = [here(np.equal(group, number)).to(self._dtype) for number in self._groups]
+
+    def remember(self) -> None:
+        whole: list[tuple[Tensor, Tensor]] = []
+        for block in self._blocks:
+            if block.copied and (len(block.weights) > 1 or block.x is None):
+                block.x = block.read()
+            elif block.rows is not None:
+                torch.index_select(block.weights[0], block.dims[0], block.rows, out=block.x)
+            else:
+                block.x = torch.empty_like(block.weights[0]) if block.x is None else block.x
+                whole.append((block.x, block.weights[0]))
+        if whole:
+            torch._foreach_copy_([x for x, _ in whole], [weight for _, weight in whole])
+
+    def change(self, rule: Rule) -> Change:
+        reads, rows = rule.reads, dict[str, list[Tensor]]()
+        needed = {"square", "inner", "after"} & reads
+        if not reads.isdisjoint(_OF_DIRECTIONS):
+            needed = needed - {"inner"} | {"square", "along", "way"}
+        for block in self._blocks:
+            for name, found in row_sums_of(block, needed, self._left_of(block.group)).items():
+                rows.setdefault(name, []).extend(found)
+        sums = {name: torch.cat([part.to(self._device, self._dtype) for part in parts]) for name, parts in rows.items()}
+        change = rule.of_sums(self._sums(self._completed(reads, sums)))
+        keep = torch.where(self._concerned, change.keep, 1)
+        return Change(keep, change.norm, change.pull, change.soft, change.back)
+
+    def apply(self, change: Change) -> None:
+        lr = self._rates()
+        factor = self._of_rows(change.keep, 1.0)
+        if change.soft is not None:
+            by = lr if isinstance(lr, float) or lr.dim() == 0 else lr.unsqueeze(1)
+            factor = factor / (1 + by * self._of_rows(change.soft, 0.0))
+        factor = factor.prod(1)
+        pull = None if change.pull is None else lr * self._of_rows(change.pull, 0.0).sum(1)
+        back = self._covered.to(factor) * change.back if change.back else None
+        for block in self._blocks:
+            of_y = block.spread(factor, torch.mul)
+            of_x = None if pull is None else of_y * -block.spread(pull, torch.add)
+            if back is not None:
+                share = of_y * block.spread(back, torch.maximum)
+                of_y, of_x = of_y - share, share if of_x is None else of_x + share
+            for part in block.parts():
+                y = block.read(part)
+                y.mul_(_of(of_y, part).to(y.dtype))
+                if of_x is not None:
+                    assert block.x is not None
+                    y.addcmul_(block.x[part], _of(of_x, part).to(y.dtype))
+                block.write(y, part)
+
+    def _completed(self, reads: frozenset[str], sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sums over rows that a rule ``reads``, from those that were taken; d is zero at learning rate 0."""
+        lr = self._rates()
+        if "way" in sums:
+            left, square = self._left(), sums["square"]
+            over = torch.where(lr > 0, 1 / lr, 0) if isinstance(lr, Tensor) else 1 / lr if lr else 0.0
+            aligned, step = over * sums["along"], over * sums["way"]  # <x, d> and <lr d, d>
+            sums |= {"inner": left * square - sums["along"], "aligned": aligned, "direction": over * step}
+            sums["ahead"] = left * aligned - step
+        if "weighted" in reads:
+            sums["weighted"] = sums["square"] * lr
+        if "moved" in reads:
+            sums["moved"] = sums["direction"] * lr
+        return {name: values for name, values in sums.items() if name in reads}
+
+    def _sums(self, found: dict[str, Tensor]) -> Sums:
+        after = found.pop("after", None)
+        sums = {name: self._totals([values])[0] for name, values in found.items()}
+        if after is not None:
+            sums["after"] = self._totals([after * mask for mask in self._in_group])
+            sums["rates"] = torch.stack([torch.as_tensor(self._rate(g)).to(after) for g in self._groups])
+        return Sums(**dict.fromkeys(Sums.__dataclass_fields__, _NONE) | sums)
+
+    def _rate(self, group: int) -> float | Tensor:
+        rate: float | Tensor = self._optimizer.param_groups[group]["lr"]
+        return rate if isinstance(rate, Tensor) else float(rate)
+
+    def _rates(self) -> float | Tensor:
+        """The learning rate of each row, or one for all."""
+        if len(self._groups) == 1:
+            return self._rate(self._groups[0])
+        rates = [mask * self._rate(group) for mask, group in zip(self._in_group, self._groups, strict=True)]
+        return torch.stack(rates).sum(0)
+
+    def _left(self) -> float | Tensor:
+        """What decoupled weight decay leaves in a step, of each row, or one for all."""
+        if len(self._groups) == 1:
+            return self._left_of(self._groups[0])
+        rates = [mask * self._left_of(group) for mask, group in zip(self._in_group, self._groups, strict=True)]
+        return torch.stack(rates).sum(0)
+
+    def _left_of(self, group: int) -> float | Tensor:
+        return 1 - self._rate(group) * decay(self._optimizer, self._optimizer.param_groups[group])
+
+    def _totals(self, rows: list[Tensor]) -> Tensor:
+        """Sums per unit of each of ``rows``: [len(rows), num_units]."""
+        table = torch.stack(rows)
+        sums = table.new_zeros(len(rows), self._num_units)
+        return sums.index_add_(1, self._unit, table.index_select(1, self._row))
+
+    def _of_rows(self, values: Tensor, neutral: float) -> Tensor:
+        """The ``values`` [num_units] of the units of each row, [rows, K]."""
+        return torch.cat([values, values.new_full((1,), neutral)])[self._table]
+
+
+def _of(values: Tensor, part: slice) -> Tensor:
+    """Those of the part; one value for all positions of the first dimension is that of the part too."""
+    return values if values.shape[0] == 1 else values[part]

@@ -1,0 +1,185 @@
+"""The specification: loops over units and entries, as in the papers. Slow; the fast path must give the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from niwaki.core.counts import IntArray
+from niwaki.core.isomorphic import group_of
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.per_unit.direction import Directions, decay
+from niwaki.per_unit.index import as_real, unit_parameters
+from niwaki.per_unit.peers import mean_scales
+from niwaki.per_unit.protocol import Change, Iterates, Measure, Rule, Unit, Units
+from niwaki.per_unit.sums import UnitSums
+
+
+class PlainUnits(Units):
+    """Units as loops over groups, units and slices."""
+
+    def __init__(
+        self, space: SearchSpace, optimizer: Optimizer, numbers: IntArray | None = None, of: int | None = None
+    ) -> None:
+        self._space = space
+        self._of = space.num_units if of is None else of
+        self._number = torch.from_numpy(np.arange(space.num_units) if numbers is None else numbers)
+        self._parameters = unit_parameters(space)
+        self._directions = Directions(optimizer, list(self._parameters.values()))
+        self._fading = self._zero = np.zeros(space.num_units, dtype=bool)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self._parameters.values())).device
+
+    def remember(self) -> None:
+        self._directions.remember()
+
+    def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
+        weights, sums = [], []
+        found = zip(self._parameters.items(), self._directions.after(), strict=True)
+        ways = {name: direction.whole(weight.detach()) for (name, weight), direction in found}
+        for number in range(self._space.num_units):
+            x, gradient, direction = [], [], []
+            for name, dim, index in self._entries(number, produces=True):
+                weight = self._parameters[name]
+                grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.to_dense()
+                x.append(weight.detach().index_select(dim, index).flatten())
+                gradient.append(grad.index_select(dim, index).flatten())
+                direction.append(ways[name].index_select(dim, index).flatten())
+            weights.append(torch.cat(x))
+            larger = torch.cat(x) if size is None else torch.cat(x) * size[number]
+            sums.append(_sums(larger, torch.cat(gradient), torch.cat(direction)))
+        group = torch.from_numpy(group_of(self._space))
+        fields = {name: torch.stack([unit[name] for unit in sums]) for name in sums[0]}
+        if any("distance" in measure.reads for measure in measures):
+            fields["distance"] = torch.stack(
+                [
+                    torch.stack([(x - y).norm() for y, h in zip(weights, group, strict=True) if g == h]).sum()
+                    for x, g in zip(weights, group, strict=True)
+                ]
+            )
+        if any("scale" in measure.reads for measure in measures):
+            fields["scale"] = mean_scales(self._space, self._parameters, fields["square"])
+        units = UnitSums(self._of, self._number, seed=seed, group=group, **fields)
+        return torch.stack([measure.saliency(units) for measure in measures])
+
+    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
+        self._fading, self._zero = fading, zero
+
+    def fade(self, factor: float) -> None:
+        for number in np.flatnonzero(self._fading).tolist():
+            for name, dim, index in self._entries(number, produces=False):
+                weight = self._parameters[name].detach()
+                weight.index_copy_(dim, index, weight.index_select(dim, index) * factor)
+
+    def clear(self) -> None:
+        for number in np.flatnonzero(self._zero).tolist():
+            for name, dim, index in self._entries(number, produces=False):
+                self._parameters[name].detach().index_fill_(dim, index, 0)
+
+    def _entries(self, number: int, *, produces: bool) -> Iterator[tuple[str, int, Tensor]]:
+        """The producing (or all driven) entries of a unit: parameter, dimension, positions."""
+        group = next(g for g in self._space.groups if g.first <= number < g.first + g.units)
+        for piece in group.slices:
+            if piece.parameter and (piece.produces if produces else piece.driven):
+                yield piece.tensor, piece.dim, torch.from_numpy(piece.index[number - group.first])
+
+
+def _sums(x: Tensor, gradient: Tensor, direction: Tensor) -> dict[str, Tensor]:
+    """The sums over one unit of its weights, their gradient and their direction, each flat."""
+    entries = len(x)
+    x, gradient, direction = (as_real(part) for part in (x, gradient, direction))
+    return {
+        "entries": torch.tensor(entries).to(x),
+        "square": x.square().sum(),
+        "absolute": x.abs().sum(),
+        "product": (x * gradient).sum(),
+        "product_square": (x * gradient).square().sum(),
+        "aligned": (x * direction).sum(),
+        "direction_square": direction.square().sum(),
+    }
+
+
+class PlainIterates(Iterates):
+    """Iterates as loops over units and slices. ``units`` [num_units]: those concerned."""
+
+    def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> None:
+        self._space, self._optimizer = space, optimizer
+        self._parameters = unit_parameters(space)
+        held = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self._group = {name: held[id(parameter)] for name, parameter in self._parameters.items()}
+        self._concerned = np.flatnonzero(units).tolist()
+        self._before: dict[str, Tensor] = {}
+
+    def remember(self) -> None:
+        self._before = {name: weight.detach().clone() for name, weight in self._parameters.items()}
+
+    def change(self, rule: Rule) -> Change:
+        made = {number: rule.of_unit(self._unit(number)) for number in self._concerned}
+        some = next(iter(made.values()), Change(torch.tensor(1.0)))
+
+        def of_all(values: dict[int, Tensor | None], neutral: float) -> Tensor | None:
+            found = {number: value for number, value in values.items() if value is not None}
+            like = next(iter(self._parameters.values()))
+            dtype = torch.promote_types(like.dtype.to_real(), torch.float32)
+            whole = torch.full((self._space.num_units,), neutral, dtype=dtype)
+            for number, value in found.items():
+                whole[number] = value
+            return whole if found else None
+
+        keep = of_all({number: change.keep for number, change in made.items()}, 1.0)
+        return Change(
+            keep=torch.ones(self._space.num_units) if keep is None else keep,
+            norm=of_all({number: change.norm for number, change in made.items()}, 0.0),
+            pull=of_all({number: change.pull for number, change in made.items()}, 0.0),
+            soft=of_all({number: change.soft for number, change in made.items()}, 0.0),
+            back=some.back,
+        )
+
+    def apply(self, change: Change) -> None:
+        for name, weight in self._parameters.items():
+            y, lr = weight.detach(), self._rate(name)
+            x = self._before.get(name, y)
+            factor, pull, back = torch.ones_like(y), torch.zeros_like(y), torch.zeros_like(y)
+            for number in self._concerned:
+                for dim, index in (entry[1:] for entry in self._entries(number) if entry[0] == name):
+                    soft = 0 if change.soft is None else float(change.soft[number])
+                    _multiply(factor, dim, index, float(change.keep[number]) / (1 + lr * soft))
+                    if change.pull is not None:
+                        pull.index_add_(dim, index, torch.ones_like(y).index_select(dim, index) * change.pull[number])
+                    back.index_fill_(dim, index, change.back)
+            y.copy_(factor * (y + back * (x - y) - lr * pull * x))
+
+    def _unit(self, number: int) -> Unit:
+        x, y, d, lr = [], [], [], []
+        for name, dim, index in self._entries(number):
+            after, rate = self._parameters[name].detach(), self._rate(name)
+            before = self._before.get(name, after)
+            left = 1 - rate * decay(self._optimizer, self._optimizer.param_groups[self._group[name]])
+            moved = rate and name in self._before
+            way = (left * before - after) / rate if moved else torch.zeros_like(after)
+            parts = [as_real(part.index_select(dim, index)).flatten() for part in (before, after, way)]
+            x.append(parts[0])
+            y.append(parts[1])
+            d.append(parts[2])
+            lr.append(torch.full_like(parts[0], rate))
+        return Unit(torch.cat(x), torch.cat(y), torch.cat(d), torch.cat(lr))
+
+    def _rate(self, name: str) -> float:
+        return float(self._optimizer.param_groups[self._group[name]]["lr"])
+
+    def _entries(self, number: int) -> Iterator[tuple[str, int, Tensor]]:
+        """All driven entries of a unit: parameter, dimension, positions."""
+        group = next(g for g in self._space.groups if g.first <= number < g.first + g.units)
+        for piece in group.slices:
+            if piece.parameter and piece.driven:
+                yield piece.tensor, piece.dim, torch.from_numpy(piece.index[number - group.first])
+
+
+def _multiply(tensor: Tensor, dim: int, index: Tensor, factor: float) -> None:
+    tensor.index_copy_(dim, index, tensor.index_select(dim, index) * factor)

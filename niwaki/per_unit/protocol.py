@@ -1,0 +1,147 @@
+"""What is computed for every unit during training, as protocols: the plain loop and the fast path both implement them.
+
+Notation (per unit g, all of its driven entries together): x the iterate before the optimizer's step, y the one after
+it, lr the learning rate of each entry, d the direction of the step without decoupled weight decay: y = x - lr d for an
+optimizer that has none. The learning rate differs within a unit where param groups differ.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from niwaki.core.space import BoolArray
+from niwaki.per_unit.sums import UnitSums
+
+
+class Measure(Protocol):
+    """A value of each unit, made of sums over it. Every registered criterion is one."""
+
+    @property
+    @abstractmethod
+    def reads(self) -> tuple[str, ...]:
+        """The fields of `UnitSums` that ``saliency`` looks at."""
+
+    @property
+    @abstractmethod
+    def saliency(self) -> Callable[[UnitSums], Tensor]:
+        """From the sums to [num_units]."""
+
+
+class Units(Protocol):
+    """The units of a search space during training, all without gradients. Only `mark` waits for the device."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where `values` are."""
+
+    @abstractmethod
+    def remember(self) -> None:
+        """Before an optimizer step: keep what its direction cannot be known without afterwards; see `Directions`."""
+
+    @abstractmethod
+    def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
+        """After an optimizer step: each measure of each unit, [measures, num_units].
+
+        All at the new parameters, with the gradient that the step consumed and the direction that it took. With
+        ``size`` [num_units] the sums over each unit are taken as if its weights were so many times as large, where
+        gradient and direction are what they are.
+        """
+
+    @abstractmethod
+    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
+        """From now on `fade` means the units in ``fading`` [num_units], and `clear` those in ``zero`` [num_units]."""
+
+    @abstractmethod
+    def fade(self, factor: float) -> None:
+        """Multiply every driven entry of the fading units by ``factor``, once for each of them that it lies in."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Set every driven entry of the zero units to zero."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unit:
+    """One unit, all of its entries as vectors; see above. Where nothing kept x it is y, and d is zero."""
+
+    x: Tensor
+    y: Tensor
+    d: Tensor
+    lr: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """The same of all units at once, as sums, each [num_units]; a rule sees only those it declares to read.
+
+    ``after`` and ``rates`` list, for each learning rate (param group), the share of ||y||^2 that takes it, and it.
+    """
+
+    square: Tensor  # ||x||^2
+    inner: Tensor  # <y, x>
+    weighted: Tensor  # <lr x, x>
+    aligned: Tensor  # <x, d>
+    direction: Tensor  # ||d||^2
+    moved: Tensor  # <lr d, d>
+    ahead: Tensor  # <y, d>
+    after: Tensor  # [param groups, num_units]
+    rates: Tensor  # [param groups]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """What becomes of each unit, [num_units] each (or one unit's numbers):
+
+        y <- keep * (y + back (x - y) - lr pull x) / (1 + lr soft)
+
+    ``pull`` = penalty / ||x|| is the explicit step on penalty * ||x||, ``soft`` = penalty / ||z|| the implicit one,
+    which is its prox (z the result), ``back`` the share of the way that the optimizer's step is shortened by. Entries
+    of several units take the sum of their pulls and the product of the factors keep / (1 + lr soft). ``norm``: what
+    units of a group are compared by where one of them has to stay.
+    """
+
+    keep: Tensor
+    norm: Tensor | None = None
+    pull: Tensor | None = None
+    soft: Tensor | None = None
+    back: float = 0.0
+
+
+class Rule(Protocol):
+    """What a method does to units: one at a time as in the paper, and all at once from sums; both must agree."""
+
+    @property
+    @abstractmethod
+    def reads(self) -> frozenset[str]:
+        """The sums that the step at hand needs: names of fields of `Sums`."""
+
+    @abstractmethod
+    def of_unit(self, unit: Unit) -> Change:
+        """The algorithm box."""
+
+    @abstractmethod
+    def of_sums(self, sums: Sums) -> Change:
+        """The same for all units."""
+
+
+class Iterates(Protocol):
+    """Iterates of some units of a search space, all without gradients. Nothing here waits for the device."""
+
+    @abstractmethod
+    def remember(self) -> None:
+        """Before an optimizer step: keep x."""
+
+    @abstractmethod
+    def change(self, rule: Rule) -> Change:
+        """After it: what ``rule`` makes of each unit. Units that are not concerned are kept as they are."""
+
+    @abstractmethod
+    def apply(self, change: Change) -> None:
+        """Do it, to the units concerned."""

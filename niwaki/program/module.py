@@ -1,0 +1,382 @@
+"""An exported program as a module whose sizes are attributes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from niwaki.core.location import Location, running_at
+from niwaki.errors import TraceError
+from niwaki.program.sizes import Numbers, spelled_out, with_numbers
+
+aten = torch.ops.aten
+_SIZES, _FLOAT = ".sizes", ".float"  # no parameter or module can have a dot in its name
+TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+
+# Told of every call of a program that runs, by a text that names it, and of its result.
+observer: ContextVar[Callable[[str, Any], None] | None] = ContextVar("observer", default=None)
+
+# What only checks: it would compare with the sizes of the dense network.
+CHECKS = frozenset(
+    {
+        aten._assert_tensor_metadata.default,
+        aten._assert_scalar.default,
+        aten._assert_async.msg,
+        aten._assert_async.default,
+        aten.sym_constrain_range.default,
+        aten.sym_constrain_range_for_size.default,
+    }
+)
+
+# Shape reads as the tracer knows them, and functions whose rules ask by which name they were called.
+_CALLED_AS: Mapping[Any, Callable[..., Any]] = {
+    aten.sym_size.int: torch.Tensor.size,
+    aten.sym_numel.default: torch.Tensor.numel,
+    aten.narrow.default: torch.narrow,
+    aten.unflatten.int: torch.unflatten,
+    aten.rms_norm.default: torch.rms_norm,
+}
+
+
+def is_of_graph(name: str) -> bool:
+    """Whether an attribute of this name holds numbers of a program."""
+    return "." in name
+
+
+def _grad_mode(enabled: bool, block: Block, *args: Any) -> Any:
+    return _within(torch.set_grad_enabled(enabled), block, args)
+
+
+def _autocast(kind: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None, block: Block, *args: Any) -> Any:
+    return _within(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cache), block, args)
+
+
+def _within(context: AbstractContextManager[Any], block: Block, args: Sequence[Any]) -> Any:
+    with context:
+        return block.run(args)
+
+
+# Regions of a program under a setting; other operators that take graphs are control flow.
+REGIONS: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled: _grad_mode,
+    torch.ops.higher_order.wrap_with_autocast: _autocast,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """Stands for the result of an earlier node."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """Stands for the size with this index among those of the node."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Float:
+    """Stands for a float of the node: the attribute it is in."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One call; ``over`` are the values nobody needs afterwards."""
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    floats: tuple[str, ...]
+    location: Location
+    over: tuple[str, ...]
+
+
+class _Script(list[_Step]):
+    """The calls, in order, and what else copies of a block share. (What looks for numbers or tensors in the attributes
+    of modules takes a list for what its items are.)"""
+
+    def __init__(self, program: ExportedProgram, graph: fx.Graph) -> None:
+        super().__init__()
+        self.program, self.graph = program, graph
+        self.inputs = tuple(node.name for node in graph.nodes if node.op == "placeholder")
+        self.constants: dict[str, Any] = {}
+        self.output: Any = None
+
+    def __deepcopy__(self, memo: object) -> _Script:
+        return self
+
+
+class Block(nn.Module):
+    """A graph that runs call by call. The sizes of the node ``n`` are in the attribute ``n.sizes``, its floats in
+    ``n.float0``, ``n.float1``, ..."""
+
+    _script: _Script
+
+    def _read(self, program: ExportedProgram, module: nn.Module, graph: fx.Graph) -> None:
+        """Take over the calls and sizes of ``graph``, whose own graphs are attributes of ``module``."""
+        script = self._script = _Script(program, graph)
+        live = needed(graph)
+        last = {given: node for node in live for given in node.all_input_nodes}
+        for node in live:
+            if node.meta.get("unbacked_bindings"):
+                raise TraceError(
+                    f"The exported program has a size that depends on data: the one that {node.name!r} "
+                    f"({node.target}) gives at {location_of(node)}. niwaki follows programs whose sizes come from the "
+                    "shapes of their inputs. Cut the model itself, without as_graph."
+                )
+            if node.op == "get_attr":
+                self._take(node, module)
+            elif node.op == "call_function":
+                over = tuple(given.name for given in node.all_input_nodes if last[given] is node)
+                script.append(self._step(node, over))
+            elif node.op == "output":
+                script.output = _template(node.args[0])
+            elif node.op != "placeholder":
+                raise TraceError(f"The exported program has a node of the kind {node.op!r}, which niwaki cannot run.")
+
+    def _take(self, node: fx.Node, module: nn.Module) -> None:
+        assert isinstance(node.target, str)
+        held: Any = module
+        for part in node.target.split("."):
+            held = getattr(held, part)
+        if isinstance(held, fx.GraphModule):
+            block = Block()
+            block._read(self._script.program, held, held.graph)
+            self.add_module(f"{node.name} region", block)
+        else:
+            self._script.constants[node.name] = held
+
+    def _step(self, node: fx.Node, over: tuple[str, ...]) -> _Step:
+        if isinstance(node.target, torch._ops.HigherOrderOperator) and node.target not in REGIONS:
+            raise TraceError(
+                f"The exported program contains {node.target}, at {location_of(node)}, which niwaki cannot follow: "
+                "only plain calls and regions of no_grad and autocast. Export a model without control flow on tensors."
+            )
+        target, arguments = spelled_out(node)
+        sizes: list[int] = []
+        floats: list[str] = []
+
+        def keep_size(size: int) -> _Size:
+            sizes.append(size)
+            return _Size(len(sizes) - 1)
+
+        def keep_float(value: float) -> _Float:
+            floats.append(f"{node.name}{_FLOAT}{len(floats)}")
+            self.__dict__[floats[-1]] = value
+            return _Float(floats[-1])
+
+        args, kwargs = with_numbers(target, arguments, keep_size, keep_float)
+        if sizes:
+            self.__dict__[node.name + _SIZES] = tuple(sizes)
+        function = REGIONS.get(target) or _CALLED_AS.get(target, target)
+        place = location_of(node)
+        return _Step(node.name, function, _template(args), _template(kwargs), tuple(floats), place, over)
+
+    def numbers(self) -> dict[str, Numbers]:
+        """The numbers of every call, as they stand."""
+        held = self.__dict__
+        return {
+            step.name: Numbers(held.get(step.name + _SIZES, ()), tuple(held[name] for name in step.floats))
+            for step in self._script
+        }
+
+    def region(self, name: str) -> Block:
+        """The block of the graph that the node ``name`` fetches."""
+        block = self.get_submodule(f"{name} region")
+        assert isinstance(block, Block)
+        return block
+
+    def run(self, given: Sequence[Any]) -> Any:
+        """The output of the graph for the values of its placeholders."""
+        script = self._script
+        values: dict[str, Any] = dict(zip(script.inputs, given, strict=True)) | script.constants
+        for name in self._modules:
+            if name.endswith(" region"):
+                values[name.removesuffix(" region")] = self._modules[name]
+        outer, observe = running_at.get(), observer.get()
+        try:
+            for step in script:
+                running_at.set(step.location)
+                args, kwargs = (self._filled(given, values, step.name) for given in (step.args, step.kwargs))
+                values[step.name] = step.function(*args, **kwargs)
+                if observe is not None:
+                    observe(f"{step.name} at {step.location}", values[step.name])
+                for name in step.over:
+                    del values[name]
+        finally:
+            running_at.set(outer)
+        return self._filled(script.output, values, "")
+
+    def _filled(self, template: Any, values: Mapping[str, Any], name: str) -> Any:
+        if isinstance(template, _Value):
+            return values[template.name]
+        if isinstance(template, _Size):
+            return self.__dict__[name + _SIZES][template.index]
+        if isinstance(template, _Float):
+            return self.__dict__[template.name]
+        if isinstance(template, (list, tuple)):
+            items = [self._filled(item, values, name) for item in template]
+            return tuple(items) if isinstance(template, tuple) else items
+        if isinstance(template, dict):
+            return {key: self._filled(item, values, name) for key, item in template.items()}
+        return template
+
+
+class Program(Block):
+    """An exported program as a module: its parameters and buffers under their names, its sizes as attributes.
+
+    Checks of the program on its own values are left out. Train and eval mode are the same: what the program does was
+    decided when it was exported.
+    """
+
+    def __init__(self, program: ExportedProgram) -> None:
+        super().__init__()
+        for kind in program.graph_signature.input_specs:
+            if kind.kind in (InputKind.CUSTOM_OBJ, InputKind.TOKEN):
+                raise TraceError(f"The exported program takes {kind.arg}, which is no tensor; niwaki cannot follow it.")
+        for output in program.graph_signature.output_specs:
+            if output.kind not in _OUTPUTS:
+                raise TraceError(
+                    f"The exported program has an output of the kind {output.kind.name}. niwaki cuts forward passes; "
+                    "export the model without its loss."
+                )
+        _adopt(self, program)
+        self._read(program, program.graph_module, program.graph)
+
+    @property
+    def source(self) -> ExportedProgram:
+        """The program as it was given, with the dense sizes and tensors."""
+        return self._script.program
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the program computes."""
+        signature = self.source.graph_signature
+        given = list(self._given(signature.input_specs, args, kwargs))
+        results = self.run(given)
+        inputs = dict(zip(self._script.inputs, given, strict=True))
+        outputs = []
+        for spec, result in zip(signature.output_specs, results, strict=True):
+            if spec.kind is OutputKind.USER_OUTPUT:
+                outputs.append(result)
+                continue
+            assert spec.target is not None
+            user = spec.kind is OutputKind.USER_INPUT_MUTATION
+            target = inputs[spec.target] if user else _tensor(self, spec.target)
+            with torch.no_grad():
+                target.copy_(result)
+        assert self.source.call_spec.out_spec is not None
+        return tree_unflatten(outputs, self.source.call_spec.out_spec)
+
+    def _given(self, specs: Sequence[InputSpec], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+        rest = iter(_flattened(args, kwargs, self.source.call_spec.in_spec))
+        for spec in specs:
+            if spec.kind is InputKind.USER_INPUT:
+                yield next(rest)
+            else:
+                assert spec.target is not None
+                yield _tensor(self, spec.target)
+
+
+_OUTPUTS = (
+    OutputKind.USER_OUTPUT,
+    OutputKind.BUFFER_MUTATION,
+    OutputKind.PARAMETER_MUTATION,
+    OutputKind.USER_INPUT_MUTATION,
+)
+
+
+def _flattened(args: tuple[Any, ...], kwargs: dict[str, Any], expected: TreeSpec | None) -> list[Any]:
+    assert expected is not None
+    order = expected.children()[1].context or []
+    if set(order) == set(kwargs):
+        kwargs = {name: kwargs[name] for name in order}
+    flat, spec = tree_flatten((args, kwargs))
+    if spec != expected:
+        raise TypeError(
+            f"the exported program takes inputs of the structure {expected}, and was given the structure {spec}"
+        )
+    return flat
+
+
+def _adopt(module: nn.Module, program: ExportedProgram) -> None:
+    """Register the program's tensors under their names; tied ones are one object."""
+    persistent = set(program.state_dict)
+    known: dict[object, torch.Tensor] = {}
+    for name, tensor in {**program.state_dict, **program.constants}.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if tensor.numel():
+            storage = tensor.untyped_storage()._cdata
+            tensor = known.setdefault((storage, tensor.storage_offset(), tensor.shape, tensor.stride()), tensor)
+        *path, last = name.split(".")
+        owner = module
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(last, tensor)
+        else:
+            owner.register_buffer(last, tensor, persistent=name in persistent)
+
+
+def _tensor(module: nn.Module, name: str) -> torch.Tensor:
+    *path, last = name.split(".")
+    tensor = getattr(module.get_submodule(".".join(path)), last)
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def needed(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes without the checks, and without the arithmetic on sizes that only checks ask for."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        computes = not _on_sizes(node) and node.target not in CHECKS
+        if computes or not live.isdisjoint(node.users):
+            live.add(node)
+    return [node for node in graph.nodes if node in live]
+
+
+def _on_sizes(node: fx.Node) -> bool:
+    return node.op == "call_function" and isinstance(
+        node.meta.get("val"), (torch.SymInt, torch.SymBool, torch.SymFloat, int, bool)
+    )
+
+
+def location_of(node: fx.Node) -> Location:
+    """The line of the user's source that a node came from, as far as the program remembers."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    module = str(stack[-1][0]).split("@")[0] if stack else ""
+    lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    for file, line in reversed(lines):
+        if not file.startswith((TORCH, "<")):
+            return Location(file, int(line), module)
+    return Location(f"node {node.name!r} of the exported program", 0, module)
+
+
+def _template(argument: Any) -> Any:
+    if isinstance(argument, fx.Node):
+        return _Value(argument.name)
+    if isinstance(argument, (list, tuple)):
+        items = [_template(item) for item in argument]
+        return tuple(items) if isinstance(argument, tuple) else items
+    if isinstance(argument, dict):
+        return {name: _template(item) for name, item in argument.items()}
+    return argument

@@ -1,0 +1,191 @@
+"""A table of all axes that costs and sizes refer to, as functions of the units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from niwaki.core.counts import Counts, IntArray
+from niwaki.core.numbers import Attribute, Combination, Count, Expression, leaves
+from niwaki.rules.axis import Axis
+from niwaki.solve.components import Components
+from niwaki.solve.constraints import Facts, SizeClaim
+from niwaki.solve.costs import lifetimes, tasks
+from niwaki.solve.groups import Units
+from niwaki.trace.graph import Origin
+
+_CHUNK = 2**18  # so many rows are solved together
+
+
+class AxisTable:
+    """Numbers axes; those that are known to depend on the same components have one number."""
+
+    def __init__(self, solution: Components) -> None:
+        self._solution = solution
+        self._numbers: dict[object, int] = {}
+        self._axes: list[IntArray] = []
+
+    def __len__(self) -> int:
+        return len(self._axes)
+
+    def number(self, axis: Axis) -> int:
+        """The number of an axis."""
+        key = self._solution.name(axis.ids)
+        if key not in self._numbers:
+            self._numbers[key] = len(self._axes)
+            self._axes.append(axis.ids)
+        return self._numbers[key]
+
+    def rows(self, units: Units) -> tuple[IntArray, IntArray, IntArray]:
+        """The components that are still free of all positions of all axes [R, K], 0 padded, the axis number of each
+        row [R], and how many positions in a row it stands for [R]."""
+        pieces: list[tuple[IntArray, IntArray, IntArray]] = []
+        first = 0
+        while first < len(self._axes) or not pieces:
+            solved: list[IntArray] = []
+            while first + len(solved) < len(self._axes) and sum(map(len, solved)) < _CHUNK:
+                solved.append(self._solution.canonical(self._axes[first + len(solved)]))
+            axis = np.repeat(np.arange(first, first + len(solved)), list(map(len, solved)))
+            rows = units.active(stacked(solved))
+            pieces.append(merged(rows, axis, np.ones(len(rows), dtype=np.int64)))
+            first += len(solved)
+        table = stacked([rows for rows, _, _ in pieces])
+        used = (table != 0).any(axis=0)
+        used[0] = True
+        return table[:, used], np.concatenate([axis for _, axis, _ in pieces]), np.concatenate([n for *_, n in pieces])
+
+
+def stacked(arrays: Sequence[IntArray]) -> IntArray:
+    """Arrays of rows one below the other, 0 padded."""
+    width = max([1, *(own.shape[1] for own in arrays)])
+    rows = np.zeros((sum(map(len, arrays)), width), dtype=np.int64)
+    start = 0
+    for own in arrays:
+        rows[start : start + len(own), : own.shape[1]] = own
+        start += len(own)
+    return rows
+
+
+def merged(rows: IntArray, axis: IntArray, times: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Equal rows of the same axis that follow one another become one."""
+    new = (rows[1:] != rows[:-1]).any(axis=1) | (axis[1:] != axis[:-1])
+    begin = np.flatnonzero(np.append(np.ones(min(1, len(rows)), dtype=bool), new))
+    return rows[begin], axis[begin], np.add.reduceat(times, begin) if len(begin) else times
+
+
+def count_rows(rows: IntArray, axis: IntArray, times: IntArray, num_axes: int, num_units: int) -> Counts:
+    """Merge equal rows of unit numbers (``num_units`` is the padding) of the same axis; ``axis`` ascends."""
+    rows, axis, times = merged(np.sort(rows, axis=1) if rows.shape[1] > 1 else rows, axis, times)
+    after = np.zeros(max(len(rows) - 1, 0), dtype=bool)  # whether a row is behind the one before it
+    for column in rows.T[::-1]:
+        after = (column[1:] > column[:-1]) | ((column[1:] == column[:-1]) & after)
+    jumbled = np.zeros(num_axes, dtype=bool)
+    jumbled[axis[1:][(axis[1:] == axis[:-1]) & ~after]] = True
+    which = jumbled[axis]
+    if which.any():
+        order = np.flatnonzero(which)
+        order = order[np.lexsort((*rows[order].T[::-1], axis[order]))]
+        ordered = merged(rows[order], axis[order], times[order])
+        rows, axis, times = (
+            np.concatenate([old[~which], new]) for old, new in zip((rows, axis, times), ordered, strict=True)
+        )
+    return Counts.of(num_units, num_axes, rows, times.astype(np.float64), axis)
+
+
+def pad(lists: Sequence[Sequence[int]], filler: int) -> IntArray:
+    """Lists of different lengths as one array."""
+    width = max([1, *map(len, lists)])
+    array = np.full((len(lists), width), filler, dtype=np.int64)
+    for row, items in enumerate(lists):
+        array[row, : len(items)] = items
+    return array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """What is ``said`` of a number, as an ``expression`` in numbers of axes, equal to the positions of ``axis`` or what
+    it is (None). ``attributes`` and axes that are ``counted``: those in the expression, of ``leaves`` in all."""
+
+    said: SizeClaim
+    expression: Expression
+    axis: int | None
+    attributes: tuple[Attribute, ...]
+    counted: tuple[int, ...]
+    leaves: int
+
+    @classmethod
+    def of(cls, said: SizeClaim, expression: Expression, axis: int | None) -> Claim:
+        """Look through the expression once."""
+        inside = list(leaves(expression))
+        attributes = tuple(leaf for leaf in inside if isinstance(leaf, Attribute))
+        counted = tuple(leaf.axis for leaf in inside if isinstance(leaf, Count) and isinstance(leaf.axis, int))
+        return cls(said, expression, axis, attributes, counted, len(inside))
+
+
+class Tables:
+    """All axes that sizes and costs refer to, numbered, with the claims and terms written in those numbers."""
+
+    def __init__(self, units: Units) -> None:
+        graph, facts = units.graph, units.facts
+        table = AxisTable(units.solution)
+        self.claims = [
+            Claim.of(
+                claim,
+                _numbered(claim.expression, facts, table),
+                None if claim.axis is None else table.number(claim.axis),
+            )
+            for claim in facts.sizes
+        ]
+        self.repairs = [
+            (claim, [(table.number(factor.axis), factor.axis.size, factor.power) for factor in claim.scale])
+            for claim in facts.repairs
+        ]
+        self.macs = [(float(term.times), [table.number(axis) for axis in term.axes]) for term in facts.macs]
+        ids = {int(block[0]): block[:, None] for block in facts.blocks if len(block)}
+        self.lengths: dict[tuple[str, int], int] = {}  # the axis of each dimension of a parameter
+        self.params: list[tuple[float, list[int]]] = []
+        self.memory: list[tuple[float, list[int]]] = []
+        for value in graph.values:
+            if value.origin not in (Origin.PARAMETER, Origin.BUFFER) or 0 in value.shape:
+                continue
+            axes = []
+            for dim in range(len(value.shape)):
+                axes.append(table.number(Axis(ids[facts.places[value.number, dim][0]])))
+            self.memory.append((float(value.dtype.itemsize), axes))
+            if value.origin is Origin.PARAMETER:
+                self.params.append((1.0, axes))
+                self.lengths.update(((value.name, dim), axis) for dim, axis in enumerate(axes))
+        self.activations = [
+            (one, (float(one.bytes), [table.number(axis) for axis in one.axes])) for one in lifetimes(graph, facts)
+        ]
+        self.work = [
+            (task.operator, [(float(times), [table.number(axis) for axis in axes]) for times, axes in task.terms])
+            for task in tasks(graph, facts)
+        ]
+        self.rows, self.axis, self.times = table.rows(units)
+        self.num_axes = len(table)
+        self._first = np.searchsorted(self.axis, np.arange(self.num_axes + 1))
+
+    def rows_of(self, axis: int) -> tuple[IntArray, IntArray]:
+        """The components [n, K] that one axis depends on, and for how many positions each row stands [n]."""
+        own = slice(self._first[axis], self._first[axis + 1])
+        return self.rows[own], self.times[own]
+
+    def counts(self, units: Units) -> Counts:
+        """Surviving positions of every axis, as a function of the units there are now."""
+        return count_rows(units.of_components(self.rows), self.axis, self.times, self.num_axes, len(units))
+
+
+def _numbered(expression: Expression, facts: Facts, table: AxisTable) -> Expression:
+    if isinstance(expression, Combination):
+        left, right = _numbered(expression.left, facts, table), _numbered(expression.right, facts, table)
+        return Combination(expression.symbol, left, right, expression.value)
+    if isinstance(expression, Count):
+        assert isinstance(expression.axis, tuple)
+        value, dim = expression.axis
+        label = facts.labels[value]
+        assert label is not None
+        return Count(table.number(label.axes[dim]), expression.value)
+    return expression

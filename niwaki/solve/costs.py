@@ -1,0 +1,107 @@
+"""What every operator costs: multiply-accumulates, and the memory that its tensors take while they live."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from niwaki.rules.axis import Axis
+from niwaki.solve.constraints import Facts
+from niwaki.trace.graph import Graph, Node, Origin, Run
+from niwaki.trace.operators import traits
+
+_SHARING = {torch.ops.aten._unsafe_view.default}  # whose schema does not say that the result shares memory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lifetime:
+    """``bytes`` for each combination of positions of ``axes`` are alive from moment ``born`` to before ``died``."""
+
+    bytes: int
+    axes: tuple[Axis, ...]
+    born: int
+    died: int
+
+
+def lifetimes(graph: Graph, facts: Facts) -> list[Lifetime]:
+    """Of every memory that the first run allocates; moment i is right after its operator i.
+
+    A memory is alive as long as Python holds any tensor that shares it. What an operator allocates and frees inside
+    itself does not count. The run is one without torch's fast paths, which leave more inside (that of
+    ``nn.TransformerEncoderLayer``): there this is more than will be measured.
+    """
+    if not graph.runs or graph.runs[0].error is not None:
+        return []
+    run = graph.runs[0]
+    root_of = _roots(graph, run)
+    born: dict[int, int] = {}
+    died: dict[int, int] = {}
+    for moment, node in enumerate(run.nodes):
+        for number in node.outputs:
+            if number is None or graph.values[number].origin is not Origin.COMPUTED:
+                continue
+            root = root_of.get(graph.values[number].root, graph.values[number].root)
+            if graph.values[root].origin is Origin.COMPUTED:
+                born.setdefault(root, moment)
+                died[root] = max(died.get(root, 0), run.ended.get(number, len(run.nodes)), moment + 1)
+    found = []
+    for root, moment in born.items():
+        value = graph.values[root]
+        label = facts.labels[root]
+        free = () if label is None else tuple(axis for axis in label.axes if axis.free)
+        size = math.prod(value.shape) // math.prod(axis.size for axis in free) if math.prod(value.shape) else 0
+        if size:
+            found.append(Lifetime(size * value.dtype.itemsize, free, moment, died[root]))
+    return found
+
+
+def _roots(graph: Graph, run: Run) -> dict[int, int]:
+    """Of values that share the memory of another without saying so: whose it is."""
+    shared: dict[int, int] = {}
+    for node in run.nodes:
+        if node.operator in _SHARING:
+            given, made = next(node.inputs()), node.outputs[0]
+            assert made is not None
+            root = graph.values[given].root
+            shared[graph.values[made].root] = shared.get(root, root)
+    return shared
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What one operator has to do, as a sum of terms, each so many times the positions of its axes."""
+
+    operator: str
+    terms: tuple[tuple[int, tuple[Axis, ...]], ...]
+
+
+def tasks(graph: Graph, facts: Facts) -> list[Task]:
+    """Of every operator of the first run that computes anything."""
+    if not graph.runs or graph.runs[0].error is not None:
+        return []
+    macs: dict[int, list[tuple[int, tuple[Axis, ...]]]] = {}
+    for term in facts.macs:
+        macs.setdefault(term.node, []).append((term.times, term.axes))
+    found = []
+    for number, node in enumerate(graph.runs[0].nodes):
+        if traits(node.operator).viewing and not traits(node.operator).writes:
+            continue
+        terms = macs[number] if number in macs else _largest(graph, facts, node)
+        if terms:
+            found.append(Task(str(node.operator), tuple(terms)))
+    return found
+
+
+def _largest(graph: Graph, facts: Facts, node: Node) -> list[tuple[int, tuple[Axis, ...]]]:
+    """The entries of the largest tensor that flows in or out; parameters are not flowing."""
+    numbers = [number for number in (*node.outputs, *node.inputs()) if number is not None]
+    flowing = [n for n in numbers if graph.values[n].origin not in (Origin.PARAMETER, Origin.BUFFER)]
+    if not flowing:
+        return []
+    value = max((graph.values[number] for number in flowing), key=lambda value: math.prod(value.shape))
+    label = facts.labels[value.number]
+    free = () if label is None else tuple(axis for axis in label.axes if axis.free)
+    size = math.prod(value.shape)
+    return [(size // math.prod(axis.size for axis in free), free)] if size else []

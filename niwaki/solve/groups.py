@@ -1,0 +1,288 @@
+"""Units and groups: the independent components that are left, and which of them are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from niwaki.core.counts import IntArray
+from niwaki.core.space import BoolArray
+from niwaki.rules.axis import Axis
+from niwaki.solve.components import Components, solve
+from niwaki.solve.constraints import Facts
+from niwaki.solve.steps import Steps
+from niwaki.trace.graph import Graph, Origin, Value
+
+_INNER = "it is the inner factor of a product whose outer factor (a head, a group) can be removed whole"
+_BUFFERS = "only buffers make it"
+_ALONE = "it is the only unit of its kind"
+_UNSEEN = "no forward pass reached this parameter; give an example call that does"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spot:
+    """One dimension of one parameter or buffer, with the components of its positions."""
+
+    value: Value
+    dim: int
+    ids: IntArray
+    rows: IntArray
+    produces: bool
+    driven: bool
+    direction: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """Groups whose units can only leave together: ``steps[i]`` of group ``groups[i]`` at a time, ``most`` times."""
+
+    groups: tuple[int, ...]
+    steps: tuple[int, ...]
+    most: int
+
+
+class Units:
+    """What can still be removed. Pinning more never breaks an equation, so it needs no new solution."""
+
+    def __init__(self, graph: Graph, facts: Facts, inner: bool = False) -> None:
+        self.graph, self.facts = graph, facts
+        self._pin_unseen()
+        self.solution: Components = solve(facts)
+        self._pinned = np.zeros(self.solution.size, dtype=bool)  # components
+        self._pinned[0] = True
+        self._inexact = self._mark_inexact()
+        self._late = np.full(self.solution.size, -1)  # component -> reason, for what was pinned after solving
+        none = np.zeros(0, dtype=np.int64)
+        self._finer: tuple[IntArray, IntArray, IntArray] = (none[:, None], none, none)
+        self.spots = self._find_spots()
+        self.rhythms: tuple[Rhythm, ...] = ()
+        self.steps = Steps(self.solution.size)
+        self._pin_made_by_buffers()
+        self.regroup()
+        if not inner and self._hold_inner():
+            self.regroup()
+
+    def _pin_unseen(self) -> None:
+        unseen = {value.number for value in self.graph.unseen}
+        why = self.facts.reason(_UNSEEN, None)
+        for (number, dim), (first, size) in self.facts.places.items():
+            if number in unseen and (number, dim) not in self.facts.understood:
+                self.facts.pinned.append((np.arange(first, first + size), why))
+
+    def _mark_inexact(self) -> IntArray:
+        """For each component the reason for which removing it is inexact, or -1; the first reason counts."""
+        marks = np.full(self.solution.size, -1)
+        for ids, why in {self.solution.name(ids): (ids, why) for ids, why in reversed(self.facts.inexact)}.values():
+            marks[self.solution.canonical(ids[:, None])] = why
+        return marks
+
+    def inexact(self, group: int) -> int | None:
+        """The reason for which the units of a group can leave only inexactly; None if they leave exactly."""
+        why = int(self._inexact[self._units[self._starts[group]]])
+        return None if why < 0 else why
+
+    def _find_spots(self) -> list[Spot]:
+        facts = self.facts
+        marks = {}
+        for name, arrays in (
+            ("reads", facts.reads),
+            ("drives", facts.drives),
+            ("makes", facts.makes),
+            ("directions", facts.directions),
+        ):
+            mark = np.zeros(facts.ids, dtype=bool)
+            for ids in {id(ids.base if ids.base is not None else ids): ids for ids in arrays}.values():
+                mark[ids] = True
+            marks[name] = mark
+        blocks = {int(block[0]): block for block in facts.blocks if len(block)}
+        spots = []
+        for (number, dim), (first, size) in facts.places.items():
+            ids = blocks[first] if size else np.zeros(0, dtype=np.int64)
+            own = slice(first, first + size)
+            direction = bool(marks["directions"][own].any())
+            produces = bool(not marks["reads"][own].any() or marks["makes"][own].any()) and not direction
+            driven = produces or (bool(marks["drives"][own].any()) and not direction)
+            rows = self.solution.canonical(ids[:, None])
+            spots.append(Spot(self.graph.values[number], dim, ids, rows, produces, driven, direction))
+        return spots
+
+    def _pin_made_by_buffers(self) -> None:
+        """Where a buffer makes what parameters read and no parameter has a part in it, there is nothing to train, and
+        the code may make the buffer anew at any time."""
+        made = np.zeros((2, self.solution.size), dtype=bool)  # by a parameter, by a buffer
+        for spot in self.spots:
+            if spot.produces:
+                made[int(spot.value.origin is Origin.BUFFER), spot.rows.reshape(-1)] = True
+        self.pin(np.flatnonzero(made[1] & ~made[0]), self.facts.reason(_BUFFERS, None))
+
+    def active(self, rows: IntArray) -> IntArray:
+        """Rows of components without those that are pinned."""
+        return np.where(self._pinned[rows], 0, rows)
+
+    def of(self, ids: IntArray) -> IntArray:
+        """The unit numbers [n, K] of rows of ids; ``len(self)`` is none."""
+        return self._number[self.active(self.solution.canonical(ids))]
+
+    def of_components(self, rows: IntArray) -> IntArray:
+        """The unit numbers of rows of components."""
+        return self._number[self.active(rows)]
+
+    def owners(self, spot: Spot) -> IntArray:
+        """The unit numbers [n, K] of the positions of a spot; spots with the same rows get the same array."""
+        key = id(spot.rows)
+        if key not in self._owners:
+            owners = self.of_components(spot.rows)
+            self._owners[key] = owners[:, (owners < len(self)).any(axis=0)]
+        return self._owners[key]
+
+    def free(self, spot: Spot) -> BoolArray:
+        """The positions of a spot that some unit owns."""
+        key = id(spot.rows)
+        if key not in self._free:
+            self._free[key] = np.asarray((self.owners(spot) < len(self)).any(axis=1), dtype=bool)
+        return self._free[key]
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    @property
+    def starts(self) -> IntArray:
+        """The first unit of each group, and the number of units: [groups + 1]."""
+        return self._starts
+
+    def reasons(self, spot: Spot) -> IntArray:
+        """The numbers of the reasons for which positions are pinned (meaningless where they are not)."""
+        reasons = self.solution.reasons(spot.ids)
+        for column in spot.rows.T[::-1]:
+            reasons = np.where(self._late[column] >= 0, self._late[column], reasons)
+        return reasons
+
+    def pin(self, components: IntArray, why: int) -> bool:
+        """Pin components; `regroup` must follow. Returns whether any of them was free."""
+        new = np.unique(components[~self._pinned[components]])
+        self._pinned[new] = True
+        self._late[new] = why
+        return bool(len(new))
+
+    def pin_axis(self, axis: Axis, why: int) -> bool:
+        """As `pin`, for all units on an axis."""
+        if not axis.free:
+            return False
+        components = self.active(self.solution.canonical(axis.ids)).reshape(-1)
+        return self.pin(components[self._number[components] < len(self)], why)
+
+    def on(self, axis: Axis) -> IntArray:
+        """The components [n, K] of the positions of an axis that are units, 0 for all others."""
+        rows = self.active(self.solution.canonical(axis.ids))
+        return np.where(self._number[rows] < len(self), rows, 0)
+
+    def multiples(self) -> IntArray:
+        """The number of units [groups] of which each group loses a multiple, as ``steps`` say."""
+        if not len(self):
+            return np.zeros(0, dtype=np.int64)
+        multiples: IntArray = np.lcm.reduceat(self.steps.multiple[self._units], self._starts[:-1])
+        return multiples
+
+    def members(self, group: int) -> IntArray:
+        """The components that are the units of a group."""
+        return self._units[self._starts[group] : self._starts[group + 1]]
+
+    def pin_all(self, why: int) -> None:
+        """Give up on every unit."""
+        self.pin(self._units, why)
+        self.regroup()
+
+    def distinguish(self, rows: IntArray, place: IntArray, times: IntArray) -> None:
+        """Units that occur differently often on some axes (rows of components, the axis of each, and how often it is
+        there) are not alike."""
+        self._finer = rows, place, times
+        self.regroup()
+
+    def survivors(self, axis: Axis, keep: BoolArray) -> BoolArray:
+        """Which positions of an axis survive a mask of units."""
+        return np.asarray(np.append(keep, True)[self.of(axis.ids)].all(axis=1), dtype=bool)
+
+    def left(self, axis: Axis, keep: BoolArray) -> int:
+        """How many positions of an axis survive a mask of units."""
+        return int(self.survivors(axis, keep).sum()) if axis.free else axis.size
+
+    def _hold_inner(self) -> bool:
+        """Where a position depends on several units, the outermost stays one; returns whether there were such. An outer
+        factor that is alone in its group can leave no more and is pinned before, so that the inner one may. A product
+        of a factor with itself (every pair of channels) has no other inner factor to hold."""
+        why, found = self.facts.reason(_INNER, None), False
+        for rows in self._distinct_rows():
+            rows = self.active(rows)
+            several = rows[(rows != 0).sum(axis=1) > 1]
+            if len(several):
+                later = (several != 0) & ((several != 0).cumsum(axis=1) > 1)
+                outermost = several[(several != 0) & ~later]
+                found |= self.pin(np.setdiff1d(several[later], outermost), why)
+        return found
+
+    def _distinct_rows(self) -> Iterable[IntArray]:
+        return {id(spot.rows): spot.rows for spot in self.spots}.values()
+
+    def regroup(self) -> None:
+        """Number the units again: components with the same multiset of places form a group, in the order of their
+        first place; a unit that is alone in its group cannot be removed and is pinned."""
+        self.rhythms = ()
+        while True:
+            self._group()
+            sizes = np.diff(self._starts)
+            alone = self._units[self._starts[:-1][sizes == 1]]
+            if not len(alone):
+                return
+            self.pin(alone, self.facts.reason(_ALONE, None))
+
+    def _group(self) -> None:
+        """A unit's signature is a hash of the multiset of its places: the sum of a random number for each of them."""
+        size, draw = self.solution.size, np.random.default_rng(0)
+        last = len(self.spots)
+        signature, produced = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
+        first = np.full(size, last)
+        places: dict[int, list[int]] = {}
+        for number, spot in enumerate(self.spots):
+            places.setdefault(id(spot.rows), []).append(number)
+        for rows in self._distinct_rows():
+            flat = rows.reshape(-1)
+            weight = draw.integers(1, 2**62, dtype=np.int64)
+            own = places[id(rows)]
+            np.add.at(signature, flat, weight)  # wraps around
+            np.minimum.at(first, flat, own[0])
+            if any(self.spots[number].value.origin is Origin.PARAMETER for number in own):
+                produced[flat] = True
+        rows, place, times = self._finer
+        for column in rows.T:
+            np.add.at(signature, column, draw.integers(1, 2**62, size=int(place.max(initial=0)) + 1)[place] * times)
+        signature[self._inexact >= 0] += draw.integers(1, 2**62)  # no group mixes the two kinds
+        units = np.flatnonzero(produced & ~self._pinned)
+        units = _ordered(units, signature[units], first[units])
+        signature, first = signature[units], first[units]
+        new = np.append(True, (signature[1:] != signature[:-1]) | (first[1:] != first[:-1]))
+        starts = np.flatnonzero(new) if len(units) else np.zeros(0, dtype=np.int64)
+        self._units = units
+        self._starts = np.append(starts, len(units)).astype(np.int64)
+        self._number = np.full(size, len(units), dtype=np.int64)
+        self._number[units] = np.arange(len(units))
+        self._owners: dict[int, IntArray] = {}
+        self._free: dict[int, BoolArray] = {}
+
+
+def _ordered(units: IntArray, signature: IntArray, first: IntArray) -> IntArray:
+    """Ascending ``units`` with the alike ones together: by first place, then by the first unit of a kind. Runs of alike
+    units are moved as a whole."""
+    if not len(units):
+        return units
+    begin = np.flatnonzero(np.append(True, (signature[1:] != signature[:-1]) | (first[1:] != first[:-1])))
+    length = np.diff(np.append(begin, len(units)))
+    _, leader, kind = np.unique(
+        np.stack([first[begin], signature[begin]], axis=1), axis=0, return_index=True, return_inverse=True
+    )
+    order = np.lexsort((begin, leader[kind.reshape(-1)], first[begin]))
+    begin, length = begin[order], length[order]
+    shift = begin - np.append(0, length.cumsum()[:-1])
+    ordered: IntArray = units[np.arange(len(units)) + np.repeat(shift, length)]
+    return ordered

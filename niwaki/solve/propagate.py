@@ -1,0 +1,324 @@
+"""Propagate labels through the record of a run: apply the rule of every operator, from the first to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from niwaki import rules
+from niwaki.core.location import Location
+from niwaki.core.numbers import Count, Expression, Literal, leaves
+from niwaki.rules.axis import Axis, fixed
+from niwaki.rules.registry import HOMOGENEOUS, Call, Label, Refused, Rule, Source
+from niwaki.solve import propagate as places
+from niwaki.solve import signs
+from niwaki.solve.call import GraphCall
+from niwaki.solve.call_cache import Calls, Said
+from niwaki.solve.comparisons import compared
+from niwaki.solve.constraints import Facts, SizeClaim, Touched
+from niwaki.solve.rescaling import Scaling
+from niwaki.trace.graph import Frozen, Graph, Node, Origin, Run, Value
+
+FindRule = Callable[[torch._ops.OpOverload], Rule | None]
+
+
+def label(
+    graph: Graph,
+    find: FindRule = rules.find,
+    pin_outputs: bool = True,
+    allow_inexact: bool = False,
+    tolerant: bool = True,
+    repeats: bool = True,
+) -> Facts:
+    """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first.
+
+    If ``tolerant``, a rule that fails with an error, which is a defect of niwaki, pins what its operator touches. If
+    ``repeats``, a call that a run before has made already, of the same labels, is not labelled again: that is faster.
+    """
+    facts = Facts([None] * len(graph.values), allow_inexact=allow_inexact)
+    facts.reason("nothing constrains it", None)
+    fixed_by: dict[tuple[Origin, str, Location | None], int] = {}
+    met = _constants_met(graph)
+    for value in graph.values:
+        facts.aliases.setdefault(value.root, []).append(value.number)
+        if value.origin is not Origin.COMPUTED:
+            facts.labels[value.number] = _given(facts, value, fixed_by, met.get(value.number))
+    scaling = Scaling(facts)
+    calls = Calls(graph, facts)
+    frozen: set[tuple[int, int, str]] = set()
+    for index, run in enumerate(graph.runs):
+        used: dict[int, tuple[Node, set[int]]] = {}
+        checked: dict[int, int] = {}  # calls that a comparison accounts for, and the number each was given
+        for product, comparison, claim in compared(graph, run):
+            facts.sizes.append(claim)
+            checked |= {id(node.call): node.call.numbers[0].value for node in (product, comparison)}
+        calls.begin()
+        scaling.begin()
+        thrown_away = unused(graph, run) if run.error is None else set()
+        read = seen(run)
+        for place, node in enumerate(run.nodes):
+            discarded = tuple(number not in read for number in node.outputs if number is not None)
+            key = calls.key(node, place in thrown_away, discarded) if repeats and len(graph.runs) > 1 else None
+            said = calls.recall(key) if index else None
+            if said is None:
+                call = GraphCall(facts, graph, node, index == 0, run.both, place in thrown_away, discarded)
+                labels = _apply(call, graph, node, find, scaling, tolerant)
+                axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
+                said = Said(labels, axes, call.resized, call.rescaled, call.understood)
+                calls.remember(key, said)
+            _assign(facts, graph, node, said.labels, scaling)
+            changing = {checked[id(node.call)]} if id(node.call) in checked else set()
+            aside = place in thrown_away and node.call.function is None
+            facts.touched.append(Touched(node, said.axes, said.resized | changing, said.rescaled, aside))
+            used.setdefault(id(node.call), (node, set()))[1].update(said.understood)
+        for node, understood in used.values():
+            for position, number in enumerate(node.call.numbers):
+                if position not in understood and not isinstance(number, Literal) and id(node.call) not in checked:
+                    _freeze(facts, frozen, number, node.location, "enters a computation that niwaki does not follow")
+        for position, item in enumerate(run.frozen):
+            if scaling.releases(position):
+                continue
+            _freeze(facts, frozen, item.expression, item.location, _FAN_IN if _of_weights(facts, item) else _FROZEN)
+        for left in outlasting(run):
+            stored = facts.labels[left]
+            scaling.refuse(() if stored is None else stored.scale)
+        for buffer, now in run.remade:
+            _follow(facts, facts.labels[buffer], facts.labels[now])
+        for result in run.outputs:
+            _leave(facts, scaling, result, "an output of the model", None, pin_outputs)
+        for value_number, where in run.escaped.items():
+            _leave(facts, scaling, value_number, "read by code that niwaki does not follow", where, True)
+    scaling.finish()
+    _hold_other_directions(facts, graph)
+    return facts
+
+
+def _follow(facts: Facts, buffer: Label | None, now: Label | None) -> None:
+    """A buffer that a run has replaced is cut as what it was replaced by: it may be there already in another run."""
+    assert buffer is not None and now is not None
+    if len(buffer.axes) != len(now.axes):
+        return
+    why = facts.reason("it is tied to a pinned dimension of what replaces a buffer", None)
+    for before, after in zip(buffer.axes, now.axes, strict=True):
+        if before.size == after.size and before.free and after.free:
+            facts.equal.append((before.ids, after.ids, why))
+        elif before.free:
+            facts.pinned.append((before.ids.reshape(-1), why))
+
+
+def _leave(facts: Facts, scaling: Scaling, number: int, what: str, location: Location | None, whole: bool) -> None:
+    """Hold what leaves the network: nobody can repair it behind that, and ``whole`` values keep all their positions."""
+    left = facts.labels[number]
+    assert left is not None
+    scaling.refuse(left.scale)
+    if left.places is not None and left.places.free:
+        why = facts.reason(f"{what} holds positions along it", location)
+        facts.pinned.append((left.places.ids.reshape(-1), why))
+    if whole and any(axis.free for axis in left.axes):
+        why = facts.reason(f"it is {what}", location)
+        facts.pinned += [(axis.ids.reshape(-1), why) for axis in left.axes if axis.free]
+
+
+def _constants_met(graph: Graph) -> dict[int, Location]:
+    """Where each constant first meets an operator, by its value number."""
+    met: dict[int, Location] = {}
+    if all(value.origin is not Origin.CONSTANT for value in graph.values):
+        return met
+    for run in graph.runs:
+        for node in run.nodes:
+            for number in node.inputs():
+                if graph.values[number].origin is Origin.CONSTANT:
+                    met.setdefault(number, node.location)
+    return met
+
+
+def _given(
+    facts: Facts,
+    value: Value,
+    fixed_by: dict[tuple[Origin, str, Location | None], int],
+    where: Location | None,
+) -> Label:
+    """Parameters and buffers get new ids; inputs and constants are fixed."""
+    if value.origin in (Origin.PARAMETER, Origin.BUFFER):
+        axes = []
+        for dim, size in enumerate(value.shape):
+            facts.places[value.number, dim] = (facts.ids, size)
+            axes.append(Axis(facts.allocate(size)))
+        parameter = value.origin is Origin.PARAMETER
+        source = Source(value.number, 0.0) if parameter else None
+        return Label(tuple(axes), (parameter,) * len(axes), parameter, value.dtype, (), source)
+    known = value.origin, value.name, where
+    if known not in fixed_by:
+        fixed_by[known] = facts.reason(f"it meets {_named(value)}", where)
+    why = fixed_by[known]
+    return Label(tuple(fixed(size, why) for size in value.shape), (False,) * len(value.shape), False, value.dtype)
+
+
+def _named(value: Value) -> str:
+    """What a value is that nothing can leave from."""
+    if value.origin is Origin.INPUT:
+        return "an input of the model"
+    if not value.name:
+        return "a tensor that is neither parameter nor buffer"
+    return (
+        f"the attribute {value.name!r}, a tensor that is neither parameter nor buffer (register_buffer lets it follow)"
+    )
+
+
+def _apply(call: GraphCall, graph: Graph, node: Node, find: FindRule, scaling: Scaling, tolerant: bool) -> list[Label]:
+    """The labels of the outputs of a call, by its rule."""
+    rule = find(node.operator)
+    numbers = [number for number in node.outputs if number is not None]
+    try:
+        if rule is None:
+            raise Refused(f"niwaki has no rule for the operator {node.operator}")
+        result = rule(call)
+        labels = [] if result is None else [result] if isinstance(result, Label) else list(result)
+        for number, made in zip(numbers, labels, strict=True):
+            if made.shape != graph.values[number].shape:
+                raise Refused(
+                    f"the rule for {node.operator} expected the shape {made.shape}, "
+                    f"but the result has {graph.values[number].shape}"
+                )
+    except (Refused, *_DEFECTS) as cause:
+        if not isinstance(cause, Refused) and not tolerant:
+            raise
+        reason = str(cause) if isinstance(cause, Refused) else _defect(node, cause)
+        for axis in call.input_axes():
+            call.pin(axis, reason)
+        labels = [call.opaque(i, reason) for i in range(len(call.shapes))]
+        rule = None
+        call.placed.clear()
+    call.makes_what_goes_on(labels)
+    return places.follow(call, rule, signs.follow(call, rule, scaling.follow(call, rule, labels)), call.placed)
+
+
+def _hold_other_directions(facts: Facts, graph: Graph) -> None:
+    """A direction keeps values in the zeroed model that whatever else uses it would take for zeros."""
+    for number, uses in facts.directing.items():
+        operators = {operator for operator, _ in uses}
+        others = (node for run in graph.runs for node in run.nodes if number in node.inputs())
+        other = next((node for node in others if len(uses) > 1 or node.operator not in operators), None)
+        if other is not None:
+            why = facts.reason("it is the direction of a weight norm, and used otherwise too", other.location)
+            for (value, _), (first, size) in facts.places.items():
+                if value == number:
+                    facts.pinned.append((np.arange(first, first + size), why))
+
+
+def _assign(facts: Facts, graph: Graph, node: Node, labels: Sequence[Label], scaling: Scaling) -> None:
+    numbers = [number for number in node.outputs if number is not None]
+    for number, made in zip(numbers, labels, strict=True):
+        before = facts.labels[number]
+        facts.labels[number] = made
+        if before is not None:
+            _written(facts, graph, number, before, made, scaling)
+
+
+_DEFECTS = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
+
+
+def _defect(node: Node, cause: Exception) -> str:
+    return (
+        f"niwaki's rule for the operator {node.operator} fails here ({type(cause).__qualname__}: {cause}), which is a "
+        "defect to report"
+    )
+
+
+def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Label, scaling: Scaling) -> None:
+    """A value was written in place. Other views of its memory may no longer rely on zeros, signs or a factor."""
+    aliases = [alias for alias in facts.aliases[graph.values[number].root] if alias != number]
+    if any(facts.labels[alias] is not None for alias in aliases):
+        scaling.refuse((*before.scale, *after.scale))
+    keeps_zeros = all(after.zero) or after.zero == before.zero == (False,) * len(before.zero)
+    for alias in aliases:
+        other = facts.labels[alias]
+        if other is not None and not keeps_zeros:
+            other = replace(other, zero=(False,) * len(other.axes), source=None)
+        if other is not None and other.nonnegative and not after.nonnegative:
+            other = replace(other, nonnegative=False)
+        facts.labels[alias] = other
+
+
+_FROZEN = "is part of the computed function"
+
+
+_FAN_IN = "is part of the computed function (a scale by the fan-in of a weight)"
+
+
+def _of_weights(facts: Facts, item: Frozen) -> bool:
+    """Whether a number is a product of sizes of weights, and of nothing else."""
+    counts = [leaf for leaf in leaves(item.expression) if isinstance(leaf, Count)]
+    labels = [facts.labels[leaf.axis[0]] for leaf in counts if isinstance(leaf.axis, tuple)]
+    return bool(labels) and all(label is not None and label.weight for label in labels)
+
+
+def _freeze(
+    facts: Facts, frozen: set[tuple[int, int, str]], expression: Expression, location: Location, what: str
+) -> None:
+    """A number has to stay what it is. Attributes and lines are one object each: their like is ``frozen`` once."""
+    known = id(expression), id(location), what
+    if known in frozen or all(isinstance(leaf, Literal) for leaf in leaves(expression)):
+        return
+    frozen.add(known)
+    facts.sizes.append(SizeClaim(expression, None, f"a number that {what}", location))
+
+
+_WHY = "computes with positions along it, which are numbered anew when some of them leave"
+
+
+def follow(call: Call, rule: Rule | None, made: Sequence[Label], understood: Sequence[Label]) -> list[Label]:
+    """The labels ``made`` by a rule (None: it refused), with the places that their entries are; pins what nobody
+    understands."""
+    labels = list(made)
+    how = HOMOGENEOUS.get(rule) if rule is not None else None
+    for name, given in _labels_in(call):
+        assert given.places is not None
+        if call.operator is torch.ops.aten._to_copy.default or (how is not None and how.whole and name in how.factors):
+            labels = [replace(label, places=given.places) for label in labels]
+        elif all(given is not known for known in understood):
+            call.pin(given.places, f"{call.operator} {_WHY}")
+    return labels
+
+
+def _labels_in(call: Call) -> Iterator[tuple[str, Label]]:
+    """The arguments whose entries are places on an axis that is still free."""
+    for name, argument in call.arguments.items():
+        for item in argument if isinstance(argument, tuple) else (argument,):
+            if isinstance(item, Label) and item.places is not None and item.places.free:
+                yield name, item
+
+
+def outlasting(run: Run) -> list[int]:
+    """What ``run`` computed that is still there when it ends: its outputs, and what modules keep (a loss beside)."""
+    made = (number for node in run.nodes for number in node.outputs if number is not None)
+    return [number for number in dict.fromkeys(made) if number not in run.ended]
+
+
+def seen(run: Run) -> set[int]:
+    """The values of ``run`` that anything sees: an operator, Python, or whoever holds them when the run ends."""
+    read = {number for node in run.nodes for number in node.inputs()}
+    return read.union(run.outputs, outlasting(run))
+
+
+def unused(graph: Graph, run: Run) -> set[int]:
+    """The places of operators in ``run`` whose results reach nothing: no output, nothing that is alive when the run
+    ends (in an attribute, say, where a loss may find it), no number that Python reads, no parameter, buffer or input.
+
+    Shapes still have to fit there, but that a result changes with what it averages over does no harm.
+    """
+    values = graph.values
+    kept = {value.root for value in values if value.origin is not Origin.COMPUTED or value.number not in run.ended}
+    kept.update(values[number].root for number in run.outputs)
+    found = set()
+    for place in range(len(run.nodes) - 1, -1, -1):
+        node = run.nodes[place]
+        made = [values[number].root for number in node.outputs if number is not None]
+        if made and kept.isdisjoint(made):
+            found.add(place)
+        else:
+            kept.update(values[number].root for number in node.inputs())
+    return found

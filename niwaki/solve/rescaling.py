@@ -1,0 +1,261 @@
+"""Follow a factor of n/m from the average it comes from to the weight that takes it up.
+
+A mean over n entries, of which those that are removed are zero, is n/m times as large after a cut that leaves m. The
+factor goes on through whatever is homogeneous, until a tensor that is made of one parameter multiplies it: that
+parameter is repaired. An epsilon that is added on the way is repaired too, if it is an attribute. Anywhere else the
+average was not exact, and its axis says so. The same parameter or attribute used without its factor cannot be changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from niwaki.core.repairs import Scalar
+from niwaki.rules.pointwise import pointwise
+from niwaki.rules.registry import HOMOGENEOUS, Call, Homogeneous, Label, Rule, Scale, Source
+from niwaki.rules.trying import degree
+from niwaki.solve.constraints import Facts, RepairClaim
+
+aten = torch.ops.aten
+_CASTS = Homogeneous(("self",), None, whole=True)
+_WHY = "a number that Python computes from it is part of the computed function"
+_SHIFTS = (aten.add.Tensor, aten.add.Scalar)
+
+
+class Scaling:
+    """The factors of one graph, operator by operator."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._used_raw: set[int | Scalar] = set()  # parameters and attributes that something reads as they are
+        self._followed: set[int] = set()  # frozen numbers of a run that go on as factors
+        self._held: set[int] = set()  # those that enter something else
+
+    def begin(self) -> None:
+        """Another run, with other numbers."""
+        self._followed.clear()
+        self._held.clear()
+
+    def releases(self, frozen: int) -> bool:
+        """Whether a number that has left the integers may change all the same: it went into nothing but factors."""
+        return frozen in self._followed and frozen not in self._held
+
+    def follow(self, call: Call, rule: Rule | None, made: Sequence[Label]) -> list[Label]:
+        """The labels ``made`` by a rule (None: it refused), with the scale and the source that they have."""
+        sized, taken = _sized(call, self._facts), list[_Sized]()
+        for one in sized:
+            call.rescales(one.given, one.scale)
+        if call.unused or _only_sizes(call):
+            return list(made)
+        operands = list(_labels(call.arguments.values()))
+        claimed: set[int | Scalar] = set()
+        scale: tuple[Scale, ...] | None = ()
+        source: Source | None = None
+        if any(label.scale or label.source for label in operands):
+            how = _CASTS if call.operator is aten._to_copy.default else HOMOGENEOUS.get(rule) if rule else None
+            if how is not None:
+                scale, source = self._product(call, how, claimed)
+            elif rule is pointwise:
+                scale, source = self._pointwise(call, operands, sized, taken, claimed)
+            else:
+                scale = None
+        if scale is None:
+            for label in operands:
+                self.refuse(label.scale)
+            scale = ()
+        for one in sized:
+            (self._followed if one in taken else self._held).update(one.frozen)
+        for label in operands:
+            if label.source is not None and source is None:
+                self._use(label.source.value, claimed)
+        for scalar in call.python.scalars:
+            if _given(call, scalar.value) is not None:
+                self._use(scalar, claimed)
+        if not scale and source is None:
+            return list(made)
+        return [self._scaled(label, scale, source) for label in made]
+
+    def _scaled(self, made: Label, scale: tuple[Scale, ...], source: Source | None) -> Label:
+        """A result with a factor. What is true or false does not depend on it, and whole numbers cannot carry it."""
+        if made.dtype.is_floating_point or made.dtype.is_complex:
+            return replace(made, scale=_product((*scale, *made.scale)), source=source)
+        if made.dtype is not torch.bool:
+            self.refuse(scale)
+        return made
+
+    def refuse(self, scale: Iterable[Scale]) -> None:
+        """Nothing takes these factors up: the averages they come from are not exact."""
+        for factor in scale:
+            self._facts.mark_inexact(factor.axis.ids.reshape(-1), factor.why)
+
+    def finish(self) -> None:
+        """Refuse what would change a parameter or an attribute that something else uses as it is."""
+        for claim in self._facts.repairs:
+            if claim.target in self._used_raw:
+                self.refuse(claim.scale)
+
+    def _use(self, what: int | Scalar, claimed: set[int | Scalar]) -> None:
+        if what not in claimed:
+            self._used_raw.add(what)
+
+    def _claim(self, target: int | Scalar, shift: float, scale: tuple[Scale, ...], claimed: set[int | Scalar]) -> None:
+        self._facts.repairs.append(RepairClaim(target, shift, scale))
+        claimed.add(target)
+
+    def _product(
+        self, call: Call, how: Homogeneous, claimed: set[int | Scalar]
+    ) -> tuple[tuple[Scale, ...] | None, Source | None]:
+        """Where the result is multilinear in some arguments."""
+        factors = list(_labels(call.arguments[name] for name in how.factors))
+        if any(isinstance(call.arguments[name], tuple) for name in how.factors):  # joined, not multiplied
+            if any(not _equal(label.scale, factors[0].scale) for label in factors):
+                return None, None
+            return factors[0].scale, None
+        others = [label for label in _labels(call.arguments.values()) if all(label is not f for f in factors)]
+        total = _product([factor for label in factors for factor in label.scale])
+        absorbing = [label for label in factors if label.source is not None and not label.scale]
+        if total and absorbing:
+            assert absorbing[0].source is not None
+            self._claim(absorbing[0].source.value, absorbing[0].source.shift, _inverse(total), claimed)
+            total = ()
+        plus = None if how.plus is None else call.arguments[how.plus]
+        if any(not _equal(label.scale, total if label is plus else ()) for label in others):
+            return None, None
+        if isinstance(plus, Label) and not _equal(plus.scale, total):
+            return None, None
+        return total, factors[0].source if how.whole and not total else None
+
+    def _pointwise(
+        self,
+        call: Call,
+        operands: Sequence[Label],
+        sized: Sequence[_Sized],
+        taken: list[_Sized],
+        claimed: set[int | Scalar],
+    ) -> tuple[tuple[Scale, ...] | None, Source | None]:
+        """Where the result is computed entry by entry, it is tried on numbers. ``taken`` gets those of ``sized``
+        that go on as factors."""
+        scaled = _product([replace(factor, power=1.0) for label in operands for factor in label.scale])
+        if not scaled and not sized:
+            return (), _shifted(call, operands)
+        found: list[Scale] = []
+        for one in sized:
+            power = degree(call, operands, [0.0] * len(operands), {one.given: 1.0})
+            if power is not None:
+                found += [replace(factor, power=power * factor.power) for factor in one.scale]
+                taken.append(one)
+        for factor in scaled:
+            powers = [sum(f.power for f in label.scale if f.axis.ids is factor.axis.ids) for label in operands]
+            power = degree(call, operands, powers, {})
+            if power is None:
+                power = self._with_scalars(call, operands, powers, factor, claimed)
+            if power is None:
+                return None, None
+            if power != 0:
+                found.append(replace(factor, power=power))
+        found = list(_product(found))
+        for i, label in enumerate(operands):
+            if found and label.source is not None and not label.scale and _takes_up(call, operands, i, found):
+                self._claim(label.source.value, label.source.shift, _inverse(found), claimed)
+                return (), None
+        return tuple(found), None
+
+    def _with_scalars(
+        self, call: Call, operands: Sequence[Label], powers: Sequence[float], factor: Scale, claimed: set[int | Scalar]
+    ) -> float | None:
+        """The degree if a float attribute among the arguments is multiplied as well."""
+        for scalar in call.python.scalars:
+            given = _given(call, scalar.value)
+            if given is not None:
+                own = max(powers, key=abs)
+                power = degree(call, operands, powers, {given: own})
+                if power is not None:
+                    self._claim(scalar, 0.0, (replace(factor, power=own),), claimed)
+                    call.rescales(given, scalar)
+                    return power
+        return None
+
+
+def _only_sizes(call: Call) -> bool:
+    """Whether nobody looks at more than the sizes of what an operator gives, such as ``weight[0].numel()``."""
+    return bool(call.discarded) and all(call.discarded) and not call.operator._schema.is_mutable
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sized:
+    """A float argument that a cut changes, since Python computes it from sizes: how it is scaled then, and the frozen
+    numbers that it comes from."""
+
+    given: float
+    scale: tuple[Scale, ...]
+    frozen: frozenset[int]
+
+
+def _sized(call: Call, facts: Facts) -> list[_Sized]:
+    """The arguments that are products of powers of sizes."""
+    found = []
+    for power in call.python.powers:
+        given = _given(call, power.value)
+        labels = {count: facts.labels[count.axis[0]] for count, _ in power.factors if isinstance(count.axis, tuple)}
+        if given is not None and all(label is not None for label in labels.values()):
+            scale: list[Scale] = []
+            for count, exponent in power.factors:
+                label = labels[count]
+                assert label is not None and isinstance(count.axis, tuple)
+                scale += call.scale(label.axes[count.axis[1]], -exponent, _WHY)
+            found.append(_Sized(given, _product(scale), power.frozen))
+    return found
+
+
+def _given(call: Call, value: float) -> float | None:
+    """The argument that is this number; torch's own code may have rounded it to float32."""
+    for argument in call.arguments.values():
+        if isinstance(argument, float) and math.isclose(argument, value, rel_tol=1e-6):
+            return argument
+    return None
+
+
+def _takes_up(call: Call, operands: Sequence[Label], number: int, found: Sequence[Scale]) -> bool:
+    """Whether dividing one operand by a factor divides the result by it."""
+    powers = [0.0] * len(operands)
+    powers[number] = 1.0
+    return degree(call, operands, powers, {}) == 1.0
+
+
+def _shifted(call: Call, operands: Sequence[Label]) -> Source | None:
+    """A parameter plus a number that is no attribute."""
+    if call.operator not in _SHIFTS or len(operands) != 1 or operands[0].source is None:
+        return None
+    number, times = call.arguments["other"], call.arguments.get("alpha", 1)
+    if not isinstance(number, (int, float)) or not isinstance(times, (int, float)):
+        return None
+    return replace(operands[0].source, shift=operands[0].source.shift + number * times)
+
+
+def _labels(arguments: Iterable[object]) -> Iterator[Label]:
+    for argument in arguments:
+        if isinstance(argument, Label):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from _labels(argument)
+
+
+def _product(factors: Iterable[Scale]) -> tuple[Scale, ...]:
+    """Factors of one axis are one factor; those that cancel are none."""
+    by_axis: dict[int, Scale] = {}
+    for factor in factors:
+        known = by_axis.get(id(factor.axis.ids))
+        by_axis[id(factor.axis.ids)] = factor if known is None else replace(known, power=known.power + factor.power)
+    return tuple(factor for factor in by_axis.values() if factor.power != 0)
+
+
+def _inverse(scale: Iterable[Scale]) -> tuple[Scale, ...]:
+    return tuple(replace(factor, power=-factor.power) for factor in scale)
+
+
+def _equal(scale: Sequence[Scale], other: Sequence[Scale]) -> bool:
+    return not _product((*scale, *_inverse(other)))

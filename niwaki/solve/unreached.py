@@ -1,0 +1,250 @@
+"""Parameters that no forward pass reached, but whose like others did: an expert to which no token was sent, in a list
+with experts that had some.
+
+Such a module reads and makes dimensions that the rest of the network may lose. What its siblings say decides: where two
+or more agree on the very units that a dimension consists of, and these live outside of them too (the width of what all
+experts read), it is the same for the module nobody saw. Where they cannot tell, the dimension stays. What is a
+sibling's own (the width inside an expert) says nothing about others; there the unseen module stays whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from niwaki.core.counts import IntArray
+from niwaki.core.names import module_at
+from niwaki.core.numbers import Attribute, Combination, Count, Expression, leaves
+from niwaki.core.objects import class_attribute
+from niwaki.core.paths import part
+from niwaki.core.space import BoolArray
+from niwaki.rules.axis import Axis
+from niwaki.solve.components import Components, solve
+from niwaki.solve.constraints import Facts, SizeClaim
+from niwaki.trace.graph import Graph, Origin
+
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """An unseen module (or bare parameter), its siblings that were seen, and the names of the tensors inside."""
+
+    unseen: str
+    siblings: tuple[str, ...]
+    inside: tuple[str, ...]
+
+
+def understand_unseen(model: torch.nn.Module, graph: Graph, facts: Facts) -> None:
+    """Add to ``facts`` what the siblings of unseen modules tell about these."""
+    tensors = {value.name: value.number for value in graph.values if value.origin in (Origin.PARAMETER, Origin.BUFFER)}
+    unseen = {value.name for value in graph.unseen}
+    if not unseen:
+        return
+    families = _families(graph, tensors, unseen)
+    facts.alike.update(tensors[family.unseen + name] for family in families for name in family.inside)
+    if families:
+        _Understanding(model, graph, facts, tensors, families).apply()
+
+
+def _families(graph: Graph, tensors: Mapping[str, int], unseen: set[str]) -> list[_Family]:
+    """The largest unseen modules, each with those that differ from it in a number of their name only, and have the same
+    tensors."""
+    everything: Counter[str] = Counter()
+    missing: Counter[str] = Counter()
+    for name, number in tensors.items():
+        if graph.values[number].origin is Origin.PARAMETER:
+            for prefix in _prefixes(name):
+                everything[prefix] += 1
+                missing[prefix] += name in unseen
+    whole = {next(prefix for prefix in _prefixes(name) if missing[prefix] == everything[prefix]) for name in unseen}
+    wanted = {_kind(prefix) for prefix in whole} - {None}
+    alike: dict[tuple[str, str] | None, list[str]] = {kind: [] for kind in wanted}
+    for prefix in everything:
+        if missing[prefix] == 0 and _kind(prefix) in wanted:
+            alike[_kind(prefix)].append(prefix)
+    inside: dict[str, list[tuple[str, tuple[int, ...]]]] = {p: [] for p in (*whole, *itertools.chain(*alike.values()))}
+    for name, number in tensors.items():
+        for prefix in _prefixes(name):
+            if prefix in inside:
+                inside[prefix].append((name.removeprefix(prefix), graph.values[number].shape))
+    families = []
+    for prefix in sorted(whole):
+        siblings = tuple(other for other in alike.get(_kind(prefix), ()) if inside[other] == inside[prefix])
+        if siblings:
+            families.append(_Family(prefix, siblings, tuple(name for name, _ in inside[prefix])))
+    return families
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """``a``, ``a.b``, ``a.b.weight`` for ``a.b.weight``."""
+    parts = name.split(".")
+    return (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+def _kind(path: str) -> tuple[str, str] | None:
+    """Where a module is, and its own name without the number in it; None if there is no number."""
+    parent, _, name = path.rpartition(".")
+    pattern = _NUMBER.sub("#", name)
+    return (parent, pattern) if pattern != name else None
+
+
+class _Understanding:
+    """One pass over all families."""
+
+    def __init__(
+        self, model: torch.nn.Module, graph: Graph, facts: Facts, tensors: Mapping[str, int], families: list[_Family]
+    ) -> None:
+        self._model, self._graph, self._facts, self._tensors = model, graph, facts, tensors
+        self._families = families
+        self._solution: Components = solve(facts)
+        self._child = {path: i + 1 for i, path in enumerate({s: None for f in families for s in f.siblings})}
+        self._owner = self._owners()
+        self._reads, self._drives, self._makes = (
+            self._marked(arrays) for arrays in (facts.reads, facts.drives, facts.makes)
+        )
+
+    def apply(self) -> None:
+        for family in self._families:
+            for name in family.inside:
+                number = self._tensors[family.unseen + name]
+                for dim in range(len(self._graph.values[number].shape)):
+                    self._dimension(family, name, dim)
+        self._numbers()
+
+    def _ids(self, name: str, dim: int) -> IntArray:
+        first, size = self._facts.places[self._tensors[name], dim]
+        return np.arange(first, first + size)
+
+    def _rows(self, ids: IntArray) -> IntArray:
+        return self._solution.canonical(ids[:, None])
+
+    def _marked(self, arrays: Sequence[IntArray]) -> BoolArray:
+        mark = np.zeros(self._facts.ids, dtype=bool)
+        if arrays:
+            mark[np.concatenate(arrays)] = True
+        return mark
+
+    def _owners(self) -> IntArray:
+        """For each component the number of the one sibling that it lives in; 0 for those that live elsewhere too."""
+        low = np.full(self._solution.size, len(self._child) + 1)
+        high = np.zeros(self._solution.size, dtype=np.int64)
+        for name in self._tensors:
+            child = next((self._child[prefix] for prefix in _prefixes(name) if prefix in self._child), 0)
+            for dim in range(len(self._graph.values[self._tensors[name]].shape)):
+                components = self._rows(self._ids(name, dim)).reshape(-1)
+                np.minimum.at(low, components, child)
+                np.maximum.at(high, components, child)
+        return np.where(low == high, high, 0)
+
+    def _dimension(self, family: _Family, name: str, dim: int) -> None:
+        ours = self._ids(family.unseen + name, dim)
+        theirs = [self._ids(sibling + name, dim) for sibling in family.siblings]
+        rows = [self._rows(ids) for ids in theirs]
+        free = [row[row != 0] for row in rows]
+        if all((self._owner[components] > 0).all() for components in free):
+            return  # nothing can go there, or only what is their own
+        same = all(row.shape == rows[0].shape and bool((row == rows[0]).all()) for row in rows)
+        if same and len(rows) > 1 and _classes(self._model, family.unseen) == _classes(self._model, family.siblings[0]):
+            why = self._facts.reason(f"it is tied to {family.siblings[0]}, which is like it", None)
+            self._facts.equal.append((ours[:, None], theirs[0][:, None], why))
+            self._facts.understood.add((self._tensors[family.unseen + name], dim))
+            for marked, found in (
+                (self._reads, self._facts.reads),
+                (self._drives, self._facts.drives),
+                (self._makes, self._facts.makes),
+            ):
+                if marked[theirs[0]].any():
+                    found.append(ours)
+            return
+        why = self._facts.reason(
+            f"no forward pass reached {family.unseen}, which may use the same units; give an example call that does",
+            None,
+        )
+        for ids in theirs:
+            self._facts.pinned.append((ids, why))
+
+    def _numbers(self) -> None:
+        """What is claimed of the numbers of the first sibling holds for those of the unseen module. Where a number that
+        belongs to no sibling has to follow a sibling's own units, the unseen module, which keeps all of its own, would
+        disagree: these stay."""
+        first: dict[str, list[str]] = {}
+        for family in self._families:
+            first.setdefault(family.siblings[0], []).append(family.unseen)
+        paths = {number: path for path, number in self._child.items()}
+        why = self._facts.reason("a number that follows it is read by modules that no forward pass reached", None)
+        for claim in list(self._facts.sizes):
+            attributes = [leaf for leaf in leaves(claim.expression) if isinstance(leaf, Attribute)]
+            if not attributes:
+                continue
+            axes = self._claimed(claim)
+            own = {paths[number] for number in self._siblings(axes)}
+            homes = [next((p for p in _prefixes(leaf.module) if p in self._child), "") for leaf in attributes]
+            if own:
+                if any(home not in own for home in homes):
+                    self._pin(axes, why)
+            elif homes[0] in first and set(homes) == {homes[0]}:
+                for unseen in first[homes[0]]:
+                    self._follow(claim, axes, homes[0], unseen)
+
+    def _follow(self, claim: SizeClaim, axes: list[Axis], sibling: str, unseen: str) -> None:
+        """What ``claim`` says of the numbers of ``sibling`` holds for those of ``unseen``, if they are equal now."""
+        moved = _moved(claim.expression, sibling, unseen)
+        numbers = [leaf for leaf in leaves(moved) if isinstance(leaf, Attribute)]
+        if all(_value(self._model, leaf) == leaf.value for leaf in numbers):
+            self._facts.sizes.append(SizeClaim(moved, claim.axis, claim.what, claim.location))
+            return
+        text = f"{numbers[0]} differs from its like in {sibling}, and no forward pass reached it"
+        self._pin(axes, self._facts.reason(text, claim.location))
+
+    def _claimed(self, claim: SizeClaim) -> list[Axis]:
+        """The axes that a claim depends on."""
+        axes = [] if claim.axis is None else [claim.axis]
+        for leaf in leaves(claim.expression):
+            if isinstance(leaf, Count) and isinstance(leaf.axis, tuple):
+                counted = self._facts.labels[leaf.axis[0]]
+                axes += [] if counted is None else [counted.axes[leaf.axis[1]]]
+        return [axis for axis in axes if axis.free]
+
+    def _siblings(self, axes: list[Axis]) -> set[int]:
+        """The numbers of the siblings whose own units are on some axes."""
+        rows = [self._solution.canonical(axis.ids).reshape(-1) for axis in axes]
+        return {int(number) for row in rows for number in np.unique(self._owner[row[row != 0]]) if number}
+
+    def _pin(self, axes: list[Axis], why: int) -> None:
+        self._facts.pinned += [(axis.ids.reshape(-1), why) for axis in axes]
+
+
+def _classes(model: torch.nn.Module, path: str) -> list[tuple[str, type]]:
+    try:
+        return [(name, type(part)) for name, part in module_at(model, path).named_modules()]
+    except AttributeError:  # a bare parameter
+        return []
+
+
+def _value(model: torch.nn.Module, attribute: Attribute) -> int | None:
+    module = module_at(model, attribute.module)
+    value = vars(module).get(attribute.name, class_attribute(type(module), attribute.name))
+    try:
+        for step in attribute.where:
+            value = part(value, step)
+    except LookupError:
+        return None
+    return value if isinstance(value, int) else None
+
+
+def _moved(expression: Expression, old: str, new: str) -> Expression:
+    """The expression with the attributes of module ``old`` replaced by those of ``new``."""
+    if isinstance(expression, Combination):
+        left, right = _moved(expression.left, old, new), _moved(expression.right, old, new)
+        return Combination(expression.symbol, left, right, expression.value)
+    if isinstance(expression, Attribute) and (expression.module == old or expression.module.startswith(f"{old}.")):
+        path = new + expression.module.removeprefix(old)
+        return Attribute(path, expression.name, expression.where, expression.value)
+    return expression
