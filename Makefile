@@ -7,10 +7,12 @@ LOWEST ?= .venv-lowest
 PARTS := $(addprefix tests/test_, $(addsuffix .py, trace patterns search budget criteria hesso shrink io export graph_cut \
 	huggingface lhspg_peft cli))
 
+BASE ?= HEAD
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-lowest lint format benchmark clean
+.PHONY: demo test test-lowest lint format replay benchmark clean
 
 # One thread: the network is so small that two would mostly wait for each other.
 demo: $(VENV)/.demo
@@ -32,6 +34,10 @@ lint: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Do methods train the same as at another commit? `make replay BASE=<commit>`
+replay: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.replay $(BASE)
 
 benchmark: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.accuracy run --tasks digits
