@@ -89,7 +89,7 @@ def _resnet() -> nn.Module:
 
 _LLAMA = _transformers("LlamaForCausalLM", "LlamaConfig", **_DECODER)
 _PACKED = ("packed", "layer", "post")
-_ATTENTION = ("attention", "layer", "pre", 4, 2, 3, "split", "both", "manual", "flatten")
+_ATTENTION = ("attention", "rms", "pre", 4, 2, 3, "separate", "size", "einsum", "inner")
 
 REFERENCES: dict[str, Reference] = {
     "sequential": _own(_sequential, _image(4 + 2)),
@@ -101,7 +101,7 @@ REFERENCES: dict[str, Reference] = {
     "sizes_as_graph": _own(modules.Sized, _rows, as_graph=True),
     "repairs": _own(modules.Repaired, _tokens),
     "inexact": _own(modules.Normed, _rows, allow_inexact=True),
-    "ignored": _own(modules.Repaired, _tokens, ignored=["up.*"]),
+    "ignored": _own(modules.Repaired, _tokens, ignored=["up.b*"]),
     "experts": _own(modules.Experts, _rows),
     "experts_stacked": _own(modules.Stacked, _rows),
     "recurrent": _own(modules.Sequences, _tokens),

@@ -60,12 +60,13 @@ def _plans(space: niwaki.SearchSpace) -> dict[str, Any]:
                 parts.copy_(torch.randint(-_LARGEST, _LARGEST + 1, parts.shape, generator=whole))
     without_weights = any(parameter.is_meta for parameter in parameters)
     weights = random if without_weights else niwaki.score(space, "magnitude")
+    dense, least = space.cost(), space.least_cost()
+    params, macs = ((most + fewest) // 2 for most, fewest in ((dense.params, least.params), (dense.macs, least.macs)))
+    even = niwaki.Budget(params=(3 * dense.params + least.params) // 4, round_to=2, min_units=2)
     return {
-        "drawn, half of the parameters": _plan(space, random, niwaki.Budget(params=0.5), "space"),
-        "magnitude, half of the MACs": _plan(space, weights, niwaki.Budget(macs=0.5), "group"),
-        "magnitude, multiples of 2": _plan(
-            space, weights, niwaki.Budget(units=0.7, round_to=2, min_units=2), "isomorphic"
-        ),
+        "drawn, half of the parameters that can leave": _plan(space, random, niwaki.Budget(params=params), "space"),
+        "magnitude, half of the MACs that can leave": _plan(space, weights, niwaki.Budget(macs=macs), "group"),
+        "magnitude, multiples of 2": _plan(space, weights, even, "isomorphic"),
     }
 
 
