@@ -20,7 +20,7 @@ from rich.table import Table
 import niwaki
 from niwaki.networks.torchvision_cpu import load
 from niwaki.trace.extent import NOTHING
-from niwaki.trace.tracer import Runs, example_calls, tracing
+from niwaki.trace.tracer import RunsToMake, example_calls, tracing
 
 VISION = (
     "resnet18 resnet50 mobilenet_v3_small densenet121 efficientnet_b0 regnet_y_400mf shufflenet_v2_x1_0 googlenet "
@@ -71,7 +71,7 @@ def main() -> None:
         (call,) = example_calls(inputs)
 
         def untracked() -> None:
-            with tracing(model, Runs([call])) as tracer:  # noqa: B023
+            with tracing(model, RunsToMake([call])) as tracer:  # noqa: B023
                 tracer.attempt(NOTHING)
 
         with torch.no_grad():

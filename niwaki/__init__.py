@@ -1,5 +1,8 @@
 """niwaki trains any PyTorch network once and hands back a smaller one that computes the same thing."""
 
+import warnings
+from typing import Any
+
 import niwaki.huggingface as _huggingface  # noqa: F401 - registers what it knows of models
 from niwaki.choosing import choose
 from niwaki.core.plan import Plan
@@ -9,7 +12,7 @@ from niwaki.criteria import score
 from niwaki.errors import NiwakiError
 from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
 from niwaki.io.export import export
-from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule, Shrinking
+from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule, ShrinkPolicy
 from niwaki.performance.measure import latency
 from niwaki.repair.batchnorm import reestimate_norms
 from niwaki.repair.compensate import compensate
@@ -18,11 +21,22 @@ from niwaki.report.latency_profile import latency_profile
 from niwaki.search import search_space
 from niwaki.selection.budget import Budget
 from niwaki.surgery.cut import cut
-from niwaki.surgery.optimizer_state import declare_state
+from niwaki.surgery.optimizer_state import register_state_layout
 from niwaki.surgery.shrink import shrink
 from niwaki.surgery.zero import zero_
 from niwaki.verify import check
 from niwaki.version import __version__
+
+_RENAMED = {"Shrinking": "ShrinkPolicy", "declare_state": "register_state_layout"}
+
+
+def __getattr__(name: str) -> Any:
+    """Names of earlier versions, with a warning that says what they are called now."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module 'niwaki' has no attribute {name!r}")
+    warnings.warn(f"niwaki.{name} is called niwaki.{_RENAMED[name]} now.", DeprecationWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]
+
 
 __all__ = [
     "CRIC",
@@ -37,13 +51,13 @@ __all__ = [
     "Plan",
     "Schedule",
     "SearchSpace",
-    "Shrinking",
+    "ShrinkPolicy",
     "__version__",
     "check",
     "choose",
     "compensate",
     "cut",
-    "declare_state",
+    "register_state_layout",
     "export",
     "fold_constants",
     "latency",

@@ -13,10 +13,10 @@ from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.criteria.normalise import AMONG, Among
 from niwaki.criteria.score import Scores, finite
 from niwaki.errors import BudgetError
-from niwaki.performance.fit import within
-from niwaki.performance.meters import Meter, meters
+from niwaki.performance.fit import fit_latency
+from niwaki.performance.meters import Limit, meters
 from niwaki.selection import select
-from niwaki.selection.budget import MODELLED, TRAINED, Budget, check_budget, check_met, loose, provenance
+from niwaki.selection.budget import MODELLED, TRAINED, Budget, check_budget, check_met, provenance, slack_note
 from niwaki.trace.model_state import preserved
 
 
@@ -92,10 +92,10 @@ def choose(
     check_met(space, keep, limits, budget.steps)
     about: dict[str, Any] = {"criterion": scores.criterion}
     if measured:
-        found: Mapping[str, Meter] = meters(space, measured, example_inputs)
+        found: Mapping[str, Limit] = meters(space, measured, example_inputs)
         with preserved(space.model):
-            trial, about["priced"] = within(space, found, keep, limits, selected)
+            trial, about["priced"] = fit_latency(space, found, keep, limits, selected)
         keep, about["measured"] = trial.keep, trial.told
-    elif told := loose(space, keep, limits, budget):
+    elif told := slack_note(space, keep, limits, budget):
         about["tight"] = told
     return space.plan(keep, provenance(space, keep, budget, **about))

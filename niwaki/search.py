@@ -19,9 +19,9 @@ from niwaki.program.entry import calls_of, program_of
 from niwaki.program.module import Program
 from niwaki.selection import uniform
 from niwaki.solve.build import Builder
-from niwaki.solve.constraints import Facts
-from niwaki.solve.dry_run import rehearsed
-from niwaki.solve.propagate import label
+from niwaki.solve.constraints import Constraints
+from niwaki.solve.dry_run import dry_run
+from niwaki.solve.propagate import propagate
 from niwaki.surgery.leftovers import remember_beside
 from niwaki.trace.fidelity import faithful_trace
 from niwaki.trace.graph import Graph
@@ -114,7 +114,7 @@ def _space(
 ) -> SearchSpace:
     single = isinstance(model, Program)  # eval and train mode are the same
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
-    facts = label(graph, allow_inexact=allow_inexact)
+    facts = propagate(graph, allow_inexact=allow_inexact)
     _ignore(graph, facts, matching)
     _hold_remade(model, graph, facts)
     builder = Builder(model, graph, facts, inner, [it for known in registered() for it in known.looked_after(model)])
@@ -139,14 +139,14 @@ def _space(
     if single:
         notes.append("This is the space of an exported program: what other inputs or train mode would do is not in it.")
     if rehearse:
-        notes += rehearsed(graph, facts, builder, calls)
+        notes += dry_run(graph, facts, builder, calls)
     remember_beside(model)
     if layout != "uniform":
         return builder.finished(notes, ())
     return uniform(builder.finished(notes, [rule for known in registered() for rule in known.multiples(model)]))
 
 
-def _unseen(graph: Graph, facts: Facts) -> list[str]:
+def _unseen(graph: Graph, facts: Constraints) -> list[str]:
     """What is said of parameters that no run touched: those of which siblings tell, and the others."""
     found: dict[bool, list[str]] = {True: [], False: []}
     for value in graph.unseen:
@@ -191,7 +191,7 @@ def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _hold_remade(model: torch.nn.Module, graph: Graph, facts: Facts) -> None:
+def _hold_remade(model: torch.nn.Module, graph: Graph, facts: Constraints) -> None:
     """Buffers that the code may make anew, though no run did so, will be made as they are written."""
     seen = {graph.values[buffer].name for run in graph.runs for buffer, _ in run.remade}
     held = may_be_remade(Inventory.of(model)) - seen
@@ -202,7 +202,7 @@ def _hold_remade(model: torch.nn.Module, graph: Graph, facts: Facts) -> None:
                 facts.pinned.append((np.arange(first, first + size), why))
 
 
-def _ignore(graph: Graph, facts: Facts, matching: dict[str, str]) -> None:
+def _ignore(graph: Graph, facts: Constraints, matching: dict[str, str]) -> None:
     for (number, _), (first, size) in facts.places.items():
         pattern = matching.get(graph.values[number].name)
         if pattern is not None:

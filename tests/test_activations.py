@@ -13,7 +13,7 @@ from test_hesso import Training, sgd
 from torch import nn
 
 import niwaki
-from niwaki.core.cost import Peaks, Terms
+from niwaki.core.cost import PeakMemory, Terms
 from niwaki.criteria import Scores
 from niwaki.errors import BudgetError
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, Schedule
@@ -101,7 +101,7 @@ def test_prices_are_never_more_than_a_return_costs() -> None:
 def test_peaks_by_hand() -> None:
     """Three terms, of which the second and third overlap at one moment."""
     terms = Terms(np.array([4.0, 2.0, 3.0]), np.array([[2], [0], [1]]))
-    peaks = Peaks(terms, np.array([0, 1, 2]), np.array([1, 3, 4]))
+    peaks = PeakMemory(terms, np.array([0, 1, 2]), np.array([1, 3, 4]))
     assert peaks.total(np.array([1.0, 1.0])) == 5 and peaks.total(np.array([0.0, 1.0])) == 4
     assert peaks.slopes(np.array([1.0, 1.0])).tolist() == [2.0, 3.0]
     assert peaks.slopes(np.array([0.0, 1.0])).tolist() == [0.0, 0.0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.core.space import SearchSpace
 from niwaki.methods import DHSPG, HESSO, HSPG, Schedule
-from niwaki.selection import Steps, leaving
+from niwaki.selection import Widths, leaving
 from niwaki.selection.budget import Budget
 
 
@@ -63,7 +63,7 @@ def test_what_has_become_zero_can_be_built(widths: tuple[int, ...]) -> None:
         gone = generator.random(space.num_units) < generator.random()
         for group in space.groups:
             gone[group.first] = False
-        leaves = leaving(space, gone, Steps())
+        leaves = leaving(space, gone, Widths())
         space.plan(~leaves)
         assert not (leaves & ~gone).any()
         changed += bool((leaves != gone).any())

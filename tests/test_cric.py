@@ -23,7 +23,7 @@ from niwaki.methods import CRIC, HESSO, Schedule
 from niwaki.methods.hooks import TRACE
 from niwaki.methods.schedule import fitting_cycles
 from niwaki.methods.sensitivity import layer_losses, sensitivity
-from niwaki.methods.snapshot import Snapshot
+from niwaki.methods.snapshot import TrainingSnapshot
 from niwaki.per_unit.fast import VectorisedUnits
 from niwaki.per_unit.plain import PlainUnits
 from niwaki.selection import select
@@ -551,7 +551,7 @@ def test_what_optimizers_keep_is_copied_deeply_and_put_back() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     weight = model.a.weight
     optimizer.state[weight] = {"step": 3, "old": [torch.ones(2), None], "at": (torch.zeros(1), "x"), "on": True}
-    kept = Snapshot.of(model, optimizer)
+    kept = TrainingSnapshot.of(model, optimizer)
     optimizer.state[weight]["old"][0].add_(1)
     optimizer.state[weight].update(step=4, new=torch.ones(1))
     kept.restore(model, optimizer)

@@ -15,7 +15,17 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from niwaki.errors import MethodError
 from niwaki.methods import Schedule
 from niwaki.per_unit import blocks
-from niwaki.per_unit.direction import Direction, Directions, Family, decay, families, family, family_of, itself, joined
+from niwaki.per_unit.direction import (
+    Direction,
+    Directions,
+    KnownOptimizer,
+    decay,
+    families,
+    family,
+    family_of,
+    itself,
+    joined,
+)
 from niwaki.per_unit.sums import ROW_SUMS, row_sums
 from niwaki.selection.budget import Budget
 
@@ -201,7 +211,7 @@ def test_only_exact_classes_are_known() -> None:
     with pytest.raises(MethodError, match="direction of SGD is known already. Register another class"):
 
         @family(SGD)
-        class Other(Family):
+        class Other(KnownOptimizer):
             def knows(self, group: Any) -> bool:
                 return False
 

@@ -22,7 +22,7 @@ from niwaki.errors import PlanError
 from niwaki.networks.torchvision_cpu import load
 from niwaki.rules.registry import Call, Label, Refused, Rule
 from niwaki.solve.build import Builder
-from niwaki.solve.propagate import label
+from niwaki.solve.propagate import propagate
 from niwaki.trace.tracer import example_calls, trace
 
 WIDTH, INNER, EXPERTS = 12, 10, 4
@@ -534,7 +534,7 @@ def test_a_rule_that_refuses_has_understood_nothing() -> None:
         assert call.places(call["indices"][0]) is not None
         raise Refused("a table of this kind is not followed")
 
-    facts = label(graph, find, allow_inexact=True)
-    (group,) = Builder(model, graph, label(graph, allow_inexact=True)).space().groups
+    facts = propagate(graph, find, allow_inexact=True)
+    (group,) = Builder(model, graph, propagate(graph, allow_inexact=True)).space().groups
     assert group.units == 6
     assert not Builder(model, graph, facts).space().groups

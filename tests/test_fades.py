@@ -16,13 +16,13 @@ from niwaki.methods import CRIC, DHSPG, HSPG, Schedule
 from niwaki.methods.angle_safe import SHARE, AngleSafe
 from niwaki.methods.fades import Fade, fade, fades
 from niwaki.per_unit import blocks
-from niwaki.per_unit.protocol import Unit
+from niwaki.per_unit.protocol import UnitIterates
 from niwaki.selection.budget import Budget
 
 SAFE = Schedule(start=3, until=22, periods=3, fade="angle-safe")
 
 
-def units(count: int) -> list[Unit]:
+def units(count: int) -> list[UnitIterates]:
     generator = torch.Generator().manual_seed(0)
     made = []
     for number in range(count):
@@ -30,7 +30,7 @@ def units(count: int) -> list[Unit]:
         lr = torch.full((7,), 0.05, dtype=torch.float64)
         if number % 2:
             lr[4:] = 0.2  # of another param group
-        made.append(Unit(x, x - lr * d, d, lr))
+        made.append(UnitIterates(x, x - lr * d, d, lr))
     return made
 
 
@@ -58,9 +58,9 @@ def test_never_faster_than_linear() -> None:
     rule.factor = 0.9
     d, lr = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.full((2,), 1.0, dtype=torch.float64)
     y = torch.tensor([-1e-9, 0.0], dtype=torch.float64)
-    assert float(rule.of_unit(Unit(y + d, y, d, lr)).keep) == 0.9
+    assert float(rule.of_unit(UnitIterates(y + d, y, d, lr)).keep) == 0.9
     still = torch.zeros(2, dtype=torch.float64)
-    assert float(rule.of_unit(Unit(y, y, still, lr)).keep) == 0.9
+    assert float(rule.of_unit(UnitIterates(y, y, still, lr)).keep) == 0.9
 
 
 @pytest.mark.parametrize("net", ["mlp", "conv", "overlap"])

@@ -17,7 +17,7 @@ from zoo import ZOO
 
 from niwaki.trace import shape_only as hollow
 from niwaki.trace.graph import Graph, Node, Ref
-from niwaki.trace.shape_only import Hollow, Zeros
+from niwaki.trace.shape_only import Hollow, ZeroPages
 from niwaki.trace.tracer import example_calls, trace
 
 aten = torch.ops.aten
@@ -213,7 +213,7 @@ def test_hollow_results_are_arranged_as_real_ones(
 
 
 def test_zeros_have_no_memory_in_common() -> None:
-    zeros = Zeros()
+    zeros = ZeroPages()
     shapes = [((3, 5), (5, 1)), ((), ()), ((2, 0), (1, 1)), ((4, 6, 2), (12, 1, 6)), ((2**24,), (1,)), ((7,), (1,))]
     made = [
         zeros.tensor(shape, stride, dtype, torch.device("cpu"))

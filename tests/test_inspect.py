@@ -19,7 +19,7 @@ from niwaki.cli.app import app
 from niwaki.cli.inputs import as_call, parse_inputs
 from niwaki.cli.inspect_model import Request, inspect_model
 from niwaki.errors import RunError
-from niwaki.networks import Wish, specimen
+from niwaki.networks import NetworkRequest, example_network
 from niwaki.report import dot
 from niwaki.report.dot import dot_text
 from niwaki.report.drawing import FORMATS, drawing
@@ -202,19 +202,22 @@ def test_zoo_models_come_with_their_inputs() -> None:
         "torchvision:r3d_18": (1, 3, 16, 112, 112),
     }
     for name, shape in shapes.items():
-        shown = specimen(name, Wish(), meta=True)
+        shown = example_network(name, NetworkRequest(), meta=True)
         assert tuple(shown.inputs[0].shape) == shape, name
         assert shown.inputs[0].device.type == "cpu" and next(shown.model.parameters()).is_meta, name
-    assert len(specimen("torchvision:raft_small", Wish(), meta=True).inputs) == 2
-    (images,) = specimen("torchvision:ssdlite320_mobilenet_v3_large", Wish(), meta=True).inputs
+    assert len(example_network("torchvision:raft_small", NetworkRequest(), meta=True).inputs) == 2
+    (images,) = example_network("torchvision:ssdlite320_mobilenet_v3_large", NetworkRequest(), meta=True).inputs
     assert [image.shape for image in images] == [(3, 320, 320)]
 
 
 def test_wishes_reach_the_zoo() -> None:
-    wish = Wish(classes=7, images=(1, (64, 64)))
+    wish = NetworkRequest(classes=7, images=(1, (64, 64)))
     for name in ("timm:resnet10t", "timm:test_vit", "resnet"):
-        assert specimen(name, wish).model.eval()(torch.zeros(1, 1, 64, 64)).shape == (1, 7), name
-    assert specimen("torchvision:resnet18", Wish(7)).model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+        assert example_network(name, wish).model.eval()(torch.zeros(1, 1, 64, 64)).shape == (1, 7), name
+    assert example_network("torchvision:resnet18", NetworkRequest(7)).model.eval()(torch.zeros(1, 3, 64, 64)).shape == (
+        1,
+        7,
+    )
 
 
 @pytest.mark.parametrize("name", ["hf:config.json", "hf:LlamaModel/config.json", "hf:.", "hf:LlamaForCausalLM/./"])
@@ -245,7 +248,7 @@ def test_transformers_inputs_follow_the_configuration() -> None:
     }
     for kind, (settings, shapes) in cases.items():
         Path("config.json").write_text(json.dumps({"architectures": [kind], **settings}))
-        shown = specimen("hf:config.json", Wish(), meta=True)
+        shown = example_network("hf:config.json", NetworkRequest(), meta=True)
         assert {name: tuple(value.shape) for name, value in shown.inputs.items()} == shapes, kind
         assert type(shown.model).__name__ == kind
 
@@ -254,12 +257,12 @@ def test_meta_needs_no_memory_for_weights() -> None:
     """Seventy billion parameters, built in seconds."""
     large = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
     Path("config.json").write_text(json.dumps(llama(**large, num_key_value_heads=8, vocab_size=128256)))
-    shown = specimen("hf:config.json", Wish(), meta=True)
+    shown = example_network("hf:config.json", NetworkRequest(), meta=True)
     assert sum(parameter.numel() for parameter in shown.model.parameters()) > 70e9
 
 
 def test_inputs_of_factories_are_real() -> None:
-    shown = specimen("net.py:with_inputs", Wish(), meta=True)
+    shown = example_network("net.py:with_inputs", NetworkRequest(), meta=True)
     assert next(shown.model.parameters()).is_meta and not shown.inputs.is_meta
 
 
@@ -418,9 +421,9 @@ def test_one_sentence_and_exit_code_two(arguments: tuple[str, ...], message: str
 
 
 def test_training_refuses_what_can_only_be_inspected() -> None:
-    from niwaki.networks import Task, build_model
+    from niwaki.networks import ImageTask, build_model
 
     with pytest.raises(RunError, match="can be inspected, but `niwaki train` trains networks that take images"):
-        build_model("hf:config.json", Task(10, 3, (8, 8)))
+        build_model("hf:config.json", ImageTask(10, 3, (8, 8)))
     with pytest.raises(RunError, match="torchvision has no model 'fcn_resnet50' for classification"):
-        build_model("torchvision:fcn_resnet50", Task(10, 3, (8, 8)))
+        build_model("torchvision:fcn_resnet50", ImageTask(10, 3, (8, 8)))

@@ -18,7 +18,7 @@ from niwaki import choosing
 from niwaki.core.space import SearchSpace
 from niwaki.errors import BudgetError
 from niwaki.performance import fit as seeking
-from niwaki.performance.meters import Meter
+from niwaki.performance.meters import Limit
 from niwaki.performance.operators import Timed, operators
 from niwaki.performance.predict import Unpredictable, predicted, priced, reading
 from niwaki.report.latency_profile import kept_saliency
@@ -53,13 +53,13 @@ class Device:
     def microseconds(self, net: nn.Module) -> float:
         return sum(self.timed(net)[1]) / 1e3
 
-    def meter(self, space: SearchSpace, limit: float | int, **how: object) -> Meter:
+    def meter(self, space: SearchSpace, limit: float | int, **how: object) -> Limit:
         def read(small: nn.Module) -> tuple[float, float]:
             now, dense = self.microseconds(small), self.microseconds(space.model)
             return dense - (dense - now) * self.offset, dense
 
         timed = lambda small: (self.timed(small), self.timed(space.model))  # noqa: E731
-        return replace(Meter(limit, 0.05, "microseconds", read, timed), **how)
+        return replace(Limit(limit, 0.05, "microseconds", read, timed), **how)
 
 
 def on(device: Device, patch: pytest.MonkeyPatch, **how: object) -> None:
@@ -241,7 +241,7 @@ def test_a_measure_that_operators_do_not_tell_can_be_the_tightest(monkeypatch: p
     def size(small: nn.Module) -> tuple[float, float]:
         return tuple(float(sum(p.numel() for p in one.parameters())) for one in (small, net))  # type: ignore[return-value]
 
-    both = {"latency": SLOW_AND_SMALL.meter(space, 0.9), "activations": Meter(0.5, 0.05, "bytes", size)}
+    both = {"latency": SLOW_AND_SMALL.meter(space, 0.9), "activations": Limit(0.5, 0.05, "bytes", size)}
     monkeypatch.setattr(choosing, "meters", lambda *_: both)
     budget = niwaki.Budget(latency=0.9, activations=0.5)
     plan = niwaki.choose(space, niwaki.score(space, "magnitude"), budget, example_inputs=0)

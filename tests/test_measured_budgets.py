@@ -20,7 +20,7 @@ from niwaki.criteria import Scores, score
 from niwaki.errors import BudgetError, UnknownName
 from niwaki.methods import DHSPG, HESSO, Schedule
 from niwaki.performance import meters as measuring
-from niwaki.performance.fit import within
+from niwaki.performance.fit import fit_latency
 from niwaki.report import peak_activations
 from niwaki.selection import select, uniform
 from niwaki.selection.budget import Budget
@@ -131,7 +131,7 @@ def test_latency_within_five_percent_by_any_clock() -> None:
             def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
                 return select(space, even(space).values, under) if under else np.ones(space.num_units, dtype=bool)
 
-            found, how = within(space, {"latency": meter}, selected(limits, space), limits, selected)
+            found, how = fit_latency(space, {"latency": meter}, selected(limits, space), limits, selected)
             allowed = limit if isinstance(limit, int) else limit * dense
             assert 0.95 * allowed <= found.told["latency"]["kept"] <= allowed
             assert found.told["latency"]["dense"] == dense

@@ -20,7 +20,7 @@ from niwaki.selection.budget import Budget
 from niwaki.train import job
 from niwaki.train.checkpoint import read_checkpoint, write_checkpoint
 from niwaki.train.data import load_images
-from niwaki.train.loop import Run, Silent
+from niwaki.train.loop import Silent, TrainingRun
 from niwaki.train.recipe import Recipe
 
 SHORT = Recipe(model="mlp", epochs=4, batch_size=128, periods=3, prune_until=0.6, width=0.25, keep_macs=0.4)
@@ -38,14 +38,14 @@ def test_every_method_trains_by_its_name(name: str, tmp_path: Path) -> None:
 def test_every_method_resumes_in_the_main_job(name: str, tmp_path: Path) -> None:
     """Through the files of a run, wherever it stops: the same bits."""
     images, cpu = load_images("digits", 0), torch.device("cpu")
-    whole = Run(replace(SHORT, method=name), images, cpu)
+    whole = TrainingRun(replace(SHORT, method=name), images, cpu)
     stops = range(0, whole.steps, 9)
     for step in stops:
         whole.advance(Silent(), step)
         write_checkpoint(tmp_path / str(step), whole.checkpoint())
     whole.advance(Silent())
     for step in stops:
-        resumed = Run(replace(SHORT, method=name), images, cpu)
+        resumed = TrainingRun(replace(SHORT, method=name), images, cpu)
         resumed.restore(read_checkpoint(tmp_path / str(step)))
         resumed.advance(Silent())
         for value, other in zip(resumed.model.state_dict().values(), whole.model.state_dict().values(), strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from niwaki.core.space import SearchSpace
 from niwaki.solve.build import Builder
-from niwaki.solve.propagate import label
+from niwaki.solve.propagate import propagate
 from niwaki.trace.tracer import example_calls, trace
 from tests.zoo import ZOO
 
@@ -148,7 +148,7 @@ class _Along(nn.Module):
 
 def _space(model: nn.Module, inputs: object, every: bool) -> SearchSpace:
     graph = trace(model, example_calls(inputs), every=every)
-    return Builder(model, graph, label(graph)).space()
+    return Builder(model, graph, propagate(graph)).space()
 
 
 def test_what_norms_average_over_in_train_mode_is_kept() -> None:

@@ -191,7 +191,7 @@ def test_wherever_the_state_is_the_run_ends_the_same(make: Callable[[Any], Optim
     _, _, expected = trained(make, oblong, False)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        model, method, small = trained(make, oblong, niwaki.Shrinking(cost=0.1))
+        model, method, small = trained(make, oblong, niwaki.ShrinkPolicy(cost=0.1))
     assert [str(one.message)[:43] for one in told] == (
         [] if follows else ["hesso goes on without shrinking the model. "]
     )
@@ -213,15 +213,15 @@ def test_nothing_is_changed_where_a_state_is_hidden() -> None:
 def test_the_shape_of_a_square_matrix_does_not_tell() -> None:
     """Whether a state of that shape goes with rows and columns as the matrix does has to be declared."""
     with pytest.warns(UserWarning, match=r"goes on without .* The state 'left' .* equally long dimensions, .*declare"):
-        model, _, small = trained(Preconditioned, square, niwaki.Shrinking(cost=0.1))
+        model, _, small = trained(Preconditioned, square, niwaki.ShrinkPolicy(cost=0.1))
     assert model[0].weight.shape == (8, 8)  # type: ignore[index,union-attr]
     _, _, expected = trained(Preconditioned, square, False)
     assert all(torch.equal(*pair) for pair in zip(small.parameters(), expected.parameters(), strict=True))
     with pytest.warns(UserWarning, match="The state 'velocity'"):
-        trained(Counting, square, niwaki.Shrinking(cost=0.1))
-    niwaki.declare_state(Counting, lacking={"velocity": ()})
+        trained(Counting, square, niwaki.ShrinkPolicy(cost=0.1))
+    niwaki.register_state_layout(Counting, lacking={"velocity": ()})
     try:
-        model, _, small = trained(Counting, square, niwaki.Shrinking(cost=0.1))
+        model, _, small = trained(Counting, square, niwaki.ShrinkPolicy(cost=0.1))
         _, _, expected = trained(Counting, square, False)
     finally:
         del _LAYOUTS[Counting]
@@ -243,11 +243,11 @@ class Normed(nn.Module):
 def test_a_state_of_a_rescaled_weight_has_to_be_declared() -> None:
     """Where an RMSNorm gets narrower, averages of gradients and copies of the weights go with other powers of it."""
     with pytest.warns(UserWarning, match=r"goes on without .*'norm.weight' is rescaled .*powers=\{'velocity': -1\}"):
-        model, _, _ = trained(Counting, Normed, niwaki.Shrinking(cost=0.1))
+        model, _, _ = trained(Counting, Normed, niwaki.ShrinkPolicy(cost=0.1))
     assert len(model.norm.weight) == 12  # type: ignore[arg-type,union-attr]
-    niwaki.declare_state(Counting, powers={"velocity": -1})
+    niwaki.register_state_layout(Counting, powers={"velocity": -1})
     try:
-        model, _, _ = trained(Counting, Normed, niwaki.Shrinking(cost=0.1))
+        model, _, _ = trained(Counting, Normed, niwaki.ShrinkPolicy(cost=0.1))
     finally:
         del _LAYOUTS[Counting]
     assert len(model.norm.weight) < 12  # type: ignore[arg-type,union-attr]
@@ -265,5 +265,5 @@ def test_layouts_are_those_of_the_optimizer_inside() -> None:
         def step(self, closure: Any = None) -> None:
             self.inside.step()
 
-    model, _, _ = trained(Outside, Normed, niwaki.Shrinking(cost=0.1))
+    model, _, _ = trained(Outside, Normed, niwaki.ShrinkPolicy(cost=0.1))
     assert len(model.norm.weight) < 12  # type: ignore[arg-type,union-attr]

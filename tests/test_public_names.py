@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
 import typer
 
 import niwaki
@@ -22,13 +23,13 @@ PUBLIC = {
     "Plan",
     "Schedule",
     "SearchSpace",
-    "Shrinking",
+    "ShrinkPolicy",
     "__version__",
     "check",
     "choose",
     "compensate",
     "cut",
-    "declare_state",
+    "register_state_layout",
     "export",
     "fold_constants",
     "latency",
@@ -99,3 +100,13 @@ def test_commands_and_options() -> None:
             "--as-graph",
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now"), [("Shrinking", "ShrinkPolicy"), ("declare_state", "register_state_layout")]
+)
+def test_names_of_earlier_versions_warn(earlier: str, now: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"niwaki.{earlier} is called niwaki.{now} now"):
+        assert getattr(niwaki, earlier) is getattr(niwaki, now)
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        niwaki.absent  # noqa: B018

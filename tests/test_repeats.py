@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from niwaki.core.space import SearchSpace
 from niwaki.solve.build import Builder
-from niwaki.solve.propagate import label
+from niwaki.solve.propagate import propagate
 from niwaki.trace.graph import Graph
 from niwaki.trace.tracer import example_calls, trace
 from tests.zoo import ZOO
@@ -36,7 +36,7 @@ _CASES["twice"] = (_Twice, lambda: torch.randn(2, 4))
 
 
 def _space(model: nn.Module, graph: Graph, repeats: bool) -> tuple[SearchSpace, int]:
-    facts = label(graph, repeats=repeats)
+    facts = propagate(graph, repeats=repeats)
     assert len(facts.touched) == sum(len(run.nodes) for run in graph.runs)
     return Builder(model, graph, facts).space(), len(facts.equal)
 
@@ -73,6 +73,6 @@ def test_calls_that_are_alike_are_recalled_in_their_order() -> None:
             return self.two((queries.softmax(1) + keys).flatten(1))
 
     model, calls = Net(), example_calls(torch.randn(2, 4))
-    once, twice = (label(trace(model, calls, modes=modes, every=True)) for modes in ((False,), (False, True)))
+    once, twice = (propagate(trace(model, calls, modes=modes, every=True)) for modes in ((False,), (False, True)))
     assert twice.ids == once.ids
     assert len(twice.equal) == len(once.equal)

@@ -16,7 +16,7 @@ from niwaki import Budget, Plan
 from niwaki.core.space import SearchSpace
 from niwaki.errors import BudgetError, UnknownName
 from niwaki.methods import HESSO, HSPG, Schedule
-from niwaki.selection import Steps
+from niwaki.selection import Widths
 
 
 class Attention(nn.Module):
@@ -97,7 +97,7 @@ def test_heads_leave_by_what_their_rows_need(heads: int, repeats: int, head: int
     """The rows of the keys and values, two per position of a head, and those of the queries."""
     model, x = attention(heads, repeats, head)
     space = niwaki.search_space(model, x)
-    multiples = dict(zip([group.name for group in space.groups], Steps(round_to).multiples(space), strict=True))
+    multiples = dict(zip([group.name for group in space.groups], Widths(round_to).multiples(space), strict=True))
     least = next(k for k in range(1, 99) if k * 2 * head % round_to == 0 and k * repeats * head % round_to == 0)
     assert multiples[HEADS] == least and multiples["mlp.0"] == round_to
 
@@ -134,10 +134,10 @@ def test_by_pattern(pattern: str, rounded: str, free: str) -> None:
     model, x = attention(head=6)
     space = niwaki.search_space(model, x)
     multiples = dict(
-        zip([group.name for group in space.groups], Steps({pattern: 16}).multiples(space).tolist(), strict=True)
+        zip([group.name for group in space.groups], Widths({pattern: 16}).multiples(space).tolist(), strict=True)
     )
     assert multiples[rounded] == {HEADS: 4, "mlp.0": 16}[rounded] and multiples[free] == 1
-    both = Steps({pattern: 16, "*": 3}).multiples(space)
+    both = Widths({pattern: 16, "*": 3}).multiples(space)
     assert both[[group.name for group in space.groups].index("mlp.0")] == (48 if rounded == "mlp.0" else 3)
     plan = niwaki.choose(space, niwaki.score(space, "magnitude"), Budget(macs=0.7, round_to={pattern: 16}))
     assert all(

@@ -192,7 +192,7 @@ def test_declared_states_follow() -> None:
     with pytest.raises(ShrinkError, match=r"'rows' of .*Factored has the shape \[12\] where its parameter '2.w"):
         niwaki.shrink(model, plan, optimizer)
     assert picture(model, optimizer) == before
-    niwaki.declare_state(Factored, lacking={"rows": (-1,), "columns": (-2,)})
+    niwaki.register_state_layout(Factored, lacking={"rows": (-1,), "columns": (-2,)})
     try:
         niwaki.shrink(model, plan, optimizer)
     finally:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.errors import MethodError, ShrinkError
 from niwaki.methods.attach import Method
-from niwaki.methods.shrinking import Remains
+from niwaki.methods.shrinking import LiveSpace
 
 SCHEDULE = niwaki.Schedule(start=3, until=23, periods=4)
 END = 28
@@ -85,7 +85,7 @@ def discard(run: Run) -> None:
 def test_the_same_path(name: str, adam: bool, vectorised: bool) -> None:
     """As soon as it may, or never: the losses agree, and so do the plans and the networks that are cut."""
     soon, never = (
-        Run(name, adam, shrink=shrink, vectorised=vectorised) for shrink in (niwaki.Shrinking(cost=1e-9), False)
+        Run(name, adam, shrink=shrink, vectorised=vectorised) for shrink in (niwaki.ShrinkPolicy(cost=1e-9), False)
     )
     dense, sizes = soon.size, set()
     for _ in range(END):
@@ -107,7 +107,7 @@ def test_resumed_at_every_step(name: str) -> None:
     """Into a dense model: first the optimizer, which makes it as small, then the model."""
 
     def fresh() -> Run:
-        return Run(name, adam=True, shrink=niwaki.Shrinking(cost=0.5))
+        return Run(name, adam=True, shrink=niwaki.ShrinkPolicy(cost=0.5))
 
     whole, saved = fresh(), []
     for _ in range(END):
@@ -130,10 +130,10 @@ def test_resumed_at_every_step(name: str) -> None:
 
 def test_checkpoints_of_a_shrunk_run(tmp_path: Path) -> None:
     """The model is brought to the size of the checkpoint; the method finds it so."""
-    whole = Run(shrink=niwaki.Shrinking(cost=0.5))
+    whole = Run(shrink=niwaki.ShrinkPolicy(cost=0.5))
     whole.steps(15)
     niwaki.Checkpoints(tmp_path).save(15, {"model": whole.model, "optimizer": whole.optimizer})
-    resumed = Run(shrink=niwaki.Shrinking(cost=0.5))
+    resumed = Run(shrink=niwaki.ShrinkPolicy(cost=0.5))
     plan = niwaki.Checkpoints(tmp_path).plan()
     assert plan is not None and whole.size < resumed.size
     niwaki.shrink(resumed.model, plan)
@@ -151,7 +151,7 @@ def test_a_function_scores_what_is_left() -> None:
         asked.append(space.num_units)
         return niwaki.score(space, "magnitude").values
 
-    run = Run(shrink=niwaki.Shrinking(cost=1e-9), criteria=norms)
+    run = Run(shrink=niwaki.ShrinkPolicy(cost=1e-9), criteria=norms)
     run.steps(END)
     assert asked == sorted(asked, reverse=True) and asked[-1] < asked[0] == run.method.space.num_units
 
@@ -172,7 +172,7 @@ def test_by_hand_and_the_end() -> None:
 
 def test_the_space_of_the_dense_model_is_of_no_use_to_a_shrunk_one() -> None:
     """Its positions would mean other units; what is left of it is not."""
-    run = Run(shrink=niwaki.Shrinking(cost=1e-9))
+    run = Run(shrink=niwaki.ShrinkPolicy(cost=1e-9))
     run.steps(END)
     space = run.method.space
     run.method.detach()
@@ -190,7 +190,7 @@ def test_when_it_pays() -> None:
     """A shrink that costs two steps waits until zeros have cost as much."""
     run = Run()
     space, gone = run.method.space, np.zeros(run.method.space.num_units, dtype=bool)
-    remains, policy = Remains(space), niwaki.Shrinking(cost=2.0)
+    remains, policy = LiveSpace(space), niwaki.ShrinkPolicy(cost=2.0)
     assert not any(remains.pays(gone, policy) for _ in range(99)), "nothing to gain"
     gone[space.groups[0].numbers][: space.groups[0].units // 2] = True
     saved = 1 - space.cost_of(~gone).macs / space.cost().macs
@@ -207,9 +207,9 @@ def test_the_ordinary_default_shrinks_too() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: niwaki.Shrinking(cost=0), r"Shrinking\(cost=0\) must be a number of training steps above 0"),
-        (lambda: niwaki.Shrinking(ema="model"), "must be a list or tuple of modules, copies of the model"),  # type: ignore[arg-type]
-        (lambda: Run(shrink="often"), "shrink='often' is no choice: True, False, or niwaki.Shrinking"),
+        (lambda: niwaki.ShrinkPolicy(cost=0), r"ShrinkPolicy\(cost=0\) must be a number of training steps above 0"),
+        (lambda: niwaki.ShrinkPolicy(ema="model"), "must be a list or tuple of modules, copies of the model"),  # type: ignore[arg-type]
+        (lambda: Run(shrink="often"), "shrink='often' is no choice: True, False, or niwaki.ShrinkPolicy"),
     ],
 )
 def test_bad_choices(make: Any, message: str) -> None:
@@ -218,7 +218,7 @@ def test_bad_choices(make: Any, message: str) -> None:
 
 
 def test_checkpoints_that_do_not_fit_are_refused() -> None:
-    run = Run(shrink=niwaki.Shrinking(cost=1e-9))
+    run = Run(shrink=niwaki.ShrinkPolicy(cost=1e-9))
     run.steps(10)
     early = copy.deepcopy(run.optimizer.state_dict())
     run.steps(END - 10)
@@ -242,13 +242,15 @@ def test_a_run_goes_on_where_states_cannot_follow() -> None:
     optimizer.state[model[0].weight]["odd"] = torch.zeros(3)
     space = niwaki.search_space(model, torch.randn(1, 4))
     method = niwaki.HESSO(
-        space, optimizer, niwaki.Budget(macs=0.5), niwaki.Schedule(1, 5, 1), shrink=niwaki.Shrinking(cost=1e-9)
+        space, optimizer, niwaki.Budget(macs=0.5), niwaki.Schedule(1, 5, 1), shrink=niwaki.ShrinkPolicy(cost=1e-9)
     )
-    with pytest.warns(UserWarning, match="hesso goes on without shrinking the model. The state 'odd' .*declare_state"):
+    with pytest.warns(
+        UserWarning, match="hesso goes on without shrinking the model. The state 'odd' .*register_state_layout"
+    ):
         for _ in range(8):
             optimizer.zero_grad()
             model(torch.randn(8, 4)).square().mean().backward()
             optimizer.step()
     assert model[0].weight.shape == (10, 4) and method.remains.here.all() and method.progress.phase == "done"
-    with pytest.raises(ShrinkError, match="declare_state"):
+    with pytest.raises(ShrinkError, match="register_state_layout"):
         method.shrink()

@@ -20,7 +20,7 @@ import torch
 
 import niwaki
 from niwaki.errors import DataError, Interrupted, RunError
-from niwaki.networks import Task, build_model
+from niwaki.networks import ImageTask, build_model
 from niwaki.train import job
 from niwaki.train.batches import Batches, shifted
 from niwaki.train.checkpoint import (
@@ -32,7 +32,7 @@ from niwaki.train.checkpoint import (
     write_checkpoint,
 )
 from niwaki.train.data import load_images
-from niwaki.train.loop import EpochResult, Progress, Run, Silent
+from niwaki.train.loop import EpochResult, Silent, TrainingProgress, TrainingRun
 from niwaki.train.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -44,11 +44,11 @@ class Recorder(Silent):
     """Remembers what it is told, and stops the run when asked to."""
 
     def __init__(self, stop_at: int | None = None) -> None:
-        self.steps: list[Progress] = []
+        self.steps: list[TrainingProgress] = []
         self.epochs: list[EpochResult] = []
         self.stop_at = stop_at
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         self.steps.append(progress)
 
     def on_epoch(self, result: EpochResult) -> None:
@@ -171,7 +171,7 @@ def test_shifts_move_images() -> None:
 
 
 def test_built_in_and_file_models(tmp_path: Path) -> None:
-    task = Task(5, 3, (12, 10))
+    task = ImageTask(5, 3, (12, 10))
     for name in ("resnet", "mlp"):
         assert build_model(name, task)(torch.zeros(2, 3, 12, 10)).shape == (2, 5)
     (tmp_path / "mine.py").write_text(
@@ -197,7 +197,7 @@ def test_built_in_and_file_models(tmp_path: Path) -> None:
 
 
 def test_zoo_models() -> None:
-    task = Task(5, 1, (32, 32))
+    task = ImageTask(5, 1, (32, 32))
     assert build_model("timm:resnet10t", task)(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
     assert build_model("torchvision:resnet18", task)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
     with pytest.raises(RunError, match="timm has no model 'resnet18x'. Did you mean resnet18"):
@@ -301,7 +301,7 @@ def test_a_run_trains_cuts_and_saves(tmp_path: Path) -> None:
     assert [result.macs_left for result in recorder.epochs][-1] <= 0.4
     assert json.loads((tmp_path / "out" / "report.json").read_text())["small"]["macs"] == report.small.macs
     images = load_images("digits", SHORT.seed)
-    fresh = build_model("resnet", Task(10, 1, (8, 8)), SHORT.width).eval()
+    fresh = build_model("resnet", ImageTask(10, 1, (8, 8)), SHORT.width).eval()
     small = niwaki.load(fresh, tmp_path / "out")
     batches = Batches(images, 128, 0, 0, CPU)
     from niwaki.train.scores import accuracy
@@ -406,10 +406,10 @@ def test_resuming_needs_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(RunError, match="was started with lr = 0.02, not 0.5"):
         train(dataclasses.replace(SHORT, lr=0.5), tmp_path / "out", Silent(), resume=True)
     checkpoint = read_checkpoint(tmp_path / "out")
-    run = Run(SHORT, load_images("digits", 1), CPU)
+    run = TrainingRun(SHORT, load_images("digits", 1), CPU)
     with pytest.raises(RunError, match="The data 'digits' have changed since"):
         run.restore(checkpoint)
-    wide = Run(dataclasses.replace(SHORT, width=1.0), load_images("digits", 0), CPU)
+    wide = TrainingRun(dataclasses.replace(SHORT, width=1.0), load_images("digits", 0), CPU)
     with pytest.raises(RunError, match="has changed since the checkpoint was written: 'stem.weight' was"):
         wide.restore(checkpoint)
 

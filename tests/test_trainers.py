@@ -37,7 +37,7 @@ def zero_and_exact(model: nn.Module, method: Any, x: Tensor) -> None:
     assert check.holds and check.distance == 0
 
 
-@pytest.mark.parametrize("shrink", [False, niwaki.Shrinking(cost=0.01)])
+@pytest.mark.parametrize("shrink", [False, niwaki.ShrinkPolicy(cost=0.01)])
 def test_hugging_face_trainer_and_its_checkpoints(shrink: Any, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     load()
@@ -113,7 +113,7 @@ def test_accelerate_resumes_a_model_that_shrank(tmp_path: Path) -> None:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
         model, (x, y) = network(), images()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        space, shrink = niwaki.search_space(model, x[:1]), niwaki.Shrinking(cost=0.01)
+        space, shrink = niwaki.search_space(model, x[:1]), niwaki.ShrinkPolicy(cost=0.01)
         method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.5), SCHEDULE, shrink=shrink)
         accelerator = accelerate.Accelerator(cpu=True)
         wrapped, stepper = accelerator.prepare(model, optimizer)
@@ -134,7 +134,7 @@ def test_accelerate_resumes_a_model_that_shrank(tmp_path: Path) -> None:
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("shrink", [False, niwaki.Shrinking(cost=0.01)])
+@pytest.mark.parametrize("shrink", [False, niwaki.ShrinkPolicy(cost=0.01)])
 def test_lightning(shrink: Any, tmp_path: Path) -> None:
     load()
     lightning = pytest.importorskip("lightning")

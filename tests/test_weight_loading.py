@@ -16,10 +16,10 @@ import niwaki
 from niwaki.errors import MethodError, WeightsError
 
 
-@pytest.mark.parametrize("shrink", [False, niwaki.Shrinking(cost=0.5)])
+@pytest.mark.parametrize("shrink", [False, niwaki.ShrinkPolicy(cost=0.5)])
 def test_weights_that_come_before_their_optimizer_wait(shrink: Any) -> None:
     """As Accelerate, Hugging Face's Trainer and Lightning load: the model first, which no forward pass may use yet."""
-    whole = Run(adam=True, shrink=niwaki.Shrinking(cost=0.5))
+    whole = Run(adam=True, shrink=niwaki.ShrinkPolicy(cost=0.5))
     whole.steps(15)
     weights, state = copy.deepcopy((whole.model.state_dict(), whole.optimizer.state_dict()))
     resumed = Run(adam=True, shrink=shrink)
@@ -52,10 +52,10 @@ def test_weights_that_come_before_their_optimizer_wait(shrink: Any) -> None:
 
 
 def test_weights_that_wait_may_come_in_parts_and_be_replaced() -> None:
-    whole = Run(shrink=niwaki.Shrinking(cost=0.5))
+    whole = Run(shrink=niwaki.ShrinkPolicy(cost=0.5))
     whole.steps(END)
     weights, state = whole.model.state_dict(), whole.optimizer.state_dict()
-    resumed = Run(shrink=niwaki.Shrinking(cost=0.5))
+    resumed = Run(shrink=niwaki.ShrinkPolicy(cost=0.5))
     dense = copy.deepcopy(resumed.model.state_dict())
     resumed.model.load_state_dict(weights)
     resumed.model.load_state_dict(dense)  # nothing waits any more
@@ -69,11 +69,11 @@ def test_weights_that_wait_may_come_in_parts_and_be_replaced() -> None:
 
 
 def test_weights_that_wait_for_another_optimizer_are_refused() -> None:
-    whole = Run(shrink=niwaki.Shrinking(cost=0.5))
+    whole = Run(shrink=niwaki.ShrinkPolicy(cost=0.5))
     whole.steps(12)
     early = copy.deepcopy(whole.optimizer.state_dict())
     whole.steps(END - 12)
-    resumed = Run(shrink=niwaki.Shrinking(cost=0.5))
+    resumed = Run(shrink=niwaki.ShrinkPolicy(cost=0.5))
     before = copy.deepcopy(resumed.model.state_dict())
     resumed.model.load_state_dict(whole.model.state_dict())
     with pytest.raises(MethodError, match="do not belong to this state of the optimizer: in them .* has another"):
@@ -84,7 +84,7 @@ def test_weights_that_wait_for_another_optimizer_are_refused() -> None:
 
 
 def test_weights_of_other_networks_are_left_to_torch() -> None:
-    run = Run(shrink=niwaki.Shrinking(cost=0.5))
+    run = Run(shrink=niwaki.ShrinkPolicy(cost=0.5))
     dense = run.model.state_dict()
     head = list(dense)[-1]
     for other in (
@@ -100,7 +100,7 @@ def test_weights_of_other_networks_are_left_to_torch() -> None:
 @pytest.mark.parametrize("name", ["hesso", "hspg"])
 def test_weights_from_before_the_model_shrank(name: str) -> None:
     """At zero they are cut as they are loaded, from any moment of the run; what is not zero is refused."""
-    run = Run(name, adam=True, shrink=niwaki.Shrinking(cost=0.5))
+    run = Run(name, adam=True, shrink=niwaki.ShrinkPolicy(cost=0.5))
     saved, x = [], images().double()
     for _ in range(END):
         outputs = run.model.eval()(x).detach()
@@ -122,7 +122,7 @@ def test_weights_from_before_the_model_shrank(name: str) -> None:
             torch.testing.assert_close(run.model.eval()(x), outputs, rtol=1e-10, atol=1e-12)
             loaded += size > run.size
     assert refused and (loaded or name == "hspg")
-    unknown = Run(name, adam=True, shrink=niwaki.Shrinking(cost=0.5))
+    unknown = Run(name, adam=True, shrink=niwaki.ShrinkPolicy(cost=0.5))
     unknown.optimizer.load_state_dict(run.optimizer.state_dict())
     between = next((weights for weights, size, *_ in saved if run.size < size < saved[0][1]), None)
     assert between is not None or name == "hspg"  # which shrinks once
@@ -142,7 +142,7 @@ def test_weights_of_networks_with_compiled_parts_and_tied_tensors_wait() -> None
         model.add_module("tied", nn.Sequential())
         model.tied.again = hidden.weight  # type: ignore[union-attr]
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        space, shrink = niwaki.search_space(model, torch.randn(2, 4)), niwaki.Shrinking(cost=0.1)
+        space, shrink = niwaki.search_space(model, torch.randn(2, 4)), niwaki.ShrinkPolicy(cost=0.1)
         schedule = niwaki.Schedule(start=2, until=8, periods=2)
         return model, optimizer, niwaki.HESSO(space, optimizer, niwaki.Budget(units=0.5), schedule, shrink=shrink)
 
@@ -181,4 +181,4 @@ def test_a_step_that_was_refused_is_not_open_any_more(monkeypatch: pytest.Monkey
     for kind in (child, parent):
         kind([nn.Parameter(torch.zeros(1))])
     monkeypatch.setattr(torch.optim, "AdamW", child)
-    test_weights_that_come_before_their_optimizer_wait(niwaki.Shrinking(cost=0.5))
+    test_weights_that_come_before_their_optimizer_wait(niwaki.ShrinkPolicy(cost=0.5))

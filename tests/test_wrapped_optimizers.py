@@ -270,7 +270,7 @@ def test_the_plan_of_a_shrunk_model_is_quiet() -> None:
     model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))
     space = niwaki.search_space(model, torch.randn(1, 4))
     optimizer = adamw(model.parameters())
-    method = HESSO(space, optimizer, BUDGET, SCHEDULE, shrink=niwaki.Shrinking(cost=0.5))
+    method = HESSO(space, optimizer, BUDGET, SCHEDULE, shrink=niwaki.ShrinkPolicy(cost=0.5))
     for _ in range(SCHEDULE.until + 1):
         optimizer.zero_grad()
         model(torch.randn(8, 4)).square().mean().backward()

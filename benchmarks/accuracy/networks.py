@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from niwaki.networks.small import Block
+from niwaki.networks.small import ResidualBlock
 
 
 class CifarResNet(nn.Module):
@@ -22,7 +22,7 @@ class CifarResNet(nn.Module):
         before = widths[0]
         for stage, wide in enumerate(widths):
             for block in range(blocks):
-                stages.append(Block(before, wide, 2 if stage and block == 0 else 1))
+                stages.append(ResidualBlock(before, wide, 2 if stage and block == 0 else 1))
                 before = wide
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(before, classes)

@@ -10,7 +10,7 @@ import niwaki
 from niwaki.methods.attach import Method
 from niwaki.methods.fading import FADING, IMPORTANT, ZERO
 from niwaki.methods.half_space import HalfSpace
-from niwaki.methods.snapshot import Snapshot
+from niwaki.methods.snapshot import TrainingSnapshot
 from niwaki.selection import select
 
 FADES = ("idle", "scoring", "fading", "angle-safe fading", "scoring and fading", "keeping zeros")
@@ -65,7 +65,7 @@ def corrected(space: niwaki.SearchSpace, optimizer: Optimizer, phase: str) -> tu
     half = select(space, np.ones(space.num_units), {"macs": 0.5 * space.cost().macs})
     trials = state["trials"] | {"trial": torch.from_numpy(~half), "cycle": 1, "began": 1010}
     if phase in ("CRIC trial", "CRIC end of a cycle"):
-        state |= {"trials": trials, "snapshot": Snapshot.of(space.model, optimizer).data()}
+        state |= {"trials": trials, "snapshot": TrainingSnapshot.of(space.model, optimizer).data()}
     if phase in ("CRIC fading", "CRIC keeping zeros"):
         gone = FADING if phase == "CRIC fading" else ZERO
         status = np.where(half, IMPORTANT, gone).astype(np.int8)

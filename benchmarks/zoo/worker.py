@@ -27,7 +27,7 @@ from niwaki.core.precision import doubled
 from niwaki.testing.models import random_plan, randomised
 from niwaki.testing.rivals import GRADIENT_TOLERANCE, Rivals
 from niwaki.trace.extent import NOTHING
-from niwaki.trace.tracer import Runs, example_calls, tracing
+from niwaki.trace.tracer import RunsToMake, example_calls, tracing
 from niwaki.verify import TOLERANCE
 
 Row = dict[str, Any]
@@ -133,7 +133,7 @@ def _analysed(model: nn.Module, inputs: Any, recorder: Recorder) -> niwaki.Searc
 
 def _untracked(model: nn.Module, inputs: Any) -> None:
     """The run that the analysis compares its own with, once more."""
-    with tracing(model, Runs(example_calls(inputs))) as tracer:
+    with tracing(model, RunsToMake(example_calls(inputs))) as tracer:
         tracer.attempt(NOTHING)
 
 

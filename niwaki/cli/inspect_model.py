@@ -14,7 +14,7 @@ import niwaki
 from niwaki.cli.inputs import GivenInput, as_call, images_of
 from niwaki.core.space import SearchSpace
 from niwaki.errors import BudgetError, PlanError, RunError
-from niwaki.networks import Specimen, Wish, specimen
+from niwaki.networks import ExampleNetwork, NetworkRequest, example_network
 from niwaki.report.inspection import Inspection, Law, Prediction, group_figures, reasons
 from niwaki.testing.models import check_model
 from niwaki.trace.structures import tensors_in
@@ -99,10 +99,10 @@ def described(inputs: Any) -> str:
     )
 
 
-def _specimen(request: Request) -> Specimen:
-    found = specimen(request.model, Wish(request.classes, images_of(request.inputs)), request.meta)
+def _specimen(request: Request) -> ExampleNetwork:
+    found = example_network(request.model, NetworkRequest(request.classes, images_of(request.inputs)), request.meta)
     if request.inputs:
-        return Specimen(found.model, as_call(request.inputs, found.model))
+        return ExampleNetwork(found.model, as_call(request.inputs, found.model))
     if found.inputs is None:
         raise RunError(
             f"What {request.model} takes is not known. Give its inputs with --input, once per argument, such as "

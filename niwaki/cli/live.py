@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from niwaki.train.loop import EpochResult
-from niwaki.train.loop import Progress as Step
+from niwaki.train.loop import TrainingProgress as Step
 
 
 class LiveObserver:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray, Runs
+from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray, RunLengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Peaks:
+class PeakMemory:
     """The most that is there at once of terms which come and go. Term t is there at the moments ``born[t]`` up to, not
     including, ``died[t]``; both are [T], and moments count from 0."""
 
@@ -89,7 +89,7 @@ class Peaks:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Work:
+class OperatorWork:
     """How much each operator of the first run has to do: its multiply-accumulates, or, if it has none, the entries of
     the largest tensor that it reads or writes. Views are left out.
 
@@ -118,8 +118,8 @@ class CostModel:
     params: Terms
     macs: Terms
     memory: Terms
-    activations: Peaks | None = None
-    work: Work | None = None
+    activations: PeakMemory | None = None
+    work: OperatorWork | None = None
     latency: Terms | None = None
 
     def __call__(self, gates: FloatArray | BoolArray) -> Cost:
@@ -174,7 +174,7 @@ class CostModel:
             counts.units[rows],
             counts.times[rows],
             merged[counts.axis[rows]],
-            Runs(runs.first[own], runs.end[own], runs.times[own], merged[runs.axis[own]]),
+            RunLengths(runs.first[own], runs.end[own], runs.times[own], merged[runs.axis[own]]),
         )
         peaks, work, latency = self.activations, self.work, self.latency
         return CostModel(
@@ -182,12 +182,12 @@ class CostModel:
             self.params.renamed(merged),
             self.macs.renamed(merged),
             self.memory.renamed(merged),
-            None if peaks is None else Peaks(peaks.terms.renamed(merged), peaks.born, peaks.died),
+            None if peaks is None else PeakMemory(peaks.terms.renamed(merged), peaks.born, peaks.died),
             None if work is None else replace(work, terms=work.terms.renamed(merged)),
             None if latency is None else latency.renamed(merged),
         )
 
-    def terms(self, measure: str) -> Terms | Peaks:
+    def terms(self, measure: str) -> Terms | PeakMemory:
         """The terms of one field of `Cost`, or of the ``latency``."""
         if measure == "activations":
             assert self.activations is not None, "these activations are not known: see Budget.absolute"

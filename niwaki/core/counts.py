@@ -17,7 +17,7 @@ _LONG = 16  # so many units in a row are worth a run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Runs:
+class RunLengths:
     """Units in a row that all occur equally often on an axis: ``times[r]`` positions for each of the units from
     ``first[r]`` up to, not including, ``end[r]``."""
 
@@ -37,7 +37,7 @@ class Runs:
 
 
 _NO_UNITS: IntArray = np.zeros(0, dtype=np.int64)
-_NONE = Runs(_NO_UNITS, _NO_UNITS, np.zeros(0), _NO_UNITS)
+_NONE = RunLengths(_NO_UNITS, _NO_UNITS, np.zeros(0), _NO_UNITS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +54,7 @@ class Counts:
     units: IntArray  # [R, K]
     times: FloatArray  # [R]
     axis: IntArray  # [R]
-    runs: Runs = _NONE
+    runs: RunLengths = _NONE
 
     @classmethod
     def of(cls, num_units: int, num_axes: int, units: IntArray, times: FloatArray, axis: IntArray) -> Counts:
@@ -68,7 +68,7 @@ class Counts:
         long = (length >= _LONG) & alone[first]
         rest = np.repeat(~long, length)
         first, length = first[long], length[long]
-        runs = Runs(unit[first], unit[first] + length, times[first], axis[first])
+        runs = RunLengths(unit[first], unit[first] + length, times[first], axis[first])
         return cls(num_units, num_axes, units[rest], times[rest], axis[rest], runs)
 
     def __call__(self, gates: FloatArray | BoolArray) -> FloatArray:

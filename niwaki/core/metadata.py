@@ -9,7 +9,7 @@ from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class RememberedSize:
     """Attribute ``name`` is the length of dimension ``dim`` of ``tensor``, times the attribute ``times``."""
 
     name: str
@@ -18,12 +18,12 @@ class Size:
     times: str | None = None
 
 
-_CONVOLUTION = (Size("out_channels", "weight", 0), Size("in_channels", "weight", 1, times="groups"))
-_TRANSPOSED = (Size("in_channels", "weight", 0), Size("out_channels", "weight", 1, times="groups"))
-_NORM = (Size("num_features", "weight", 0), Size("num_features", "running_mean", 0))
+_CONVOLUTION = (RememberedSize("out_channels", "weight", 0), RememberedSize("in_channels", "weight", 1, times="groups"))
+_TRANSPOSED = (RememberedSize("in_channels", "weight", 0), RememberedSize("out_channels", "weight", 1, times="groups"))
+_NORM = (RememberedSize("num_features", "weight", 0), RememberedSize("num_features", "running_mean", 0))
 
-SIZES: Mapping[type[nn.Module], tuple[Size, ...]] = {
-    nn.Linear: (Size("out_features", "weight", 0), Size("in_features", "weight", 1)),
+SIZES: Mapping[type[nn.Module], tuple[RememberedSize, ...]] = {
+    nn.Linear: (RememberedSize("out_features", "weight", 0), RememberedSize("in_features", "weight", 1)),
     nn.Conv1d: _CONVOLUTION,
     nn.Conv2d: _CONVOLUTION,
     nn.Conv3d: _CONVOLUTION,
@@ -31,21 +31,23 @@ SIZES: Mapping[type[nn.Module], tuple[Size, ...]] = {
     nn.ConvTranspose2d: _TRANSPOSED,
     nn.ConvTranspose3d: _TRANSPOSED,
     nn.modules.batchnorm._NormBase: _NORM,
-    nn.Embedding: (Size("embedding_dim", "weight", 1), Size("num_embeddings", "weight", 0)),
+    nn.Embedding: (RememberedSize("embedding_dim", "weight", 1), RememberedSize("num_embeddings", "weight", 0)),
     nn.MultiheadAttention: (
-        *(Size(name, "in_proj_weight", 1) for name in ("embed_dim", "kdim", "vdim")),
-        Size("embed_dim", "q_proj_weight", 1),
-        Size("kdim", "k_proj_weight", 1),
-        Size("vdim", "v_proj_weight", 1),
+        *(RememberedSize(name, "in_proj_weight", 1) for name in ("embed_dim", "kdim", "vdim")),
+        RememberedSize("embed_dim", "q_proj_weight", 1),
+        RememberedSize("kdim", "k_proj_weight", 1),
+        RememberedSize("vdim", "v_proj_weight", 1),
     ),
     nn.RNNBase: (
-        Size("input_size", "weight_ih_l0", 1),
-        Size("hidden_size", "weight_hr_l0", 1),  # with a projection, of which the recurrent weight reads the result
-        Size("hidden_size", "weight_hh_l0", 1),
-        Size("proj_size", "weight_hr_l0", 0),
+        RememberedSize("input_size", "weight_ih_l0", 1),
+        RememberedSize(
+            "hidden_size", "weight_hr_l0", 1
+        ),  # with a projection, of which the recurrent weight reads the result
+        RememberedSize("hidden_size", "weight_hh_l0", 1),
+        RememberedSize("proj_size", "weight_hr_l0", 0),
     ),
-    nn.RNNCellBase: (Size("input_size", "weight_ih", 1), Size("hidden_size", "weight_hh", 1)),
-    nn.PReLU: (Size("num_parameters", "weight", 0),),
+    nn.RNNCellBase: (RememberedSize("input_size", "weight_ih", 1), RememberedSize("hidden_size", "weight_hh", 1)),
+    nn.PReLU: (RememberedSize("num_parameters", "weight", 0),),
 }
 
 # Attributes that may be None, which stands for the machine epsilon of the dtype.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from niwaki.core.cost import CostModel
-from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray, Runs
+from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray, RunLengths
 from niwaki.core.names import named_buffers, named_parameters
 from niwaki.core.numbers import (
     Attribute,
@@ -168,7 +168,7 @@ class _Reindexing:
             units[stays],
             counts.times[stays],
             counts.axis[stays],
-            Runs(first[some], end[some], runs.times[some], runs.axis[some]),
+            RunLengths(first[some], end[some], runs.times[some], runs.axis[some]),
         )
 
     def _tie(self, tie: Tie) -> Tie:

@@ -14,7 +14,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.criteria.curvature import curvature
 from niwaki.criteria.layers import Layers
 from niwaki.criteria.losses import Loss, check_loss, loss_of
-from niwaki.criteria.observe import Observer
+from niwaki.criteria.observe import ActivationObserver
 from niwaki.criteria.registry import Criterion
 from niwaki.errors import MethodError
 from niwaki.per_unit.index import UnitIndex, unit_parameters
@@ -84,10 +84,10 @@ class Measurement:
         found |= {c.name: value for c, value in zip(bent, self._values(bent, slope, mean), strict=True)}
         return self._joined([found[criterion.name] for criterion in self._criteria])
 
-    def _observer(self) -> Observer | None:
+    def _observer(self) -> ActivationObserver | None:
         if not any(criterion.needs_activations for criterion in self._criteria):
             return None
-        return Observer(self._space, self._index.entries, energy="energy" in self._reads)
+        return ActivationObserver(self._space, self._index.entries, energy="energy" in self._reads)
 
     def _derivatives(self, loss: Tensor, count: int) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
         """The gradients of the parameters that units are made of, and ``curved`` if some criterion reads it."""
@@ -143,7 +143,7 @@ def _sum(total: Mapping[str, Tensor | None], more: Mapping[str, Tensor | None]) 
 
 
 @contextmanager
-def _watched_by(observer: Observer | None) -> Iterator[None]:
+def _watched_by(observer: ActivationObserver | None) -> Iterator[None]:
     if observer is None:
         yield
         return

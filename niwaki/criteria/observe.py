@@ -22,7 +22,7 @@ _PRODUCTS: Mapping[Any, tuple[int, int]] = {  # the places of the two factors am
 }
 
 
-class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While entered: adds up what the units of ``space`` pass on, per batch.
 
     Below autograd every layer is one of a few operators that contract an activation with a parameter (or a view of

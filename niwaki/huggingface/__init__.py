@@ -11,10 +11,10 @@ Where one number is true for all layers, the ``config`` of a cut network says it
 from niwaki.core.integrations import register
 from niwaki.huggingface.configuration import described
 from niwaki.huggingface.families import FAMILIES, Family, Size
-from niwaki.huggingface.following import Transformers
+from niwaki.huggingface.following import TransformersIntegration
 from niwaki.huggingface.saveable import CanSave, can_save
 from niwaki.huggingface.saving import save_pretrained
 
 __all__ = ["FAMILIES", "CanSave", "Family", "Size", "can_save", "described", "save_pretrained"]
 
-register(Transformers())
+register(TransformersIntegration())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SAVING = "save_pretrained"
 
 
-class Transformers:
+class TransformersIntegration:
     """What niwaki knows of the models of transformers, while they are searched and cut."""
 
     def multiples(self, model: torch.nn.Module) -> Sequence[Multiple]:

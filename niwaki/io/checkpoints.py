@@ -68,7 +68,7 @@ _NAME = re.compile(r"step-(\d{8,15})(?:\.(\d{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Moment:
+class CheckpointData:
     """A moment of a run.
 
     ``step``: optimizer steps taken. ``facts``: JSON values that describe the run. ``state``: dictionaries, lists and
@@ -89,7 +89,7 @@ def moments_in(folder: Path) -> list[tuple[int, int, Path]]:
     return sorted(found)
 
 
-def write_moment(folder: Path, moment: Moment, keep: int) -> None:
+def write_moment(folder: Path, moment: CheckpointData, keep: int) -> None:
     """Write a moment, then remove all but the last ``keep``, and those of later steps: another run has overtaken them.
 
     Raises:
@@ -117,7 +117,7 @@ def write_moment(folder: Path, moment: Moment, keep: int) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write(directory: Path, moment: Moment) -> None:
+def _write(directory: Path, moment: CheckpointData) -> None:
     tensors: dict[str, Tensor] = {}
     state = encode(moment.state, "state", tensors)
     save_file(tensors, directory / _TENSORS)
@@ -141,7 +141,7 @@ def _remove_others(folder: Path, step: int, keep: int) -> None:
         shutil.rmtree(entry, ignore_errors=True)
 
 
-def read_moment(folder: Path) -> Moment:
+def read_moment(folder: Path) -> CheckpointData:
     """The last moment.
 
     Raises:
@@ -163,7 +163,7 @@ def read_moment(folder: Path) -> Moment:
         if sha256_of(last / _TENSORS) != content["tensors_sha256"]:
             raise FileFormatError(_damaged(last / _TENSORS))
         tensors = load_file(last / _TENSORS)
-        return Moment(content["step"], content["facts"], decode(content["state"], tensors))
+        return CheckpointData(content["step"], content["facts"], decode(content["state"], tensors))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as cause:
         raise FileFormatError(
             f"The checkpoint {str(last)!r} cannot be read: {type(cause).__name__}: {cause}. {_OTHERWISE}"
@@ -239,7 +239,7 @@ class Checkpoints:
             "position": position,
             "random": random_state(_device(parts)),
         }
-        write_moment(self.directory, Moment(step, facts, state), self.keep)
+        write_moment(self.directory, CheckpointData(step, facts, state), self.keep)
 
     def load(self, parts: Mapping[str, Stateful]) -> tuple[int, Any]:
         """Go on from the last checkpoint.
@@ -296,7 +296,7 @@ class Checkpoints:
         text = read_moment(self.directory).facts["plans"].get(part)
         return None if text is None else Plan.from_json(text)
 
-    def _check_shapes(self, name: str, model: nn.Module, saved: Mapping[str, Any], moment: Moment) -> None:
+    def _check_shapes(self, name: str, model: nn.Module, saved: Mapping[str, Any], moment: CheckpointData) -> None:
         here, there = (_shapes(state) for state in (model.state_dict(), saved))
         for key in (*there, *here):
             if here.get(key) != there.get(key):

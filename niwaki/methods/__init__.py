@@ -13,5 +13,5 @@ from niwaki.methods.hspg import HSPG as HSPG
 from niwaki.methods.lora.lhspg import LHSPG as LHSPG
 from niwaki.methods.lora.recovery import recovery_shares as recovery_shares
 from niwaki.methods.schedule import Schedule as Schedule
-from niwaki.methods.shrinking import Shrinking as Shrinking
+from niwaki.methods.shrinking import ShrinkPolicy as ShrinkPolicy
 from niwaki.methods.status import Progress as Progress

@@ -15,9 +15,9 @@ from niwaki.methods.half_space import HalfSpace
 from niwaki.methods.proximal import left_half_space, soft_length
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
-from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.status import Phase
-from niwaki.per_unit.protocol import Change, Sums, Unit
+from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate
 from niwaki.selection.budget import Budget
 
 GROWTH, MOST, LEAST = 0.1, 0.95, 1e-3  # of epsilon: by how much it grows, to what, and below what it is 0
@@ -54,7 +54,7 @@ class AdaHSPG(HalfSpace):
         penalty: the weight of the norms, the papers' lambda. By itself it takes lr * penalty off the norm of a unit in
             every step: where that adds up to little by ``until``, few units vanish, and the budget's threshold decides.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
-            of the training is cheaper; see `Shrinking`.
+            of the training is cheaper; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:
@@ -85,7 +85,7 @@ class AdaHSPG(HalfSpace):
         schedule: Schedule,
         *,
         penalty: float = 1e-3,
-        shrink: bool | Shrinking = False,
+        shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
         check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
@@ -113,7 +113,7 @@ class AdaHSPG(HalfSpace):
     def _shortened(self) -> float:
         return 1 / (1 + self._place / self._length)
 
-    def of_unit(self, unit: Unit) -> Change:
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
         """The algorithm box, for one unit."""
         x, y, lr, penalty = unit.x, unit.y, unit.lr, self.penalty
         if self._mode == "proximal":
@@ -122,17 +122,17 @@ class AdaHSPG(HalfSpace):
             return self._soft(soft_length(parts.unsqueeze(1), rates * penalty).squeeze(), penalty, y.norm())
         s, norm, zero = self._shortened, x.norm(), y.new_zeros(())
         if norm == 0:
-            return Change(zero, zero, pull=zero, soft=zero, back=1 - s)
+            return UnitUpdate(zero, zero, penalty_step=zero, prox=zero, damping=1 - s)
         y = x + s * (y - x)
         reach = s * penalty * (lr @ x.square()) / (x @ x)
         if norm > reach:
             trial = y - s * lr * penalty * x / norm
             keep = trial @ x >= self.epsilon * (x @ x)
-            return Change(keep.to(norm), norm, pull=s * penalty / norm, soft=zero, back=1 - s)
+            return UnitUpdate(keep.to(norm), norm, penalty_step=s * penalty / norm, prox=zero, damping=1 - s)
         prox = self._soft((y.norm() - reach).clamp(min=0), s * penalty, norm)
-        return Change(prox.keep, norm, pull=zero, soft=prox.soft, back=1 - s)
+        return UnitUpdate(prox.keep, norm, penalty_step=zero, prox=prox.prox, damping=1 - s)
 
-    def of_sums(self, sums: Sums) -> Change:
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
         """The same for all units."""
         if self._mode == "proximal":
             norm = sums.after.sum(0).sqrt()
@@ -149,12 +149,12 @@ class AdaHSPG(HalfSpace):
         length = torch.where(far, 1, (after.clamp(min=0).sqrt() - reach).clamp(min=0))
         keep = alive & torch.where(far, ~ends, length > 0)
         soft = torch.where(far | ~keep, 0, s * self.penalty / length)
-        return Change(keep.to(norm), norm, pull=pull, soft=soft, back=1 - s)
+        return UnitUpdate(keep.to(norm), norm, penalty_step=pull, prox=soft, damping=1 - s)
 
-    def _soft(self, length: Tensor, penalty: float, norm: Tensor) -> Change:
+    def _soft(self, length: Tensor, penalty: float, norm: Tensor) -> UnitUpdate:
         """The prox, given the norm of its result."""
         soft = torch.where(length > 0, penalty / length, 0)
-        return Change((length > 0).to(norm), norm, soft=soft)
+        return UnitUpdate((length > 0).to(norm), norm, prox=soft)
 
     def conclude(self, step: int) -> None:
         """Count the step; at the end of a phase see what it did, and what comes next. Only then the device is asked."""

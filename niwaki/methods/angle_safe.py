@@ -9,14 +9,14 @@ import torch
 from niwaki.core.space import BoolArray
 from niwaki.errors import MethodError
 from niwaki.methods.fades import Fade, Faded, fade
-from niwaki.per_unit.fast import FastIterates
-from niwaki.per_unit.plain import PlainIterates
-from niwaki.per_unit.protocol import Change, Iterates, Rule, Sums, Unit
+from niwaki.per_unit.fast import FastPerUnit
+from niwaki.per_unit.plain import PlainPerUnit
+from niwaki.per_unit.protocol import IterateSums, PerUnit, UnitIterates, UnitUpdate, UpdateRule
 
 SHARE = 1e-3  # 1 - eta, of the largest rate that descends
 
 
-class AngleSafe(Rule):
+class AngleSafe(UpdateRule):
     """With y the weights of a unit after the optimizer's step, d its direction and lr the learning rate, y becomes
     (1 - rate) y, where
 
@@ -36,18 +36,18 @@ class AngleSafe(Rule):
         """What the step left, along d."""
         return frozenset({"ahead", "direction", "moved"})
 
-    def of_unit(self, unit: Unit) -> Change:
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
         """The formula, for one unit."""
         ahead, linear = unit.y @ unit.d, unit.y.new_tensor(1 - self.factor)
         if ahead >= 0:
-            return Change(keep=1 - linear)
-        return Change(keep=1 - torch.minimum(linear, SHARE * ((unit.lr * unit.d) @ unit.d) / -ahead))
+            return UnitUpdate(keep=1 - linear)
+        return UnitUpdate(keep=1 - torch.minimum(linear, SHARE * ((unit.lr * unit.d) @ unit.d) / -ahead))
 
-    def of_sums(self, sums: Sums) -> Change:
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
         """The same for all units."""
         grows = sums.ahead < 0
         safe = SHARE * sums.moved / torch.where(grows, -sums.ahead, 1)
-        return Change(keep=1 - torch.where(grows, safe, torch.inf).clamp(max=1 - self.factor))
+        return UnitUpdate(keep=1 - torch.where(grows, safe, torch.inf).clamp(max=1 - self.factor))
 
 
 @fade("angle-safe")
@@ -63,12 +63,12 @@ class AngleSafeFade(Fade):
                 f"{type(faded.optimizer).__qualname__} has no learning rate in its param groups. Add 'lr' to each of "
                 "them, or fade linearly."
             )
-        self._iterates: Iterates | None = None
+        self._iterates: PerUnit | None = None
         self._rule = AngleSafe()
 
     def mark(self, fading: BoolArray) -> None:
         """The iterates of these units."""
-        kind = FastIterates if self.faded.vectorised else PlainIterates
+        kind = FastPerUnit if self.faded.vectorised else PlainPerUnit
         self._iterates = kind(self.faded.space, self.faded.optimizer, fading) if fading.any() else None
 
     def remember(self) -> None:

@@ -27,7 +27,7 @@ from niwaki.methods.hooks import (
     take_trace,
     warn_of_trace,
 )
-from niwaki.methods.shrinking import Remains, Shrinking
+from niwaki.methods.shrinking import LiveSpace, ShrinkPolicy
 from niwaki.methods.status import Progress, remainder
 
 KEY = "niwaki"
@@ -50,14 +50,14 @@ class Method(ABC):
     name: str
     label: str
 
-    def __init__(self, space: SearchSpace, optimizer: Optimizer, shrinking: bool | Shrinking = False) -> None:
+    def __init__(self, space: SearchSpace, optimizer: Optimizer, shrinking: bool | ShrinkPolicy = False) -> None:
         check_space(space)
         check_optimizer(self.label, optimizer)
         self.space = space
         self.optimizer = optimizer
         self.step = 0
-        self.shrinking = Shrinking.of(shrinking)
-        self.remains = Remains(space)
+        self.shrinking = ShrinkPolicy.of(shrinking)
+        self.remains = LiveSpace(space)
         self.check_parameters()
         if optimizer in _attached:
             raise MethodError(
@@ -274,7 +274,7 @@ class Method(ABC):
         try:
             if int(saved["step"]) < 0:
                 raise ValueError("its step is negative")
-            remains = saved.get("remains", Remains(self.space).data())
+            remains = saved.get("remains", LiveSpace(self.space).data())
             self.remains.check(remains)
             self._weights.check(remains["here"].cpu().numpy())
             self.check_state(saved["state"])

@@ -14,7 +14,7 @@ from niwaki.methods.cycles import Cycles
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.scoring import WEIGHTS
-from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.status import Phase
 from niwaki.selection.budget import Budget
 
@@ -62,7 +62,7 @@ class CRIC(Cycles):
             lowest within a cycle.
         seed: for criteria that draw.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
-            of the training is cheaper; see `Shrinking`.
+            of the training is cheaper; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:
@@ -104,7 +104,7 @@ class CRIC(Cycles):
         criteria: Mapping[str, float] = WEIGHTS,
         window: int = 10,
         seed: int = 0,
-        shrink: bool | Shrinking = False,
+        shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
         super().__init__(

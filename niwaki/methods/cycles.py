@@ -18,12 +18,12 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_mask, check_number, check_steps
-from niwaki.methods.fading import IMPORTANT, Fading
+from niwaki.methods.fading import IMPORTANT, GradualPruning
 from niwaki.methods.schedule import Schedule, Timeline, fitting_cycles
 from niwaki.methods.scoring import Criteria
 from niwaki.methods.sensitivity import layer_losses, sensitivity
-from niwaki.methods.shrinking import Shrinking
-from niwaki.methods.snapshot import Snapshot
+from niwaki.methods.shrinking import ShrinkPolicy
+from niwaki.methods.snapshot import TrainingSnapshot
 from niwaki.selection.budget import Budget
 
 
@@ -113,8 +113,8 @@ class Trials:
             raise ValueError("its cycle is none")
 
 
-class Cycles(Fading):
-    """A method that tries what would leave, in cycles that are taken back, before portions leave as in `Fading`.
+class Cycles(GradualPruning):
+    """Try what would be removed, in cycles that are taken back, before quotas are removed as in `GradualPruning`.
 
     The training begins a window at ``schedule.start``; `open_cycles` ends it. Then come the cycles, a step at a time by
     `try_step`, and then the periods of ``timeline``. Subclasses say what the saliency is once the cycles have ended.
@@ -130,7 +130,7 @@ class Cycles(Fading):
         window: int,
         seed: int,
         vectorised: bool,
-        shrink: bool | Shrinking,
+        shrink: bool | ShrinkPolicy,
         *,
         loss: Callable[[], Any] | None,
         cycle: int | None,
@@ -151,7 +151,7 @@ class Cycles(Fading):
         self.cycle, self.cycles = fitting_cycles(schedule, self._opens, cycle, int(cycles))
 
         self.trials = Trials.none(space.num_units, len(space.groups))
-        self._snapshot: Snapshot | None = None
+        self._snapshot: TrainingSnapshot | None = None
         self._timeline: Timeline | None = None
         self._fades: Tensor | None = None  # V, where the weights are
 
@@ -178,7 +178,7 @@ class Cycles(Fading):
             loss = self._loss_of_closure if self.loss is None else self.loss
             self.trials.layers = sensitivity(layer_losses(self.space, self._units, saliency, loss))
         self.trials.trial = self.redundant(saliency)
-        self._snapshot = Snapshot.of(self.space.model, self.optimizer)
+        self._snapshot = TrainingSnapshot.of(self.space.model, self.optimizer)
         self._next()
 
     def _next(self) -> None:
@@ -244,7 +244,7 @@ class Cycles(Fading):
         """Continue from `state`."""
         super().restore(state)
         self.trials = Trials.of(state["trials"])
-        self._snapshot = Snapshot(**state["snapshot"]) if "snapshot" in state else None
+        self._snapshot = TrainingSnapshot(**state["snapshot"]) if "snapshot" in state else None
         self._timeline, self._fades = None, None
         if self.trials.running:
             self._mark_trial()
@@ -260,7 +260,7 @@ class Cycles(Fading):
         if running != ("snapshot" in state):
             raise ValueError("its cycle and its snapshot contradict one another")
         if running:
-            Snapshot.check(state["snapshot"], self.space.model, self.optimizer)
+            TrainingSnapshot.check(state["snapshot"], self.space.model, self.optimizer)
         last = self.schedule.until - self.schedule.periods
         if trials["ended"] is not None and not self._opens <= int(trials["ended"]) <= last:
             raise ValueError("the step its cycles ended at is out of the schedule")

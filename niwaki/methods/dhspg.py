@@ -22,9 +22,9 @@ from niwaki.methods.half_space import HalfSpace, follows_gradient
 from niwaki.methods.proximal import dual_penalty, left_half_space
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
-from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.status import Phase
-from niwaki.per_unit.protocol import Change, Sums, Unit
+from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate
 from niwaki.selection import costs, select
 from niwaki.selection.budget import Budget, check_budget
 
@@ -61,7 +61,7 @@ class DHSPG(HalfSpace):
         compare: ``"space"`` ranks all units together, as published, and may all but empty a layer; ``"group"`` compares
             units within their groups.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
-            of the training is cheaper; see `Shrinking`.
+            of the training is cheaper; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:
@@ -97,7 +97,7 @@ class DHSPG(HalfSpace):
         tolerance: float = 0.05,
         window: int = 10,
         compare: Among = "group",
-        shrink: bool | Shrinking = False,
+        shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
         usual = (1e-3, 2.0, 10.0) if follows_gradient(optimizer) else (1e-2, 20.0, 1e3)
@@ -164,11 +164,11 @@ class DHSPG(HalfSpace):
         self._scores = None
         self._units.mark(np.zeros_like(zero), np.zeros_like(zero))  # gives the window's memory back
 
-    def of_unit(self, unit: Unit) -> Change:
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
         """The algorithm box, for one unit of G_p."""
         x, y, d, lr, norm = unit.x, unit.y, unit.d, unit.lr, unit.x.norm()
         if norm == 0:
-            return Change(keep=norm.new_zeros(()), pull=norm.new_zeros(()))
+            return UnitUpdate(keep=norm.new_zeros(()), penalty_step=norm.new_zeros(()))
         penalty = norm.new_tensor(self.penalty)
         if x @ d < 0:
             least, largest = -(x @ d) / norm, -(d @ d) * norm / (x @ d)
@@ -176,16 +176,16 @@ class DHSPG(HalfSpace):
             if penalty >= largest:
                 penalty = (least + largest) / 2
         trial = y - lr * penalty * x / norm
-        return Change(keep=(trial @ x >= self.epsilon * (x @ x)).to(norm), pull=penalty / norm)
+        return UnitUpdate(keep=(trial @ x >= self.epsilon * (x @ x)).to(norm), penalty_step=penalty / norm)
 
-    def of_sums(self, sums: Sums) -> Change:
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
         """The same for all units of G_p."""
         norm = sums.square.sqrt()
         alive = norm > 0
         penalty = dual_penalty(sums.aligned, norm, sums.direction, self.penalty, self.amplify, self.most)
         pull = torch.where(alive, penalty / norm, 0)
         ends = ~alive | left_half_space(sums.inner - pull * sums.weighted, sums.square, self.epsilon)
-        return Change(keep=(~ends).to(norm), pull=pull)
+        return UnitUpdate(keep=(~ends).to(norm), penalty_step=pull)
 
     def conclude(self, step: int) -> None:
         """Every few steps: is the target reached?"""

@@ -20,18 +20,18 @@ from niwaki.methods.checks import check_steps
 from niwaki.methods.fades import Fade, Faded, fade_named
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.scoring import Criteria, Mix, Window
-from niwaki.methods.shrinking import Shrinking, UnitsLeft
+from niwaki.methods.shrinking import LiveUnits, ShrinkPolicy
 from niwaki.methods.status import Phase, Progress, not_ended, share, warn_of
 from niwaki.per_unit.fast import VectorisedUnits
 from niwaki.per_unit.plain import PlainUnits
 from niwaki.per_unit.protocol import Units
 from niwaki.selection import costs, select
-from niwaki.selection.budget import TRAINED, Budget, check_budget, check_met, loose, provenance
+from niwaki.selection.budget import TRAINED, Budget, check_budget, check_met, provenance, slack_note
 
 IMPORTANT, FADING, ZERO = 0, 1, 2
 
 
-class Fading(Method):
+class GradualPruning(Method):
     """A method that scores units by a weighted sum of criteria and fades the least salient to zero, in portions.
 
     A portion is marked at the end of the step with which a period begins, as many units as bring the cost the
@@ -52,7 +52,7 @@ class Fading(Method):
         window: int,
         seed: int,
         vectorised: bool,
-        shrink: bool | Shrinking = False,
+        shrink: bool | ShrinkPolicy = False,
     ) -> None:
         super().__init__(space, optimizer, shrink)
         check_steps("window", window, "scores are averaged over it")
@@ -106,7 +106,7 @@ class Fading(Method):
         warn_of(self.label, self.not_ended(), left.space, self.zero_units()[left.here])
         keep = self._status == IMPORTANT
         about = {"method": self.name, **self._about()}
-        if self.ended() and (told := loose(self.space, keep, self._limits, self.budget)):
+        if self.ended() and (told := slack_note(self.space, keep, self._limits, self.budget)):
             about["tight"] = told
         return self.planned(keep, provenance(self.space, keep, self.budget, step=self.step, **about))
 
@@ -162,7 +162,7 @@ class Fading(Method):
         """The units that are left."""
         here = self.remains.here
         inner, self._fade = self._units_of(self.remains.space, np.flatnonzero(here))
-        self._units = UnitsLeft(inner, here)
+        self._units = LiveUnits(inner, here)
         self._mark()
 
     def _units_of(self, space: SearchSpace, numbers: IntArray | None = None) -> tuple[Units, Fade]:
@@ -193,7 +193,7 @@ class Fading(Method):
             self._status[self._status == FADING] = ZERO
             self._mark()
         elif factor is not None:
-            self.wither(factor)
+            self.fade_step(factor)
         self._units.clear()
         if timeline.selects(self.step) is not None:
             self._begin(timeline)
@@ -203,7 +203,7 @@ class Fading(Method):
         if self.timeline is not None and self.timeline.factor(step):
             self._fade.remember()
 
-    def wither(self, factor: float) -> None:
+    def fade_step(self, factor: float) -> None:
         """What becomes of the marked units on a step that would leave ``factor`` of them."""
         self._fade.shrink(factor)
 
@@ -220,7 +220,7 @@ class Fading(Method):
         self._status[keep & ~self._kept(self.saliency(keep), keep, limits)] = FADING
         self._mark()
 
-    def review(self) -> None:
+    def reselect(self) -> None:
         """Choose once more among all units that are not yet zero, at the same cost: what fades and would now be kept
         returns, and what takes its place fades in the steps that are left."""
         keep, here = self._status == IMPORTANT, self._status != ZERO

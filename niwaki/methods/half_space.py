@@ -18,17 +18,17 @@ from niwaki.criteria.registry import named
 from niwaki.errors import MethodError
 from niwaki.methods.checks import diverged
 from niwaki.methods.schedule import Schedule
-from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.status import Phase
-from niwaki.methods.zeros import Zeros
-from niwaki.per_unit.fast import FastIterates
-from niwaki.per_unit.plain import PlainIterates
-from niwaki.per_unit.protocol import Change, Iterates, Sums, Unit
+from niwaki.methods.zeros import SparsityMethod
+from niwaki.per_unit.fast import FastPerUnit
+from niwaki.per_unit.plain import PlainPerUnit
+from niwaki.per_unit.protocol import IterateSums, PerUnit, UnitIterates, UnitUpdate
 from niwaki.selection import select
 from niwaki.selection.budget import Budget
 
 
-class HalfSpace(Zeros):
+class HalfSpace(SparsityMethod):
     """A method that changes units after each optimizer step by a `Rule`, until ``schedule.until``.
 
     Units that the rule brings to zero are the result. At ``until`` a budget that they do not meet yet is met by a hard
@@ -49,7 +49,7 @@ class HalfSpace(Zeros):
         budget: Budget | None,
         schedule: Schedule,
         vectorised: bool,
-        shrink: bool | Shrinking = False,
+        shrink: bool | ShrinkPolicy = False,
     ) -> None:
         super().__init__(space, optimizer, budget, schedule, vectorised, shrink)
         if any(group.get("lr") is None for group in optimizer.param_groups):
@@ -58,7 +58,7 @@ class HalfSpace(Zeros):
                 "has none in its param groups. Add 'lr' to each of them."
             )
         self._group = torch.from_numpy(group_of(space)).to(self._device)
-        self._iterates: Iterates | None = None
+        self._iterates: PerUnit | None = None
 
     @property
     @abstractmethod
@@ -66,11 +66,11 @@ class HalfSpace(Zeros):
         """See `Rule`; for the phase ``now``."""
 
     @abstractmethod
-    def of_unit(self, unit: Unit) -> Change:
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
         """See `Rule`."""
 
     @abstractmethod
-    def of_sums(self, sums: Sums) -> Change:
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
         """See `Rule`."""
 
     def concerned(self) -> BoolArray:
@@ -132,9 +132,9 @@ class HalfSpace(Zeros):
         super().restore(state)
         self._iterates = None
 
-    def _open(self) -> Iterates:
+    def _open(self) -> PerUnit:
         if self._iterates is None:
-            kind = FastIterates if self._vectorised else PlainIterates
+            kind = FastPerUnit if self._vectorised else PlainPerUnit
             self._iterates = kind(self.space, self.optimizer, self.concerned())
         return self._iterates
 
@@ -145,13 +145,15 @@ class HalfSpace(Zeros):
             raise diverged("weights", self.step)
         return normalise(self.space, np.where(keep, norms, 0.0), keep) * self.preference()
 
-    def _spared(self, change: Change) -> Change:
+    def _spared(self, change: UnitUpdate) -> UnitUpdate:
         """``change`` without the end of the unit of each group that is the largest, if that would end."""
         if change.norm is None:
             return change
         largest = change.norm.new_zeros(len(self.space.groups)).scatter_reduce_(0, self._group, change.norm, "amax")
         spare = (change.norm > 0) & (change.norm == largest[self._group])
-        return Change(torch.where(spare, 1, change.keep), change.norm, change.pull, change.soft, change.back)
+        return UnitUpdate(
+            torch.where(spare, 1, change.keep), change.norm, change.penalty_step, change.prox, change.damping
+        )
 
 
 def follows_gradient(optimizer: Optimizer) -> bool:

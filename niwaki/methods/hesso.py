@@ -11,16 +11,16 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.methods.fades import LINEAR
-from niwaki.methods.fading import FADING, Fading
+from niwaki.methods.fading import FADING, GradualPruning
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.scoring import WEIGHTS, Criteria
-from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.status import Phase
 from niwaki.selection.budget import Budget
 
 
-class HESSO(Fading):
+class HESSO(GradualPruning):
     """HESSO on any optimizer.
 
     In each period: the units that matter least by a weighted sum of criteria are marked, as many as bring the cost an
@@ -47,7 +47,7 @@ class HESSO(Fading):
             Off, as in the paper, selections are final.
         seed: for criteria that draw.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
-            of the training is cheaper; see `Shrinking`.
+            of the training is cheaper; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:
@@ -83,7 +83,7 @@ class HESSO(Fading):
         window: int = 10,
         readmit: bool = False,
         seed: int = 0,
-        shrink: bool | Shrinking = False,
+        shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
         super().__init__(space, optimizer, budget, schedule, criteria, window, seed, vectorised, shrink)
@@ -130,7 +130,7 @@ class HESSO(Fading):
             self.sample()
         self.follow(self._timeline)
         if self._readmit and self._timeline.reviews(step):
-            self.review()
+            self.reselect()
 
     def _previews(self, step: int) -> float | None:
         return self._timeline.previews(step) if self._readmit else None

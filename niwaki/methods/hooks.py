@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from niwaki.core.names import plain_name
 from niwaki.core.space import BoolArray
 from niwaki.errors import MethodError, WeightsError
-from niwaki.methods.shrinking import Remains
+from niwaki.methods.shrinking import LiveSpace
 from niwaki.surgery.cut import kept
 from niwaki.surgery.nonzero import nonzero
 
@@ -187,7 +187,7 @@ class WeightLoading:
     they are loaded if the units that have left since are zero in them, and refused otherwise.
     """
 
-    def __init__(self, model: nn.Module, remains: Remains) -> None:
+    def __init__(self, model: nn.Module, remains: LiveSpace) -> None:
         self._model, self._remains = model, remains
         self._waiting: dict[str, Tensor] = {}
         self._guard: RemovableHandle | None = None  # while weights wait

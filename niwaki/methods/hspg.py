@@ -13,9 +13,9 @@ from niwaki.methods.half_space import HalfSpace
 from niwaki.methods.proximal import left_half_space
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
-from niwaki.methods.shrinking import Shrinking
+from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.status import Phase
-from niwaki.per_unit.protocol import Change, Sums, Unit
+from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate
 from niwaki.selection.budget import Budget
 
 
@@ -42,7 +42,7 @@ class HSPG(HalfSpace):
         epsilon: how readily units are set to zero, from 0 (only where the step turns them by more than a right angle)
             to below 1.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
-            of the training is cheaper; see `Shrinking`.
+            of the training is cheaper; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over units, which is the specification.
 
     Raises:
@@ -75,7 +75,7 @@ class HSPG(HalfSpace):
         *,
         penalty: float = 1e-3,
         epsilon: float = 0.0,
-        shrink: bool | Shrinking = False,
+        shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
         check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
@@ -93,25 +93,25 @@ class HSPG(HalfSpace):
         """The norms; for the projection what the step left of each unit."""
         return frozenset({"square", "inner", "weighted"} if self.now == "half-space" else {"square"})
 
-    def of_unit(self, unit: Unit) -> Change:
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
         """The algorithm box, for one unit."""
         x, y, lr, norm = unit.x, unit.y, unit.lr, unit.x.norm()
         zero, one = norm.new_zeros(()), norm.new_ones(())
         if norm == 0:
-            return Change(keep=zero if self.now == "half-space" else one, norm=norm, pull=zero)
+            return UnitUpdate(keep=zero if self.now == "half-space" else one, norm=norm, penalty_step=zero)
         trial = y - lr * self.penalty * x / norm
         ends = self.now == "half-space" and trial @ x < self.epsilon * (x @ x)
-        return Change(keep=zero if ends else one, norm=norm, pull=self.penalty / norm)
+        return UnitUpdate(keep=zero if ends else one, norm=norm, penalty_step=self.penalty / norm)
 
-    def of_sums(self, sums: Sums) -> Change:
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
         """The same, with <trial, x> = <y, x> - penalty / ||x|| <lr x, x>."""
         norm = sums.square.sqrt()
         alive = norm > 0
         pull = torch.where(alive, self.penalty / norm, 0)
         if self.now != "half-space":
-            return Change(keep=torch.ones_like(norm), norm=norm, pull=pull)
+            return UnitUpdate(keep=torch.ones_like(norm), norm=norm, penalty_step=pull)
         ends = ~alive | left_half_space(sums.inner - pull * sums.weighted, sums.square, self.epsilon)
-        return Change(keep=(~ends).to(norm), norm=norm, pull=pull)
+        return UnitUpdate(keep=(~ends).to(norm), norm=norm, penalty_step=pull)
 
     def numbers(self) -> dict[str, Any]:
         """Penalty and epsilon."""

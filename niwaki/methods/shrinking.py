@@ -23,7 +23,7 @@ from niwaki.surgery.shrink import shrink
 
 
 @dataclass(frozen=True, slots=True)
-class Shrinking:
+class ShrinkPolicy:
     """When units that have reached zero leave the model in place, so that the rest of the training is cheaper.
 
     Zeros are dragged along until their multiply-accumulates add up to ``cost`` steps of the network as it is; then the
@@ -39,8 +39,8 @@ class Shrinking:
     Raises:
         MethodError: the cost is no number above 0, or a copy is no module.
 
-    >>> Shrinking(cost=50)
-    Shrinking(cost=50, ema=())
+    >>> ShrinkPolicy(cost=50)
+    ShrinkPolicy(cost=50, ema=())
     """
 
     cost: float = 5.0
@@ -48,12 +48,14 @@ class Shrinking:
 
     def __post_init__(self) -> None:
         if not is_number(self.cost) or not 0 < self.cost < float("inf"):
-            raise MethodError(f"Shrinking(cost={self.cost!r}) must be a number of training steps above 0.")
+            raise MethodError(f"ShrinkPolicy(cost={self.cost!r}) must be a number of training steps above 0.")
         if not isinstance(self.ema, Sequence) or not all(isinstance(copy, nn.Module) for copy in self.ema):
-            raise MethodError(f"Shrinking(ema={self.ema!r}) must be a list or tuple of modules, copies of the model.")
+            raise MethodError(
+                f"ShrinkPolicy(ema={self.ema!r}) must be a list or tuple of modules, copies of the model."
+            )
 
     @classmethod
-    def of(cls, choice: object) -> Shrinking | None:
+    def of(cls, choice: object) -> ShrinkPolicy | None:
         """What a method is given: True for the defaults, False for never.
 
         Raises:
@@ -63,13 +65,13 @@ class Shrinking:
             return choice
         if not isinstance(choice, bool):
             raise MethodError(
-                f"shrink={choice!r} is no choice: True, False, or niwaki.Shrinking(...) to say what a shrink costs."
+                f"shrink={choice!r} is no choice: True, False, or niwaki.ShrinkPolicy(...) to say what a shrink costs."
             )
         return cls() if choice else None
 
 
 @final
-class Remains:
+class LiveSpace:
     """What of a search space is still in its model, and how long zeros have been dragged along."""
 
     def __init__(self, space: SearchSpace) -> None:
@@ -83,7 +85,7 @@ class Remains:
         self._idle = 0.0  # steps' worth of multiply-accumulates on zeros since the last shrink
         self._gone, self._share = 0, 0.0
 
-    def pays(self, gone: BoolArray, policy: Shrinking) -> bool:
+    def pays(self, gone: BoolArray, policy: ShrinkPolicy) -> bool:
         """Count one more step with the units ``gone`` [num_units] at zero: does it pay to let them leave now?"""
         number = int(gone.sum())
         if number == self._dense.num_units - int(self.here.sum()):
@@ -152,7 +154,7 @@ class Remains:
 
 
 @final
-class UnitsLeft(Units):
+class LiveUnits(Units):
     """The units of a smaller space under their numbers in the dense one; those that have left score 0."""
 
     def __init__(self, inner: Units, here: BoolArray) -> None:

@@ -15,7 +15,7 @@ from niwaki.core.names import named_buffers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
+class TrainingSnapshot:
     """``weights`` and ``state``: of each parameter of the optimizer, in its order. ``buffers``: the model's, by name.
     Param groups that were added to the optimizer later come behind, and are let be.
 
@@ -27,7 +27,7 @@ class Snapshot:
     state: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: Optimizer) -> Snapshot:
+    def of(cls, model: nn.Module, optimizer: Optimizer) -> TrainingSnapshot:
         """A copy of this moment."""
         parameters = _parameters(optimizer)
         return cls(

@@ -17,16 +17,16 @@ from niwaki.errors import MethodError
 from niwaki.methods.attach import Method
 from niwaki.methods.checks import check_mask
 from niwaki.methods.schedule import Schedule
-from niwaki.methods.shrinking import Shrinking, UnitsLeft
+from niwaki.methods.shrinking import LiveUnits, ShrinkPolicy
 from niwaki.methods.status import Phase, Progress, not_ended, share, warn_of
 from niwaki.per_unit.fast import VectorisedUnits
 from niwaki.per_unit.plain import PlainUnits
 from niwaki.per_unit.protocol import Units
-from niwaki.selection import Steps, costs, leaving, select
-from niwaki.selection.budget import TRAINED, Budget, check_budget, check_met, loose, provenance
+from niwaki.selection import Widths, costs, leaving, select
+from niwaki.selection.budget import TRAINED, Budget, check_budget, check_met, provenance, slack_note
 
 
-class Zeros(Method):
+class SparsityMethod(Method):
     """A method that finds out which units are zero until ``_ended``, the step after which they are kept so.
 
     Subclasses bring units to zero, and say so in ``_zero``, on the device.
@@ -39,7 +39,7 @@ class Zeros(Method):
         budget: Budget | None,
         schedule: Schedule,
         vectorised: bool,
-        shrink: bool | Shrinking = False,
+        shrink: bool | ShrinkPolicy = False,
     ) -> None:
         super().__init__(space, optimizer, shrink)
         Schedule.check(schedule)
@@ -52,7 +52,7 @@ class Zeros(Method):
         everything = np.ones(space.num_units, dtype=bool)
         self.budget, self.schedule = budget, schedule
         self._limits: dict[str, float] = {}
-        self._steps = Steps()
+        self._steps = Widths()
         if budget is not None:
             check_budget(budget)
             self._limits, self._steps = budget.absolute(space, TRAINED), budget.steps
@@ -92,7 +92,7 @@ class Zeros(Method):
         """The units that are left."""
         here = self.remains.here
         kind = VectorisedUnits if self._vectorised else PlainUnits
-        self._units = UnitsLeft(
+        self._units = LiveUnits(
             kind(self.remains.space, self.optimizer, np.flatnonzero(here), self.space.num_units), here
         )
         if self._ended is not None:
@@ -123,7 +123,7 @@ class Zeros(Method):
         about = {"step": self.step, "method": self.name, **self.settings()}
         if self.budget is None:
             return self.plan_of_zeros(self.space, keep, about)
-        if self.ended() and (told := loose(self.space, keep, self._limits, self.budget)):
+        if self.ended() and (told := slack_note(self.space, keep, self._limits, self.budget)):
             about["tight"] = told
         return self.plan_of_zeros(self.space, keep, provenance(self.space, keep, self.budget, **about))
 

@@ -4,7 +4,7 @@ Imports torch, and the library that a source is named after only when a network 
 """
 
 from niwaki.networks import built_in, from_timm, from_torchvision, from_transformers, from_file  # noqa: F401, I001 (the order in messages)
-from niwaki.networks.build import build_model, channels_of, specimen
-from niwaki.networks.source import Specimen, Task, Wish, forms
+from niwaki.networks.build import build_model, channels_of, example_network
+from niwaki.networks.source import ExampleNetwork, ImageTask, NetworkRequest, forms
 
-__all__ = ["Specimen", "Task", "Wish", "build_model", "channels_of", "forms", "specimen"]
+__all__ = ["ExampleNetwork", "ImageTask", "NetworkRequest", "build_model", "channels_of", "forms", "example_network"]

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from niwaki.errors import NiwakiError, RunError
-from niwaki.networks.source import Source, Specimen, Task, Wish, find, forms
+from niwaki.networks.source import ExampleNetwork, ImageTask, NetworkRequest, NetworkSource, find, forms
 
 
-def build_model(name: str, task: Task, width: float = 1.0) -> nn.Module:
+def build_model(name: str, task: ImageTask, width: float = 1.0) -> nn.Module:
     """A network with fresh random weights (from torch's global generator).
 
     Args:
@@ -27,14 +27,14 @@ def build_model(name: str, task: Task, width: float = 1.0) -> nn.Module:
     return source.fit(item, task, width)
 
 
-def specimen(name: str, wish: Wish, meta: bool = False) -> Specimen:
+def example_network(name: str, wish: NetworkRequest, meta: bool = False) -> ExampleNetwork:
     """A network of random weights as it usually is, with example inputs if its source knows any; nothing is
     downloaded. ``meta``: on the meta device, where it has shapes and no weights.
 
     Raises:
         RunError: there is no such network, or it cannot be built.
 
-    >>> found = specimen("mlp", Wish())
+    >>> found = example_network("mlp", NetworkRequest())
     >>> [tuple(x.shape) for x in found.inputs]
     [(1, 1, 8, 8)]
     """
@@ -57,7 +57,7 @@ def channels_of(name: str, channels: int) -> int:
     return channels if fixed is None else fixed
 
 
-def _found(name: str) -> tuple[Source, str]:
+def _found(name: str) -> tuple[NetworkSource, str]:
     found = find(name)
     if found is None:
         raise RunError(f"There is no model {name!r}. Give {forms()}.")

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from niwaki.networks.small import BUILT_IN
-from niwaki.networks.source import Source, Specimen, Task, Wish, source
+from niwaki.networks.source import ExampleNetwork, ImageTask, NetworkRequest, NetworkSource, source
 
 
 @source
-class BuiltIn(Source):
+class BuiltIn(NetworkSource):
     """Small networks for small images."""
 
     form = ", ".join(BUILT_IN)
@@ -19,12 +19,12 @@ class BuiltIn(Source):
         """The name itself."""
         return name if name in BUILT_IN else None
 
-    def fit(self, item: str, task: Task, width: float) -> nn.Module:
+    def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
         """The network for the task."""
         return BUILT_IN[item](task.classes, task.channels, task.size, width)
 
-    def show(self, item: str, wish: Wish) -> Specimen:
+    def show(self, item: str, wish: NetworkRequest) -> ExampleNetwork:
         """The network that `niwaki train` trains on the digits, unless another image is wished."""
         channels, size = wish.images or (1, (8, 8))
         inputs = (torch.randn(1, channels, *size, device="cpu"),)
-        return Specimen(self.fit(item, Task(wish.classes or 10, channels, size), 1.0), inputs)
+        return ExampleNetwork(self.fit(item, ImageTask(wish.classes or 10, channels, size), 1.0), inputs)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import RunError
-from niwaki.networks.source import Source, Specimen, Task, Wish, source
+from niwaki.networks.source import ExampleNetwork, ImageTask, NetworkRequest, NetworkSource, source
 from niwaki.trace.structures import map_tensors
 
 Factory = Callable[..., object]
 
 
 @source
-class File(Source):
+class File(NetworkSource):
     """A factory is called with those of ``num_classes``, ``in_channels`` and ``image_size`` that it has parameters
     for. It returns the network, or the network and example inputs."""
 
@@ -30,12 +30,12 @@ class File(Source):
         path, colon, _ = name.rpartition(":")
         return name if colon and path.endswith(".py") else None
 
-    def fit(self, item: str, task: Task, width: float) -> nn.Module:
+    def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
         """What the factory makes for this task."""
         offered = {"num_classes": task.classes, "in_channels": task.channels, "image_size": task.size}
         return _made(item, _factory(item), offered).model
 
-    def show(self, item: str, wish: Wish) -> Specimen:
+    def show(self, item: str, wish: NetworkRequest) -> ExampleNetwork:
         """What the factory makes when it is told no more than is known."""
         offered: dict[str, object] = {} if wish.classes is None else {"num_classes": wish.classes}
         if wish.images is not None:
@@ -75,7 +75,7 @@ def _factory(item: str) -> Factory:
     return factory
 
 
-def _made(item: str, factory: Factory, offered: Mapping[str, object]) -> Specimen:
+def _made(item: str, factory: Factory, offered: Mapping[str, object]) -> ExampleNetwork:
     path, _, name = item.rpartition(":")
     wanted = inspect.signature(factory).parameters
     try:
@@ -85,7 +85,7 @@ def _made(item: str, factory: Factory, offered: Mapping[str, object]) -> Specime
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise RunError(f"{name}() in {path!r} returned a {type(model).__name__}, not a torch.nn.Module.")
-    return Specimen(model, map_tensors(inputs, _grounded))
+    return ExampleNetwork(model, map_tensors(inputs, _grounded))
 
 
 def _grounded(tensor: Tensor) -> Tensor:

@@ -9,12 +9,20 @@ import torch
 from torch import nn
 
 from niwaki.errors import RunError
-from niwaki.networks.source import Source, Specimen, Task, Wish, after_prefix, nearest, source
+from niwaki.networks.source import (
+    ExampleNetwork,
+    ImageTask,
+    NetworkRequest,
+    NetworkSource,
+    after_prefix,
+    nearest,
+    source,
+)
 from niwaki.networks.torchvision_cpu import import_torchvision
 
 
 @source
-class Timm(Source):
+class Timm(NetworkSource):
     """Every name that timm knows, with or without a tag."""
 
     form = "timm:NAME"
@@ -23,12 +31,12 @@ class Timm(Source):
         """timm's name of the network."""
         return after_prefix("timm:", name)
 
-    def fit(self, item: str, task: Task, width: float) -> nn.Module:
+    def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
         """The network with another head, for other channels and images where it can be had."""
         timm = _timm(item)
         return _created(timm, item, task.size, num_classes=task.classes, in_chans=task.channels)
 
-    def show(self, item: str, wish: Wish) -> Specimen:
+    def show(self, item: str, wish: NetworkRequest) -> ExampleNetwork:
         """The network with the input size of its configuration."""
         timm = _timm(item)
         given: dict[str, Any] = {} if wish.classes is None else {"num_classes": wish.classes}
@@ -40,7 +48,7 @@ class Timm(Source):
             size = None if usual is not None and size == tuple(usual.input_size[1:]) else size
         model = _created(timm, item, size, **given)
         config: Any = model.pretrained_cfg
-        return Specimen(model, (torch.randn(1, *config["input_size"], device="cpu"),))
+        return ExampleNetwork(model, (torch.randn(1, *config["input_size"], device="cpu"),))
 
 
 def _timm(item: str) -> Any:

@@ -11,12 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import RunError
-from niwaki.networks.source import Source, Specimen, Task, Wish, after_prefix, nearest, source
+from niwaki.networks.source import (
+    ExampleNetwork,
+    ImageTask,
+    NetworkRequest,
+    NetworkSource,
+    after_prefix,
+    nearest,
+    source,
+)
 from niwaki.networks.torchvision_cpu import import_torchvision
 
 
 @source
-class Torchvision(Source):
+class Torchvision(NetworkSource):
     """Every name that torchvision lists; those for classification can be trained."""
 
     form = "torchvision:NAME"
@@ -26,13 +34,13 @@ class Torchvision(Source):
         """torchvision's name of the network."""
         return after_prefix("torchvision:", name)
 
-    def fit(self, item: str, task: Task, width: float) -> nn.Module:
+    def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
         """The network with another head."""
         models = _models(item, task="classification")
         model: nn.Module = models.get_model(item, weights=None, num_classes=task.classes)
         return model
 
-    def show(self, item: str, wish: Wish) -> Specimen:
+    def show(self, item: str, wish: NetworkRequest) -> ExampleNetwork:
         """The network without any downloaded part, and an input of the size its weights were trained with."""
         models = _models(item)
         known = inspect.signature(models.get_model_builder(item)).parameters
@@ -42,10 +50,10 @@ class Torchvision(Source):
         model: nn.Module = models.get_model(item, weights=None, **given)
         for task, example in _EXAMPLES.items():
             if item in models.list_models(module=importlib.import_module(f"{models.__name__}.{task}")):
-                return Specimen(model, example(models, item))
+                return ExampleNetwork(model, example(models, item))
         if isinstance(model, models.VisionTransformer):
-            return Specimen(model, (_noise(3, model.image_size, model.image_size),))
-        return Specimen(model, _image(models, item))
+            return ExampleNetwork(model, (_noise(3, model.image_size, model.image_size),))
+        return ExampleNetwork(model, _image(models, item))
 
 
 def _models(item: str, task: str | None = None) -> Any:

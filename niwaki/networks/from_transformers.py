@@ -11,11 +11,19 @@ from torch import nn
 from niwaki.errors import RunError
 from niwaki.networks import torchvision_cpu
 from niwaki.networks.guessed_inputs import guessed_inputs
-from niwaki.networks.source import Source, Specimen, Task, Wish, after_prefix, nearest, source
+from niwaki.networks.source import (
+    ExampleNetwork,
+    ImageTask,
+    NetworkRequest,
+    NetworkSource,
+    after_prefix,
+    nearest,
+    source,
+)
 
 
 @source
-class Transformers(Source):
+class TransformersSource(NetworkSource):
     """``hf:CLASS/path/config.json``, or ``hf:path/config.json`` where the file names its class. Random weights, only
     code of the installed library, nothing downloaded."""
 
@@ -25,14 +33,14 @@ class Transformers(Source):
         """The class, if it is given, and the path."""
         return after_prefix("hf:", name)
 
-    def fit(self, item: str, task: Task, width: float) -> nn.Module:
+    def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
         """Refused: such networks have other inputs and outputs than this recipe."""
         raise RunError(
             f"hf:{item} can be inspected, but `niwaki train` trains networks that take images and return scores. "
             "Train it in your own loop: niwaki.search_space, a method, niwaki.cut."
         )
 
-    def show(self, item: str, wish: Wish) -> Specimen:
+    def show(self, item: str, wish: NetworkRequest) -> ExampleNetwork:
         """The network of the configuration, and inputs guessed from it."""
         library = _library(item)
         path, kind = _path_and_class(library, item)
@@ -49,7 +57,7 @@ class Transformers(Source):
         for part in {id(part): part for part in (config, config.get_text_config())}.values():
             part.use_cache = False  # or keys and values are outputs of the model, and may not get smaller
         model: nn.Module = model_class(config)
-        return Specimen(model, guessed_inputs(model))
+        return ExampleNetwork(model, guessed_inputs(model))
 
 
 def _library(item: str) -> Any:

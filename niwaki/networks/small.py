@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with BatchNorm beside a shortcut."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
@@ -46,7 +46,8 @@ class ResNet(nn.Module):
         self.stages = nn.Sequential(
             *(
                 nn.Sequential(
-                    Block(before[stage], width, 2 if stage else 1), *(Block(width, width, 1) for _ in range(blocks - 1))
+                    ResidualBlock(before[stage], width, 2 if stage else 1),
+                    *(ResidualBlock(width, width, 1) for _ in range(blocks - 1)),
                 )
                 for stage, width in enumerate(widths)
             )

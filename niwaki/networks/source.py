@@ -12,7 +12,7 @@ from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ImageTask:
     """What a network must fit: images [B, channels, *size] in, scores [B, classes] out."""
 
     classes: int
@@ -21,7 +21,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class NetworkRequest:
     """What is known of a network that is only to be looked at; None leaves the choice to the source.
 
     ``images``: channels and size, if its first input is a batch of images.
@@ -32,14 +32,14 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Specimen:
+class ExampleNetwork:
     """A network and example inputs as `niwaki.search_space` takes them; None where the source knows none."""
 
     model: nn.Module
     inputs: Any = None
 
 
-class Source(ABC):
+class NetworkSource(ABC):
     """Where networks come from. ``form``: how its names look. ``channels``: of its images, if it takes no others."""
 
     form: ClassVar[str]
@@ -50,24 +50,24 @@ class Source(ABC):
         """What `fit` and `show` need to know of a name of this source; None for names of others."""
 
     @abstractmethod
-    def fit(self, item: str, task: Task, width: float) -> nn.Module:
+    def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
         """A network to train on ``task``, of fresh random weights; ``width`` scales it where that has a meaning."""
 
     @abstractmethod
-    def show(self, item: str, wish: Wish) -> Specimen:
+    def show(self, item: str, wish: NetworkRequest) -> ExampleNetwork:
         """A network as it usually is, to be looked at. Inputs are on the CPU, wherever the network is."""
 
 
-_SOURCES: list[Source] = []
+_SOURCES: list[NetworkSource] = []
 
 
-def source(kind: type[Source]) -> type[Source]:
+def source(kind: type[NetworkSource]) -> type[NetworkSource]:
     """Register a source of networks (class decorator)."""
     _SOURCES.append(kind())
     return kind
 
 
-def find(name: str) -> tuple[Source, str] | None:
+def find(name: str) -> tuple[NetworkSource, str] | None:
     """The source of a network, and what the source wants to know of its name."""
     for candidate in _SOURCES:
         item = candidate.item(name)

@@ -77,7 +77,7 @@ _OF_BOTH = frozenset({"inner", "along", "way"})  # sums over the rows of x and y
 
 
 @dataclass(slots=True, eq=False)
-class Block:
+class RowBlock:
     """What is worked on together: many vectors in a row, one tensor, or some rows of one tensor along one dimension.
 
     ``units`` lists, for each of the driven dimensions ``dims``, the units of each of its positions, [n, K]; a position
@@ -141,7 +141,7 @@ class Block:
         return whole
 
 
-def blocks_of(space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> list[Block]:
+def blocks_of(space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> list[RowBlock]:
     """The driven tensors that hold any of ``units`` [num_units], as blocks."""
     held = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     parameters, concerned = unit_parameters(space), np.append(units, False)
@@ -149,7 +149,7 @@ def blocks_of(space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> lis
     for place in space.places:
         if place.parameter and place.driven:
             driven.setdefault(place.tensor, []).append(place)
-    blocks: list[Block] = []
+    blocks: list[RowBlock] = []
     vectors: dict[tuple[torch.device, torch.dtype, int], list[str]] = {}
     for name, places in driven.items():
         weight, group = parameters[name], held[id(parameters[name])]
@@ -160,13 +160,13 @@ def blocks_of(space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> lis
             vectors.setdefault((weight.device, weight.dtype, group), []).append(name)
         elif len(places) == 1 and which[0].mean() <= _MOST:
             rows = torch.from_numpy(np.flatnonzero(which[0])).to(weight.device)
-            blocks.append(Block([weight], (places[0].dim,), [places[0].units[which[0]]], group, rows))
+            blocks.append(RowBlock([weight], (places[0].dim,), [places[0].units[which[0]]], group, rows))
         else:
-            blocks.append(Block([weight], tuple(p.dim for p in places), [p.units for p in places], group))
+            blocks.append(RowBlock([weight], tuple(p.dim for p in places), [p.units for p in places], group))
     for (_, _, group), names in vectors.items():
         width = max(driven[name][0].units.shape[1] for name in names)
         tables = [wide(driven[name][0].units, width, space.num_units) for name in names]
-        blocks.append(Block([parameters[name] for name in names], (0,), [np.concatenate(tables)], group))
+        blocks.append(RowBlock([parameters[name] for name in names], (0,), [np.concatenate(tables)], group))
     first = 0
     for block in blocks:
         for table in block.units:
@@ -180,7 +180,7 @@ def wide(table: IntArray, width: int, padding: int) -> IntArray:
     return np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=padding)
 
 
-def row_sums_of(block: Block, names: Collection[str], left: float | Tensor) -> dict[str, list[Tensor]]:
+def row_sums_of(block: RowBlock, names: Collection[str], left: float | Tensor) -> dict[str, list[Tensor]]:
     """Sums over the rows of a block, for each of its dimensions: of x^2 (square), y^2 (after), x y (inner) and, with
     w = ``left`` x - y = lr d, of x w (along) and w^2 (way)."""
     made: list[dict[str, list[Tensor]]] = []

@@ -22,7 +22,9 @@ Part = Tensor | float
 EXACT = frozenset({torch.float32, torch.float64})  # no sum of many numbers needs a wider type
 
 
-Way = Callable[[Sequence[Part], Tensor], Tensor]  # entry by entry; the memory, of the result's shape, may be used
+DirectionFormula = Callable[
+    [Sequence[Part], Tensor], Tensor
+]  # entry by entry; the memory, of the result's shape, may be used
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +36,7 @@ class Direction:
     tensor of their shape.
     """
 
-    way: Way
+    way: DirectionFormula
     parts: tuple[Part, ...] = ()
     scale: Part = 1.0
 
@@ -172,7 +174,7 @@ class Held:
     gradient: Tensor
 
 
-class Family(Protocol):
+class KnownOptimizer(Protocol):
     """Optimizers that leave the direction of a step in their state and in the gradient."""
 
     @abstractmethod
@@ -184,13 +186,13 @@ class Family(Protocol):
         """Of parameters that the step has just moved."""
 
 
-_REGISTRY: dict[type[Optimizer], Family] = {}
+_REGISTRY: dict[type[Optimizer], KnownOptimizer] = {}
 
 
-def family(*kinds: type[Optimizer]) -> Callable[[type[Family]], type[Family]]:
+def family(*kinds: type[Optimizer]) -> Callable[[type[KnownOptimizer]], type[KnownOptimizer]]:
     """Register the decorated family for optimizers of exactly these classes: a subclass may step in its own way."""
 
-    def register(made: type[Family]) -> type[Family]:
+    def register(made: type[KnownOptimizer]) -> type[KnownOptimizer]:
         for kind in kinds:
             if kind in _REGISTRY:
                 raise MethodError(f"The direction of {kind.__qualname__} is known already. Register another class.")
@@ -200,12 +202,12 @@ def family(*kinds: type[Optimizer]) -> Callable[[type[Family]], type[Family]]:
     return register
 
 
-def families() -> dict[type[Optimizer], Family]:
+def families() -> dict[type[Optimizer], KnownOptimizer]:
     """All that are registered, by the class of the optimizer."""
     return dict(_REGISTRY)
 
 
-def family_of(optimizer: Optimizer) -> Family | None:
+def family_of(optimizer: Optimizer) -> KnownOptimizer | None:
     """What is known of ``optimizer``; None for classes that are not registered."""
     return _REGISTRY.get(type(optimizer))
 

@@ -16,7 +16,7 @@ from niwaki.per_unit.blocks import blocked_sums, blocks_of, row_sums_of, wide
 from niwaki.per_unit.direction import Directions, decay, joined
 from niwaki.per_unit.index import UnitIndex, unit_parameters
 from niwaki.per_unit.peers import among
-from niwaki.per_unit.protocol import Change, Iterates, Measure, Rule, Sums, Units
+from niwaki.per_unit.protocol import IterateSums, Measure, PerUnit, Units, UnitUpdate, UpdateRule
 from niwaki.per_unit.sums import DIRECTION_SUMS, UnitSums, enlarged
 
 Rows = list[tuple[Tensor, int, Tensor]]  # (parameter, dimension, positions)
@@ -113,8 +113,8 @@ _NONE = torch.empty(0)
 _OF_DIRECTIONS = frozenset({"aligned", "direction", "ahead", "moved"})
 
 
-class FastIterates(Iterates):
-    """Iterates as segments of rows. ``units`` [num_units]: those concerned; x is kept of their rows only."""
+class FastPerUnit(PerUnit):
+    """Two iterates of units, as segments of rows. ``units`` [num_units]: those concerned; x is of their rows only."""
 
     def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> None:
         self._optimizer, self._num_units = optimizer, space.num_units
@@ -152,7 +152,7 @@ class FastIterates(Iterates):
         if whole:
             torch._foreach_copy_([x for x, _ in whole], [weight for _, weight in whole])
 
-    def change(self, rule: Rule) -> Change:
+    def change(self, rule: UpdateRule) -> UnitUpdate:
         reads, rows = rule.reads, dict[str, list[Tensor]]()
         needed = {"square", "inner", "after"} & reads
         if not reads.isdisjoint(_OF_DIRECTIONS):
@@ -163,17 +163,17 @@ class FastIterates(Iterates):
         sums = {name: torch.cat([part.to(self._device, self._dtype) for part in parts]) for name, parts in rows.items()}
         change = rule.of_sums(self._sums(self._completed(reads, sums)))
         keep = torch.where(self._concerned, change.keep, 1)
-        return Change(keep, change.norm, change.pull, change.soft, change.back)
+        return UnitUpdate(keep, change.norm, change.penalty_step, change.prox, change.damping)
 
-    def apply(self, change: Change) -> None:
+    def apply(self, change: UnitUpdate) -> None:
         lr = self._rates()
         factor = self._of_rows(change.keep, 1.0)
-        if change.soft is not None:
+        if change.prox is not None:
             by = lr if isinstance(lr, float) or lr.dim() == 0 else lr.unsqueeze(1)
-            factor = factor / (1 + by * self._of_rows(change.soft, 0.0))
+            factor = factor / (1 + by * self._of_rows(change.prox, 0.0))
         factor = factor.prod(1)
-        pull = None if change.pull is None else lr * self._of_rows(change.pull, 0.0).sum(1)
-        back = self._covered.to(factor) * change.back if change.back else None
+        pull = None if change.penalty_step is None else lr * self._of_rows(change.penalty_step, 0.0).sum(1)
+        back = self._covered.to(factor) * change.damping if change.damping else None
         for block in self._blocks:
             of_y = block.spread(factor, torch.mul)
             of_x = None if pull is None else of_y * -block.spread(pull, torch.add)
@@ -203,13 +203,13 @@ class FastIterates(Iterates):
             sums["moved"] = sums["direction"] * lr
         return {name: values for name, values in sums.items() if name in reads}
 
-    def _sums(self, found: dict[str, Tensor]) -> Sums:
+    def _sums(self, found: dict[str, Tensor]) -> IterateSums:
         after = found.pop("after", None)
         sums = {name: self._totals([values])[0] for name, values in found.items()}
         if after is not None:
             sums["after"] = self._totals([after * mask for mask in self._in_group])
             sums["rates"] = torch.stack([torch.as_tensor(self._rate(g)).to(after) for g in self._groups])
-        return Sums(**dict.fromkeys(Sums.__dataclass_fields__, _NONE) | sums)
+        return IterateSums(**dict.fromkeys(IterateSums.__dataclass_fields__, _NONE) | sums)
 
     def _rate(self, group: int) -> float | Tensor:
         rate: float | Tensor = self._optimizer.param_groups[group]["lr"]

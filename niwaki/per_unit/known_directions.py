@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW
 
 from niwaki.core.scalars import is_number
-from niwaki.per_unit.direction import Direction, Family, Held, Part, family, itself
+from niwaki.per_unit.direction import Direction, Held, KnownOptimizer, Part, family, itself
 
 
 @family(Adam, AdamW)
-class OfAdam(Family):
+class AdamDirection(KnownOptimizer):
     """``torch.optim.Adam`` and ``AdamW``: d = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) after t steps."""
 
     def knows(self, group: Mapping[str, Any]) -> bool:
@@ -65,7 +65,7 @@ _MOST = 0.5  # of lr * weight decay, beyond which the weights before the step ca
 
 
 @family(SGD)
-class OfSGD(Family):
+class SGDDirection(KnownOptimizer):
     """``torch.optim.SGD``. Not with Nesterov's momentum, which may overwrite the gradients that it is made of."""
 
     def knows(self, group: Mapping[str, Any]) -> bool:

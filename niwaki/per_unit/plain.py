@@ -15,7 +15,7 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.per_unit.direction import Directions, decay
 from niwaki.per_unit.index import as_real, unit_parameters
 from niwaki.per_unit.peers import mean_scales
-from niwaki.per_unit.protocol import Change, Iterates, Measure, Rule, Unit, Units
+from niwaki.per_unit.protocol import Measure, PerUnit, UnitIterates, Units, UnitUpdate, UpdateRule
 from niwaki.per_unit.sums import UnitSums
 
 
@@ -105,8 +105,8 @@ def _sums(x: Tensor, gradient: Tensor, direction: Tensor) -> dict[str, Tensor]:
     }
 
 
-class PlainIterates(Iterates):
-    """Iterates as loops over units and slices. ``units`` [num_units]: those concerned."""
+class PlainPerUnit(PerUnit):
+    """Two iterates of units, as loops over units and slices. ``units`` [num_units]: those concerned."""
 
     def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> None:
         self._space, self._optimizer = space, optimizer
@@ -119,9 +119,9 @@ class PlainIterates(Iterates):
     def remember(self) -> None:
         self._before = {name: weight.detach().clone() for name, weight in self._parameters.items()}
 
-    def change(self, rule: Rule) -> Change:
+    def change(self, rule: UpdateRule) -> UnitUpdate:
         made = {number: rule.of_unit(self._unit(number)) for number in self._concerned}
-        some = next(iter(made.values()), Change(torch.tensor(1.0)))
+        some = next(iter(made.values()), UnitUpdate(torch.tensor(1.0)))
 
         def of_all(values: dict[int, Tensor | None], neutral: float) -> Tensor | None:
             found = {number: value for number, value in values.items() if value is not None}
@@ -133,29 +133,31 @@ class PlainIterates(Iterates):
             return whole if found else None
 
         keep = of_all({number: change.keep for number, change in made.items()}, 1.0)
-        return Change(
+        return UnitUpdate(
             keep=torch.ones(self._space.num_units) if keep is None else keep,
             norm=of_all({number: change.norm for number, change in made.items()}, 0.0),
-            pull=of_all({number: change.pull for number, change in made.items()}, 0.0),
-            soft=of_all({number: change.soft for number, change in made.items()}, 0.0),
-            back=some.back,
+            penalty_step=of_all({number: change.penalty_step for number, change in made.items()}, 0.0),
+            prox=of_all({number: change.prox for number, change in made.items()}, 0.0),
+            damping=some.damping,
         )
 
-    def apply(self, change: Change) -> None:
+    def apply(self, change: UnitUpdate) -> None:
         for name, weight in self._parameters.items():
             y, lr = weight.detach(), self._rate(name)
             x = self._before.get(name, y)
             factor, pull, back = torch.ones_like(y), torch.zeros_like(y), torch.zeros_like(y)
             for number in self._concerned:
                 for dim, index in (entry[1:] for entry in self._entries(number) if entry[0] == name):
-                    soft = 0 if change.soft is None else float(change.soft[number])
+                    soft = 0 if change.prox is None else float(change.prox[number])
                     _multiply(factor, dim, index, float(change.keep[number]) / (1 + lr * soft))
-                    if change.pull is not None:
-                        pull.index_add_(dim, index, torch.ones_like(y).index_select(dim, index) * change.pull[number])
-                    back.index_fill_(dim, index, change.back)
+                    if change.penalty_step is not None:
+                        pull.index_add_(
+                            dim, index, torch.ones_like(y).index_select(dim, index) * change.penalty_step[number]
+                        )
+                    back.index_fill_(dim, index, change.damping)
             y.copy_(factor * (y + back * (x - y) - lr * pull * x))
 
-    def _unit(self, number: int) -> Unit:
+    def _unit(self, number: int) -> UnitIterates:
         x, y, d, lr = [], [], [], []
         for name, dim, index in self._entries(number):
             after, rate = self._parameters[name].detach(), self._rate(name)
@@ -168,7 +170,7 @@ class PlainIterates(Iterates):
             y.append(parts[1])
             d.append(parts[2])
             lr.append(torch.full_like(parts[0], rate))
-        return Unit(torch.cat(x), torch.cat(y), torch.cat(d), torch.cat(lr))
+        return UnitIterates(torch.cat(x), torch.cat(y), torch.cat(d), torch.cat(lr))
 
     def _rate(self, name: str) -> float:
         return float(self._optimizer.param_groups[self._group[name]]["lr"])

@@ -68,7 +68,7 @@ class Units(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Unit:
+class UnitIterates:
     """One unit, all of its entries as vectors; see above. Where nothing kept x it is y, and d is zero."""
 
     x: Tensor
@@ -78,7 +78,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sums:
+class IterateSums:
     """The same of all units at once, as sums, each [num_units]; a rule sees only those it declares to read.
 
     ``after`` and ``rates`` list, for each learning rate (param group), the share of ||y||^2 that takes it, and it.
@@ -96,52 +96,52 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Change:
+class UnitUpdate:
     """What becomes of each unit, [num_units] each (or one unit's numbers):
 
-        y <- keep * (y + back (x - y) - lr pull x) / (1 + lr soft)
+        y <- keep * (y + damping (x - y) - lr penalty_step x) / (1 + lr prox)
 
-    ``pull`` = penalty / ||x|| is the explicit step on penalty * ||x||, ``soft`` = penalty / ||z|| the implicit one,
-    which is its prox (z the result), ``back`` the share of the way that the optimizer's step is shortened by. Entries
-    of several units take the sum of their pulls and the product of the factors keep / (1 + lr soft). ``norm``: what
-    units of a group are compared by where one of them has to stay.
+    ``penalty_step`` = penalty / ||x|| is the explicit step on penalty * ||x||, ``prox`` = penalty / ||z|| the implicit
+    one, which is its prox (z the result), ``damping`` the share of the way that the optimizer's step is shortened by.
+    Entries of several units take the sum of their penalty steps and the product of the factors keep / (1 + lr prox).
+    ``norm``: what units of a group are compared by where one of them has to stay.
     """
 
     keep: Tensor
     norm: Tensor | None = None
-    pull: Tensor | None = None
-    soft: Tensor | None = None
-    back: float = 0.0
+    penalty_step: Tensor | None = None
+    prox: Tensor | None = None
+    damping: float = 0.0
 
 
-class Rule(Protocol):
+class UpdateRule(Protocol):
     """What a method does to units: one at a time as in the paper, and all at once from sums; both must agree."""
 
     @property
     @abstractmethod
     def reads(self) -> frozenset[str]:
-        """The sums that the step at hand needs: names of fields of `Sums`."""
+        """The sums that the step at hand needs: names of fields of `IterateSums`."""
 
     @abstractmethod
-    def of_unit(self, unit: Unit) -> Change:
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
         """The algorithm box."""
 
     @abstractmethod
-    def of_sums(self, sums: Sums) -> Change:
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
         """The same for all units."""
 
 
-class Iterates(Protocol):
-    """Iterates of some units of a search space, all without gradients. Nothing here waits for the device."""
+class PerUnit(Protocol):
+    """Two iterates of some units of a search space, all without gradients. Nothing here waits for the device."""
 
     @abstractmethod
     def remember(self) -> None:
         """Before an optimizer step: keep x."""
 
     @abstractmethod
-    def change(self, rule: Rule) -> Change:
+    def change(self, rule: UpdateRule) -> UnitUpdate:
         """After it: what ``rule`` makes of each unit. Units that are not concerned are kept as they are."""
 
     @abstractmethod
-    def apply(self, change: Change) -> None:
+    def apply(self, change: UnitUpdate) -> None:
         """Do it, to the units concerned."""

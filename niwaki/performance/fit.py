@@ -10,8 +10,8 @@ import numpy as np
 
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import BudgetError
-from niwaki.performance.meters import Meter, Readings
-from niwaki.performance.predict import Reading, Unpredictable, predicted, priced, reading
+from niwaki.performance.meters import Limit, Readings
+from niwaki.performance.predict import OperatorTimes, Unpredictable, predicted, priced, reading
 from niwaki.selection import costs
 from niwaki.selection.budget import in_the_way
 from niwaki.surgery.cut import cut
@@ -35,8 +35,8 @@ class Trial:
     told: Readings
 
 
-def within(
-    space: SearchSpace, wanted: Mapping[str, Meter], keep: BoolArray, limits: Mapping[str, float], selected: Selected
+def fit_latency(
+    space: SearchSpace, wanted: Mapping[str, Limit], keep: BoolArray, limits: Mapping[str, float], selected: Selected
 ) -> tuple[Trial, str]:
     """A choice that every meter finds small enough, with what they read, and a sentence on how it was found.
 
@@ -62,7 +62,7 @@ def within(
 
 def _by_operators(
     space: SearchSpace,
-    wanted: Mapping[str, Meter],
+    wanted: Mapping[str, Limit],
     by: str,
     first: Trial,
     limits: Mapping[str, float],
@@ -97,7 +97,7 @@ def _by_operators(
     )
 
 
-def _next_share(model: SearchSpace, wanted: Mapping[str, Meter], by: str, trials: list[Trial]) -> float:
+def _next_share(model: SearchSpace, wanted: Mapping[str, Limit], by: str, trials: list[Trial]) -> float:
     """The share of the predicted latency that should bring the tightest meter into the middle of its gap.
 
     Raises:
@@ -120,7 +120,7 @@ def _next_share(model: SearchSpace, wanted: Mapping[str, Meter], by: str, trials
 
 def _halved(
     space: SearchSpace,
-    wanted: Mapping[str, Meter],
+    wanted: Mapping[str, Limit],
     by: str,
     trials: list[Trial],
     limits: Mapping[str, float],
@@ -163,7 +163,7 @@ def _halved(
     return best
 
 
-def _tried(space: SearchSpace, wanted: Mapping[str, Meter], keep: BoolArray) -> Trial:
+def _tried(space: SearchSpace, wanted: Mapping[str, Limit], keep: BoolArray) -> Trial:
     """Cut and measured."""
     network = cut(space.model, space.plan(keep))
     readings = {measure: meter.read(network) for measure, meter in wanted.items()}
@@ -171,7 +171,7 @@ def _tried(space: SearchSpace, wanted: Mapping[str, Meter], keep: BoolArray) -> 
     return Trial(keep, used, {measure: {"kept": kept, "dense": dense} for measure, (kept, dense) in readings.items()})
 
 
-def _read(space: SearchSpace, meter: Meter, keep: BoolArray) -> Reading:
+def _read(space: SearchSpace, meter: Limit, keep: BoolArray) -> OperatorTimes:
     """How long the operators take in the network that ``keep`` leaves."""
     assert meter.timed is not None
     try:
@@ -181,11 +181,11 @@ def _read(space: SearchSpace, meter: Meter, keep: BoolArray) -> Reading:
     return reading(space, keep, *times)
 
 
-def _is_tight(wanted: Mapping[str, Meter], trial: Trial) -> bool:
+def _is_tight(wanted: Mapping[str, Limit], trial: Trial) -> bool:
     return any(meter.filled(**trial.told[measure]) >= 1 - meter.gap for measure, meter in wanted.items())
 
 
-def _unreachable(space: SearchSpace, wanted: Mapping[str, Meter], told: Readings) -> BudgetError:
+def _unreachable(space: SearchSpace, wanted: Mapping[str, Limit], told: Readings) -> BudgetError:
     """Of the smallest network of all, for which the meters ``told`` too much."""
     measure = max(wanted, key=lambda name: wanted[name].filled(**told[name]))
     meter, reading = wanted[measure], told[measure]

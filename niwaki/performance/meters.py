@@ -29,7 +29,7 @@ Readings = Mapping[str, Mapping[str, float]]  # of each measure: what the cut ne
 
 
 @dataclass(frozen=True, slots=True)
-class Meter:
+class Limit:
     """One limit: ``read(network)`` gives what the network costs and what the dense one does, measured alike. The limit
     is an amount, or a share of what the dense one costs if it is a float; ``gap`` is how much of it may be left.
     ``timed(network)``, where time is what is measured, tells how long each operator of a pass takes, in that network
@@ -50,7 +50,7 @@ class Meter:
         return kept / self.amount(dense)
 
 
-def meters(space: SearchSpace, limits: Mapping[str, float | int], example_inputs: Any) -> dict[str, Meter]:
+def meters(space: SearchSpace, limits: Mapping[str, float | int], example_inputs: Any) -> dict[str, Limit]:
     """What measures ``limits``.
 
     Raises:
@@ -92,7 +92,7 @@ def meters(space: SearchSpace, limits: Mapping[str, float | int], example_inputs
         return left, dense
 
     known = {
-        "latency": partial(Meter, gap=0.05, unit="microseconds", read=latency, timed=timed),
-        "activations": partial(Meter, gap=0.01, unit="bytes", read=activations),
+        "latency": partial(Limit, gap=0.05, unit="microseconds", read=latency, timed=timed),
+        "activations": partial(Limit, gap=0.01, unit="bytes", read=activations),
     }
     return {measure: known[measure](limit) for measure, limit in limits.items()}

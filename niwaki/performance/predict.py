@@ -1,6 +1,6 @@
 """The latency of networks that were never run, from how long each operator took in a few that were.
 
-An operator takes t(w) = t(1) (1 - b (1 - w)) nanoseconds where w of its work is left (`niwaki.core.cost.Work`). The
+An operator takes t(w) = t(1) (1 - b (1 - w)) nanoseconds where w of its work is left (see `OperatorWork`). The
 slope b, in [0, 1], comes of least squares over the networks that were timed, with what the network as a whole gains
 for its prior: an operator that few units left says little, and all of its time goes in proportion before any is cut.
 What a unit costs is then no matter of its MACs: convolutions of little arithmetic on large images, norms, and weights
@@ -26,7 +26,7 @@ class Unpredictable(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
+class OperatorTimes:
     """One network that was timed beside the dense one: ``left`` [N] of the work of each operator, the ``nanoseconds``
     [N] it takes, and those of the ``dense`` network; what is not in `Work`, views mostly, takes ``rest`` there."""
 
@@ -36,7 +36,7 @@ class Reading:
     rest: float
 
 
-def reading(space: SearchSpace, keep: BoolArray, small: Timed, dense: Timed) -> Reading:
+def reading(space: SearchSpace, keep: BoolArray, small: Timed, dense: Timed) -> OperatorTimes:
     """What the times in the network with the units ``keep`` [num_units] and in the ``dense`` one tell.
 
     Raises:
@@ -59,10 +59,10 @@ def reading(space: SearchSpace, keep: BoolArray, small: Timed, dense: Timed) -> 
         found.append((nanoseconds[which], float(nanoseconds[np.logical_not(which)].sum())))
     everything = np.ones(space.num_units, dtype=bool)
     now, whole = (model.work.amounts(model.counts(units)) for units in (keep, everything))
-    return Reading(np.where(whole > 0, now / np.maximum(whole, 1.0), 1.0), found[0][0], *found[1])
+    return OperatorTimes(np.where(whole > 0, now / np.maximum(whole, 1.0), 1.0), found[0][0], *found[1])
 
 
-def priced(space: SearchSpace, readings: Sequence[Reading]) -> SearchSpace:
+def priced(space: SearchSpace, readings: Sequence[OperatorTimes]) -> SearchSpace:
     """``space`` with a cost model that knows the latency, from one reading or more.
 
     >>> import niwaki, torch

@@ -15,10 +15,10 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
 from niwaki.errors import PlanError, TraceError, first_line
-from niwaki.program.module import REGIONS, TORCH, Block, Program, needed
+from niwaki.program.module import REGIONS, TORCH, Program, Subprogram, needed
 from niwaki.program.sizes import replaced
 from niwaki.trace.eager import eagerly
-from niwaki.trace.fake import Pretence
+from niwaki.trace.fake import FakeTensors
 from niwaki.trace.model_state import preserved
 from niwaki.trace.structures import ExampleCall, map_tensors, others_in, tensors_in
 from niwaki.trace.warmup import warm_up
@@ -35,7 +35,7 @@ def exported(model: nn.Module, call: ExampleCall, dynamic_shapes: Any = None) ->
         TraceError: the model cannot be exported.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    pretence = Pretence([*tensors_in(call), *model.parameters(), *model.buffers()], _mode_for_export())
+    pretence = FakeTensors([*tensors_in(call), *model.parameters(), *model.buffers()], _mode_for_export())
     warm_up(model, [call])  # what a cache outside of the modules keeps would be fake
     with preserved(model, others_in(call)):
         pretence.swap(model)
@@ -130,7 +130,7 @@ def _rename(source: fx.GraphModule, made: fx.GraphModule) -> None:
                 _rename(held, _held(made, after))
 
 
-def _resize(module: fx.GraphModule, block: Block, given: Sequence[Any]) -> Any:
+def _resize(module: fx.GraphModule, block: Subprogram, given: Sequence[Any]) -> Any:
     """Write the numbers of ``block`` into the graph of ``module`` and recompute what its nodes remember of their
     results; returns that of the output."""
     graph, numbers = module.graph, block.numbers()
@@ -160,7 +160,7 @@ def _resize(module: fx.GraphModule, block: Block, given: Sequence[Any]) -> Any:
     return output
 
 
-def _called(module: fx.GraphModule, node: fx.Node, block: Block) -> Any:
+def _called(module: fx.GraphModule, node: fx.Node, block: Subprogram) -> Any:
     assert callable(node.target)
     args: Any = fx.node.map_arg(node.args, _remembered)
     kwargs: Any = fx.node.map_arg(node.kwargs, _remembered)

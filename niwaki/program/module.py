@@ -18,7 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from niwaki.core.location import Location, running_at
 from niwaki.errors import TraceError
-from niwaki.program.sizes import Numbers, spelled_out, with_numbers
+from niwaki.program.sizes import CallNumbers, spelled_out, with_numbers
 
 aten = torch.ops.aten
 _SIZES, _FLOAT = ".sizes", ".float"  # no parameter or module can have a dot in its name
@@ -54,15 +54,17 @@ def is_of_graph(name: str) -> bool:
     return "." in name
 
 
-def _grad_mode(enabled: bool, block: Block, *args: Any) -> Any:
+def _grad_mode(enabled: bool, block: Subprogram, *args: Any) -> Any:
     return _within(torch.set_grad_enabled(enabled), block, args)
 
 
-def _autocast(kind: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None, block: Block, *args: Any) -> Any:
+def _autocast(
+    kind: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None, block: Subprogram, *args: Any
+) -> Any:
     return _within(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cache), block, args)
 
 
-def _within(context: AbstractContextManager[Any], block: Block, args: Sequence[Any]) -> Any:
+def _within(context: AbstractContextManager[Any], block: Subprogram, args: Sequence[Any]) -> Any:
     with context:
         return block.run(args)
 
@@ -123,7 +125,7 @@ class _Script(list[_Step]):
         return self
 
 
-class Block(nn.Module):
+class Subprogram(nn.Module):
     """A graph that runs call by call. The sizes of the node ``n`` are in the attribute ``n.sizes``, its floats in
     ``n.float0``, ``n.float1``, ..."""
 
@@ -157,7 +159,7 @@ class Block(nn.Module):
         for part in node.target.split("."):
             held = getattr(held, part)
         if isinstance(held, fx.GraphModule):
-            block = Block()
+            block = Subprogram()
             block._read(self._script.program, held, held.graph)
             self.add_module(f"{node.name} region", block)
         else:
@@ -189,18 +191,18 @@ class Block(nn.Module):
         place = location_of(node)
         return _Step(node.name, function, _template(args), _template(kwargs), tuple(floats), place, over)
 
-    def numbers(self) -> dict[str, Numbers]:
+    def numbers(self) -> dict[str, CallNumbers]:
         """The numbers of every call, as they stand."""
         held = self.__dict__
         return {
-            step.name: Numbers(held.get(step.name + _SIZES, ()), tuple(held[name] for name in step.floats))
+            step.name: CallNumbers(held.get(step.name + _SIZES, ()), tuple(held[name] for name in step.floats))
             for step in self._script
         }
 
-    def region(self, name: str) -> Block:
+    def region(self, name: str) -> Subprogram:
         """The block of the graph that the node ``name`` fetches."""
         block = self.get_submodule(f"{name} region")
-        assert isinstance(block, Block)
+        assert isinstance(block, Subprogram)
         return block
 
     def run(self, given: Sequence[Any]) -> Any:
@@ -239,7 +241,7 @@ class Block(nn.Module):
         return template
 
 
-class Program(Block):
+class Program(Subprogram):
     """An exported program as a module: its parameters and buffers under their names, its sizes as attributes.
 
     Checks of the program on its own values are left out. Train and eval mode are the same: what the program does was

@@ -99,14 +99,14 @@ def _visited(given: Any, visit: Callable[[int], Any]) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class CallNumbers:
     """The sizes and floats of one call, in order."""
 
     sizes: tuple[int, ...]
     floats: tuple[float, ...]
 
 
-def replaced(node: fx.Node, numbers: Numbers) -> tuple[Callable[..., Any], Arguments]:
+def replaced(node: fx.Node, numbers: CallNumbers) -> tuple[Callable[..., Any], Arguments]:
     """Target and arguments of a call with new numbers."""
     target, arguments = spelled_out(node)
     sizes, floats = iter(numbers.sizes), iter(numbers.floats)

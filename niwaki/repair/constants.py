@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from niwaki.core.names import module_at, named_modules
 from niwaki.repair.calibration import Samples
-from niwaki.repair.consumers import Reading
+from niwaki.repair.consumers import Consumer
 from niwaki.repair.uptake import Uptake, uptakes
 from niwaki.trace.structures import ExampleCall, map_tensors, tensors_in
 
@@ -54,7 +54,7 @@ class _Values:
 class Lost:
     """A reading that the cut loses something with. ``layer``: the path of the layer that is known to sum over it."""
 
-    reading: Reading
+    reading: Consumer
     layer: str | None = None
     sums: list[tuple[Uptake, _Values]] = field(default_factory=list)
     problem: str | None = None
@@ -65,7 +65,7 @@ class Lost:
         return self.reading.name if self.layer is None else self.layer
 
 
-def lost_constants(model: nn.Module, readings: Sequence[Reading], samples: Samples) -> list[Lost]:
+def lost_constants(model: nn.Module, readings: Sequence[Consumer], samples: Samples) -> list[Lost]:
     """The readings that make a difference to the output of the modules they belong to, with what these were told.
 
     A parameter belongs to the module that holds it or, where that is never called itself, to the nearest one around it
@@ -139,7 +139,7 @@ def outputs(model: nn.Module, samples: Samples) -> list[Any]:
     return list(samples.run(model))
 
 
-def unexplained(model: nn.Module, readings: Sequence[Reading], expected: Sequence[Any], samples: Samples) -> bool:
+def unexplained(model: nn.Module, readings: Sequence[Consumer], expected: Sequence[Any], samples: Samples) -> bool:
     """Whether ``model`` without its readings gives other outputs than expected."""
     with _at_zero(readings):
         return any(
@@ -159,7 +159,7 @@ def _unfit(one: Lost) -> str | None:
     return None
 
 
-def _layer_of(reading: Reading, model: nn.Module) -> Lost:
+def _layer_of(reading: Consumer, model: nn.Module) -> Lost:
     """The known layer that sums over a reading, if there is one."""
     uses = Counter(id(value) for module in model.modules() for value in module._parameters.values())
     for path, module in named_modules(model):
@@ -172,7 +172,7 @@ def _layer_of(reading: Reading, model: nn.Module) -> Lost:
     return Lost(reading, problem="it is read outside of the layers whose biases niwaki knows")
 
 
-def _holders(model: nn.Module, readings: Sequence[Reading]) -> dict[str, set[int]]:
+def _holders(model: nn.Module, readings: Sequence[Consumer]) -> dict[str, set[int]]:
     """The modules that hold the parameters of readings, and the numbers of these. What computes a parameter from others
     is part of the module that has it."""
     numbers: dict[int, set[int]] = {}
@@ -239,7 +239,7 @@ def _copied(call: ExampleCall) -> ExampleCall:
 
 
 @contextmanager
-def _at_zero(readings: Sequence[Reading]) -> Iterator[None]:
+def _at_zero(readings: Sequence[Consumer]) -> Iterator[None]:
     """The parameters with nothing to read removed units by."""
     saved = [one.parameter.index_select(one.dim, one.removed) for one in readings]
     for one in readings:

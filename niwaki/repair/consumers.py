@@ -32,7 +32,7 @@ def readers_of(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, tu
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
+class Consumer:
     """Positions ``removed`` of dimension ``dim`` of a parameter, which read units that leave."""
 
     name: str
@@ -41,14 +41,14 @@ class Reading:
     removed: Tensor
 
 
-def readings_of(space: SearchSpace, plan: Plan, model: nn.Module) -> list[Reading]:
+def readings_of(space: SearchSpace, plan: Plan, model: nn.Module) -> list[Consumer]:
     """All that reads removed units by a parameter of ``model``."""
     parameters = dict(named_parameters(model))
     found = []
     for place in space.places:
         removed = removed_from(plan, place.tensor, place.dim, parameters)
         if removed is not None and place.parameter and not (place.produces or place.direction):
-            found.append(Reading(place.tensor, parameters[place.tensor], place.dim, removed))
+            found.append(Consumer(place.tensor, parameters[place.tensor], place.dim, removed))
     return found
 
 

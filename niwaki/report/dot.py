@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 from niwaki.errors import NiwakiError
-from niwaki.report.drawing import Drawing, Stop, form
+from niwaki.report.drawing import Drawing, PathStop, form
 
 
 @form(".dot")
@@ -14,8 +14,8 @@ def dot_text(drawing: Drawing) -> str:
     """Modules are boxes, groups ellipses; an arrow leads from what computes a group into it, and out to what reads it.
     Reasons that keep parameters are notes, and colour the frames of the modules they pin.
 
-    >>> from niwaki.report.drawing import Block
-    >>> print(dot_text(Drawing("net", "nothing", (Block("conv1", "Conv2d", 9408, ()),), (), ())))
+    >>> from niwaki.report.drawing import ModuleNode
+    >>> print(dot_text(Drawing("net", "nothing", (ModuleNode("conv1", "Conv2d", 9408, ()),), (), ())))
     digraph niwaki {
       label="net: nothing"; labelloc=t; rankdir=LR; ranksep=1.2;
       node [fontname="Helvetica", fontsize=10];
@@ -78,7 +78,7 @@ def svg_text(drawing: Drawing) -> str:
     return done.stdout
 
 
-def _edge(group: int, stop: Stop) -> str:
+def _edge(group: int, stop: PathStop) -> str:
     """One line per module and group, however many tensors they share."""
     if stop.computes:
         return f"m{stop.block} -> g{group}" + (" [dir=both]" if stop.reads else "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from niwaki.core.describe import counted
 from niwaki.core.names import named_modules
 from niwaki.core.space import SearchSpace
-from niwaki.report.inspection import GroupFigures, Reason, group_figures, line_of, reasons
+from niwaki.report.inspection import GroupFigures, PinReason, group_figures, line_of, reasons
 
 CHARGED = ("#c2410c", "#b91c1c", "#a16207", "#be185d", "#7e22ce", "#854d0e", "#9f1239", "#6b21a8")
 
@@ -29,7 +29,7 @@ class Pinned:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ModuleNode:
     """A module that owns parameters or buffers itself: its name, its class, how many parameters, and its pins."""
 
     name: str
@@ -39,7 +39,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class PathStop:
     """A module that a group runs through: whether it computes the units, and whether it reads them."""
 
     block: int
@@ -48,11 +48,11 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class GroupPath:
     """A group and the modules it runs through, in the order of the model."""
 
     group: GroupFigures
-    stops: tuple[Stop, ...]
+    stops: tuple[PathStop, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,9 @@ class Drawing:
 
     title: str
     summary: str
-    blocks: tuple[Block, ...]
-    lines: tuple[Line, ...]
-    reasons: tuple[Reason, ...]
+    blocks: tuple[ModuleNode, ...]
+    lines: tuple[GroupPath, ...]
+    reasons: tuple[PinReason, ...]
 
     def colour(self, reason: int) -> str:
         """The colour of a reason: those that cost parameters differ, as far as there are colours."""
@@ -88,8 +88,8 @@ def drawing(space: SearchSpace, title: str) -> Drawing:
         roles: defaultdict[int, set[bool]] = defaultdict(set)
         for piece in group.slices:
             roles[number_of[_owner(piece.tensor)]].add(piece.produces)
-        stops = tuple(Stop(block, True in roles[block], False in roles[block]) for block in sorted(roles))
-        lines.append(Line(figures[group.name], stops))
+        stops = tuple(PathStop(block, True in roles[block], False in roles[block]) for block in sorted(roles))
+        lines.append(GroupPath(figures[group.name], stops))
     lines.sort(key=lambda line: (line.stops[0].block, -line.stops[-1].block))
     summary = (
         f"{space.num_units:,} units in {counted(len(space.groups), 'group')}; {space.coverage:.1%} of the "
@@ -102,7 +102,7 @@ def _owner(tensor: str) -> str:
     return tensor.rpartition(".")[0]
 
 
-def _blocks(space: SearchSpace, numbers: dict[str, int]) -> tuple[Block, ...]:
+def _blocks(space: SearchSpace, numbers: dict[str, int]) -> tuple[ModuleNode, ...]:
     pins: defaultdict[str, defaultdict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for pin in space.pins:
         where = f" at {line_of(pin.location)}" if line_of(pin.location) else ""
@@ -111,7 +111,7 @@ def _blocks(space: SearchSpace, numbers: dict[str, int]) -> tuple[Block, ...]:
         pins[_owner(pin.parameter)][numbers[pin.reason]].append(text)
     owners = {_owner(place.tensor) for place in space.places} | set(pins)
     return tuple(
-        Block(
+        ModuleNode(
             name=name,
             kind=type(module).__name__,
             params=sum(parameter.numel() for parameter in module.parameters(recurse=False)),

@@ -58,7 +58,7 @@ class Inspection:
     dense: Cost
     least: Cost
     groups: tuple[GroupFigures, ...]
-    reasons: tuple[Reason, ...]
+    reasons: tuple[PinReason, ...]
     criterion: str
     predictions: tuple[Prediction, ...]
     law: Law | None
@@ -93,7 +93,7 @@ class GroupFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Reason:
+class PinReason:
     """Why something can never leave. ``lines``: source lines that cause it, most positions first. ``params``: those
     that no unit holds because of it; where two reasons hold one parameter, both count it. ``first``: one of the
     dimensions."""
@@ -130,7 +130,7 @@ def group_figures(space: SearchSpace) -> tuple[GroupFigures, ...]:
     return tuple(sorted(figures, key=lambda figure: (-figure.params, -figure.units)))
 
 
-def reasons(space: SearchSpace) -> tuple[Reason, ...]:
+def reasons(space: SearchSpace) -> tuple[PinReason, ...]:
     """The pins by reason, those that cost the most parameters first.
 
     >>> import niwaki, torch
@@ -142,7 +142,7 @@ def reasons(space: SearchSpace) -> tuple[Reason, ...]:
     pinned: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for pin in space.pins:
         pinned[pin.parameter][pin.dim] += pin.count
-    found: defaultdict[str, _Sums] = defaultdict(_Sums)
+    found: defaultdict[str, _Totals] = defaultdict(_Totals)
     for pin in space.pins:
         sums = found[pin.reason]
         sums.held[pin.parameter][pin.dim] += pin.count
@@ -151,7 +151,7 @@ def reasons(space: SearchSpace) -> tuple[Reason, ...]:
         sums.positions += pin.count
         sums.first = sums.first or f"{pin.parameter} dim {pin.dim}"
     made = [
-        Reason(
+        PinReason(
             text=text,
             lines=tuple(line for line, _ in sums.lines.most_common() if line),
             dimensions=sums.dimensions,
@@ -175,7 +175,7 @@ def line_of(location: Location | None) -> str:
 
 
 @dataclass(slots=True)
-class _Sums:
+class _Totals:
     """What is added up for one reason; ``held``: pinned positions by parameter and dimension."""
 
     held: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))

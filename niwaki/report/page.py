@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from html import escape
 
-from niwaki.report.drawing import Block, Drawing, Line, Stop, form
+from niwaki.report.drawing import Drawing, GroupPath, ModuleNode, PathStop, form
 
 _ROW = 22  # heights and widths in pixels
 _TRACK = 16
@@ -82,7 +82,7 @@ def _map(drawing: Drawing) -> str:
     return "\n".join([*out, "</svg>"])
 
 
-def _row(drawing: Drawing, number: int, block: Block, right: int) -> list[str]:
+def _row(drawing: Drawing, number: int, block: ModuleNode, right: int) -> list[str]:
     y = _y(number)
     name = block.name or "(the model)"
     about = f"{name}: {block.kind}, {block.params:,} parameters"
@@ -103,7 +103,7 @@ def _row(drawing: Drawing, number: int, block: Block, right: int) -> list[str]:
     return out
 
 
-def _group(line: Line, x: int, colour: str) -> str:
+def _group(line: GroupPath, x: int, colour: str) -> str:
     group = line.group
     about = [f"{group.name}: {group.units:,} {group.kind}, {group.params:,} parameters lie in them", *group.tensors]
     if group.inexact is not None:
@@ -114,7 +114,7 @@ def _group(line: Line, x: int, colour: str) -> str:
     return f'<g class="group"><title>{title}</title><path stroke="{colour}" d="M{x} {top}V{bottom}"/>{stops}</g>'
 
 
-def _stop(stop: Stop, x: int, colour: str) -> str:
+def _stop(stop: PathStop, x: int, colour: str) -> str:
     y = _y(stop.block)
     ring = f'<circle class="ring" cx="{x}" cy="{y}" r="5" stroke="{colour}"/>'
     full = f'<circle cx="{x}" cy="{y}" r="{3 if stop.reads else 6}" fill="{colour}"/>'
@@ -129,7 +129,7 @@ def _labels(drawing: Drawing) -> dict[int, str]:
     return {block: ";  ".join(texts) for block, texts in labels.items()}
 
 
-def _tracks(lines: tuple[Line, ...]) -> list[int]:
+def _tracks(lines: tuple[GroupPath, ...]) -> list[int]:
     """For each line, sorted by where they begin, the first track that is free there."""
     ends: list[int] = []
     tracks = []

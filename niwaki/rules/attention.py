@@ -34,7 +34,7 @@ def attention(call: Call) -> list[Label]:
     if call.arguments.get("is_causal"):
         call.pin(q.axes[2], "the causal mask counts along this dimension")
     if q.axes[3].size == v.axes[3].size:  # as the fused kernels want it; another one would take over after the cut
-        call.size_is(call.count("value", 3), q.axes[3], "the size of a head's values")
+        call.size_is(call.size_of("value", 3), q.axes[3], "the size of a head's values")
     mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
     if mask is not None:
         for ours, theirs in zip((q.axes[0], heads, q.axes[2], k.axes[2])[-len(mask.axes) :], mask.axes, strict=True):
@@ -111,7 +111,7 @@ def _part_of(
     if mask and call["attn_mask"] is not None:
         for ours, theirs in zip((*q.axes[:3], k.axes[2]), call["attn_mask"].axes, strict=True):
             call.equate(ours, theirs)
-    call.size_is(call.count("value", 3), q.axes[3], "")
+    call.size_is(call.size_of("value", 3), q.axes[3], "")
     first = call.label((*q.axes[:3], v.axes[3]), (False, v.zero[1], zero, v.zero[3]))
     return [first, *(call.opaque(i) for i in range(1, len(call.shapes)))]
 

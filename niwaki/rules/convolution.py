@@ -32,16 +32,16 @@ def convolution(call: Call) -> Label:
         given = call.split(x.axes[1], (groups, x.axes[1].size // groups))
         own = call.split(near, (groups, near.size // groups))
         call.equate(given[0], own[0])
-        call.size_is(call.number(groups), own[0], "the number of groups")
+        call.size_is(call.int_expr(groups), own[0], "the number of groups")
         if not (x.zero[1] or weight.zero[0 if call["transposed"] else 1]):
             call.inexact(given[1], "it is summed over, and its removed entries are not zero")
         if call["transposed"]:
             call.equate(given[1], own[1])
-            call.reads(weight, 0, x.zero[1])
+            call.consumes(weight, 0, x.zero[1])
             out, zero = merge((own[0], far)), weight.zero[1]
         else:
             call.equate(given[1], far)
-            call.reads(weight, 1, x.zero[1])
+            call.consumes(weight, 1, x.zero[1])
             out, zero = near, weight.zero[0]
     if bias is not None:
         call.equate(out, bias.axes[0])

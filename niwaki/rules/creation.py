@@ -21,14 +21,14 @@ def _room(call: Call) -> list[Axis] | None:
     """The axes of a tensor whose size torch itself counts, to fill it then; None where Python says the size."""
     padded = call.arguments.get("self")
     if call.python.function is torch._C._nn.pad and padded is not None:  # around the image
-        call.follows("size")
+        call.derived_by_torch("size")
         sizes = zip(padded.axes, call["size"], strict=True)
         return [axis if axis.size == size else call.fixed(size) for axis, size in sizes]
     if call.python.function in _RESULTS:
-        call.follows("size")
+        call.derived_by_torch("size")
         return [call.fresh(size) for size in call["size"]]
     if call.python.function in _DROPPING:  # a tensor of the size of its samples and channels
-        call.follows("size")
+        call.derived_by_torch("size")
         return [*call["self"].axes[:2], *(call.fixed(size) for size in call["size"][2:])]
     return None
 
@@ -40,7 +40,7 @@ def _sized(call: Call, zero: bool) -> Label:
     if room is not None:
         return call.label(room, [zero] * len(room))
     axes = []
-    for expression, size in zip(call.sizes(given), given, strict=True):
+    for expression, size in zip(call.size_exprs(given), given, strict=True):
         axis = call.fixed(size) if size < 2 else call.fresh(size)
         if expression is None and axis.free:
             call.pin(axis, "niwaki cannot see where this size comes from")
@@ -95,9 +95,9 @@ def strided_like(call: Call) -> Label:
     x: Label = call["self"]
     if call["size"] != x.shape:
         raise Refused("a tensor is made with strides of its own")
-    for expression, axis in zip(call.sizes(call["size"]), x.axes, strict=True):
+    for expression, axis in zip(call.size_exprs(call["size"]), x.axes, strict=True):
         call.size_is(expression, axis, "the size of a new tensor")
-    call.sizes(call["stride"], behind=len(x.axes))
+    call.size_exprs(call["stride"], behind=len(x.axes))
     return call.label(x.axes)
 
 
@@ -122,7 +122,7 @@ def identity_matrix(call: Call) -> Label:
     if columns != size or size < 2:
         return counted(call)
     axis = call.fresh(size)
-    for expression in call.sizes([size] if call.operator is aten.eye.default else [size, columns]):
+    for expression in call.size_exprs([size] if call.operator is aten.eye.default else [size, columns]):
         if expression is None:
             call.pin(axis, "niwaki cannot see where this size comes from")
         call.size_is(expression, axis, "the size of a new tensor")
@@ -180,7 +180,7 @@ sample(counted)(lambda: _Made(lambda n: torch.arange(n) * 0.5))
 @mutant(zeros)
 @mutant(constant)
 def _any_size(call: Call) -> Label:
-    call.sizes(call["size"])
+    call.size_exprs(call["size"])
     return call.label([call.fresh(size) for size in call["size"]])
 
 
@@ -200,7 +200,7 @@ def _ones_are_zeros(call: Call) -> Label:
 @mutant(strided_like)
 def _strided_by_itself(call: Call) -> Label:
     for name in ("size", "stride"):
-        call.sizes(call[name])
+        call.size_exprs(call[name])
     return call.label([call.fresh(size) for size in call["size"]])
 
 
@@ -245,5 +245,5 @@ def _identity_is_zero(call: Call) -> Label:
 @mutant(counted)
 def _numbers_can_go(call: Call) -> Label:
     axis = call.fresh(call.shapes[0][0])
-    call.size_is(call.number(call["end"]), axis, "how far is counted")
+    call.size_is(call.int_expr(call["end"]), axis, "how far is counted")
     return call.label([axis])

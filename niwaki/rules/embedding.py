@@ -18,8 +18,8 @@ aten = torch.ops.aten
 def embedding(call: Call) -> Label:
     """Rows of ``weight`` by number."""
     weight, indices = call["weight"], call["indices"]
-    call.looked_up(weight.axes[0], indices, LOOKED_UP)
-    call.makes(weight, 1)
+    call.indexed_by(weight.axes[0], indices, LOOKED_UP)
+    call.produces(weight, 1)
     return call.label((*indices.axes, weight.axes[1]), (*(False for _ in indices.axes), weight.zero[1]))
 
 
@@ -30,7 +30,7 @@ def embedding_bag(call: Call) -> list[Label]:
     call.pin(weight.axes[0], LOOKED_UP)
     for given in (call["indices"], call["offsets"], *([shared] if shared is not None else [])):
         call.pin(given.axes[0], "it says what is in the bags")
-    call.makes(weight, 1)
+    call.produces(weight, 1)
     bags = call.fixed(call.shapes[0][0], "there are so many bags")
     first = call.label((bags, weight.axes[1]), (False, weight.zero[1]))
     return [first, *(call.opaque(output) for output in range(1, len(call.shapes)))]

@@ -59,7 +59,7 @@ def observed(call: Call) -> list[Label]:
         if not x.zero[i]:
             call.inexact(x.axes[i], "an observer looks at the range of its entries, and the removed ones are not zero")
         elif x.weight:
-            call.drives(x, i)
+            call.zeroed_by_method(x, i)
     call.note(_OBSERVERS)
     return [call.label(x.axes, x.zero, x.weight), call.label(x.axes, output=1)]
 
@@ -78,16 +78,16 @@ class _Rounded(nn.Module):
         super().__init__()
         self.a, self.how, self.place, self.bent = nn.Parameter(torch.randn(4, 6)), how, place, bent
         self.scale = nn.Buffer(torch.rand(6) / 10 + 0.05)
-        self.places = nn.Buffer(torch.tensor([0, 1, 0, 2, 0, 3], dtype=torch.int32))
+        self.index_of = nn.Buffer(torch.tensor([0, 1, 0, 2, 0, 3], dtype=torch.int32))
 
     def forward(self) -> Tensor:
         x = self.a.sigmoid() if self.bent else self.a * 2
         if self.how == "columns":
-            return torch.fake_quantize_per_channel_affine(x, self.scale.float(), self.places, 1, -8, 7)
+            return torch.fake_quantize_per_channel_affine(x, self.scale.float(), self.index_of, 1, -8, 7)
         if self.how == "columns with real zeros":
-            return torch.fake_quantize_per_channel_affine(x, self.scale.float(), 6.0 + self.places, 1, -8, 7)
+            return torch.fake_quantize_per_channel_affine(x, self.scale.float(), 6.0 + self.index_of, 1, -8, 7)
         if self.how == "learnt columns":
-            scale, places = self.scale.float(), self.places.float()
+            scale, places = self.scale.float(), self.index_of.float()
             return torch._fake_quantize_learnable_per_channel_affine(x.float(), scale, places, 1, -8, 7)
         if self.how == "learnt":
             return torch._fake_quantize_learnable_per_tensor_affine(x, torch.tensor([0.1]), torch.tensor([3.0]), -8, 7)
@@ -103,14 +103,14 @@ class _Observed(nn.Module):
     def __init__(self, rows: bool, bent: bool = False) -> None:
         super().__init__()
         self.a, self.rows, self.bent = nn.Parameter(torch.rand(6, 4) + 0.5), rows, bent
-        self.on, self.places = nn.Buffer(torch.tensor([1])), nn.Buffer(torch.zeros(6, dtype=torch.int32))
+        self.on, self.index_of = nn.Buffer(torch.tensor([1])), nn.Buffer(torch.zeros(6, dtype=torch.int32))
         self.least, self.largest = nn.Buffer(-torch.rand(6)), nn.Buffer(torch.rand(6))
         self.scale = nn.Buffer(torch.rand(6))
 
     def forward(self) -> Tensor:
         x = self.a.cos() if self.bent else self.a * 2
         x = (x[..., None] * torch.tensor([-1.0, 1.0])).float()
-        least, largest, scale, places = self.least.float(), self.largest.float(), self.scale.float(), self.places * 1
+        least, largest, scale, places = self.least.float(), self.largest.float(), self.scale.float(), self.index_of * 1
         if not self.rows:
             least, largest, scale, places = torch.zeros(1), torch.ones(1), torch.ones(1), places.new_zeros(1)
         axis = 0 if self.rows else -1

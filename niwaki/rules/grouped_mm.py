@@ -52,7 +52,7 @@ def _aligned(call: Call, dtype: torch.dtype, axis: Axis) -> None:
     entries = 16 // bytes_each
     if axis.size % entries == 0:
         where = ("mat2", 1 if axis is call["mat2"].axes[1] else 2)
-        remainder = Combination("%", call.count(*where), Literal(entries), 0)
+        remainder = Combination("%", call.size_of(*where), Literal(entries), 0)
         call.size_is(remainder, call.fixed(0), f"the kernel of {call.operator}, which takes {entries} entries at once,")
 
 

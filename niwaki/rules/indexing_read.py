@@ -29,8 +29,8 @@ def sliced(call: Call) -> Label:
     axes[dim] = axis.take(slice(call["start"], call["end"], step))
     _bound(call, axis, call["start"])
     if call.python.function in (torch.narrow, torch.Tensor.narrow):  # is told a length, not an end
-        call.size_is(call.number(axes[dim].size), axes[dim], "the length of a part")
-        call.follows("end")
+        call.size_is(call.int_expr(axes[dim].size), axes[dim], "the length of a part")
+        call.derived_by_torch("end")
     else:
         _bound(call, axis, call["end"])
     return call.label(axes, x.zero, x.weight)
@@ -44,7 +44,7 @@ def _strided(call: Call, x: Label, dim: int) -> Label:
     if axis.size % step == 0 and 0 <= start < step and (call["end"] is None or call["end"] >= axis.size):
         runs, inside = call.split(axis, (axis.size // step, step))
         call.pin(inside, _EVERY)
-        call.follows("start", "end")
+        call.derived_by_torch("start", "end")
         axes[dim] = runs
     else:
         call.pin(axis, _EVERY)
@@ -56,7 +56,7 @@ def _bound(call: Call, axis: Axis, given: int | None) -> None:
     """A bound follows the cut. One at or beyond an end takes all there is, before and after, if it is a literal."""
     if given is None or given == 0:
         return
-    told = call.number(given)
+    told = call.int_expr(given)
     if isinstance(told, Literal) and abs(given) >= axis.size:
         return
     if given < 0:
@@ -105,7 +105,7 @@ def by_index(call: Call, x: Label, why: str) -> tuple[list[int], int]:
     by_number = {dim: tensor for dim, tensor in enumerate(call["indices"]) if tensor is not None}
     for dim in dims:
         if dim in by_number and by_number[dim].dtype is not torch.bool:
-            call.looked_up(x.axes[dim], by_number[dim], why)
+            call.indexed_by(x.axes[dim], by_number[dim], why)
         else:
             call.pin(x.axes[dim], why)
     adjacent = dims == list(range(dims[0], dims[0] + len(dims)))
@@ -118,7 +118,7 @@ def by_index(call: Call, x: Label, why: str) -> tuple[list[int], int]:
 def index_select(call: Call) -> Label:
     """Positions of ``dim`` by number."""
     x, dim = call["self"], call["dim"] % max(len(call["self"].axes), 1)
-    call.looked_up(x.axes[dim], call["index"], LOOKED_UP)
+    call.indexed_by(x.axes[dim], call["index"], LOOKED_UP)
     axes = list(x.axes)
     axes[dim] = call.fixed(call.shapes[0][dim], LOOKED_UP)
     return call.label(axes, x.zero, x.weight)
@@ -133,7 +133,7 @@ def gather(call: Call) -> Label:
     axes: list[Axis] = []
     for i, (ours, theirs) in enumerate(zip(x.axes, indices.axes, strict=True)):
         if i == dim % len(x.axes):
-            call.looked_up(ours, indices, LOOKED_UP)
+            call.indexed_by(ours, indices, LOOKED_UP)
             axes.append(theirs)
         else:
             near = ours.take(slice(None, theirs.size))
@@ -248,7 +248,7 @@ sample(by_value)(lambda: BesideProduct(lambda a, b, c: a.take(torch.tensor([1, 9
 def _bounds_do_not_matter(call: Call) -> Label:
     axes = list(call["self"].axes)
     axes[call["dim"]] = axes[call["dim"]].take(slice(call["start"], call["end"], call["step"]))
-    call.sizes([number.value for number in call.python.numbers])
+    call.size_exprs([number.value for number in call.python.numbers])
     return call.label(axes)
 
 
@@ -259,7 +259,7 @@ def _bounds_count_from_the_start(call: Call) -> Label:
     for given in (call["start"], call["end"]):
         if given is not None and given < 99:
             before = axes[dim].take(slice(None, given))
-            call.size_is(call.number(given), before, "")
+            call.size_is(call.int_expr(given), before, "")
     axes[dim] = axes[dim].take(slice(call["start"], call["end"], call["step"]))
     return call.label(axes)
 

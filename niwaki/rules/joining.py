@@ -65,10 +65,10 @@ def split(call: Call) -> list[Label]:
     parts = [x.axes[dim].take(slice(start, start + size)) for start in range(0, length, size)]
     unsafe = call.operator is aten.unsafe_split.Tensor
     if call.python.function in _CHUNK or (unsafe and call.python.function not in _UNSAFE_SPLIT):
-        call.follows("split_size")
-        given = _divided_up(call.count("self", dim), len(parts))
+        call.derived_by_torch("split_size")
+        given = _divided_up(call.size_of("self", dim), len(parts))
     else:
-        given = call.number(size)
+        given = call.int_expr(size)
     for part in parts if length % size == 0 else parts[:-1]:
         call.size_is(given, part, "the size of a split")
     return [cut_out(call, x, dim, part, output) for output, part in enumerate(parts)]
@@ -94,7 +94,7 @@ def split_with_sizes(call: Call) -> list[Label]:
     for size in call["split_sizes"]:
         parts.append(x.axes[dim].take(slice(start, start + size)))
         start += size
-    for expression, part in zip(call.sizes(call["split_sizes"]), parts, strict=True):
+    for expression, part in zip(call.size_exprs(call["split_sizes"]), parts, strict=True):
         if expression is None:
             call.pin(part, "niwaki cannot see where the size of this split comes from")
         call.size_is(expression, part, "the size of a split")
@@ -129,7 +129,7 @@ def repeat(call: Call) -> Label:
     size 1 gives copies that may go on their own, if the number of copies can follow."""
     x: Label = call["self"]
     lead = len(call["repeats"]) - len(x.axes)
-    expressions = call.sizes(call["repeats"])
+    expressions = call.size_exprs(call["repeats"])
     axes, zero = [], []
     for i, times in enumerate(call["repeats"]):
         old = x.axes[i - lead] if i >= lead else None
@@ -161,7 +161,7 @@ def pad(call: Call) -> Label:
         if before or after:
             why = "it is padding"
             axes[dim] = concatenate([call.fixed(before, why), axes[dim], call.fixed(after, why)])
-    for expression, amount in zip(call.sizes(call["pad"]), call["pad"], strict=True):
+    for expression, amount in zip(call.size_exprs(call["pad"]), call["pad"], strict=True):
         call.size_is(expression, call.fixed(amount), "an amount of padding")
     zero = [call["value"] == 0 and flag for flag in x.zero]
     return call.label(axes, zero)
@@ -339,7 +339,7 @@ def _parts(call: Call, turned: bool) -> list[Label]:
 @mutant(split)
 @mutant(split_with_sizes)
 def _split_without_sizes(call: Call) -> list[Label]:
-    call.sizes([number.value for number in call.python.numbers])
+    call.size_exprs([number.value for number in call.python.numbers])
     return _parts(call, turned=False)
 
 
@@ -357,7 +357,7 @@ def _unbind_free(call: Call) -> list[Label]:
 
 @mutant(repeat)
 def _repeat_free(call: Call) -> Label:
-    call.sizes(call["repeats"])
+    call.size_exprs(call["repeats"])
     return call.label([call.fresh(size) for size in call.shapes[0]])
 
 

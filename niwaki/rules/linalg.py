@@ -80,8 +80,10 @@ def distances(call: Call) -> Label:
             call.pin(axis, "a distance runs over it, and its removed entries are not zero")
     for x, other in ((a, b), (b, a)):
         if x.weight:
-            call.reads(x, len(x.axes) - 1, other.zero[-1])
-            call.drives(x, len(x.axes) - 1)  # also where the other is zero: it is subtracted from, not multiplied
+            call.consumes(x, len(x.axes) - 1, other.zero[-1])
+            call.zeroed_by_method(
+                x, len(x.axes) - 1
+            )  # also where the other is zero: it is subtracted from, not multiplied
     lead = []
     for size, ours, theirs in zip(call.shapes[0][:-2], a.axes[:-2], b.axes[:-2], strict=True):
         if ours.size == theirs.size:

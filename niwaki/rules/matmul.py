@@ -146,7 +146,7 @@ class _Linear(nn.Module):
         return result
 
 
-class _Batched(nn.Module):
+class _BatchedProduct(nn.Module):
     """As in attention, with a bent bias: 3 heads, 4 queries, 5 keys."""
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class _Batched(nn.Module):
         return torch.bmm(torch.baddbmm(self.bias.sigmoid(), self.q, self.k.transpose(1, 2)), self.v)
 
 
-class _Scores(_Batched):
+class _Scores(_BatchedProduct):
     """The same without the second product, whose operands would hide what the first gives."""
 
     def forward(self) -> torch.Tensor:
@@ -185,7 +185,7 @@ class _Dot(nn.Module):
         return torch.dot(self.a.sigmoid(), self.b)
 
 
-class _NothingIsZero(nn.Module):
+class _NonzeroProduct(nn.Module):
     """No operand of the sum is zero where units are removed, so nothing may be."""
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ class _BendsTheBias(nn.Module):
         return torch.addmm(self.b.sigmoid(), self.x, self.w)
 
 
-class _Onto(_Batched):
+class _Onto(_BatchedProduct):
     """Products that are added to what is there."""
 
     def forward(self) -> torch.Tensor:
@@ -244,11 +244,11 @@ class _Bilinear(nn.Module):
 
 
 sample(mm)(_Linear)
-sample(mm)(_NothingIsZero)
+sample(mm)(_NonzeroProduct)
 sample(addmm)(_Linear)
 sample(addmm)(_BendsTheBias)
 sample(addmm)(_Onto)
-sample(bmm)(_Batched)
+sample(bmm)(_BatchedProduct)
 sample(baddbmm)(_Scores)
 sample(baddbmm)(_Onto)
 sample(mv)(_Vectors)

@@ -49,7 +49,7 @@ def layer_norm(call: Call) -> list[Label]:
         if given is not None:
             for ours, theirs in zip(x.axes[-count:], given.axes, strict=True):
                 call.equate(ours, theirs)
-    for axis, expression in zip(x.axes[-count:], call.sizes(call["normalized_shape"]), strict=True):
+    for axis, expression in zip(x.axes[-count:], call.size_exprs(call["normalized_shape"]), strict=True):
         call.inexact(axis, "a norm averages over this dimension")
         call.size_is(expression, axis, "normalized_shape")
     zero = [False] * len(x.axes)
@@ -63,10 +63,10 @@ def group_norm(call: Call) -> list[Label]:
     """Whole groups are exact; inside a group one averages."""
     x, weight, bias, groups = call["input"], call["weight"], call["bias"], call["group"]
     outer, inner = call.split(x.axes[1], (groups, x.axes[1].size // groups))
-    call.follows("N", "C", "HxW")
+    call.derived_by_torch("N", "C", "HxW")
     for axis in (inner, *x.axes[2:]):
         call.inexact(axis, "a norm averages over this dimension")
-    call.size_is(call.number(groups), outer, "the number of groups")
+    call.size_is(call.int_expr(groups), outer, "the number of groups")
     for given in (weight, bias):
         if given is not None:
             call.equate(x.axes[1], given.axes[0])
@@ -174,7 +174,7 @@ def _normalises_each_by_itself(call: Call) -> list[Label]:
     for name in ("weight", "bias"):
         if call.arguments.get(name) is not None:
             call.equate(x.axes[-1], call[name].axes[0])
-    call.size_is(call.sizes(call["normalized_shape"])[0], x.axes[-1], "normalized_shape")
+    call.size_is(call.size_exprs(call["normalized_shape"])[0], x.axes[-1], "normalized_shape")
     return [call.label(x.axes), *(call.opaque(i) for i in range(1, len(call.shapes)))]
 
 
@@ -188,7 +188,7 @@ def _norm_of_zeros_is_zero(call: Call) -> list[Label]:
 def _group_inside_free(call: Call) -> list[Label]:
     x: Label = call["input"]
     outer, inner = call.split(x.axes[1], (call["group"], x.axes[1].size // call["group"]))
-    call.size_is(call.number(call["group"]), outer, "the number of groups")
+    call.size_is(call.int_expr(call["group"]), outer, "the number of groups")
     return _channel_by_channel(call, "weight", "bias")
 
 
@@ -198,7 +198,7 @@ def _groups_are_interleaved(call: Call) -> list[Label]:
     inner, outer = call.split(x.axes[1], (x.axes[1].size // call["group"], call["group"]))
     for axis in (inner, x.axes[2]):
         call.pin(axis, "")
-    call.size_is(call.number(call["group"]), outer, "the number of groups")
+    call.size_is(call.int_expr(call["group"]), outer, "the number of groups")
     return _channel_by_channel(call, "weight", "bias")
 
 

@@ -77,7 +77,7 @@ def affine_grid(call: Call) -> Label:
     for axis in theta.axes[1:]:
         call.pin(axis, _PLACES)
     given = call["size"]
-    expressions = call.sizes(given)
+    expressions = call.size_exprs(given)
     call.size_is(expressions[0], theta.axes[0], "the number of images")
     made = [call.fixed(size, _PLACES) for size in call.shapes[0][1:]]
     for expression, axis in zip(expressions[2:], made, strict=False):
@@ -146,14 +146,14 @@ sample(affine_grid)(_Placed)
 
 @mutant(affine_grid)
 def _any_number_of_images(call: Call) -> Label:
-    call.sizes(call["size"])
+    call.size_exprs(call["size"])
     return call.label([call.fresh(2), *(call.fixed(size) for size in call.shapes[0][1:])])
 
 
 @mutant(affine_grid)
 def _matrices_may_shrink(call: Call) -> Label:
     theta = call["theta"]
-    call.size_is(call.sizes(call["size"])[0], theta.axes[0], "")
+    call.size_is(call.size_exprs(call["size"])[0], theta.axes[0], "")
     return call.label((theta.axes[0], *(call.fixed(size) for size in call.shapes[0][1:])))
 
 

@@ -49,7 +49,7 @@ def channel_shuffle(call: Call) -> Label:
     """Channels (group, channel) become (channel, group)."""
     x, groups = call["self"], call["groups"]
     outer, inner = call.split(x.axes[1], (groups, x.axes[1].size // groups))
-    call.size_is(call.number(groups), outer, "the number of groups")
+    call.size_is(call.int_expr(groups), outer, "the number of groups")
     return call.label((x.axes[0], merge((inner, outer)), *x.axes[2:]), x.zero, x.weight)
 
 

@@ -83,11 +83,11 @@ class _Unpooled(nn.Module):
     def __init__(self, bent: bool = False) -> None:
         super().__init__()
         self.a, self.bent = nn.Parameter(torch.randn(2, 3, 4, 4)), bent
-        self.places = nn.Buffer(nn.functional.max_pool2d(torch.randn(2, 3, 8, 8), 2, return_indices=True)[1])
+        self.index_of = nn.Buffer(nn.functional.max_pool2d(torch.randn(2, 3, 8, 8), 2, return_indices=True)[1])
 
     def forward(self) -> Tensor:
         x = self.a.sigmoid() if self.bent else self.a
-        return nn.functional.max_unpool2d(x, self.places, [2, 2], output_size=(8, 8))
+        return nn.functional.max_unpool2d(x, self.index_of, [2, 2], output_size=(8, 8))
 
 
 class _Window(nn.Module):

@@ -1,6 +1,6 @@
 """Follow axes through sums, means, norms and extremes: which entries they miss, and where the largest was.
 
-An index of an extreme is a position along the dimension that was looked through (`Label.places`). When positions of
+An index of an extreme is a position along the dimension that was looked through (`Label.index_of`). When positions of
 that dimension are removed, another entry would be chosen: that is inexact, but what the index looks up can follow.
 """
 
@@ -31,7 +31,7 @@ def reduced(call: Call, zero: Sequence[bool], output: int = 0) -> Label:
     x: Label = call["self"]
     gone = reduced_dims(call, len(x.axes))
     for dim in gone if x.weight else ():
-        call.drives(x, dim)
+        call.zeroed_by_method(x, dim)
     keep = bool(call.arguments.get("keepdim"))
     axes, flags = [], []
     for dim, axis in enumerate(x.axes):
@@ -71,7 +71,7 @@ def mean(call: Call) -> Label:
     made = reduced(call, x.zero)
     if call.python.function is torch.rms_norm:  # is told the sizes of the dimensions that this mean goes over
         normalised = x.axes[-len(reduced_dims(call, len(x.axes))) :]
-        for expression, axis in zip(call.sizes([axis.size for axis in normalised]), normalised, strict=True):
+        for expression, axis in zip(call.size_exprs([axis.size for axis in normalised]), normalised, strict=True):
             call.size_is(expression, axis, "normalized_shape")
     return call.label(made.axes, made.zero, made.weight, scale=scale)
 
@@ -172,7 +172,7 @@ def _place(call: Call, output: int) -> Label:
     """Positions along the one dimension that is reduced."""
     x: Label = call["self"]
     made = reduced(call, (False,) * len(x.axes), output)
-    return replace(made, places=x.axes[min(reduced_dims(call, len(x.axes)))] if x.axes else None)
+    return replace(made, index_of=x.axes[min(reduced_dims(call, len(x.axes)))] if x.axes else None)
 
 
 @rule(aten.aminmax.default)

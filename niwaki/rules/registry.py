@@ -56,7 +56,7 @@ class Label:
     scale: tuple[Scale, ...] = ()
     source: Source | None = None
     uniform: tuple[bool, ...] = ()
-    places: Axis | None = None
+    index_of: Axis | None = None
     nonnegative: bool = False
 
     @property
@@ -128,38 +128,38 @@ class Call(ABC):
         """Tell the user ``text``, once for the whole model."""
 
     @abstractmethod
-    def reads(self, weight: Label, dim: int, zero: bool) -> None:
+    def consumes(self, weight: Label, dim: int, zero: bool) -> None:
         """``weight`` reads units along ``dim`` whose removed entries are zero already (``zero``) or not."""
 
     @abstractmethod
-    def drives(self, weight: Label, dim: int) -> None:
+    def zeroed_by_method(self, weight: Label, dim: int) -> None:
         """Entries of ``weight`` along ``dim`` count for others also where all that they meet is zero: a norm runs over
         them. So a method has to bring those of removed units to zero, whether they make or read these units."""
 
     @abstractmethod
-    def directs(self, weight: Label, dim: int) -> bool:
+    def weight_norm_direction(self, weight: Label, dim: int) -> bool:
         """Entries of ``weight`` removed along ``dim`` keep their values in the zeroed model: they are the direction of
         something whose length is zero there. False, and nothing is said, if ``weight`` is not a parameter as it is."""
 
     @abstractmethod
-    def makes(self, weight: Label, dim: int) -> None:
+    def produces(self, weight: Label, dim: int) -> None:
         """``weight`` makes units along ``dim``, whatever else reads them there (a tied embedding does both)."""
 
     @abstractmethod
-    def sizes(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
+    def size_exprs(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
         """Where the whole numbers of one argument came from; None for those computed out of Python's sight. The first
         ``behind`` numbers of the Python call are other arguments."""
 
     @abstractmethod
-    def number(self, given: int) -> Expression:
+    def int_expr(self, given: int) -> Expression:
         """Where one whole number came from; a literal if that is not known."""
 
     @abstractmethod
-    def follows(self, *names: str) -> None:
+    def derived_by_torch(self, *names: str) -> None:
         """torch computes these whole-number arguments itself, from shapes: they may differ after a cut."""
 
     @abstractmethod
-    def count(self, argument: str, dim: int) -> Expression:
+    def size_of(self, argument: str, dim: int) -> Expression:
         """The number of surviving positions of a dimension of a tensor argument."""
 
     @abstractmethod
@@ -171,7 +171,7 @@ class Call(ABC):
         """This call does ``times`` multiply-accumulates per combination of positions of ``axes``."""
 
     @abstractmethod
-    def places(self, label: Label) -> Axis | None:
+    def index_of(self, label: Label) -> Axis | None:
         """The axis on which the entries of ``label`` are positions, if they are. The rule that asks knows what to do:
         nobody else sees to it that the axis stays whole."""
 
@@ -181,10 +181,10 @@ class Call(ABC):
         of an operator that calls functions, is at work."""
         return self.python.function is None
 
-    def looked_up(self, axis: Axis, indices: Label, why: str) -> None:
+    def indexed_by(self, axis: Axis, indices: Label, why: str) -> None:
         """Positions of ``axis`` are taken by the numbers in ``indices``. Only numbers that are known to be positions of
         the same axis will follow a cut; otherwise it is pinned, because ``why``."""
-        places = self.places(indices)
+        places = self.index_of(indices)
         if places is not None and places.size == axis.size:
             self.equate(axis, places)
             return

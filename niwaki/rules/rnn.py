@@ -23,7 +23,7 @@ def lstm(call: Call) -> list[Label]:
         raise Refused("niwaki knows this kernel's LSTM only")
     x, hidden, cell = call["input"], call["hx_"], call["cx_"]
     inputs, recurrent = call["weight0"], call["weight1"]
-    call.follows("hidden_size")
+    call.derived_by_torch("hidden_size")
     call.pin(x.axes[0], _STEPS)
     call.equate(x.axes[1], hidden.axes[0])
     call.equate(x.axes[1], cell.axes[0])
@@ -97,7 +97,7 @@ def _steps_may_go(call: Call) -> list[Label]:
     return [call.label((call.fixed(call.shapes[0][0]), *x.axes[2:])), call.opaque(1)]
 
 
-class _Layer(nn.Module):
+class _Recurrent(nn.Module):
     """One layer of 5 hidden units on 3 steps of 2 samples of 4 inputs. The kernel wants float32. What is named in
     ``bent`` is not zero where units are removed; what follows is what the kernel gives."""
 
@@ -127,9 +127,9 @@ class _Layer(nn.Module):
 
 
 for _bent in ((), ("x",), ("w",), ("u",), ("a",), ("h",), ("c",), ("u", "h"), ("x", "w"), ("u", "c")):
-    sample(lstm, tolerance=1e-5)(lambda bent=_bent: _Layer(*bent))
-sample(lstm, tolerance=1e-5)(lambda: _Layer("b", reverse=True))
-sample(lstm, tolerance=1e-5)(lambda: _Layer("a", biased=False))
+    sample(lstm, tolerance=1e-5)(lambda bent=_bent: _Recurrent(*bent))
+sample(lstm, tolerance=1e-5)(lambda: _Recurrent("b", reverse=True))
+sample(lstm, tolerance=1e-5)(lambda: _Recurrent("a", biased=False))
 
 
 @mutant(lstm)
@@ -152,7 +152,7 @@ def _gates_are_interleaved(call: Call) -> list[Label]:
     for name in ("weight1", "weight2", "weight3"):
         call.equate(call["weight0"].axes[0], call[name].axes[0])
     call.pin(gates, "")
-    call.follows("hidden_size")
+    call.derived_by_torch("hidden_size")
     call.equate(hidden.axes[1], unit)
     call.equate(call["cx_"].axes[1], unit)
     call.contract(x, 2, call["weight0"], 1)

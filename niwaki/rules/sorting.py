@@ -1,7 +1,7 @@
 """Follow axes through sorting and counting by value: sort, topk, unique, searchsorted, bincount.
 
-Indices that a sort returns are positions along the sorted dimension (`Label.places`). When positions of it are removed,
-others would be chosen: that is inexact, but what the indices look up can follow.
+Indices that a sort returns are positions along the sorted dimension (`Label.index_of`). When positions of it are
+removed, others would be chosen: that is inexact, but what the indices look up can follow.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def sort(call: Call) -> list[Label]:
     if x.axes and call.operator is aten.topk.default and call["k"] < x.axes[dim].size:
         call.inexact(x.axes[dim], why)
         if x.axes[dim].free:
-            enough = Combination(">=", call.count("self", dim), call.number(call["k"]), 1)
+            enough = Combination(">=", call.size_of("self", dim), call.int_expr(call["k"]), 1)
             call.size_is(enough, call.fixed(1), "whether there are enough to choose from")
     elif x.axes:
         call.pin(x.axes[dim], why)
@@ -40,9 +40,9 @@ def sort(call: Call) -> list[Label]:
         call.fixed(size, "it is arranged by value") if i == dim else axis
         for i, (axis, size) in enumerate(zip(x.axes, call.shapes[0], strict=True))
     ]
-    places = call.places(x)  # sorted, they are the same numbers
+    places = call.index_of(x)  # sorted, they are the same numbers
     values, indices = (call.label(axes, output=output) for output in (0, 1))
-    return [replace(values, places=places), replace(indices, places=x.axes[dim] if x.axes else None)]
+    return [replace(values, index_of=places), replace(indices, index_of=x.axes[dim] if x.axes else None)]
 
 
 @rule(aten.bucketize.Tensor, aten.isin.Tensor_Tensor)
@@ -74,13 +74,13 @@ def histogram(call: Call) -> Label:
     bins = "bins" if "bins" in call.arguments else "minlength"
     size = call[bins]
     values = call.arguments.get("min", 0), call.arguments.get("max", size - 1)
-    every = x.places is not None and size == x.places.size and values == (0, size - 1)
-    places = call.places(x) if every and call.arguments.get("weights") is None else None
+    every = x.index_of is not None and size == x.index_of.size and values == (0, size - 1)
+    places = call.index_of(x) if every and call.arguments.get("weights") is None else None
     if places is None:
         return call.opaque(0, "there are so many values to count")
-    call.size_is(call.number(size), places, f"the number of {bins}")
+    call.size_is(call.int_expr(size), places, f"the number of {bins}")
     if bins == "bins":
-        largest = call.number(size - 1)
+        largest = call.int_expr(size - 1)
         call.size_is(Combination("+", largest, Literal(1), size), places, "one more than the largest value")
     return call.label([places])
 
@@ -108,7 +108,7 @@ class _Counted(nn.Module):
         return self.count(self.a.abs().sum(0).clamp(max=2.4)), self.a.detach()[:, :2] @ self.c[:2]
 
 
-class _Chosen(nn.Module):
+class _SortedRows(nn.Module):
     """How often each of six is among the three largest of a row [4, 6]; weighs rows [6, 5], which may shrink."""
 
     def __init__(self, last: int, minlength: bool = False) -> None:
@@ -136,9 +136,9 @@ sample(bucketize)(lambda: BesideProduct(_known))
 sample(searchsorted)(lambda: BesideProduct(_sought_by_row))
 sample(histogram)(lambda: _Counted(lambda x: x.histc(3, 0.0, 2.4)))
 sample(histogram)(lambda: _Counted(lambda x: x.long().bincount(minlength=3)))
-sample(histogram)(lambda: _Chosen(last=5))
-sample(histogram)(lambda: _Chosen(last=6))
-sample(histogram)(lambda: _Chosen(last=6, minlength=True))
+sample(histogram)(lambda: _SortedRows(last=5))
+sample(histogram)(lambda: _SortedRows(last=6))
+sample(histogram)(lambda: _SortedRows(last=6, minlength=True))
 
 
 @mutant(sort)

@@ -31,12 +31,14 @@ def view(call: Call) -> Label:
     if call.python.function in (torch.unflatten, torch.Tensor.unflatten):  # is told the sizes of one dimension only
         dim = call.python.numbers[0].value % len(x.axes)
         told = len(shape) - len(x.axes) + 1
-        expressions = [None] * dim + call.sizes(shape[dim : dim + told], behind=1) + [None] * (len(shape) - dim - told)
+        expressions = (
+            [None] * dim + call.size_exprs(shape[dim : dim + told], behind=1) + [None] * (len(shape) - dim - told)
+        )
     elif call.python.function in REPEATING:  # which joins the copies itself
-        call.follows("size")
+        call.derived_by_torch("size")
         expressions = [None] * len(shape)
     else:
-        expressions = call.sizes(call["size"])
+        expressions = call.size_exprs(call["size"])
     for expression, axis in zip(expressions, axes, strict=True):
         call.size_is(expression, axis, "a size given to view")
     return call.label(axes, zero, x.weight)
@@ -85,7 +87,7 @@ def strided(call: Call) -> Label:
     x: Label = call["self"]
     if call.operator is not aten.as_strided_.default or call.python.function in STRIDING or x.shape != call.shapes[0]:
         raise Refused("its memory is read by strides")
-    call.follows("size", "stride")
+    call.derived_by_torch("size", "stride")
     return call.label(x.axes, x.zero, x.weight)
 
 
@@ -159,14 +161,14 @@ def expand(call: Call) -> Label:
     shape = call.shapes[0]
     lead = len(shape) - len(x.axes)
     if call.python.function in REPEATING:  # is told the number of copies alone, which may be another dimension's too
-        call.follows("size")
+        call.derived_by_torch("size")
         times = {size for size, axis in zip(shape, x.axes, strict=True) if axis.size != size} or {1}
         expressions = [
-            call.number(size) if size in times and axis.size == 1 else None
+            call.int_expr(size) if size in times and axis.size == 1 else None
             for size, axis in zip(shape, x.axes, strict=True)
         ]
     else:
-        expressions = call.sizes(call["size"])
+        expressions = call.size_exprs(call["size"])
     axes, zero, uniform = [], [], []
     for dim, size in enumerate(shape):
         old = x.axes[dim - lead] if dim >= lead else None
@@ -281,7 +283,7 @@ sample(expand)(_ExpandAlone)
 
 
 def _as_given(call: Call, axes: Sequence[Axis], zero: bool = False) -> Label:
-    for expression, axis in zip(call.sizes(call["size"]), axes, strict=True):
+    for expression, axis in zip(call.size_exprs(call["size"]), axes, strict=True):
         call.size_is(expression, axis, "")
     return call.label(axes, [zero] * len(axes))
 
@@ -317,7 +319,7 @@ def _forgets_the_sizes(call: Call) -> Label:
         parts = _regroup(call, [x.axes[i] for i in ours], [call.shapes[0][j] for j in theirs])
         for j, axis in zip(theirs, parts, strict=True):
             axes[j] = axis
-    call.sizes(call["size"])
+    call.size_exprs(call["size"])
     return call.label(axes)
 
 
@@ -379,7 +381,7 @@ for _right in (permute, transpose, t, unsqueeze, squeeze):
 @mutant(expand)
 def _copies_are_counted_nowhere(call: Call) -> Label:
     x: Label = call["self"]
-    call.sizes(call["size"])
+    call.size_exprs(call["size"])
     pairs = zip(x.axes, call.shapes[0], strict=True)
     return call.label([axis if axis.size == size else call.fresh(size) for axis, size in pairs])
 

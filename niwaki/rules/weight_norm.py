@@ -17,13 +17,13 @@ def weight_norm(call: Call) -> list[Label]:
     there. Where v is computed nothing of ``dim`` can be removed."""
     v, g, dim = call["v"], call["g"], call["dim"]
     call.equate(v.axes[dim], g.axes[dim])
-    if not call.directs(v, dim):
+    if not call.weight_norm_direction(v, dim):
         call.pin(g.axes[dim], "the norm of a removed weight would be zero, and one divides by it")
     for i, axis in enumerate(v.axes):
         if i != dim and not v.zero[i]:
             call.pin(axis, "a norm runs over it, and its removed entries are not zero")
         elif i != dim and v.weight:
-            call.drives(v, i)
+            call.zeroed_by_method(v, i)
     norms = [g.axes[dim] if i == dim else call.fixed(size) for i, size in enumerate(call.shapes[1])]
     axes = [g.axes[dim] if i == dim else axis for i, axis in enumerate(v.axes)]
     zero = [g.zero[dim] if i == dim else flag for i, flag in enumerate(v.zero)]

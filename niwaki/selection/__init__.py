@@ -5,5 +5,5 @@ from niwaki.selection.greedy import select as select
 from niwaki.selection.levels import leaving as leaving
 from niwaki.selection.objective import costs as costs
 from niwaki.selection.objective import prices as prices
-from niwaki.selection.steps import Steps as Steps
+from niwaki.selection.steps import Widths as Widths
 from niwaki.solve.uniform import uniform as uniform

@@ -18,13 +18,13 @@ from niwaki.core.scalars import is_number as is_number
 from niwaki.core.scalars import is_whole as is_whole
 from niwaki.core.space import BoolArray, Pin, SearchSpace
 from niwaki.errors import BudgetError
-from niwaki.selection import Steps, costs, next_step
+from niwaki.selection import Widths, costs, next_step
 from niwaki.version import __version__
 
 MODELLED = ("macs", "params", "units", "memory")
 MEASURED = ("activations", "latency")
 TRAINED = (*MODELLED, "activations")  # what a method can follow, which cannot measure
-_FREE = Steps()
+_FREE = Widths()
 _TIGHT = 0.01
 _PERCENT = 100
 _LITTLE = 0.05  # of the parameters: fewer are not what keeps a budget from being met
@@ -140,9 +140,9 @@ class Budget:
         }
 
     @property
-    def steps(self) -> Steps:
+    def steps(self) -> Widths:
         """In which steps groups may shrink."""
-        return Steps(self.round_to, self.min_units)
+        return Widths(self.round_to, self.min_units)
 
     def __str__(self) -> str:
         parts = [f"{m} <= {v:,}" if is_whole(v) else f"{m} <= {v:.1%}" for m, v in self.limits.items()]
@@ -180,7 +180,7 @@ def check_budget(budget: object, *, training: bool = True) -> None:
         )
 
 
-def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], steps: Steps = _FREE) -> None:
+def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], steps: Widths = _FREE) -> None:
     """Raise `BudgetError` if ``keep``, the best that a selection could do, still costs more than ``limits``, and
     `UnknownName` if a pattern of ``steps`` matches nothing."""
     steps.check(space)
@@ -197,7 +197,7 @@ def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], 
         )
 
 
-def loose(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], budget: Budget) -> str | None:
+def slack_note(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], budget: Budget) -> str | None:
     """Why more than 1 % is left under every limit, as a sentence; None where no more is."""
     reached = costs(space.cost_model, keep, limits)
     tightest = max(limits, key=lambda measure: reached[measure] / max(limits[measure], 1.0))

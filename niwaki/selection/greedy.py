@@ -17,12 +17,12 @@ from niwaki.criteria.normalise import Among
 from niwaki.selection.levels import buildable, depending, failing
 from niwaki.selection.objective import Worth, costs, mixed, prices
 from niwaki.selection.orders import Orders, Queue
-from niwaki.selection.steps import Steps
+from niwaki.selection.steps import Widths
 
 _ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on what its neighbours have lost
 _SWAPS = 16
 _TIGHT = 0.01
-_FREE = Steps()
+_FREE = Widths()
 
 
 def select(
@@ -31,7 +31,7 @@ def select(
     limits: Mapping[str, float],
     removed: BoolArray | None = None,
     *,
-    steps: Steps = _FREE,
+    steps: Widths = _FREE,
     compare: Among = "group",
     weight: FloatArray | None = None,
     staying: BoolArray | None = None,
@@ -59,7 +59,7 @@ def select(
 
 
 def next_step(
-    space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], steps: Steps = _FREE
+    space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], steps: Widths = _FREE
 ) -> tuple[IntArray, dict[str, float]] | None:
     """The smallest step by which ``keep`` could grow, measured by the limit it comes nearest to or exceeds most: its
     units, and what the network would then cost. None where everything is kept."""
@@ -84,7 +84,7 @@ class _Chooser:
         self,
         space: SearchSpace,
         limits: dict[str, float],
-        steps: Steps,
+        steps: Widths,
         worth: Worth,
         staying: BoolArray | None = None,
     ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.selection.steps import Steps
+from niwaki.selection.steps import Widths
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,7 @@ class Levels:
     left: IntArray  # [num_units]
 
     @classmethod
-    def of(cls, space: SearchSpace, steps: Steps) -> Levels:
+    def of(cls, space: SearchSpace, steps: Widths) -> Levels:
         """The levels of all blocks of ``space``."""
         groups = len(space.groups)
         tied = [(tie.groups, tie.steps, tie.most) for tie in space.ties]
@@ -54,14 +54,14 @@ class Levels:
         return cls(block, step, reached, left)
 
 
-def leaving(space: SearchSpace, gone: BoolArray, steps: Steps) -> BoolArray:
+def leaving(space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
     """Which of the units in ``gone`` [num_units] can leave: as many as sizes, steps and ties of ``space`` and the
     sizes in the model's code allow.
 
     >>> import niwaki, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
     >>> space = niwaki.search_space(net, torch.randn(1, 4))
-    >>> leaving(space, np.array([True, False, True, True, False, False]), Steps(round_to=2)).astype(int)
+    >>> leaving(space, np.array([True, False, True, True, False, False]), Widths(round_to=2)).astype(int)
     array([1, 0, 1, 0, 0, 0])
     """
     levels = Levels.of(space, steps)

@@ -14,7 +14,7 @@ from niwaki.core.isomorphic import group_of
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.selection.levels import Levels
 from niwaki.selection.objective import WORTH_BY, Worth, costs, mixed, prices, worth_weight
-from niwaki.selection.steps import Steps
+from niwaki.selection.steps import Widths
 
 _HUGE = 1e200
 
@@ -30,7 +30,7 @@ class Orders:
         space: SearchSpace,
         model: CostModel,
         measures: Collection[str],
-        steps: Steps,
+        steps: Widths,
         worth: Worth,
         staying: BoolArray | None = None,
     ) -> None:

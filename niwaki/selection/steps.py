@@ -15,7 +15,7 @@ from niwaki.errors import UnknownName
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class Widths:
     """The widths a group may keep: a multiple of ``round_to`` entries of every weight that produces its units, and at
     least ``min_units`` units; or all of it.
 
@@ -34,7 +34,7 @@ class Steps:
 
         >>> import niwaki, torch
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
-        >>> Steps(round_to={"0": 2}).multiples(niwaki.search_space(net, torch.randn(1, 4)))
+        >>> Widths(round_to={"0": 2}).multiples(niwaki.search_space(net, torch.randn(1, 4)))
         array([2])
         """
         least = np.ones(len(space.groups), dtype=np.int64)

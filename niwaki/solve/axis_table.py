@@ -11,9 +11,9 @@ from niwaki.core.counts import Counts, IntArray
 from niwaki.core.numbers import Attribute, Combination, Count, Expression, leaves
 from niwaki.rules.axis import Axis
 from niwaki.solve.components import Components
-from niwaki.solve.constraints import Facts, SizeClaim
+from niwaki.solve.constraints import Constraints, SizeClaim
 from niwaki.solve.costs import lifetimes, tasks
-from niwaki.solve.groups import Units
+from niwaki.solve.groups import SolvedGroups
 from niwaki.trace.graph import Origin
 
 _CHUNK = 2**18  # so many rows are solved together
@@ -38,7 +38,7 @@ class AxisTable:
             self._axes.append(axis.ids)
         return self._numbers[key]
 
-    def rows(self, units: Units) -> tuple[IntArray, IntArray, IntArray]:
+    def rows(self, units: SolvedGroups) -> tuple[IntArray, IntArray, IntArray]:
         """The components that are still free of all positions of all axes [R, K], 0 padded, the axis number of each
         row [R], and how many positions in a row it stands for [R]."""
         pieces: list[tuple[IntArray, IntArray, IntArray]] = []
@@ -104,7 +104,7 @@ def pad(lists: Sequence[Sequence[int]], filler: int) -> IntArray:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Claim:
+class NumberedClaim:
     """What is ``said`` of a number, as an ``expression`` in numbers of axes, equal to the positions of ``axis`` or what
     it is (None). ``attributes`` and axes that are ``counted``: those in the expression, of ``leaves`` in all."""
 
@@ -116,7 +116,7 @@ class Claim:
     leaves: int
 
     @classmethod
-    def of(cls, said: SizeClaim, expression: Expression, axis: int | None) -> Claim:
+    def of(cls, said: SizeClaim, expression: Expression, axis: int | None) -> NumberedClaim:
         """Look through the expression once."""
         inside = list(leaves(expression))
         attributes = tuple(leaf for leaf in inside if isinstance(leaf, Attribute))
@@ -127,11 +127,11 @@ class Claim:
 class Tables:
     """All axes that sizes and costs refer to, numbered, with the claims and terms written in those numbers."""
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, units: SolvedGroups) -> None:
         graph, facts = units.graph, units.facts
         table = AxisTable(units.solution)
         self.claims = [
-            Claim.of(
+            NumberedClaim.of(
                 claim,
                 _numbered(claim.expression, facts, table),
                 None if claim.axis is None else table.number(claim.axis),
@@ -173,12 +173,12 @@ class Tables:
         own = slice(self._first[axis], self._first[axis + 1])
         return self.rows[own], self.times[own]
 
-    def counts(self, units: Units) -> Counts:
+    def counts(self, units: SolvedGroups) -> Counts:
         """Surviving positions of every axis, as a function of the units there are now."""
         return count_rows(units.of_components(self.rows), self.axis, self.times, self.num_axes, len(units))
 
 
-def _numbered(expression: Expression, facts: Facts, table: AxisTable) -> Expression:
+def _numbered(expression: Expression, facts: Constraints, table: AxisTable) -> Expression:
     if isinstance(expression, Combination):
         left, right = _numbered(expression.left, facts, table), _numbered(expression.right, facts, table)
         return Combination(expression.symbol, left, right, expression.value)

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 
-from niwaki.solve.constraints import Facts
+from niwaki.solve.constraints import Constraints
 from niwaki.trace.graph import Graph
 
 BREADTHS = 3  # the line, shapes and modules; the line; the operator
@@ -26,7 +26,7 @@ _NEAR = 400  # operators between a failure and its cause: what is farther is in 
 class Blame:
     """Looks up operators by their places in ``facts.touched``, which lists those of all runs in their order."""
 
-    def __init__(self, graph: Graph, facts: Facts) -> None:
+    def __init__(self, graph: Graph, facts: Constraints) -> None:
         self._graph, self._touched = graph, facts.touched
         self._alike: dict[int, dict[Hashable, list[int]]] = {}  # by breadth, by kind
         self._makers: dict[int, list[int]] = defaultdict(list)  # value -> the operators that made or changed it

@@ -1,4 +1,4 @@
-"""Units, equations and tables become a search space: groups, places, pins, costs, coverage."""
+"""Build the search space from solved groups, equations and tables: groups, pins, costs, coverage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from niwaki.core.cost import CostModel, Peaks, Terms, Work
+from niwaki.core.cost import CostModel, OperatorWork, PeakMemory, Terms
 from niwaki.core.counts import IntArray
 from niwaki.core.integrations import Multiple
 from niwaki.core.location import Location
@@ -20,11 +20,11 @@ from niwaki.core.repairs import Factor, Repairs, Scalar, ScalarRule, TensorRule
 from niwaki.core.space import BoolArray, Group, Pin, Place, SearchSpace, Slice, Tie
 from niwaki.rules.axis import Axis
 from niwaki.solve.axis_table import Tables, pad
-from niwaki.solve.constraints import Facts
-from niwaki.solve.groups import Units
+from niwaki.solve.constraints import Constraints
+from niwaki.solve.groups import SolvedGroups
 from niwaki.solve.required import required
-from niwaki.solve.sizes import pin_unsolved, settle
-from niwaki.solve.unreached import understand_unseen
+from niwaki.solve.sizes import pin_unsolved, solve_sizes
+from niwaki.solve.unreached import infer_from_siblings
 from niwaki.solve.unread import unread
 from niwaki.trace.graph import Graph, Origin
 
@@ -38,17 +38,17 @@ class Builder:
         self,
         model: torch.nn.Module,
         graph: Graph,
-        facts: Facts,
+        facts: Constraints,
         inner: bool = False,
         looked_after: Sequence[object] = (),
     ) -> None:
         """``looked_after``: objects on modules whose numbers somebody else keeps up to date."""
         self._model, self._looked_after = model, looked_after
-        understand_unseen(model, graph, facts)
-        self.units = Units(graph, facts, inner)
+        infer_from_siblings(model, graph, facts)
+        self.units = SolvedGroups(graph, facts, inner)
         self._tables = Tables(self.units)
         self._pin_contradicting_repairs()
-        self._numbers = settle(self.units, self._tables)
+        self._numbers = solve_sizes(self.units, self._tables)
         self._space: SearchSpace | None = None  # as it stands
 
     def _pin_contradicting_repairs(self) -> None:
@@ -154,7 +154,7 @@ class Builder:
 
     def _settle(self) -> None:
         self.units.regroup()
-        self._numbers = settle(self.units, self._tables)
+        self._numbers = solve_sizes(self.units, self._tables)
         self._space = None
 
     def pin_everything(self, text: str) -> None:
@@ -179,13 +179,13 @@ class Builder:
         units, tables = self.units, self._tables
         places = _places(units)
         alive = [one for one, _ in tables.activations]
-        activations = Peaks(
+        activations = PeakMemory(
             _terms([term for _, term in tables.activations], tables.num_axes),
             np.array([one.born for one in alive], np.int64),
             np.array([one.died for one in alive], np.int64),
         )
         numbered = [(number, term) for number, (_, terms) in enumerate(tables.work) for term in terms]
-        work = Work(
+        work = OperatorWork(
             tuple(name for name, _ in tables.work),
             _terms([term for _, term in numbered], tables.num_axes),
             np.array([number for number, _ in numbered], np.int64),
@@ -218,7 +218,7 @@ def _terms(sums: Sequence[tuple[float, Sequence[int]]], num_axes: int) -> Terms:
     return Terms(np.array([constant for constant, _ in sums]), pad([axes for _, axes in sums], num_axes))
 
 
-def _places(units: Units) -> tuple[Place, ...]:
+def _places(units: SolvedGroups) -> tuple[Place, ...]:
     """The dimensions that units own something of. Where nothing produces a unit, what reads it stands for it."""
     none = len(units)
     produced = np.zeros(none + 1, dtype=bool)
@@ -243,7 +243,7 @@ def _places(units: Units) -> tuple[Place, ...]:
     return tuple(places)
 
 
-def _groups(places: Sequence[Place], units: Units) -> tuple[Group, ...]:
+def _groups(places: Sequence[Place], units: SolvedGroups) -> tuple[Group, ...]:
     starts = units.starts
     sizes = np.diff(starts)
     pieces: list[list[Slice]] = [[] for _ in sizes]
@@ -278,7 +278,7 @@ def _by_group(owner: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray
         yield group, positions[ends[group] : ends[group + 1]].reshape(size, -1)
 
 
-def _inexact(units: Units, group: int) -> str | None:
+def _inexact(units: SolvedGroups, group: int) -> str | None:
     why = units.inexact(group)
     if why is None:
         return None
@@ -286,7 +286,7 @@ def _inexact(units: Units, group: int) -> str | None:
     return reason.text + (f" at {reason.location}" if reason.location else "")
 
 
-def _pins(units: Units) -> tuple[Pin, ...]:
+def _pins(units: SolvedGroups) -> tuple[Pin, ...]:
     pins = []
     for spot in units.spots:
         if spot.value.origin is not Origin.PARAMETER or (free := units.free(spot)).all():
@@ -298,7 +298,7 @@ def _pins(units: Units) -> tuple[Pin, ...]:
     return tuple(pins)
 
 
-def _coverage(units: Units) -> float:
+def _coverage(units: SolvedGroups) -> float:
     """An element lies in a unit when any of its dimensions says so."""
     outside: dict[int, float] = {}
     for spot in units.spots:

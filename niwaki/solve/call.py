@@ -1,4 +1,4 @@
-"""One operator call as its rule sees it, and what the rule says of it, kept in `Facts`."""
+"""One operator call as its rule sees it, and what the rule says of it, kept in `Constraints`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from niwaki.core.numbers import Count, Expression, Literal
 from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import Call, Label, Scale
-from niwaki.solve.constraints import Facts, MacsTerm, SizeClaim
+from niwaki.solve.constraints import Constraints, MacsTerm, SizeClaim
 from niwaki.trace.graph import Graph, Node, Ref
 
 
@@ -26,11 +26,11 @@ def _defaults(operator: torch._ops.OpOverload) -> Mapping[str, Any]:
 
 
 class GraphCall(Call):
-    """A call of a graph; what is said of it is written into `Facts`."""
+    """A call of a graph; what is said of it is written into `Constraints`."""
 
     def __init__(
         self,
-        facts: Facts,
+        facts: Constraints,
         graph: Graph,
         node: Node,
         counting: bool,
@@ -82,7 +82,7 @@ class GraphCall(Call):
             if label.weight:
                 for dim, axis in enumerate(label.axes):
                     if axis.free and any(axis.same_as(made) for r in results if not r.weight for made in r.axes):
-                        self.makes(label, dim)
+                        self.produces(label, dim)
 
     def _reason(self, text: str) -> int:
         if text not in self._why:
@@ -125,12 +125,12 @@ class GraphCall(Call):
         ours, theirs = left.axes[left_dim], right.axes[right_dim]
         self.equate(ours, theirs)
         if left.weight and right.weight:  # both make the weight that comes of it
-            self.drives(left, left_dim)
-            self.drives(right, right_dim)
+            self.zeroed_by_method(left, left_dim)
+            self.zeroed_by_method(right, right_dim)
         elif left.weight:
-            self.reads(left, left_dim, right.zero[right_dim])
+            self.consumes(left, left_dim, right.zero[right_dim])
         elif right.weight:
-            self.reads(right, right_dim, left.zero[left_dim])
+            self.consumes(right, right_dim, left.zero[left_dim])
         if not (left.zero[left_dim] or right.zero[right_dim]):
             why = "it is summed over, and its removed entries are not zero"
             self.inexact(ours, why)
@@ -139,16 +139,16 @@ class GraphCall(Call):
     def note(self, text: str) -> None:
         self._facts.notes[text] = None
 
-    def reads(self, weight: Label, dim: int, zero: bool) -> None:
+    def consumes(self, weight: Label, dim: int, zero: bool) -> None:
         ids = weight.axes[dim].ids.reshape(-1)
         self._facts.reads.append(ids)
         if not zero:
-            self.drives(weight, dim)
+            self.zeroed_by_method(weight, dim)
 
-    def drives(self, weight: Label, dim: int) -> None:
+    def zeroed_by_method(self, weight: Label, dim: int) -> None:
         self._facts.drives.append(weight.axes[dim].ids.reshape(-1))
 
-    def directs(self, weight: Label, dim: int) -> bool:
+    def weight_norm_direction(self, weight: Label, dim: int) -> bool:
         source = weight.source
         if source is None or source.shift or self._facts.labels[source.value] is not weight:
             return False
@@ -156,10 +156,10 @@ class GraphCall(Call):
         self._facts.directing.setdefault(source.value, set()).add((self._node.operator, dim))
         return True
 
-    def makes(self, weight: Label, dim: int) -> None:
+    def produces(self, weight: Label, dim: int) -> None:
         self._facts.makes.append(weight.axes[dim].ids.reshape(-1))
 
-    def sizes(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
+    def size_exprs(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
         numbers = self.python.numbers
         self.resized.update(given)
         for start in range(behind, len(numbers) - len(given) + 1):
@@ -174,12 +174,12 @@ class GraphCall(Call):
         self.understood.update(position for same in found for position in same[:1])
         return [numbers[same[0]] if same else None for same in found]
 
-    def follows(self, *names: str) -> None:
+    def derived_by_torch(self, *names: str) -> None:
         for name in names:
             given = self.arguments[name]
             self.resized.update(given if isinstance(given, tuple) else (given,))
 
-    def number(self, given: int) -> Expression:
+    def int_expr(self, given: int) -> Expression:
         numbers = self.python.numbers
         self.resized.add(given)
         same = [position for position, number in enumerate(numbers) if number.value == given]
@@ -187,11 +187,11 @@ class GraphCall(Call):
         self.understood.update(same[-1:])
         return numbers[same[-1]] if same else Literal(given)
 
-    def places(self, label: Label) -> Axis | None:
+    def index_of(self, label: Label) -> Axis | None:
         self.placed.append(label)
-        return label.places if label.places is not None and label.places.free else None
+        return label.index_of if label.index_of is not None and label.index_of.free else None
 
-    def count(self, argument: str, dim: int) -> Expression:
+    def size_of(self, argument: str, dim: int) -> Expression:
         names = list(_defaults(self._node.operator))
         given = (*self._node.args, *[None] * len(names))[names.index(argument)]
         reference = self._node.kwargs.get(argument, given)

@@ -14,7 +14,7 @@ from niwaki.core.numbers import Combination, Count, Expression
 from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Label, Scale
-from niwaki.solve.constraints import Facts
+from niwaki.solve.constraints import Constraints
 from niwaki.trace.graph import Graph, Node, Ref
 
 _COMPARED = frozenset(
@@ -23,7 +23,7 @@ _COMPARED = frozenset(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Said:
+class CachedCall:
     """What labelling a call gave: labels, all axes, the numbers among the arguments that a cut may change, the float
     attributes that it may repair, the places of the numbers of the Python call that the rule has understood."""
 
@@ -38,9 +38,9 @@ class Calls:
     """Remembers what was said of calls, in the order in which they were made: of several calls with one key the same is
     said, each time with ids of its own, and their order tells which of these go on to be used where."""
 
-    def __init__(self, graph: Graph, facts: Facts) -> None:
+    def __init__(self, graph: Graph, facts: Constraints) -> None:
         self._keys: dict[Hashable, int] = {}
-        self._said: dict[int, list[Said]] = {}
+        self._said: dict[int, list[CachedCall]] = {}
         self._recalled: Counter[int] = Counter()
         self._graph, self._facts = graph, facts
         self._labels: dict[int, tuple[Label, Hashable]] = {}  # by identity; the label is kept alive
@@ -50,7 +50,7 @@ class Calls:
         """Another run."""
         self._recalled.clear()
 
-    def recall(self, key: int | None) -> Said | None:
+    def recall(self, key: int | None) -> CachedCall | None:
         """What was said of such a call in a run before; None if there was none."""
         known = self._said.get(key) if key is not None else None
         if key is None or known is None:
@@ -58,7 +58,7 @@ class Calls:
         self._recalled[key] += 1
         return known[min(self._recalled[key], len(known)) - 1]
 
-    def remember(self, key: int | None, said: Said) -> None:
+    def remember(self, key: int | None, said: CachedCall) -> None:
         """Note what was said of a call."""
         if key is not None:
             self._said.setdefault(key, []).append(said)
@@ -100,7 +100,7 @@ class Calls:
         if known is None:
             scale = tuple((_axis(factor.axis), factor.power, factor.why) for factor in label.scale)
             axes = tuple(map(_axis, label.axes))
-            places = None if label.places is None else _axis(label.places)
+            places = None if label.index_of is None else _axis(label.index_of)
             known_of_entries = label.zero, label.nonnegative, label.dtype, scale, label.source, places
             key: Hashable = (axes, label.weight, known_of_entries)
             known = self._labels[id(label)] = label, id(self._unlike.setdefault(key, key))

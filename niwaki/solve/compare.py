@@ -17,14 +17,14 @@ from niwaki.errors import first_line
 from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Scale
 from niwaki.rules.views import STRIDING
-from niwaki.solve.constraints import Facts
-from niwaki.solve.groups import Units
+from niwaki.solve.constraints import Constraints
+from niwaki.solve.groups import SolvedGroups
 from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a cut changes that it should not: the operator (its place in `Facts.touched`) and what happened there.
+    """What a cut changes that it should not: the operator (its place in `Constraints.touched`) and what happened there.
 
     ``fails``: it raised an error. ``detour``: torch ran other operators. ``deviating``: (output, dimension) of those
     that have another size than expected.
@@ -36,7 +36,7 @@ class Problem:
     detour: bool = False
     deviating: tuple[tuple[int, int], ...] = ()
 
-    def told(self, facts: Facts) -> str:
+    def told(self, facts: Constraints) -> str:
         """Operator, line and what happened, as part of a sentence."""
         node = facts.touched[min(self.place, len(facts.touched) - 1)].node
         return f"{node.operator} at {node.location} {self.text}"
@@ -45,7 +45,9 @@ class Problem:
 class Comparison:
     """Compares runs of a cut network that keeps the units ``keep`` with dense runs of ``graph``."""
 
-    def __init__(self, graph: Graph, facts: Facts, units: Units, small: torch.nn.Module, keep: BoolArray) -> None:
+    def __init__(
+        self, graph: Graph, facts: Constraints, units: SolvedGroups, small: torch.nn.Module, keep: BoolArray
+    ) -> None:
         self._graph, self._facts, self._units, self._small, self._keep = graph, facts, units, small, keep
         self._left: dict[int, int] = {}  # surviving positions by the identity of an axis
 
@@ -122,9 +124,9 @@ class Comparison:
         if isinstance(how, Scalar):
             value = module_at(self._small, how.module).__dict__[how.name]
             # None, the machine epsilon, where the width is as it was
-            return constant if value is None else _Rounded(value)
+            return constant if value is None else _RoundedFactor(value)
         shares = ((factor.axis.size / self._positions(factor.axis)) ** factor.power for factor in how)
-        return _Rounded(constant * math.prod(shares))
+        return _RoundedFactor(constant * math.prod(shares))
 
     def _positions(self, axis: Axis) -> int:
         """How many positions of an axis are left after the cut."""
@@ -223,7 +225,7 @@ def _difference(given: Any, instead: Any) -> str:
     return f"is given {after} instead of {before}"
 
 
-class _Rounded(float):
+class _RoundedFactor(float):
     """A float that torch's own code may round to float32."""
 
     def __eq__(self, other: object) -> bool:
@@ -236,6 +238,6 @@ def _same(given: Any, instead: Any, resized: Container[int]) -> bool:
     """Whether a cut has left a constant alone; the whole numbers ``resized`` may change."""
     if isinstance(given, torch.Tensor) and isinstance(instead, torch.Tensor):
         return given.shape == instead.shape and torch.allclose(given, instead, rtol=0, atol=0, equal_nan=True)
-    if type(given) is not type(instead) and not isinstance(given, _Rounded):
+    if type(given) is not type(instead) and not isinstance(given, _RoundedFactor):
         return False
     return bool(given == instead or given != given or (type(given) is int and given in resized))

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray
-from niwaki.solve.constraints import Facts
+from niwaki.solve.constraints import Constraints
 from niwaki.solve.factorise import Refining, connected_rows
 
 ShortArray = NDArray[np.int32]
@@ -117,7 +117,7 @@ class _Edges:
         return np.concatenate(self._from), np.concatenate(self._to), np.concatenate(self._why)
 
 
-def solve(facts: Facts) -> Components:
+def solve(facts: Constraints) -> Components:
     """The least restrictive solution that these steps find; restricting it further is always allowed."""
     blocks = Blocks(facts)
     equal = list({(id(left), id(right)): (left, right, why) for left, right, why in reversed(facts.equal)}.values())
@@ -310,7 +310,7 @@ def _pairs(a: IntArray, b: IntArray) -> list[tuple[int, int]]:
 class Blocks:
     """Finds the block that an array of ids is."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Constraints) -> None:
         self.all = [block for block in facts.blocks if len(block)]
         self._by_memory = {id(block): number for number, block in enumerate(self.all)}
         self._by_first = {int(block[0]): number for number, block in enumerate(self.all)}

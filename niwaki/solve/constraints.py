@@ -68,7 +68,7 @@ class Touched:
 
 
 @dataclass(slots=True, eq=False)
-class Facts:
+class Constraints:
     """Everything the rules said about a graph."""
 
     labels: list[Label | None]

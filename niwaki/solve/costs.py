@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from niwaki.rules.axis import Axis
-from niwaki.solve.constraints import Facts
+from niwaki.solve.constraints import Constraints
 from niwaki.trace.graph import Graph, Node, Origin, Run
 from niwaki.trace.operators import traits
 
@@ -25,7 +25,7 @@ class Lifetime:
     died: int
 
 
-def lifetimes(graph: Graph, facts: Facts) -> list[Lifetime]:
+def lifetimes(graph: Graph, facts: Constraints) -> list[Lifetime]:
     """Of every memory that the first run allocates; moment i is right after its operator i.
 
     A memory is alive as long as Python holds any tensor that shares it. What an operator allocates and frees inside
@@ -70,14 +70,14 @@ def _roots(graph: Graph, run: Run) -> dict[int, int]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Task:
+class OperatorTask:
     """What one operator has to do, as a sum of terms, each so many times the positions of its axes."""
 
     operator: str
     terms: tuple[tuple[int, tuple[Axis, ...]], ...]
 
 
-def tasks(graph: Graph, facts: Facts) -> list[Task]:
+def tasks(graph: Graph, facts: Constraints) -> list[OperatorTask]:
     """Of every operator of the first run that computes anything."""
     if not graph.runs or graph.runs[0].error is not None:
         return []
@@ -90,11 +90,11 @@ def tasks(graph: Graph, facts: Facts) -> list[Task]:
             continue
         terms = macs[number] if number in macs else _largest(graph, facts, node)
         if terms:
-            found.append(Task(str(node.operator), tuple(terms)))
+            found.append(OperatorTask(str(node.operator), tuple(terms)))
     return found
 
 
-def _largest(graph: Graph, facts: Facts, node: Node) -> list[tuple[int, tuple[Axis, ...]]]:
+def _largest(graph: Graph, facts: Constraints, node: Node) -> list[tuple[int, tuple[Axis, ...]]]:
     """The entries of the largest tensor that flows in or out; parameters are not flowing."""
     numbers = [number for number in (*node.outputs, *node.inputs()) if number is not None]
     flowing = [n for n in numbers if graph.values[n].origin not in (Origin.PARAMETER, Origin.BUFFER)]

@@ -22,7 +22,7 @@ from niwaki.errors import PlanError
 from niwaki.solve.blame import BREADTHS
 from niwaki.solve.build import Builder
 from niwaki.solve.compare import Comparison, Problem, named
-from niwaki.solve.constraints import Facts
+from niwaki.solve.constraints import Constraints
 from niwaki.solve.masks import hard_keep, slight_keep
 from niwaki.solve.mend import Mending
 from niwaki.surgery.cut import cut_empty, duplicate
@@ -38,7 +38,7 @@ _PATIENCE = 10  # attempts after which more operators count as alike
 _DRAWS = 8  # of plans that the numbers in Python can follow
 
 
-def rehearsed(graph: Graph, facts: Facts, builder: Builder, calls: Sequence[ExampleCall]) -> list[str]:
+def dry_run(graph: Graph, facts: Constraints, builder: Builder, calls: Sequence[ExampleCall]) -> list[str]:
     """Pin in ``builder`` what does not survive a random plan; returns notes about what could not be mended."""
     rng, mending = np.random.default_rng(0), Mending(graph, facts, builder)
     pairs, only_pairs = True, False  # whether groups of two are left with one, and nothing else is cut
@@ -104,7 +104,7 @@ def _drawn(
 
 
 def _fault_of_copying(
-    model: torch.nn.Module, graph: Graph, facts: Facts, builder: Builder, calls: Sequence[ExampleCall]
+    model: torch.nn.Module, graph: Graph, facts: Constraints, builder: Builder, calls: Sequence[ExampleCall]
 ) -> Problem | None:
     """What is wrong already with a copy that nothing was cut from, if it is not so with the model itself when that runs
     again. The copy has the memory of the model's parameters, and takes none of its own."""
@@ -123,7 +123,7 @@ def _fault_of_copying(
 def _rehearse(
     small: torch.nn.Module,
     graph: Graph,
-    facts: Facts,
+    facts: Constraints,
     builder: Builder,
     calls: Sequence[ExampleCall],
     keep: BoolArray,

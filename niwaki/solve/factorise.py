@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from niwaki.core.counts import IntArray
 from niwaki.rules.axis import product_rows
-from niwaki.solve.constraints import Facts
+from niwaki.solve.constraints import Constraints
 
 _MOST_PARTS = 64  # blocks of rows that have nothing in common; more are no product of anything
 _CONFLICT = "it is a product in two ways that have no common factors"
@@ -42,7 +42,7 @@ def connected_rows(table: IntArray) -> Iterator[IntArray]:
 class Refining:
     """Collects in ``found`` the equations that common factors give; these may need ids of their own."""
 
-    def __init__(self, facts: Facts, ids: int) -> None:
+    def __init__(self, facts: Constraints, ids: int) -> None:
         self._facts = facts
         self.ids = ids  # how many there are
         self._times: dict[tuple[int, bytes, bytes], int] = {}

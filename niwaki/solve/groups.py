@@ -1,4 +1,4 @@
-"""Units and groups: the independent components that are left, and which of them are alike."""
+"""Solve the groups: the independent components that are left are units, and those that are alike form a group."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray
 from niwaki.rules.axis import Axis
 from niwaki.solve.components import Components, solve
-from niwaki.solve.constraints import Facts
-from niwaki.solve.steps import Steps
+from niwaki.solve.constraints import Constraints
+from niwaki.solve.steps import UnitSteps
 from niwaki.trace.graph import Graph, Origin, Value
 
 _INNER = "it is the inner factor of a product whose outer factor (a head, a group) can be removed whole"
@@ -35,7 +35,7 @@ class Spot:
 
 
 @dataclass(frozen=True, slots=True)
-class Rhythm:
+class SolvedTie:
     """Groups whose units can only leave together: ``steps[i]`` of group ``groups[i]`` at a time, ``most`` times."""
 
     groups: tuple[int, ...]
@@ -43,10 +43,10 @@ class Rhythm:
     most: int
 
 
-class Units:
+class SolvedGroups:
     """What can still be removed. Pinning more never breaks an equation, so it needs no new solution."""
 
-    def __init__(self, graph: Graph, facts: Facts, inner: bool = False) -> None:
+    def __init__(self, graph: Graph, facts: Constraints, inner: bool = False) -> None:
         self.graph, self.facts = graph, facts
         self._pin_unseen()
         self.solution: Components = solve(facts)
@@ -57,8 +57,8 @@ class Units:
         none = np.zeros(0, dtype=np.int64)
         self._finer: tuple[IntArray, IntArray, IntArray] = (none[:, None], none, none)
         self.spots = self._find_spots()
-        self.rhythms: tuple[Rhythm, ...] = ()
-        self.steps = Steps(self.solution.size)
+        self.rhythms: tuple[SolvedTie, ...] = ()
+        self.steps = UnitSteps(self.solution.size)
         self._pin_made_by_buffers()
         self.regroup()
         if not inner and self._hold_inner():
@@ -194,7 +194,7 @@ class Units:
         self.pin(self._units, why)
         self.regroup()
 
-    def distinguish(self, rows: IntArray, place: IntArray, times: IntArray) -> None:
+    def split_by_count(self, rows: IntArray, place: IntArray, times: IntArray) -> None:
         """Units that occur differently often on some axes (rows of components, the axis of each, and how often it is
         there) are not alike."""
         self._finer = rows, place, times

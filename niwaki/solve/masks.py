@@ -8,10 +8,10 @@ import numpy as np
 
 from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray
-from niwaki.solve.groups import Units
+from niwaki.solve.groups import SolvedGroups
 
 
-def random_keep(units: Units, rng: np.random.Generator, least: int = 1) -> BoolArray:
+def random_keep(units: SolvedGroups, rng: np.random.Generator, least: int = 1) -> BoolArray:
     """A random mask [num_units] that keeps at least one unit of every group, or ``least`` where there are more, and
     respects the rhythms."""
     sizes = np.diff(units.starts)
@@ -25,7 +25,7 @@ def random_keep(units: Units, rng: np.random.Generator, least: int = 1) -> BoolA
 
 
 def hard_keep(
-    units: Units, rng: np.random.Generator, least: int, share: float, ones: bool = True, others: bool = True
+    units: SolvedGroups, rng: np.random.Generator, least: int, share: float, ones: bool = True, others: bool = True
 ) -> BoolArray:
     """A random mask [num_units] that keeps at most ``share`` of every group, but at least ``least`` units where there
     are more, and where possible an odd number (of steps of a rhythm) without a factor in common with the whole: what
@@ -52,7 +52,7 @@ def hard_keep(
     return _keep(units, np.where(whole, sizes, kept), _order(units, rng))
 
 
-def slight_keep(units: Units, rng: np.random.Generator) -> BoolArray:
+def slight_keep(units: SolvedGroups, rng: np.random.Generator) -> BoolArray:
     """A random mask [num_units] that takes one unit of every group, or one step of a rhythm; groups of two stay."""
     sizes = np.diff(units.starts)
     kept = np.where(sizes > 2, sizes - 1, sizes)
@@ -62,7 +62,7 @@ def slight_keep(units: Units, rng: np.random.Generator) -> BoolArray:
     return _keep(units, kept, _order(units, rng))
 
 
-def contrasts(units: Units, rng: np.random.Generator) -> Iterator[BoolArray]:
+def separating_masks(units: SolvedGroups, rng: np.random.Generator) -> Iterator[BoolArray]:
     """A few masks among which, for any two groups that are in no rhythm, there is one that leaves the first its least
     and the second whole: small groups would escape a purely random choice now and then."""
     sizes, least = np.diff(units.starts), np.diff(units.starts)
@@ -79,14 +79,14 @@ def contrasts(units: Units, rng: np.random.Generator) -> Iterator[BoolArray]:
         yield _keep(units, np.where(small, sizes, least), order)
 
 
-def _order(units: Units, rng: np.random.Generator) -> IntArray:
+def _order(units: SolvedGroups, rng: np.random.Generator) -> IntArray:
     """The units of each group in a random order."""
     group = np.repeat(np.arange(len(units.starts) - 1), np.diff(units.starts))
     order: IntArray = np.argsort(group + rng.random(len(units)))
     return order
 
 
-def _keep(units: Units, kept: IntArray, order: IntArray) -> BoolArray:
+def _keep(units: SolvedGroups, kept: IntArray, order: IntArray) -> BoolArray:
     """The mask of the first ``kept[g]`` units, in ``order``, of each group g."""
     sizes = np.diff(units.starts)
     rank = np.arange(len(units)) - np.repeat(units.starts[:-1], sizes)

@@ -10,7 +10,7 @@ from niwaki.rules.axis import Axis
 from niwaki.solve.blame import Blame
 from niwaki.solve.build import Builder
 from niwaki.solve.compare import Problem
-from niwaki.solve.constraints import Facts
+from niwaki.solve.constraints import Constraints
 from niwaki.trace.graph import Graph
 
 _STEPS = (2, 4, 8)
@@ -22,7 +22,7 @@ _NEAR = 50  # operators before one that fails, among which these are looked for
 class Mending:
     """Remembers what has been tried for which kind of operator."""
 
-    def __init__(self, graph: Graph, facts: Facts, builder: Builder) -> None:
+    def __init__(self, graph: Graph, facts: Constraints, builder: Builder) -> None:
         self._graph, self._facts, self._builder = graph, facts, builder
         self._blame: Blame | None = None
         self._steps: dict[Hashable, Iterator[tuple[int, list[Axis], int]]] = {}  # left to try, by kind of operator

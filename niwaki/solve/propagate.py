@@ -13,32 +13,31 @@ from niwaki.core.location import Location
 from niwaki.core.numbers import Count, Expression, Literal, leaves
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import HOMOGENEOUS, Call, Label, Refused, Rule, Source
-from niwaki.solve import propagate as places
 from niwaki.solve import signs
 from niwaki.solve.call import GraphCall
-from niwaki.solve.call_cache import Calls, Said
+from niwaki.solve.call_cache import CachedCall, Calls
 from niwaki.solve.comparisons import compared
-from niwaki.solve.constraints import Facts, SizeClaim, Touched
+from niwaki.solve.constraints import Constraints, SizeClaim, Touched
 from niwaki.solve.rescaling import Scaling
 from niwaki.trace.graph import Frozen, Graph, Node, Origin, Run, Value
 
 FindRule = Callable[[torch._ops.OpOverload], Rule | None]
 
 
-def label(
+def propagate(
     graph: Graph,
     find: FindRule = rules.find,
     pin_outputs: bool = True,
     allow_inexact: bool = False,
     tolerant: bool = True,
     repeats: bool = True,
-) -> Facts:
+) -> Constraints:
     """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first.
 
     If ``tolerant``, a rule that fails with an error, which is a defect of niwaki, pins what its operator touches. If
     ``repeats``, a call that a run before has made already, of the same labels, is not labelled again: that is faster.
     """
-    facts = Facts([None] * len(graph.values), allow_inexact=allow_inexact)
+    facts = Constraints([None] * len(graph.values), allow_inexact=allow_inexact)
     facts.reason("nothing constrains it", None)
     fixed_by: dict[tuple[Origin, str, Location | None], int] = {}
     met = _constants_met(graph)
@@ -67,7 +66,7 @@ def label(
                 call = GraphCall(facts, graph, node, index == 0, run.both, place in thrown_away, discarded)
                 labels = _apply(call, graph, node, find, scaling, tolerant)
                 axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
-                said = Said(labels, axes, call.resized, call.rescaled, call.understood)
+                said = CachedCall(labels, axes, call.resized, call.rescaled, call.understood)
                 calls.remember(key, said)
             _assign(facts, graph, node, said.labels, scaling)
             changing = {checked[id(node.call)]} if id(node.call) in checked else set()
@@ -96,7 +95,7 @@ def label(
     return facts
 
 
-def _follow(facts: Facts, buffer: Label | None, now: Label | None) -> None:
+def _follow(facts: Constraints, buffer: Label | None, now: Label | None) -> None:
     """A buffer that a run has replaced is cut as what it was replaced by: it may be there already in another run."""
     assert buffer is not None and now is not None
     if len(buffer.axes) != len(now.axes):
@@ -109,14 +108,16 @@ def _follow(facts: Facts, buffer: Label | None, now: Label | None) -> None:
             facts.pinned.append((before.ids.reshape(-1), why))
 
 
-def _leave(facts: Facts, scaling: Scaling, number: int, what: str, location: Location | None, whole: bool) -> None:
+def _leave(
+    facts: Constraints, scaling: Scaling, number: int, what: str, location: Location | None, whole: bool
+) -> None:
     """Hold what leaves the network: nobody can repair it behind that, and ``whole`` values keep all their positions."""
     left = facts.labels[number]
     assert left is not None
     scaling.refuse(left.scale)
-    if left.places is not None and left.places.free:
+    if left.index_of is not None and left.index_of.free:
         why = facts.reason(f"{what} holds positions along it", location)
-        facts.pinned.append((left.places.ids.reshape(-1), why))
+        facts.pinned.append((left.index_of.ids.reshape(-1), why))
     if whole and any(axis.free for axis in left.axes):
         why = facts.reason(f"it is {what}", location)
         facts.pinned += [(axis.ids.reshape(-1), why) for axis in left.axes if axis.free]
@@ -136,7 +137,7 @@ def _constants_met(graph: Graph) -> dict[int, Location]:
 
 
 def _given(
-    facts: Facts,
+    facts: Constraints,
     value: Value,
     fixed_by: dict[tuple[Origin, str, Location | None], int],
     where: Location | None,
@@ -193,10 +194,10 @@ def _apply(call: GraphCall, graph: Graph, node: Node, find: FindRule, scaling: S
         rule = None
         call.placed.clear()
     call.makes_what_goes_on(labels)
-    return places.follow(call, rule, signs.follow(call, rule, scaling.follow(call, rule, labels)), call.placed)
+    return followed(call, rule, signs.follow(call, rule, scaling.follow(call, rule, labels)), call.placed)
 
 
-def _hold_other_directions(facts: Facts, graph: Graph) -> None:
+def _hold_other_directions(facts: Constraints, graph: Graph) -> None:
     """A direction keeps values in the zeroed model that whatever else uses it would take for zeros."""
     for number, uses in facts.directing.items():
         operators = {operator for operator, _ in uses}
@@ -209,7 +210,7 @@ def _hold_other_directions(facts: Facts, graph: Graph) -> None:
                     facts.pinned.append((np.arange(first, first + size), why))
 
 
-def _assign(facts: Facts, graph: Graph, node: Node, labels: Sequence[Label], scaling: Scaling) -> None:
+def _assign(facts: Constraints, graph: Graph, node: Node, labels: Sequence[Label], scaling: Scaling) -> None:
     numbers = [number for number in node.outputs if number is not None]
     for number, made in zip(numbers, labels, strict=True):
         before = facts.labels[number]
@@ -228,7 +229,7 @@ def _defect(node: Node, cause: Exception) -> str:
     )
 
 
-def _written(facts: Facts, graph: Graph, number: int, before: Label, after: Label, scaling: Scaling) -> None:
+def _written(facts: Constraints, graph: Graph, number: int, before: Label, after: Label, scaling: Scaling) -> None:
     """A value was written in place. Other views of its memory may no longer rely on zeros, signs or a factor."""
     aliases = [alias for alias in facts.aliases[graph.values[number].root] if alias != number]
     if any(facts.labels[alias] is not None for alias in aliases):
@@ -249,7 +250,7 @@ _FROZEN = "is part of the computed function"
 _FAN_IN = "is part of the computed function (a scale by the fan-in of a weight)"
 
 
-def _of_weights(facts: Facts, item: Frozen) -> bool:
+def _of_weights(facts: Constraints, item: Frozen) -> bool:
     """Whether a number is a product of sizes of weights, and of nothing else."""
     counts = [leaf for leaf in leaves(item.expression) if isinstance(leaf, Count)]
     labels = [facts.labels[leaf.axis[0]] for leaf in counts if isinstance(leaf.axis, tuple)]
@@ -257,7 +258,7 @@ def _of_weights(facts: Facts, item: Frozen) -> bool:
 
 
 def _freeze(
-    facts: Facts, frozen: set[tuple[int, int, str]], expression: Expression, location: Location, what: str
+    facts: Constraints, frozen: set[tuple[int, int, str]], expression: Expression, location: Location, what: str
 ) -> None:
     """A number has to stay what it is. Attributes and lines are one object each: their like is ``frozen`` once."""
     known = id(expression), id(location), what
@@ -270,17 +271,17 @@ def _freeze(
 _WHY = "computes with positions along it, which are numbered anew when some of them leave"
 
 
-def follow(call: Call, rule: Rule | None, made: Sequence[Label], understood: Sequence[Label]) -> list[Label]:
+def followed(call: Call, rule: Rule | None, made: Sequence[Label], understood: Sequence[Label]) -> list[Label]:
     """The labels ``made`` by a rule (None: it refused), with the places that their entries are; pins what nobody
     understands."""
     labels = list(made)
     how = HOMOGENEOUS.get(rule) if rule is not None else None
     for name, given in _labels_in(call):
-        assert given.places is not None
+        assert given.index_of is not None
         if call.operator is torch.ops.aten._to_copy.default or (how is not None and how.whole and name in how.factors):
-            labels = [replace(label, places=given.places) for label in labels]
+            labels = [replace(label, index_of=given.index_of) for label in labels]
         elif all(given is not known for known in understood):
-            call.pin(given.places, f"{call.operator} {_WHY}")
+            call.pin(given.index_of, f"{call.operator} {_WHY}")
     return labels
 
 
@@ -288,7 +289,7 @@ def _labels_in(call: Call) -> Iterator[tuple[str, Label]]:
     """The arguments whose entries are places on an axis that is still free."""
     for name, argument in call.arguments.items():
         for item in argument if isinstance(argument, tuple) else (argument,):
-            if isinstance(item, Label) and item.places is not None and item.places.free:
+            if isinstance(item, Label) and item.index_of is not None and item.index_of.free:
                 yield name, item
 
 

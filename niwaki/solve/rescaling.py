@@ -18,7 +18,7 @@ from niwaki.core.repairs import Scalar
 from niwaki.rules.pointwise import pointwise
 from niwaki.rules.registry import HOMOGENEOUS, Call, Homogeneous, Label, Rule, Scale, Source
 from niwaki.rules.trying import degree
-from niwaki.solve.constraints import Facts, RepairClaim
+from niwaki.solve.constraints import Constraints, RepairClaim
 
 aten = torch.ops.aten
 _CASTS = Homogeneous(("self",), None, whole=True)
@@ -29,7 +29,7 @@ _SHIFTS = (aten.add.Tensor, aten.add.Scalar)
 class Scaling:
     """The factors of one graph, operator by operator."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Constraints) -> None:
         self._facts = facts
         self._used_raw: set[int | Scalar] = set()  # parameters and attributes that something reads as they are
         self._followed: set[int] = set()  # frozen numbers of a run that go on as factors
@@ -46,7 +46,7 @@ class Scaling:
 
     def follow(self, call: Call, rule: Rule | None, made: Sequence[Label]) -> list[Label]:
         """The labels ``made`` by a rule (None: it refused), with the scale and the source that they have."""
-        sized, taken = _sized(call, self._facts), list[_Sized]()
+        sized, taken = _sized(call, self._facts), list[_SizedScale]()
         for one in sized:
             call.rescales(one.given, one.scale)
         if call.unused or _only_sizes(call):
@@ -133,8 +133,8 @@ class Scaling:
         self,
         call: Call,
         operands: Sequence[Label],
-        sized: Sequence[_Sized],
-        taken: list[_Sized],
+        sized: Sequence[_SizedScale],
+        taken: list[_SizedScale],
         claimed: set[int | Scalar],
     ) -> tuple[tuple[Scale, ...] | None, Source | None]:
         """Where the result is computed entry by entry, it is tried on numbers. ``taken`` gets those of ``sized``
@@ -186,7 +186,7 @@ def _only_sizes(call: Call) -> bool:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Sized:
+class _SizedScale:
     """A float argument that a cut changes, since Python computes it from sizes: how it is scaled then, and the frozen
     numbers that it comes from."""
 
@@ -195,7 +195,7 @@ class _Sized:
     frozen: frozenset[int]
 
 
-def _sized(call: Call, facts: Facts) -> list[_Sized]:
+def _sized(call: Call, facts: Constraints) -> list[_SizedScale]:
     """The arguments that are products of powers of sizes."""
     found = []
     for power in call.python.powers:
@@ -207,7 +207,7 @@ def _sized(call: Call, facts: Facts) -> list[_Sized]:
                 label = labels[count]
                 assert label is not None and isinstance(count.axis, tuple)
                 scale += call.scale(label.axes[count.axis[1]], -exponent, _WHY)
-            found.append(_Sized(given, _product(scale), power.frozen))
+            found.append(_SizedScale(given, _product(scale), power.frozen))
     return found
 
 

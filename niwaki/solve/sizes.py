@@ -18,9 +18,9 @@ import numpy as np
 from niwaki.core.counts import Counts, FloatArray, IntArray
 from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, Literal, Numbers, leaves
 from niwaki.core.space import BoolArray
-from niwaki.solve.axis_table import Claim, Tables
-from niwaki.solve.groups import Rhythm, Units
-from niwaki.solve.masks import contrasts, random_keep
+from niwaki.solve.axis_table import NumberedClaim, Tables
+from niwaki.solve.groups import SolvedGroups, SolvedTie
+from niwaki.solve.masks import random_keep, separating_masks
 
 _TRIALS = 6
 _ENOUGH = 4
@@ -28,7 +28,7 @@ _LONGEST_STEP = 65  # a number that has to stay a multiple of 64 is not unheard 
 _LATE = 1000  # an equation about something that stays (a comparison, channels per group) is the last to decide
 
 
-def settle(units: Units, tables: Tables) -> Numbers:
+def solve_sizes(units: SolvedGroups, tables: Tables) -> Numbers:
     """Pin, or put into a rhythm, what the numbers in Python cannot follow; returns the equations that remain."""
     rng = np.random.default_rng(0)
     _distinguish(units, tables)
@@ -40,7 +40,7 @@ def settle(units: Units, tables: Tables) -> Numbers:
         varies = counts.varies()
         numbers, claims = _equations(tables, varies)
         failing: set[int] = set()
-        trials = itertools.chain(contrasts(units, rng), (random_keep(units, rng) for _ in range(_TRIALS)))
+        trials = itertools.chain(separating_masks(units, rng), (random_keep(units, rng) for _ in range(_TRIALS)))
         for number, keep in enumerate(trials, start=1):
             failing.update(numbers.solve(counts(keep.astype(np.float64)))[1])
             if failing and number >= _ENOUGH:  # the rest shows in the next round
@@ -58,9 +58,9 @@ def settle(units: Units, tables: Tables) -> Numbers:
             bound = set()
 
 
-def pin_unsolved(units: Units, tables: Tables, keep: BoolArray) -> bool:
-    """Pin what the numbers in Python depend on that cannot follow the plan ``keep``; `Units.regroup` must follow.
-    Returns whether any of it was free."""
+def pin_unsolved(units: SolvedGroups, tables: Tables, keep: BoolArray) -> bool:
+    """Pin what the numbers in Python depend on that cannot follow the plan ``keep``; `SolvedGroups.regroup` must
+    follow. Returns whether any of it was free."""
     counts = tables.counts(units)
     varies = counts.varies()
     numbers, _ = _equations(tables, varies)
@@ -68,15 +68,15 @@ def pin_unsolved(units: Units, tables: Tables, keep: BoolArray) -> bool:
     return _pin_failing(units, tables, failing, numbers, varies)
 
 
-def _distinguish(units: Units, tables: Tables) -> None:
+def _distinguish(units: SolvedGroups, tables: Tables) -> None:
     """Only units that count alike in all claims may form a group: each part of a dimension then keeps a unit."""
     axes = {claim.axis for claim in tables.claims if claim.axis is not None}
     axes.update(axis for claim in tables.claims for axis in claim.counted)
     which = np.isin(tables.axis, sorted(axes))
-    units.distinguish(tables.rows[which], tables.axis[which], tables.times[which])
+    units.split_by_count(tables.rows[which], tables.axis[which], tables.times[which])
 
 
-def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
+def _find_rhythms(units: SolvedGroups, tables: Tables, bound: Collection[int]) -> None:
     """Steps, a whole number of units of each group, that keep all ``bound`` claims true."""
     counts = tables.counts(units)
     varies = counts.varies()
@@ -90,7 +90,7 @@ def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
         steps = _null_step(matrix[np.ix_(rows, groups)], sizes)
         if steps is not None:
             most = int(((sizes - 1) // steps).min())
-            rhythms.append(Rhythm(tuple(groups.tolist()), tuple(steps.tolist()), most))
+            rhythms.append(SolvedTie(tuple(groups.tolist()), tuple(steps.tolist()), most))
     taken = {group for rhythm in rhythms for group in rhythm.groups}
     alone: dict[int, list[int]] = {}  # group -> equations that it decides alone
     for index in chosen:
@@ -105,18 +105,18 @@ def _find_rhythms(units: Units, tables: Tables, bound: Collection[int]) -> None:
 
 
 def _in_steps(
-    rhythms: Sequence[Rhythm],
+    rhythms: Sequence[SolvedTie],
     remainders: Sequence[tuple[FloatArray, int] | None],
     multiples: IntArray,
     sizes: IntArray,
-) -> list[Rhythm]:
+) -> list[SolvedTie]:
     """Lengthen the steps so that what must stay a multiple does: per unit lost of each group it loses so much. Groups
     that lose ``multiples`` of units stay whole where they are too small for that."""
     in_rhythm = {group for rhythm in rhythms for group in rhythm.groups}
     others = {group for slope, _ in filter(None, remainders) for group in np.flatnonzero(slope).tolist()} - in_rhythm
     others |= set(np.flatnonzero(multiples > 1).tolist()) - in_rhythm
     lengthened = []
-    for rhythm in [*rhythms, *(Rhythm((group,), (1,), int(sizes[group]) - 1) for group in sorted(others))]:
+    for rhythm in [*rhythms, *(SolvedTie((group,), (1,), int(sizes[group]) - 1) for group in sorted(others))]:
         step, times = np.array(rhythm.steps), 1
         for slope, modulus in filter(None, remainders):
             lost = round(float(slope[list(rhythm.groups)] @ step)) * times
@@ -124,11 +124,11 @@ def _in_steps(
         held = multiples[list(rhythm.groups)]
         times = lcm(times, *(held // np.gcd(held, step)).tolist())
         if rhythm.most >= times or (held > 1).any():
-            lengthened.append(Rhythm(rhythm.groups, tuple((step * times).tolist()), rhythm.most // times))
+            lengthened.append(SolvedTie(rhythm.groups, tuple((step * times).tolist()), rhythm.most // times))
     return lengthened
 
 
-def _alone(numbers: Numbers, equations: Collection[int], slopes: _Slopes, group: int, size: int) -> Rhythm | None:
+def _alone(numbers: Numbers, equations: Collection[int], slopes: _Slopes, group: int, size: int) -> SolvedTie | None:
     """The least step in which a group of ``size`` units can leave, and how often, with some equations staying true."""
 
     def holds(lost: int) -> bool:
@@ -138,7 +138,7 @@ def _alone(numbers: Numbers, equations: Collection[int], slopes: _Slopes, group:
     if step is None:
         return None
     end = next(itertools.filterfalse(holds, range(2 * step, size, step)), size - 1 + step)
-    return Rhythm((group,), (step,), end // step - 1)
+    return SolvedTie((group,), (step,), end // step - 1)
 
 
 def _hold(numbers: Numbers, equations: Collection[int], counts: FloatArray) -> bool:
@@ -286,12 +286,14 @@ def _equations(tables: Tables, varies: BoolArray) -> tuple[Numbers, list[int]]:
     return Numbers(tuple(relevant), decided), claims
 
 
-def _counts(claim: Claim, moving: Sequence[bool]) -> bool:
+def _counts(claim: NumberedClaim, moving: Sequence[bool]) -> bool:
     """Whether the expression of a claim counts positions that may leave."""
     return any(moving[axis] for axis in claim.counted)
 
 
-def _pin_failing(units: Units, tables: Tables, failing: Sequence[int], numbers: Numbers, varies: BoolArray) -> bool:
+def _pin_failing(
+    units: SolvedGroups, tables: Tables, failing: Sequence[int], numbers: Numbers, varies: BoolArray
+) -> bool:
     """Pin the axis of each failing equation, or else what its numbers depend on."""
     pinned = False
     for index in failing:

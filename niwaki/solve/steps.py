@@ -20,10 +20,10 @@ class _Held:
     why: int
 
 
-class Steps:
+class UnitSteps:
     """``multiple`` [components]: by how many of its kind each may leave; 1 where nothing says otherwise.
 
-    >>> steps = Steps(5)
+    >>> steps = UnitSteps(5)
     >>> steps.hold("rank", [np.array([[1], [2], [3], [3]])], 4, why=0), steps.multiple
     (True, array([1, 4, 4, 2, 1]))
     >>> steps.release("rank"); steps.multiple

@@ -26,7 +26,7 @@ from niwaki.core.paths import part
 from niwaki.core.space import BoolArray
 from niwaki.rules.axis import Axis
 from niwaki.solve.components import Components, solve
-from niwaki.solve.constraints import Facts, SizeClaim
+from niwaki.solve.constraints import Constraints, SizeClaim
 from niwaki.trace.graph import Graph, Origin
 
 _NUMBER = re.compile(r"\d+")
@@ -41,7 +41,7 @@ class _Family:
     inside: tuple[str, ...]
 
 
-def understand_unseen(model: torch.nn.Module, graph: Graph, facts: Facts) -> None:
+def infer_from_siblings(model: torch.nn.Module, graph: Graph, facts: Constraints) -> None:
     """Add to ``facts`` what the siblings of unseen modules tell about these."""
     tensors = {value.name: value.number for value in graph.values if value.origin in (Origin.PARAMETER, Origin.BUFFER)}
     unseen = {value.name for value in graph.unseen}
@@ -99,7 +99,12 @@ class _Understanding:
     """One pass over all families."""
 
     def __init__(
-        self, model: torch.nn.Module, graph: Graph, facts: Facts, tensors: Mapping[str, int], families: list[_Family]
+        self,
+        model: torch.nn.Module,
+        graph: Graph,
+        facts: Constraints,
+        tensors: Mapping[str, int],
+        families: list[_Family],
     ) -> None:
         self._model, self._graph, self._facts, self._tensors = model, graph, facts, tensors
         self._families = families

@@ -38,7 +38,7 @@ class StateLayout:
 _LAYOUTS: WeakKeyDictionary[type[Optimizer], StateLayout] = WeakKeyDictionary()
 
 
-def declare_state(
+def register_state_layout(
     optimizer: type[Optimizer],
     *,
     lacking: Mapping[str, tuple[int, ...]] = _NOTHING,
@@ -59,10 +59,11 @@ def declare_state(
 
     Example:
         >>> import torch
-        >>> from niwaki.surgery.optimizer_state import declare_state
+        >>> from niwaki.surgery.optimizer_state import register_state_layout
         >>> class Factored(torch.optim.SGD):
         ...     '''Keeps row and column averages as vectors.'''
-        >>> declare_state(Factored, lacking={"rows": (-1,), "columns": (-2,)}, powers={"rows": -2, "columns": -2})
+        >>> layout = {"rows": (-1,), "columns": (-2,)}
+    >>> register_state_layout(Factored, lacking=layout, powers={"rows": -2, "columns": -2})
     """
     _LAYOUTS[optimizer] = StateLayout(dict(lacking), dict(powers))
 
@@ -82,13 +83,13 @@ for _known, _powers in (
     (torch.optim.Rprop, {"prev": -1, "step_size": 1}),
     (torch.optim.Adafactor, {"row_var": -2, "col_var": -2, "variance": -2}),
 ):
-    declare_state(_known, powers=_powers)
+    register_state_layout(_known, powers=_powers)
 if "Muon" in vars(torch.optim):  # since torch 2.9
-    declare_state(torch.optim.Muon, powers={"momentum_buffer": -1})
+    register_state_layout(torch.optim.Muon, powers={"momentum_buffer": -1})
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ParameterChange:
     """What happens to one parameter: the positions that stay by dimension, and how it is rescaled."""
 
     name: str
@@ -100,7 +101,7 @@ class Change:
         return 1.0 if self.repair is None else self.repair.factor
 
 
-def smaller_state(optimizer: Optimizer, changes: Mapping[Tensor, Change]) -> list[Callable[[], None]]:
+def smaller_state(optimizer: Optimizer, changes: Mapping[Tensor, ParameterChange]) -> list[Callable[[], None]]:
     """Compute the state that follows ``changes``; calling the results puts it in place, and cannot fail.
 
     Parameters that keep their shape keep their state; it is looked at nevertheless, since a state that spans several
@@ -167,7 +168,7 @@ class _Follow:
     optimizer: Optimizer
     layout: StateLayout
     parameter: Tensor
-    change: Change | None
+    change: ParameterChange | None
     told: set[Any]
 
     def __call__(self, key: Any, value: Any) -> Any:
@@ -201,8 +202,8 @@ class _Follow:
         if dims is None:
             raise ShrinkError(
                 f"{what}parameter {name}has {list(parameter.shape)}, so niwaki cannot tell how it follows when "
-                "parameters get smaller. If it only lacks some dimensions, say which with niwaki.declare_state; "
-                "otherwise cut at the end of training (niwaki.cut)."
+                "parameters get smaller. If it only lacks some dimensions, say which with "
+                "niwaki.register_state_layout; otherwise cut at the end of training (niwaki.cut)."
             )
         if change is None:
             return value
@@ -210,7 +211,7 @@ class _Follow:
         if square and not (key in self.told or key in self.layout.lacking or key in self.layout.powers):
             raise ShrinkError(
                 f"{what}parameter {name}has the same, with equally long dimensions, so niwaki cannot tell which is "
-                f"which when it gets smaller. If they are in the same order, say so: niwaki.declare_state("
+                f"which when it gets smaller. If they are in the same order, say so: niwaki.register_state_layout("
                 f"{type(self.optimizer).__qualname__}, lacking={{{key!r}: ()}}); otherwise cut at the end of training "
                 "(niwaki.cut)."
             )
@@ -224,7 +225,7 @@ class _Follow:
         if key not in self.layout.powers:
             raise ShrinkError(
                 f"The parameter {name}is rescaled when it gets smaller, and it is not known how the state {key!r} of "
-                f"{type(self.optimizer).__qualname__} goes with its scale. Say so: niwaki.declare_state("
+                f"{type(self.optimizer).__qualname__} goes with its scale. Say so: niwaki.register_state_layout("
                 f"{type(self.optimizer).__qualname__}, powers={{{key!r}: -1}}) for an average of gradients, -2 for "
                 "one of their squares, 1 for a copy of the weights, 0 for what does not depend on it."
             )

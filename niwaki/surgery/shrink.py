@@ -20,7 +20,7 @@ from niwaki.surgery.cut import check_kind, edit_numbers, kept
 from niwaki.surgery.history import check_plan, inside, remember, to_do
 from niwaki.surgery.leftovers import forget_leftovers, warn_of_leftovers
 from niwaki.surgery.nonzero import warn_of_nonzero
-from niwaki.surgery.optimizer_state import Change, smaller_state
+from niwaki.surgery.optimizer_state import ParameterChange, smaller_state
 
 
 def shrink(
@@ -45,8 +45,8 @@ def shrink(
             further, by a plan for the dense network or for the model as it is.
         plan: what stays. From the space of the dense network it must keep nothing that has left already.
         optimizer: its state follows: any state of the parameter's shape, or with one position in place of all in some
-            dimensions; `niwaki.declare_state` is for others. An optimizer that couples the entries of a parameter
-            (Muon, Adafactor's factored averages) takes other steps on a smaller one.
+            dimensions; `niwaki.register_state_layout` is for others. An optimizer that couples the entries of a
+            parameter (Muon, Adafactor's factored averages) takes other steps on a smaller one.
         ema: averaged copies of the model, such as ``torch.optim.swa_utils.AveragedModel``. Units that are zero in the
             model may not be zero yet in an average, which loses them all the same.
 
@@ -82,10 +82,10 @@ def shrink(
         warn_of_nonzero(copy, left, "an averaged copy of the model")
     repairs = {repair.tensor: repair for repair in left.repairs}
     actions: list[Callable[[], None]] = []
-    changes: dict[Tensor, Change] = {}
+    changes: dict[Tensor, ParameterChange] = {}
     for name, parameter in named_parameters(model):
         if name in left.tensors or name in repairs:
-            changes[parameter] = Change(name, left.tensors.get(name, {}), repairs.get(name))
+            changes[parameter] = ParameterChange(name, left.tensors.get(name, {}), repairs.get(name))
     if optimizer is not None:
         actions += smaller_state(optimizer, changes)
     for module in (model, *copies):

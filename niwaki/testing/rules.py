@@ -22,7 +22,7 @@ from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Call, Label, Rule, Sample, Scale
 from niwaki.solve.build import Builder
 from niwaki.solve.masks import random_keep
-from niwaki.solve.propagate import label
+from niwaki.solve.propagate import propagate
 from niwaki.surgery.cut import cut
 from niwaki.surgery.zero import zeroed
 from niwaki.trace.graph import Graph
@@ -64,7 +64,7 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
     graph = trace(model, [((), {})], modes=(False,))
     called = any(rules.find(node.operator) is rule for node in graph.runs[0].nodes)
     try:
-        facts = label(graph, find, pin_outputs=False, tolerant=False)
+        facts = propagate(graph, find, pin_outputs=False, tolerant=False)
         builder = Builder(model, graph, facts, inner=True)
     except (ValueError, IndexError, TypeError, AttributeError) as cause:  # what a wrong rule may stumble over
         return RuleReport(called, 0, (f"labelling fails: {cause}",))
@@ -75,7 +75,7 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
         if problem is not None:
             violations.append(problem)
     units = len(builder.units)
-    facts = label(graph, find, pin_outputs=False, allow_inexact=True, tolerant=False)
+    facts = propagate(graph, find, pin_outputs=False, allow_inexact=True, tolerant=False)
     if facts.inexact:  # then at least shapes and zeros have to be right
         builder = Builder(model, graph, facts, inner=True)
         for _ in range(plans):
@@ -202,36 +202,36 @@ class _Filtered(Call):
     def note(self, text: str) -> None:
         self._call.note(text)
 
-    def reads(self, weight: Label, dim: int, zero: bool) -> None:
-        self._call.reads(weight, dim, zero)
+    def consumes(self, weight: Label, dim: int, zero: bool) -> None:
+        self._call.consumes(weight, dim, zero)
 
-    def drives(self, weight: Label, dim: int) -> None:
-        self._call.drives(weight, dim)
+    def zeroed_by_method(self, weight: Label, dim: int) -> None:
+        self._call.zeroed_by_method(weight, dim)
 
-    def directs(self, weight: Label, dim: int) -> bool:
-        return self._call.directs(weight, dim)
+    def weight_norm_direction(self, weight: Label, dim: int) -> bool:
+        return self._call.weight_norm_direction(weight, dim)
 
-    def makes(self, weight: Label, dim: int) -> None:
-        self._call.makes(weight, dim)
+    def produces(self, weight: Label, dim: int) -> None:
+        self._call.produces(weight, dim)
 
-    def sizes(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
-        return self._call.sizes(given, behind)
+    def size_exprs(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
+        return self._call.size_exprs(given, behind)
 
-    def follows(self, *names: str) -> None:
-        self._call.follows(*names)
+    def derived_by_torch(self, *names: str) -> None:
+        self._call.derived_by_torch(*names)
 
-    def places(self, label: Label) -> Axis | None:
-        return self._call.places(label)
+    def index_of(self, label: Label) -> Axis | None:
+        return self._call.index_of(label)
 
-    def looked_up(self, axis: Axis, indices: Label, why: str) -> None:
+    def indexed_by(self, axis: Axis, indices: Label, why: str) -> None:
         if axis.free and self._passes():
-            self._call.looked_up(axis, indices, why)
+            self._call.indexed_by(axis, indices, why)
 
-    def number(self, given: int) -> Expression:
-        return self._call.number(given)
+    def int_expr(self, given: int) -> Expression:
+        return self._call.int_expr(given)
 
-    def count(self, argument: str, dim: int) -> Expression:
-        return self._call.count(argument, dim)
+    def size_of(self, argument: str, dim: int) -> Expression:
+        return self._call.size_of(argument, dim)
 
     def macs(self, times: int, *axes: Axis) -> None:
         self._call.macs(times, *axes)

@@ -33,7 +33,7 @@ class NeedsValue(RuntimeError):
     """Python code looked into a tensor that has no content."""
 
 
-class Pretence:
+class FakeTensors:
     """Fake tensors, of a mode of their own unless given, that stand for the meta tensors among some tensors, one for
     each."""
 

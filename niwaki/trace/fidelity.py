@@ -24,7 +24,7 @@ from niwaki.trace.gradients import gradient_notes
 from niwaki.trace.graph import Graph
 from niwaki.trace.matching import Departure, departure
 from niwaki.trace.structures import ExampleCall
-from niwaki.trace.tracer import Attempt, Runs, Tracer, tracing
+from niwaki.trace.tracer import Attempt, RunsToMake, Tracer, tracing
 
 _REPEATS = 1  # the first run of either kind may fill a cache that the second one uses
 _STEPS = 8  # places in the code that are dealt with one by one
@@ -49,7 +49,7 @@ def faithful_trace(
 
 
 def _faithful(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[bool]) -> Graph:
-    with tracing(model, Runs(calls, modes)) as tracer:
+    with tracing(model, RunsToMake(calls, modes)) as tracer:
         plain = tracer.attempt(NOTHING)
         if plain.kept:  # then with real numbers, which a cache outside of the modules may keep for other passes
             empty_caches_of(plain.kept)

@@ -20,7 +20,7 @@ from niwaki.trace.fake import is_fake
 _EMPTIABLE = frozenset({list, dict, OrderedDict, set})
 
 
-class Snapshot:
+class ModelState:
     """What a model was like when this was made.
 
     Buffers are copied; a write to a parameter is undone by the tracer from a copy made just before it. Attributes are
@@ -28,7 +28,7 @@ class Snapshot:
     parameters) also by content, however nested.
     """
 
-    def __init__(self, model: torch.nn.Module, before: Snapshot | None = None, others: Any = ()) -> None:
+    def __init__(self, model: torch.nn.Module, before: ModelState | None = None, others: Any = ()) -> None:
         """Of ``model`` and ``others``; of what hung on it already in the snapshot ``before``, the content is taken from
         there."""
         modules = list(model.modules()) if before is None else [module for module, _ in before._attributes.values()]
@@ -88,11 +88,11 @@ def _distinct(tensors: Iterator[torch.Tensor | None]) -> list[torch.Tensor]:
 
 
 @contextmanager
-def preserved(model: torch.nn.Module, others: Any = ()) -> Iterator[Snapshot]:
+def preserved(model: torch.nn.Module, others: Any = ()) -> Iterator[ModelState]:
     """Whatever happens inside, an error included, ``model``, what ``others`` hold and the random generators come out as
     they went in."""
     with _random_state():
-        snapshot = Snapshot(model, others=others)
+        snapshot = ModelState(model, others=others)
         try:
             yield snapshot
         finally:
@@ -100,7 +100,7 @@ def preserved(model: torch.nn.Module, others: Any = ()) -> Iterator[Snapshot]:
 
 
 @contextmanager
-def restored(snapshot: Snapshot) -> Iterator[None]:
+def restored(snapshot: ModelState) -> Iterator[None]:
     """As `preserved`, but the model comes out as it was when the snapshot was made."""
     with _random_state():
         try:

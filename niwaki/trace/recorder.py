@@ -17,7 +17,7 @@ from niwaki.core.location import Location
 from niwaki.core.numbers import Expression, Literal
 from niwaki.trace.calls import CallMode
 from niwaki.trace.extent import Extent
-from niwaki.trace.fake import Pretence, is_fake, needs_value
+from niwaki.trace.fake import FakeTensors, is_fake, needs_value
 from niwaki.trace.gradients import grad_mode_watched
 from niwaki.trace.graph import Frozen, Node, Origin, PythonCall, Ref, Run, Value
 from niwaki.trace.inventory import Inventory
@@ -69,7 +69,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Keeps torch from wrapping every operator call below in its compiler's switch."""
         return False
 
-    def __init__(self, inventory: Inventory, pretence: Pretence, hollow: Hollow | None, extent: Extent) -> None:
+    def __init__(self, inventory: Inventory, pretence: FakeTensors, hollow: Hollow | None, extent: Extent) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._extent = extent
         self._inventory = inventory

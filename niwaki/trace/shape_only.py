@@ -24,7 +24,7 @@ _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 Forms = dict[Hashable, tuple[_Form, ...]]  # shape, strides, type and device of results, by what an operator was given
 
 
-class Looked(RuntimeError):
+class ValueNeeded(RuntimeError):
     """Code asked for the content of a hollow tensor."""
 
 
@@ -40,7 +40,7 @@ class Hollow:
         self._roots: set[int] = set()
         self._derived: set[int] = set()
         self._forms: Forms = {} if forms is None else forms
-        self._zeros = Zeros()
+        self._zeros = ZeroPages()
 
     def mark(self, root: int) -> None:
         """What has this memory is hollow from now on."""
@@ -76,7 +76,7 @@ class Hollow:
     def refuse(self, what: str) -> NoReturn:
         """The error for code that looks into a hollow tensor."""
         self.looked = True
-        raise Looked(f"{what} looks into a tensor that was not computed")
+        raise ValueNeeded(f"{what} looks into a tensor that was not computed")
 
     def refuse_reading(self, function: Any, root: int) -> None:
         """An error if a torch function that reads memory behind the operators' back is given a hollow tensor."""
@@ -240,7 +240,7 @@ _NUMPY: dict[torch.dtype, type[np.generic]] = {
 }
 
 
-class Zeros:
+class ZeroPages:
     """Hands out tensors of zeros that have no memory in common. A piece lives as long as any tensor in it."""
 
     def __init__(self) -> None:

@@ -14,10 +14,10 @@ from niwaki.errors import TraceError
 from niwaki.trace.attributes import Tracking
 from niwaki.trace.eager import run_eagerly
 from niwaki.trace.extent import EVERYTHING, Extent, Place
-from niwaki.trace.fake import NeedsValue, Pretence
+from niwaki.trace.fake import FakeTensors, NeedsValue
 from niwaki.trace.graph import Graph, Run
 from niwaki.trace.inventory import Inventory
-from niwaki.trace.model_state import Snapshot, preserved, restored
+from niwaki.trace.model_state import ModelState, preserved, restored
 from niwaki.trace.modes import ModeWatch
 from niwaki.trace.outside import preserved_outside
 from niwaki.trace.powers import roots_followed
@@ -69,7 +69,7 @@ def trace(
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
     """
-    with tracing(model, Runs(calls, modes, required, failing, tuple(decided), every), arithmetic) as tracer:
+    with tracing(model, RunsToMake(calls, modes, required, failing, tuple(decided), every), arithmetic) as tracer:
         attempt = tracer.attempt(extent)
     if attempt.failure is not None:
         raise attempt.failure from attempt.graph.runs[-1].error
@@ -77,7 +77,7 @@ def trace(
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class RunsToMake:
     """The runs to make of a model, as `trace` takes them."""
 
     calls: Sequence[ExampleCall]
@@ -100,7 +100,7 @@ class Attempt:
 
 
 @contextmanager
-def tracing(model: torch.nn.Module, runs: Runs, arithmetic: bool = False) -> Iterator[Tracer]:
+def tracing(model: torch.nn.Module, runs: RunsToMake, arithmetic: bool = False) -> Iterator[Tracer]:
     """A tracer of ``model``, which comes out of the block as it went in."""
     others = others_in(list(runs.calls))
     with preserved(model, others) as original, preserved_outside(model.modules()), torch.inference_mode(False):
@@ -113,15 +113,15 @@ class Tracer:
     ``inventory``: what the model is made of. Made by `tracing`.
     """
 
-    def __init__(self, model: torch.nn.Module, runs: Runs, arithmetic: bool, original: Snapshot) -> None:
+    def __init__(self, model: torch.nn.Module, runs: RunsToMake, arithmetic: bool, original: ModelState) -> None:
         inventory = Inventory.of(model)
         self._runs = runs
-        self._pretence = Pretence([*tensors_in(list(runs.calls)), *inventory.tensors])
+        self._pretence = FakeTensors([*tensors_in(list(runs.calls)), *inventory.tensors])
         self._before = original
         if self._pretence.active:
             self._pretence.swap(model)
             inventory = Inventory.of(model)
-            self._before = Snapshot(model, others=others_in(list(runs.calls)))
+            self._before = ModelState(model, others=others_in(list(runs.calls)))
         self.inventory = inventory
         self._model = model
         self._arithmetic = arithmetic or self._pretence.active or bool(runs.decided)
@@ -141,7 +141,7 @@ class Tracer:
             with _current(recorder):
                 self._changed = extent.attributes
                 tracking = Tracking(self.inventory, replace(extent, objects=extent.objects | self._left_alone))
-                state = Snapshot(self._model, self._before) if tracking.places else self._before
+                state = ModelState(self._model, self._before) if tracking.places else self._before
                 try:
                     runs, failure, unfit = self._made(recorder, tracking, state)
                 except _NeedsArithmetic:
@@ -163,7 +163,7 @@ class Tracer:
             self._left_alone |= unfit
 
     def _made(
-        self, recorder: Recorder, tracking: Tracking, state: Snapshot
+        self, recorder: Recorder, tracking: Tracking, state: ModelState
     ) -> tuple[list[Run], TraceError | None, frozenset[int]]:
         """The runs, each of the model in that ``state``; what one failed with; the objects among the attributes that
         have to be left alone in another attempt."""

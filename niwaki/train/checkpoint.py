@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from niwaki.errors import FileFormatError, RunError
-from niwaki.io.checkpoints import Moment as Checkpoint
+from niwaki.io.checkpoints import CheckpointData as Checkpoint
 from niwaki.io.checkpoints import moments_in, random_state, read_moment, set_random_state, write_moment
 
 FOLDER = "checkpoints"

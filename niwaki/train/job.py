@@ -19,7 +19,7 @@ from niwaki.io.atomic import write_atomically
 from niwaki.report import Figures, Latency, RunReport
 from niwaki.train.checkpoint import FOLDER, Checkpoint, read_checkpoint, remove_checkpoints, write_checkpoint
 from niwaki.train.data import load_images
-from niwaki.train.loop import EpochResult, Observer, Progress, Run
+from niwaki.train.loop import EpochResult, RunObserver, TrainingProgress, TrainingRun
 from niwaki.train.recipe import Recipe
 from niwaki.train.scores import accuracy
 
@@ -29,7 +29,7 @@ REPORT_FILE = "report.json"
 def train(
     recipe: Recipe,
     out: Path,
-    observer: Observer,
+    observer: RunObserver,
     *,
     device: str = "cpu",
     resume: bool = False,
@@ -56,7 +56,7 @@ def train(
     begin = time.perf_counter()
     checkpoint = _prepare(recipe, out, resume=resume, overwrite=overwrite)
     images = load_images(recipe.data, recipe.seed)
-    run = Run(recipe, images, _device(device))
+    run = TrainingRun(recipe, images, _device(device))
     dense = copy.deepcopy(run.model)
     if checkpoint is not None:
         run.restore(checkpoint)
@@ -76,7 +76,7 @@ def train(
     return report
 
 
-def finish(run: Run, dense: nn.Module, out: Path, seconds: float, measure_seconds: float) -> RunReport:
+def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measure_seconds: float) -> RunReport:
     """Cut the trained network, prove that the cut is exact, measure both, and save.
 
     ``dense`` only lends its architecture: its weights do not matter. ``seconds``: how long the training took.
@@ -159,7 +159,7 @@ def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Che
     return None
 
 
-def _latencies(run: Run, dense: nn.Module, small: nn.Module, seconds: float) -> dict[str, tuple[Latency, ...]]:
+def _latencies(run: TrainingRun, dense: nn.Module, small: nn.Module, seconds: float) -> dict[str, tuple[Latency, ...]]:
     """Latency of both networks on one image and on a training batch."""
     networks = {"dense": dense.to(run.device), "small": small}
     measured = [
@@ -183,4 +183,4 @@ def _describe(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-__all__ = ["REPORT_FILE", "EpochResult", "Observer", "Progress", "finish", "train"]
+__all__ = ["REPORT_FILE", "EpochResult", "RunObserver", "TrainingProgress", "finish", "train"]

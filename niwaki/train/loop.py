@@ -15,7 +15,7 @@ import niwaki
 from niwaki.errors import RunError
 from niwaki.methods.attach import Method
 from niwaki.methods.registry import Training, attach
-from niwaki.networks import Task, build_model, channels_of
+from niwaki.networks import ImageTask, build_model, channels_of
 from niwaki.train.batches import Batches
 from niwaki.train.checkpoint import Checkpoint, random_state, set_random_state
 from niwaki.train.data import Images
@@ -24,7 +24,7 @@ from niwaki.train.scores import accuracy, check_scores
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """A finished step: ``step`` of ``steps`` in epoch ``epoch`` of ``epochs`` (all counted from 1)."""
 
     step: int
@@ -45,10 +45,10 @@ class EpochResult:
     macs_left: float
 
 
-class Observer(Protocol):
+class RunObserver(Protocol):
     """Is told how a run goes, and may ask it to stop."""
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         """A step has finished."""
 
     def on_epoch(self, result: EpochResult) -> None:
@@ -61,7 +61,7 @@ class Observer(Protocol):
 class Silent:
     """An observer that does nothing."""
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: TrainingProgress) -> None:
         """Do nothing."""
 
     def on_epoch(self, result: EpochResult) -> None:
@@ -72,7 +72,7 @@ class Silent:
         return False
 
 
-class Run:
+class TrainingRun:
     """A training run: network, optimizer, method and position, all of which a checkpoint holds.
 
     Raises:
@@ -89,7 +89,7 @@ class Run:
         self.images = images.with_channels(channels_of(recipe.model, images.channels))
         self.batches = Batches(self.images, recipe.batch_size, recipe.seed, recipe.shift, device)
         self.steps = recipe.epochs * self.batches.per_epoch
-        task = Task(self.images.classes, self.images.channels, self.images.size)
+        task = ImageTask(self.images.classes, self.images.channels, self.images.size)
         self.model = build_model(recipe.model, task, recipe.width).to(device)
         check_scores(self.model, self.batches.example(2), task, recipe.model)
         self.optimizer = self._optimizer()
@@ -107,7 +107,7 @@ class Run:
         self.history: list[EpochResult] = []
         self._epoch_loss = 0.0
 
-    def advance(self, observer: Observer, until: int | None = None) -> bool:
+    def advance(self, observer: RunObserver, until: int | None = None) -> bool:
         """Train up to the step ``until`` (default: the end). False if the observer asked to stop before.
 
         Raises:
@@ -118,7 +118,7 @@ class Run:
             epoch, skip = divmod(self.step, self.batches.per_epoch)
             for x, y in self.batches.epoch(epoch, skip):
                 loss = self._train_step(x, y, epoch)
-                observer.on_step(Progress(self.step, self.steps, epoch + 1, self.recipe.epochs, loss))
+                observer.on_step(TrainingProgress(self.step, self.steps, epoch + 1, self.recipe.epochs, loss))
                 if self.step % self.batches.per_epoch == 0:
                     self._finish_epoch(observer, epoch)
                 if observer.should_stop():
@@ -152,7 +152,7 @@ class Run:
         x, y = self._batch
         return nn.functional.cross_entropy(self.model(x), y)
 
-    def _finish_epoch(self, observer: Observer, epoch: int) -> None:
+    def _finish_epoch(self, observer: RunObserver, epoch: int) -> None:
         mean_loss = self._epoch_loss / self.batches.per_epoch
         self._epoch_loss = 0.0
         result = EpochResult(epoch + 1, mean_loss, accuracy(self.model, self.batches), self.macs_left())

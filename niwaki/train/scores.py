@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import RunError
-from niwaki.networks import Task
+from niwaki.networks import ImageTask
 from niwaki.train.batches import Batches
 
 
@@ -22,7 +22,7 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
     return right / len(batches.images.test_y)
 
 
-def check_scores(model: nn.Module, x: Tensor, task: Task, name: str) -> None:
+def check_scores(model: nn.Module, x: Tensor, task: ImageTask, name: str) -> None:
     """Run the model once before anything else, so that a misfit is one sentence."""
     size = "x".join(map(str, x.shape[1:]))
     mode = model.training

@@ -14,20 +14,20 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.errors import BudgetError, MethodError
 from niwaki.methods.checks import check_mask
-from niwaki.methods.fading import FADING, IMPORTANT, Fading
+from niwaki.methods.fading import FADING, IMPORTANT, GradualPruning
 from niwaki.methods.lora.pairs import can_leave, driven_units, find_pairs, held, merged_space, positions
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.scoring import Criteria
 from niwaki.methods.sensitivity import layer_losses, sensitivity
-from niwaki.per_unit.fast import FastIterates
+from niwaki.per_unit.fast import FastPerUnit
 from niwaki.per_unit.index import unit_parameters
-from niwaki.per_unit.plain import PlainIterates
-from niwaki.per_unit.protocol import Iterates
+from niwaki.per_unit.plain import PlainPerUnit
+from niwaki.per_unit.protocol import PerUnit
 from niwaki.selection import select
 from niwaki.selection.budget import Budget, check_met
 
 
-class Adapted(Fading):
+class Adapted(GradualPruning):
     """A method on the network that LoRA pairs and the frozen weights beside them merge to.
 
     ``pairs``: all adapters. ``space``: that of the merged network, in which protected groups lose nothing.
@@ -134,8 +134,8 @@ class Adapted(Fading):
                 if where is not None:
                     self._folds.append((fold, where))
         leaving = self._status == FADING
-        kind = FastIterates if self._vectorised else PlainIterates
-        self._iterates: Iterates | None = kind(self.space, self._still, leaving) if leaving.any() else None
+        kind = FastPerUnit if self._vectorised else PlainPerUnit
+        self._iterates: PerUnit | None = kind(self.space, self._still, leaving) if leaving.any() else None
 
     def planned(self, keep: BoolArray, about: dict[str, Any]) -> Plan:
         """For the model with its adapters, whose rank stays; costs are those of the merged network."""

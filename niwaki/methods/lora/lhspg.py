@@ -22,7 +22,7 @@ from niwaki.methods.proximal import left_half_space
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.scoring import WEIGHTS, Criteria
 from niwaki.methods.status import Phase
-from niwaki.per_unit.protocol import Change, Sums, Unit
+from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate
 from niwaki.selection.budget import Budget
 
 
@@ -144,7 +144,7 @@ class LHSPG(Adapted):
             self.protect_groups()
         self.follow(self._timeline)
 
-    def wither(self, factor: float) -> None:
+    def fade_step(self, factor: float) -> None:
         """The half-space step of the units that leave; their W is y by now, and their B zero."""
         if self._iterates is not None:
             self._taken = 1 - factor
@@ -155,22 +155,22 @@ class LHSPG(Adapted):
         """What `of_sums` needs."""
         return frozenset({"square", "inner"})
 
-    def of_unit(self, unit: Unit) -> Change:
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
         """The algorithm box, for one unit that leaves."""
         x, y, norm = unit.x, unit.y, unit.x.norm()
         if norm == 0:
-            return Change(keep=norm.new_zeros(()), pull=norm.new_zeros(()))
+            return UnitUpdate(keep=norm.new_zeros(()), penalty_step=norm.new_zeros(()))
         penalty = norm * self._taken if self.penalty is None else norm.new_tensor(self.penalty)
         trial = y - penalty * x / norm
-        return Change(keep=(trial @ x >= self.epsilon * (x @ x)).to(norm), pull=penalty / norm)
+        return UnitUpdate(keep=(trial @ x >= self.epsilon * (x @ x)).to(norm), penalty_step=penalty / norm)
 
-    def of_sums(self, sums: Sums) -> Change:
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
         """The same for all of them."""
         alive = sums.square > 0
         taken = torch.full_like(sums.square, self._taken) if self.penalty is None else self.penalty / sums.square.sqrt()
         pull = torch.where(alive, taken, 0)
         ends = ~alive | left_half_space(sums.inner - pull * sums.square, sums.square, self.epsilon)
-        return Change(keep=(~ends).to(pull), pull=pull)
+        return UnitUpdate(keep=(~ends).to(pull), penalty_step=pull)
 
     def saliency(self, keep: BoolArray) -> FloatArray:
         """Of W, when all pairs have just been merged."""
