@@ -126,7 +126,7 @@ def test_latency_within_five_percent_by_any_clock() -> None:
     dense = read(space.model)[1]
     for limit in (0.5, 0.8, round(0.6 * dense)):
         for limits in ({}, {"units": 0.9 * space.num_units}):
-            meter = measuring.Meter(limit, 0.05, "microseconds", read)
+            meter = measuring.Limit(limit, 0.05, "microseconds", read)
 
             def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
                 return select(space, even(space).values, under) if under else np.ones(space.num_units, dtype=bool)

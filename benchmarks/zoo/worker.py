@@ -122,8 +122,8 @@ def _analysed(model: nn.Module, inputs: Any, recorder: Recorder) -> niwaki.Searc
         rehearsals.append(timed(lambda: rehearsal(*given)))
         return rehearsals[-1][2]  # type: ignore[no-any-return]
 
-    rehearsal = module.rehearsed
-    with patch.object(module, "rehearsed", rehearsed):
+    rehearsal = module.dry_run
+    with patch.object(module, "dry_run", rehearsed):
         wall, cpu, space = timed(lambda: niwaki.search_space(model, inputs))
     recorder.note(analysis_s=wall, analysis_cpu_s=cpu)
     recorder.note(solve_s=wall - rehearsals[0][0], solve_cpu_s=cpu - rehearsals[0][1])
