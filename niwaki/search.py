@@ -130,6 +130,11 @@ def _space(
             f"The model also returns {', '.join(graph.overlooked)}; tensors inside are not taken for outputs and may "
             "get smaller."
         )
+    notes += [
+        f"The model returns a tensor of shape {list(shape)} that no operator gave and no module holds, so it is taken "
+        "for a constant. If it is made of what the model computes, return that too: it may get smaller."
+        for shape in graph.unexplained
+    ]
     if graph.filled:
         notes.append(
             "The model puts tensors into a container among its inputs; these are not taken for outputs and may get "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap, OrderedDict, UserDict, UserList, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -269,6 +270,12 @@ def attributed(logits: Tensor) -> Any:
         (lambda logits: zip([logits], [1], strict=True), "zip"),
         (lambda logits: (tensor for tensor in [logits]), "generator"),
         (attributed, "Attributed"),
+        (lambda logits: {logits: 1}, "the keys of dict"),
+        (lambda logits: [AttributeDict({(1, logits): 1})], "the keys of AttributeDict"),
+        (lambda logits: lambda: logits, "function"),
+        (lambda logits: partial(torch.add, logits), "partial"),
+        (lambda logits: logits.sum, "builtin_function_or_method"),
+        (lambda logits: Attributed([logits]).count, "builtin_function_or_method"),
     ],
 )
 def test_what_lies_in_other_objects_is_named(wrap: Callable[[Tensor], Any], named: str) -> None:
@@ -279,6 +286,95 @@ def test_what_lies_in_other_objects_is_named(wrap: Callable[[Tensor], Any], name
         f"The model also returns {named}; tensors inside are not taken for outputs and may get smaller.",
     )
     assert niwaki.check(net, halved(net, space), x).holds
+
+
+class Tagged(Tensor):
+    pass
+
+
+def pointed(logits: Tensor) -> Tensor:
+    made = torch.empty_like(logits)
+    made.data = logits
+    return made
+
+
+@pytest.mark.parametrize("width", [6, 3000], ids=["computed", "hollow"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda logits: logits.as_subclass(Tagged),
+        lambda logits: [{"logits": logits.t().as_subclass(Tagged)}],
+        lambda logits: Tensor._make_subclass(Tagged, logits),
+        lambda logits: nn.Parameter(logits, requires_grad=False),
+        lambda logits: torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(logits)),
+        lambda logits: torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(logits[:, 1:])),
+        pointed,
+        lambda logits: pointed(logits).as_subclass(Tagged),
+    ],
+    ids=["subclass", "transposed", "made", "parameter", "dlpack", "view", "pointed", "both"],
+)
+def test_what_is_wrapped_without_an_operator_is_an_output(wrap: Callable[[Tensor], Any], width: int) -> None:
+    net, x = Net(wrap).eval(), torch.randn(4, width)
+    net.body = nn.Linear(width, 16)
+    space = niwaki.search_space(net, x)
+    assert units(space) == {"body": 16}
+    plan = halved(net, space)
+    assert niwaki.check(net, plan, x).holds
+    before, after = (list(tensors_in(network(x))) for network in (net, niwaki.cut(net, plan)))
+    assert [tensor.shape for tensor in after] == [tensor.shape for tensor in before]
+
+
+@pytest.mark.parametrize("wrap", [nn.Parameter, pointed])
+def test_what_is_wrapped_on_the_meta_device_is_an_output(wrap: Callable[[Tensor], Any]) -> None:
+    net = Net(wrap).eval().to("meta")
+    assert units(niwaki.search_space(net, torch.randn(4, 6, device="meta"))) == {"body": 16}
+
+
+class Wrapping(nn.Module):
+    def __init__(self, wrap: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 16), nn.Linear(16, 12), nn.Linear(12, 4)
+        self.wrap = wrap
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.wrap(self.first(x).relu())
+        out: Tensor = self.last(self.second(hidden).relu())
+        return out
+
+
+@pytest.mark.parametrize("wrap", [lambda h: h.as_subclass(Tagged).as_subclass(Tensor), nn.Parameter, pointed])
+def test_what_is_wrapped_on_the_way_can_still_be_cut(wrap: Callable[[Tensor], Tensor]) -> None:
+    net, x = Wrapping(wrap).eval(), torch.randn(4, 6)
+    space = niwaki.search_space(net, x)
+    assert units(space) == {"first": 16, "second": 12}
+    assert niwaki.check(net, halved(net, space), x).holds
+
+
+class Standardised(Wrapping):
+    """Writes its weight anew in each pass, with the mean of its entries taken out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.second.weight
+        weight.data = weight.data - weight.data.mean(1, keepdim=True)
+        return super().forward(x)
+
+
+def test_data_that_a_pass_gives_a_weight_is_followed() -> None:
+    net, x = Standardised(lambda h: h).eval(), torch.randn(4, 6)
+    before = net.second.weight.clone()
+    space = niwaki.search_space(net, x)
+    assert torch.equal(net.second.weight, before)
+    assert units(space) == {"second": 12}, "the mean runs over all columns, so these stay"
+    assert niwaki.check(net, halved(net, space), x).holds
+
+
+def test_an_output_that_nobody_knows_is_named() -> None:
+    known, x = np.ones((4, 10), np.float32), torch.randn(4, 6)
+    space = niwaki.search_space(Net(lambda logits: torch.from_numpy(known)).eval(), x)
+    assert space.notes == (
+        "The model returns a tensor of shape [4, 10] that no operator gave and no module holds, so it is taken for a "
+        "constant. If it is made of what the model computes, return that too: it may get smaller.",
+    )
 
 
 def test_an_object_alone_is_the_output_but_not_what_it_refers_to() -> None:

@@ -36,6 +36,9 @@ class Numbering(Protocol):
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
         """Told of a torch function that reads the memory of ``tensor`` behind the operators' back."""
 
+    def repoints(self, tensor: torch.Tensor, other: torch.Tensor) -> None:
+        """Told that ``tensor`` is given the memory of ``other``."""
+
     def asks_for_gradients(self) -> None:
         """Told that a network's code asks whether gradients are recorded."""
 
@@ -147,6 +150,10 @@ class CallMode(TorchFunctionMode):
         """Memory is read behind the operators' back."""
         self._numbering.reads(func, args[0])
 
+    def repoints(self, _: Any, args: Sequence[Any], __: Any) -> None:
+        """``tensor.data = other``, which no operator sees."""
+        self._numbering.repoints(args[0], args[1])
+
     def drops(self, _: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """A result that is the input in one mode only."""
         self._numbering.drops(args[0] if args else kwargs["input"])
@@ -180,6 +187,7 @@ _ANSWERED: dict[Any, Callable[..., Any]] = {
     torch.Tensor.view_as: lambda mode, *given, **named: mode.as_another(torch.Tensor.view, *given, **named),
 }
 _WATCHED: dict[Any, Callable[..., None]] = {
+    torch.Tensor.data.__set__: CallMode.repoints,  # type: ignore[attr-defined]
     torch.dropout: CallMode.drops,
     **{getattr(torch.Tensor, name).__get__: CallMode.asks for name in ("requires_grad", "grad_fn", "is_leaf")},
     torch.feature_dropout: CallMode.drops,

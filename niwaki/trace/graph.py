@@ -115,7 +115,8 @@ class Graph:
     """All runs of one model over one numbering of values.
 
     ``contents``: what small constants held, by value number. ``overlooked``: types of objects among the outputs whose
-    tensors do not count as outputs. ``filled``: a run put tensors into a container that it was given. ``notes``: what
+    tensors do not count as outputs. ``unexplained``: shapes of outputs that no operator gave and no module holds.
+    ``filled``: a run put tensors into a container that it was given. ``notes``: what
     else there is to say about the runs. ``tracked``: where the numbers were that runs could not read unnoticed.
     ``asked``: where a run first asked whether gradients are recorded.
     """
@@ -124,6 +125,7 @@ class Graph:
     runs: tuple[Run, ...]
     contents: Mapping[int, torch.Tensor]
     overlooked: tuple[str, ...] = ()
+    unexplained: tuple[tuple[int, ...], ...] = ()
     filled: bool = False
     notes: tuple[str, ...] = ()
     tracked: frozenset[Place] = frozenset()

@@ -21,6 +21,7 @@ from niwaki.trace.fake import FakeTensors, is_fake, needs_value
 from niwaki.trace.gradients import grad_mode_watched
 from niwaki.trace.graph import Frozen, Node, Origin, PythonCall, Ref, Run, Value
 from niwaki.trace.inventory import Inventory
+from niwaki.trace.memory import Memory
 from niwaki.trace.operators import Traits, traits
 from niwaki.trace.remade import remade
 from niwaki.trace.replay import Decisions
@@ -79,6 +80,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.contents: dict[int, torch.Tensor] = {}
         self._refs: list[Ref] = []  # one for each value
         self._known: dict[int, _Known] = {}
+        self._memory = Memory()
+        self._repointed: list[tuple[torch.Tensor, int]] = []  # with what they were before the run
         self._nodes: list[Node] = []
         self._ends = _Ends(self._nodes)
         self._frozen: list[Frozen] = []
@@ -86,6 +89,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._opened = False
         self.decisions = Decisions()
         self.overlooked: set[str] = set()
+        self.unexplained: set[tuple[int, ...]] = set()  # shapes of outputs of which nobody knows where they came from
         self.asked: Location | None = None  # where code asked first whether gradients are recorded
         self.filled = False  # a run put tensors into a container that it was given
         self.tangled = False  # something was written that a dropout had handed on, in eval mode to itself
@@ -127,6 +131,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs = tuple(self.number_of(tensor) for tensor in tensors_in(result))
             if not outputs:
                 raise TypeError(f"it returned no tensor that niwaki can find, but {type(result).__qualname__}")
+            returned = [self.values[number] for number in outputs]
+            self.unexplained.update(one.shape for one in returned if one.origin is Origin.CONSTANT and not one.name)
             self.overlooked.update(objects_in(result))
             known = {id(tensor) for tensor in (*given, *tensors_in(result))}
             self.filled |= any(id(tensor) not in known for tensor in contained((args, kwargs)))
@@ -135,6 +141,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # What the result holds has not ended, nor has what Python read: nobody sees where that went.
         ended = {number: moment for number, moment in self._ends.ended.items() if number not in self._read}
         self._writes.undo()
+        while self._repointed:
+            self._know(*self._repointed.pop())
         decisions, self.decisions = tuple(self.decisions.made), Decisions()
         return Run(
             nodes=tuple(self._nodes),
@@ -158,12 +166,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [tensor for one in known if (tensor := one()) is not None]
 
     def number_of(self, tensor: torch.Tensor) -> int:
-        """The value number of a tensor; one never seen before is a constant."""
+        """The value number of a tensor. One never seen before is what was last computed where it lies in memory, else a
+        constant."""
         if self._pretence.active:
             tensor = self._pretence.stand_in(tensor)
         known = self._known.get(id(tensor))
         if known is not None and known() is tensor:
             return known.number
+        wrapped = self._memory.number_of(tensor)
+        if wrapped is not None:
+            self._know(tensor, wrapped)
+            self._read.add(wrapped)
+            return wrapped
         return self._add(tensor, Origin.CONSTANT, self._inventory.attribute_of(tensor))
 
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
@@ -173,6 +187,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._escaped.setdefault(number, self._lines.here())
         if self.hollow is not None:
             self.hollow.refuse_reading(function, self.values[number].root)
+
+    def repoints(self, tensor: torch.Tensor, other: torch.Tensor) -> None:
+        before, number = self.number_of(tensor), self.number_of(other)
+        if self.values[before].origin is not Origin.COMPUTED:  # it may outlive the run
+            self._repointed.append((tensor, before))
+        self._know(tensor, number)
+        self._read.add(number)
 
     def asks_for_gradients(self) -> None:
         if self.asked is None:
@@ -192,10 +213,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._refs.append(Ref(number))
         if self.hollow is not None and origin in (Origin.PARAMETER, Origin.INPUT):
             self.hollow.derive(number)
+        self._know(tensor, number)
+        if origin is Origin.COMPUTED or origin is Origin.INPUT:
+            self._memory.note(tensor, number)
+        return number
+
+    def _know(self, tensor: torch.Tensor, number: int) -> None:
         known = _Known(tensor, self._ends)
         known.number = number
         self._known[id(tensor)] = known
-        return number
 
     def __torch_dispatch__(
         self,

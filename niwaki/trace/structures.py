@@ -9,13 +9,13 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import fields, is_dataclass
 from functools import partial
-from types import FunctionType, MappingProxyType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_is_leaf, tree_leaves, tree_map
 
-from niwaki.core.objects import attributes_of, set_attributes
+from niwaki.core.objects import attributes_of, filled, set_attributes
 from niwaki.trace.fake import is_fake
 
 ExampleCall = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
@@ -55,7 +55,7 @@ def objects_in(structure: Any) -> list[str]:
     shown = {id(tensor) for tensor in contained(structure)}
     if not shown:
         return []
-    return sorted({kind.__qualname__ for kind, value in _beside(structure, set()) if _hides(value, shown)})
+    return sorted({kind for kind, value in _beside(structure, set()) if _hides(value, shown)})
 
 
 def others_in(structure: Any) -> list[Any]:
@@ -135,17 +135,19 @@ def _hidden(thing: Any, seen: set[int]) -> Iterator[torch.Tensor]:
                 yield from _hidden(value, seen)
 
 
-def _beside(structure: Any, above: set[int]) -> Iterator[tuple[type, Any]]:
-    """What lies in (nested) containers and is neither container nor tensor, with its type; of a container with
-    attributes, those that are not among its items, with its own type."""
+def _beside(structure: Any, above: set[int]) -> Iterator[tuple[str, Any]]:
+    """What lies in (nested) containers and is neither container nor tensor, with the name of its type; of a container
+    with attributes, those that are not among its items, with the name of its own type; the keys of mappings."""
     if isinstance(structure, (torch.Tensor, *_WHOLE)) or id(structure) in above:
         return
+    kind = type(structure).__qualname__
     held = _items(structure)
     if held is None:
-        yield type(structure), structure
+        yield kind, structure
         return
     items = {id(item) for item in held}
-    yield from ((type(structure), value) for value in _own(structure) if id(value) not in items)
+    yield from ((kind, value) for value in _own(structure) if id(value) not in items)
+    yield from ((f"the keys of {kind}", key) for key in _keys(structure) if not isinstance(key, _WHOLE))
     above.add(id(structure))
     for item in held:
         yield from _beside(item, above)
@@ -158,9 +160,20 @@ def _hides(value: Any, shown: set[int]) -> bool:
 
 
 def _own(thing: Any) -> list[Any]:
-    """What an object keeps in its attributes."""
+    """What an object keeps in its attributes, and a function in its closure and its arguments."""
     own, slots = attributes_of(thing)
-    return [*(own.values() if own is not thing else ()), *slots.values()]
+    if isinstance(thing, FunctionType):  # among its slots are all variables of its file
+        cells = [cell.cell_contents for cell in thing.__closure__ or () if filled(cell)]
+        return [*own.values(), *cells, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+    bound = [thing.__self__] if isinstance(thing, BuiltinFunctionType) else []
+    return [*(own.values() if own is not thing else ()), *slots.values(), *bound]
+
+
+def _keys(structure: Any) -> list[Any]:
+    """The keys of a mapping."""
+    if isinstance(structure, dict):
+        return list(dict.keys(structure))
+    return list(structure) if isinstance(structure, Mapping) else []
 
 
 def _mapped(value: Any, function: Function, made: dict[int, Any]) -> Any:
@@ -225,5 +238,5 @@ def _fill(copy: Any, value: Any, base: Any, inside: Callable[[Any], Any]) -> Non
 _BUILT_IN = (list, tuple, dict, deque, set, frozenset)
 _WHOLE = (  # in which there are no tensors, or none that count
     *(int, float, complex, str, bytes, bytearray, range, memoryview, type, type(None)),
-    *(torch.nn.Module, torch.Size, torch.dtype, torch.device, ModuleType, FunctionType),
+    *(torch.nn.Module, torch.Size, torch.dtype, torch.device, ModuleType),
 )

@@ -149,12 +149,12 @@ class Tracer:
                     continue
             if not unfit:
                 self._runs_hollow = hollow is not None and failure is None
-                overlooked = tuple(sorted(recorder.overlooked))
                 graph = Graph(
                     tuple(recorder.values),
                     tuple(runs),
                     recorder.contents,
-                    overlooked,
+                    tuple(sorted(recorder.overlooked)),
+                    tuple(sorted(recorder.unexplained)),
                     recorder.filled,
                     tracked=frozenset(tracking.places),
                     asked=recorder.asked,
