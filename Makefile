@@ -4,8 +4,9 @@ VENV ?= .venv
 JOBS ?= 2
 
 LOWEST ?= .venv-lowest
-PARTS := $(addprefix tests/test_, $(addsuffix .py, trace patterns search budget criteria hesso shrink io export graph_cut \
-	huggingface lhspg_peft cli))
+PARTS := $(addprefix tests/, $(addsuffix .py, trace/test_trace end_to_end/test_patterns end_to_end/test_search \
+	selection/test_budget criteria/test_criteria methods/test_hesso surgery/test_shrink io/test_io io/test_export \
+	program/test_graph_cut huggingface/test_huggingface methods/test_lhspg_peft cli/test_cli))
 
 BASE ?= HEAD
 

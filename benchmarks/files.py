@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-TESTS = Path(__file__).parent.parent / "tests"
+TESTS = Path(__file__).parents[1] / "tests" / "helpers"
 sys.path.insert(0, str(TESTS))
 
 from law import random_plan, randomised  # noqa: E402

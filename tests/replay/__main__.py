@@ -1,4 +1,7 @@
-"""``PYTHONPATH=tests python -m replay [--write] [NAME ...]``: compare with what is stored, or store what is found."""
+"""Compare reference networks with what is stored, or store what is found.
+
+    PYTHONPATH=tests:tests/helpers python -m replay [--write] [NAME ...]
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from saved import IMAGES, Net, plan_for
 from torch import Tensor, nn
 from torch.export import export
 
@@ -24,7 +25,6 @@ import niwaki
 from niwaki.errors import FileFormatError
 from niwaki.io import format as file_format
 from niwaki.io import writing
-from tests.saved import IMAGES, Net, plan_for
 
 FILES = ("model.safetensors", "optimizer.safetensors", "plan.json", "program.json", "program.safetensors")
 

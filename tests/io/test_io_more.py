@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved import IMAGES, TOKENS, Net, Tied, plan_for
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.optim import Optimizer
@@ -21,9 +22,8 @@ from niwaki.errors import FileFormatError
 from niwaki.io import format as file_format
 from niwaki.io.program import check_program
 from niwaki.io.tree import decode, encode
-from tests.saved import IMAGES, TOKENS, Net, Tied, plan_for
 
-FORMATS = sorted((Path(__file__).parent / "files").iterdir())
+FORMATS = sorted((Path(__file__).parents[1] / "files").iterdir())
 
 
 def small_net(kind: type[nn.Module] = Net) -> nn.Module:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from law import random_plan
 from torch import Tensor, nn
 
 import niwaki
@@ -24,7 +25,6 @@ from niwaki.trace.graph import Graph
 from niwaki.trace.matching import departure
 from niwaki.trace.tracer import trace
 from niwaki.trace.tracked import TrackedInt
-from tests.law import random_plan
 
 
 @dataclass(eq=False)

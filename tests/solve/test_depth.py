@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from law import deviations, random_plan
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.space import SearchSpace
 from niwaki.errors import PlanError
 from niwaki.solve import dry_run as rehearse
-from tests.law import deviations, random_plan
 
 WIDTH = 16
 

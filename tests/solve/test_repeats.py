@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from zoo import ZOO
 
 from niwaki.core.space import SearchSpace
 from niwaki.solve.build import Builder
 from niwaki.solve.propagate import propagate
 from niwaki.trace.graph import Graph
 from niwaki.trace.tracer import example_calls, trace
-from tests.zoo import ZOO
 
 
 class _Twice(nn.Module):

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import niwaki
 from niwaki.networks.torchvision_cpu import load
 
-PAGE = Path(__file__).parent.parent / "docs" / "ema_and_checkpoints.md"
+PAGE = Path(__file__).parents[2] / "docs" / "ema_and_checkpoints.md"
 BEST, AVERAGE, TRAINER = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
 
 

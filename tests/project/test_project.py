@@ -12,7 +12,7 @@ import pytest
 
 import niwaki
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def text(name: str) -> str:

@@ -19,7 +19,7 @@ def test_nothing_has_changed(name: str) -> None:
         shown = "\n".join(different[:_SHOWN])
         pytest.fail(
             f"{name}: {len(different)} entries are not what is stored. If that is meant, store them with "
-            f"`PYTHONPATH=tests python -m replay --write {name}`.\n{shown}",
+            f"`PYTHONPATH=tests:tests/helpers python -m replay --write {name}`.\n{shown}",
             pytrace=False,
         )
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from saved import IMAGES, Net, plan_for
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.errors import ExportError
 from niwaki.io import export as exporting
-from tests.saved import IMAGES, Net, plan_for
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

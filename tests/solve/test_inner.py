@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from law import deviations, random_plan
 from torch import Tensor, nn
 
 import niwaki
-from tests.law import deviations, random_plan
 
 
 class Attention(nn.Module):

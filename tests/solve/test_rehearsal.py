@@ -10,10 +10,10 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
+from law import deviations, random_plan
 from torch import Tensor, nn
 
 import niwaki
-from tests.law import deviations, random_plan
 
 
 class Escaping(nn.Module):

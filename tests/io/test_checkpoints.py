@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from saved import IMAGES, Net
+from test_io import _die_at
+from test_io_more import assert_same
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.errors import FileFormatError, MethodError
-from tests.saved import IMAGES, Net
-from tests.test_io import _die_at
-from tests.test_io_more import assert_same
 
 
 def start(method: bool = True) -> tuple[dict[str, Any], Any]:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from law import deviations, random_plan
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.solve.factorise import common_sizes, connected_rows
-from tests.law import deviations, random_plan
 
 
 class Viewed(nn.Module):

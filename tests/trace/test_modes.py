@@ -10,12 +10,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from networks import Image, Tokens, build, networks
 from torch import Tensor, nn
+from zoo import ZOO
 
 from niwaki.core.space import SearchSpace
 from niwaki.solve.build import Builder
 from niwaki.solve.propagate import propagate
 from niwaki.trace.tracer import example_calls, trace
-from tests.zoo import ZOO
 
 
 class _Block(nn.Module):

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from zoo import _DECODER, ZOO, _transformers
 
 import niwaki
 from benchmarks.scale import measure
 from niwaki.errors import TraceError
-from tests.zoo import _DECODER, ZOO, _transformers
 
 
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:

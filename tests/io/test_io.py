@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved import IMAGES, TOKENS, Net, Tied, plan_for
 from torch import Tensor, nn
 
 import niwaki
@@ -21,7 +22,6 @@ from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
 from niwaki.io import format as file_format
 from niwaki.io.atomic import sha256_of
-from tests.saved import IMAGES, TOKENS, Net, Tied, plan_for
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from law import deviations, random_plan
 from torch import Tensor, nn
 
 import niwaki
@@ -25,7 +26,6 @@ from niwaki.trace.extent import EVERYTHING
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.tracer import example_calls, trace
 from niwaki.trace.tracked import TrackedInt
-from tests.law import deviations, random_plan
 
 
 class Attention(nn.Module):

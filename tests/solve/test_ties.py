@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from law import deviations, random_plan
 from torch import Tensor, nn
 
 import niwaki
-from tests.law import deviations, random_plan
 
 
 class Halves(nn.Module):
