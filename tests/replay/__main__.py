@@ -1,6 +1,6 @@
 """Compare reference networks with what is stored, or store what is found.
 
-    PYTHONPATH=tests:tests/helpers python -m replay [--write] [NAME ...]
+PYTHONPATH=tests:tests/helpers python -m replay [--write] [NAME ...]
 """
 
 from __future__ import annotations

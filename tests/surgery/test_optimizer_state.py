@@ -212,7 +212,8 @@ def test_nothing_is_changed_where_a_state_is_hidden() -> None:
 
 def test_the_shape_of_a_square_matrix_does_not_tell() -> None:
     """Whether a state of that shape goes with rows and columns as the matrix does has to be declared."""
-    with pytest.warns(UserWarning, match=r"goes on without .* The state 'left' .* equally long dimensions, .*register_state_layout"):
+    told = r"goes on without .* The state 'left' .* equally long dimensions, .*register_state_layout"
+    with pytest.warns(UserWarning, match=told):
         model, _, small = trained(Preconditioned, square, niwaki.ShrinkPolicy(cost=0.1))
     assert model[0].weight.shape == (8, 8)  # type: ignore[index,union-attr]
     _, _, expected = trained(Preconditioned, square, False)
