@@ -28,7 +28,7 @@ from niwaki.methods.hooks import (
     warn_of_trace,
 )
 from niwaki.methods.shrinking import LiveSpace, ShrinkPolicy
-from niwaki.methods.status import Progress, remainder
+from niwaki.methods.status import Progress, not_zero, remainder
 
 KEY = "niwaki"
 _FORMAT = 1
@@ -105,6 +105,9 @@ class Method(ABC):
         Args:
             ema: averaged copies of the model, besides those that the method was given.
 
+        A warning says with figures where units that leave are not zero in the model: their weights were written after
+        the step, by a checkpoint from before pruning for instance. What these weights computed is lost.
+
         Returns:
             Whether anything left.
 
@@ -115,9 +118,12 @@ class Method(ABC):
         if not (gone & self.remains.here).any():
             return False
         known = () if self.shrinking is None else tuple(self.shrinking.ema)
+        caveat = not_zero(self.label, self.remains.space, gone[self.remains.here])
         with torch.no_grad():
             self.remains.leave(gone, self.optimizer, (*known, *ema))
             self.rebuild()
+        if caveat is not None:
+            warnings.warn(f"{caveat} The model has been shrunk all the same.", stacklevel=2)
         return True
 
     @final

@@ -230,6 +230,21 @@ def test_shrinking_in_place_tells_of_the_model_and_of_its_averages() -> None:
         niwaki.shrink(before, plan)
 
 
+@pytest.mark.parametrize("kind", ["hesso", "hspg"])
+def test_a_method_that_shrinks_other_weights_than_its_own_tells(kind: str) -> None:
+    """A checkpoint from before pruning, loaded into the model without the optimizer's state."""
+    run, before, _ = trained(kind)
+    other = copy.deepcopy(run)
+    with silence():
+        assert other.method.shrink()
+    removed = int(run.method.gone().sum())
+    run.model.load_state_dict(before.state_dict())
+    with pytest.warns(UserWarning, match=rf"of the {removed} units that .* are not zero in the model: up to") as told:
+        assert run.method.shrink()
+    assert str(told[0].message).endswith("The model has been shrunk all the same.")
+    assert told[0].filename == __file__
+
+
 def test_what_is_left_to_cut_of_a_model_that_has_shrunk() -> None:
     """Units are found under the positions that they have now."""
     torch.manual_seed(0)
