@@ -128,7 +128,12 @@ def is_followed(kind: Any) -> bool:
 
 def is_users(kind: type) -> bool:
     """Whether a class is neither Python's own nor torch's or niwaki's."""
-    return _package(kind.__module__) not in _NOT_FOLLOWED | {"builtins", "collections", "abc", "typing", "enum"}
+    return is_users_package(kind.__module__)
+
+
+def is_users_package(module: str | None) -> bool:
+    """Whether a Python module is neither of Python's own nor of torch's or niwaki's."""
+    return _package(module) not in _NOT_FOLLOWED | {"builtins", "collections", "abc", "typing", "enum"}
 
 
 def _package(module: str | None) -> str:

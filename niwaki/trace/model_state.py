@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 from niwaki.core.objects import attributes_of
 from niwaki.trace.contents import PLAIN, Contents, rewrite
 from niwaki.trace.fake import is_fake
+from niwaki.trace.functions import functions_on, preserved_globals
 
 _EMPTIABLE = frozenset({list, dict, OrderedDict, set})
 
@@ -112,26 +111,17 @@ def restored(snapshot: ModelState) -> Iterator[None]:
 @contextmanager
 def held(model: torch.nn.Module, others: Any) -> Iterator[None]:
     """What ``others`` hold (objects among the inputs, such as a cache) comes out as it went in; and so do the variables
-    that the functions on ``model`` enclose, which copies of it share."""
+    that the functions on ``model`` enclose or name, which copies of it share."""
     modules = list(model.modules())
     own = {id(tensor) for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())}
     contents = Contents(own.union(map(id, modules)))
     contents.note(others)
-    contents.note(list(_functions_on(modules)))
+    contents.note(list(functions_on(modules)))
     try:
-        yield
+        with preserved_globals(modules):
+            yield
     finally:
         contents.restore()
-
-
-def _functions_on(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
-    """Hooks, and functions that are attributes, alone or in a container."""
-    for module in modules:
-        for value in vars(module).values():
-            items = (
-                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-            )
-            yield from (item for item in items if isinstance(item, (FunctionType, MethodType, partial)))
 
 
 @contextmanager

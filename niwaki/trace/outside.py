@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from niwaki.trace.contents import Contents, is_users
+from niwaki.trace.functions import preserved_globals
 
 _MOST = 2**12  # variables' values that are looked into: a script may hold all of somebody's data
 _CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, classmethod, staticmethod, property)
@@ -19,8 +20,9 @@ _CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, classmethod, stati
 @contextmanager
 def preserved_outside(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Variables of the classes of ``modules`` and of the Python modules that define these come out as they went in, and
-    so do the containers and objects among their values. Tensors that are written to in place are the recorder's task.
-    A table in a cache of another kind (`functools.lru_cache`) cannot be put back: see `caches` and `warmup`."""
+    so do the containers and objects among their values, and the variables that functions on ``modules`` name. Tensors
+    that are written to in place are the recorder's task. A table in a cache of another kind (`functools.lru_cache`)
+    cannot be put back: see `caches` and `warmup`."""
     modules = list(modules)
     classes = {base for kind in {type(module) for module in modules} for base in kind.__mro__ if is_users(base)}
     files = {base.__module__ for base in classes}
@@ -36,7 +38,8 @@ def preserved_outside(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
         for value in data.values():
             contents.note(value)
     try:
-        yield
+        with preserved_globals(modules):
+            yield
     finally:
         for variables, write, data in kept:
             for name, value in data.items():

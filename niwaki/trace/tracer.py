@@ -15,6 +15,7 @@ from niwaki.trace.attributes import Tracking
 from niwaki.trace.eager import run_eagerly
 from niwaki.trace.extent import EVERYTHING, Extent, Place
 from niwaki.trace.fake import FakeTensors, NeedsValue
+from niwaki.trace.functions import preserved_globals
 from niwaki.trace.graph import Graph, Run
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.model_state import ModelState, preserved, restored
@@ -173,7 +174,7 @@ class Tracer:
         for training, call in itertools.product(self._runs.modes, self._runs.calls):
             if training and runs and watch.alike and not recorder.tangled and not self._runs.every:
                 return [replace(run, both=True) for run in runs], None, frozenset()
-            with restored(state):
+            with restored(state), preserved_globals(module for _, module in modules):
                 for _, module in modules:
                     if module.training is not training:
                         module.training = training
