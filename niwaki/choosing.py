@@ -49,7 +49,7 @@ def choose(
 
     Raises:
         BudgetError: the budget cannot be met; the message tells the least reachable cost and what is in the way.
-        MethodError: ``space`` is no search space, or a score is not finite.
+        MethodError: ``space`` is not a search space, or a score is not finite.
         PlanError: no values of the model's attributes could follow the choice.
         UnknownName: a pattern in ``budget.round_to`` matches nothing.
 

@@ -39,7 +39,7 @@ class Request:
 
 
 def inspect_model(request: Request, say: Say = lambda stage: None) -> tuple[SearchSpace, Inspection]:
-    """Build the network, analyse it, and price it; ``say`` is told what is going on.
+    """Build the network, analyse it, and price it; ``say`` is called with what is going on.
 
     Raises:
         NiwakiError: the network cannot be built, run, or checked.

@@ -159,7 +159,7 @@ def where_from_json(data: Any) -> Where:
     """Read a path back.
 
     Raises:
-        TypeError, KeyError: the data is no path.
+        TypeError, KeyError: the data is not a path.
     """
     if data is None:
         return ()
@@ -170,7 +170,7 @@ def _step(data: Any) -> Step:
     if isinstance(data, dict):
         return Field(str(data["attribute"]))
     if type(data) not in (int, str):
-        raise TypeError(f"{data!r} is no step of a path to a number")
+        raise TypeError(f"{data!r} is not a step of a path to a number")
     step: Step = data
     return step
 

@@ -64,8 +64,8 @@ def score(
 
     Raises:
         UnknownName: there is no criterion of that name.
-        MethodError: data are needed and missing, the loss is no finite scalar, a weight makes no sense, a criterion is
-            not defined for the space, or a function returned something else than one finite number per unit.
+        MethodError: data are needed and missing, the loss is not a finite scalar, a weight makes no sense, a criterion
+            is not defined for the space, or a function returned something else than one finite number per unit.
 
     >>> import niwaki, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
@@ -153,11 +153,11 @@ def _weights(mix: Mapping[One, float]) -> dict[One, float]:
 
 
 def _one(one: One) -> One:
-    """``one``, or an error if it is no criterion."""
+    """``one``, or an error if it is not a criterion."""
     if not isinstance(one, str) and not callable(one):
         raise MethodError(
-            f"{one!r} is no criterion: pass the name of one, such as 'magnitude', a function of the search space that "
-            "returns a number for each unit, or a dictionary of these and their weights."
+            f"{one!r} is not a criterion: pass the name of one, such as 'magnitude', a function of the search space "
+            "that returns a number for each unit, or a dictionary of these and their weights."
         )
     return one
 
@@ -168,7 +168,9 @@ def finite(space: SearchSpace, values: Tensor | ArrayLike, name: str) -> FloatAr
     try:
         array = np.array(raw, dtype=np.float64)
     except (TypeError, ValueError) as cause:
-        raise MethodError(f"The criterion {name!r} returned something that is no array of numbers: {cause}.") from cause
+        raise MethodError(
+            f"The criterion {name!r} returned something that is not an array of numbers: {cause}."
+        ) from cause
     if array.shape != (space.num_units,):
         raise MethodError(
             f"The criterion {name!r} must return one number per unit, an array of shape [{space.num_units}], but "

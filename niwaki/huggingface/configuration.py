@@ -83,7 +83,7 @@ def _sizes(state: Mapping[str, Tensor], size: Size, head: int | None) -> dict[st
             found[name] = tensor.shape[size.dim]
             if size.heads and head is not None:
                 if found[name] % head:
-                    raise unsaid(f"{name!r} has {found[name]} rows, which is no whole number of heads of {head}")
+                    raise unsaid(f"{name!r} has {found[name]} rows, which is not a whole number of heads of {head}")
                 found[name] //= head
     return found
 

@@ -66,7 +66,7 @@ def can_save(space: SearchSpace) -> CanSave:
         space: of a model of transformers; best with ``layout="uniform"``.
 
     Raises:
-        MethodError: ``space`` is no search space.
+        MethodError: ``space`` is not a search space.
 
     Example::
 

@@ -178,7 +178,7 @@ def _damaged(path: Path) -> str:
 
 
 class Stateful(Protocol):
-    """Models, optimizers (with the method that hangs on one), schedulers, gradient scalers, averaged models."""
+    """Models, optimizers (with the method that is attached to one), schedulers, gradient scalers, averaged models."""
 
     def state_dict(self) -> Any:
         """All that changes, as nested dictionaries and lists of tensors and plain values."""

@@ -107,8 +107,8 @@ def _doubled(small: nn.Module, call: ExampleCall, free: Mapping[str, Collection[
         value = given.get(name)
         if not isinstance(value, Tensor):
             raise ExportError(
-                f"dynamic names {name!r}, which is no tensor among the example inputs ({', '.join(given)}). Name the "
-                "parameters of forward as its definition does."
+                f"dynamic names {name!r}, which is not a tensor among the example inputs ({', '.join(given)}). Name "
+                "the parameters of forward as its definition does."
             )
         made = value
         for dim in dims:

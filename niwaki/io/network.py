@@ -51,7 +51,7 @@ def save(
     Raises:
         FileFormatError: ``small`` has no plan, holds state that is not a tensor, ``optimizer`` or ``program`` is of
             another network or holds what cannot be saved, or ``directory`` is a file or cannot be written to.
-        PlanError: ``plan`` is no plan.
+        PlanError: ``plan`` is not a plan.
 
     Example:
         >>> import tempfile, torch, niwaki

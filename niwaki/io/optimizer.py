@@ -30,8 +30,8 @@ def optimizer_part(optimizer: Optimizer, small: nn.Module) -> Part:
     for number in saved["state"]:
         if number not in numbers:
             raise FileFormatError(
-                f"The optimizer keeps state under {number!r}, which is none of the parameters it trains, so it cannot "
-                "be saved with the network."
+                f"The optimizer keeps state under {number!r}, which is not one of the parameters it trains, so it "
+                "cannot be saved with the network."
             )
     tensors: dict[str, Tensor] = {}
     rest = {key: value for key, value in saved.items() if key not in ("state", "param_groups")}
@@ -51,7 +51,7 @@ def load_optimizer(optimizer: Optimizer, small: nn.Module, directory: str | os.P
 
     Args:
         optimizer: freshly built, of the same class and with the same parameters in its groups as the saved one, each of
-            which may come in another order. What hangs on it, such as a method, gets its state back too.
+            which may come in another order. What is attached to it, such as a method, gets its state back too.
         small: the network whose parameters it trains, from `niwaki.load`.
         directory: what ``niwaki.save(..., optimizer=...)`` wrote.
 

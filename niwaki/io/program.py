@@ -80,7 +80,7 @@ def program_parts(program: ExportedProgram, state: State, is_network: bool) -> d
             shared[name] = name
         elif isinstance(tensor, nn.Parameter):
             raise FileFormatError(
-                f"The program is of another network: its parameter {name!r} is none of the network's that is saved "
+                f"The program is of another network: its parameter {name!r} is not one of the network that is saved "
                 "with it. Export that very network: torch.export.export(small, ...)."
             )
         else:
@@ -177,9 +177,9 @@ def check_program(content: Any) -> None:
         raise ValueError("it holds Python code")
     for key, value in _texts(content):
         if key == "target" and not (value in _SIZES or _OPERATOR.fullmatch(value)):
-            raise ValueError(f"it calls {value!r}, which is no operator")
+            raise ValueError(f"it calls {value!r}, which is not an operator")
         if key == "expr_str" and not _is_size(value):
-            raise ValueError(f"{value!r} is no size")
+            raise ValueError(f"{value!r} is not a size")
 
 
 def _is_size(text: str) -> bool:

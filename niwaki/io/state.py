@@ -35,7 +35,7 @@ def state_of(named: Mapping[str, Any], buffers: Mapping[str, Tensor]) -> State:
     """What to save of a ``state_dict``, and of the buffers outside it.
 
     Raises:
-        FileFormatError: something is no tensor, is sparse, or is on the meta device.
+        FileFormatError: something is not a tensor, is sparse, or is on the meta device.
     """
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}

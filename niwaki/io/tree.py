@@ -64,7 +64,7 @@ def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {decode(k, tensors): decode(v, tensors) for k, v in content}
     if kind == "tuple":
         return tuple(decode(item, tensors) for item in content)
-    raise ValueError(f"{kind!r} is no kind of value")
+    raise ValueError(f"{kind!r} is not a kind of value")
 
 
 def _put(tensor: Tensor, name: str, tensors: dict[str, Tensor]) -> str:

@@ -68,7 +68,7 @@ class CRIC(Cycles):
     Raises:
         BudgetError: the budget cannot be met.
         MethodError: the optimizer does not fit the space, a number makes no sense, the schedule has no room for a
-            cycle, or later: there is no loss, it is no finite scalar, or the training diverged before a selection.
+            cycle, or later: there is no loss, it is not a finite scalar, or the training diverged before a selection.
         UnknownName: there is no criterion of that name.
 
     >>> import niwaki, torch

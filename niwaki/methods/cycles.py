@@ -110,7 +110,7 @@ class Trials:
         if any(tuple(one.shape) != (criteria, units) for one in samples):
             raise ValueError(f"its samples have not the shape {[criteria, units]}")
         if int(data["cycle"]) < 0 or int(data["began"]) < 0:
-            raise ValueError("its cycle is none")
+            raise ValueError("its cycle number is negative")
 
 
 class Cycles(GradualPruning):
@@ -144,7 +144,7 @@ class Cycles(GradualPruning):
         check_number("tolerance", tolerance, 0, 1, "the share of all units below which there is no further cycle")
         check_number("layers", layers, 0, 1, "how much the sensitivity of layers counts beside the units' own scores")
         if loss is not None and not callable(loss):
-            raise MethodError(f"loss={loss!r} is no function. Pass loss=lambda: loss_fn(model(x), y).")
+            raise MethodError(f"loss={loss!r} is not a function. Pass loss=lambda: loss_fn(model(x), y).")
         self.loss, self.tolerance, self.layers = loss, float(tolerance), float(layers)
         self._width = Timeline.of(schedule, int(window)).window
         self._opens = schedule.start + self._width - 1  # the step after which V is first chosen

@@ -52,7 +52,7 @@ class HESSO(GradualPruning):
 
     Raises:
         BudgetError: the budget cannot be met.
-        MethodError: the optimizer does not fit the space, the window or a weight is no number that makes sense, or
+        MethodError: the optimizer does not fit the space, the window or a weight is not a number that makes sense, or
             later: the training diverged before a selection.
         UnknownName: there is no criterion of that name.
 

@@ -51,7 +51,7 @@ class Schedule:
             when = "is the start itself" if self.until == self.start else "comes before it"
             raise MethodError(
                 f"The schedule starts at step {self.start}, but its end, until={self.until}, {when}. Both count steps "
-                f"from the beginning of the training: until is no length. For {self.until} steps from the start on "
+                f"from the beginning of the training: until is not a length. For {self.until} steps from the start on "
                 f"write Schedule(start={self.start}, until={self.start + self.until})."
             )
         if self.until - self.start < self.periods:
@@ -61,7 +61,7 @@ class Schedule:
                 "Let it end later, or use fewer periods."
             )
         if not isinstance(self.ramp, str) or self.ramp not in RAMPS:
-            raise MethodError(f"Schedule(ramp={self.ramp!r}) is no ramp. Choose one of: {', '.join(RAMPS)}.")
+            raise MethodError(f"Schedule(ramp={self.ramp!r}) is not a ramp. Choose one of: {', '.join(RAMPS)}.")
         fade_named(self.fade)
 
     def portion(self, to_go: int) -> float:
@@ -80,10 +80,10 @@ class Schedule:
 
     @classmethod
     def check(cls, schedule: object) -> None:
-        """Raise `MethodError` if what was passed as a schedule is none, such as a number of steps."""
+        """Raise `MethodError` if what was passed is not a schedule, such as a number of steps."""
         if not isinstance(schedule, cls):
             raise MethodError(
-                f"schedule={schedule!r} is no schedule. Say when: niwaki.Schedule(start=100, until=500) in steps."
+                f"schedule={schedule!r} is not a schedule. Say when: niwaki.Schedule(start=100, until=500) in steps."
             )
 
     def check_fade(self, label: str) -> None:
@@ -159,7 +159,7 @@ def fitting_cycles(schedule: Schedule, opens: int, cycle: int | None, cycles: in
     where there is room: one of two steps sees nothing smaller than half of what it was.
 
     Raises:
-        MethodError: ``cycle`` is no number of steps in which something can fade, or not even one such cycle fits.
+        MethodError: ``cycle`` is not a number of steps in which something can fade, or not even one such cycle fits.
 
     >>> fitting_cycles(Schedule(start=1, until=101, periods=10), 1, None, 10)
     (4, 3)

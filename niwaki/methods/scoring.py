@@ -123,7 +123,7 @@ def _values(space: SearchSpace, function: Saliencies, device: torch.device) -> T
         row = values if isinstance(values, Tensor) else torch.as_tensor(np.array(values, dtype=np.float64))
     except (TypeError, ValueError) as cause:
         raise MethodError(
-            f"The criterion {name_of(function)!r} returned something that is no array of numbers: {cause}."
+            f"The criterion {name_of(function)!r} returned something that is not an array of numbers: {cause}."
         ) from cause
     if row.shape != (space.num_units,):
         raise MethodError(
@@ -137,7 +137,7 @@ def _check_weights(criteria: object) -> None:
     """Criteria must be named with finite weights, none negative and not all zero: only then does the sum rank units."""
     example = "name criteria and their weights, such as {'magnitude': 1.0}"
     if not isinstance(criteria, Mapping):
-        raise MethodError(f"criteria={criteria!r} is no mapping: {example}.")
+        raise MethodError(f"criteria={criteria!r} is not a mapping: {example}.")
     if not criteria:
         raise MethodError(f"criteria is empty: {example}.")
     for one, weight in criteria.items():

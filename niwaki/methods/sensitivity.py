@@ -28,7 +28,7 @@ def layer_losses(space: SearchSpace, units: Units, saliency: FloatArray, loss: C
     means over its processes, all of which have to call this.
 
     Raises:
-        MethodError: what ``loss`` returns is no finite scalar.
+        MethodError: what ``loss`` returns is not a finite scalar.
     """
     weights: list[Tensor] = list(unit_parameters(space).values())
     kept = [weight.detach().clone() for weight in weights]

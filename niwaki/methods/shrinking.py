@@ -37,7 +37,7 @@ class ShrinkPolicy:
         ema: averaged copies of the model, which shrink with it (see `niwaki.shrink`).
 
     Raises:
-        MethodError: the cost is no number above 0, or a copy is no module.
+        MethodError: the cost is not a number above 0, or a copy is not a module.
 
     >>> ShrinkPolicy(cost=50)
     ShrinkPolicy(cost=50, ema=())
@@ -65,7 +65,7 @@ class ShrinkPolicy:
             return choice
         if not isinstance(choice, bool):
             raise MethodError(
-                f"shrink={choice!r} is no choice: True, False, or niwaki.ShrinkPolicy(...) to say what a shrink costs."
+                f"shrink={choice!r} is not a choice: True, False, or niwaki.ShrinkPolicy(...) with its cost."
             )
         return cls() if choice else None
 
@@ -137,7 +137,7 @@ class LiveSpace:
         if not isinstance(here, Tensor) or here.shape != (self._dense.num_units,) or here.dtype != torch.bool:
             raise ValueError(f"what is left of the model is not {self._dense.num_units} truth values, one per unit")
         if not 0 <= float(data["idle"]) < float("inf"):
-            raise ValueError("its count of idle steps is no number")
+            raise ValueError("its count of idle steps is not a number")
         lost = here.cpu().numpy() & ~self.here
         if lost.any():
             raise MethodError(

@@ -188,7 +188,7 @@ class SparsityMethod(Method):
         """One truth value per unit, and a step or nothing."""
         check_mask("zero", state["zero"], self.space.num_units)
         if state["ended"] is not None and int(state["ended"]) < 1:
-            raise ValueError("the step it ended at is no step")
+            raise ValueError("the step it ended at is not a step")
 
     def _zeros(self) -> BoolArray:
         return np.asarray(self._zero.cpu().numpy(), dtype=bool)

@@ -22,7 +22,7 @@ class AdamDirection(KnownOptimizer):
         return not any(isinstance(beta, Tensor) for beta in group["betas"])
 
     def directions(self, held: Sequence[Held]) -> list[Direction]:
-        """With c = sqrt(1 - b2^t): c / (1 - b1^t) * m / (sqrt(v) + c eps), in which c is no tensor as large as v."""
+        """With c = sqrt(1 - b2^t): c / (1 - b1^t) * m / (sqrt(v) + c eps), in which c is not a tensor as large as v."""
         made = []
         for one, (first, second) in zip(held, _corrections(held), strict=True):
             state, root = one.state, second**0.5

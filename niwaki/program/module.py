@@ -252,7 +252,9 @@ class Program(Subprogram):
         super().__init__()
         for kind in program.graph_signature.input_specs:
             if kind.kind in (InputKind.CUSTOM_OBJ, InputKind.TOKEN):
-                raise TraceError(f"The exported program takes {kind.arg}, which is no tensor; niwaki cannot follow it.")
+                raise TraceError(
+                    f"The exported program takes {kind.arg}, which is not a tensor; niwaki cannot follow it."
+                )
         for output in program.graph_signature.output_specs:
             if output.kind not in _OUTPUTS:
                 raise TraceError(

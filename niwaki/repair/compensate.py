@@ -93,7 +93,7 @@ def compensate(
 
     Raises:
         PlanError: the plan is for another network, or no plan.
-        MethodError: there are no batches, or ``ridge`` is no positive number.
+        MethodError: there are no batches, or ``ridge`` is not a positive number.
         TraceError: the model does not run on a batch, or has no values (on the meta device).
 
     Example:
@@ -246,7 +246,7 @@ def _others(space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[s
     parameters = dict(named_parameters(model))
     known = {id(module_at(model, name).weight) for name in readers}
     return {
-        place.tensor: "it is no weight of a linear layer or of an ungrouped convolution"
+        place.tensor: "it is not a weight of a linear layer or of an ungrouped convolution"
         for place in space.places
         if not place.produces
         and place.parameter

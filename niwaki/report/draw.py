@@ -14,10 +14,10 @@ from niwaki.report.drawing import FORMATS, drawing
 def check_drawable(path: Path) -> None:
     """Raise `NiwakiError` where a drawing could not be written, before the work that leads to it is done."""
     if path.suffix not in FORMATS:
-        raise NiwakiError(f"{str(path)!r} is no name for a drawing. Let it end in {' or '.join(sorted(FORMATS))}.")
+        raise NiwakiError(f"{str(path)!r} is not a name for a drawing. Let it end in {' or '.join(sorted(FORMATS))}.")
     FORMATS[path.suffix].ready()
     if path.is_dir() or not path.parent.is_dir():
-        what = "is a directory" if path.is_dir() else f"lies in {str(path.parent)!r}, which is no directory"
+        what = "is a directory" if path.is_dir() else f"lies in {str(path.parent)!r}, which is not a directory"
         raise NiwakiError(f"The drawing {str(path)!r} {what}. Name a file in a directory that exists.")
 
 

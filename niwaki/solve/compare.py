@@ -200,7 +200,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _constants(node: Node, graph: Graph) -> list[Any]:
-    """The arguments that are no tensors, and the contents of small tensors that are constants."""
+    """The arguments that are not tensors, and the contents of small tensors that are constants."""
     found: list[Any] = []
     for given in (*node.args, *node.kwargs.values()):
         for argument in given if isinstance(given, tuple) else (given,):

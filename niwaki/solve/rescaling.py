@@ -227,7 +227,7 @@ def _takes_up(call: Call, operands: Sequence[Label], number: int, found: Sequenc
 
 
 def _shifted(call: Call, operands: Sequence[Label]) -> Source | None:
-    """A parameter plus a number that is no attribute."""
+    """A parameter plus a number that is not an attribute."""
     if call.operator not in _SHIFTS or len(operands) != 1 or operands[0].source is None:
         return None
     number, times = call.arguments["other"], call.arguments.get("alpha", 1)

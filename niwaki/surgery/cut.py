@@ -174,7 +174,7 @@ def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None)
     """A deep copy in which the tensors with the given identities are replaced (`ModelCopier`).
 
     Raises:
-        PlanError: something that hangs on the model cannot be copied.
+        PlanError: something that belongs to the model cannot be copied.
     """
     copier = ModelCopier(model, replaced or {})
     try:

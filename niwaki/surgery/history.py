@@ -15,7 +15,7 @@ _PLANS: WeakKeyDictionary[torch.nn.Module | ExportedProgram, Plan] = WeakKeyDict
 
 
 def check_plan(plan: object) -> None:
-    """Raise `PlanError` if what was given as a plan is none, such as a path."""
+    """Raise `PlanError` if what was given is not a plan, such as a path."""
     if not isinstance(plan, Plan):
         raise PlanError(
             f"plan is a {type(plan).__qualname__}, but must be a niwaki.Plan: what niwaki.choose or method.plan() "

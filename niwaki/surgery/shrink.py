@@ -1,4 +1,4 @@
-"""Shrinking in place: the same module and parameter objects, smaller, and the training state that hangs on them."""
+"""Shrinking in place: the same module and parameter objects, smaller, and the training state that refers to them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def shrink(
 
     Raises:
         PlanError: the plan is for another network or for a graph, or keeps what has left already.
-        ShrinkError: a state of the optimizer cannot follow, a parameter is no plain tensor, or the process belongs to a
+        ShrinkError: a state of the optimizer cannot follow, a parameter is not a plain tensor, or the process belongs to a
             group of several, whose wrappers (``DistributedDataParallel``) would keep the old sizes.
 
     Example:

@@ -1,6 +1,6 @@
 """The whole numbers among the attributes of modules, tracked while a trace runs.
 
-Each module sees copies of the containers and objects that hang on it, configs above all, in which the numbers know
+Each module sees copies of the containers and objects that belong to it, configs above all, in which the numbers know
 the module and the path to them. What several modules share is a copy of its own for each, for that is what the cut
 will make of it.
 """

@@ -24,7 +24,7 @@ from niwaki.trace.fake import is_fake
 from niwaki.trace.tracked import TrackedFloat, TrackedInt
 
 PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), TrackedInt, TrackedFloat, torch.dtype})
-_MOST = 2**14  # objects that are looked into; what lies behind so many is data, or the rest of the program
+_MOST = 2**14  # objects that are looked into; what lies behind more is data, or the rest of the program
 _LONGEST = 2**16  # containers with more items than this are data: their items are put back, but not looked into
 _NOTHING = object()
 _NOT_FOLLOWED = frozenset({"torch", "niwaki", "threading", "multiprocessing", "logging", "weakref"})
@@ -51,7 +51,7 @@ class Contents:
         return len(self._noted)
 
     def note(self, value: Any) -> None:
-        """Note what ``value`` holds now, and all that hangs on it."""
+        """Note what ``value`` holds now, and all that is reachable from it."""
         waiting = [value]
         while waiting:
             item = waiting.pop()

@@ -46,7 +46,7 @@ class FakeTensors:
         self._metas: dict[int, torch.Tensor] = {}  # by the identity of the fake
 
     def swap(self, model: torch.nn.Module) -> None:
-        """Put fakes in the place of all meta tensors that hang on ``model``. It is up to the caller to undo that."""
+        """Put fakes in the place of all meta tensors that belong to ``model``. It is up to the caller to undo that."""
         if self.active:
             for module in model.modules():
                 for name, value in module.__dict__.items():

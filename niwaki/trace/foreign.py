@@ -48,7 +48,7 @@ class Apart(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name, operator = self.found
             raise PlanError(
                 f"A copy of the model computes with {name!r} of the model itself (in {operator}), and niwaki cuts a "
-                "copy: code of the model, a hook or an object that hangs on it finds the model by a way of its own, "
+                "copy: code of the model, a hook or an object that belongs to it finds the model by a way of its own, "
                 "such as a global name, a registry or an attribute of a class. Let it go through the module that it is "
                 "called with."
             )

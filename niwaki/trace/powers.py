@@ -77,7 +77,7 @@ class PowerFloat(float):
 
 
 def power_of(value: float, expression: Expression, exponent: float, frozen: int, trace: object) -> float:
-    """``value``, which is a constant times ``expression ** exponent``; plain where the expression is no product of
+    """``value``, which is a constant times ``expression ** exponent``; plain where the expression is not a product of
     sizes."""
     factors = factors_of(expression)
     counts = tuple((factor, exponent) for factor in factors or () if isinstance(factor, Count))

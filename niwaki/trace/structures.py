@@ -236,7 +236,7 @@ def _fill(copy: Any, value: Any, base: Any, inside: Callable[[Any], Any]) -> Non
 
 
 _BUILT_IN = (list, tuple, dict, deque, set, frozenset)
-_WHOLE = (  # in which there are no tensors, or none that count
+_WHOLE = (  # in which there are not tensors, or none that count
     *(int, float, complex, str, bytes, bytearray, range, memoryview, type, type(None)),
     *(torch.nn.Module, torch.Size, torch.dtype, torch.device, ModuleType),
 )

@@ -42,7 +42,7 @@ def train(
     Args:
         recipe: what to train, on what, and how.
         out: a directory; it must be empty or new unless the run resumes or overwrites.
-        observer: is told of every step and epoch, and may ask to stop.
+        observer: is called at every step and epoch, and may ask to stop.
         device: a torch device, such as ``cpu`` or ``cuda``.
         resume: go on from the last checkpoint in ``out``, which must be of the same recipe.
         overwrite: replace the results of an earlier run in ``out`` when this one has finished.

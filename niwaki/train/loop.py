@@ -1,4 +1,4 @@
-"""The training loop: an ordinary one. The method hangs on the optimizer and needs nothing from it."""
+"""The training loop: an ordinary one. The method is attached to the optimizer and needs nothing from it."""
 
 from __future__ import annotations
 

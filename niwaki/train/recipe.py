@@ -1,4 +1,4 @@
-"""What a run is told: plain values that a checkpoint can hold and a resumed run must repeat."""
+"""The settings of a run: plain values that a checkpoint can hold and a resumed run must repeat."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class Recipe:
                 raise RunError(f"{name} is {getattr(self, name)}, but must be a finite number above 0.")
         if not 0 <= self.prune_start < self.prune_until <= 1:
             raise RunError(
-                f"Pruning from the share {self.prune_start} of all steps until {self.prune_until} is no interval in "
-                "0 to 1. Use for example 0.1 and 0.35."
+                f"Pruning from the share {self.prune_start} of all steps until {self.prune_until} is not an interval "
+                "in 0 to 1. Use for example 0.1 and 0.35."
             )
         if self.method != "none" and self.keep_macs is self.keep_params is self.keep_units is None:
             raise RunError(f"The method {self.method!r} needs to know what to keep: give keep_macs or keep_params.")

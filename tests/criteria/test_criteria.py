@@ -240,7 +240,8 @@ def test_errors_are_sentences() -> None:
     ):
         score(space, "magnitud")
     for odd in (5, None, ["magnitude"], {5: 1.0}):
-        with pytest.raises(MethodError, match="is no criterion: pass the name of one, such as 'magnitude', a function"):
+        with pytest.raises(MethodError, match="is not a criterion: pass the name of one, such as 'magnitude', a
+        function"):
             score(space, odd)  # type: ignore[arg-type]
     with pytest.raises(MethodError, match=r"space is a MLP, but must be what niwaki.search_space\(model"):
         score(MLP(), "magnitude")  # type: ignore[arg-type]
@@ -264,7 +265,7 @@ def test_errors_are_sentences() -> None:
         score(space, lambda of: [1.0, 2.0, 3.0])
     with pytest.raises(MethodError, match="is nan for unit 2 of the group 'second'. Scores must be finite"):
         score(space, lambda of: np.where(np.arange(20) == 14, np.nan, 1.0))
-    with pytest.raises(MethodError, match="returned something that is no array of numbers"):
+    with pytest.raises(MethodError, match="returned something that is not an array of numbers"):
         score(space, lambda of: "high")
 
 

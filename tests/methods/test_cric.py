@@ -590,7 +590,7 @@ def test_errors_are_sentences() -> None:
         ({"cycle": 40}, "has 31 steps after its first window, which ends with step 5: too few for a cycle of 40"),
         ({"tolerance": -0.1}, "tolerance=-0.1 must be a finite number, from 0 to below 1"),
         ({"layers": 1.0}, "layers=1.0 must be a finite number, from 0 to below 1"),
-        ({"loss": 3.0}, r"loss=3.0 is no function. Pass loss=lambda: loss_fn\(model\(x\), y\)"),
+        ({"loss": 3.0}, r"loss=3.0 is not a function. Pass loss=lambda: loss_fn\(model\(x\), y\)"),
     ):
         with pytest.raises(MethodError, match=message):
             build(**options)

@@ -159,10 +159,10 @@ def test_portions_add_up_to_the_ramp() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(MethodError, match=r"Schedule\(ramp='steep'\) is no ramp. Choose one of: linear, cubic"):
+    with pytest.raises(MethodError, match=r"Schedule\(ramp='steep'\) is not a ramp. Choose one of: linear, cubic"):
         Schedule(1, 20, 2, ramp="steep")
     for odd in (3, None, ["linear"]):
-        with pytest.raises(MethodError, match="is no ramp. Choose one of"):
+        with pytest.raises(MethodError, match="is not a ramp. Choose one of"):
             Schedule(start=1, until=9, periods=2, ramp=odd)  # type: ignore[arg-type]
         with pytest.raises(UnknownName, match="There is no fade"):
             Schedule(start=1, until=9, periods=2, fade=odd)  # type: ignore[arg-type]

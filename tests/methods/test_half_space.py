@@ -293,7 +293,7 @@ def test_what_does_not_fit_is_refused() -> None:
         assert other.method.step == 0
     for kind, change, message in (
         ("hspg", lambda saved: saved.update(zero=torch.zeros(3, dtype=torch.bool)), "its zero is not 32 truth values"),
-        ("hspg", lambda saved: saved.update(ended=0), "the step it ended at is no step"),
+        ("hspg", lambda saved: saved.update(ended=0), "the step it ended at is not a step"),
         ("dhspg", lambda saved: saved.update(scores=torch.zeros(1, 2)), "its window has not the shape"),
         ("dhspg", lambda saved: saved.update(chosen=torch.zeros(32)), "its choice is not 32 truth values"),
         ("adahspg", lambda saved: saved.update(mode="other"), "its phase, or the step in it, is none"),
@@ -321,7 +321,7 @@ def test_errors_are_sentences() -> None:
     ):
         with pytest.raises(MethodError, match=message):
             kind(space, whole, budget, SCHEDULE, **options)
-    with pytest.raises(MethodError, match=r"schedule=30 is no schedule. Say when: niwaki.Schedule\("):
+    with pytest.raises(MethodError, match=r"schedule=30 is not a schedule. Say when: niwaki.Schedule\("):
         HSPG(space, whole, budget, 30)  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match="budget=None is not a budget"):
         DHSPG(space, whole, None, SCHEDULE)  # type: ignore[arg-type]

@@ -302,7 +302,7 @@ def test_a_diverged_training_is_told() -> None:
 def test_what_is_no_space_or_schedule_is_told(kind: Any) -> None:
     run = Training("mlp", torch.optim.AdamW)
     for odd in (10, None, (3, 16)):
-        with pytest.raises(MethodError, match=r"schedule=.* is no schedule. Say when: niwaki.Schedule\("):
+        with pytest.raises(MethodError, match=r"schedule=.* is not a schedule. Say when: niwaki.Schedule\("):
             kind(run.space, run.optimizer, Budget(macs=0.5), odd)
     with pytest.raises(MethodError, match=r"space is a MLP, but must be what niwaki.search_space\("):
         kind(run.model, run.optimizer, Budget(macs=0.5), SCHEDULE)
@@ -340,7 +340,7 @@ def test_errors_are_sentences() -> None:
         ({"magnitude": -1.0, "random": 1.0}, "the weight -1.0 for 'magnitude'"),
         ({"magnitude": "x"}, "the weight 'x' for 'magnitude'"),
         ({"magnitude": 0.0}, "has the weight 0 only"),
-        (["magnitude"], "is no mapping: name criteria and their weights"),
+        (["magnitude"], "is not a mapping: name criteria and their weights"),
     ):
         with pytest.raises(MethodError, match=message):
             HESSO(space, whole, budget, SCHEDULE, criteria=criteria)  # type: ignore[arg-type]

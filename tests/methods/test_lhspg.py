@@ -186,7 +186,7 @@ def test_one_step_is_the_algorithm_box(penalty: float | None) -> None:
                 continue
             pieces = [(s.tensor.removesuffix(".base_layer.weight"), s.index[unit]) for s in group.slices if s.produces]
             if any(name not in before for name, _ in pieces):
-                continue  # the residual stream, whose embedding is no pair
+                continue  # the residual stream, whose embedding is not a pair
             x = torch.cat([before[name][rows].flatten() for name, rows in pieces])
             y = torch.cat([after[name][rows].flatten() for name, rows in pieces])
             length = x.norm() / 4 if penalty is None else penalty
@@ -476,7 +476,7 @@ def _tied() -> Job:
             r"LHSPG measures how the loss grows when parts of a group are zero, but knows no loss",
         ),
         (lambda: Job(loss=None, protect=0), r"LHSPG measures the criterion 'cosine', but knows no loss\. Pass loss="),
-        (lambda: Job(loss=3), r"loss=3 is no function"),
+        (lambda: Job(loss=3), r"loss=3 is not a function"),
         (
             lambda: Job(protect=1),
             r"protect=1 must be a finite number, from 0 to below 1: it is the share of the groups",

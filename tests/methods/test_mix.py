@@ -75,7 +75,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         Training("mlp", sgd, Budget(macs=0.5), readmit=True, criteria=reversed_order)
     for function, message in (
         (lambda space: np.ones(3), "'<lambda>' must return one number per unit, an array of shape"),
-        (lambda space: "many", "'<lambda>' returned something that is no array of numbers"),
+        (lambda space: "many", "'<lambda>' returned something that is not an array of numbers"),
         (lambda space: np.full(space.num_units, np.nan), "The scores of step 5 are not finite"),
     ):
         run = Training("mlp", sgd, Budget(macs=0.5), criteria=function)

@@ -209,7 +209,7 @@ def test_the_ordinary_default_shrinks_too() -> None:
     [
         (lambda: niwaki.ShrinkPolicy(cost=0), r"ShrinkPolicy\(cost=0\) must be a number of training steps above 0"),
         (lambda: niwaki.ShrinkPolicy(ema="model"), "must be a list or tuple of modules, copies of the model"),  # type: ignore[arg-type]
-        (lambda: Run(shrink="often"), "shrink='often' is no choice: True, False, or niwaki.ShrinkPolicy"),
+        (lambda: Run(shrink="often"), "shrink='often' is not a choice: True, False, or niwaki.ShrinkPolicy"),
     ],
 )
 def test_bad_choices(make: Any, message: str) -> None:

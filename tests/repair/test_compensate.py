@@ -183,12 +183,12 @@ def test_what_cannot_be_compensated_is_named() -> None:
     assert not result.layers
     assert dict(result.left) == {
         "own": "test_what_cannot_be_compensated_is_named.<locals>.Standardised computes something of its own",
-        "up.weight": "it is no weight of a linear layer or of an ungrouped convolution",
+        "up.weight": "it is not a weight of a linear layer or of an ungrouped convolution",
         "one": "it shares its weight or bias with another module",
         "other": "it shares its weight or bias with another module",
         "unused": "no batch reached it as a layer of its own",
     }
-    assert "not up.weight: it is no weight of a linear layer" in str(result)
+    assert "not up.weight: it is not a weight of a linear layer" in str(result)
 
 
 def test_wrong_inputs_get_sentences() -> None:

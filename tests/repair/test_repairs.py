@@ -52,7 +52,7 @@ class ByRoot(nn.Module):
 
 
 class LiteralEps(nn.Module):
-    """Its epsilon is no attribute, so nothing can repair it."""
+    """Its epsilon is not an attribute, so nothing can repair it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

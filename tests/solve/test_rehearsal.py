@@ -257,7 +257,7 @@ class Multiples(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.tanh(self.up(x))
         if int(repr(y.shape[-1])) % self.of:
-            raise ValueError(f"{y.shape[-1]} is no multiple of {self.of}")
+            raise ValueError(f"{y.shape[-1]} is not a multiple of {self.of}")
         return x + self.down(y)
 
 

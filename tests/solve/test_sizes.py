@@ -252,7 +252,7 @@ def _repeated(y: Tensor, times: int) -> Tensor:
 def _asserted(m: Any, y: Tensor) -> Tensor:
     assert y.shape[1] == m.width, f"{y.shape[1]} is not {m.width}"
     if m.width % m.size:
-        raise ValueError(f"{m.width} is no multiple of {m.size}")
+        raise ValueError(f"{m.width} is not a multiple of {m.size}")
     return y.view(len(y), m.heads, 6)
 
 

@@ -264,7 +264,7 @@ def test_numbers_of_torch_follow_their_table() -> None:
 
 def test_what_could_be_read_unnoticed_is_left_alone() -> None:
     class Exact(nn.Module):
-        """Its number is no integer to it where it is tracked."""
+        """Its number is not an integer to it where it is tracked."""
 
         def __init__(self, width: int) -> None:
             super().__init__()

@@ -169,7 +169,7 @@ def test_what_was_there_when_the_space_was_made_stays() -> None:
 
 
 def test_check_tells_what_a_cut_loses_with_them() -> None:
-    """A table that is made anew is no loss; a potential that carries on from the last batch is."""
+    """A table that is made anew is not a loss; a potential that carries on from the last batch is."""
     net, plan, x = trained(in_a_dictionary)
     assert niwaki.check(net, plan, x).holds
     net, plan, x = trained(in_a_number)

@@ -281,7 +281,7 @@ def test_paths_print_and_are_data() -> None:
     for path in ((), (3,), where, ("key",)):
         assert where_from_json(where_to_json(path)) == path
     assert (where_to_json(()), where_to_json((3,))) == (None, 3)
-    with pytest.raises(TypeError, match="is no step of a path"):
+    with pytest.raises(TypeError, match="is not a step of a path"):
         where_from_json([None])
 
 

@@ -106,7 +106,7 @@ class LHSPG(Adapted):
         super().__init__(space, optimizer, budget, schedule, criteria, seed, vectorised)
         needs = [f"the criterion {criterion.name!r}" for criterion in self.mix.registered if criterion.needs_data]
         if loss is not None and not callable(loss):
-            raise MethodError(f"loss={loss!r} is no function. Pass loss=lambda: loss_fn(model(x), y).")
+            raise MethodError(f"loss={loss!r} is not a function. Pass loss=lambda: loss_fn(model(x), y).")
         if loss is None and (protect or needs):
             raise MethodError(
                 f"LHSPG measures {'how the loss grows when parts of a group are zero' if protect else needs[0]}, but "
