@@ -33,8 +33,8 @@ def check_optimizer(label: str, optimizer: object) -> None:
     """Raise `MethodError` unless ``optimizer`` is one that calls the hooks of its steps."""
     if not isinstance(optimizer, Optimizer):
         raise MethodError(
-            f"optimizer is a {type(optimizer).__qualname__}, but {label} needs a torch.optim.Optimizer: it is attached to "
-            "the hooks around its steps. Build one first, such as torch.optim.AdamW(model.parameters())."
+            f"optimizer is a {type(optimizer).__qualname__}, but {label} needs a torch.optim.Optimizer: it is attached "
+            "to the hooks around its steps. Build one first, such as torch.optim.AdamW(model.parameters())."
         )
     if not (vars(optimizer).keys() >= _HOOKS and _hooked(type(optimizer))):
         raise MethodError(

@@ -23,7 +23,7 @@ class ModelState:
     """What a model was like when this was made.
 
     Buffers are copied; a write to a parameter is undone by the tracer from a copy made just before it. Attributes are
-    restored by identity, and what is reachable from them (containers, plain tensors, objects of any kind, what is noted on
+    restored by identity, and what is reachable from them (containers, plain tensors, objects of any kind, notes on
     parameters) also by content, however nested.
     """
 

@@ -240,8 +240,7 @@ def test_errors_are_sentences() -> None:
     ):
         score(space, "magnitud")
     for odd in (5, None, ["magnitude"], {5: 1.0}):
-        with pytest.raises(MethodError, match="is not a criterion: pass the name of one, such as 'magnitude', a
-        function"):
+        with pytest.raises(MethodError, match="is not a criterion: pass the name of one, such as 'magnitude', a func"):
             score(space, odd)  # type: ignore[arg-type]
     with pytest.raises(MethodError, match=r"space is a MLP, but must be what niwaki.search_space\(model"):
         score(MLP(), "magnitude")  # type: ignore[arg-type]
