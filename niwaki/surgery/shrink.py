@@ -55,8 +55,8 @@ def shrink(
 
     Raises:
         PlanError: the plan is for another network or for a graph, or keeps what has left already.
-        ShrinkError: a state of the optimizer cannot follow, a parameter is not a plain tensor, or the process belongs to
-            a group of several, whose wrappers (``DistributedDataParallel``) would keep the old sizes.
+        ShrinkError: a state of the optimizer cannot follow, a parameter is not a plain tensor, or the process belongs
+            to a group of several, whose wrappers (``DistributedDataParallel``) would keep the old sizes.
 
     Example:
         >>> import torch, niwaki
