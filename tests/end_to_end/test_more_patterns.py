@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from law import deviations, random_plan
-from test_patterns import Pattern, do, exact_or_refused, images, of
+from patterns import Pattern, do, exact_or_refused, images, of
 from torch import Tensor, nn
 from torch.nn import functional as F
 

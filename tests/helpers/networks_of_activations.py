@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from blocks import Attention, Grouped
 from handmade import ConvNet
-from test_hesso_engine import Attention, Grouped
 from torch import Tensor, nn
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_huggingface import FAMILIES, build, uniform
+from huggingface_families import FAMILIES, build, uniform
 
 import niwaki
 from niwaki.errors import FileFormatError, MethodError

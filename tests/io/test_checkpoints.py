@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from saved import IMAGES, Net
-from test_io import _die_at
-from test_io_more import assert_same
+from saved import IMAGES, Net, assert_same, die_at
 from torch import Tensor, nn
 
 import niwaki
@@ -102,7 +100,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(keep: int, tmp_path: Pat
             checkpoints.save(2, parts, "middle")
         child = os.fork()
         if child == 0:
-            _die_at(moment // 2)
+            die_at(moment // 2)
             try:
                 checkpoints.save(2, parts, "new")
             finally:

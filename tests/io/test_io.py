@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved import IMAGES, TOKENS, Net, Tied, plan_for
+from saved import IMAGES, TOKENS, Net, Tied, die_at, plan_for
 from torch import Tensor, nn
 
 import niwaki
@@ -355,7 +355,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
             niwaki.save(old, target)
         child = os.fork()
         if child == 0:
-            _die_at(moment)
+            die_at(moment)
             try:
                 niwaki.save(new, target)
             finally:
@@ -381,20 +381,3 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
     else:
         raise AssertionError("the save was never allowed to finish")
     assert seen == ({"old", "new"} if exists else {"nothing", "new"})
-
-
-def _die_at(moment: int) -> None:
-    """Kill this process at its disk operation number ``moment``."""
-    import signal
-    import sys
-
-    left = [moment]
-
-    def watch(event: str, args: tuple[object, ...]) -> None:
-        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-        if writes or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod"):
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
-
-    sys.addaudithook(watch)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved import IMAGES, TOKENS, Net, Tied, plan_for
+from saved import IMAGES, TOKENS, Net, Tied, assert_same, plan_for
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.optim import Optimizer
@@ -173,14 +173,6 @@ def test_optimizers_come_back_to_the_bit(name: str, tmp_path: Path) -> None:
     train(loaded, fresh, TOKENS)
     for mine, theirs in zip(loaded.parameters(), small.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-
-
-def assert_same(mine: Any, theirs: Any) -> None:
-    one, other = dict[str, Tensor](), dict[str, Tensor]()
-    assert encode(mine, "x", one) == encode(theirs, "x", other)
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert value.dtype == other[name].dtype and torch.equal(value, other[name]), name
 
 
 def test_state_keeps_its_own_dtype(tmp_path: Path) -> None:

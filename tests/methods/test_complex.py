@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from every_method import KINDS, SCHEDULE
 from law import random_plan
-from test_wrapped_optimizers import KINDS, SCHEDULE
 from torch import Tensor, nn
 
 import niwaki

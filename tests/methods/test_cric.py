@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from handmade import MLP, mlp_space
-from test_half_space import two_rates
-from test_hesso import Training, adamw, sgd
-from test_hesso_vectorised import OPTIMIZERS, Calls, same
+from optimizers import OPTIMIZERS, Calls, same
 from torch import Tensor, nn
+from training import Training, adamw, sgd, two_rates
 
 import niwaki
 from niwaki.errors import MethodError

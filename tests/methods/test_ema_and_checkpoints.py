@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_hesso import sgd
-from test_wrapped_optimizers import SCHEDULE, training
+from every_method import SCHEDULE, training
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from training import sgd
 
 import niwaki
 from niwaki.networks.torchvision_cpu import load

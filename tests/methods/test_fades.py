@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_hesso import Training, adamw, sgd
+from training import Training, adamw, sgd
 
 from niwaki.errors import MethodError, UnknownName
 from niwaki.methods import CRIC, DHSPG, HSPG, Schedule

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from handmade import MLP, mlp_space
-from test_hesso import Training, adamw, sgd
-from test_hesso_vectorised import OPTIMIZERS, Calls, same
+from optimizers import OPTIMIZERS, Calls, same
 from torch import nn
+from training import Training, adamw, sgd, two_rates
 
 import niwaki
 from niwaki.errors import BudgetError, MethodError
@@ -30,14 +30,6 @@ KINDS: dict[str, Callable[..., Method]] = {
     "dhspg": partial(DHSPG, window=3, epsilon=0.8),
 }
 Build = Callable[..., torch.optim.Optimizer]
-
-
-def two_rates(parameters: Any, build: Build = sgd) -> torch.optim.Optimizer:
-    """The last two thirds of the parameters learn half as fast, and decay differently."""
-    listed = list(parameters)
-    half = len(listed) // 3
-    rest = {"params": listed[half:], "lr": 0.02, "weight_decay": 0.1}
-    return build([{"params": listed[:half]}, rest])
 
 
 def training(kind: str, build: Build, net: str = "conv", budget: float = 0.4, **options: Any) -> Training:

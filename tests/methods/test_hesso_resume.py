@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_hesso import SCHEDULE, Training, adamw, sgd
+from training import SCHEDULE, Training, adamw, sgd
 
 from niwaki.errors import MethodError
 from niwaki.methods import Schedule

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from lora_training import Job
 from numpy.typing import ArrayLike
-from test_hesso import SCHEDULE, Training, adamw, sgd
-from test_lhspg import Job
+from training import SCHEDULE, Training, adamw, sgd
 
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import score

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_hesso import Training, sgd
-from test_wrapped_optimizers import BUDGET, KINDS, SCHEDULE, flat, training
+from every_method import BUDGET, KINDS, SCHEDULE, flat, training
 from torch import nn
 from torch.optim import SGD, Optimizer
+from training import Training, sgd
 
 from niwaki.errors import MethodError
 from niwaki.methods import HESSO

@@ -9,36 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_hesso import Training, adamw, sgd
+from every_method import BUDGET, KINDS, SCHEDULE, flat, training
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from training import adamw, sgd
 
 import niwaki
 from niwaki.errors import MethodError
-from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, AdaHSPG, Schedule
+from niwaki.methods import HESSO, HSPG
 from niwaki.methods.attach import Method
 from niwaki.methods.hooks import TRACE
-from niwaki.selection.budget import Budget
-
-BUDGET = Budget(macs=0.5)
-SCHEDULE = Schedule(start=3, until=24, periods=3)
-KINDS: dict[str, tuple[Callable[..., Method], dict[str, Any]]] = {
-    "hesso": (HESSO, {}),
-    "angle-safe": (HESSO, {"schedule": Schedule(start=3, until=24, periods=3, fade="angle-safe")}),
-    "cric": (CRIC, {"layers": 0}),
-    "dhspg": (DHSPG, {"window": 3}),
-    "hspg": (HSPG, {"penalty": 0.05}),
-    "adahspg": (AdaHSPG, {"penalty": 0.05}),
-}
-
-
-def training(kind: str, build: Callable[..., Optimizer] = sgd, net: str = "mlp", **options: Any) -> Training:
-    make, more = KINDS[kind]
-    return Training(net, build, BUDGET, kind=make, **{"schedule": SCHEDULE} | more | options)
-
-
-def flat(run: Training) -> Tensor:
-    return torch.cat([value.flatten() for value in run.parameters().values()])
 
 
 @pytest.mark.parametrize("kind", KINDS)

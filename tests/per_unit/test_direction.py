@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_hesso import Training
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from training import Training
 
 from niwaki.errors import MethodError
 from niwaki.methods import Schedule

@@ -9,8 +9,8 @@ import pytest
 import torch
 from handmade import MLP, ConvNet, mlp_space
 from networks_of_activations import NETS
-from test_hesso import Training, sgd
 from torch import nn
+from training import Training, sgd
 
 import niwaki
 from niwaki.core.cost import PeakMemory, Terms

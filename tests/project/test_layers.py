@@ -83,3 +83,15 @@ def test_every_folder_says_what_it_is_for() -> None:
     for init in ROOT.rglob("__init__.py"):
         text = ast.get_docstring(ast.parse(init.read_text()))
         assert text, f"{init.relative_to(ROOT)} has no docstring"
+
+
+def test_no_test_file_imports_another() -> None:
+    found = []
+    for path in Path(__file__).parents[1].rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                names.append(node.module or "")
+            if any(name.rpartition(".")[2].startswith("test_") for name in names):
+                found.append(f"{path.name}:{node.lineno}")
+    assert not found, f"move what {found} import from test files to tests/helpers"

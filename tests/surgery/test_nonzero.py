@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from every_method import KINDS, SCHEDULE, training
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_hesso import Training, sgd
-from test_shrink import Small, images
-from test_wrapped_optimizers import KINDS, SCHEDULE, training
+from small import Small, images
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel
+from training import Training, sgd
 
 import niwaki
 from niwaki.core.zeroed import Zeroed

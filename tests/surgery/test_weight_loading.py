@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_shrink import images
-from test_shrinking import END, Run
+from shrinking_run import END, Run
+from small import images
 from torch import nn
 
 import niwaki
