@@ -1,16 +1,21 @@
-"""A search space and a plan as text that fits a screen."""
+"""A search space, a plan, and long lists of numbers or lines as text that fits a screen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from niwaki.core.counts import IntArray
 
 if TYPE_CHECKING:
     from niwaki.core.plan import Plan
-    from niwaki.core.space import Pin, SearchSpace
+    from niwaki.core.space import Group, Pin, SearchSpace
 
 _SHOWN = 12
 _SHOWN_OF_PLAN = 20
+_SPANS = 6
 _MEASURES = {"macs": "MACs", "params": "parameters", "memory": "bytes of weights", "activations": "activation bytes"}
 
 
@@ -90,3 +95,47 @@ def describe_space(space: SearchSpace) -> str:
         lines.append(f"  ... and {len(by_reason) - _SHOWN} more reasons")
     lines += [f"Note: {note}" for note in space.notes]
     return "\n".join(lines)
+
+
+def describe_group(group: Group) -> str:
+    """The name and the number of units of a group, and what each tensor has of them."""
+    lines = [f"{group.name}: {counted(group.units, 'unit')}" + (f", inexact: {group.inexact}" if group.inexact else "")]
+    return "\n".join([*lines, *first_of([f"  {piece}" for piece in group.slices])])
+
+
+def first_of(lines: Sequence[str], most: int = _SHOWN) -> list[str]:
+    """The first lines, and how many more there are, indented like them.
+
+    >>> first_of(["  a", "  b", "  c"], 1)
+    ['  a', '  … 2 more']
+    """
+    if len(lines) <= most:
+        return list(lines)
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    return [*lines[:most], f"{' ' * indent}… {len(lines) - most:,} more"]
+
+
+def spans(numbers: IntArray) -> str:
+    """Whole numbers [n] in their order: ``1..4`` for those that follow one another, ``5x3`` for equal ones.
+
+    >>> spans(np.array([1, 2, 3, 9, 5, 5, 5, 6]))
+    '1..3 9 5x3 6'
+    """
+    steps = np.diff(numbers)
+    found: list[str] = []
+    start = 0
+    while start < len(numbers) and len(found) < _SPANS:
+        step = int(steps[start]) if start < len(steps) else None
+        other = np.flatnonzero(steps[start:] != step) if step in (0, 1) else np.zeros(1)
+        stop = start + (int(other[0]) if len(other) else len(steps) - start) + 1
+        if step == 1 and stop < len(numbers) and steps[stop - 1] == 0:
+            stop -= 1  # the last number begins a span of equal ones
+        first, last = int(numbers[start]), int(numbers[stop - 1])
+        if stop - start == 1:
+            found.append(str(first))
+        else:
+            found.append(f"{first}x{stop - start}" if step == 0 else f"{first}..{last}")
+        start = stop
+    if start < len(numbers):
+        found.append(f"… {len(numbers) - start:,} more")
+    return " ".join(found)

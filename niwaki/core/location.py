@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
+from os.path import basename
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,11 @@ class Location:
     file: str
     line: int
     module: str = ""
+
+    @property
+    def brief(self) -> str:
+        """The line without the folders of its file."""
+        return f"{basename(self.file)}:{self.line}" if self.line else self.file
 
     def __str__(self) -> str:
         if not self.line:

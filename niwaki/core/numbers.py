@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from niwaki.core.counts import FloatArray
+from niwaki.core.describe import counted, first_of
 from niwaki.core.location import Location
 from niwaki.core.paths import Where, describe
 
@@ -158,6 +159,10 @@ class Equation:
         """What the expression has to be after a cut."""
         return self.expression.value if self.axis is None else round(float(counts[self.axis]))
 
+    def __str__(self) -> str:
+        target = f"stays {self.expression.value}" if self.axis is None else f"is the size of axis {self.axis}"
+        return f"{self.expression} {target}: {self.what}, {self.location.brief}"
+
 
 @dataclass(frozen=True, slots=True)
 class AttributeEdit:
@@ -179,6 +184,11 @@ class Numbers:
 
     equations: tuple[Equation, ...]
     deciding: Mapping[Attribute, int]
+
+    def __str__(self) -> str:
+        decided = [f"  {attribute} follows from equation {index}" for attribute, index in self.deciding.items()]
+        lines = [f"{counted(len(self.equations), 'equation')}", *first_of([f"  {it}" for it in self.equations])]
+        return "\n".join([*lines, *([counted(len(decided), "attribute"), *first_of(decided)] if decided else [])])
 
     def axes_of(self, equations: Collection[int]) -> set[int]:
         """The axes that some equations depend on, through attributes too."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from niwaki.core.cost import Cost, CostModel
 from niwaki.core.counts import FloatArray, IntArray
-from niwaki.core.describe import describe_space
+from niwaki.core.describe import counted, describe_group, describe_space
 from niwaki.core.location import Location
 from niwaki.core.numbers import AttributeEdit, Numbers
 from niwaki.core.plan import Plan, TensorShape, derived_attributes
@@ -41,6 +41,10 @@ class Slice:
     parameter: bool
     direction: bool = False
 
+    def __str__(self) -> str:
+        role = "direction" if self.direction else "producer" if self.produces else "consumer"
+        return f"{self.tensor} dim {self.dim}: {counted(self.index.shape[1], 'position')} per unit ({role})"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
@@ -61,6 +65,9 @@ class Group:
     def numbers(self) -> slice:
         """The range of this group in any array over all units of the space."""
         return slice(self.first, self.first + self.units)
+
+    def __str__(self) -> str:
+        return describe_group(self)
 
 
 @dataclass(frozen=True, slots=True)

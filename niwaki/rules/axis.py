@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from niwaki.core.counts import IntArray
+from niwaki.core.describe import spans
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +33,9 @@ class Axis:
     def free(self) -> bool:
         """Whether any position could be removed, as far as this axis alone tells."""
         return bool(self.ids.shape[1] > 0)
+
+    def __str__(self) -> str:
+        return " * ".join(spans(column) for column in self.ids.T) if self.free else f"{self.size} fixed"
 
     def take(self, rows: IntArray | slice) -> Axis:
         """The positions ``rows``, in that order."""

@@ -64,6 +64,21 @@ class Label:
         """The traced shape."""
         return tuple(axis.size for axis in self.axes)
 
+    def __str__(self) -> str:
+        zero = [
+            str(dim)
+            for dim, (axis, is_zero) in enumerate(zip(self.axes, self.zero, strict=True))
+            if axis.free and is_zero
+        ]
+        said = [
+            f"zero along dim {', '.join(zero)}" if zero else "",
+            "made of parameters" if self.weight else "",
+            "nonnegative" if self.nonnegative else "",
+            "" if self.index_of is None else f"indices on {self.index_of}",
+            *(f"times (size ratio of {scale.axis}) ** {scale.power:g}" for scale in self.scale),
+        ]
+        return "; ".join([f"[{', '.join(map(str, self.axes))}]", *filter(None, said)])
+
 
 class Refused(Exception):
     """Raised by a rule that cannot follow this call: everything the operator touches is pinned with the reason."""

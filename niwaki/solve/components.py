@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray
 from niwaki.solve.constraints import Constraints
+from niwaki.solve.describe import describe_components
 from niwaki.solve.factorise import Refining, connected_rows
 
 ShortArray = NDArray[np.int32]
@@ -71,6 +72,9 @@ class Components:
         if rows is None or len(rows) != len(ids):
             rows = self._rows[first] = self._solved.canonical(self._short[ids.reshape(-1, 1)])
         return rows
+
+    def __str__(self) -> str:
+        return describe_components(self._solved.canonical(self._short[:, None]))
 
     def name(self, ids: IntArray) -> object:
         """Something that axes with the same rows have in common, cheaper to find than these."""

@@ -13,6 +13,7 @@ from niwaki.core.numbers import Expression
 from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Label, Scale
+from niwaki.solve.describe import describe_constraints
 from niwaki.trace.graph import Node
 
 
@@ -32,6 +33,10 @@ class SizeClaim:
     axis: Axis | None
     what: str
     location: Location
+
+    def __str__(self) -> str:
+        target = f"stays {self.expression.value}" if self.axis is None else f"is the size of {self.axis}"
+        return f"{self.expression} {target}: {self.what}, {self.location.brief}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +98,9 @@ class Constraints:
     touched: list[Touched] = field(default_factory=list)
     blocks: list[IntArray] = field(default_factory=list)  # ids that were handed out together, in ascending order
     ids: int = 1
+
+    def __str__(self) -> str:
+        return describe_constraints(self)
 
     def allocate(self, size: int) -> IntArray:
         """``size`` new ids [size, 1]."""

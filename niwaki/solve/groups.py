@@ -12,6 +12,7 @@ from niwaki.core.space import BoolArray
 from niwaki.rules.axis import Axis
 from niwaki.solve.components import Components, solve
 from niwaki.solve.constraints import Constraints
+from niwaki.solve.describe import describe_units
 from niwaki.solve.steps import UnitSteps
 from niwaki.trace.graph import Graph, Origin, Value
 
@@ -63,6 +64,9 @@ class SolvedGroups:
         self.regroup()
         if not inner and self._hold_inner():
             self.regroup()
+
+    def __str__(self) -> str:
+        return describe_units(self)
 
     def _pin_unseen(self) -> None:
         unseen = {value.number for value in self.graph.unseen}

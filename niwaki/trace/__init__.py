@@ -7,5 +7,6 @@ network. ``extent``: which numbers are tracked; ``fidelity``: as many as leave t
 tracked run with one in which none is. ``tracer``: eager runs in all modes; ``recorder``: one of them under a dispatch
 mode; ``lines``: where in the source it is; ``hollow``: without its arithmetic, on ``zeros``; ``pretend``: with tensors
 that have no memory; ``decisions``: what its data decided; ``operators``: what schemas say; ``structures``: tensors in
-inputs and outputs; ``remade``: buffers that the code makes anew. ``graph``: the record. Imports core and torch.
+inputs and outputs; ``remade``: buffers that the code makes anew. ``graph``: the record; ``describe``: the same as text.
+Imports core and torch.
 """

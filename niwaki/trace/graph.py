@@ -13,6 +13,7 @@ import torch
 from niwaki.core.location import Location
 from niwaki.core.numbers import Expression
 from niwaki.core.repairs import Scalar
+from niwaki.trace.describe import describe_graph
 from niwaki.trace.extent import Place
 from niwaki.trace.powers import Power
 from niwaki.trace.replay import Decision
@@ -130,6 +131,9 @@ class Graph:
     notes: tuple[str, ...] = ()
     tracked: frozenset[Place] = frozenset()
     asked: Location | None = None
+
+    def __str__(self) -> str:
+        return describe_graph(self)
 
     @cached_property
     def unseen(self) -> tuple[Value, ...]:

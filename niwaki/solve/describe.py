@@ -1,0 +1,66 @@
+"""What the rules said, and the steps of its solution, as text that fits a screen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from niwaki.core.counts import IntArray
+from niwaki.core.describe import counted, first_of, spans
+from niwaki.core.location import Location
+from niwaki.rules.axis import Axis
+
+if TYPE_CHECKING:
+    from niwaki.solve.constraints import Constraints
+    from niwaki.solve.groups import SolvedGroups
+
+_SHOWN = 12  # components
+_PLACES = 4  # dimensions of a group
+
+
+def describe_constraints(facts: Constraints) -> str:
+    """Which rows of ids are equal, which ids are pinned and why, which numbers must equal which sizes."""
+    equal = [f"  {Axis(left)} = {Axis(right)}{_at(facts, why)}" for left, right, why in facts.equal]
+    pinned = [f"  {spans(ids.reshape(-1))}: {facts.reasons[why].text}{_at(facts, why)}" for ids, why in facts.pinned]
+    inexact = [f"  {spans(ids.reshape(-1))}: {facts.reasons[why].text}{_at(facts, why)}" for ids, why in facts.inexact]
+    sizes = [f"  {claim}" for claim in facts.sizes if claim.axis is not None]
+    still = len(facts.sizes) - len(sizes)
+    lines = [f"{counted(facts.ids - 1, 'id')}, {counted(len(equal), 'equation')}", *first_of(equal)]
+    for noun, found in (("pin", pinned), ("inexact dimension", inexact), ("size", sizes)):
+        lines += [counted(len(found), noun), *first_of(found)] if found else []
+    return "\n".join([*lines, f"{counted(still, 'number')} that must stay as they are"] if still else lines)
+
+
+def _at(facts: Constraints, why: int) -> str:
+    location: Location | None = facts.reasons[why].location
+    return f", {location.brief}" if location else ""
+
+
+def describe_components(rows: IntArray) -> str:
+    """The ids that stand for each component or product of components, given those of every id: rows [ids, K]."""
+    distinct, which = np.unique(rows, axis=0, return_inverse=True)
+    lines = []
+    for number in np.argsort((distinct != 0).sum(axis=1), kind="stable")[: _SHOWN + 1].tolist():
+        name = " * ".join(map(str, distinct[number][distinct[number] != 0].tolist())) or "pinned"
+        ids = np.flatnonzero(which.reshape(-1) == number)
+        lines.append(f"  {name}: {spans(ids[ids != 0])}")
+    components = np.unique(rows[rows != 0])
+    more = [f"  … {len(distinct) - _SHOWN:,} more"] if len(distinct) > _SHOWN else []
+    return "\n".join([counted(len(components), "component"), *lines[:_SHOWN], *more])
+
+
+def describe_units(units: SolvedGroups) -> str:
+    """The groups, and on which dimensions of which tensors their units are."""
+    sizes = np.diff(units.starts)
+    where: list[list[str]] = [[] for _ in sizes]
+    for spot in units.spots:
+        owners = units.owners(spot)
+        found = np.searchsorted(units.starts, np.unique(owners[owners < len(units)]), side="right") - 1
+        for group in np.unique(found).tolist():
+            where[group].append(f"{spot.value.name} dim {spot.dim}")
+    groups = [
+        f"  {number}: {counted(size, 'unit')} on {', '.join(first_of(where[number], _PLACES))}"
+        for number, size in enumerate(sizes.tolist())
+    ]
+    return "\n".join([f"{counted(len(units), 'unit')} in {counted(len(sizes), 'group')}", *first_of(groups)])
