@@ -94,16 +94,16 @@ class Comparison:
         touched = self._facts.touched[place]
         if touched.aside:
             return None
+        reads, read = _reads(node, self._graph), _reads(other, tried)
+        if reads != read:
+            return Problem(place, f"reads {_listed(read)} instead of {_listed(reads)}")
         given, instead = _constants(node, self._graph), _constants(other, tried)
         given = [self._repaired(constant, touched.rescaled) for constant in given]
         if len(given) != len(instead):
-            return Problem(place, f"is given {len(instead)} constants instead of {len(given)}")
+            return Problem(place, f"is given {_counted(instead)} instead of {len(given)}")
         odd = next((pair for pair in zip(given, instead, strict=True) if not _same(*pair, touched.resized)), None)
         if odd is not None:
             return Problem(place, _difference(*odd))
-        reads, instead = _reads(node, self._graph), _reads(other, tried)
-        if reads != instead:
-            return Problem(place, f"reads {_listed(instead)} instead of {_listed(reads)}")
         for output, (before, after) in enumerate(zip(node.outputs, other.outputs, strict=True)):
             if before is None or after is None:
                 continue
@@ -209,6 +209,10 @@ def _constants(node: Node, graph: Graph) -> list[Any]:
             elif isinstance(argument, (int, float, complex, str)):
                 found.append(argument)
     return found
+
+
+def _counted(constants: Sequence[Any]) -> str:
+    return f"{len(constants) or 'no'} constant{'' if len(constants) == 1 else 's'}"
 
 
 def _difference(given: Any, instead: Any) -> str:

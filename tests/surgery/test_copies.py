@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import types
 import weakref
@@ -489,6 +490,14 @@ def test_a_space_says_that_a_copy_is_another_network(kind: Any, device: str, for
     assert not space.groups
     assert [note for note in space.notes if "A copy of the model computes something else than the model" in note]
     assert any(f"{__file__}:" in pin.reason for pin in space.pins)
+
+
+def test_the_note_names_the_weights_of_the_model_that_a_copy_reads(forgotten: None) -> None:
+    space = niwaki.search_space(ByClass(closure).recognise(), torch.randn(5, 8))
+    (note,) = [note for note in space.notes if "A copy of the model" in note]
+    assert re.search(
+        r"is pinned: aten\.t\.default at .* reads no parameter of its own instead of '\w+\.weight'\. ", note
+    )
 
 
 def test_check_compares_with_the_model_itself(forgotten: None) -> None:
