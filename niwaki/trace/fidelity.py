@@ -45,6 +45,8 @@ def faithful_trace(
         TraceError: the model does not run in eval mode with these inputs.
     """
     graph = _faithful(model, calls, modes)
+    if graph.notes:
+        graph = replace(graph, notes=(*graph.notes, *_iterator_notes(model)))
     return replace(graph, notes=(*graph.notes, *gradient_notes(model, calls, graph.asked)))
 
 
@@ -75,6 +77,23 @@ def _nondeterministic(attempt: Attempt, again: Attempt, found: Departure) -> Gra
         return attempt.graph
     note = f"The model does not compute the same in every run: two that began alike differ at {found.location}."
     return replace(again.graph if attempt.failure is not None else attempt.graph, notes=(note,))
+
+
+def _iterator_notes(model: torch.nn.Module) -> list[str]:
+    """What to say beside other notes about iterators among the attributes of modules: they may be why runs differ."""
+    kept = [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Iterator)
+    ]
+    if not kept:
+        return []
+    return [
+        f"The model draws from an iterator that it keeps ({_listed(kept)}), which cannot be put back: each "
+        "run goes on where the last one ended, and may compute something else. Make it anew in each pass, or count in "
+        "an attribute instead."
+    ]
 
 
 class _StepDown:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -319,6 +320,35 @@ def test_a_model_that_is_another_in_every_run_is_noted() -> None:
     space = niwaki.search_space(nn.Sequential(Growing(), nn.Linear(8, 2)).eval(), torch.randn(2, 4))
     RUNS.clear()
     assert "The model does not compute the same in every run: two that began alike differ at '1'." in space.notes
+
+
+class Alternating(nn.Module):
+    """Draws its activation from an iterator that it keeps."""
+
+    def __init__(self, drawn: Iterator[Any]) -> None:
+        super().__init__()
+        self.first, self.drawn, self.last = nn.Linear(4, 8), drawn, nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(next(self.drawn)(self.first(x)))
+        return out
+
+
+def _chained(kinds: Sequence[Any]) -> Iterator[Any]:
+    return itertools.chain.from_iterable(itertools.repeat(kinds))
+
+
+@pytest.mark.parametrize("repeated", [itertools.cycle, _chained])
+@pytest.mark.parametrize("kinds", [(torch.relu, torch.tanh), (torch.relu, torch.tanh, torch.sigmoid)])
+def test_a_model_that_draws_from_an_iterator_is_noted(repeated: Any, kinds: Sequence[Any]) -> None:
+    space = niwaki.search_space(nn.Sequential(Alternating(repeated(kinds))).eval(), torch.randn(2, 4))
+    assert space.notes[-1] == (
+        "The model draws from an iterator that it keeps (0.drawn), which cannot be put back: each run goes "
+        "on where the last one ended, and may compute something else. Make it anew in each pass, or count in an "
+        "attribute instead."
+    )
+    steady = niwaki.search_space(nn.Sequential(Alternating(repeated([torch.relu]))).eval(), torch.randn(2, 4))
+    assert steady.notes == () and steady.num_units == 8
 
 
 class Caching(nn.Module):
