@@ -1,6 +1,6 @@
 """The command line: `niwaki train` and `niwaki inspect`. The only folder that talks to the terminal.
 
-Imports everything; nothing imports it.
+Imports core, trace, networks, testing, report, niwaki and train. Nothing imports it.
 """
 
 from niwaki.cli.app import main

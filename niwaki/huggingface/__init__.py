@@ -6,6 +6,8 @@ configuration cannot say at all, such as fewer heads of the same size in GPT-2 a
 
 Where one number is true for all layers, the ``config`` of a cut network says it, so that the network's own
 ``save_pretrained``, caches and adapters find the sizes it has; where not, its own ``save_pretrained`` refuses.
+
+Imports core, trace, surgery, io and selection.
 """
 
 from niwaki.core.integrations import register

@@ -31,6 +31,8 @@ names made of their SHA-256 (``.model-0123456789abcdef.safetensors``), which tak
 Wherever a save is killed, a reader finds what was there before, or all that is new.
 
 **A run in progress** is a directory of the last few checkpoints; `niwaki.io.checkpoints` documents them.
+
+Imports core, trace, program and surgery.
 """
 
 from niwaki.io.checkpoints import Checkpoints

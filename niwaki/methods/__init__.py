@@ -1,6 +1,6 @@
 """Methods: what is removed while a network trains. One file per method, attached to any torch optimizer.
 
-Imports core, trace, per_unit, criteria, selection and surgery.
+Imports core, trace, per_unit, criteria, surgery and selection.
 """
 
 from niwaki.methods import angle_safe as angle_safe

@@ -1,6 +1,6 @@
 """Networks by name, for training and for inspection. Each source of networks is one file and one import line here.
 
-Imports torch, and the library that a source is named after only when a network is asked of it.
+Imports trace. The library that a source is named after is imported only when a network is asked of it.
 """
 
 from niwaki.networks import built_in, from_timm, from_torchvision, from_transformers, from_file  # noqa: F401, I001 (the order in messages)

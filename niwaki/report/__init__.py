@@ -1,6 +1,6 @@
 """What came out of a run: figures of the dense and the small network, measured latency, and the report file.
 
-Imports niwaki.core, niwaki.trace and niwaki.program.
+Imports core, criteria, surgery, io, selection, performance and choosing.
 """
 
 from niwaki.performance.activations import peak_activations

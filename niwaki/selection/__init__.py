@@ -1,4 +1,4 @@
-"""From saliencies and limits to the units that stay. Imports niwaki.core and niwaki.criteria."""
+"""From saliencies and limits to the units that stay. Imports core, criteria and solve."""
 
 from niwaki.selection.greedy import next_step as next_step
 from niwaki.selection.greedy import select as select

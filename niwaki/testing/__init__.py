@@ -1,6 +1,6 @@
 """The conformance kit: the same checks that niwaki's own tests use, for rules and models of yours.
 
-Imports everything above it in the house but the command line.
+Imports core, trace, rules, surgery, solve, verify and search.
 """
 
 from niwaki.testing.models import ModelReport, check_model

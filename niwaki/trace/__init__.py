@@ -8,5 +8,5 @@ tracked run with one in which none is. ``tracer``: eager runs in all modes; ``re
 mode; ``lines``: where in the source it is; ``hollow``: without its arithmetic, on ``zeros``; ``pretend``: with tensors
 that have no memory; ``decisions``: what its data decided; ``operators``: what schemas say; ``structures``: tensors in
 inputs and outputs; ``remade``: buffers that the code makes anew. ``graph``: the record; ``describe``: the same as text.
-Imports core and torch.
+Imports core.
 """

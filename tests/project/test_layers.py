@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,18 @@ def test_every_folder_says_what_it_is_for() -> None:
     for init in ROOT.rglob("__init__.py"):
         text = ast.get_docstring(ast.parse(init.read_text()))
         assert text, f"{init.relative_to(ROOT)} has no docstring"
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in ROOT.glob("*/__init__.py")), ids=lambda path: path.name
+)
+def test_every_folder_says_what_it_imports(folder: Path) -> None:
+    """As in "Imports core, trace and rules.": from the ground up; ``niwaki`` stands for the public names."""
+    found = {there for path in folder.rglob("*.py") for _, there in imported(path)} - {folder.name, "errors", "version"}
+    names = ["niwaki" if name == "__init__" else name for name in sorted(found, key=lambda name: (HEIGHT[name], name))]
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]])) or "nothing"
+    text = " ".join((ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or "").split())
+    assert re.findall(r"\bImports ([\w, ]+)\.", text) == [listed], f'{folder.name} must say: "Imports {listed}."'
 
 
 def test_no_test_file_imports_another() -> None:
