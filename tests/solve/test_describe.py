@@ -14,6 +14,7 @@ from torch import nn
 import niwaki
 from niwaki.core.describe import spans
 from niwaki.rules.axis import Axis, fixed, merge
+from niwaki.rules.registry import Label, Scale
 from niwaki.solve.axis_table import Tables
 from niwaki.solve.components import solve
 from niwaki.solve.groups import SolvedGroups
@@ -70,6 +71,19 @@ def test_an_axis_prints_its_factors() -> None:
     assert str(fixed(3)) == "3 fixed"
 
 
+def test_a_label_says_what_is_known_of_its_entries() -> None:
+    four = Axis(np.arange(1, 5)[:, None])
+    plain = Label((fixed(2), four), (True, False), weight=False, dtype=torch.float32)
+    assert str(plain) == "[2 fixed, 1..4]"
+    known = Label(
+        (four, four), (True, True), True, torch.int64, scale=(Scale(four, 0.5, 0),), index_of=four, nonnegative=True
+    )
+    assert str(known) == (
+        "[1..4, 1..4]; zero along dim 0, 1; made of parameters; nonnegative; indices on 1..4; "
+        "times (size ratio of 1..4) ** 0.5"
+    )
+
+
 def test_a_group_names_what_its_units_are_in() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
     assert str(niwaki.search_space(net, torch.randn(1, 1, 3, 3)).groups[0]).splitlines() == [
@@ -90,3 +104,7 @@ def test_spans_say_every_number(numbers: list[int]) -> None:
         said += [int(first)] * int(last) if by == "x" else range(int(first), int(last or first) + 1)
     assert said == numbers[: len(said)]
     assert len(numbers) - len(said) == (int(more.split()[0]) if more else 0)
+
+
+def test_equal_numbers_stay_together() -> None:
+    assert spans(np.array([4, 5, 5, 5])) == "4 5x3"
