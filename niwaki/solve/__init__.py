@@ -1,8 +1,10 @@
 """From the record of a run to a search space: rules give equations between ids, components of ids are the units.
 
-``label``: runs the rules (``repeats``: not twice), and follows through them what is not a constraint: factors
-(``scaling``), positions that were found (``places``). ``equations``: solves the ids, with ``blocks`` and ``refine``.
-``alike``: modules that no run reached. ``sizes``: solves the numbers in Python, with the tables of ``axes``. ``units``
-and ``build``: groups, costs, pins. ``describe``: all of that as text. Imports core, trace, program,
-rules and surgery.
+``docs/engine.md`` takes a small network through the steps, which are, in order: ``propagate`` applies the rules (each
+sees a ``call``; ``call_cache`` remembers those made before) and collects the ``constraints``; ``rescaling`` and
+``signs`` follow factors and signs through them, and ``unreached`` adds modules that no run reached. ``components``
+solves the ids, ``factorise`` refines products. ``groups`` finds like units; ``sizes`` solves the numbers in Python,
+with the axes of ``axis_table``. ``build`` makes the space, with the ``costs``. ``dry_run`` tries it and, with
+``compare``, ``blame`` and ``mend``, pins what fails. ``describe`` shows all of this as text. Imports core, trace,
+program, rules and surgery.
 """
