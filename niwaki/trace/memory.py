@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 
-_Form = tuple[torch.Size, tuple[int, ...], torch.dtype]
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})  # other classes may have no address, and not only fake tensors
+_OPERATORS = torch.Tensor.__torch_dispatch__  # what classes have that leave operators to torch
+_Place = tuple[int, int, torch.Size, tuple[int, ...], torch.dtype]
 
 
 class Memory:
@@ -23,42 +22,39 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._in_blocks: dict[tuple[int, int, _Form], int] = {}
-        self._at_addresses: dict[tuple[int, _Form], tuple[int, int]] = {}  # with the block
-        self._blocks: dict[int, Any] = {}
+        self._numbers: dict[_Place, tuple[int, int]] = {}  # with the value whose block it is
+        self._blocks: dict[int, Any] = {}  # weak references, as torch hands them out
+        self._free: Any = torch.UntypedStorage._free_weak_ref  # still there when Python shuts down
 
-    def note(self, tensor: torch.Tensor, number: int) -> None:
-        """Value ``number`` is where ``tensor`` is."""
-        if not _has_block(tensor):
-            return
-        storage = tensor.untyped_storage()
-        block, form = storage._cdata, _form(tensor)
-        if block not in self._blocks:
-            self._blocks[block] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        self._in_blocks[block, int(tensor.storage_offset()), form] = number
-        if type(tensor) in _PLAIN:
-            self._at_addresses[tensor.data_ptr(), form] = number, block
+    def __del__(self) -> None:
+        for block in self._blocks.values():
+            self._free(block)
+
+    def note(self, tensor: torch.Tensor, number: int, root: int) -> None:
+        """Value ``number`` is where ``tensor`` is, in the block of value ``root``."""
+        place = _place(tensor)
+        if place is not None:
+            if root not in self._blocks:
+                self._blocks[root] = tensor.untyped_storage()._weak_ref()
+            self._numbers[place] = number, root
 
     def number_of(self, tensor: torch.Tensor) -> int | None:
-        """The last value that was where ``tensor`` is, with the same shape, strides and type; None if none was."""
-        if not _has_block(tensor):
+        """The last value that was where ``tensor`` is, with the same shape, strides and type, if its block is still
+        there; else None."""
+        place = _place(tensor)
+        found = None if place is None else self._numbers.get(place)
+        if found is None or torch.UntypedStorage._new_with_weak_ptr(self._blocks[found[1]]) is None:
             return None
-        block, form = tensor.untyped_storage()._cdata, _form(tensor)
-        if block in self._blocks:
-            return self._in_blocks.get((block, int(tensor.storage_offset()), form))
-        if type(tensor) not in _PLAIN:
-            return None
-        # Another block over the same memory, such as dlpack makes: then the first one is still there.
-        address = tensor.data_ptr()
-        number, block = self._at_addresses.get((address, form), (0, 0))
-        alive = address and block and torch.UntypedStorage._new_with_weak_ptr(block) is not None
-        return number if alive else None
+        return found[0]
 
 
-def _form(tensor: torch.Tensor) -> _Form:
-    return tensor.shape, tensor.stride(), tensor.dtype
-
-
-def _has_block(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has memory of its own; a sparse one has not."""
-    return tensor.layout is torch.strided and torch._C._has_storage(tensor)
+def _place(tensor: torch.Tensor) -> _Place | None:
+    """Where a tensor is: at an address, or, without one (fake or without entries), so far from the start of a block.
+    None if it has no memory of its own, as a sparse one."""
+    if tensor.layout is not torch.strided or not torch._C._has_storage(tensor):
+        return None
+    address = tensor.data_ptr() if type(tensor).__torch_dispatch__ is _OPERATORS else 0
+    if address:
+        return address, -1, tensor.shape, tensor.stride(), tensor.dtype
+    block = tensor.untyped_storage()._cdata
+    return block, int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.dtype

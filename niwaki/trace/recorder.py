@@ -215,7 +215,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.hollow.derive(number)
         self._know(tensor, number)
         if origin is Origin.COMPUTED or origin is Origin.INPUT:
-            self._memory.note(tensor, number)
+            self._memory.note(tensor, number, self.values[number].root)
         return number
 
     def _know(self, tensor: torch.Tensor, number: int) -> None:
