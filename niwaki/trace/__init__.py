@@ -7,5 +7,6 @@ many as leave the model what it is, by ``matching`` a tracked run with one in wh
 model as it was; ``inventory``: what it is made of. ``source_lines``: where in the source an operator was called.
 ``shape_only``: runs without arithmetic; ``fake``: with tensors that have no memory; ``replay``: what the data of a run
 decided. ``gradients``: whether recording them changes the network. ``operators``: what schemas say; ``structures``:
-tensors in inputs and outputs; ``remade``: buffers that the code makes anew. Imports core.
+tensors in inputs and outputs; ``memory``: which value lies where, for tensors that no operator gave; ``functions``:
+hooks and the variables that they name; ``remade``: buffers that the code makes anew. Imports core.
 """
