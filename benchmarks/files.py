@@ -26,11 +26,11 @@ from torch import Tensor, nn
 TESTS = Path(__file__).parents[1] / "tests" / "helpers"
 sys.path.insert(0, str(TESTS))
 
-from law import random_plan, randomised  # noqa: E402
 from zoo import ZOO  # noqa: E402
 
 import niwaki  # noqa: E402
 from niwaki.errors import ExportError  # noqa: E402
+from niwaki.testing.models import random_plan, randomised  # noqa: E402
 from niwaki.trace.structures import tensors_in  # noqa: E402
 
 # Plain tuples: the classes that transformers returns would need transformers where the program is loaded.

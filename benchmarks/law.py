@@ -15,10 +15,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-from law import deviations, random_plan, randomised
+from exactness import deviations
 from zoo import ZOO
 
 import niwaki
+from niwaki.testing.models import random_plan, randomised
 
 
 def main() -> None:

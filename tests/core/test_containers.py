@@ -14,12 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law import random_plan
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.paths import Field, Step, parts, rebuilt
 from niwaki.surgery.zero import zeroed
+from niwaki.testing.models import random_plan
 
 
 class Ordered(OrderedDict[str, Any]):

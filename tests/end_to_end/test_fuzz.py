@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exactness import deviations
 from hypothesis import HealthCheck, given, seed, settings
-from law import deviations, random_plan, randomised
 from networks import Image, Tokens, build, networks, odd_ones
 from torch import nn
 
@@ -24,6 +24,7 @@ import niwaki
 from niwaki import rules
 from niwaki.rules.pointwise import pointwise
 from niwaki.rules.registry import NAMED, RULES, Rule
+from niwaki.testing.models import random_plan, randomised
 from niwaki.trace.tracer import example_calls, trace
 
 IN_CI = 400

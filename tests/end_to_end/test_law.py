@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from law import deviations, random_plan, randomised
+from exactness import deviations
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO
 
 import niwaki
 from niwaki.core.space import SearchSpace
+from niwaki.testing.models import random_plan, randomised
 from niwaki.verify import difference
 
 TOLERANCE = {"float32": 1e-5, "eval": 1e-10, "train": 1e-8}

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law import deviations, random_plan
+from exactness import deviations
 from patterns import Pattern, do, exact_or_refused, images, of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import niwaki
+from niwaki.testing.models import random_plan
 
 
 class Calls(nn.Module):

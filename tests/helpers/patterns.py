@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from law import deviations, random_plan, randomised
+from exactness import deviations
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.testing.models import random_plan, randomised
 
 WIDTH = 8
 

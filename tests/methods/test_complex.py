@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from every_method import KINDS, SCHEDULE
-from law import random_plan
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.space import SearchSpace
 from niwaki.selection.budget import Budget
 from niwaki.surgery.zero import zeroed
+from niwaki.testing.models import random_plan
 
 LOOSE = {"rtol": 1e-4, "atol": 1e-6}
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law import deviations, random_plan, randomised
+from exactness import deviations
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from zoo import ZOO
@@ -25,6 +25,7 @@ from niwaki.networks.torchvision_cpu import load
 from niwaki.program.convert import rebuilt
 from niwaki.program.module import Program
 from niwaki.surgery.zero import zeroed
+from niwaki.testing.models import random_plan, randomised
 from niwaki.verify import difference
 
 TOLERANCE = {"float32": 1e-5, "eval": 1e-10, "train": 1e-8}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from law import deviations, randomised
+from exactness import deviations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +14,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, PlanError, TraceError
 from niwaki.repair.compensate import Compensated
+from niwaki.testing.models import randomised
 
 
 def last_half(space: SearchSpace) -> Plan:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law import randomised
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,6 +16,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.repair.fold import Folded
 from niwaki.surgery.cut import duplicate
+from niwaki.testing.models import randomised
 
 
 def _half(space: SearchSpace) -> Plan:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law import deviations, random_plan, randomised
+from exactness import deviations
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.plan import Plan
+from niwaki.testing.models import random_plan, randomised
 from niwaki.trace import recorder
 
 

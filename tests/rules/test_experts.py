@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law import deviations, random_plan, randomised
+from exactness import deviations
 from torch import Tensor, nn
 
 import niwaki
@@ -23,6 +23,7 @@ from niwaki.networks.torchvision_cpu import load
 from niwaki.rules.registry import Call, Label, Refused, Rule
 from niwaki.solve.build import Builder
 from niwaki.solve.propagate import propagate
+from niwaki.testing.models import random_plan, randomised
 from niwaki.trace.tracer import example_calls, trace
 
 WIDTH, INNER, EXPERTS = 12, 10, 4

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from law import deviations, random_plan, randomised
+from exactness import deviations
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.space import SearchSpace
+from niwaki.testing.models import random_plan, randomised
 
 
 class _Block(nn.Module):

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from law import deviations, random_plan
+from exactness import deviations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import niwaki
+from niwaki.testing.models import random_plan
 
 
 class Gated(nn.Module):

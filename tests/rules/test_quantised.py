@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from law import random_plan
 from torch import Tensor, nn
 from torch.ao import quantization
 
 import niwaki
 from niwaki.surgery.zero import zeroed
+from niwaki.testing.models import random_plan
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exactness import deviations
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from law import deviations, random_plan
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.space import SearchSpace
 from niwaki.errors import PlanError
 from niwaki.solve import dry_run as rehearse
+from niwaki.testing.models import random_plan
 
 WIDTH = 16
 

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from exactness import deviations
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law import deviations, random_plan
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.solve.factorise import common_sizes, connected_rows
+from niwaki.testing.models import random_plan
 
 
 class Viewed(nn.Module):

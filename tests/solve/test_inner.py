@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from law import deviations, random_plan
+from exactness import deviations
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.testing.models import random_plan
 
 
 class Attention(nn.Module):

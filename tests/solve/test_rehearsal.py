@@ -10,10 +10,11 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from law import deviations, random_plan
+from exactness import deviations
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.testing.models import random_plan
 
 
 class Escaping(nn.Module):

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from law import deviations, random_plan
+from exactness import deviations
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.testing.models import random_plan
 
 
 class Halves(nn.Module):

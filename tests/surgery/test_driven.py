@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from exactness import outputs
 from hypothesis import HealthCheck, given, settings
-from law import outputs, random_plan, randomised
 from networks import Image, Tokens, build, networks
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.precision import doubled
 from niwaki.surgery.cut import duplicate
+from niwaki.testing.models import random_plan, randomised
 from niwaki.verify import difference
 
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from exactness import deviations
 from hypothesis import HealthCheck, given, settings
-from law import deviations, random_plan, randomised
 from networks import Image, Tokens, build, networks
 from torch import nn
 
 import niwaki
 from niwaki.core.compose import composed, difference
 from niwaki.surgery.history import plan_of
+from niwaki.testing.models import random_plan, randomised
 
 MODELS = ["mobilenet_v3_small", "shufflenet_v2_x1_0", "swin_t", "qwen3", "t5"]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from exactness import outputs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from law import outputs, random_plan, randomised
 from lora import Llama, adapted, lora_layers, merged
 from networks import Image, Tokens, build, networks
 from small import Small, images
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.errors import PlanError
 from niwaki.surgery.history import plan_of
+from niwaki.testing.models import random_plan, randomised
 
 Make = Callable[[Any], torch.optim.Optimizer]
 

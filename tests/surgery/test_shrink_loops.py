@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from law import random_plan, randomised
 from torch import Tensor, nn
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import niwaki
 from niwaki.errors import PlanError, ShrinkError
 from niwaki.surgery.optimizer_state import _LAYOUTS
+from niwaki.testing.models import random_plan, randomised
 
 
 def network() -> nn.Sequential:

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from law import deviations, random_plan
+from exactness import deviations
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.numbers import Attribute
 from niwaki.core.paths import Field, describe, replaced, where_from_json, where_to_json
 from niwaki.errors import FileFormatError
+from niwaki.testing.models import random_plan
 from niwaki.trace.attributes import Tracking
 from niwaki.trace.extent import EVERYTHING
 from niwaki.trace.inventory import Inventory

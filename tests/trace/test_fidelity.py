@@ -14,12 +14,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law import random_plan
 from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.numbers import Attribute
 from niwaki.surgery.zero import zeroed
+from niwaki.testing.models import random_plan
 from niwaki.trace.attributes import Tracking
 from niwaki.trace.extent import NOTHING
 from niwaki.trace.graph import Graph
