@@ -180,7 +180,7 @@ class AdaHSPG(HalfSpace):
         self._mode = "proximal" if growing or self._mode == "half-space" else "half-space"
         self._begin = self._zero.clone()
 
-    def numbers(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """The penalty and the number of phases."""
         return {"penalty": self.penalty, "periods": self.schedule.periods}
 

@@ -225,7 +225,7 @@ class Cycles(GradualPruning):
         with torch.enable_grad():
             return self.closure()
 
-    def numbers(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """Window, cycles, tolerance and how much layers count."""
         return {
             "window": self._width,

@@ -200,7 +200,7 @@ class DHSPG(HalfSpace):
         """The units of G_p, until the target is reached."""
         return zero if self._chosen is None or self._ended is not None else int(self._chosen.sum())
 
-    def numbers(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """Penalties, epsilon, tolerance, window, and among what units are ranked."""
         return {
             "penalty": float(self.penalty),

@@ -91,7 +91,7 @@ class GradualPruning(Method):
         """How much more some groups matter than others, [groups]; see `select`."""
 
     @abstractmethod
-    def numbers(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """The method's own settings."""
 
     def plan(self) -> Plan:
@@ -250,7 +250,7 @@ class GradualPruning(Method):
             "schedule": self.schedule.data,
             "criteria": self.mix.data,
             "seed": self.seed,
-            **self.numbers(),
+            **self.hyperparameters(),
         }
 
     def settings(self) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class HESSO(GradualPruning):
     def group_weight(self) -> None:
         """None matters more than another."""
 
-    def numbers(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """Over how many steps scores are averaged, and whether units may return."""
         return {"window": self._timeline.window} | ({"readmit": True} if self._readmit else {})
 

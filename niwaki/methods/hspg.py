@@ -113,7 +113,7 @@ class HSPG(HalfSpace):
         ends = ~alive | left_half_space(sums.inner - pull * sums.weighted, sums.square, self.epsilon)
         return UnitUpdate(keep=(~ends).to(norm), norm=norm, penalty_step=pull)
 
-    def numbers(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """Penalty and epsilon."""
         return {"penalty": self.penalty, "epsilon": self.epsilon}
 

@@ -71,7 +71,7 @@ class SparsityMethod(Method):
         """What happens on ``step``, while the method has not ended."""
 
     @abstractmethod
-    def numbers(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """The method's own settings."""
 
     @final
@@ -170,7 +170,7 @@ class SparsityMethod(Method):
             "limits": dict(self._limits),
             "round_to": self._steps.round_to,
             "min_units": self._steps.min_units,
-            **self.numbers(),
+            **self.hyperparameters(),
         }
 
     def state(self) -> dict[str, Any]:

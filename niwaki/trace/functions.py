@@ -17,17 +17,23 @@ from niwaki.trace.contents import Contents, is_users_package
 _MOST = 2**10  # functions that are followed
 _CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, partial)
 _CONTAINERS = (list, dict, set, deque)
+_FUNCTIONS = (FunctionType, MethodType, partial)
+_HOLDING = (dict, list, tuple)
+_TENSORS = frozenset({"_parameters", "_buffers", "_modules"})  # tables of a module that hold no functions
 _NOTHING = object()
 
 
 def functions_on(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
     """Hooks, and functions that are attributes, alone or in a container."""
     for module in modules:
-        for value in vars(module).values():
-            items = (
-                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-            )
-            yield from (item for item in items if isinstance(item, (FunctionType, MethodType, partial)))
+        for name, value in vars(module).items():
+            if isinstance(value, _FUNCTIONS):
+                yield value
+            elif isinstance(value, _HOLDING) and value and name not in _TENSORS:  # most are empty tables of hooks
+                items = value.values() if isinstance(value, dict) else value
+                for item in items:
+                    if isinstance(item, _FUNCTIONS):
+                        yield item
 
 
 @contextmanager

@@ -187,6 +187,6 @@ class LHSPG(Adapted):
     def group_weight(self) -> None:
         """None matters more than another, once some are protected."""
 
-    def numbers(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """What is protected, penalty and epsilon."""
         return {"protect": self.protect, "penalty": self.penalty, "epsilon": self.epsilon}
