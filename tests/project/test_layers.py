@@ -108,3 +108,16 @@ def test_no_test_file_imports_another() -> None:
             if any(name.rpartition(".")[2].startswith("test_") for name in names):
                 found.append(f"{path.name}:{node.lineno}")
     assert not found, f"move what {found} import from test files to tests/helpers"
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_the_top_level_has_few_files() -> None:
+    assert len(list(ROOT.glob("*.py"))) <= 7, "give a new file the room it belongs to"
