@@ -13,7 +13,7 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-_LONG = 16  # so many units in a row are worth a run
+_LONG = 16  # units: the shortest run that is worth encoding
 
 
 @dataclass(frozen=True, slots=True, eq=False)

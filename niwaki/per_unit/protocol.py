@@ -50,7 +50,7 @@ class Units(Protocol):
         """After an optimizer step: each measure of each unit, [measures, num_units].
 
         All at the new parameters, with the gradient that the step consumed and the direction that it took. With
-        ``size`` [num_units] the sums over each unit are taken as if its weights were so many times as large, where
+        ``size`` [num_units] the sums over each unit are taken as if its weights were multiplied by it, where
         gradient and direction are what they are.
         """
 

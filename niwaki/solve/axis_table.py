@@ -16,7 +16,7 @@ from niwaki.solve.costs import lifetimes, tasks
 from niwaki.solve.groups import SolvedGroups
 from niwaki.trace.graph import Origin
 
-_CHUNK = 2**18  # so many rows are solved together
+_CHUNK = 2**18  # rows that are solved together
 
 
 class AxisTable:

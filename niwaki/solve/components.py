@@ -320,7 +320,7 @@ class Blocks:
         self._by_first = {int(block[0]): number for number, block in enumerate(self.all)}
 
     def number(self, ids: IntArray) -> int | None:
-        """The number of the block whose ids, in their order, are ``ids`` [n] or [n, 1]; None if there is none."""
+        """The number of the block whose ids, in their order, are ``ids`` [n] or [n, 1]; None if no block has them."""
         if not len(ids) or ids.size != len(ids):
             return None
         number = self._by_memory.get(id(ids.base))

@@ -71,7 +71,7 @@ def _roots(graph: Graph, run: Run) -> dict[int, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OperatorTask:
-    """What one operator has to do, as a sum of terms, each so many times the positions of its axes."""
+    """The work of one operator, as a sum of terms: each is a factor times the positions of its axes."""
 
     operator: str
     terms: tuple[tuple[int, tuple[Axis, ...]], ...]

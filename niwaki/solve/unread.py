@@ -64,7 +64,7 @@ class _Number:
     shared: int  # the identity of the settings that hold it, 0 for the module itself
 
     def within(self, level: int) -> _Number:
-        """The same, of parameters that are so many levels inside at most."""
+        """The same, of parameters that are at most ``level`` levels inside."""
         near = {dim: axis for dim, axis in self.dims.items() if dim[0].count(".") <= level}
         return replace(self, dims=near)
 

@@ -58,7 +58,7 @@ def preserved_globals(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
 
 
 def _named(functions: Iterable[Any]) -> list[tuple[dict[str, Any], str, Any]]:
-    """The variables that functions of the user's own name, each with its value: whatever is no code."""
+    """The variables that the user's own functions name, each with its value; no functions, classes or modules."""
     waiting, seen = list(functions), set[int]()
     found: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
     while waiting and len(seen) < _MOST:

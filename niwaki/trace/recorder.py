@@ -31,7 +31,7 @@ from niwaki.trace.structures import ExampleCall, contained, map_tensors, objects
 from niwaki.trace.tracked import frozen_sink
 from niwaki.trace.writes import Writes
 
-_SMALL = 2**16  # constants of up to so many entries are kept, to be compared after a cut
+_SMALL = 2**16  # constants of up to this many entries are kept, to be compared after a cut
 # Operators of some devices only; elsewhere torch runs the operators they are composed of, and so do runs that are
 # recorded: what a cut repairs lies inside.
 COMPOSED = {torch.ops.aten._fused_rms_norm.default}
