@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import niwaki
 from niwaki.core.plan import Plan
@@ -44,6 +45,24 @@ class Tied(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
         return self.out(x + self.down(torch.relu(self.up(x))))
+
+
+class Everything(nn.Module):
+    """Its plans have an edit of every kind: norms whose weights and epsilons follow their width, a layer with a weight
+    norm, and a size that the code reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.embed = nn.Embedding(11, 12)
+        self.norm1, self.norm2 = nn.RMSNorm(12), nn.RMSNorm(12, eps=1e-2)
+        self.up, self.down = parametrizations.weight_norm(nn.Linear(12, 16)), nn.Linear(16, 12)
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        h = self.up(self.norm1(x)).unflatten(-1, (self.heads, 4)).relu().flatten(-2)
+        return self.out(self.norm2(x + self.down(h)))
 
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved import IMAGES, TOKENS, Net, Tied, assert_same, plan_for
+from saved import IMAGES, TOKENS, Everything, Net, Tied, assert_same, plan_for
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.optim import Optimizer
@@ -23,7 +23,12 @@ from niwaki.io import format as file_format
 from niwaki.io.program import check_program
 from niwaki.io.tree import decode, encode
 
-FORMATS = sorted((Path(__file__).parents[1] / "files").iterdir())
+STORED = sorted((Path(__file__).parents[1] / "files").glob("*/*"))
+NETWORKS: dict[str, tuple[type[nn.Module], Tensor]] = {
+    "cnn": (Net, IMAGES),
+    "tied": (Tied, TOKENS),
+    "everything": (Everything, TOKENS),
+}
 
 
 def small_net(kind: type[nn.Module] = Net) -> nn.Module:
@@ -32,15 +37,19 @@ def small_net(kind: type[nn.Module] = Net) -> nn.Module:
     return niwaki.cut(model, plan_for(model, inputs, share))
 
 
-@pytest.mark.parametrize("directory", FORMATS, ids=lambda path: path.name)
+@pytest.mark.parametrize("directory", STORED, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_files_of_earlier_versions_load(directory: Path) -> None:
     """Written by niwaki as it was then; they are never written anew."""
-    assert len(FORMATS) == 2
-    for name, kind, inputs in (("cnn", Net, IMAGES), ("tied", Tied, TOKENS)):
-        loaded = niwaki.load(kind().eval(), directory / name)
-        expected = load_file(directory / name / "expected.safetensors")["output"]
-        far = (loaded(inputs) - expected).abs().max() / expected.abs().max()
-        assert far < 1e-5  # another processor adds up in another order
+    kind, inputs = NETWORKS[directory.name]
+    loaded = niwaki.load(kind().eval(), directory)
+    expected = load_file(directory / "expected.safetensors")["output"]
+    far = (loaded(inputs) - expected).abs().max() / expected.abs().max()
+    assert far < 1e-5  # another processor adds up in another order
+
+
+def test_there_are_files_of_all_earlier_versions() -> None:
+    names = {f"{path.parent.name}-{path.name}" for path in STORED}
+    assert names == {"plan-1-cnn", "plan-1-tied", "plan-2-cnn", "plan-2-tied", "plan-2-everything"}
 
 
 def test_a_newer_directory_is_refused(tmp_path: Path) -> None:
