@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from niwaki.core.objects import filled
-from niwaki.trace.contents import Contents, is_users_package
+from niwaki.trace.contents import PLAIN, Contents, is_users_package
 
 _MOST = 2**10  # functions that are followed
 _CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, partial)
 _CONTAINERS = (list, dict, set, deque)
 _FUNCTIONS = (FunctionType, MethodType, partial)
 _HOLDING = (dict, list, tuple)
+_NO_FUNCTIONS = frozenset({*PLAIN, set})
+_TABLES = frozenset({dict, OrderedDict, list, tuple})  # whose truth runs no code of the user
 _TENSORS = frozenset({"_parameters", "_buffers", "_modules"})  # tables of a module that hold no functions
 _NOTHING = object()
 
@@ -27,34 +29,48 @@ def functions_on(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
     """Hooks, and functions that are attributes, alone or in a container."""
     for module in modules:
         for name, value in vars(module).items():
+            kind = type(value)
+            if kind in _NO_FUNCTIONS or (kind in _TABLES and not value):  # as most attributes are
+                continue
             if isinstance(value, _FUNCTIONS):
                 yield value
-            elif isinstance(value, _HOLDING) and value and name not in _TENSORS:  # most are empty tables of hooks
+            elif isinstance(value, _HOLDING) and name not in _TENSORS:
                 items = value.values() if isinstance(value, dict) else value
                 for item in items:
                     if isinstance(item, _FUNCTIONS):
                         yield item
 
 
-@contextmanager
-def preserved_globals(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Variables of Python modules that functions on ``modules`` name, or functions that these call, come out as they
-    went in; so do the containers among their values, but not the content of tensors."""
-    modules = list(modules)
-    found = _named(functions_on(modules))
-    contents = Contents(map(id, modules), copied=False)
-    for _, _, value in found:
-        if isinstance(value, _CONTAINERS):
-            contents.note(value)
-    try:
-        yield
-    finally:
-        for variables, name, value in found:
+class NamedVariables:
+    """What the variables of Python modules hold now that functions on ``modules`` name, or functions that these call;
+    and what the containers among their values hold, but not the content of tensors."""
+
+    def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
+        modules = list(modules)
+        self._found = _named(functions_on(modules))
+        self._contents = Contents(map(id, modules) if self._found else (), copied=False)
+        for _, _, value in self._found:
+            if isinstance(value, _CONTAINERS):
+                self._contents.note(value)
+
+    def restore(self) -> None:
+        """Make them hold what they held."""
+        for variables, name, value in self._found:
             if value is _NOTHING:
                 variables.pop(name, None)
             elif variables.get(name, _NOTHING) is not value:
                 variables[name] = value
-        contents.restore()
+        self._contents.restore()
+
+
+@contextmanager
+def preserved_globals(modules: Iterable[torch.nn.Module]) -> Iterator[NamedVariables]:
+    """Whatever happens inside, `NamedVariables` of ``modules`` come out as they went in."""
+    variables = NamedVariables(modules)
+    try:
+        yield variables
+    finally:
+        variables.restore()
 
 
 def _named(functions: Iterable[Any]) -> list[tuple[dict[str, Any], str, Any]]:

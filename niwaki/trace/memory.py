@@ -6,12 +6,15 @@ the wrapped tensor, but it has the memory of one that an operator gave.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 
+from niwaki.trace.graph import Value
+
 _OPERATORS = torch.Tensor.__torch_dispatch__  # what classes have that leave operators to torch
-_Place = tuple[int, int, torch.Size, tuple[int, ...], torch.dtype]
+_Start = int | tuple[int, int]
 
 
 class Memory:
@@ -22,39 +25,44 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self._numbers: dict[_Place, tuple[int, int]] = {}  # with the value whose block it is
-        self._blocks: dict[int, Any] = {}  # weak references, as torch hands them out
+        self._values: defaultdict[_Start, list[tuple[Value, tuple[int, ...]]]] = defaultdict(list)  # with the strides
+        self._blocks: dict[int, Any] = {}  # weak references, as torch hands them out, by the root of the values inside
         self._free: Any = torch.UntypedStorage._free_weak_ref  # still there when Python shuts down
 
     def __del__(self) -> None:
         for block in self._blocks.values():
             self._free(block)
 
-    def note(self, tensor: torch.Tensor, number: int, root: int) -> None:
-        """Value ``number`` is where ``tensor`` is, in the block of value ``root``."""
-        place = _place(tensor)
-        if place is not None:
-            if root not in self._blocks:
-                self._blocks[root] = tensor.untyped_storage()._weak_ref()
-            self._numbers[place] = number, root
+    def note(self, tensor: torch.Tensor, value: Value) -> None:
+        """Remember that ``value`` is where ``tensor`` is, which has its shape and type."""
+        start = _start(tensor)
+        if start is not None:
+            if value.root not in self._blocks:
+                self._blocks[value.root] = tensor.untyped_storage()._weak_ref()
+            self._values[start].append((value, tensor.stride()))
 
     def number_of(self, tensor: torch.Tensor) -> int | None:
         """The last value that was where ``tensor`` is, with the same shape, strides and type, if its block is still
         there; else None."""
-        place = _place(tensor)
-        found = None if place is None else self._numbers.get(place)
-        if found is None or torch.UntypedStorage._new_with_weak_ptr(self._blocks[found[1]]) is None:
+        start = _start(tensor)
+        shape, strides = tuple(tensor.shape), None if start is None else tensor.stride()
+        for value, strides_then in reversed(self._values.get(start, ()) if start is not None else ()):
+            if strides == strides_then and value.shape == shape and value.dtype == tensor.dtype:
+                block = torch.UntypedStorage._new_with_weak_ptr(self._blocks[value.root])
+                return None if block is None else value.number
+        return None
+
+
+def _start(tensor: torch.Tensor) -> _Start | None:
+    """Where a tensor begins: at an address, or, without one (fake or without entries), so far from the start of a
+    block. None if it has no memory of its own, as a sparse one."""
+    if type(tensor).__torch_dispatch__ is _OPERATORS:
+        try:
+            address = tensor.data_ptr()
+        except RuntimeError:
             return None
-        return found[0]
-
-
-def _place(tensor: torch.Tensor) -> _Place | None:
-    """Where a tensor is: at an address, or, without one (fake or without entries), so far from the start of a block.
-    None if it has no memory of its own, as a sparse one."""
+        if address:
+            return address
     if tensor.layout is not torch.strided or not torch._C._has_storage(tensor):
         return None
-    address = tensor.data_ptr() if type(tensor).__torch_dispatch__ is _OPERATORS else 0
-    if address:
-        return address, -1, tensor.shape, tensor.stride(), tensor.dtype
-    block = tensor.untyped_storage()._cdata
-    return block, int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.dtype
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset())

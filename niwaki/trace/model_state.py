@@ -14,7 +14,7 @@ import torch
 from niwaki.core.objects import attributes_of
 from niwaki.trace.contents import PLAIN, Contents, rewrite
 from niwaki.trace.fake import is_fake
-from niwaki.trace.functions import functions_on, preserved_globals
+from niwaki.trace.functions import NamedVariables, functions_on, preserved_globals
 
 _EMPTIABLE = frozenset({list, dict, OrderedDict, set})
 
@@ -99,13 +99,14 @@ def preserved(model: torch.nn.Module, others: Any = ()) -> Iterator[ModelState]:
 
 
 @contextmanager
-def restored(snapshot: ModelState) -> Iterator[None]:
-    """As `preserved`, but the model comes out as it was when the snapshot was made."""
+def restored(snapshot: ModelState, named: NamedVariables) -> Iterator[None]:
+    """As `preserved`, but the model and the variables come out as they were when the snapshots were made."""
     with _random_state():
         try:
             yield
         finally:
             snapshot.restore()
+            named.restore()
 
 
 @contextmanager

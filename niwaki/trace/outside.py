@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from niwaki.trace.contents import Contents, is_users
-from niwaki.trace.functions import preserved_globals
+from niwaki.trace.functions import NamedVariables, preserved_globals
 
 _MOST = 2**12  # variables' values that are looked into: a script may hold all of somebody's data
 _CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, classmethod, staticmethod, property)
 
 
 @contextmanager
-def preserved_outside(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+def preserved_outside(modules: Iterable[torch.nn.Module]) -> Iterator[NamedVariables]:
     """Variables of the classes of ``modules`` and of the Python modules that define these come out as they went in, and
     so do the containers and objects among their values, and the variables that functions on ``modules`` name. Tensors
     that are written to in place are the recorder's task. A table in a cache of another kind (`functools.lru_cache`)
@@ -38,8 +38,8 @@ def preserved_outside(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
         for value in data.values():
             contents.note(value)
     try:
-        with preserved_globals(modules):
-            yield
+        with preserved_globals(modules) as named:
+            yield named
     finally:
         for variables, write, data in kept:
             for name, value in data.items():

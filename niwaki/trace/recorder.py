@@ -207,15 +207,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _add(self, tensor: torch.Tensor, origin: Origin, name: str, root: int | None = None) -> int:
         number = len(self.values)
-        self.values.append(
-            Value(number, tuple(tensor.shape), tensor.dtype, origin, name, number if root is None else root)
-        )
+        value = Value(number, tuple(tensor.shape), tensor.dtype, origin, name, number if root is None else root)
+        self.values.append(value)
         self._refs.append(Ref(number))
         if self.hollow is not None and origin in (Origin.PARAMETER, Origin.INPUT):
             self.hollow.derive(number)
         self._know(tensor, number)
         if origin is Origin.COMPUTED or origin is Origin.INPUT:
-            self._memory.note(tensor, number, self.values[number].root)
+            self._memory.note(tensor, value)
         return number
 
     def _know(self, tensor: torch.Tensor, number: int) -> None:

@@ -15,7 +15,7 @@ from niwaki.trace.attributes import Tracking
 from niwaki.trace.eager import run_eagerly
 from niwaki.trace.extent import EVERYTHING, Extent, Place
 from niwaki.trace.fake import FakeTensors, NeedsValue
-from niwaki.trace.functions import preserved_globals
+from niwaki.trace.functions import NamedVariables
 from niwaki.trace.graph import Graph, Run
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.model_state import ModelState, preserved, restored
@@ -104,21 +104,33 @@ class Attempt:
 def tracing(model: torch.nn.Module, runs: RunsToMake, arithmetic: bool = False) -> Iterator[Tracer]:
     """A tracer of ``model``, which comes out of the block as it went in."""
     others = others_in(list(runs.calls))
-    with preserved(model, others) as original, preserved_outside(model.modules()), torch.inference_mode(False):
-        yield Tracer(model, runs, arithmetic, original)
+    with (
+        preserved(model, others) as original,
+        preserved_outside(model.modules()) as named,
+        torch.inference_mode(False),
+    ):
+        yield Tracer(model, runs, arithmetic, original, named)
 
 
 class Tracer:
-    """Traces a model as often as need be, each time from the same state: weights, buffers, attributes, random numbers.
+    """Traces a model as often as need be, each time from the same state: weights, buffers, attributes, random numbers,
+    the variables that functions on it name.
 
     ``inventory``: what the model is made of. Made by `tracing`.
     """
 
-    def __init__(self, model: torch.nn.Module, runs: RunsToMake, arithmetic: bool, original: ModelState) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        runs: RunsToMake,
+        arithmetic: bool,
+        original: ModelState,
+        named: NamedVariables,
+    ) -> None:
         inventory = Inventory.of(model)
         self._runs = runs
         self._pretence = FakeTensors([*tensors_in(list(runs.calls)), *inventory.tensors])
-        self._before = original
+        self._before, self._named = original, named
         if self._pretence.active:
             self._pretence.swap(model)
             inventory = Inventory.of(model)
@@ -174,7 +186,7 @@ class Tracer:
         for training, call in itertools.product(self._runs.modes, self._runs.calls):
             if training and runs and watch.alike and not recorder.tangled and not self._runs.every:
                 return [replace(run, both=True) for run in runs], None, frozenset()
-            with restored(state), preserved_globals(module for _, module in modules):
+            with restored(state, self._named):
                 for _, module in modules:
                     if module.training is not training:
                         module.training = training
