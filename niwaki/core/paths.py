@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 
+from niwaki.core.libraries import TORCH, is_of
 from niwaki.core.objects import (
     attributes_of,
     class_attribute,
@@ -41,7 +41,6 @@ Where = tuple[Step, ...]
 _LONGEST = 256  # containers with more items than this are data, not settings
 _PARTIAL = ("func", "args", "keywords")
 _FUNCTION = ("__defaults__", "__kwdefaults__", "__closure__")
-_TORCH = str(Path(torch.__file__).parent)
 _SEQUENCES = (tuple, list, torch.Size)
 # Things with an identity of their own, for which no copy could stand.
 _UNIQUE = (torch.nn.Module, torch.Tensor, type, Enum, ModuleType, BaseException)
@@ -65,7 +64,7 @@ def parts(value: Any) -> Iterator[tuple[Step, Any]]:
     elif isinstance(value, partial):
         yield from ((Field(name), getattr(value, name)) for name in _PARTIAL)
     elif isinstance(value, FunctionType):
-        if not value.__code__.co_filename.startswith(_TORCH):
+        if not is_of(value.__code__, TORCH):
             yield from ((Field(name), _of_function(value, name)) for name in _FUNCTION)
     elif not isinstance(value, _UNIQUE) and copyable(type(value)):
         yield from _fields(value)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from niwaki.core.modes import eval_mode
 from niwaki.errors import FileFormatError
 from niwaki.huggingface.configuration import built_from, described, family_of, unsaid
 from niwaki.io.atomic import flush_directory, flush_file
@@ -75,19 +76,13 @@ def save_pretrained(small: PreTrainedModel, directory: str | os.PathLike[str], e
 
 
 def _check_outputs(small: PreTrainedModel, loaded: PreTrainedModel, example_inputs: Any) -> None:
-    torch.nn.Module.to(loaded, small.device).eval()  # type: ignore[no-untyped-call]
-    modes = {module: module.training for module in small.modules()}
+    torch.nn.Module.to(loaded, small.device)
     for args, kwargs in example_calls(example_inputs):
-        try:
-            small.eval()  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                mine, theirs = (
-                    [tensor for tensor in tensors_in(model(*args, **kwargs)) if tensor.is_floating_point()]
-                    for model in (small, loaded)
-                )
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with eval_mode(small, loaded), torch.no_grad():
+            mine, theirs = (
+                [tensor for tensor in tensors_in(model(*args, **kwargs)) if tensor.is_floating_point()]
+                for model in (small, loaded)
+            )
         for number, (one, other) in enumerate(zip(mine, theirs, strict=True)):
             far = float((one.double() - other.double()).abs().max() / one.double().abs().max().clamp_min(1e-30))
             if not far <= (_CLOSE if small.dtype in (torch.float32, torch.float64) else _CLOSE_HALF):

@@ -9,27 +9,15 @@ import torch
 from torch import nn
 
 from niwaki.errors import RunError
-from niwaki.networks.source import (
-    ExampleNetwork,
-    ImageTask,
-    NetworkRequest,
-    NetworkSource,
-    after_prefix,
-    nearest,
-    source,
-)
-from niwaki.networks.torchvision_cpu import import_torchvision
+from niwaki.networks.source import ExampleNetwork, ImageTask, LibrarySource, NetworkRequest, nearest, source
+from niwaki.networks.torchvision_cpu import import_library, import_torchvision
 
 
 @source
-class Timm(NetworkSource):
+class Timm(LibrarySource):
     """Every name that timm knows, with or without a tag."""
 
-    form = "timm:NAME"
-
-    def item(self, name: str) -> str | None:
-        """timm's name of the network."""
-        return after_prefix("timm:", name)
+    prefix, form = "timm:", "timm:NAME"
 
     def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
         """The network with another head, for other channels and images where it can be had."""
@@ -53,10 +41,7 @@ class Timm(NetworkSource):
 
 def _timm(item: str) -> Any:
     import_torchvision()  # timm imports it
-    try:
-        import timm
-    except ImportError as cause:
-        raise RunError(f"timm:{item} needs timm: pip install timm.") from cause
+    timm = import_library("timm", f"timm:{item}")
     if not timm.is_model(item):
         raise RunError(f"timm has no model {item!r}.{nearest(item, timm.list_models())}")
     return timm

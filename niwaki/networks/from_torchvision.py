@@ -11,28 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import RunError
-from niwaki.networks.source import (
-    ExampleNetwork,
-    ImageTask,
-    NetworkRequest,
-    NetworkSource,
-    after_prefix,
-    nearest,
-    source,
-)
+from niwaki.networks.source import ExampleNetwork, ImageTask, LibrarySource, NetworkRequest, nearest, source
 from niwaki.networks.torchvision_cpu import import_torchvision
 
 
 @source
-class Torchvision(NetworkSource):
+class Torchvision(LibrarySource):
     """Every name that torchvision lists; those for classification can be trained."""
 
-    form = "torchvision:NAME"
+    prefix, form = "torchvision:", "torchvision:NAME"
     channels = 3
-
-    def item(self, name: str) -> str | None:
-        """torchvision's name of the network."""
-        return after_prefix("torchvision:", name)
 
     def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
         """The network with another head."""

@@ -11,27 +11,15 @@ from torch import nn
 from niwaki.errors import RunError
 from niwaki.networks import torchvision_cpu
 from niwaki.networks.guessed_inputs import guessed_inputs
-from niwaki.networks.source import (
-    ExampleNetwork,
-    ImageTask,
-    NetworkRequest,
-    NetworkSource,
-    after_prefix,
-    nearest,
-    source,
-)
+from niwaki.networks.source import ExampleNetwork, ImageTask, LibrarySource, NetworkRequest, nearest, source
 
 
 @source
-class TransformersSource(NetworkSource):
+class TransformersSource(LibrarySource):
     """``hf:CLASS/path/config.json``, or ``hf:path/config.json`` where the file names its class. Random weights, only
     code of the installed library, nothing downloaded."""
 
-    form = "hf:CLASS/config.json"
-
-    def item(self, name: str) -> str | None:
-        """The class, if it is given, and the path."""
-        return after_prefix("hf:", name)
+    prefix, form = "hf:", "hf:CLASS/config.json"
 
     def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
         """Refused: such networks have other inputs and outputs than this recipe."""
@@ -65,11 +53,7 @@ def _library(item: str) -> Any:
         torchvision_cpu.load()  # transformers imports it where it is installed
     except ImportError:
         pass
-    try:
-        import transformers
-    except ImportError as cause:
-        raise RunError(f"hf:{item} needs transformers: pip install transformers.") from cause
-    library: Any = transformers
+    library = torchvision_cpu.import_library("transformers", f"hf:{item}")
     library.logging.set_verbosity_error()
     return library
 

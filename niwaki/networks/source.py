@@ -58,6 +58,16 @@ class NetworkSource(ABC):
         """A network as it usually is, to be looked at. Inputs are on the CPU, wherever the network is."""
 
 
+class LibrarySource(NetworkSource):
+    """Networks of a library, whose names stand behind a ``prefix``, as in ``timm:NAME``."""
+
+    prefix: ClassVar[str]
+
+    def item(self, name: str) -> str | None:
+        """The name behind the prefix; None for a name without it."""
+        return name.removeprefix(self.prefix) if name.startswith(self.prefix) else None
+
+
 _SOURCES: list[NetworkSource] = []
 
 
@@ -85,11 +95,6 @@ def forms() -> str:
     """
     known = [candidate.form for candidate in _SOURCES]
     return f"{', '.join(known[:-1])} or {known[-1]}"
-
-
-def after_prefix(prefix: str, name: str) -> str | None:
-    """The rest of a name that begins with a prefix, else None."""
-    return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

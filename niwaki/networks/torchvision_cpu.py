@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -66,3 +67,15 @@ def import_torchvision() -> str:
         return torchvision_cpu.load().__name__
     except ImportError as cause:
         raise RunError(str(cause)) from cause
+
+
+def import_library(name: str, network: str) -> Any:
+    """Import the library that makes ``network``, the name that the user gave.
+
+    Raises:
+        RunError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as cause:
+        raise RunError(f"{network} needs {name}: pip install {name}.") from cause

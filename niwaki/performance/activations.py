@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from niwaki.core.modes import eval_mode
 from niwaki.trace.eager import eagerly
 
 
@@ -58,13 +59,8 @@ def peak_activations(network: torch.nn.Module, run: Callable[[], object], inputs
     >>> peak_activations(net, lambda: net(x), [x])  # 100 and 2 numbers of 4 bytes
     408
     """
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        with torch.no_grad(), _Ledger([*network.parameters(), *network.buffers(), *inputs]) as ledger:
-            run()
-        most: int = ledger.most
-        return most
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    held = [*network.parameters(), *network.buffers(), *inputs]
+    with eval_mode(network), torch.no_grad(), _Ledger(held) as ledger:
+        run()
+    most: int = ledger.most
+    return most

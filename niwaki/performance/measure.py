@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from niwaki.core.modes import eval_mode
 from niwaki.core.scalars import is_whole
 from niwaki.errors import MethodError, TraceError
 from niwaki.program.entry import calls_of
@@ -246,16 +247,10 @@ def interleaved(
 def evaluating(networks: Iterable[nn.Module], runs: Iterable[Callable[[], object]] = ()) -> Iterator[bool]:
     """Inside, the networks are in eval mode and record no gradients; modes are restored. In inference mode, unless one
     of the ``runs`` fails in it: a network whose output is a gradient cannot differentiate there. Gives which it is."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
+    with eval_mode(*networks):
         infers = _infer(runs)
         with torch.inference_mode() if infers else torch.no_grad():
             yield infers
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _infer(runs: Iterable[Callable[[], object]]) -> bool:

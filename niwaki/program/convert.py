@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
+from niwaki.core.libraries import TORCH
 from niwaki.errors import PlanError, TraceError, first_line
-from niwaki.program.module import REGIONS, TORCH, Program, Subprogram, needed
+from niwaki.program.module import REGIONS, Program, Subprogram, needed
 from niwaki.program.sizes import replaced
 from niwaki.trace.eager import eagerly
 from niwaki.trace.fake import FakeTensors

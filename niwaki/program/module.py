@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,13 +15,13 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from niwaki.core.libraries import TORCH
 from niwaki.core.location import Location, running_at
 from niwaki.errors import TraceError
 from niwaki.program.sizes import CallNumbers, spelled_out, with_numbers
 
 aten = torch.ops.aten
 _SIZES, _FLOAT = ".sizes", ".float"  # no parameter or module can have a dot in its name
-TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 
 # Told of every call of a program that runs, by a text that names it, and of its result.
 observer: ContextVar[Callable[[str, Any], None] | None] = ContextVar("observer", default=None)

@@ -4,8 +4,10 @@ operators that leave such numbers to torch."""
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -17,6 +19,12 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 # Whole numbers that have to follow a cut although the schema does not call them symbolic sizes.
 _SIZES_BY_NAME = {aten.group_norm.default: "num_groups", aten.native_group_norm.default: "group"}
+# Python's own, without the one that takes an item out of a result.
+_OPERATORS = frozenset(
+    function
+    for function in vars(operator).values()
+    if isinstance(function, BuiltinFunctionType) and function is not operator.getitem
+)
 _FAR = 2**31  # bounds that mean "to the end"
 
 
@@ -79,8 +87,8 @@ def with_numbers(
 
 
 def _on_numbers(target: Any) -> bool:
-    """Python's own operators, which an exported program applies to sizes; not the one that takes an item."""
-    return getattr(target, "__module__", None) == "_operator" and target.__name__ != "getitem"
+    """Whether ``target`` is one of Python's operators, which an exported program applies to sizes."""
+    return target in _OPERATORS
 
 
 def _is_size(target: torch._ops.OpOverload, argument: Any) -> bool:

@@ -74,7 +74,6 @@ def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folde
     model = duplicate(space.model)
     _silence(space, plan, model)
     readings = readings_of(space, plan, model)
-    training = [module.training for module in model.modules()]
     with preserved(model), torch.no_grad():
         model.eval()
         samples = Samples.of(example_calls(example_inputs))
@@ -82,8 +81,6 @@ def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folde
         folded, left = moved_constants(model, lost_constants(model, readings, samples), samples)
         if not left and unexplained(model, readings, expected, samples):
             left = {"": "something is read in a way that no module shows, and the outputs change with it"}
-    for module, was in zip(model.modules(), training, strict=True):
-        module.training = was
     return Folded(model, tuple(folded), left)
 
 

@@ -58,8 +58,9 @@ class Widths:
         return fits
 
     def check(self, space: SearchSpace) -> None:
-        """Raise `UnknownName` if a pattern names nothing that ``space`` could make narrower."""
-        for pattern in self._wanted():
+        """Raise `UnknownName` if a pattern names nothing that ``space`` could make narrower. One number for all widths
+        fits every space, one without units too."""
+        for pattern in self._wanted() if isinstance(self.round_to, Mapping) else ():
             if not any(any(_named(group, pattern)) for group in space.groups):
                 like = next((piece.tensor for g in space.groups for piece in g.slices if piece.produces), "")
                 raise UnknownName(

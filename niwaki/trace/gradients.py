@@ -11,13 +11,13 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Lock
 from types import FrameType
 
 import numpy as np
 import torch
 
+from niwaki.core.libraries import TORCH, is_of
 from niwaki.core.location import Location
 from niwaki.trace.eager import eagerly
 from niwaki.trace.fake import is_fake
@@ -26,7 +26,6 @@ from niwaki.trace.model_state import preserved
 from niwaki.trace.structures import ExampleCall, map_tensors, others_in, tensors_in
 from niwaki.trace.writes import UndoneWrites
 
-_TORCH = str(Path(torch.__file__).parent)
 _TOLERANCE = 1e-3  # relative; kernels with and without gradients round differently
 _lock = Lock()
 _told: list[Callable[[], None]] = []
@@ -34,7 +33,7 @@ _told: list[Callable[[], None]] = []
 
 def asked_by(frame: FrameType) -> bool:
     """Whether the code of a frame is a network's: torch's own computes the same with gradients and without."""
-    return not frame.f_code.co_filename.startswith(_TORCH)
+    return not is_of(frame.f_code, TORCH)
 
 
 @contextmanager

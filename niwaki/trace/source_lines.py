@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from niwaki.core.libraries import EINOPS, TORCH
 from niwaki.core.location import Location, running_at
 from niwaki.trace.inventory import Inventory
 
-_ENGINE = Path(__file__).parent.parent
-_INTERNAL = (f"{Path(torch.__file__).parent}{sep}", f"{_ENGINE / 'trace'}{sep}", str(_ENGINE / "search.py"))
-_EINOPS = f"{sep}einops{sep}"  # to a user's code operators like those of torch
+# Functions of einops are operators to a user's code, as those of torch are.
+_INTERNAL = (TORCH, EINOPS, f"{Path(__file__).parent}{sep}")
 
 
 class Lines:
@@ -79,4 +79,4 @@ class Lines:
 
 @cache
 def _internal(filename: str) -> bool:
-    return filename.startswith(_INTERNAL) or _EINOPS in filename
+    return filename.startswith(_INTERNAL)

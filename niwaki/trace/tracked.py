@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Container
 from contextvars import ContextVar
 from functools import lru_cache, reduce
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from niwaki.core.libraries import EINOPS, TORCH, is_of
 from niwaki.core.metadata import EPSILONS
 from niwaki.core.numbers import OPERATORS, Combination, Expression, Literal
 from niwaki.core.repairs import Scalar
@@ -109,8 +109,8 @@ class TrackedInt(int):
         return self
 
     def __hash__(self) -> int:
-        # einops keeps the sizes that belong to given numbers, and asks not to be given numbers that are symbols.
-        if sys._getframe(1).f_globals.get("__name__") == "einops.einops":
+        # einops caches sizes by the numbers it is called with, and skips the cache for numbers without a hash.
+        if is_of(sys._getframe(1).f_code, EINOPS):
             raise TypeError("unhashable type: a tracked integer is a symbol")
         return int.__hash__(self)
 
@@ -244,8 +244,7 @@ def _decided(symbol: str, left: TrackedInt, right: int, outcome: bool) -> None:
     """Report a comparison that the model's code has made: it may have decided what was computed next, so it has to
     come out the same after a cut. Two numbers that were equal have a difference that stays zero, which an attribute can
     be made to satisfy. Comparisons of torch's own are checks, and show by failing."""
-    caller = sys._getframe(2).f_code.co_filename
-    if caller.startswith(_TORCH):
+    if is_of(sys._getframe(2).f_code, TORCH):
         return
     a, b = expression_of(left), expression_of(right)
     if symbol in ("==", "!=") and outcome == (symbol == "=="):
@@ -258,9 +257,6 @@ def _decided(symbol: str, left: TrackedInt, right: int, outcome: bool) -> None:
 
 
 _LARGEST_POWER = 4
-
-
-_TORCH = str(Path(torch.__file__).parent)
 
 
 _COMPARISONS = {"==": "__eq__", "!=": "__ne__", "<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from replay.__main__ import main
 from replay.networks import REFERENCES
 from replay.reader import words
 from replay.stored import FOLDER, differences, found, stored
@@ -42,3 +43,10 @@ def test_lines_are_named_by_their_source() -> None:
     here = f"it is at {__file__}:1 (in 'a')"
     assert words(here).startswith('it is at the network: `"""What the analysis')
     assert words("/x/site-packages/timm/layers/mlp.py:9 (in 'a')").startswith("timm/layers/mlp.py: `")
+
+
+def test_an_unknown_name_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["replay", "absent"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "there is no reference network absent; there are sequential, " in capsys.readouterr().err

@@ -64,6 +64,23 @@ def test_changelog_knows_the_version() -> None:
     assert f"## {niwaki.__version__}" in text("CHANGELOG.md")
 
 
+def test_no_code_depends_on_the_name_of_a_file_or_a_caller() -> None:
+    """A renamed file or function must not change what the package does: code is compared by identity or by the
+    directory of the library it belongs to, never by a name that is written down."""
+    written = re.compile(
+        r"""["'][\w/]+\.py["']              # a file of Python code
+        | (__name__|__qualname__|co_name|co_filename)["']?\)?\ *(==|!=|in)\ *[({]?["']  # a name that is compared""",
+        flags=re.VERBOSE,
+    )
+    found = [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in sorted((ROOT / "niwaki").rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if written.search(line) and "__main__" not in line and ">>>" not in line
+    ]
+    assert not found
+
+
 def test_examples_run(tmp_path: Path) -> None:
     import subprocess
     import sys

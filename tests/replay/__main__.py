@@ -21,6 +21,9 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="store what is found, instead of only comparing")
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks; all if none is given")
     options = parser.parse_args()
+    unknown = [name for name in options.names if name not in REFERENCES]
+    if unknown:
+        parser.error(f"there is no reference network {', '.join(unknown)}; there are {', '.join(REFERENCES)}")
     torch.set_num_threads(1)
     changed = 0
     for name in options.names or REFERENCES:

@@ -202,3 +202,10 @@ def test_budgets_are_values() -> None:
     assert budget.round_to == {"*mlp*": 32} and hash(budget) == hash(Budget(macs=0.5))
     assert str(budget) == "macs <= 50.0%, widths in multiples of 32 for *mlp*"
     assert Budget(macs=0.5, round_to={"a": 2}) != Budget(macs=0.5, round_to={"a": 4})
+
+
+def test_a_space_without_units_has_an_empty_choice() -> None:
+    space = niwaki.search_space(nn.Linear(3, 4), torch.randn(1, 3))
+    with pytest.warns(UserWarning, match="The search space has no units, so the plan removes nothing"):
+        plan = niwaki.choose(space, niwaki.score(space, "magnitude"), Budget(units=0.5, round_to=2))
+    assert plan.kept == {} and not space.groups
