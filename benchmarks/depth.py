@@ -213,7 +213,7 @@ def measure(name: str) -> dict[str, Any]:
 def free_positions(space: Any) -> _Free:
     """For each dimension of the parameters, alike ones of all layers together (the same name but for numbers, of one
     shape): how many positions can leave in each of them, in the order of the layers."""
-    free = {(place.tensor, place.dim): int((place.units < space.num_units).any(axis=1).sum()) for place in space.places}
+    free = {(place.tensor, place.dim): int((place.units < space.num_units).any(axis=1).sum()) for place in space.dims}
     found: _Free = defaultdict(list)
     for shape in space.shapes:
         pattern = _NUMBER.sub("#", shape.name)

@@ -116,7 +116,7 @@ def _groups(space: niwaki.SearchSpace, transform: Any) -> list[dict[str, Any]]:
     left = dict(space.model.named_parameters())
     groups = []
     for group in space.groups:
-        names = sorted({part.tensor for part in group.slices if part.driven and part.parameter})
+        names = sorted({part.tensor for part in group.slices if part.role.zeroed_by_method and part.parameter})
         assert all(left[name].shape[0] == group.units for name in names)
         held = {name: left.pop(name) for name in names}
         groups.append(_group(group.name, held, group.units, transform.BASIC, True))

@@ -38,5 +38,5 @@ def _signature(group: Group, modules: Mapping[str, object]) -> Hashable:
     for piece in group.slices:
         owner, _, own = piece.tensor.rpartition(".")
         number = owners.setdefault(owner, len(owners))  # which slices share a module
-        found.append((number, type(modules.get(owner)), own, piece.dim, piece.produces, piece.parameter))
+        found.append((number, type(modules.get(owner)), own, piece.dim, piece.role.produces, piece.parameter))
     return tuple(found)

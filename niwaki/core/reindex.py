@@ -8,7 +8,7 @@ group, which can lose no more.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,7 +28,8 @@ from niwaki.core.numbers import (
 )
 from niwaki.core.plan import Plan, TensorShape
 from niwaki.core.repairs import Factor, Repairs, ScalarRule, TensorRule, ratio
-from niwaki.core.space import Group, Place, SearchSpace, Slice, Tie
+from niwaki.core.space import Group, SearchSpace, Tie
+from niwaki.core.tensor_dims import Slice, TensorDim
 from niwaki.errors import PlanError
 
 
@@ -104,13 +105,13 @@ class _Reindexing:
 
     def space(self, model: torch.nn.Module, shapes: tuple[TensorShape, ...]) -> SearchSpace:
         old = self._old
-        places = tuple(self._place(place) for place in old.places)
+        dims = {id(dim): replace(dim, units=self._positions(dim.units).units) for dim in old.dims}
         return replace(
             old,
             model=model,
-            groups=tuple(self._group(group) for group in old.groups),
-            places=places,
-            coverage=_coverage(places, self._left, {s.name: s.shape for s in shapes}, model),
+            groups=tuple(self._group(group, dims) for group in old.groups),
+            dims=tuple(dims.values()),
+            coverage=_coverage(dims.values(), self._left, {s.name: s.shape for s in shapes}, model),
             shapes=shapes,
             cost_model=self._costs(old.cost_model),
             numbers=_numbers(old.numbers, self._counts),
@@ -128,19 +129,16 @@ class _Reindexing:
             known = self._known[id(units)] = _Positions(numbers[stays], moved)
         return known
 
-    def _place(self, place: Place) -> Place:
-        return replace(place, units=self._positions(place.units).units)
-
-    def _group(self, group: Group) -> Group:
+    def _group(self, group: Group, dims: Mapping[int, TensorDim]) -> Group:
+        """A group, with the new dimensions by the identity of the old ones."""
         first, end = int(self._before[group.first]), int(self._before[group.first + group.units])
-        where = {(place.tensor, place.dim): place.units for place in self._old.places}
-        slices = tuple(self._slice(group, piece, where[piece.tensor, piece.dim]) for piece in group.slices)
+        slices = tuple(Slice(dims[id(piece.whole)], self._index(group, piece)) for piece in group.slices)
         return replace(group, first=first, units=end - first, slices=slices)
 
-    def _slice(self, group: Group, piece: Slice, units: IntArray) -> Slice:
-        key = (group.first, id(units), id(piece.index))
+    def _index(self, group: Group, piece: Slice) -> IntArray:
+        key = (group.first, id(piece.whole.units), id(piece.index))
         if key not in self._indices:
-            moved = self._positions(units).moved[piece.index[self._keep[group.numbers]]]
+            moved = self._positions(piece.whole.units).moved[piece.index[self._keep[group.numbers]]]
             stays = moved >= 0
             width = stays.sum(axis=1)
             if (width != width[0]).any():
@@ -151,7 +149,7 @@ class _Reindexing:
                     "niwaki.search_space."
                 )
             self._indices[key] = moved[stays].reshape(len(moved), -1)
-        return replace(piece, index=self._indices[key])
+        return self._indices[key]
 
     def _costs(self, model: CostModel) -> CostModel:
         return replace(model, counts=self._fewer(model.counts))
@@ -216,13 +214,13 @@ def _repairs(repairs: Repairs, counts: FloatArray) -> Repairs:
 
 
 def _coverage(
-    places: Sequence[Place], sentinel: int, shapes: dict[str, tuple[int, ...]], model: torch.nn.Module
+    dims: Iterable[TensorDim], sentinel: int, shapes: dict[str, tuple[int, ...]], model: torch.nn.Module
 ) -> float:
     """The share of the parameters' entries that lie in a unit: in any of their dimensions."""
     outside = {name: 1.0 for name, _ in named_parameters(model)}
-    for place in places:
-        if place.parameter:
-            free = np.asarray((place.units < sentinel).any(axis=1))
-            outside[place.tensor] *= 1 - float(free.mean()) if free.size else 1.0
+    for dim in dims:
+        if dim.parameter:
+            free = np.asarray((dim.units < sentinel).any(axis=1))
+            outside[dim.tensor] *= 1 - float(free.mean()) if free.size else 1.0
     sizes = {name: math.prod(shapes[name]) for name in outside}
     return sum(sizes[name] * (1 - share) for name, share in outside.items()) / max(sum(sizes.values()), 1)

@@ -11,39 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from niwaki.core.cost import Cost, CostModel
-from niwaki.core.counts import FloatArray, IntArray
-from niwaki.core.describe import counted, describe_group, describe_space
+from niwaki.core.counts import FloatArray
+from niwaki.core.describe import describe_group, describe_space
 from niwaki.core.location import Location
 from niwaki.core.numbers import AttributeEdit, Numbers
 from niwaki.core.plan import Plan, TensorShape, derived_attributes
 from niwaki.core.positions import Positions
 from niwaki.core.repairs import Repairs
+from niwaki.core.tensor_dims import Role, Slice, TensorDim
 from niwaki.errors import MethodError, PlanError
 
 BoolArray = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Slice:
-    """What the units of a group own of one dimension of one parameter or buffer.
-
-    ``index[u]`` holds the positions of unit u, [U, K]. ``produces``: these entries compute the unit (weights, biases,
-    norm affines) rather than read it. ``driven``: a method drives these entries to zero; that is so for all that
-    produce, and for reading entries where something on the way maps zero to another value. ``direction``: these
-    entries leave with the unit, but stay as they are in the zeroed network (`Plan.directions`).
-    """
-
-    tensor: str
-    dim: int
-    index: IntArray
-    produces: bool
-    driven: bool
-    parameter: bool
-    direction: bool = False
-
-    def __str__(self) -> str:
-        role = "direction" if self.direction else "producer" if self.produces else "consumer"
-        return f"{self.tensor} dim {self.dim}: {counted(self.index.shape[1], 'position')} per unit ({role})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,23 +59,6 @@ class Tie:
     most: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Place:
-    """One dimension of one tensor, and the units that each of its positions depends on.
-
-    ``units`` [n, K] is padded with ``num_units`` (always kept). A position is removed when any of its units is.
-    ``direction`` as for `Slice`.
-    """
-
-    tensor: str
-    dim: int
-    units: IntArray
-    produces: bool
-    driven: bool
-    parameter: bool
-    direction: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Pin:
     """Positions that can never be removed: how many, of which dimension of which parameter, why, and where."""
@@ -119,7 +80,7 @@ class SearchSpace:
 
     model: torch.nn.Module
     groups: tuple[Group, ...]
-    places: tuple[Place, ...]
+    dims: tuple[TensorDim, ...]
     pins: tuple[Pin, ...]
     coverage: float
     shapes: tuple[TensorShape, ...]
@@ -199,7 +160,7 @@ class SearchSpace:
         alive = np.append(keep, True)
         tensors: dict[str, dict[int, Positions]] = {}
         left: dict[int, Positions | None] = {}  # dimensions that are tied share their positions
-        for place in self.places:
+        for place in self.dims:
             if id(place.units) not in left:
                 stays = alive[place.units].all(axis=1)
                 left[id(place.units)] = None if stays.all() else Positions(np.flatnonzero(stays))
@@ -232,7 +193,7 @@ class SearchSpace:
             repairs=tuple(repairs),
             scalars=tuple(scalars),
             directions=tuple(
-                (p.tensor, p.dim) for p in self.places if p.direction and p.dim in tensors.get(p.tensor, {})
+                (p.tensor, p.dim) for p in self.dims if p.role is Role.DIRECTION and p.dim in tensors.get(p.tensor, {})
             ),
         )
 

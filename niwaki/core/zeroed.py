@@ -51,8 +51,8 @@ def zeroed_by_method(space: SearchSpace, zero: NDArray[np.bool_]) -> tuple[Zeroe
     entries that read them where zeros do not remain zeros on the way."""
     gone = np.append(zero, False)
     found: dict[int, tuple[Positions, Positions, list[tuple[str, int]]]] = {}
-    for place in space.places:
-        if not (place.parameter and place.driven):
+    for place in space.dims:
+        if not (place.parameter and place.role.zeroed_by_method):
             continue
         if id(place.units) not in found:  # tied dimensions share their units
             owned = gone[place.units]

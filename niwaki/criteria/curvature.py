@@ -62,8 +62,8 @@ def _probe(space: SearchSpace, parameters: Mapping[str, Tensor], sign: Tensor) -
     extended = torch.cat([sign, sign.new_ones(1)])
     signs = {name: torch.ones((), device=value.device, dtype=value.dtype) for name, value in parameters.items()}
     outside = dict(signs)
-    for place in space.places:
-        if place.produces and place.parameter:
+    for place in space.dims:
+        if place.role.produces and place.parameter:
             value = parameters[place.tensor]
             units = torch.from_numpy(place.units).to(sign.device)
             shape = [-1 if dim == place.dim else 1 for dim in range(value.dim())]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, UnknownName
-from niwaki.per_unit.peers import scale_places
+from niwaki.per_unit.peers import scale_dims
 from niwaki.per_unit.sums import ACTIVATION_SUMS, CURVATURE_SUMS, DIRECTION_SUMS, GRADIENT_SUMS, UnitSums
 
 Saliency = Callable[[UnitSums], Tensor]
@@ -105,5 +105,5 @@ def in_training(name: str, space: SearchSpace) -> Criterion:
             "of weights and gradients for the training, or score a trained network with niwaki.score."
         )
     if "scale" in found.reads:
-        scale_places(space)
+        scale_dims(space)
     return found

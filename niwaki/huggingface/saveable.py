@@ -172,7 +172,7 @@ def _patterns(space: SearchSpace, groups: Sequence[Group]) -> tuple[str, ...]:
     others = {piece.tensor for group in space.groups if group.first not in first for piece in group.slices}
     found: dict[str, None] = {}
     for group in groups:
-        producing = [piece.tensor for piece in group.slices if piece.produces and piece.parameter]
+        producing = [piece.tensor for piece in group.slices if piece.role.produces and piece.parameter]
         name = min(producing or [piece.tensor for piece in group.slices], key=lambda tensor: ranks[tensor])
         pattern = _folded(name)
         found[name if any(fnmatchcase(other, pattern) for other in others) else pattern] = None

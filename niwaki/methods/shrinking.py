@@ -79,7 +79,7 @@ class LiveSpace:
         self.space = space
         self.here: BoolArray = np.ones(space.num_units, dtype=bool)
         self.dims: dict[str, set[int]] = {}  # which dimensions of which tensors may get smaller
-        for place in space.places:
+        for place in space.dims:
             self.dims.setdefault(place.tensor, set()).add(place.dim)
         self._past: list[BoolArray] = []  # what was here before each shrink
         self._idle = 0.0  # steps' worth of multiply-accumulates on zeros since the last shrink

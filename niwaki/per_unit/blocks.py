@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from niwaki.core.counts import IntArray
-from niwaki.core.space import BoolArray, Place, SearchSpace
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.core.tensor_dims import TensorDim
 from niwaki.per_unit.direction import Direction
 from niwaki.per_unit.index import as_real, unit_parameters
 from niwaki.per_unit.sums import DIRECTION_SUMS, GRADIENT_SUMS, row_sums, squares, totals
@@ -145,9 +146,9 @@ def blocks_of(space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> lis
     """The driven tensors that hold any of ``units`` [num_units], as blocks."""
     held = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     parameters, concerned = unit_parameters(space), np.append(units, False)
-    driven: dict[str, list[Place]] = {}
-    for place in space.places:
-        if place.parameter and place.driven:
+    driven: dict[str, list[TensorDim]] = {}
+    for place in space.dims:
+        if place.parameter and place.role.zeroed_by_method:
             driven.setdefault(place.tensor, []).append(place)
     blocks: list[RowBlock] = []
     vectors: dict[tuple[torch.device, torch.dtype, int], list[str]] = {}

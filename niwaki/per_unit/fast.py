@@ -35,7 +35,7 @@ class VectorisedUnits(Units):
         self._space = space
         self._parameters = unit_parameters(space)
         self._index = UnitIndex.of(space)
-        self._driven = [place for place in space.places if place.parameter and place.driven]
+        self._driven = [place for place in space.dims if place.parameter and place.role.zeroed_by_method]
         self._of = space.num_units if of is None else of
         numbers = np.arange(space.num_units) if numbers is None else numbers
         self._number = torch.from_numpy(numbers).to(self._index.entries.device)

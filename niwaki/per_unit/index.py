@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from niwaki.core.names import named_parameters
-from niwaki.core.space import Place, SearchSpace
+from niwaki.core.space import SearchSpace
+from niwaki.core.tensor_dims import TensorDim
 from niwaki.errors import MethodError
 
 
@@ -30,7 +31,7 @@ def unit_parameters(space: SearchSpace) -> dict[str, torch.nn.Parameter]:
     Raises:
         MethodError: the model has been shrunk since the space was found, whose positions would mean others now.
     """
-    touched = {place.tensor for place in space.places if place.parameter and (place.produces or place.driven)}
+    touched = {place.tensor for place in space.dims if place.parameter and place.role.zeroed_by_method}
     expected = {shape.name: shape.shape for shape in space.shapes}
     found = {name: value for name, value in named_parameters(space.model) if name in touched}
     for name, value in found.items():
@@ -74,9 +75,9 @@ class UnitIndex:
     def of(cls, space: SearchSpace) -> UnitIndex:
         """The index of all producing dimensions of the parameters of ``space``."""
         parameters = unit_parameters(space)
-        by_tensor: dict[str, list[Place]] = {}
-        for place in space.places:
-            if place.produces and place.parameter:
+        by_tensor: dict[str, list[TensorDim]] = {}
+        for place in space.dims:
+            if place.role.produces and place.parameter:
                 by_tensor.setdefault(place.tensor, []).append(place)
         vectors: dict[tuple[torch.device, torch.dtype], list[str]] = {}
         bundles: list[Bundle] = []

@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from niwaki.core.isomorphic import group_of
 from niwaki.core.names import named_modules
-from niwaki.core.space import Group, Place, SearchSpace
+from niwaki.core.space import Group, SearchSpace
+from niwaki.core.tensor_dims import TensorDim
 from niwaki.errors import MethodError
 from niwaki.per_unit.index import as_real
 
@@ -36,7 +37,7 @@ def _vectors(group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
     """The producing entries of each unit of ``group``, [units, entries]."""
     parts = []
     for piece in group.slices:
-        if piece.parameter and piece.produces:
+        if piece.parameter and piece.role.produces:
             weight = parameters[piece.tensor].detach()
             index = torch.from_numpy(piece.index.reshape(-1)).to(weight.device)
             chosen = as_real(weight.index_select(piece.dim, index))
@@ -44,8 +45,8 @@ def _vectors(group: Group, parameters: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def scale_places(space: SearchSpace) -> list[Place]:
-    """The places of ``space`` that are the scale of a BatchNorm.
+def scale_dims(space: SearchSpace) -> list[TensorDim]:
+    """The dimensions of ``space`` that are the scale of a BatchNorm.
 
     Raises:
         MethodError: some group runs through no BatchNorm with a scale.
@@ -55,7 +56,7 @@ def scale_places(space: SearchSpace) -> list[Place]:
         for name, module in named_modules(space.model)
         if isinstance(module, _BatchNorm) and module.affine
     }
-    places = [place for place in space.places if place.tensor in scales and place.produces]
+    places = [place for place in space.dims if place.tensor in scales and place.role.produces]
     has = np.zeros(space.num_units + 1, dtype=bool)
     for place in places:
         has[place.units.reshape(-1)] = True
@@ -72,7 +73,7 @@ def scale_places(space: SearchSpace) -> list[Place]:
 def mean_scales(space: SearchSpace, parameters: Mapping[str, Tensor], like: Tensor) -> Tensor:
     """The mean |scale| of each unit, [num_units], where and as ``like`` is."""
     total, number = like.new_zeros(2, space.num_units + 1)
-    for place in scale_places(space):
+    for place in scale_dims(space):
         units = torch.from_numpy(place.units).to(like.device)  # [n, K]
         size = parameters[place.tensor].detach().abs().to(like).unsqueeze(1).expand(units.shape)
         total.index_add_(0, units.reshape(-1), size.reshape(-1))

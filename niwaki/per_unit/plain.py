@@ -86,7 +86,7 @@ class PlainUnits(Units):
         """The producing (or all driven) entries of a unit: parameter, dimension, positions."""
         group = next(g for g in self._space.groups if g.first <= number < g.first + g.units)
         for piece in group.slices:
-            if piece.parameter and (piece.produces if produces else piece.driven):
+            if piece.parameter and (piece.role.produces if produces else piece.role.zeroed_by_method):
                 yield piece.tensor, piece.dim, torch.from_numpy(piece.index[number - group.first])
 
 
@@ -179,7 +179,7 @@ class PlainPerUnit(PerUnit):
         """All driven entries of a unit: parameter, dimension, positions."""
         group = next(g for g in self._space.groups if g.first <= number < g.first + g.units)
         for piece in group.slices:
-            if piece.parameter and piece.driven:
+            if piece.parameter and piece.role.zeroed_by_method:
                 yield piece.tensor, piece.dim, torch.from_numpy(piece.index[number - group.first])
 
 

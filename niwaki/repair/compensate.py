@@ -247,10 +247,9 @@ def _others(space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[s
     known = {id(module_at(model, name).weight) for name in readers}
     return {
         place.tensor: "it is not a weight of a linear layer or of an ungrouped convolution"
-        for place in space.places
-        if not place.produces
+        for place in space.dims
+        if place.role.consumes
         and place.parameter
-        and not place.direction
         and id(parameters[place.tensor]) not in known
         and removed_from(plan, place.tensor, place.dim, parameters) is not None
     }

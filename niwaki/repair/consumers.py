@@ -18,7 +18,7 @@ Reader = nn.Linear | Convolution
 
 def readers_of(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, tuple[Reader, Tensor]]:
     """The linear layers and ungrouped convolutions that read removed units, and which of their inputs these are."""
-    reading = {(place.tensor, place.dim) for place in space.places if not place.produces}
+    reading = {(place.tensor, place.dim) for place in space.dims if not place.role.produces}
     parameters = dict(named_parameters(model))
     names = {id(parameter): name for name, parameter in parameters.items()}
     found: dict[str, tuple[Reader, Tensor]] = {}
@@ -45,9 +45,9 @@ def readings_of(space: SearchSpace, plan: Plan, model: nn.Module) -> list[Consum
     """All that reads removed units by a parameter of ``model``."""
     parameters = dict(named_parameters(model))
     found = []
-    for place in space.places:
+    for place in space.dims:
         removed = removed_from(plan, place.tensor, place.dim, parameters)
-        if removed is not None and place.parameter and not (place.produces or place.direction):
+        if removed is not None and place.parameter and place.role.consumes:
             found.append(Consumer(place.tensor, parameters[place.tensor], place.dim, removed))
     return found
 

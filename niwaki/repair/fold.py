@@ -88,7 +88,7 @@ def _silence(space: SearchSpace, plan: Plan, model: nn.Module) -> None:
     """Zero what produces the removed units."""
     parameters = dict(named_parameters(model))
     with torch.no_grad():
-        for place in space.places:
+        for place in space.dims:
             removed = removed_from(plan, place.tensor, place.dim, parameters)
-            if place.produces and place.parameter and removed is not None:
+            if place.role.produces and place.parameter and removed is not None:
                 parameters[place.tensor].index_fill_(place.dim, removed, 0)

@@ -87,7 +87,7 @@ def drawing(space: SearchSpace, title: str) -> Drawing:
     for group in space.groups:
         roles: defaultdict[int, set[bool]] = defaultdict(set)
         for piece in group.slices:
-            roles[number_of[_owner(piece.tensor)]].add(piece.produces)
+            roles[number_of[_owner(piece.tensor)]].add(piece.role.produces)
         stops = tuple(PathStop(block, True in roles[block], False in roles[block]) for block in sorted(roles))
         lines.append(GroupPath(figures[group.name], stops))
     lines.sort(key=lambda line: (line.stops[0].block, -line.stops[-1].block))
@@ -109,7 +109,7 @@ def _blocks(space: SearchSpace, numbers: dict[str, int]) -> tuple[ModuleNode, ..
         leaf = pin.parameter.rpartition(".")[2]
         text = f"{leaf} dim {pin.dim}, {pin.count:,} positions: {pin.reason}{where}"
         pins[_owner(pin.parameter)][numbers[pin.reason]].append(text)
-    owners = {_owner(place.tensor) for place in space.places} | set(pins)
+    owners = {_owner(place.tensor) for place in space.dims} | set(pins)
     return tuple(
         ModuleNode(
             name=name,

@@ -208,7 +208,7 @@ def _kind(group: Group, modules: dict[str, nn.Module]) -> str:
         f"blocks of {piece.index.shape[1]} {noun}" if piece.index.shape[1] > 1 else noun
         for piece in group.slices
         for kind, noun in _KINDS
-        if piece.produces and isinstance(modules.get(piece.tensor.rpartition(".")[0]), kind)
+        if piece.role.produces and isinstance(modules.get(piece.tensor.rpartition(".")[0]), kind)
     ]
     width = group.slices[0].index.shape[1]
     return known[0] if known else "slices" if width == 1 else f"blocks of {width} slices"

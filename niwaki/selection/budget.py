@@ -242,7 +242,7 @@ def in_the_way(space: SearchSpace) -> str:
     parameter counts once, for the pin of its longest dimension."""
     keep = np.append(space.least_keep(), True)
     left = {shape.name: list(shape.shape) for shape in space.shapes}
-    for place in space.places:
+    for place in space.dims:
         left[place.tensor][place.dim] = int(keep[place.units].all(axis=1).sum())
     longest: dict[str, Pin] = {}
     for pin in space.pins:

@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from niwaki.core.counts import IntArray
-from niwaki.core.space import BoolArray, Group, SearchSpace, Slice
+from niwaki.core.space import BoolArray, Group, SearchSpace
+from niwaki.core.tensor_dims import Slice
 from niwaki.errors import UnknownName
 
 
@@ -62,7 +63,7 @@ class Widths:
         fits every space, one without units too."""
         for pattern in self._wanted() if isinstance(self.round_to, Mapping) else ():
             if not any(any(_named(group, pattern)) for group in space.groups):
-                like = next((piece.tensor for g in space.groups for piece in g.slices if piece.produces), "")
+                like = next((piece.tensor for g in space.groups for piece in g.slices if piece.role.produces), "")
                 raise UnknownName(
                     f"The pattern {pattern!r} in `round_to` matches no group and no weight that produces units of this "
                     f"search space. Weights are named like {like!r}; use such a name, the name of a module, or a "
@@ -87,7 +88,7 @@ def _named(group: Group, pattern: str) -> Iterator[Slice]:
     """The parameters that produce the units of ``group``: all if the pattern names the group, else those it names."""
     everything = fnmatchcase(group.name, pattern)
     for piece in group.slices:
-        if piece.produces and piece.parameter:
+        if piece.role.produces and piece.parameter:
             if everything or fnmatchcase(piece.tensor, pattern) or fnmatchcase(piece.tensor, f"{pattern}.*"):
                 yield piece
 
@@ -97,7 +98,7 @@ def _shared(space: SearchSpace) -> dict[tuple[str, int], set[int]]:
     many entries a unit has there depends on how many of the others stay. One factor that is a multiple is enough."""
     starts = np.array([group.first for group in space.groups], np.int64)
     found: dict[tuple[str, int], set[int]] = {}
-    for place in space.places:
+    for place in space.dims:
         if place.units.shape[1] > 1:
             owned = place.units < space.num_units
             together = place.units[owned & (owned.sum(axis=1, keepdims=True) > 1)]

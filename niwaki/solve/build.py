@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,8 @@ from niwaki.core.location import Location
 from niwaki.core.numbers import Numbers
 from niwaki.core.plan import tensor_shapes
 from niwaki.core.repairs import Factor, Repairs, Scalar, ScalarRule, TensorRule
-from niwaki.core.space import BoolArray, Group, Pin, Place, SearchSpace, Slice, Tie
+from niwaki.core.space import BoolArray, Group, Pin, SearchSpace
+from niwaki.core.tensor_dims import Role, TensorDim, slices_by_group
 from niwaki.rules.axis import Axis
 from niwaki.solve.axis_table import Tables, pad
 from niwaki.solve.constraints import Constraints
@@ -26,7 +27,7 @@ from niwaki.solve.required import required
 from niwaki.solve.sizes import pin_unsolved, solve_sizes
 from niwaki.solve.unreached import infer_from_siblings
 from niwaki.solve.unread import unread
-from niwaki.trace.graph import Graph, Origin
+from niwaki.trace.graph import Graph
 
 _PAIR = 2
 
@@ -134,7 +135,7 @@ class Builder:
     def pin_whole(self) -> None:
         """Pin the units of groups that are too small to leave by the steps that they are held to."""
         units = self.units
-        whole = [group for rhythm in units.rhythms if rhythm.most == 0 for group in rhythm.groups]
+        whole = [group for tie in units.ties if tie.most == 0 for group in tie.groups]
         multiples = units.multiples()
         for members in [units.members(group) for group in whole if multiples[group] > 1]:
             units.pin(members, units.steps.why(int(members[0])))
@@ -177,7 +178,7 @@ class Builder:
 
     def _made(self) -> SearchSpace:
         units, tables = self.units, self._tables
-        places = _places(units)
+        dims = _dims(units)
         alive = [one for one, _ in tables.activations]
         activations = PeakMemory(
             _terms([term for _, term in tables.activations], tables.num_axes),
@@ -194,9 +195,9 @@ class Builder:
         remembered = unread(units.graph, units.facts, self._model, tables.lengths, counts.varies(), self._looked_after)
         return SearchSpace(
             model=self._model,
-            groups=_groups(places, units),
-            ties=tuple(Tie(rhythm.groups, rhythm.steps, rhythm.most) for rhythm in units.rhythms),
-            places=places,
+            groups=_groups(dims, units),
+            ties=units.ties,
+            dims=dims,
             pins=_pins(units),
             coverage=_coverage(units),
             shapes=tensor_shapes(self._model),
@@ -218,64 +219,41 @@ def _terms(sums: Sequence[tuple[float, Sequence[int]]], num_axes: int) -> Terms:
     return Terms(np.array([constant for constant, _ in sums]), pad([axes for _, axes in sums], num_axes))
 
 
-def _places(units: SolvedGroups) -> tuple[Place, ...]:
+def _dims(units: SolvedGroups) -> tuple[TensorDim, ...]:
     """The dimensions that units own something of. Where nothing produces a unit, what reads it stands for it."""
     none = len(units)
     produced = np.zeros(none + 1, dtype=bool)
-    done: set[int] = set()
-    for spot in units.spots:
-        owner = units.owners(spot)
-        if spot.produces and spot.value.origin is Origin.PARAMETER and id(owner) not in done:
+    done: set[int] = set()  # by the identity of the array, which tied dimensions share
+    for dim in units.dims:
+        owner = units.owners(dim)
+        if dim.role.produces and dim.parameter and id(owner) not in done:
             done.add(id(owner))
             produced[owner.reshape(-1)] = True
     produced[none] = True
     complete: dict[int, bool] = {}
-    places = []
-    for spot in units.spots:
-        owner = units.owners(spot)
+    found = []
+    for dim in units.dims:
+        owner = units.owners(dim)
         if owner.shape[1]:
-            parameter = spot.value.origin is Origin.PARAMETER
             if id(owner) not in complete:
                 complete[id(owner)] = bool(produced[owner].all())
-            orphan = parameter and not spot.direction and not complete[id(owner)]
-            produces, driven = spot.produces or orphan, spot.driven or orphan
-            places.append(Place(spot.value.name, spot.dim, owner, produces, driven, parameter, spot.direction))
-    return tuple(places)
+            orphan = dim.parameter and dim.role is not Role.DIRECTION and not complete[id(owner)]
+            role = Role.PRODUCER if orphan else dim.role
+            found.append(TensorDim(dim.value.name, dim.dim, owner, role, dim.parameter))
+    return tuple(found)
 
 
-def _groups(places: Sequence[Place], units: SolvedGroups) -> tuple[Group, ...]:
-    starts = units.starts
-    sizes = np.diff(starts)
-    pieces: list[list[Slice]] = [[] for _ in sizes]
-    parted: dict[int, list[tuple[int, IntArray]]] = {}
-    for place in places:
-        if id(place.units) not in parted:
-            parted[id(place.units)] = list(_by_group(place.units, starts))
-        for group, index in parted[id(place.units)]:
-            flags = place.produces, place.driven, place.parameter, place.direction
-            pieces[group].append(Slice(place.tensor, place.dim, index, *flags))
+def _groups(dims: Sequence[TensorDim], units: SolvedGroups) -> tuple[Group, ...]:
     names: Counter[str] = Counter()
     made = []
-    for number, (slices, start, size) in enumerate(zip(pieces, starts.tolist(), sizes.tolist(), strict=False)):
-        name = next((piece for piece in slices if piece.produces), slices[0]).tensor.removesuffix(".weight")
+    starts = units.starts
+    for number, slices in enumerate(slices_by_group(dims, starts)):
+        first, end = starts[number : number + 2].tolist()
+        name = next((piece for piece in slices if piece.role.produces), slices[0]).tensor.removesuffix(".weight")
         names[name] += 1
         name = name if names[name] == 1 else f"{name}#{names[name]}"
-        made.append(Group(name, start, size, tuple(slices), _inexact(units, number)))
+        made.append(Group(name, first, end - first, slices, _inexact(units, number)))
     return tuple(made)
-
-
-def _by_group(owner: IntArray, starts: IntArray) -> Iterator[tuple[int, IntArray]]:
-    """The groups among the unit numbers [n, K] of the positions of a dimension, and for each of their units its
-    positions."""
-    positions = np.repeat(np.arange(len(owner)), owner.shape[1])
-    owner = owner.reshape(-1)
-    if not bool((owner[1:] >= owner[:-1]).all()):
-        order = np.argsort(owner, kind="stable")
-        owner, positions = owner[order], positions[order]
-    ends = np.searchsorted(owner, starts)
-    for group in np.flatnonzero(np.diff(ends)).tolist():
-        size = starts[group + 1] - starts[group]
-        yield group, positions[ends[group] : ends[group + 1]].reshape(size, -1)
 
 
 def _inexact(units: SolvedGroups, group: int) -> str | None:
@@ -288,23 +266,23 @@ def _inexact(units: SolvedGroups, group: int) -> str | None:
 
 def _pins(units: SolvedGroups) -> tuple[Pin, ...]:
     pins = []
-    for spot in units.spots:
-        if spot.value.origin is not Origin.PARAMETER or (free := units.free(spot)).all():
+    for dim in units.dims:
+        if not dim.parameter or (free := units.free(dim)).all():
             continue
-        numbers, counts = np.unique(units.reasons(spot)[~free], return_counts=True)
+        numbers, counts = np.unique(units.reasons(dim)[~free], return_counts=True)
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             reason = units.facts.reasons[number]
-            pins.append(Pin(spot.value.name, spot.dim, count, reason.text, reason.location))
+            pins.append(Pin(dim.value.name, dim.dim, count, reason.text, reason.location))
     return tuple(pins)
 
 
 def _coverage(units: SolvedGroups) -> float:
     """An element lies in a unit when any of its dimensions says so."""
     outside: dict[int, float] = {}
-    for spot in units.spots:
-        if spot.value.origin is Origin.PARAMETER:
-            share = 1 - float(units.free(spot).mean()) if len(spot.rows) else 1.0
-            outside[spot.value.number] = outside.get(spot.value.number, 1.0) * share
+    for dim in units.dims:
+        if dim.parameter:
+            share = 1 - float(units.free(dim).mean()) if len(dim.rows) else 1.0
+            outside[dim.value.number] = outside.get(dim.value.number, 1.0) * share
     sizes = {number: math.prod(units.graph.values[number].shape) for number in outside}
     everything = sum(sizes.values())
     return sum(sizes[number] * (1 - share) for number, share in outside.items()) / max(everything, 1)

@@ -54,11 +54,11 @@ def describe_units(units: SolvedGroups) -> str:
     """The groups, and on which dimensions of which tensors their units are."""
     sizes = np.diff(units.starts)
     where: list[list[str]] = [[] for _ in sizes]
-    for spot in units.spots:
-        owners = units.owners(spot)
+    for dim in units.dims:
+        owners = units.owners(dim)
         found = np.searchsorted(units.starts, np.unique(owners[owners < len(units)]), side="right") - 1
         for group in np.unique(found).tolist():
-            where[group].append(f"{spot.value.name} dim {spot.dim}")
+            where[group].append(f"{dim.value.name} dim {dim.dim}")
     groups = [
         f"  {number}: {counted(size, 'unit')} on {', '.join(first_of(where[number], _PLACES))}"
         for number, size in enumerate(sizes.tolist())

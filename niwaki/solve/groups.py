@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from niwaki.core.counts import IntArray
-from niwaki.core.space import BoolArray
+from niwaki.core.space import BoolArray, Tie
+from niwaki.core.tensor_dims import Role
 from niwaki.rules.axis import Axis
 from niwaki.solve.components import Components, solve
 from niwaki.solve.constraints import Constraints
@@ -23,25 +24,20 @@ _UNSEEN = "no forward pass reached this parameter; give an example call that doe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Spot:
-    """One dimension of one parameter or buffer, with the components of its positions."""
+class SolvedDim:
+    """One dimension of one parameter or buffer: the ids [n] of its positions, and the components ``rows`` [n, K] that
+    these lie in. Tied dimensions share the array ``rows``."""
 
     value: Value
     dim: int
     ids: IntArray
     rows: IntArray
-    produces: bool
-    driven: bool
-    direction: bool
+    role: Role
 
-
-@dataclass(frozen=True, slots=True)
-class SolvedTie:
-    """Groups whose units can only leave together: ``steps[i]`` of group ``groups[i]`` at a time, ``most`` times."""
-
-    groups: tuple[int, ...]
-    steps: tuple[int, ...]
-    most: int
+    @property
+    def parameter(self) -> bool:
+        """Whether the tensor is a parameter, and not a buffer."""
+        return self.value.origin is Origin.PARAMETER
 
 
 class SolvedGroups:
@@ -57,8 +53,8 @@ class SolvedGroups:
         self._late = np.full(self.solution.size, -1)  # component -> reason, for what was pinned after solving
         none = np.zeros(0, dtype=np.int64)
         self._finer: tuple[IntArray, IntArray, IntArray] = (none[:, None], none, none)
-        self.spots = self._find_spots()
-        self.rhythms: tuple[SolvedTie, ...] = ()
+        self.dims = self._find_dims()
+        self.ties: tuple[Tie, ...] = ()
         self.steps = UnitSteps(self.solution.size)
         self._pin_made_by_buffers()
         self.regroup()
@@ -87,7 +83,7 @@ class SolvedGroups:
         why = int(self._inexact[self._units[self._starts[group]]])
         return None if why < 0 else why
 
-    def _find_spots(self) -> list[Spot]:
+    def _find_dims(self) -> list[SolvedDim]:
         facts = self.facts
         marks = {}
         for name, arrays in (
@@ -101,24 +97,26 @@ class SolvedGroups:
                 mark[ids] = True
             marks[name] = mark
         blocks = {int(block[0]): block for block in facts.blocks if len(block)}
-        spots = []
+        dims = []
         for (number, dim), (first, size) in facts.places.items():
             ids = blocks[first] if size else np.zeros(0, dtype=np.int64)
             own = slice(first, first + size)
-            direction = bool(marks["directions"][own].any())
-            produces = bool(not marks["reads"][own].any() or marks["makes"][own].any()) and not direction
-            driven = produces or (bool(marks["drives"][own].any()) and not direction)
-            rows = self.solution.canonical(ids[:, None])
-            spots.append(Spot(self.graph.values[number], dim, ids, rows, produces, driven, direction))
-        return spots
+            if marks["directions"][own].any():
+                role = Role.DIRECTION
+            elif not marks["reads"][own].any() or marks["makes"][own].any():
+                role = Role.PRODUCER
+            else:
+                role = Role.ZEROED_CONSUMER if marks["drives"][own].any() else Role.CONSUMER
+            dims.append(SolvedDim(self.graph.values[number], dim, ids, self.solution.canonical(ids[:, None]), role))
+        return dims
 
     def _pin_made_by_buffers(self) -> None:
         """Where a buffer makes what parameters read and no parameter has a part in it, there is nothing to train, and
         the code may make the buffer anew at any time."""
         made = np.zeros((2, self.solution.size), dtype=bool)  # by a parameter, by a buffer
-        for spot in self.spots:
-            if spot.produces:
-                made[int(spot.value.origin is Origin.BUFFER), spot.rows.reshape(-1)] = True
+        for dim in self.dims:
+            if dim.role.produces:
+                made[int(not dim.parameter), dim.rows.reshape(-1)] = True
         self.pin(np.flatnonzero(made[1] & ~made[0]), self.facts.reason(_BUFFERS, None))
 
     def active(self, rows: IntArray) -> IntArray:
@@ -133,19 +131,19 @@ class SolvedGroups:
         """The unit numbers of rows of components."""
         return self._number[self.active(rows)]
 
-    def owners(self, spot: Spot) -> IntArray:
-        """The unit numbers [n, K] of the positions of a spot; spots with the same rows get the same array."""
-        key = id(spot.rows)
+    def owners(self, dim: SolvedDim) -> IntArray:
+        """The unit numbers [n, K] of the positions of a dimension; tied dimensions get the same array."""
+        key = id(dim.rows)
         if key not in self._owners:
-            owners = self.of_components(spot.rows)
+            owners = self.of_components(dim.rows)
             self._owners[key] = owners[:, (owners < len(self)).any(axis=0)]
         return self._owners[key]
 
-    def free(self, spot: Spot) -> BoolArray:
-        """The positions of a spot that some unit owns."""
-        key = id(spot.rows)
+    def free(self, dim: SolvedDim) -> BoolArray:
+        """The positions of a dimension that some unit owns."""
+        key = id(dim.rows)
         if key not in self._free:
-            self._free[key] = np.asarray((self.owners(spot) < len(self)).any(axis=1), dtype=bool)
+            self._free[key] = np.asarray((self.owners(dim) < len(self)).any(axis=1), dtype=bool)
         return self._free[key]
 
     def __len__(self) -> int:
@@ -156,10 +154,10 @@ class SolvedGroups:
         """The first unit of each group, and the number of units: [groups + 1]."""
         return self._starts
 
-    def reasons(self, spot: Spot) -> IntArray:
+    def reasons(self, dim: SolvedDim) -> IntArray:
         """The numbers of the reasons for which positions are pinned (meaningless where they are not)."""
-        reasons = self.solution.reasons(spot.ids)
-        for column in spot.rows.T[::-1]:
+        reasons = self.solution.reasons(dim.ids)
+        for column in dim.rows.T[::-1]:
             reasons = np.where(self._late[column] >= 0, self._late[column], reasons)
         return reasons
 
@@ -227,12 +225,12 @@ class SolvedGroups:
         return found
 
     def _distinct_rows(self) -> Iterable[IntArray]:
-        return {id(spot.rows): spot.rows for spot in self.spots}.values()
+        return {id(dim.rows): dim.rows for dim in self.dims}.values()
 
     def regroup(self) -> None:
         """Number the units again: components with the same multiset of places form a group, in the order of their
         first place; a unit that is alone in its group cannot be removed and is pinned."""
-        self.rhythms = ()
+        self.ties = ()
         while True:
             self._group()
             sizes = np.diff(self._starts)
@@ -244,19 +242,19 @@ class SolvedGroups:
     def _group(self) -> None:
         """A unit's signature is a hash of the multiset of its places: the sum of a random number for each of them."""
         size, draw = self.solution.size, np.random.default_rng(0)
-        last = len(self.spots)
+        last = len(self.dims)
         signature, produced = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
         first = np.full(size, last)
-        places: dict[int, list[int]] = {}
-        for number, spot in enumerate(self.spots):
-            places.setdefault(id(spot.rows), []).append(number)
+        tied: dict[int, list[int]] = {}
+        for number, dim in enumerate(self.dims):
+            tied.setdefault(id(dim.rows), []).append(number)
         for rows in self._distinct_rows():
             flat = rows.reshape(-1)
             weight = draw.integers(1, 2**62, dtype=np.int64)
-            own = places[id(rows)]
+            own = tied[id(rows)]
             np.add.at(signature, flat, weight)  # wraps around
             np.minimum.at(first, flat, own[0])
-            if any(self.spots[number].value.origin is Origin.PARAMETER for number in own):
+            if any(self.dims[number].parameter for number in own):
                 produced[flat] = True
         rows, place, times = self._finer
         for column in rows.T:

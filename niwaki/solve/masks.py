@@ -13,13 +13,13 @@ from niwaki.solve.groups import SolvedGroups
 
 def random_keep(units: SolvedGroups, rng: np.random.Generator, least: int = 1) -> BoolArray:
     """A random mask [num_units] that keeps at least one unit of every group, or ``least`` where there are more, and
-    respects the rhythms."""
+    respects the ties."""
     sizes = np.diff(units.starts)
     low = np.minimum(least, sizes - 1)
     kept = rng.integers(low, np.maximum(low, sizes) + 1)
-    for rhythm in units.rhythms:
-        times = int(rng.integers(0, rhythm.most + 1))
-        for group, step in zip(rhythm.groups, rhythm.steps, strict=True):
+    for tie in units.ties:
+        times = int(rng.integers(0, tie.most + 1))
+        for group, step in zip(tie.groups, tie.steps, strict=True):
             kept[group] = sizes[group] - times * step
     return _keep(units, kept, _order(units, rng))
 
@@ -28,7 +28,7 @@ def hard_keep(
     units: SolvedGroups, rng: np.random.Generator, least: int, share: float, ones: bool = True, others: bool = True
 ) -> BoolArray:
     """A random mask [num_units] that keeps at most ``share`` of every group, but at least ``least`` units where there
-    are more, and where possible an odd number (of steps of a rhythm) without a factor in common with the whole: what
+    are more, and where possible an odd number (of steps of a tie) without a factor in common with the whole: what
     asks for multiples cannot hold by chance.
 
     Groups of two are left with one: not ``ones``, they stay whole, and not ``others``, all the others do.
@@ -39,38 +39,38 @@ def hard_keep(
     kept = np.where(kept | 1 < sizes, kept | 1, kept)
     while (common := (np.gcd(kept, sizes) > 1) & (kept > 1)).any():
         kept = np.where(common, np.minimum(kept + 2, sizes - 1), kept)  # the last has no factor in common
-    for rhythm in units.rhythms:
-        groups, steps = np.array(rhythm.groups), np.array(rhythm.steps)
-        most = int(min(rhythm.most, ((sizes[groups] - least) // steps).min()))
-        most = most if most > 0 else rhythm.most
+    for tie in units.ties:
+        groups, steps = np.array(tie.groups), np.array(tie.steps)
+        most = int(min(tie.most, ((sizes[groups] - least) // steps).min()))
+        most = most if most > 0 else tie.most
         times = int(rng.integers(max(int(most * (1 - share)), min(most, 1)), most + 1))
         times -= int(times > 1 and (sizes[groups[0]] // steps[0] - times) % 2 == 0)
         kept[groups] = sizes[groups] - times * steps
     whole = np.where(kept == 1, not ones, not others)
-    for rhythm in units.rhythms:
-        whole[list(rhythm.groups)] = whole[list(rhythm.groups)].any()
+    for tie in units.ties:
+        whole[list(tie.groups)] = whole[list(tie.groups)].any()
     return _keep(units, np.where(whole, sizes, kept), _order(units, rng))
 
 
 def slight_keep(units: SolvedGroups, rng: np.random.Generator) -> BoolArray:
-    """A random mask [num_units] that takes one unit of every group, or one step of a rhythm; groups of two stay."""
+    """A random mask [num_units] that takes one unit of every group, or one step of a tie; groups of two stay."""
     sizes = np.diff(units.starts)
     kept = np.where(sizes > 2, sizes - 1, sizes)
-    for rhythm in units.rhythms:
-        groups = np.array(rhythm.groups)
-        kept[groups] = sizes[groups] - min(rhythm.most, 1) * np.array(rhythm.steps)
+    for tie in units.ties:
+        groups = np.array(tie.groups)
+        kept[groups] = sizes[groups] - min(tie.most, 1) * np.array(tie.steps)
     return _keep(units, kept, _order(units, rng))
 
 
 def separating_masks(units: SolvedGroups, rng: np.random.Generator) -> Iterator[BoolArray]:
-    """A few masks among which, for any two groups that are in no rhythm, there is one that leaves the first its least
+    """A few masks among which, for any two groups that are in no tie, there is one that leaves the first its least
     and the second whole: small groups would escape a purely random choice now and then."""
     sizes, least = np.diff(units.starts), np.diff(units.starts)
     least[:] = 1
     mover = np.arange(len(sizes))
-    for rhythm in units.rhythms:
-        groups = np.array(rhythm.groups)
-        least[groups] = sizes[groups] - rhythm.most * np.array(rhythm.steps)
+    for tie in units.ties:
+        groups = np.array(tie.groups)
+        least[groups] = sizes[groups] - tie.most * np.array(tie.steps)
         mover[groups] = groups[0]
     order = _order(units, rng)
     for bit in range(max(1, len(sizes).bit_length())):

@@ -1,7 +1,7 @@
 """Which numbers in Python can follow a cut, by which attributes, and what has to be pinned or kept in step instead.
 
 The equations are not analysed but tried, on random plans. Where one fails, the groups it involves may still leave in a
-common rhythm (two halves of a chunk lose equally many): that is a null vector of the equations' slopes. Where one group
+common tie (two halves of a chunk lose equally many): that is a null vector of the equations' slopes. Where one group
 alone decides, it may leave by several units at a time, or not go below some size (a number that has to stay even, or
 more than one). Otherwise the axis is pinned with the source line of the number.
 """
@@ -17,9 +17,9 @@ import numpy as np
 
 from niwaki.core.counts import Counts, FloatArray, IntArray
 from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, Literal, Numbers, leaves
-from niwaki.core.space import BoolArray
+from niwaki.core.space import BoolArray, Tie
 from niwaki.solve.axis_table import NumberedClaim, Tables
-from niwaki.solve.groups import SolvedGroups, SolvedTie
+from niwaki.solve.groups import SolvedGroups
 from niwaki.solve.masks import random_keep, separating_masks
 
 _TRIALS = 6
@@ -29,13 +29,13 @@ _LATE = 1000  # an equation about something that stays (a comparison, channels p
 
 
 def solve_sizes(units: SolvedGroups, tables: Tables) -> Numbers:
-    """Pin, or put into a rhythm, what the numbers in Python cannot follow; returns the equations that remain."""
+    """Pin, or put into a tie, what the numbers in Python cannot follow; returns the equations that remain."""
     rng = np.random.default_rng(0)
     _distinguish(units, tables)
-    bound: set[int] = set()  # claims that hold only in a rhythm
+    bound: set[int] = set()  # claims that hold only in a tie
     while True:
-        if units.steps and not units.rhythms:
-            _find_rhythms(units, tables, bound)
+        if units.steps and not units.ties:
+            _find_ties(units, tables, bound)
         counts = tables.counts(units)
         varies = counts.varies()
         numbers, claims = _equations(tables, varies)
@@ -50,7 +50,7 @@ def solve_sizes(units: SolvedGroups, tables: Tables) -> Numbers:
         new = {claims[index] for index in failing} - bound
         if new:
             bound |= new
-            _find_rhythms(units, tables, bound)
+            _find_ties(units, tables, bound)
         else:
             if not _pin_failing(units, tables, sorted(failing), numbers, varies):
                 return numbers
@@ -76,7 +76,7 @@ def _distinguish(units: SolvedGroups, tables: Tables) -> None:
     units.split_by_count(tables.rows[which], tables.axis[which], tables.times[which])
 
 
-def _find_rhythms(units: SolvedGroups, tables: Tables, bound: Collection[int]) -> None:
+def _find_ties(units: SolvedGroups, tables: Tables, bound: Collection[int]) -> None:
     """Steps, a whole number of units of each group, that keep all ``bound`` claims true."""
     counts = tables.counts(units)
     varies = counts.varies()
@@ -84,51 +84,51 @@ def _find_rhythms(units: SolvedGroups, tables: Tables, bound: Collection[int]) -
     chosen = [index for index, claim in enumerate(claims) if claim in bound]
     slopes = _Slopes(numbers, counts, units.starts)
     matrix = np.array([slopes.residual(index) for index in chosen]).reshape(len(chosen), len(units.starts) - 1)
-    rhythms = []
+    ties = []
     for rows, groups in _blocks(matrix):
         sizes = np.diff(units.starts)[groups]
         steps = _null_step(matrix[np.ix_(rows, groups)], sizes)
         if steps is not None:
             most = int(((sizes - 1) // steps).min())
-            rhythms.append(SolvedTie(tuple(groups.tolist()), tuple(steps.tolist()), most))
-    taken = {group for rhythm in rhythms for group in rhythm.groups}
+            ties.append(Tie(tuple(groups.tolist()), tuple(steps.tolist()), most))
+    taken = {group for tie in ties for group in tie.groups}
     alone: dict[int, list[int]] = {}  # group -> equations that it decides alone
     for index in chosen:
         groups = slopes.groups_of(numbers.axes_of([index]))
         if len(groups) == 1 and groups[0] not in taken:
             alone.setdefault(int(groups[0]), []).append(index)
     for group, equations in alone.items():
-        rhythm = _alone(numbers, equations, slopes, group, int(units.starts[group + 1] - units.starts[group]))
-        rhythms += [] if rhythm is None else [rhythm]
+        tie = _alone(numbers, equations, slopes, group, int(units.starts[group + 1] - units.starts[group]))
+        ties += [] if tie is None else [tie]
     claimed = [slopes.remainder(index) for index in chosen]
-    units.rhythms = tuple(_in_steps(rhythms, claimed, units.multiples(), np.diff(units.starts)))
+    units.ties = tuple(_in_steps(ties, claimed, units.multiples(), np.diff(units.starts)))
 
 
 def _in_steps(
-    rhythms: Sequence[SolvedTie],
+    ties: Sequence[Tie],
     remainders: Sequence[tuple[FloatArray, int] | None],
     multiples: IntArray,
     sizes: IntArray,
-) -> list[SolvedTie]:
+) -> list[Tie]:
     """Lengthen the steps so that what must stay a multiple does: per unit lost of each group it loses so much. Groups
     that lose ``multiples`` of units stay whole where they are too small for that."""
-    in_rhythm = {group for rhythm in rhythms for group in rhythm.groups}
-    others = {group for slope, _ in filter(None, remainders) for group in np.flatnonzero(slope).tolist()} - in_rhythm
-    others |= set(np.flatnonzero(multiples > 1).tolist()) - in_rhythm
+    in_a_tie = {group for tie in ties for group in tie.groups}
+    others = {group for slope, _ in filter(None, remainders) for group in np.flatnonzero(slope).tolist()} - in_a_tie
+    others |= set(np.flatnonzero(multiples > 1).tolist()) - in_a_tie
     lengthened = []
-    for rhythm in [*rhythms, *(SolvedTie((group,), (1,), int(sizes[group]) - 1) for group in sorted(others))]:
-        step, times = np.array(rhythm.steps), 1
+    for tie in [*ties, *(Tie((group,), (1,), int(sizes[group]) - 1) for group in sorted(others))]:
+        step, times = np.array(tie.steps), 1
         for slope, modulus in filter(None, remainders):
-            lost = round(float(slope[list(rhythm.groups)] @ step)) * times
+            lost = round(float(slope[list(tie.groups)] @ step)) * times
             times *= modulus // gcd(modulus, lost)
-        held = multiples[list(rhythm.groups)]
+        held = multiples[list(tie.groups)]
         times = lcm(times, *(held // np.gcd(held, step)).tolist())
-        if rhythm.most >= times or (held > 1).any():
-            lengthened.append(SolvedTie(rhythm.groups, tuple((step * times).tolist()), rhythm.most // times))
+        if tie.most >= times or (held > 1).any():
+            lengthened.append(Tie(tie.groups, tuple((step * times).tolist()), tie.most // times))
     return lengthened
 
 
-def _alone(numbers: Numbers, equations: Collection[int], slopes: _Slopes, group: int, size: int) -> SolvedTie | None:
+def _alone(numbers: Numbers, equations: Collection[int], slopes: _Slopes, group: int, size: int) -> Tie | None:
     """The least step in which a group of ``size`` units can leave, and how often, with some equations staying true."""
 
     def holds(lost: int) -> bool:
@@ -138,7 +138,7 @@ def _alone(numbers: Numbers, equations: Collection[int], slopes: _Slopes, group:
     if step is None:
         return None
     end = next(itertools.filterfalse(holds, range(2 * step, size, step)), size - 1 + step)
-    return SolvedTie((group,), (step,), end // step - 1)
+    return Tie((group,), (step,), end // step - 1)
 
 
 def _hold(numbers: Numbers, equations: Collection[int], counts: FloatArray) -> bool:

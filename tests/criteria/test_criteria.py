@@ -40,7 +40,7 @@ def unit_vector(space: SearchSpace, tensors: dict[str, Tensor], number: int) -> 
         [
             tensors[s.tensor].index_select(s.dim, torch.from_numpy(s.index[number - group.first])).flatten()
             for s in group.slices
-            if s.produces and s.parameter
+            if s.role.produces and s.parameter
         ]
     )
 

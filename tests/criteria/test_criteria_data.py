@@ -161,7 +161,7 @@ def test_curvature_is_the_hessian_of_each_unit() -> None:
         for unit in range(group.units):
             mask = {name: torch.zeros_like(value) for name, value in parameters.items()}
             for piece in group.slices:
-                if piece.produces and piece.parameter:
+                if piece.role.produces and piece.parameter:
                     mask[piece.tensor].index_fill_(piece.dim, torch.from_numpy(piece.index[unit]), 1)
             x = torch.cat([mask[name].flatten() for name in place]) * flat
             expected.append(float((x @ hessian @ x).detach()))

@@ -257,7 +257,7 @@ def test_every_pinned_position_has_a_reason_and_every_position_is_free_or_pinned
         for dim, size in enumerate(parameter.shape):
             pinned = sum(pin.count for pin in space.pins if (pin.parameter, pin.dim) == (name, dim))
             free = sum(
-                len(place.units) for place in space.places if (place.tensor, place.dim) == (name, dim) and not pinned
+                len(place.units) for place in space.dims if (place.tensor, place.dim) == (name, dim) and not pinned
             )
             assert pinned + free == size, (name, dim)
     assert all(pin.reason and pin.reason != "nothing constrains it" for pin in space.pins)

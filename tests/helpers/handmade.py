@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -10,7 +12,8 @@ from niwaki.core.cost import CostModel, Terms
 from niwaki.core.counts import Counts
 from niwaki.core.numbers import Numbers
 from niwaki.core.plan import tensor_shapes
-from niwaki.core.space import Group, Pin, Place, SearchSpace, Slice
+from niwaki.core.space import Group, Pin, SearchSpace
+from niwaki.core.tensor_dims import Role, TensorDim, slices_by_group
 
 # (tensor, dim, offset, positions per unit, produces, driven): unit u owns offset + u * per .. offset + (u + 1) * per
 Owned = tuple[str, int, int, int, bool, bool]
@@ -27,36 +30,37 @@ def handmade(
     tensors = {name: tensor.shape for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     total = sum(units for units, _ in groups.values())
     owners: dict[tuple[str, int], list[list[int]]] = {}
-    produces: dict[tuple[str, int], bool] = {}
-    driven: dict[tuple[str, int], bool] = {}
-    made, first = [], 0
-    for name, (units, owned) in groups.items():
-        slices = []
+    roles: dict[tuple[str, int], Role] = {}
+    first = 0
+    for units, owned in groups.values():
         for tensor, dim, offset, per, makes, drives in owned:
             index = offset + np.arange(units * per).reshape(units, per)
-            slices.append(Slice(tensor, dim, index, makes, drives, tensor in parameters))
+            roles[tensor, dim] = Role.PRODUCER if makes else Role.ZEROED_CONSUMER if drives else Role.CONSUMER
             place = owners.setdefault((tensor, dim), [[] for _ in range(tensors[tensor][dim])])
             for unit in range(units):
                 for position in index[unit]:
                     place[position].append(first + unit)
-            produces[tensor, dim] = produces.get((tensor, dim), False) or makes
-            driven[tensor, dim] = driven.get((tensor, dim), False) or drives
-        made.append(Group(name, first, units, tuple(slices)))
         first += units
-    places = []
+    dims = []
     for (tensor, dim), rows in owners.items():
         width = max(map(len, rows))
         padded = np.array([row + [total] * (width - len(row)) for row in rows], np.int64)
-        key = (tensor, dim)
-        places.append(Place(tensor, dim, padded, produces[key], driven[key], tensor in parameters))
+        dims.append(TensorDim(tensor, dim, padded, roles[tensor, dim], tensor in parameters))
+    starts = np.cumsum([0, *(units for units, _ in groups.values())])
+    made = [
+        Group(name, int(start), units, slices)
+        for (name, (units, _)), start, slices in zip(
+            groups.items(), starts[:-1], slices_by_group(dims, starts), strict=True
+        )
+    ]
 
     axes = {
         (name, dim): number
         for number, (name, dim) in enumerate((n, d) for n, s in tensors.items() for d in range(len(s)))
     }
-    width = max([1, *(place.units.shape[1] for place in places)])
+    width = max([1, *(one.units.shape[1] for one in dims)])
     units_R, times_R, axis_R = [], [], []
-    by_key = {(place.tensor, place.dim): place for place in places}
+    by_key = {(one.tensor, one.dim): one for one in dims}
     for key, axis in axes.items():
         found = by_key.get(key)
         rows = np.full((tensors[key[0]][key[1]], 1), total) if found is None else found.units
@@ -77,7 +81,7 @@ def handmade(
     return SearchSpace(
         model=model,
         groups=tuple(made),
-        places=tuple(places),
+        dims=tuple(dims),
         pins=pins,
         coverage=1.0,
         shapes=tensor_shapes(model),
@@ -194,20 +198,14 @@ def overlap_space(model: Overlap) -> SearchSpace:
         },
         [(1.0, [(f"{n}.weight", 0), (f"{n}.weight", 1)]) for n in ("value", "out")],
     )
-    # The second group: unit d owns positions d, 3 + d, 6 + d, 9 + d of the same dimensions.
-    index = np.arange(12).reshape(4, 3).T.copy()
-    dims = Group(
-        "dims",
-        4,
-        3,
-        tuple(Slice(s.tensor, s.dim, index, s.produces, s.driven, s.parameter) for s in space.groups[0].slices),
-    )
 
     def both(units: np.ndarray) -> np.ndarray:
         head = np.where(units[:, 0] == 4, 7, units[:, 0])
         return np.stack([head, np.where(head < 7, 4 + np.arange(len(units)) % 3, 7)], axis=1)
 
-    places = tuple(Place(p.tensor, p.dim, both(p.units), p.produces, p.driven, p.parameter) for p in space.places)
+    # The second group: unit d owns positions d, 3 + d, 6 + d, 9 + d of the same dimensions.
+    dims = tuple(replace(one, units=both(one.units)) for one in space.dims)
+    heads, each = slices_by_group(dims, np.array([0, 4, 7]))
     old = space.cost_model.counts
     rows = []
     position: dict[int, int] = {}
@@ -219,8 +217,8 @@ def overlap_space(model: Overlap) -> SearchSpace:
     model_cost = CostModel(counts, space.cost_model.params, space.cost_model.macs, space.cost_model.memory)
     return SearchSpace(
         model=model,
-        groups=(space.groups[0], dims),
-        places=places,
+        groups=(Group("heads", 0, 4, heads), Group("dims", 4, 3, each)),
+        dims=dims,
         pins=(),
         coverage=1.0,
         shapes=space.shapes,

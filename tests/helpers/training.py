@@ -69,7 +69,7 @@ class Training:
         for group in self.space.groups:
             for unit in np.flatnonzero(units[group.numbers]):
                 for piece in group.slices:
-                    if piece.parameter and piece.driven:
+                    if piece.parameter and piece.role.zeroed_by_method:
                         masks[piece.tensor].index_fill_(piece.dim, torch.from_numpy(piece.index[unit]), True)
         return masks
 

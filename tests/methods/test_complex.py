@@ -52,7 +52,7 @@ def entries(space: SearchSpace, number: int, tensors: dict[str, Tensor]) -> Tens
     group = next(group for group in space.groups if group.first <= number < group.first + group.units)
     parts = []
     for piece in group.slices:
-        if piece.parameter and piece.produces:
+        if piece.parameter and piece.role.produces:
             index = torch.from_numpy(piece.index[number - group.first])
             part = tensors[piece.tensor].detach().index_select(piece.dim, index)
             parts.append((torch.view_as_real(part) if part.is_complex() else part).flatten())

@@ -41,7 +41,7 @@ def same_function(one: nn.Module, other: nn.Module, inputs: Tensor = TOKENS) -> 
 
 def test_adapters_lie_in_the_units_of_their_weights() -> None:
     space = Job().space
-    tables = {(p.tensor, p.dim): p.units for p in space.places}
+    tables = {(p.tensor, p.dim): p.units for p in space.dims}
     for name, _ in lora_layers(space.model):
         weight = f"{name}.base_layer.weight"
         assert np.array_equal(tables[weight, 0], tables[f"{name}.lora_B.default.weight", 0])
@@ -151,7 +151,9 @@ def test_one_step_is_the_algorithm_box(penalty: float | None) -> None:
         for unit in range(group.units):
             if status[group.first + unit] != 1:
                 continue
-            pieces = [(s.tensor.removesuffix(".base_layer.weight"), s.index[unit]) for s in group.slices if s.produces]
+            pieces = [
+                (s.tensor.removesuffix(".base_layer.weight"), s.index[unit]) for s in group.slices if s.role.produces
+            ]
             if any(name not in before for name, _ in pieces):
                 continue  # the residual stream, whose embedding is not a pair
             x = torch.cat([before[name][rows].flatten() for name, rows in pieces])
@@ -178,7 +180,7 @@ def test_what_stays_is_untouched_between_merges() -> None:
     for first, last in zip(borders, borders[1:], strict=False):
         job.until(first)
         begin, kept = job.weights(), job.method._status == 0
-        tables = {p.tensor: p.units for p in job.method.space.places if p.dim == 0 and p.driven}
+        tables = {p.tensor: p.units for p in job.method.space.dims if p.dim == 0 and p.role.zeroed_by_method}
         while job.steps < last - 1:
             job.step()
             now = job.weights()
@@ -236,7 +238,7 @@ def test_protected_groups_lose_nothing() -> None:
         for share in (0.25, 0.5, 0.75):
             for unit in np.argsort(saliency[group.numbers])[: int(share * group.units)]:
                 for piece in group.slices:
-                    if piece.driven:
+                    if piece.role.zeroed_by_method:
                         parameters[piece.tensor].data.index_fill_(piece.dim, torch.from_numpy(piece.index[unit]), 0)
             losses.append(max(other.loss().item() - reference, 0))
             other.model.load_state_dict(kept)

@@ -35,8 +35,8 @@ def _folded(net: nn.Module, x: Tensor) -> tuple[Folded, Tensor, Tensor]:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     silent = duplicate(net)
     with torch.no_grad():
-        for place in space.places:
-            if place.produces and place.parameter:
+        for place in space.dims:
+            if place.role.produces and place.parameter:
                 kept = plan.tensors.get(place.tensor, {}).get(place.dim, range(len(place.units)))
                 gone = [i for i in range(len(place.units)) if i not in kept]
                 silent.get_parameter(place.tensor).index_fill_(place.dim, torch.tensor(gone), 0)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import niwaki
+from niwaki.core.tensor_dims import Role
 
 _LINE = re.compile(r"""(?P<file>[^\s'"()]+\.py):(?P<line>\d+)""")
 _LARGEST = 4  # of the weights: in float32, sums of their squares are exact up to a million entries
@@ -95,7 +96,16 @@ def _by_module(edits: list[Any]) -> dict[str, str]:
 
 
 def _slice(it: Any) -> str:
-    flags = [name for name in ("produces", "driven", "direction", "parameter") if getattr(it, name)]
+    flags = [
+        name
+        for name, holds in (
+            ("produces", it.role.produces),
+            ("driven", it.role.zeroed_by_method),
+            ("direction", it.role is Role.DIRECTION),
+            ("parameter", it.parameter),
+        )
+        if holds
+    ]
     units, each = it.index.shape
     return f"{it.tensor} dim {it.dim}: {units} x {each} = {_runs(it.index.ravel().tolist())}; {', '.join(flags)}"
 

@@ -168,7 +168,7 @@ def test_unseen_experts_follow_their_siblings() -> None:
     assert by_name(space) == {"start": WIDTH, "experts.0.up": INNER, "experts.2.up": INNER}
     start = space.groups[0]
     assert {"experts.1.up.weight", "experts.3.down.weight", "experts.3.down.bias"} <= {s.tensor for s in start.slices}
-    assert {s.tensor: s.produces for s in start.slices}["experts.1.up.weight"] is False
+    assert {s.tensor: s.role.produces for s in start.slices}["experts.1.up.weight"] is False
     pinned = {(pin.parameter, pin.dim): pin.reason for pin in space.pins}
     assert pinned["experts.1.up.weight", 0].startswith("no forward pass reached this parameter; give an example call")
     assert ("experts.1.up.weight", 1) not in pinned

@@ -65,7 +65,7 @@ def kept_entries(space: SearchSpace, plan: Plan, named: str) -> dict[str, tuple[
     found = {}
     for group in space.groups:
         for piece in group.slices:
-            if piece.tensor == named and piece.produces:
+            if piece.tensor == named and piece.role.produces:
                 kept = len(np.unique(piece.index[list(plan.kept[group.name])]))
                 found[group.name] = kept, len(np.unique(piece.index))
     return found
@@ -119,7 +119,7 @@ def test_two_factors_of_one_dimension() -> None:
     """Heads and the positions in them both leave: one of the two numbers must be a multiple by itself."""
     model, x = attention(heads=8, head=16)
     space = niwaki.search_space(model, x, inner=True)
-    assert max(place.units.shape[1] for place in space.places) > 1
+    assert max(place.units.shape[1] for place in space.dims) > 1
     for limit in (0.3, 0.5, 0.7):
         plan = niwaki.choose(space, niwaki.score(space, "random"), Budget(params=limit, round_to=4))
         small = niwaki.cut(model, plan)

@@ -27,8 +27,8 @@ def silenced(model: nn.Module, space: niwaki.SearchSpace, plan: niwaki.Plan) -> 
     gone = np.append(~space.keep_of(plan), False)
     parameters = dict(quiet.named_parameters())
     with torch.no_grad():
-        for place in space.places:
-            if place.parameter and place.driven:
+        for place in space.dims:
+            if place.parameter and place.role.zeroed_by_method:
                 rows = torch.from_numpy(np.flatnonzero(gone[place.units].any(axis=1)))
                 parameters[place.tensor].index_fill_(place.dim, rows, 0)
     return quiet

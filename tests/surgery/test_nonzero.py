@@ -53,7 +53,7 @@ def held(run: Training, plan: niwaki.Plan, weights: nn.Module) -> int:
         any(
             bool(parameters[piece.tensor].index_select(piece.dim, torch.from_numpy(piece.index[unit])).any())
             for piece in group.slices
-            if piece.parameter and piece.driven
+            if piece.parameter and piece.role.zeroed_by_method
         )
         for group in run.space.groups
         for unit in np.flatnonzero(~keep[group.numbers])
@@ -117,7 +117,7 @@ def test_what_is_counted(data: st.DataObject) -> None:
     weights, values = copy.deepcopy(run.model), {}
     for number, unit in enumerate(wrong):
         group = next(group for group in space.groups if group.first <= unit < group.first + group.units)
-        pieces = [piece for piece in group.slices if piece.parameter and piece.driven]
+        pieces = [piece for piece in group.slices if piece.parameter and piece.role.zeroed_by_method]
         piece = data.draw(st.sampled_from(pieces))
         row = data.draw(st.sampled_from(piece.index[unit - group.first].tolist()))
         entries = dict(weights.named_parameters())[piece.tensor].data.select(piece.dim, row)

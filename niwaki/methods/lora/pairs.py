@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from niwaki.core.cost import CostModel
 from niwaki.core.counts import Counts, IntArray
 from niwaki.core.names import named_modules, named_parameters
-from niwaki.core.space import BoolArray, Group, Place, SearchSpace, Tie
+from niwaki.core.space import BoolArray, Group, SearchSpace, Tie
+from niwaki.core.tensor_dims import Slice, TensorDim
 from niwaki.errors import MethodError
 
 _PARTS = frozenset({"base_layer", "lora_A", "lora_B"})
@@ -135,7 +136,7 @@ def _pair(name: str, module: nn.Module, children: dict[str, nn.Module], names: d
 
 def _check_units(space: SearchSpace, pair: Pair) -> None:
     """Raise `MethodError` unless W, A and B lie in the same units."""
-    tables = {(place.tensor, place.dim): place.units for place in space.places}
+    tables = {(place.tensor, place.dim): place.units for place in space.dims}
     weight, a, b = pair.names
     for dim, other, of_other in ((pair.out, b, 0), (1 - pair.out, a, 1)):
         one, two = tables.get((weight, dim)), tables.get((other, of_other))
@@ -172,11 +173,12 @@ def merged_space(space: SearchSpace, pairs: Sequence[Pair]) -> tuple[SearchSpace
     number[units] = np.arange(len(units))
     number[space.num_units] = len(units)  # the padding
 
+    dims = {id(dim): replace(dim, units=number[dim.units]) for dim in space.dims if dim.tensor not in adapters}
     groups: list[Group] = []
     for n in stay:
-        pieces = tuple(piece for piece in space.groups[n].slices if piece.tensor not in adapters)
-        groups.append(replace(space.groups[n], first=int(number[space.groups[n].first]), slices=pieces))
-    places = tuple(replace(p, units=number[p.units]) for p in space.places if p.tensor not in adapters)
+        pieces = [piece for piece in space.groups[n].slices if piece.tensor not in adapters]
+        slices = tuple(Slice(dims[id(piece.whole)], piece.index) for piece in pieces)
+        groups.append(replace(space.groups[n], first=int(number[space.groups[n].first]), slices=slices))
     ties = []
     for tie in space.ties:
         members = [(stay.index(g), step) for g, step in zip(tie.groups, tie.steps, strict=True) if g not in inner]
@@ -185,8 +187,10 @@ def merged_space(space: SearchSpace, pairs: Sequence[Pair]) -> tuple[SearchSpace
             ties.append(Tie(tuple(g for g, _ in members), tuple(step for _, step in members), most))
     model = space.cost_model
     costs = CostModel(_renumbered(model.counts, number), model.params, model.macs, model.memory)
-    view = replace(space, groups=tuple(groups), places=places, ties=tuple(ties), cost_model=costs)
-    without = [n for n, group in enumerate(groups) if not any(s.produces and s.tensor in weights for s in group.slices)]
+    view = replace(space, groups=tuple(groups), dims=tuple(dims.values()), ties=tuple(ties), cost_model=costs)
+    without = [
+        n for n, group in enumerate(groups) if not any(s.role.produces and s.tensor in weights for s in group.slices)
+    ]
     return held(view, without), units
 
 
@@ -205,7 +209,9 @@ def can_leave(space: SearchSpace) -> BoolArray:
 
 def driven_units(space: SearchSpace, tensor: str, dim: int) -> IntArray | None:
     """The units [n, K] of the positions of a dimension that methods drive to zero, if it is one."""
-    found: Place | None = next((p for p in space.places if p.tensor == tensor and p.dim == dim and p.driven), None)
+    found: TensorDim | None = next(
+        (p for p in space.dims if p.tensor == tensor and p.dim == dim and p.role.zeroed_by_method), None
+    )
     return None if found is None else found.units
 
 
