@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import niwaki
 from benchmarks.accuracy.task import Task
 from niwaki.methods import registry
-from niwaki.methods.attach import Method
+from niwaki.methods.method import Method
 
 
 class Training:

@@ -28,7 +28,7 @@ from torch.optim import SGD, AdamW, Optimizer
 import niwaki
 from benchmarks.optimizer_step import peer
 from benchmarks.optimizer_step.phases import CHANGES, PHASES, TARGETS, in_phase
-from niwaki.methods.attach import Method
+from niwaki.methods.method import Method
 from niwaki.networks.torchvision_cpu import load
 
 NETWORKS = {"ResNet-50": "resnet50", "ViT-B/16": "vit_b_16"}

@@ -7,9 +7,8 @@ import torch
 from torch.optim import Optimizer
 
 import niwaki
-from niwaki.methods.attach import Method
-from niwaki.methods.fading import FADING, IMPORTANT, ZERO
-from niwaki.methods.half_space import HalfSpace
+from niwaki.methods.method import Method
+from niwaki.methods.portions import FADING, IMPORTANT, ZERO
 from niwaki.methods.snapshot import TrainingSnapshot
 from niwaki.selection import select
 
@@ -75,10 +74,10 @@ def corrected(space: niwaki.SearchSpace, optimizer: Optimizer, phase: str) -> tu
     return method, steps.get(phase, 5000)
 
 
-def half_space(space: niwaki.SearchSpace, optimizer: Optimizer, phase: str) -> tuple[HalfSpace, int]:
+def half_space(space: niwaki.SearchSpace, optimizer: Optimizer, phase: str) -> tuple[Method, int]:
     """A half-space method, with a penalty that changes nothing."""
     schedule, budget = niwaki.Schedule(start=11, until=10**6), niwaki.Budget(macs=0.5)
-    method: HalfSpace
+    method: Method
     if phase.startswith("HSPG"):
         method = niwaki.HSPG(space, optimizer, budget, schedule, penalty=1e-9)
     elif phase.startswith("AdaHSPG+"):

@@ -5,13 +5,14 @@ Imports core, trace, per_unit, criteria, surgery and selection.
 
 from niwaki.methods import angle_safe as angle_safe
 from niwaki.methods.adahspg import AdaHSPG as AdaHSPG
-from niwaki.methods.attach import Method as Method
 from niwaki.methods.cric import CRIC as CRIC
 from niwaki.methods.dhspg import DHSPG as DHSPG
 from niwaki.methods.hesso import HESSO as HESSO
 from niwaki.methods.hspg import HSPG as HSPG
+from niwaki.methods.linear_fade import LinearFade as LinearFade
 from niwaki.methods.lora.lhspg import LHSPG as LHSPG
 from niwaki.methods.lora.recovery import recovery_shares as recovery_shares
+from niwaki.methods.method import Method as Method
 from niwaki.methods.schedule import Schedule as Schedule
 from niwaki.methods.shrinking import ShrinkPolicy as ShrinkPolicy
 from niwaki.methods.status import Progress as Progress

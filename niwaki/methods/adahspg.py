@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -11,19 +12,178 @@ from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
 from niwaki.methods.checks import check_mask, check_number
-from niwaki.methods.half_space import HalfSpace
+from niwaki.methods.method import Method
+from niwaki.methods.parts import Target
 from niwaki.methods.proximal import left_half_space, soft_length
 from niwaki.methods.registry import register
+from niwaki.methods.rule_update import Rules, RuleUpdate
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import ShrinkPolicy
-from niwaki.methods.status import Phase
-from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate
+from niwaki.methods.trained_units import TrainedUnits
+from niwaki.methods.vanishing import Everything, Vanishing
+from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate, UpdateRule
 from niwaki.selection.budget import Budget
 
 GROWTH, MOST, LEAST = 0.1, 0.95, 1e-3  # of epsilon: by how much it grows, to what, and below what it is 0
 
 
-class AdaHSPG(HalfSpace):
+@dataclass(frozen=True, slots=True)
+class Proximal(UpdateRule):
+    """The prox of lr * penalty * ||.|| at y, in the metric of the learning rates of a unit."""
+
+    penalty: float
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The norms after the step."""
+        return frozenset({"after"})
+
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
+        """The algorithm box, for one unit."""
+        y, lr = unit.y, unit.lr
+        rates = y.new_tensor(sorted(set(lr.tolist())))
+        parts = torch.stack([y[lr == rate].square().sum() for rate in rates])
+        return _soft(soft_length(parts.unsqueeze(1), rates * self.penalty).squeeze(), self.penalty, y.norm())
+
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
+        """The same for all units."""
+        norm = sums.after.sum(0).sqrt()
+        rates = (sums.rates * self.penalty).to(norm)
+        return _soft(soft_length(sums.after, rates), self.penalty, norm)
+
+
+@dataclass(frozen=True, slots=True)
+class ShortenedHalfSpace(UpdateRule):
+    """The half-space step, with both the optimizer's step and that on the penalty shortened by s = ``shortened``."""
+
+    penalty: float
+    epsilon: float
+    shortened: float
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The norms before and after the step, and what it left of each unit."""
+        return frozenset({"after", "square", "inner", "weighted"})
+
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
+        """The algorithm box, for one unit."""
+        x, y, lr, penalty, s = unit.x, unit.y, unit.lr, self.penalty, self.shortened
+        norm, zero = x.norm(), y.new_zeros(())
+        if norm == 0:
+            return UnitUpdate(zero, zero, penalty_step=zero, prox=zero, damping=1 - s)
+        y = x + s * (y - x)
+        reach = s * penalty * (lr @ x.square()) / (x @ x)
+        if norm > reach:
+            trial = y - s * lr * penalty * x / norm
+            keep = trial @ x >= self.epsilon * (x @ x)
+            return UnitUpdate(keep.to(norm), norm, penalty_step=s * penalty / norm, prox=zero, damping=1 - s)
+        prox = _soft((y.norm() - reach).clamp(min=0), s * penalty, norm)
+        return UnitUpdate(prox.keep, norm, penalty_step=zero, prox=prox.prox, damping=1 - s)
+
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
+        """The same for all units."""
+        s, norm, square = self.shortened, sums.square.sqrt(), sums.square
+        alive = norm > 0
+        inner = s * sums.inner + (1 - s) * square
+        reach = torch.where(alive, s * self.penalty * sums.weighted / square, 0)
+        far = alive & (norm > reach)
+        pull = torch.where(far, s * self.penalty / norm, 0)
+        ends = left_half_space(inner - pull * sums.weighted, square, self.epsilon)
+        after = s * s * sums.after.sum(0) + 2 * s * (1 - s) * sums.inner + (1 - s) ** 2 * square
+        length = torch.where(far, 1, (after.clamp(min=0).sqrt() - reach).clamp(min=0))
+        keep = alive & torch.where(far, ~ends, length > 0)
+        soft = torch.where(far | ~keep, 0, s * self.penalty / length)
+        return UnitUpdate(keep.to(norm), norm, penalty_step=pull, prox=soft, damping=1 - s)
+
+
+def _soft(length: Tensor, penalty: float, norm: Tensor) -> UnitUpdate:
+    """The prox, given the norm of its result."""
+    soft = torch.where(length > 0, penalty / length, 0)
+    return UnitUpdate((length > 0).to(norm), norm, prox=soft)
+
+
+@final
+class Alternating(Rules):
+    """Proximal and half-space phases in turn, ``schedule.periods`` in all, with an epsilon that adapts."""
+
+    def __init__(self, units: TrainedUnits, schedule: Schedule, penalty: float) -> None:
+        self._num_units, self._device, self._penalty = units.space.num_units, units.device, penalty
+        self._periods = schedule.periods
+        self._length = max(1, (schedule.until - schedule.start + 1) // schedule.periods)
+        self._mode: Literal["proximal", "half-space"] = "proximal"
+        self._place = 0  # steps done in this phase
+        self._again = False  # the phase before was proximal too
+        self.epsilon, self._ceiling = 0.0, MOST
+        self._begin = torch.zeros_like(units.at_zero)  # the zeros when the phase began
+        self._projected = torch.zeros_like(units.at_zero)  # what the last half-space phase set to zero
+
+    def at(self, step: int, left: float | None) -> UpdateRule:
+        """The rule of the present phase."""
+        if self._mode == "proximal":
+            return Proximal(self._penalty)
+        return ShortenedHalfSpace(self._penalty, self.epsilon, 1 / (1 + self._place / self._length))
+
+    def phase(self, step: int) -> str:
+        """The kind of the present phase."""
+        return self._mode
+
+    def acted(self, step: int, zero: Tensor) -> None:
+        """Count the step; at the end of a phase see what it did, and what comes next. Only then the device is asked."""
+        self._place += 1
+        if self._place < self._length:
+            return
+        self._place, growing = 0, False
+        if self._mode == "half-space":
+            self._projected = zero & ~self._begin
+        else:
+            mistakes, back, gone = (
+                int(mask.sum()) for mask in (self._projected & ~zero, self._begin & ~zero, zero & ~self._begin)
+            )
+            growing = back > gone and not self._again
+            if mistakes:
+                self._ceiling = self.epsilon / 2 if self.epsilon / 2 >= LEAST else 0.0
+                self.epsilon = self._ceiling
+            elif not growing:
+                self.epsilon = min(self._ceiling, self.epsilon + GROWTH)
+            self._projected = self._projected & zero
+        self._again = growing
+        self._mode = "proximal" if growing or self._mode == "half-space" else "half-space"
+        self._begin = zero.clone()
+
+    def settings(self) -> dict[str, Any]:
+        """The penalty and the number of phases."""
+        return {"penalty": self._penalty, "periods": self._periods}
+
+    def state(self) -> dict[str, Any]:
+        """Where in which phase it is, and the zeros that it compares with."""
+        return {
+            "mode": self._mode,
+            "place": self._place,
+            "again": self._again,
+            "epsilon": self.epsilon,
+            "ceiling": self._ceiling,
+            "begin": self._begin.clone(),
+            "projected": self._projected.clone(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self._mode, self._place, self._again = state["mode"], int(state["place"]), bool(state["again"])
+        self.epsilon, self._ceiling = float(state["epsilon"]), float(state["ceiling"])
+        self._begin = state["begin"].to(self._device).clone()
+        self._projected = state["projected"].to(self._device).clone()
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Two masks, a known phase and a step in it."""
+        for name in ("begin", "projected"):
+            check_mask(name, state[name], self._num_units)
+        if state["mode"] not in ("proximal", "half-space") or not 0 <= int(state["place"]) < self._length:
+            raise ValueError("its phase, or the step in it, is not one of this schedule's")
+        if not 0 <= float(state["epsilon"]) <= float(state["ceiling"]) <= MOST or not isinstance(state["again"], bool):
+            raise ValueError("its epsilon is out of bounds")
+
+
+class AdaHSPG(Method):
     """AdaHSPG+ on any optimizer: minimises loss + penalty * sum over units of ||x_g||, and ends sparse.
 
     From step ``schedule.start`` to ``schedule.until`` two kinds of phases take turns, ``schedule.periods`` in all, with
@@ -89,130 +249,10 @@ class AdaHSPG(HalfSpace):
         vectorised: bool = True,
     ) -> None:
         check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
-        super().__init__(space, optimizer, budget, schedule, vectorised, shrink)
-        self.penalty = float(penalty)
-        self._length = max(1, (schedule.until - schedule.start + 1) // schedule.periods)
-        self._mode: Literal["proximal", "half-space"] = "proximal"
-        self._place = 0  # steps done in this phase
-        self._again = False  # the phase before was proximal too
-        self.epsilon, self._ceiling = 0.0, MOST
-        self._begin = self._zero.clone()  # the zeros when the phase began
-        self._projected = self._zero.clone()  # what the last half-space phase set to zero
-        self.attach()
-
-    def phase(self, step: int) -> Phase:
-        """The kind of the present phase."""
-        return "waiting" if step < self.schedule.start else self._mode
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The norms after the step; in half-space phases those before it, and what the step left of each unit."""
-        return frozenset({"after"} if self._mode == "proximal" else {"after", "square", "inner", "weighted"})
-
-    @property
-    def _shortened(self) -> float:
-        return 1 / (1 + self._place / self._length)
-
-    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
-        """The algorithm box, for one unit."""
-        x, y, lr, penalty = unit.x, unit.y, unit.lr, self.penalty
-        if self._mode == "proximal":
-            rates = y.new_tensor(sorted(set(lr.tolist())))
-            parts = torch.stack([y[lr == rate].square().sum() for rate in rates])
-            return self._soft(soft_length(parts.unsqueeze(1), rates * penalty).squeeze(), penalty, y.norm())
-        s, norm, zero = self._shortened, x.norm(), y.new_zeros(())
-        if norm == 0:
-            return UnitUpdate(zero, zero, penalty_step=zero, prox=zero, damping=1 - s)
-        y = x + s * (y - x)
-        reach = s * penalty * (lr @ x.square()) / (x @ x)
-        if norm > reach:
-            trial = y - s * lr * penalty * x / norm
-            keep = trial @ x >= self.epsilon * (x @ x)
-            return UnitUpdate(keep.to(norm), norm, penalty_step=s * penalty / norm, prox=zero, damping=1 - s)
-        prox = self._soft((y.norm() - reach).clamp(min=0), s * penalty, norm)
-        return UnitUpdate(prox.keep, norm, penalty_step=zero, prox=prox.prox, damping=1 - s)
-
-    def of_sums(self, sums: IterateSums) -> UnitUpdate:
-        """The same for all units."""
-        if self._mode == "proximal":
-            norm = sums.after.sum(0).sqrt()
-            rates = (sums.rates * self.penalty).to(norm)
-            return self._soft(soft_length(sums.after, rates), self.penalty, norm)
-        s, norm, square = self._shortened, sums.square.sqrt(), sums.square
-        alive = norm > 0
-        inner = s * sums.inner + (1 - s) * square
-        reach = torch.where(alive, s * self.penalty * sums.weighted / square, 0)
-        far = alive & (norm > reach)
-        pull = torch.where(far, s * self.penalty / norm, 0)
-        ends = left_half_space(inner - pull * sums.weighted, square, self.epsilon)
-        after = s * s * sums.after.sum(0) + 2 * s * (1 - s) * sums.inner + (1 - s) ** 2 * square
-        length = torch.where(far, 1, (after.clamp(min=0).sqrt() - reach).clamp(min=0))
-        keep = alive & torch.where(far, ~ends, length > 0)
-        soft = torch.where(far | ~keep, 0, s * self.penalty / length)
-        return UnitUpdate(keep.to(norm), norm, penalty_step=pull, prox=soft, damping=1 - s)
-
-    def _soft(self, length: Tensor, penalty: float, norm: Tensor) -> UnitUpdate:
-        """The prox, given the norm of its result."""
-        soft = torch.where(length > 0, penalty / length, 0)
-        return UnitUpdate((length > 0).to(norm), norm, prox=soft)
-
-    def conclude(self, step: int) -> None:
-        """Count the step; at the end of a phase see what it did, and what comes next. Only then the device is asked."""
-        self._place += 1
-        if self._place < self._length:
-            return
-        self._place, growing = 0, False
-        if self._mode == "half-space":
-            self._projected = self._zero & ~self._begin
-        else:
-            mistakes, back, gone = (
-                int(mask.sum())
-                for mask in (self._projected & ~self._zero, self._begin & ~self._zero, self._zero & ~self._begin)
-            )
-            growing = back > gone and not self._again
-            if mistakes:
-                self._ceiling = self.epsilon / 2 if self.epsilon / 2 >= LEAST else 0.0
-                self.epsilon = self._ceiling
-            elif not growing:
-                self.epsilon = min(self._ceiling, self.epsilon + GROWTH)
-            self._projected = self._projected & self._zero
-        self._again = growing
-        self._mode = "proximal" if growing or self._mode == "half-space" else "half-space"
-        self._begin = self._zero.clone()
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """The penalty and the number of phases."""
-        return {"penalty": self.penalty, "periods": self.schedule.periods}
-
-    def state(self) -> dict[str, Any]:
-        """What all half-space methods keep, and where in which phase this one is."""
-        return super().state() | {
-            "mode": self._mode,
-            "place": self._place,
-            "again": self._again,
-            "epsilon": self.epsilon,
-            "ceiling": self._ceiling,
-            "begin": self._begin.clone(),
-            "projected": self._projected.clone(),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-        super().restore(state)
-        self._mode, self._place, self._again = state["mode"], int(state["place"]), bool(state["again"])
-        self.epsilon, self._ceiling = float(state["epsilon"]), float(state["ceiling"])
-        self._begin = state["begin"].to(self._device).clone()
-        self._projected = state["projected"].to(self._device).clone()
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Two more masks, a known phase and a step in it."""
-        super().check_state(state)
-        for name in ("begin", "projected"):
-            check_mask(name, state[name], self.space.num_units)
-        if state["mode"] not in ("proximal", "half-space") or not 0 <= int(state["place"]) < self._length:
-            raise ValueError("its phase, or the step in it, is none of this schedule's")
-        if not 0 <= float(state["epsilon"]) <= float(state["ceiling"]) <= MOST or not isinstance(state["again"], bool):
-            raise ValueError("its epsilon is out of bounds")
+        units = TrainedUnits(self.label, space, optimizer, vectorised)
+        Schedule.check(schedule)
+        selector = Vanishing(units, Target.of(space, budget), schedule, Everything(units, first=schedule.start))
+        super().__init__(units, selector, RuleUpdate(units, Alternating(units, schedule, float(penalty))), shrink)
 
 
 register(AdaHSPG.name, lambda t: AdaHSPG(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import final
+from dataclasses import dataclass
 
 import torch
 
-from niwaki.core.space import BoolArray
 from niwaki.errors import MethodError
-from niwaki.methods.fades import Fade, Faded, fade
-from niwaki.per_unit.fast import FastPerUnit
-from niwaki.per_unit.plain import PlainPerUnit
-from niwaki.per_unit.protocol import IterateSums, PerUnit, UnitIterates, UnitUpdate, UpdateRule
+from niwaki.methods.fades import FADING, fade
+from niwaki.methods.parts import Update
+from niwaki.methods.rule_update import RulesByStep, RuleUpdate
+from niwaki.methods.trained_units import TrainedUnits
+from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate, UpdateRule
 
 SHARE = 1e-3  # 1 - eta, of the largest rate that descends
 
 
+@dataclass(frozen=True, slots=True)
 class AngleSafe(UpdateRule):
     """With y the weights of a unit after the optimizer's step, d its direction and lr the learning rate, y becomes
     (1 - rate) y, where
@@ -28,8 +29,7 @@ class AngleSafe(UpdateRule):
     formula by itself would.
     """
 
-    def __init__(self) -> None:
-        self.factor = 1.0
+    factor: float
 
     @property
     def reads(self) -> frozenset[str]:
@@ -51,33 +51,14 @@ class AngleSafe(UpdateRule):
 
 
 @fade("angle-safe")
-@final
-class AngleSafeFade(Fade):
+def angle_safe(units: TrainedUnits) -> Update:
     """`AngleSafe` on the units that fade; the weights before a step are kept of these only."""
-
-    def __init__(self, faded: Faded) -> None:
-        super().__init__(faded)
-        if any(group.get("lr") is None for group in faded.optimizer.param_groups):
-            raise MethodError(
-                "An angle-safe fade is measured in steps of the optimizer, but "
-                f"{type(faded.optimizer).__qualname__} has no learning rate in its param groups. Add 'lr' to each of "
-                "them, or fade linearly."
-            )
-        self._iterates: PerUnit | None = None
-        self._rule = AngleSafe()
-
-    def mark(self, fading: BoolArray) -> None:
-        """The iterates of these units."""
-        kind = FastPerUnit if self.faded.vectorised else PlainPerUnit
-        self._iterates = kind(self.faded.space, self.faded.optimizer, fading) if fading.any() else None
-
-    def remember(self) -> None:
-        """Keep the weights before the step."""
-        if self._iterates is not None:
-            self._iterates.remember()
-
-    def shrink(self, factor: float) -> None:
-        """Each unit by its own rate."""
-        if self._iterates is not None:
-            self._rule.factor = factor
-            self._iterates.apply(self._iterates.change(self._rule))
+    if any(group.get("lr") is None for group in units.holder.param_groups):
+        raise MethodError(
+            "An angle-safe fade is measured in steps of the optimizer, but "
+            f"{type(units.holder).__qualname__} has no learning rate in its param groups. Add 'lr' to each of "
+            "them, or fade linearly."
+        )
+    return RuleUpdate(
+        units, RulesByStep(lambda step, left: AngleSafe(1.0 if left is None else left), lambda step: FADING)
+    )

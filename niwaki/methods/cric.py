@@ -7,19 +7,21 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from niwaki.core.counts import FloatArray
-from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.errors import MethodError
-from niwaki.methods.cycles import Cycles
+from niwaki.core.space import SearchSpace
+from niwaki.methods.fades import fade_named
+from niwaki.methods.method import Method
+from niwaki.methods.parts import Target
+from niwaki.methods.portions import Portions
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.scoring import WEIGHTS
 from niwaki.methods.shrinking import ShrinkPolicy
-from niwaki.methods.status import Phase
-from niwaki.selection.budget import Budget
+from niwaki.methods.trained_units import TrainedUnits
+from niwaki.methods.tried_scores import TriedScores
+from niwaki.selection.budget import Budget, check_budget
 
 
-class CRIC(Cycles):
+class CRIC(Method):
     """HESSO-CRIC on any optimizer: before anything leaves, what would leave is tried.
 
     A saliency that looks at the weights as they are can call a unit redundant that the network cannot do without, and
@@ -107,71 +109,12 @@ class CRIC(Cycles):
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
-        super().__init__(
-            space,
-            optimizer,
-            budget,
-            schedule,
-            criteria,
-            window,
-            seed,
-            vectorised,
-            shrink,
-            loss=loss,
-            cycle=cycle,
-            cycles=cycles,
-            tolerance=tolerance,
-            layers=layers,
-        )
-        self.attach()
-
-    @property
-    def phase(self) -> Phase:
-        """What happens on the next step."""
-        if self.trials.ended is not None:
-            return "done" if self.step >= self.schedule.until else "fading"
-        if self.trials.cycle:
-            return "trial"
-        return "scoring" if self.scores_on(self.step + 1) else "waiting"
-
-    def __repr__(self) -> str:
-        tried = f"{int(self.trials.tried.sum())} units tried in {self.trials.cycle} of at most {self.cycles} cycles"
-        return f"{super().__repr__()}; {tried}"
-
-    def before_step(self, step: int) -> None:
-        """Is there a loss? And where units are scored: keep the parameters."""
-        if self.layers and step <= self._opens and self.loss is None and self.closure is None:
-            raise MethodError(
-                "HESSO-CRIC measures how the loss grows when parts of a layer are zero, but knows no loss. Pass "
-                "loss=lambda: loss_fn(model(x), y), give optimizer.step a closure, or leave it out with layers=0."
-            )
-        self.before_fading(step)
-        if self.scores_on(step) and self.mix.needs_direction:
-            self._units.remember()
-
-    def after_step(self, step: int) -> None:
-        """One step of the algorithm; the optimizer's own step has just been taken by all units."""
-        if self._timeline is not None:
-            if self.scores_on(step):
-                self.sample()
-            self.follow(self._timeline)
-        elif self.trials.running:
-            self.try_step(step - self.trials.began - 1)
-        elif self.scores_on(step):
-            self.trials.add(self.sample())
-            if step == self._opens:
-                self.open_cycles()
-
-    def saliency(self, keep: BoolArray) -> FloatArray:
-        """The mean of all samples of the cycles; later periods mix in the window that ends with this step."""
-        assert self._timeline is not None
-        tried = self.weighted(self.trials.mean(), keep)
-        share = self._timeline.borders.index(self.step) / self._timeline.periods
-        return tried if share == 0 else (1 - share) * tried + share * self.weighted(self.scores.close(), keep)
-
-    def group_weight(self) -> FloatArray:
-        """The sensitivity of each layer as a weight of its units, [groups], with mean 1."""
-        return 1 - self.layers + self.layers * self.trials.layers
+        units = TrainedUnits(self.label, space, optimizer, vectorised)
+        check_budget(budget)
+        Schedule.check(schedule)
+        target = Target.of(space, budget)
+        scores = TriedScores(units, target, schedule, criteria, window, seed, loss, cycle, cycles, tolerance, layers)
+        super().__init__(units, Portions(units, target, schedule, scores), fade_named(schedule.fade)(units), shrink)
 
 
 register(CRIC.name, lambda t: CRIC(t.space, t.optimizer, t.budget, t.schedule, loss=t.loss, shrink=t.shrink))

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch.optim import Optimizer
 
-from niwaki.core.counts import FloatArray
-from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.errors import MethodError
-from niwaki.methods.fades import LINEAR
-from niwaki.methods.fading import FADING, GradualPruning
+from niwaki.core.space import SearchSpace
+from niwaki.methods.fades import fade_named
+from niwaki.methods.method import Method
+from niwaki.methods.parts import Target
+from niwaki.methods.portions import Portions
 from niwaki.methods.registry import register
-from niwaki.methods.schedule import Schedule, Timeline
+from niwaki.methods.schedule import Schedule
 from niwaki.methods.scoring import WEIGHTS, Criteria
 from niwaki.methods.shrinking import ShrinkPolicy
-from niwaki.methods.status import Phase
-from niwaki.selection.budget import Budget
+from niwaki.methods.trained_units import TrainedUnits
+from niwaki.methods.window_scores import WindowScores
+from niwaki.selection.budget import Budget, check_budget
 
 
-class HESSO(GradualPruning):
+class HESSO(Method):
     """HESSO on any optimizer.
 
     In each period: the units that matter least by a weighted sum of criteria are marked, as many as bring the cost an
@@ -86,65 +84,12 @@ class HESSO(GradualPruning):
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
-        super().__init__(space, optimizer, budget, schedule, criteria, window, seed, vectorised, shrink)
-        self._timeline = Timeline.of(schedule, int(window))
-        if not isinstance(readmit, bool):
-            raise MethodError(f"readmit={readmit!r} must be True or False: whether what has begun to fade may return.")
-        if readmit and schedule.fade != LINEAR:
-            raise MethodError(
-                "readmit=True counts what has begun to fade as if it had not, which it can for a linear fade only, not "
-                f"for the fade {schedule.fade!r} of the schedule. Leave one of the two out."
-            )
-        if readmit:
-            self.mix.check_size("readmit=True")
-        self._readmit = readmit
-        self.attach()
-
-    @property
-    def timeline(self) -> Timeline:
-        """Known from the beginning."""
-        return self._timeline
-
-    @property
-    def phase(self) -> Phase:
-        """What happens on the next step."""
-        if self.step >= self._timeline.borders[-1]:
-            return "done"
-        if self.step >= self._timeline.borders[0]:
-            return "fading"
-        return "scoring" if self._timeline.scores(self.step + 1) else "waiting"
-
-    def before_step(self, step: int) -> None:
-        """Within a window: see that the direction of the step will be known."""
-        self.before_fading(step)
-        if self.mix.needs_direction and (self._timeline.scores(step) or self._previews(step)):
-            self._units.remember()
-
-    def after_step(self, step: int) -> None:
-        """One step of the algorithm; the optimizer's own step has just been taken by all units."""
-        faded = self._previews(step)
-        if faded:
-            fading = torch.from_numpy(self._status == FADING).to(self._units.device)
-            self.sample(torch.where(fading, faded, 1.0))
-        elif self._timeline.scores(step):
-            self.sample()
-        self.follow(self._timeline)
-        if self._readmit and self._timeline.reviews(step):
-            self.reselect()
-
-    def _previews(self, step: int) -> float | None:
-        return self._timeline.previews(step) if self._readmit else None
-
-    def saliency(self, keep: BoolArray) -> FloatArray:
-        """From the mean over the window that ends with this step."""
-        return self.weighted(self.scores.close(), keep)
-
-    def group_weight(self) -> None:
-        """None matters more than another."""
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """Over how many steps scores are averaged, and whether units may return."""
-        return {"window": self._timeline.window} | ({"readmit": True} if self._readmit else {})
+        units = TrainedUnits(self.label, space, optimizer, vectorised)
+        check_budget(budget)
+        Schedule.check(schedule)
+        scores = WindowScores(units, schedule, criteria, window, readmit, seed)
+        portions = Portions(units, Target.of(space, budget), schedule, scores)
+        super().__init__(units, portions, fade_named(schedule.fade)(units), shrink)
 
 
 register(HESSO.name, lambda t: HESSO(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))

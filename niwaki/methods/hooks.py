@@ -187,8 +187,8 @@ class WeightLoading:
     they are loaded if the units that have left since are zero in them, and refused otherwise.
     """
 
-    def __init__(self, model: nn.Module, remains: LiveSpace) -> None:
-        self._model, self._remains = model, remains
+    def __init__(self, model: nn.Module, live: LiveSpace) -> None:
+        self._model, self._live = model, live
         self._waiting: dict[str, Tensor] = {}
         self._guard: RemovableHandle | None = None  # while weights wait
         # A function of a module, so that a copy or a pickle of the model takes it along without what it does.
@@ -215,8 +215,8 @@ class WeightLoading:
         """Raise `MethodError` if the state of an optimizer that is about to bring the model to the units ``here``
         [num_units] is not that of the weights which wait. One that leaves the model as it is may be another: accelerate
         loads an optimizer's own state into it when it is prepared."""
-        differs = self._differs(self._remains.shapes(here)) if self._waiting else None
-        if differs is not None and (here != self._remains.here).any():
+        differs = self._differs(self._live.shapes(here)) if self._waiting else None
+        if differs is not None and (here != self._live.here).any():
             raise MethodError(
                 "The weights that were loaded before do not belong to this state of the optimizer: in them "
                 f"{differs!r} has another shape than in the model that it was saved with. Load both from the same "
@@ -268,23 +268,23 @@ class WeightLoading:
 
     def _may_shrink(self, name: str, there: Shape, here: Shape) -> bool:
         """Whether two shapes of a tensor differ only in dimensions that units can leave."""
-        dims = self._remains.dims.get(name, set())
+        dims = self._live.dims.get(name, set())
         return len(there) == len(here) and all(there[dim] == here[dim] or dim in dims for dim in range(len(here)))
 
     def _cut(self, given: dict[str, Tensor], size: str) -> dict[str, Tensor]:
         """Weights of a larger model, without the units that have left since."""
-        there = self._remains.when({name: tuple(value.shape) for name, value in given.items()})
+        there = self._live.when({name: tuple(value.shape) for name, value in given.items()})
         if there is None:
             raise WeightsError(
                 f"These weights are of a model that had not shrunk as far, {size}, and it is not known any more which "
                 "units they have. Nothing was loaded. Load weights from after the last time that the model shrank."
             )
-        left = self._remains.since(there)
+        left = self._live.since(there)
         found = nonzero(given, left.zeroed_by_method)
         if found is not None:
             raise WeightsError(
                 f"These weights are from before the model shrank, {size}, and {len(found.units)} of the "
-                f"{int((there & ~self._remains.here).sum())} units that have left since are not zero in them: {found}. "
+                f"{int((there & ~self._live.here).sum())} units that have left since are not zero in them: {found}. "
                 "Without these units they would compute something else, so nothing was loaded. Select checkpoints only "
                 "from steps where method.done is true (with load_best_model_at_end: eval_delay=schedule.until), as "
                 "docs/ema_and_checkpoints.md shows."

@@ -2,24 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
 from niwaki.methods.checks import check_number
-from niwaki.methods.half_space import HalfSpace
+from niwaki.methods.method import Method
+from niwaki.methods.parts import Target
 from niwaki.methods.proximal import left_half_space
 from niwaki.methods.registry import register
+from niwaki.methods.rule_update import RulesByStep, RuleUpdate
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import ShrinkPolicy
-from niwaki.methods.status import Phase
-from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate
+from niwaki.methods.trained_units import TrainedUnits
+from niwaki.methods.vanishing import Everything, Vanishing
+from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate, UpdateRule
 from niwaki.selection.budget import Budget
 
 
-class HSPG(HalfSpace):
+@dataclass(frozen=True, slots=True)
+class Penalised(UpdateRule):
+    """Stage 1: x <- y - lr * penalty * x / ||x||."""
+
+    penalty: float
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The norms."""
+        return frozenset({"square"})
+
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
+        """The algorithm box, for one unit."""
+        norm = unit.x.norm()
+        pull = self.penalty / norm if norm > 0 else norm.new_zeros(())
+        return UnitUpdate(keep=norm.new_ones(()), norm=norm, penalty_step=pull)
+
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
+        """The same for all units."""
+        norm = sums.square.sqrt()
+        pull = torch.where(norm > 0, self.penalty / norm, 0)
+        return UnitUpdate(keep=torch.ones_like(norm), norm=norm, penalty_step=pull)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfSpace(UpdateRule):
+    """Stage 2: the same trial step, and x <- 0 if <trial, x> < epsilon * ||x||^2."""
+
+    penalty: float
+    epsilon: float
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The norms, and what the step left of each unit."""
+        return frozenset({"square", "inner", "weighted"})
+
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
+        """The algorithm box, for one unit."""
+        x, y, lr, norm = unit.x, unit.y, unit.lr, unit.x.norm()
+        if norm == 0:
+            return UnitUpdate(keep=norm.new_zeros(()), norm=norm, penalty_step=norm.new_zeros(()))
+        trial = y - lr * self.penalty * x / norm
+        keep = trial @ x >= self.epsilon * (x @ x)
+        return UnitUpdate(keep=keep.to(norm), norm=norm, penalty_step=self.penalty / norm)
+
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
+        """The same, with <trial, x> = <y, x> - penalty / ||x|| <lr x, x>."""
+        norm = sums.square.sqrt()
+        alive = norm > 0
+        pull = torch.where(alive, self.penalty / norm, 0)
+        ends = ~alive | left_half_space(sums.inner - pull * sums.weighted, sums.square, self.epsilon)
+        return UnitUpdate(keep=(~ends).to(norm), norm=norm, penalty_step=pull)
+
+
+class HSPG(Method):
     """HSPG on any optimizer: the training minimises loss + penalty * sum over units of ||x_g||, and ends sparse.
 
     With x the weights of a unit before the optimizer's step and y those after it:
@@ -80,42 +137,17 @@ class HSPG(HalfSpace):
     ) -> None:
         check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
-        super().__init__(space, optimizer, budget, schedule, vectorised, shrink)
-        self.penalty, self.epsilon = float(penalty), float(epsilon)
-        self.attach()
-
-    def phase(self, step: int) -> Phase:
-        """Stage 1 or stage 2."""
-        return "half-space" if step >= self.schedule.start else "penalised"
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The norms; for the projection what the step left of each unit."""
-        return frozenset({"square", "inner", "weighted"} if self.now == "half-space" else {"square"})
-
-    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
-        """The algorithm box, for one unit."""
-        x, y, lr, norm = unit.x, unit.y, unit.lr, unit.x.norm()
-        zero, one = norm.new_zeros(()), norm.new_ones(())
-        if norm == 0:
-            return UnitUpdate(keep=zero if self.now == "half-space" else one, norm=norm, penalty_step=zero)
-        trial = y - lr * self.penalty * x / norm
-        ends = self.now == "half-space" and trial @ x < self.epsilon * (x @ x)
-        return UnitUpdate(keep=zero if ends else one, norm=norm, penalty_step=self.penalty / norm)
-
-    def of_sums(self, sums: IterateSums) -> UnitUpdate:
-        """The same, with <trial, x> = <y, x> - penalty / ||x|| <lr x, x>."""
-        norm = sums.square.sqrt()
-        alive = norm > 0
-        pull = torch.where(alive, self.penalty / norm, 0)
-        if self.now != "half-space":
-            return UnitUpdate(keep=torch.ones_like(norm), norm=norm, penalty_step=pull)
-        ends = ~alive | left_half_space(sums.inner - pull * sums.weighted, sums.square, self.epsilon)
-        return UnitUpdate(keep=(~ends).to(norm), norm=norm, penalty_step=pull)
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """Penalty and epsilon."""
-        return {"penalty": self.penalty, "epsilon": self.epsilon}
+        units = TrainedUnits(self.label, space, optimizer, vectorised)
+        Schedule.check(schedule)
+        penalised = Penalised(float(penalty))
+        projected = HalfSpace(float(penalty), float(epsilon))
+        rules = RulesByStep(
+            at=lambda step, left: penalised if step < schedule.start else projected,
+            phase=lambda step: "penalised" if step < schedule.start else "half-space",
+            settings={"penalty": float(penalty), "epsilon": float(epsilon)},
+        )
+        selector = Vanishing(units, Target.of(space, budget), schedule, Everything(units, first=1))
+        super().__init__(units, selector, RuleUpdate(units, rules), shrink)
 
 
 register(HSPG.name, lambda t: HSPG(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, UnknownName
-from niwaki.methods.attach import Method
+from niwaki.methods.method import Method
 from niwaki.methods.schedule import Schedule
 from niwaki.selection.budget import Budget
 

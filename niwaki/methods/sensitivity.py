@@ -13,7 +13,7 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
 from niwaki.per_unit.index import unit_parameters
-from niwaki.per_unit.protocol import Units
+from niwaki.per_unit.protocol import TO_ZERO, Units
 from niwaki.trace.model_state import preserved
 
 SHARES = (0.25, 0.5, 0.75)
@@ -24,7 +24,7 @@ def layer_losses(space: SearchSpace, units: Units, saliency: FloatArray, loss: C
     """The loss as it is, and with the least salient 25, 50 and 75 % of the units of one group at zero, [groups, 4].
 
     ``loss()`` is called 1 + 3 * groups times, each time with the same state of the random generators. Everything is as
-    it was afterwards, whatever happens inside, but ``units`` has no marks. In a distributed training these are the
+    it was afterwards, whatever happens inside. In a distributed training these are the
     means over its processes, all of which have to call this.
 
     Raises:
@@ -42,14 +42,12 @@ def layer_losses(space: SearchSpace, units: Units, saliency: FloatArray, loss: C
             for share in SHARES:
                 gone = nothing.copy()
                 gone[order[: int(share * group.units)]] = True
-                units.mark(nothing, gone)
-                units.clear()
+                units.subset(gone).apply(TO_ZERO)
                 row.append(_evaluated(space.model, loss))
                 torch._foreach_copy_(weights, kept)
             rows.append(torch.stack(row))
     finally:
         torch._foreach_copy_(weights, kept)
-        units.mark(nothing, nothing)
     losses = _over_processes(torch.stack(rows)).double().cpu().numpy()
     if not np.isfinite(losses[:, 0]).all():
         raise MethodError(

@@ -18,7 +18,7 @@ from niwaki.core.scalars import is_number
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.core.zeroed import zeroed_by_method
 from niwaki.errors import MethodError
-from niwaki.per_unit.protocol import Measure, Units
+from niwaki.per_unit.protocol import Measure, Units, UnitSubset
 from niwaki.surgery.shrink import shrink
 
 
@@ -168,15 +168,12 @@ class LiveUnits(Units):
     def remember(self) -> None:
         self._inner.remember()
 
+    def forget(self) -> None:
+        self._inner.forget()
+
     def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
         values = self._inner.values(measures, seed, None if size is None else size[self._index])
         return values.new_zeros(len(values), len(self._here)).index_copy_(1, self._index, values)
 
-    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
-        self._inner.mark(fading[self._here], zero[self._here])
-
-    def fade(self, factor: float) -> None:
-        self._inner.fade(factor)
-
-    def clear(self) -> None:
-        self._inner.clear()
+    def subset(self, units: BoolArray) -> UnitSubset:
+        return self._inner.subset(units[self._here])

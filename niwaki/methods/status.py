@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from torch.optim import Optimizer
 
@@ -14,15 +13,14 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.core.zeroed import zeroed_by_method
 from niwaki.surgery.nonzero import Nonzero, nonzero
 
-Phase = Literal["waiting", "scoring", "trial", "fading", "penalised", "proximal", "half-space", "done"]
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a method stands. ``macs``, ``params``: the share that is left once all marked units are gone."""
+    """Where a method stands. ``phase``: what happens on the next step, in one word: "waiting" and "done" mean the same
+    for all methods. ``macs``, ``params``: the share that is left once all marked units are gone."""
 
     step: int
-    phase: Phase
+    phase: str
     period: int
     periods: int
     units: int

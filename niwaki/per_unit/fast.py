@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,26 +17,24 @@ from niwaki.per_unit.blocks import blocked_sums, blocks_of, row_sums_of, wide
 from niwaki.per_unit.direction import Directions, decay, joined
 from niwaki.per_unit.index import UnitIndex, unit_parameters
 from niwaki.per_unit.peers import among
-from niwaki.per_unit.protocol import IterateSums, Measure, PerUnit, Units, UnitUpdate, UpdateRule
+from niwaki.per_unit.protocol import IterateSums, Measure, Units, UnitSubset, UnitUpdate, UpdateRule
 from niwaki.per_unit.sums import DIRECTION_SUMS, UnitSums, enlarged
 
 Rows = list[tuple[Tensor, int, Tensor]]  # (parameter, dimension, positions)
 
 
-class VectorisedUnits(Units):
+class FastUnits(Units):
     """Units as segments of rows of the parameters.
 
-    While a window is open, the copies that `Directions` may need are kept; they are given back at the next `mark`.
     ``numbers``: what the units are called among ``of`` units, of which they are those left.
     """
 
     def __init__(
         self, space: SearchSpace, optimizer: Optimizer, numbers: IntArray | None = None, of: int | None = None
     ) -> None:
-        self._space = space
+        self._space, self._optimizer = space, optimizer
         self._parameters = unit_parameters(space)
         self._index = UnitIndex.of(space)
-        self._driven = [place for place in space.dims if place.parameter and place.role.zeroed_by_method]
         self._of = space.num_units if of is None else of
         numbers = np.arange(space.num_units) if numbers is None else numbers
         self._number = torch.from_numpy(numbers).to(self._index.entries.device)
@@ -43,8 +42,6 @@ class VectorisedUnits(Units):
             [self._parameters[name] for name in bundle.names] for bundle in self._index.bundles
         ]
         self._directions = Directions(optimizer, [weight for weights in self._weights for weight in weights])
-        self._fading: Rows = []
-        self._zero: Rows = []
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +49,9 @@ class VectorisedUnits(Units):
 
     def remember(self) -> None:
         self._directions.remember()
+
+    def forget(self) -> None:
+        self._directions.forget()
 
     def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
         index, reads = self._index, {name for measure in measures for name in measure.reads}
@@ -70,26 +70,48 @@ class VectorisedUnits(Units):
         sums = UnitSums(self._of, self._number, index.entries, seed, **totals, **others)
         return torch.stack([measure.saliency(sums) for measure in measures])
 
-    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
-        self._directions.forget()
-        self._fading, self._zero = [], []
-        fades, zeros = np.append(fading, False), np.append(zero, False)
-        for place in self._driven:
-            weight = self._parameters[place.tensor]
-            gone = zeros[place.units].any(axis=1)
-            times = np.where(gone, 0, fades[place.units].sum(axis=1))
-            for already in range(int(times.max(initial=0))):  # a position of two fading units fades twice
-                self._fading.append((weight, place.dim, _positions(times > already, weight)))
-            if gone.any():
-                self._zero.append((weight, place.dim, _positions(gone, weight)))
+    def subset(self, units: BoolArray) -> UnitSubset:
+        return FastSubset(self._space, self._optimizer, units)
 
-    def fade(self, factor: float) -> None:
-        for weight, dim, rows in self._fading:
-            weight.index_copy_(dim, rows, weight.index_select(dim, rows).mul_(factor))
 
-    def clear(self) -> None:
-        for weight, dim, rows in self._zero:
-            weight.index_fill_(dim, rows, 0)
+class FastSubset(UnitSubset):
+    """Some units as rows of the parameters. What kind of rows depends on what is done to them, so they are looked up
+    when it is first done."""
+
+    def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> None:
+        self._space, self._optimizer, self._units = space, optimizer, units
+
+    @cached_property
+    def _rows(self) -> Rows:
+        parameters, inside = unit_parameters(self._space), np.append(self._units, False)
+        rows: Rows = []
+        for place in self._space.dims:
+            if place.parameter and place.role.zeroed_by_method:
+                times = inside[place.units].sum(axis=1)
+                for already in range(int(times.max(initial=0))):  # a position of two units is multiplied twice
+                    weight = parameters[place.tensor]
+                    rows.append((weight, place.dim, _positions(times > already, weight)))
+        return rows
+
+    @cached_property
+    def _iterates(self) -> RowIterates:
+        return RowIterates(self._space, self._optimizer, self._units)
+
+    def remember(self) -> None:
+        self._iterates.remember()
+
+    def change(self, rule: UpdateRule) -> UnitUpdate:
+        return self._iterates.change(rule)
+
+    def apply(self, update: UnitUpdate) -> None:
+        if not isinstance(update.keep, float):
+            self._iterates.apply(update, update.keep)
+            return
+        for weight, dim, rows in self._rows:
+            if update.keep:
+                weight.index_copy_(dim, rows, weight.index_select(dim, rows).mul_(update.keep))
+            else:
+                weight.index_fill_(dim, rows, 0)
 
 
 def _positions(which: ArrayLike, like: Tensor) -> Tensor:
@@ -113,7 +135,7 @@ _NONE = torch.empty(0)
 _OF_DIRECTIONS = frozenset({"aligned", "direction", "ahead", "moved"})
 
 
-class FastPerUnit(PerUnit):
+class RowIterates:
     """Two iterates of units, as segments of rows. ``units`` [num_units]: those concerned; x is of their rows only."""
 
     def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> None:
@@ -162,12 +184,13 @@ class FastPerUnit(PerUnit):
                 rows.setdefault(name, []).extend(found)
         sums = {name: torch.cat([part.to(self._device, self._dtype) for part in parts]) for name, parts in rows.items()}
         change = rule.of_sums(self._sums(self._completed(reads, sums)))
+        assert isinstance(change.keep, Tensor)
         keep = torch.where(self._concerned, change.keep, 1)
         return UnitUpdate(keep, change.norm, change.penalty_step, change.prox, change.damping)
 
-    def apply(self, change: UnitUpdate) -> None:
+    def apply(self, change: UnitUpdate, keep: Tensor) -> None:
         lr = self._rates()
-        factor = self._of_rows(change.keep, 1.0)
+        factor = self._of_rows(keep, 1.0)
         if change.prox is not None:
             by = lr if isinstance(lr, float) or lr.dim() == 0 else lr.unsqueeze(1)
             factor = factor / (1 + by * self._of_rows(change.prox, 0.0))

@@ -15,7 +15,7 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.per_unit.direction import Directions, decay
 from niwaki.per_unit.index import as_real, unit_parameters
 from niwaki.per_unit.peers import mean_scales
-from niwaki.per_unit.protocol import Measure, PerUnit, UnitIterates, Units, UnitUpdate, UpdateRule
+from niwaki.per_unit.protocol import Measure, UnitIterates, Units, UnitSubset, UnitUpdate, UpdateRule
 from niwaki.per_unit.sums import UnitSums
 
 
@@ -25,12 +25,11 @@ class PlainUnits(Units):
     def __init__(
         self, space: SearchSpace, optimizer: Optimizer, numbers: IntArray | None = None, of: int | None = None
     ) -> None:
-        self._space = space
+        self._space, self._optimizer = space, optimizer
         self._of = space.num_units if of is None else of
         self._number = torch.from_numpy(np.arange(space.num_units) if numbers is None else numbers)
         self._parameters = unit_parameters(space)
         self._directions = Directions(optimizer, list(self._parameters.values()))
-        self._fading = self._zero = np.zeros(space.num_units, dtype=bool)
 
     @property
     def device(self) -> torch.device:
@@ -39,13 +38,16 @@ class PlainUnits(Units):
     def remember(self) -> None:
         self._directions.remember()
 
+    def forget(self) -> None:
+        self._directions.forget()
+
     def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
         weights, sums = [], []
         found = zip(self._parameters.items(), self._directions.after(), strict=True)
         ways = {name: direction.whole(weight.detach()) for (name, weight), direction in found}
         for number in range(self._space.num_units):
             x, gradient, direction = [], [], []
-            for name, dim, index in self._entries(number, produces=True):
+            for name, dim, index in entries_of(self._space, number, produces=True):
                 weight = self._parameters[name]
                 grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.to_dense()
                 x.append(weight.detach().index_select(dim, index).flatten())
@@ -68,26 +70,16 @@ class PlainUnits(Units):
         units = UnitSums(self._of, self._number, seed=seed, group=group, **fields)
         return torch.stack([measure.saliency(units) for measure in measures])
 
-    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
-        self._fading, self._zero = fading, zero
+    def subset(self, units: BoolArray) -> UnitSubset:
+        return PlainSubset(self._space, self._optimizer, units)
 
-    def fade(self, factor: float) -> None:
-        for number in np.flatnonzero(self._fading).tolist():
-            for name, dim, index in self._entries(number, produces=False):
-                weight = self._parameters[name].detach()
-                weight.index_copy_(dim, index, weight.index_select(dim, index) * factor)
 
-    def clear(self) -> None:
-        for number in np.flatnonzero(self._zero).tolist():
-            for name, dim, index in self._entries(number, produces=False):
-                self._parameters[name].detach().index_fill_(dim, index, 0)
-
-    def _entries(self, number: int, *, produces: bool) -> Iterator[tuple[str, int, Tensor]]:
-        """The producing (or all driven) entries of a unit: parameter, dimension, positions."""
-        group = next(g for g in self._space.groups if g.first <= number < g.first + g.units)
-        for piece in group.slices:
-            if piece.parameter and (piece.role.produces if produces else piece.role.zeroed_by_method):
-                yield piece.tensor, piece.dim, torch.from_numpy(piece.index[number - group.first])
+def entries_of(space: SearchSpace, number: int, *, produces: bool) -> Iterator[tuple[str, int, Tensor]]:
+    """The producing (or all driven) entries of a unit: parameter, dimension, positions."""
+    group = next(g for g in space.groups if g.first <= number < g.first + g.units)
+    for piece in group.slices:
+        if piece.parameter and (piece.role.produces if produces else piece.role.zeroed_by_method):
+            yield piece.tensor, piece.dim, torch.from_numpy(piece.index[number - group.first])
 
 
 def _sums(x: Tensor, gradient: Tensor, direction: Tensor) -> dict[str, Tensor]:
@@ -105,22 +97,22 @@ def _sums(x: Tensor, gradient: Tensor, direction: Tensor) -> dict[str, Tensor]:
     }
 
 
-class PlainPerUnit(PerUnit):
-    """Two iterates of units, as loops over units and slices. ``units`` [num_units]: those concerned."""
+class PlainSubset(UnitSubset):
+    """Two iterates of units, as loops over units and slices. ``units`` [num_units]: those of the subset."""
 
     def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray) -> None:
         self._space, self._optimizer = space, optimizer
         self._parameters = unit_parameters(space)
         held = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self._group = {name: held[id(parameter)] for name, parameter in self._parameters.items()}
-        self._concerned = np.flatnonzero(units).tolist()
+        self._numbers = np.flatnonzero(units).tolist()
         self._before: dict[str, Tensor] = {}
 
     def remember(self) -> None:
         self._before = {name: weight.detach().clone() for name, weight in self._parameters.items()}
 
     def change(self, rule: UpdateRule) -> UnitUpdate:
-        made = {number: rule.of_unit(self._unit(number)) for number in self._concerned}
+        made = {number: rule.of_unit(self._unit(number)) for number in self._numbers}
         some = next(iter(made.values()), UnitUpdate(torch.tensor(1.0)))
 
         def of_all(values: dict[int, Tensor | None], neutral: float) -> Tensor | None:
@@ -132,7 +124,7 @@ class PlainPerUnit(PerUnit):
                 whole[number] = value
             return whole if found else None
 
-        keep = of_all({number: change.keep for number, change in made.items()}, 1.0)
+        keep = of_all({number: torch.as_tensor(change.keep) for number, change in made.items()}, 1.0)
         return UnitUpdate(
             keep=torch.ones(self._space.num_units) if keep is None else keep,
             norm=of_all({number: change.norm for number, change in made.items()}, 0.0),
@@ -141,25 +133,43 @@ class PlainPerUnit(PerUnit):
             damping=some.damping,
         )
 
-    def apply(self, change: UnitUpdate) -> None:
+    def apply(self, update: UnitUpdate) -> None:
+        if isinstance(update.keep, float):
+            self._multiply(update.keep)
+        else:
+            self._apply(update, update.keep)
+
+    def _multiply(self, factor: float) -> None:
+        for number in self._numbers:
+            for name, dim, index in entries_of(self._space, number, produces=False):
+                weight = self._parameters[name].detach()
+                if factor:
+                    _multiply(weight, dim, index, factor)
+                else:
+                    weight.index_fill_(dim, index, 0)
+
+    def _apply(self, update: UnitUpdate, keep: Tensor) -> None:
         for name, weight in self._parameters.items():
             y, lr = weight.detach(), self._rate(name)
             x = self._before.get(name, y)
             factor, pull, back = torch.ones_like(y), torch.zeros_like(y), torch.zeros_like(y)
-            for number in self._concerned:
-                for dim, index in (entry[1:] for entry in self._entries(number) if entry[0] == name):
-                    soft = 0 if change.prox is None else float(change.prox[number])
-                    _multiply(factor, dim, index, float(change.keep[number]) / (1 + lr * soft))
-                    if change.penalty_step is not None:
+            for number in self._numbers:
+                for dim, index in self._entries_in(number, name):
+                    soft = 0 if update.prox is None else float(update.prox[number])
+                    _multiply(factor, dim, index, float(keep[number]) / (1 + lr * soft))
+                    if update.penalty_step is not None:
                         pull.index_add_(
-                            dim, index, torch.ones_like(y).index_select(dim, index) * change.penalty_step[number]
+                            dim, index, torch.ones_like(y).index_select(dim, index) * update.penalty_step[number]
                         )
-                    back.index_fill_(dim, index, change.damping)
+                    back.index_fill_(dim, index, update.damping)
             y.copy_(factor * (y + back * (x - y) - lr * pull * x))
+
+    def _entries_in(self, number: int, tensor: str) -> Iterator[tuple[int, Tensor]]:
+        return ((dim, index) for name, dim, index in entries_of(self._space, number, produces=False) if name == tensor)
 
     def _unit(self, number: int) -> UnitIterates:
         x, y, d, lr = [], [], [], []
-        for name, dim, index in self._entries(number):
+        for name, dim, index in entries_of(self._space, number, produces=False):
             after, rate = self._parameters[name].detach(), self._rate(name)
             before = self._before.get(name, after)
             left = 1 - rate * decay(self._optimizer, self._optimizer.param_groups[self._group[name]])
@@ -174,13 +184,6 @@ class PlainPerUnit(PerUnit):
 
     def _rate(self, name: str) -> float:
         return float(self._optimizer.param_groups[self._group[name]]["lr"])
-
-    def _entries(self, number: int) -> Iterator[tuple[str, int, Tensor]]:
-        """All driven entries of a unit: parameter, dimension, positions."""
-        group = next(g for g in self._space.groups if g.first <= number < g.first + g.units)
-        for piece in group.slices:
-            if piece.parameter and piece.role.zeroed_by_method:
-                yield piece.tensor, piece.dim, torch.from_numpy(piece.index[number - group.first])
 
 
 def _multiply(tensor: Tensor, dim: int, index: Tensor, factor: float) -> None:

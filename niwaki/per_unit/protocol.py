@@ -34,7 +34,7 @@ class Measure(Protocol):
 
 
 class Units(Protocol):
-    """The units of a search space during training, all without gradients. Only `mark` waits for the device."""
+    """The units of a search space around the optimizer's steps, all without gradients."""
 
     @property
     @abstractmethod
@@ -46,8 +46,12 @@ class Units(Protocol):
         """Before an optimizer step: keep what its direction cannot be known without afterwards; see `Directions`."""
 
     @abstractmethod
+    def forget(self) -> None:
+        """Give the memory of what `remember` keeps back."""
+
+    @abstractmethod
     def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
-        """After an optimizer step: each measure of each unit, [measures, num_units].
+        """After an optimizer step: each measure of each unit, [measures, num_units]. Does not wait for the device.
 
         All at the new parameters, with the gradient that the step consumed and the direction that it took. With
         ``size`` [num_units] the sums over each unit are taken as if its weights were multiplied by it, where
@@ -55,16 +59,8 @@ class Units(Protocol):
         """
 
     @abstractmethod
-    def mark(self, fading: BoolArray, zero: BoolArray) -> None:
-        """From now on `fade` means the units in ``fading`` [num_units], and `clear` those in ``zero`` [num_units]."""
-
-    @abstractmethod
-    def fade(self, factor: float) -> None:
-        """Multiply every driven entry of the fading units by ``factor``, once for each of them that it lies in."""
-
-    @abstractmethod
-    def clear(self) -> None:
-        """Set every driven entry of the zero units to zero."""
+    def subset(self, units: BoolArray) -> UnitSubset:
+        """Those of ``units`` [num_units], to be changed by updates."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,14 +100,18 @@ class UnitUpdate:
     ``penalty_step`` = penalty / ||x|| is the explicit step on penalty * ||x||, ``prox`` = penalty / ||z|| the implicit
     one, which is its prox (z the result), ``damping`` the share of the way that the optimizer's step is shortened by.
     Entries of several units take the sum of their penalty steps and the product of the factors keep / (1 + lr prox).
-    ``norm``: what units of a group are compared by where one of them has to stay.
+    ``norm``: what units of a group are compared by where one of them has to stay. A ``keep`` that is a number holds
+    for all units; nothing else may be given beside it.
     """
 
-    keep: Tensor
+    keep: Tensor | float
     norm: Tensor | None = None
     penalty_step: Tensor | None = None
     prox: Tensor | None = None
     damping: float = 0.0
+
+
+TO_ZERO = UnitUpdate(keep=0.0)
 
 
 class UpdateRule(Protocol):
@@ -131,8 +131,8 @@ class UpdateRule(Protocol):
         """The same for all units."""
 
 
-class PerUnit(Protocol):
-    """Two iterates of some units of a search space, all without gradients. Nothing here waits for the device."""
+class UnitSubset(Protocol):
+    """Some units of a search space, which updates change. Nothing here waits for the device."""
 
     @abstractmethod
     def remember(self) -> None:
@@ -140,8 +140,8 @@ class PerUnit(Protocol):
 
     @abstractmethod
     def change(self, rule: UpdateRule) -> UnitUpdate:
-        """After it: what ``rule`` makes of each unit. Units that are not concerned are kept as they are."""
+        """After it: what ``rule`` makes of each unit, [num_units]. Units outside the subset are kept as they are."""
 
     @abstractmethod
-    def apply(self, change: UnitUpdate) -> None:
-        """Do it, to the units concerned."""
+    def apply(self, update: UnitUpdate) -> None:
+        """Do it, to the units of the subset."""

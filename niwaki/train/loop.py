@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.errors import RunError
-from niwaki.methods.attach import Method
+from niwaki.methods.method import Method
 from niwaki.methods.registry import Training, attach
 from niwaki.networks import ImageTask, build_model, channels_of
 from niwaki.train.batches import Batches

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from training import Training, sgd
 
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, AdaHSPG, Schedule
-from niwaki.methods.attach import Method
+from niwaki.methods.method import Method
 from niwaki.selection.budget import Budget
 
 BUDGET = Budget(macs=0.5)

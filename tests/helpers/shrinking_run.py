@@ -9,7 +9,7 @@ from small import Small, images
 from torch import Tensor
 
 import niwaki
-from niwaki.methods.attach import Method
+from niwaki.methods.method import Method
 
 SCHEDULE = niwaki.Schedule(start=3, until=23, periods=4)
 

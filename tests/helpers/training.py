@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from niwaki.core.space import SearchSpace
 from niwaki.methods import HESSO, Schedule
-from niwaki.methods.attach import Method
+from niwaki.methods.method import Method
 from niwaki.selection.budget import Budget
 
 SCHEDULE = Schedule(start=3, until=16, periods=3)

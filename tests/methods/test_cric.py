@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,8 @@ from niwaki.methods.hooks import TRACE
 from niwaki.methods.schedule import fitting_cycles
 from niwaki.methods.sensitivity import layer_losses, sensitivity
 from niwaki.methods.snapshot import TrainingSnapshot
-from niwaki.per_unit.fast import VectorisedUnits
+from niwaki.methods.trials import Trials
+from niwaki.per_unit.fast import FastUnits
 from niwaki.per_unit.plain import PlainUnits
 from niwaki.selection import select
 from niwaki.selection.budget import Budget
@@ -32,6 +34,12 @@ SCHEDULE = Schedule(start=3, until=36, periods=3)
 OPENS, CYCLE, CYCLES = 5, 4, 3  # the first window is steps 3 to 5
 END = SCHEDULE.until + 3
 Build = Callable[..., torch.optim.Optimizer]
+
+
+def trials_of(run: Training) -> Trials:
+    """Where the cycles of a run stand."""
+    trials: Trials = run.method.selector.scores.trials
+    return trials
 
 
 def training(net: str = "conv", build: Build = sgd, budget: Budget | None = None, **options: Any) -> Training:
@@ -95,19 +103,20 @@ def test_a_cycle_measures_the_loss_of_the_removal() -> None:
     steps = 50
     run = Quiet(CRIC, criteria={"taylor1": 1.0}, layers=0, window=1, cycle=steps, cycles=1, tolerance=0)
     run.optimizer.param_groups[0]["lr"] = 0.0
-    run.method.budget, run.method._limits = Budget(units=15 / 16), {"units": 15.0}  # one unit at a time
+    target = replace(run.method.selector.target, budget=Budget(units=15 / 16), limits={"units": 15.0})
+    run.method.selector.target = run.method.selector.scores._target = target  # one unit at a time
     with torch.no_grad():
         run.y += 1.0  # so that there is a gradient before, too
     before = run.loss().item()
     run.train(2)
-    (unit,) = np.flatnonzero(run.method.trials.trial)
-    start = run.method.trials.total.clone()
+    (unit,) = np.flatnonzero(trials_of(run).trial)
+    start = trials_of(run).total.clone()
     run.train(steps)
-    mean = ((run.method.trials.total - start) / steps)[0, unit].item()
+    mean = ((trials_of(run).total - start) / steps)[0, unit].item()
     with torch.no_grad():
         run.model[0].weight[unit] = 0
     removal = run.loss().item() - before
-    assert run.method.trials.ended == 2 + steps and abs(removal) > 1e-6
+    assert trials_of(run).ended == 2 + steps and abs(removal) > 1e-6
     assert mean == pytest.approx(abs(removal), rel=0.05)  # a sum over 50 steps instead of the integral
 
 
@@ -131,7 +140,7 @@ def test_every_cycle_is_taken_back(build: Build) -> None:
             assert not torch.equal(now["model"]["up.weight"], start["model"]["up.weight"])
         if run.method.progress.phase != "trial":
             break
-    assert returned == run.method.trials.cycle >= 2
+    assert returned == trials_of(run).cycle >= 2
 
 
 def test_state_that_appears_within_a_cycle_disappears_with_it() -> None:
@@ -171,14 +180,14 @@ def test_the_history_only_grows_and_ends_it(net: str) -> None:
 def test_it_ends_early_when_little_is_new() -> None:
     run = training("wide", tolerance=0.9, cycles=8, budget=Budget(units=0.8))
     run.step(OPENS)
-    assert run.method.trials.ended == OPENS and run.method.progress.marked > 0  # V itself is below the tolerance
+    assert trials_of(run).ended == OPENS and run.method.progress.marked > 0  # V itself is below the tolerance
     bare = Training("wide", sgd)
     bare.step(OPENS)
     same(everything(run), everything(bare))  # the layers were measured, and nothing has faded yet
     run = training("wide", tolerance=0.15, cycles=8, cycle=3, budget=Budget(units=0.8))
     run.step(SCHEDULE.until - SCHEDULE.periods)
-    assert 1 <= run.method.trials.cycle < 8 and run.method.trials.ended == OPENS + 3 * run.method.trials.cycle
-    assert f"units tried in {run.method.trials.cycle} of at most 8 cycles" in repr(run.method)
+    assert 1 <= trials_of(run).cycle < 8 and trials_of(run).ended == OPENS + 3 * trials_of(run).cycle
+    assert f"units tried in {trials_of(run).cycle} of at most 8 cycles" in repr(run.method)
 
 
 @pytest.mark.parametrize("build", [sgd, adamw])
@@ -191,8 +200,8 @@ def test_the_trial_fades_and_everything_else_takes_the_bare_step(build: Build) -
         state.pop("niwaki")
         bare.optimizer.load_state_dict(state)
         bare.done = run.done
-        cycle, phase = run.method.trials.cycle, run.method.progress.phase
-        concerned = run.method.trials.trial if phase == "trial" else run.marked()
+        cycle, phase = trials_of(run).cycle, run.method.progress.phase
+        concerned = trials_of(run).trial if phase == "trial" else run.marked()
         run.step()
         bare.step()
         if phase == "trial" and (step - OPENS) % CYCLE == 0:
@@ -239,11 +248,15 @@ def test_with_one_period_the_final_scores_alone_decide() -> None:
         cycles=3,
         loss=lambda: run.loss(),
     )
-    while run.method.trials.ended is None:
+    while trials_of(run).ended is None:
         run.step()
-    means, everything = run.method.trials.total / run.method.trials.count, np.ones(run.space.num_units, dtype=bool)
-    assert run.method.trials.count == 3 + 4 * run.method.trials.cycle
-    expected = run.method.redundant(run.method.weighted(means, everything))
+    means, everything = (
+        trials_of(run).total / trials_of(run).count,
+        np.ones(run.space.num_units, dtype=bool),
+    )
+    assert trials_of(run).count == 3 + 4 * trials_of(run).cycle
+    scores = run.method.selector.scores
+    expected = scores._redundant(scores.sampler.weighted(means, everything, run.method.step))
     assert (run.marked() == expected).all()
     run.step(SCHEDULE.until)
     assert (run.marked() == expected).all()
@@ -253,24 +266,25 @@ def test_windows_take_part_more_and_more(monkeypatch: pytest.MonkeyPatch) -> Non
     run = training()
     parts: list[np.ndarray] = []
     shares: list[float] = []
-    weighted, saliency = run.method.weighted, run.method.saliency
+    scores = run.method.selector.scores
+    weighted, saliency = scores.sampler.weighted, scores.saliency
 
-    def told(means: Tensor, keep: np.ndarray) -> np.ndarray:
-        parts.append(weighted(means, keep))
+    def told(means: Tensor, keep: np.ndarray, step: int) -> np.ndarray:
+        parts.append(weighted(means, keep, step))
         return parts[-1]
 
-    def checked(keep: np.ndarray) -> np.ndarray:
+    def checked(step: int, keep: np.ndarray) -> np.ndarray:
         parts.clear()
-        found = saliency(keep)
-        share = run.method.timeline.borders.index(run.method.step) / SCHEDULE.periods
+        found = saliency(step, keep)
+        share = scores.timeline.borders.index(step) / SCHEDULE.periods
         expected = parts[0] if share == 0 else (1 - share) * parts[0] + share * parts[1]
         assert np.allclose(found, expected) and len(parts) == 1 + (share > 0)
-        assert np.allclose(parts[0], weighted(run.method.trials.mean(), keep))
+        assert np.allclose(parts[0], weighted(scores.trials.mean(), keep, step))
         shares.append(share)
         return found
 
-    monkeypatch.setattr(run.method, "weighted", told)
-    monkeypatch.setattr(run.method, "saliency", checked)
+    monkeypatch.setattr(scores.sampler, "weighted", told)
+    monkeypatch.setattr(scores, "saliency", checked)
     run.step(SCHEDULE.until)
     assert shares == [0, 1 / 3, 2 / 3]
 
@@ -279,7 +293,7 @@ def test_windows_take_part_more_and_more(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_losses_of_layers_by_hand() -> None:
-    for kind in (VectorisedUnits, PlainUnits):
+    for kind in (FastUnits, PlainUnits):
         run = Training("conv", sgd)
         units = kind(run.space, run.optimizer)
         saliency = np.random.default_rng(0).random(run.space.num_units)
@@ -318,7 +332,7 @@ def test_sensitive_layers_keep_more() -> None:
     assert kept(np.array([3.0, 1.0])) == [30, 10]
     run = training("mlp", budget=Budget(units=0.5), layers=0.9)
     run.step(OPENS)
-    run.method.trials.layers = np.array([2.0, 0.0])
+    trials_of(run).layers = np.array([2.0, 0.0])
     run.step(SCHEDULE.until)
     alone = training("mlp", budget=Budget(units=0.5), layers=0)
     alone.step(SCHEDULE.until)
@@ -354,7 +368,7 @@ def test_dropout_sees_the_same_numbers_every_time() -> None:
         return model(x).square().mean()
 
     state = torch.get_rng_state()
-    layer_losses(space, VectorisedUnits(space, optimizer), np.ones(8), loss)
+    layer_losses(space, FastUnits(space, optimizer), np.ones(8), loss)
     assert torch.equal(state, torch.get_rng_state()) and len(seen) == 4
     assert all(torch.equal(numbers, seen[0]) for numbers in seen)
 
@@ -372,8 +386,8 @@ def test_a_closure_serves_as_the_loss(build: Build) -> None:
     while run.method.progress.phase != "done":
         run.optimizer.step(closure)
         run.done += 1
-    assert run.method.trials.layers.sum() == pytest.approx(len(run.space.groups))
-    assert run.method.progress.macs <= 0.4 and run.method.closure is None
+    assert trials_of(run).layers.sum() == pytest.approx(len(run.space.groups))
+    assert run.method.progress.macs <= 0.4 and run.method.units.closure is None
 
 
 def test_without_a_loss_it_says_so_at_once() -> None:
@@ -427,7 +441,7 @@ def agree(net: str, build: Build) -> None:
             sums = [(state if name == "window" else state["trials"]).pop(name, []) for state in states]
             torch.testing.assert_close(*sums, rtol=1e-9, atol=1e-12)
         same(*states)  # the snapshots, too
-    assert fast.method.progress.phase == "done" and fast.method.trials.cycle >= 1
+    assert fast.method.progress.phase == "done" and trials_of(fast).cycle >= 1
 
 
 @pytest.mark.parametrize("net", ["mlp", "conv", "overlap"])
@@ -495,7 +509,7 @@ def test_a_damaged_state_is_refused() -> None:
         change(state["niwaki"]["state"])
         with pytest.raises(MethodError, match=message):
             other.optimizer.load_state_dict(state)
-        assert other.method.step == 0 and not other.method.trials.trial.any()
+        assert other.method.step == 0 and not trials_of(other).trial.any()
     with pytest.raises(MethodError, match="made by hesso-cric with cycle = 4, but here it is 5"):
         training(cycle=5).optimizer.load_state_dict(run.optimizer.state_dict())
 
@@ -508,12 +522,12 @@ def test_no_step_waits_for_the_device(net: str) -> None:
         run.optimizer.zero_grad()
         run.loss().backward()
         before = run.method.progress
-        cycle = run.method.trials.cycle
+        cycle = trials_of(run).cycle
         with Calls() as calls:
             run.optimizer.step()
         after = run.method.progress
         boundary = (before.phase, before.marked, before.zero) != (after.phase, after.marked, after.zero)
-        if not boundary and run.method.trials.cycle == cycle:
+        if not boundary and trials_of(run).cycle == cycle:
             assert not waiting & set(calls.counts), f"step {step}: {calls.counts}"
 
 
@@ -596,9 +610,9 @@ def test_errors_are_sentences() -> None:
 
 
 def test_as_many_cycles_as_there_is_room_for() -> None:
-    assert training("mlp", cycle=9, cycles=10).method.cycles == 3
-    one = training("mlp", cycle=None, cycles=10).method  # an eighth of its 31 steps is less than one cycle
-    assert (one.cycle, one.cycles) == (4, 1)
+    assert training("mlp", cycle=9, cycles=10).method.settings()["cycles"] == 3
+    one = training("mlp", cycle=None, cycles=10).method.settings()  # an eighth of its 31 steps is less than one cycle
+    assert (one["cycle"], one["cycles"]) == (4, 1)
     assert fitting_cycles(Schedule(1, 9, 5), 1, None, 10) == (3, 1), "as long as there is room for"
 
 

@@ -10,14 +10,14 @@ from handmade import MLP, mlp_space
 from processes import side_by_side
 
 from niwaki.methods.sensitivity import layer_losses
-from niwaki.per_unit.fast import VectorisedUnits
+from niwaki.per_unit.fast import FastUnits
 
 
 def losses(data: int) -> np.ndarray:
     torch.manual_seed(0)
     model = MLP()
     space = mlp_space(model)
-    units = VectorisedUnits(space, torch.optim.SGD(model.parameters(), lr=0.1))
+    units = FastUnits(space, torch.optim.SGD(model.parameters(), lr=0.1))
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(data))
     saliency = np.arange(space.num_units, dtype=np.float64)
     return layer_losses(space, units, saliency, lambda: model(x).square().mean())

@@ -14,7 +14,8 @@ from training import Training, adamw, sgd
 from niwaki.errors import MethodError, UnknownName
 from niwaki.methods import CRIC, DHSPG, HSPG, Schedule
 from niwaki.methods.angle_safe import SHARE, AngleSafe
-from niwaki.methods.fades import Fade, fade, fades
+from niwaki.methods.fades import fade, fades
+from niwaki.methods.linear_fade import LinearFade
 from niwaki.per_unit import blocks
 from niwaki.per_unit.protocol import UnitIterates
 from niwaki.selection.budget import Budget
@@ -37,8 +38,7 @@ def units(count: int) -> list[UnitIterates]:
 @pytest.mark.parametrize("factor", [0.05, 0.5, 0.9])
 def test_a_safe_fade_descends(factor: float) -> None:
     """The whole step, fading included, never goes against d where the unit wants to grow; the linear fade does."""
-    rule, wrong = AngleSafe(), 0
-    rule.factor = factor
+    rule, wrong = AngleSafe(factor), 0
     for unit in units(60):
         keep = float(rule.of_unit(unit).keep)
         cosine = float(unit.y @ unit.d / (unit.y.norm() * unit.d.norm()))
@@ -54,8 +54,7 @@ def test_a_safe_fade_descends(factor: float) -> None:
 
 
 def test_never_faster_than_linear() -> None:
-    rule = AngleSafe()
-    rule.factor = 0.9
+    rule = AngleSafe(0.9)
     d, lr = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.full((2,), 1.0, dtype=torch.float64)
     y = torch.tensor([-1e-9, 0.0], dtype=torch.float64)
     assert float(rule.of_unit(UnitIterates(y + d, y, d, lr)).keep) == 0.9
@@ -170,7 +169,7 @@ def test_what_does_not_fit_is_refused() -> None:
         Schedule(1, 20, 2, fade="slow")
     assert set(fades()) == {"linear", "angle-safe"}
     with pytest.raises(MethodError, match="There is already a fade 'linear'. Give the new one another name"):
-        fade("linear")(Fade)
+        fade("linear")(LinearFade)
     with pytest.raises(MethodError, match="has the fade 'angle-safe', but HSPG does not fade what leaves"):
         Training("mlp", sgd, Budget(macs=0.5), SAFE, kind=HSPG)
     with pytest.raises(MethodError, match="has the ramp 'cubic', but DHSPG does not choose units in portions"):

@@ -19,7 +19,7 @@ from training import Training, adamw, sgd, two_rates
 import niwaki
 from niwaki.errors import BudgetError, MethodError
 from niwaki.methods import DHSPG, HSPG, AdaHSPG, Schedule
-from niwaki.methods.attach import Method
+from niwaki.methods.method import Method
 from niwaki.per_unit import blocks
 from niwaki.selection.budget import Budget
 
@@ -85,7 +85,7 @@ def test_zeros_stay_and_the_budget_is_met(kind: str, build: Build) -> None:
         run.step()
         for name, mask in run.driven(run.marked()).items():
             assert (run.parameters()[name][mask] == 0).all()
-        now = run.method._zeros()
+        now = run.method.units.at_zero.numpy()
         if kind != "adahspg" or run.method.progress.phase == "done":  # its proximal phases may bring units back
             assert not (before.get("zero", now) & ~now).any()
             before["zero"] = now
@@ -105,17 +105,17 @@ def test_what_is_not_concerned_takes_the_bare_step_to_the_bit(kind: str, build: 
         state.pop("niwaki")
         bare.optimizer.load_state_dict(state)
         bare.done = run.done
+        phase = run.method.progress.phase
         run.step()
         bare.step()
-        if run.method._ended == run.done:  # the last step of all sets units to zero wherever the budget needs them
+        if run.method.selector.ended_at == run.done:  # the last step sets units to zero wherever the budget asks
             continue
-        phase = run.method.now if run.method._ended is None else "done"
         if phase == "done":
-            concerned = run.method._zeros()
+            concerned = run.method.units.at_zero.numpy()
         elif phase in ("waiting", "scoring"):
             concerned = np.zeros(run.space.num_units, dtype=bool)
         else:
-            concerned = run.method.concerned()
+            concerned = run.method.units.leaving
         untouched = {name: ~mask for name, mask in run.driven(concerned).items()}
         compared |= {phase} if any(mask.any() for mask in untouched.values()) else set()
         for name, value in run.parameters().items():
@@ -288,7 +288,11 @@ def test_what_does_not_fit_is_refused() -> None:
         ("hspg", lambda saved: saved.update(ended=0), "the step it ended at is not a step"),
         ("dhspg", lambda saved: saved.update(scores=torch.zeros(1, 2)), "its window has not the shape"),
         ("dhspg", lambda saved: saved.update(chosen=torch.zeros(32)), "its choice is not 32 truth values"),
-        ("adahspg", lambda saved: saved.update(mode="other"), "its phase, or the step in it, is none"),
+        (
+            "adahspg",
+            lambda saved: saved.update(mode="other"),
+            "its phase, or the step in it, is not one of this schedule's",
+        ),
         ("adahspg", lambda saved: saved.update(epsilon=2.0), "its epsilon is out of bounds"),
     ):
         run, other = training(kind, sgd), training(kind, sgd)

@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from niwaki.methods import DHSPG, HSPG, AdaHSPG, Schedule
-from niwaki.methods.attach import Method
+from niwaki.methods.method import Method
 from niwaki.methods.proximal import group_soft_threshold
 from niwaki.selection.budget import Budget
 
@@ -143,7 +143,11 @@ def test_dhspg_finds_the_support(batch: int, compare: str) -> None:
     options = {"schedule": schedule, "penalty": 0.02, "epsilon": 0.5, "tolerance": 0.0, "compare": compare}
     supports = problem.train(DHSPG, 700, batch, budget=Budget(units=len(SUPPORT)), **options)
     # With exact gradients <x, d> soon leaves no room between shrinking and descending: what is left goes at `until`.
-    assert problem.method._ended == schedule.until if batch == SAMPLES else problem.method._ended < schedule.until
+    assert (
+        problem.method.selector.ended_at == schedule.until
+        if batch == SAMPLES
+        else problem.method.selector.ended_at < schedule.until
+    )
     assert problem.support() == SUPPORT.tolist()
     assert all(set(after) <= set(before) for before, after in zip(supports[60:], supports[61:], strict=False))
     chosen = problem.x[:, SUPPORT].flatten(1).numpy()
@@ -168,9 +172,12 @@ def test_a_half_space_step_of_dhspg_descends() -> None:
         before = problem.loss()
         before.backward()
         x, d = problem.model.weight.detach().clone(), problem.gradient()
+        phase = method.progress.phase
         optimizer.step()
-        if method.now == "half-space" and method.progress.phase != "done":
-            opposed = method._chosen & ((x * d).sum(1) < 0).numpy() & (problem.model.weight != 0).any(1).numpy()
+        if phase == "half-space" and method.progress.phase != "done":
+            opposed = (
+                method.selector.choice.units & ((x * d).sum(1) < 0).numpy() & (problem.model.weight != 0).any(1).numpy()
+            )
             step = problem.model.weight.detach() - x
             assert ((step * d).sum(1)[opposed] < 0).all()
             compared += int(opposed.sum())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.per_unit.index import UnitIndex, unit_parameters
-from niwaki.per_unit.plain import PlainUnits
+from niwaki.per_unit.plain import entries_of
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: MLP(6, 20, 14), (6,)),
@@ -48,11 +48,11 @@ def test_places_and_slices_say_the_same(name: str) -> None:
     build, shape = NETS[name]
     model = build()
     space = niwaki.search_space(model, torch.randn(1, *shape))
-    index, plain = UnitIndex.of(space), PlainUnits(space, torch.optim.SGD(model.parameters()))
+    index = UnitIndex.of(space)
     entries = [
         sum(
             unit_parameters(space)[tensor].index_select(dim, positions).numel()
-            for tensor, dim, positions in plain._entries(unit, produces=True)
+            for tensor, dim, positions in entries_of(space, unit, produces=True)
         )
         for unit in range(space.num_units)
     ]

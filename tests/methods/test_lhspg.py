@@ -139,7 +139,7 @@ def test_fast_path_is_the_plain_loop() -> None:
 def test_one_step_is_the_algorithm_box(penalty: float | None) -> None:
     """On the first step of the second period, in plain arithmetic: both of its units and of others."""
     job = Job(penalty=penalty, protect=0, epsilon=0.1).until(7)
-    status, view = job.method._status, job.method.space
+    status, view = job.method.selector.status, job.method.space
     before = {name: effective(module) for name, module in lora_layers(job.model)}
     free = Job(penalty=penalty, protect=0, epsilon=0.1).until(7)
     free.method.detach()
@@ -176,10 +176,10 @@ def test_one_step_is_the_algorithm_box(penalty: float | None) -> None:
 def test_what_stays_is_untouched_between_merges() -> None:
     """Frozen to the bit; its A and B take the bare optimizer's step."""
     job = Job().until(SCHEDULE.start)
-    borders = job.method.timeline.borders
+    borders = job.method.selector.scores.timeline.borders
     for first, last in zip(borders, borders[1:], strict=False):
         job.until(first)
-        begin, kept = job.weights(), job.method._status == 0
+        begin, kept = job.weights(), job.method.selector.status == 0
         tables = {p.tensor: p.units for p in job.method.space.dims if p.dim == 0 and p.role.zeroed_by_method}
         while job.steps < last - 1:
             job.step()
@@ -216,21 +216,20 @@ def test_before_the_start_it_is_the_bare_optimizer() -> None:
 def test_protected_groups_lose_nothing() -> None:
     """The most sensitive are protected: found once more by hand."""
     job = Job(protect=0.4).until(SCHEDULE.until)
-    protected = job.method._protected
+    protected = job.method.selector.scores._protected
     assert protected is not None and protected.sum() == 2
     plan = job.method.plan()
     names = [g.name for g in job.method.space.groups]
     for name, safe in zip(names, protected, strict=True):
         assert (len(plan.kept[name]) == plan.units[name]) or not safe
     other = Job(protect=0.4).until(SCHEDULE.start - 1)
-    other.method._timeline = None  # type: ignore[assignment]
     growth = []
     other.method.detach()
     other.step()
     view, parameters = other.method.space, dict(other.model.named_parameters())
-    for pair in other.method.pairs:
+    for pair in other.method.update._pairs:
         pair.merge()
-    saliency = other.method.saliency(np.ones(view.num_units, dtype=bool))
+    saliency = other.method.selector.scores.saliency(SCHEDULE.start, np.ones(view.num_units, dtype=bool))
     reference = other.loss().item()
     kept = other.weights()
     for group in view.groups:
@@ -467,7 +466,7 @@ def test_a_plan_says_where_steps_are_coarse(round_to: int, coarse: bool) -> None
         assert "tight" not in job.until(2).method.plan().provenance
     told = job.until(3).method.plan().provenance.get("tight", "")
     assert ("The finest step there is" in told) == coarse
-    assert not coarse or f"with a limit of {job.method._limits['params']:,.0f}." in told
+    assert not coarse or f"with a limit of {job.method.selector.target.limits['params']:,.0f}." in told
 
 
 def test_without_a_loss_magnitudes_will_do() -> None:

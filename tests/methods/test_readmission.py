@@ -11,7 +11,7 @@ from handmade import MLP, mlp_space
 
 from niwaki.errors import MethodError
 from niwaki.methods import HESSO, Schedule
-from niwaki.methods.fading import FADING, IMPORTANT, ZERO
+from niwaki.methods.portions import FADING, IMPORTANT, ZERO
 from niwaki.selection.budget import Budget
 
 SCHEDULE = Schedule(start=1, until=17, periods=2)  # periods of steps 2 to 9 and 10 to 17, whose middles are 5 and 13
@@ -49,7 +49,7 @@ class Training:
 
     @property
     def status(self) -> np.ndarray:
-        return self.method._status.copy()
+        return self.method.selector.status.copy()
 
 
 @pytest.mark.parametrize("vectorised", [True, False])
@@ -109,7 +109,7 @@ def test_resumed_before_a_review() -> None:
 def test_short_periods_have_no_middle() -> None:
     method = Training(True).method
     steps = range(1, 18)
-    assert [step for step in steps if method.timeline.reviews(step)] == [5, 13]
+    assert [step for step in steps if method.selector.scores.timeline.reviews(step)] == [5, 13]
     assert {step: method.timeline.previews(step) for step in steps if method.timeline.previews(step)} == {
         5: 8 / 5,
         13: 8 / 5,

@@ -21,7 +21,7 @@ from niwaki.methods.shrinking import LiveSpace
 
 def discard(run: Run) -> None:
     """What the optimizer remembers of entries at zero is discarded in the run that keeps them, too."""
-    gone = run.method.gone()
+    gone = run.method.selector.removable()
     plan = run.method.space.plan(~gone)
     for name, parameter in run.model.named_parameters():
         for dim, stays in plan.tensors.get(name, {}).items():
@@ -206,6 +206,6 @@ def test_a_run_goes_on_where_states_cannot_follow() -> None:
             optimizer.zero_grad()
             model(torch.randn(8, 4)).square().mean().backward()
             optimizer.step()
-    assert model[0].weight.shape == (10, 4) and method.remains.here.all() and method.progress.phase == "done"
+    assert model[0].weight.shape == (10, 4) and method.units.live.here.all() and method.progress.phase == "done"
     with pytest.raises(ShrinkError, match="register_state_layout"):
         method.shrink()

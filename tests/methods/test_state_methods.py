@@ -16,7 +16,7 @@ from training import Training, sgd
 
 from niwaki.errors import MethodError
 from niwaki.methods import HESSO
-from niwaki.methods.attach import KEY
+from niwaki.methods.method import KEY
 
 
 class OwnMethods(SGD):

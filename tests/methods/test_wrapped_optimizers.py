@@ -17,8 +17,8 @@ from training import adamw, sgd
 import niwaki
 from niwaki.errors import MethodError
 from niwaki.methods import HESSO, HSPG
-from niwaki.methods.attach import Method
 from niwaki.methods.hooks import TRACE
+from niwaki.methods.method import Method
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,7 +60,7 @@ def test_a_step_within_a_step_is_one_step(kind: str) -> None:
         run.step()
         nested.step()
         assert nested.method.step == run.method.step
-    assert not nested.method.gone().all() and nested.marked().any()
+    assert not nested.method.selector.removable().all() and nested.marked().any()
     torch.testing.assert_close(flat(nested), flat(run))
 
 

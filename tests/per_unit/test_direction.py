@@ -223,7 +223,7 @@ def test_only_exact_classes_are_known() -> None:
 def test_no_parameter_is_copied_where_the_state_tells(kind: type[Optimizer]) -> None:
     run = Training("conv", lambda p: kind(p, lr=0.01), Budget(macs=0.4), Schedule(start=1, until=20, periods=2))
     run.step(2)
-    assert run.method.scores.samples == 2 and not run.method._units._directions._copies
+    assert run.method.selector.scores.sampler.window.samples == 2 and not run.method.units.engine._directions._copies
 
 
 @pytest.mark.parametrize("block", [1, 7, 12, 1000])

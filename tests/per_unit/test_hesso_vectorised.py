@@ -49,7 +49,10 @@ def test_no_step_waits_for_the_device(net: str, criteria: dict[str, float] | Non
         run.optimizer.zero_grad()
         run.loss().backward()
         phases.add(run.method.progress.phase)
-        boundary = run.method._timeline.selects(step) is not None or run.method._timeline.factor(step) == 0
+        boundary = (
+            run.method.selector.scores.timeline.selects(step) is not None
+            or run.method.selector.scores.timeline.factor(step) == 0
+        )
         with Calls() as calls:
             run.optimizer.step()
         if not boundary:  # a selection, and only that, brings scores to the host
@@ -80,11 +83,11 @@ def test_scores_are_taken_only_in_windows() -> None:
     assert run.method is not None
     sampled = []
     for step in range(1, SCHEDULE.until + 1):
-        before = run.method.scores.samples
+        before = run.method.selector.scores.sampler.window.samples
         run.step()
-        if run.method.scores.samples != before:
+        if run.method.selector.scores.sampler.window.samples != before:
             sampled.append(step)
-    line = run.method._timeline
+    line = run.method.selector.scores.timeline
     assert sampled == [step for step in range(1, SCHEDULE.until + 1) if line.scores(step)]
     assert np.diff(line.borders).min() >= line.window
 

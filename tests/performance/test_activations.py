@@ -17,7 +17,7 @@ from niwaki.core.cost import PeakMemory, Terms
 from niwaki.criteria import Scores
 from niwaki.errors import BudgetError
 from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, Schedule
-from niwaki.methods.attach import Method
+from niwaki.methods.method import Method
 from niwaki.report import peak_activations
 from niwaki.selection.budget import Budget
 

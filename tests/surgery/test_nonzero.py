@@ -86,7 +86,7 @@ def test_a_plan_from_before_the_end_is_told_as_one(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # which tells that it is early
         keep = np.arange(run.space.num_units) % 2 == 0
-        plan = run.method.plan_of_zeros(run.space, keep, dict(run.method.plan().provenance))
+        plan = run.method.units.plan(keep, dict(run.method.plan().provenance))
     with pytest.warns(UserWarning) as told:
         niwaki.cut(run.model, niwaki.Plan.from_json(plan.to_json()))
     text = str(told[0].message)
@@ -237,7 +237,7 @@ def test_a_method_that_shrinks_other_weights_than_its_own_tells(kind: str) -> No
     other = copy.deepcopy(run)
     with silence():
         assert other.method.shrink()
-    removed = int(run.method.gone().sum())
+    removed = int(run.method.selector.removable().sum())
     run.model.load_state_dict(before.state_dict())
     with pytest.warns(UserWarning, match=rf"of the {removed} units that .* are not zero in the model: up to") as told:
         assert run.method.shrink()
@@ -259,7 +259,7 @@ def test_what_is_left_to_cut_of_a_model_that_has_shrunk() -> None:
         if step == 8:
             method.shrink()
             early = copy.deepcopy(model)
-            left = ~method.gone()
+            left = ~method.selector.removable()
     plan = method.plan()
     removed = int((left & ~space.keep_of(plan)).sum())
     done = plan_of(model)

@@ -207,7 +207,7 @@ def test_nothing_is_changed_where_a_state_is_hidden() -> None:
     with pytest.raises(ShrinkError, match=r"InGroup keeps a tensor of shape \[.*\] in its param groups, as 'buffers'"):
         method.shrink()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert method.remains.here.all()
+    assert method.units.live.here.all()
 
 
 def test_the_shape_of_a_square_matrix_does_not_tell() -> None:

@@ -7,26 +7,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
-from niwaki.core.counts import FloatArray
-from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria.measure import Measurement
-from niwaki.errors import MethodError
+from niwaki.core.space import SearchSpace, check_space
 from niwaki.methods.checks import check_number
-from niwaki.methods.lora.adapted import Adapted
+from niwaki.methods.lora.merged_scores import MergedScores
+from niwaki.methods.lora.merging import Merging, check_pairs
+from niwaki.methods.lora.pairs import find_pairs, merged_space
+from niwaki.methods.method import Method
+from niwaki.methods.parts import Target
+from niwaki.methods.portions import Portions
 from niwaki.methods.proximal import left_half_space
+from niwaki.methods.rule_update import RulesByStep, RuleUpdate
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.scoring import WEIGHTS, Criteria
-from niwaki.methods.status import Phase
-from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate
-from niwaki.selection.budget import Budget
+from niwaki.methods.trained_units import Merged, TrainedUnits
+from niwaki.per_unit.index import unit_parameters
+from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate, UpdateRule
+from niwaki.selection.budget import Budget, check_budget
 
 
-class LHSPG(Adapted):
+@dataclass(frozen=True, slots=True)
+class OfMerged(UpdateRule):
+    """The half-space step of a unit whose weights before and after the step are those of the merged network.
+
+    ``taken``: the share of a unit that goes in this step, unless ``penalty`` is a length.
+    """
+
+    penalty: float | None
+    epsilon: float
+    taken: float
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What `of_sums` needs."""
+        return frozenset({"square", "inner"})
+
+    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
+        """The algorithm box, for one unit that leaves."""
+        x, y, norm = unit.x, unit.y, unit.x.norm()
+        if norm == 0:
+            return UnitUpdate(keep=norm.new_zeros(()), penalty_step=norm.new_zeros(()))
+        penalty = norm * self.taken if self.penalty is None else norm.new_tensor(self.penalty)
+        trial = y - penalty * x / norm
+        return UnitUpdate(keep=(trial @ x >= self.epsilon * (x @ x)).to(norm), penalty_step=penalty / norm)
+
+    def of_sums(self, sums: IterateSums) -> UnitUpdate:
+        """The same for all of them."""
+        alive = sums.square > 0
+        taken = torch.full_like(sums.square, self.taken) if self.penalty is None else self.penalty / sums.square.sqrt()
+        pull = torch.where(alive, taken, 0)
+        ends = ~alive | left_half_space(sums.inner - pull * sums.square, sums.square, self.epsilon)
+        return UnitUpdate(keep=(~ends).to(pull), penalty_step=pull)
+
+
+class LHSPG(Method):
     """LHSPG on any optimizer that trains LoRA pairs A, B beside frozen weights W; a layer computes W + s B A.
 
     The budget is that of the merged network. At step ``schedule.start`` the least salient 25, 50 and 75 % of the units
@@ -99,94 +138,30 @@ class LHSPG(Adapted):
         check_number("protect", protect, 0, 1, "it is the share of the groups that lose nothing")
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
         Schedule.check(schedule)
-        schedule.check_fade("LHSPG")
+        schedule.check_fade(self.label)
         if penalty is not None:
             check_number("penalty", penalty, 0, math.inf, "it is the length that a unit loses in each step")
-        self.loss, self.protect, self.penalty, self.epsilon = loss, float(protect), penalty, float(epsilon)
-        super().__init__(space, optimizer, budget, schedule, criteria, seed, vectorised)
-        needs = [f"the criterion {criterion.name!r}" for criterion in self.mix.registered if criterion.needs_data]
-        if loss is not None and not callable(loss):
-            raise MethodError(f"loss={loss!r} is not a function. Pass loss=lambda: loss_fn(model(x), y).")
-        if loss is None and (protect or needs):
-            raise MethodError(
-                f"LHSPG measures {'how the loss grows when parts of a group are zero' if protect else needs[0]}, but "
-                "knows no loss. Pass loss=lambda: loss_fn(model(x), y), or leave out what needs it: protect=0 and "
-                "criteria={'magnitude': 1.0}."
-            )
-        self._timeline = Timeline.of(schedule, 1)
-        self._taken = 1.0  # the share that a step takes of a unit
-        self.attach()
-
-    @property
-    def timeline(self) -> Timeline:
-        """Known from the beginning."""
-        return self._timeline
-
-    @property
-    def phase(self) -> Phase:
-        """What happens on the next step."""
-        if self.step >= self._timeline.borders[-1]:
-            return "done"
-        return "half-space" if self.step >= self._timeline.borders[0] else "waiting"
-
-    def before_step(self, step: int) -> None:
-        """Keep x of the units that leave in this period."""
-        if self._iterates is not None:
-            self._iterates.remember()
-
-    def after_step(self, step: int) -> None:
-        """One step of the algorithm; the optimizer has just taken its own, on A and B."""
-        if step in self._timeline.borders:
-            for pair in self.pairs:
-                pair.merge()
-        self.fold()
-        if step == self._timeline.borders[0] and self._protected is None:
-            self.protect_groups()
-        self.follow(self._timeline)
-
-    def fade_step(self, factor: float) -> None:
-        """The half-space step of the units that leave; their W is y by now, and their B zero."""
-        if self._iterates is not None:
-            self._taken = 1 - factor
-            self._iterates.apply(self._iterates.change(self))
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """What `of_sums` needs."""
-        return frozenset({"square", "inner"})
-
-    def of_unit(self, unit: UnitIterates) -> UnitUpdate:
-        """The algorithm box, for one unit that leaves."""
-        x, y, norm = unit.x, unit.y, unit.x.norm()
-        if norm == 0:
-            return UnitUpdate(keep=norm.new_zeros(()), penalty_step=norm.new_zeros(()))
-        penalty = norm * self._taken if self.penalty is None else norm.new_tensor(self.penalty)
-        trial = y - penalty * x / norm
-        return UnitUpdate(keep=(trial @ x >= self.epsilon * (x @ x)).to(norm), penalty_step=penalty / norm)
-
-    def of_sums(self, sums: IterateSums) -> UnitUpdate:
-        """The same for all of them."""
-        alive = sums.square > 0
-        taken = torch.full_like(sums.square, self._taken) if self.penalty is None else self.penalty / sums.square.sqrt()
-        pull = torch.where(alive, taken, 0)
-        ends = ~alive | left_half_space(sums.inner - pull * sums.square, sums.square, self.epsilon)
-        return UnitUpdate(keep=(~ends).to(pull), penalty_step=pull)
-
-    def saliency(self, keep: BoolArray) -> FloatArray:
-        """Of W, when all pairs have just been merged."""
-        criteria, loss, measured = self.mix.registered, self.loss, None
-        if criteria:
-            measurement = Measurement(self.space, criteria, self.seed, 1, False)
-            if any(criterion.needs_data for criterion in criteria):
-                assert loss is not None
-                measured = measurement.over([None], lambda model, batch: loss())
-            else:
-                measured = measurement.at_weights()
-        return self.weighted(self.mix.with_functions(measured, self.space, self.remains.here, self._units.device), keep)
-
-    def group_weight(self) -> None:
-        """None matters more than another, once some are protected."""
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """What is protected, penalty and epsilon."""
-        return {"protect": self.protect, "penalty": self.penalty, "epsilon": self.epsilon}
+        check_space(space)
+        pairs = find_pairs(space)
+        merged, number = merged_space(space, pairs)
+        check_pairs(merged, pairs, optimizer)
+        still = SGD(list(unit_parameters(merged).values()), lr=1.0)  # never steps: x and y are what they are
+        units = TrainedUnits(self.label, merged, optimizer, vectorised, Merged(still, space, number))
+        check_budget(budget)
+        target, line = Target.of(merged, budget), Timeline.of(schedule, 1)
+        scores = MergedScores(units, target, line, criteria, seed, loss, float(protect))
+        length, half = penalty, float(epsilon)
+        rules = RulesByStep(
+            at=lambda step, left: OfMerged(length, half, 1 - (left or 0.0)),
+            phase=lambda step: "half-space",
+            settings={"penalty": penalty, "epsilon": half},
+        )
+        update = Merging(units, pairs, line, RuleUpdate(units, rules))
+        portions = Portions(units, target, schedule, scores)
+        super().__init__(
+            units,
+            portions,
+            update,
+            cannot_shrink="weights and adapters are merged when it is cut. Use niwaki.cut(model, method.plan()) at the "
+            "end.",
+        )

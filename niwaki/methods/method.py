@@ -1,11 +1,9 @@
-"""Attaching a method to an optimizer: step hooks, and state inside the optimizer's own ``state_dict``."""
+"""A method: a selector and an update on the step hooks of an optimizer, with their state in its ``state_dict``."""
 
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -14,68 +12,86 @@ from torch import nn
 from torch.optim import Optimizer
 
 from niwaki.core.plan import Plan, structure_hash
-from niwaki.core.space import BoolArray, SearchSpace, check_space
-from niwaki.core.zeroed import zeroed_by_method
+from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, PlanError, ShrinkError
-from niwaki.methods.checks import check_parameters, damaged
+from niwaki.methods.checks import damaged
 from niwaki.methods.hooks import (
     Nesting,
     StateHooks,
     WeightLoading,
-    check_optimizer,
     leave_trace,
     take_trace,
     warn_of_trace,
 )
+from niwaki.methods.parts import Selector, Update
+from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import LiveSpace, ShrinkPolicy
-from niwaki.methods.status import Progress, not_zero, remainder
+from niwaki.methods.status import Progress, not_ended, not_zero, remainder, warn_of
+from niwaki.methods.trained_units import TrainedUnits
+from niwaki.selection.budget import Budget, provenance, slack_note
 
 KEY = "niwaki"
 _FORMAT = 1
 _attached: WeakKeyDictionary[Optimizer, str] = WeakKeyDictionary()  # the name of its method
 
 
-class Method(ABC):
-    """What happens around each optimizer step. Subclasses say what; how it is attached is decided here, once.
+class Method:
+    """What happens around each optimizer step: a `Selector` says which units leave and when, an `Update` what happens
+    to them. All the rest is here, once: hooks, plan, progress, state, shrinking, resume.
+
+    A named method is a subclass that builds its two parts and has nothing else of its own that is not new.
 
     ``step`` counts the optimizer steps since the method was attached; a step that a gradient scaler skips for its
     infinite gradients does not count. The state lives under ``"niwaki"`` in ``optimizer.state_dict()``, as tensors and
     plain numbers, and loads with it.
 
+    Args:
+        units: of the search space of the model that the optimizer trains.
+        selector, update: on these very units.
+        shrink: see `ShrinkPolicy`.
+        cannot_shrink: why the model cannot be shrunk on the way, as a sentence that says what to do; or nothing.
+
     Raises:
-        MethodError: the optimizer does not train the parameters of the space, some are frozen, or it has a method
-            already.
+        MethodError: the optimizer has a method already.
     """
 
     name: str
     label: str
 
-    def __init__(self, space: SearchSpace, optimizer: Optimizer, shrinking: bool | ShrinkPolicy = False) -> None:
-        check_space(space)
-        check_optimizer(self.label, optimizer)
-        self.space = space
-        self.optimizer = optimizer
+    def __init__(
+        self,
+        units: TrainedUnits,
+        selector: Selector,
+        update: Update,
+        shrink: bool | ShrinkPolicy = False,
+        cannot_shrink: str = "",
+    ) -> None:
+        self.units, self.selector, self.update = units, selector, update
+        self.optimizer = units.optimizer
         self.step = 0
-        self.shrinking = ShrinkPolicy.of(shrinking)
-        self.remains = LiveSpace(space)
-        self.check_parameters()
-        if optimizer in _attached:
+        self.shrinking = ShrinkPolicy.of(shrink)
+        self._cannot_shrink = cannot_shrink
+        if self.optimizer in _attached:
             raise MethodError(
-                f"This optimizer has a method already ({_attached[optimizer]}). Call its detach() first: two "
+                f"This optimizer has a method already ({_attached[self.optimizer]}). Call its detach() first: two "
                 "methods would drive the same units."
             )
-        self.closure: Callable[[], Any] | None = None  # what the step at hand was given, while it lasts
         self._loading: Mapping[str, Any] | None = None
         self._nesting = Nesting()
         self._handles: list[Any] = []
+        self._attach()
 
     @final
-    def attach(self) -> None:
-        """Register the hooks; subclasses call it at the end of their constructor."""
+    @property
+    def space(self) -> SearchSpace:
+        """The search space whose units leave."""
+        return self.units.space
+
+    def _attach(self) -> None:
         warn_of_trace(self.label, self.optimizer)
         _attached[self.optimizer] = self.name
         eager: Callable[..., Any] = torch.compiler.disable  # where optimizer.step is compiled, the hooks are not
-        self._weights = WeightLoading(self.space.model, self.remains)
+        self._weights = WeightLoading(self.space.model, self.units.live)
         self._handles = [
             self.optimizer.register_step_pre_hook(eager(self._pre_step)),
             self.optimizer.register_step_post_hook(eager(self._post_step)),
@@ -84,10 +100,22 @@ class Method(ABC):
         ]
 
     @final
+    @property
+    def budget(self) -> Budget | None:
+        """What must hold at the end, if anything."""
+        return self.selector.target.budget
+
+    @final
+    @property
+    def schedule(self) -> Schedule:
+        """When units leave."""
+        return self.selector.schedule
+
+    @final
     def detach(self) -> None:
         """Let go of the optimizer. The parameters stay as they are; zeros are no longer kept."""
         if self._handles:
-            self.leave()
+            self.selector.take_back()
         for handle in self._handles:
             handle.remove()
         if self._handles:
@@ -114,14 +142,16 @@ class Method(ABC):
         Raises:
             ShrinkError: a state of the optimizer cannot follow, or the process is one of several.
         """
-        gone = self.gone()
-        if not (gone & self.remains.here).any():
+        if self._cannot_shrink:
+            raise MethodError(f"{self.label} cannot shrink the model in place: {self._cannot_shrink}")
+        gone, live = self.selector.removable(), self.units.live
+        if not (gone & live.here).any():
             return False
         known = () if self.shrinking is None else tuple(self.shrinking.ema)
-        caveat = not_zero(self.label, self.remains.space, gone[self.remains.here])
+        caveat = not_zero(self.label, live.space, gone[live.here])
         with torch.no_grad():
-            self.remains.leave(gone, self.optimizer, (*known, *ema))
-            self.rebuild()
+            live.leave(gone, self.optimizer, (*known, *ema))
+            self.units.rebuild()
         if caveat is not None:
             warnings.warn(f"{caveat} The model has been shrunk all the same.", stacklevel=2)
         return True
@@ -139,77 +169,65 @@ class Method(ABC):
                 best = accuracy
                 torch.save(model.state_dict(), "best.pt")
         """
-        return self.ended() and remainder(self.remains.space, self.zero_units()[self.remains.here]) is None
+        live = self.units.live
+        return self.selector.ended(self.step) and remainder(live.space, self.selector.zero()[live.here]) is None
 
     @final
-    def plan_of_zeros(self, space: SearchSpace, keep: BoolArray, about: dict[str, Any]) -> Plan:
-        """The plan that keeps the units ``keep`` [num_units] of ``space`` and knows that a method zeroes the rest, and
-        if it has not ended yet."""
-        plan = space.plan(keep, about if self.ended() else about | {"ended": False})
-        return replace(plan, zeroed_by_method=zeroed_by_method(space, ~keep))
-
-    @abstractmethod
-    def ended(self) -> bool:
-        """Whether the schedule has ended: nothing will be removed after this."""
-
-    @abstractmethod
-    def zero_units(self) -> BoolArray:
-        """The units of `plan` that this method has set to zero, [num_units]."""
-
-    @abstractmethod
-    def gone(self) -> BoolArray:
-        """The units that are zero and will stay so, [num_units], as many as the sizes of the model's code allow."""
-
-    @abstractmethod
-    def rebuild(self) -> None:
-        """Refer to the tensors of the model as they are now, those of ``remains.space``."""
-
-    @abstractmethod
     def plan(self) -> Plan:
-        """The plan that removes what is marked now. Warns where that is not what was asked for."""
+        """The plan that removes what the method has chosen so far, or as many of it as the sizes of the model's code
+        allow. After ``schedule.until`` steps it meets the budget, and all that it removes is zero. Before, or where
+        something is not zero in the model, a warning says so. Where steps are so coarse that more than 1 % is left
+        under every limit, ``provenance["tight"]`` says what the next would cost.
 
+        Raises:
+            PlanError: no values of the model's attributes could follow the choice.
+        """
+        selector, live, target = self.selector, self.units.live, self.selector.target
+        missing, ended = selector.shortfall(self.step), selector.ended(self.step)
+        if missing is not None:
+            missing = not_ended(self.label, self.optimizer, self.step, self.schedule.until, missing)
+        warn_of(self.label, missing, live.space, selector.zero()[live.here])
+        keep = ~selector.removed()
+        about = {"step": self.step, "method": self.name, **selector.settings(), **self.update.settings()}
+        if target.budget is not None:
+            if ended and (told := slack_note(self.space, keep, target.limits, target.budget)):
+                about["tight"] = told
+            about = provenance(self.space, keep, target.budget, **about)
+        return self.units.plan(keep, about if ended else about | {"ended": False})
+
+    @final
     @property
-    @abstractmethod
     def progress(self) -> Progress:
-        """Where the method stands."""
+        """Where the method stands. May wait for the device."""
+        phase = self.selector.phase(self.step + 1) or self.update.phase(self.step + 1)
+        return self.selector.progress(self.step, phase)
 
-    @abstractmethod
-    def before_step(self, step: int) -> None:
-        """What to do before the optimizer's step number ``step`` (the first is 1)."""
+    @final
+    def __repr__(self) -> str:
+        return f"{self.label}: {self.selector.describe(self.progress)}"
 
-    @abstractmethod
-    def after_step(self, step: int) -> None:
-        """What to do after it."""
-
-    def check_parameters(self) -> None:
-        """Raise `MethodError` unless the optimizer trains all that the units are made of."""
-        check_parameters(self.space, self.optimizer)
-
-    def leave(self) -> None:  # noqa: B027
-        """Before it lets go: take back what was only tried, if there is anything of the kind."""
-
-    @abstractmethod
+    @final
     def settings(self) -> dict[str, Any]:
         """What must be the same when a run is resumed, as plain data."""
+        return {**self.selector.settings(), **self.update.settings(), **self.selector.target.data}
 
-    @abstractmethod
+    @final
     def state(self) -> dict[str, Any]:
         """What changes from step to step, as tensors and plain numbers."""
+        return self.selector.state() | self.update.state()
 
-    @abstractmethod
+    @final
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave."""
-
-    @abstractmethod
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
+        """Continue from what `state` gave; the zeros themselves are in the model's parameters."""
+        self.selector.restore(state)
+        self.update.restore(state)
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._nesting.opens(optimizer):
             return
         try:
             self._weights.refuse()
-            self.closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+            self.units.closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
             with torch.no_grad():
                 self.before_step(self.step + 1)
         except BaseException:  # this step ends here, and the next one is not part of it
@@ -226,9 +244,22 @@ class Method(ABC):
             self.step += 1
             with torch.no_grad():
                 self.after_step(self.step)
-            if self.shrinking is not None and self.remains.pays(self.gone(), self.shrinking):
+            if self.shrinking is not None and self.units.live.pays(self.selector.removable(), self.shrinking):
                 self._shrink_or_go_on()
-        self.closure = None
+        self.units.closure = None
+
+    @final
+    def before_step(self, step: int) -> None:
+        """What happens before the optimizer's step number ``step`` (the first is 1), by itself once attached."""
+        self.selector.before(step)
+        self.update.before(step, self.selector.left(step))
+
+    @final
+    def after_step(self, step: int) -> None:
+        """What happens after it."""
+        self.selector.observe(step)
+        self.update.act(step, self.selector.left(step))
+        self.selector.choose(step)
 
     def _shrink_or_go_on(self) -> None:
         """A run of hours must not end because it cannot be made cheaper: what comes of it is the same."""
@@ -252,7 +283,8 @@ class Method(ABC):
 
     def _shrunk(self) -> dict[str, Any]:
         """For a checkpoint; nothing as long as the model is dense and will be."""
-        return {} if self.shrinking is None and self.remains.here.all() else {"remains": self.remains.data()}
+        live = self.units.live
+        return {} if self.shrinking is None and live.here.all() else {"remains": live.data()}
 
     def _check_loaded(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         if KEY not in state_dict:
@@ -281,9 +313,10 @@ class Method(ABC):
             if int(saved["step"]) < 0:
                 raise ValueError("its step is negative")
             remains = saved.get("remains", LiveSpace(self.space).data())
-            self.remains.check(remains)
+            self.units.live.check(remains)
             self._weights.check(remains["here"].cpu().numpy())
-            self.check_state(saved["state"])
+            self.selector.check_state(saved["state"])
+            self.update.check_state(saved["state"])
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             raise damaged(self.name, cause) from cause
         self._loading = saved
@@ -293,8 +326,9 @@ class Method(ABC):
         if self._loading is not None:
             self.step = int(self._loading["step"])
             if "remains" in self._loading:
-                self.remains.restore(self._loading["remains"], () if self.shrinking is None else self.shrinking.ema)
-                self.rebuild()
+                ema = () if self.shrinking is None else self.shrinking.ema
+                self.units.live.restore(self._loading["remains"], ema)
+                self.units.rebuild()
             self.restore(self._loading["state"])
             self._weights.complete()
             self._loading = None

@@ -1,0 +1,46 @@
+"""The linear fade, as published for HESSO: what a unit holds goes to zero in equal steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from niwaki.methods.fades import FADING, LINEAR, fade
+from niwaki.methods.parts import Update
+from niwaki.methods.trained_units import TrainedUnits
+from niwaki.per_unit.protocol import UnitUpdate
+
+
+@fade(LINEAR)
+@final
+class LinearFade(Update):
+    """Every unit is multiplied by (T - t - 1) / (T - t), as published for HESSO."""
+
+    def __init__(self, units: TrainedUnits) -> None:
+        self._units = units
+
+    def before(self, step: int, left: float | None) -> None:
+        """Nothing to keep."""
+
+    def act(self, step: int, left: float | None) -> None:
+        """All units alike."""
+        if left and self._units.subset is not None:
+            self._units.subset.apply(UnitUpdate(keep=left))
+
+    def phase(self, step: int) -> str:
+        """One word."""
+        return FADING
+
+    def settings(self) -> dict[str, Any]:
+        """The schedule has its name."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What units are left with is in the parameters."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to continue."""
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to check."""
