@@ -110,7 +110,11 @@ def test_short_periods_have_no_middle() -> None:
     method = Training(True).method
     steps = range(1, 18)
     assert [step for step in steps if method.selector.scores.timeline.reviews(step)] == [5, 13]
-    assert {step: method.timeline.previews(step) for step in steps if method.timeline.previews(step)} == {
+    assert {
+        step: method.selector.scores.timeline.previews(step)
+        for step in steps
+        if method.selector.scores.timeline.previews(step)
+    } == {
         5: 8 / 5,
         13: 8 / 5,
     }
