@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from niwaki.core.space import SearchSpace
 from niwaki.methods.checks import check_mask, check_number
 from niwaki.methods.method import Method
-from niwaki.methods.parts import Target
+from niwaki.methods.parts import Target, Update
 from niwaki.methods.proximal import left_half_space, soft_length
 from niwaki.methods.registry import register
-from niwaki.methods.rule_update import Rules, RuleUpdate
+from niwaki.methods.rule_update import RuleSteps
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.trained_units import TrainedUnits
@@ -103,11 +103,12 @@ def _soft(length: Tensor, penalty: float, norm: Tensor) -> UnitUpdate:
 
 
 @final
-class Alternating(Rules):
+class Alternating(Update):
     """Proximal and half-space phases in turn, ``schedule.periods`` in all, with an epsilon that adapts."""
 
     def __init__(self, units: TrainedUnits, schedule: Schedule, penalty: float) -> None:
-        self._num_units, self._device, self._penalty = units.space.num_units, units.device, penalty
+        self._steps, self._penalty = RuleSteps(units), penalty
+        self._num_units, self._device = units.space.num_units, units.device
         self._periods = schedule.periods
         self._length = max(1, (schedule.until - schedule.start + 1) // schedule.periods)
         self._mode: Literal["proximal", "half-space"] = "proximal"
@@ -117,8 +118,17 @@ class Alternating(Rules):
         self._begin = torch.zeros_like(units.at_zero)  # the zeros when the phase began
         self._projected = torch.zeros_like(units.at_zero)  # what the last half-space phase set to zero
 
-    def at(self, step: int, left: float | None) -> UpdateRule:
-        """The rule of the present phase."""
+    def before(self, step: int, left: float | None) -> None:
+        """Keep x in a half-space phase."""
+        self._steps.before(self._rule())
+
+    def act(self, step: int, left: float | None) -> None:
+        """One step of the present phase."""
+        zero = self._steps.act(self._rule())
+        if zero is not None:
+            self._count(zero)
+
+    def _rule(self) -> UpdateRule:
         if self._mode == "proximal":
             return Proximal(self._penalty)
         return ShortenedHalfSpace(self._penalty, self.epsilon, 1 / (1 + self._place / self._length))
@@ -127,7 +137,7 @@ class Alternating(Rules):
         """The kind of the present phase."""
         return self._mode
 
-    def acted(self, step: int, zero: Tensor) -> None:
+    def _count(self, zero: Tensor) -> None:
         """Count the step; at the end of a phase see what it did, and what comes next. Only then the device is asked."""
         self._place += 1
         if self._place < self._length:
@@ -252,7 +262,7 @@ class AdaHSPG(Method):
         units = TrainedUnits(self.label, space, optimizer, vectorised)
         Schedule.check(schedule)
         selector = Vanishing(units, Target.of(space, budget), schedule, Everything(units, first=schedule.start))
-        super().__init__(units, selector, RuleUpdate(units, Alternating(units, schedule, float(penalty))), shrink)
+        super().__init__(units, selector, Alternating(units, schedule, float(penalty)), shrink)
 
 
 register(AdaHSPG.name, lambda t: AdaHSPG(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))

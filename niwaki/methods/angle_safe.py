@@ -9,7 +9,7 @@ import torch
 from niwaki.errors import MethodError
 from niwaki.methods.fades import FADING, fade
 from niwaki.methods.parts import Update
-from niwaki.methods.rule_update import RulesByStep, RuleUpdate
+from niwaki.methods.rule_update import RuleUpdate
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.per_unit.protocol import IterateSums, UnitIterates, UnitUpdate, UpdateRule
 
@@ -59,6 +59,4 @@ def angle_safe(units: TrainedUnits) -> Update:
             f"{type(units.holder).__qualname__} has no learning rate in its param groups. Add 'lr' to each of "
             "them, or fade linearly."
         )
-    return RuleUpdate(
-        units, RulesByStep(lambda step, left: AngleSafe(1.0 if left is None else left), lambda step: FADING)
-    )
+    return RuleUpdate(units, lambda step, left: AngleSafe(1.0 if left is None else left), lambda step: FADING)

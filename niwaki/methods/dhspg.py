@@ -17,7 +17,7 @@ from niwaki.methods.parts import Target
 from niwaki.methods.proximal import dual_penalty, left_half_space
 from niwaki.methods.redundancy import MostRedundant
 from niwaki.methods.registry import register
-from niwaki.methods.rule_update import RulesByStep, RuleUpdate, follows_gradient
+from niwaki.methods.rule_update import RuleUpdate, follows_gradient
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.trained_units import TrainedUnits
@@ -151,8 +151,8 @@ class DHSPG(Method):
         target = Target.of(space, budget)
         choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare)
         rule = DualHalfSpace(float(penalty), float(amplify), float(most), float(epsilon))
-        rules = RulesByStep(lambda step, left: rule, lambda step: "half-space", asdict(rule))
-        super().__init__(units, Vanishing(units, target, schedule, choice), RuleUpdate(units, rules), shrink)
+        update = RuleUpdate(units, lambda step, left: rule, lambda step: "half-space", asdict(rule))
+        super().__init__(units, Vanishing(units, target, schedule, choice), update, shrink)
 
 
 register(DHSPG.name, lambda t: DHSPG(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))

@@ -13,7 +13,7 @@ from niwaki.methods.method import Method
 from niwaki.methods.parts import Target
 from niwaki.methods.proximal import left_half_space
 from niwaki.methods.registry import register
-from niwaki.methods.rule_update import RulesByStep, RuleUpdate
+from niwaki.methods.rule_update import RuleUpdate
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.trained_units import TrainedUnits
@@ -141,13 +141,14 @@ class HSPG(Method):
         Schedule.check(schedule)
         penalised = Penalised(float(penalty))
         projected = HalfSpace(float(penalty), float(epsilon))
-        rules = RulesByStep(
+        update = RuleUpdate(
+            units,
             at=lambda step, left: penalised if step < schedule.start else projected,
             phase=lambda step: "penalised" if step < schedule.start else "half-space",
             settings={"penalty": float(penalty), "epsilon": float(epsilon)},
         )
         selector = Vanishing(units, Target.of(space, budget), schedule, Everything(units, first=1))
-        super().__init__(units, selector, RuleUpdate(units, rules), shrink)
+        super().__init__(units, selector, update, shrink)
 
 
 register(HSPG.name, lambda t: HSPG(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 from niwaki.methods.fades import FADING, LINEAR, fade
-from niwaki.methods.parts import Update
+from niwaki.methods.parts import Stateless, Update
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.per_unit.protocol import UnitUpdate
 
 
 @fade(LINEAR)
 @final
-class LinearFade(Update):
+class LinearFade(Stateless, Update):
     """Every unit is multiplied by (T - t - 1) / (T - t), as published for HESSO."""
 
     def __init__(self, units: TrainedUnits) -> None:
@@ -30,17 +29,3 @@ class LinearFade(Update):
     def phase(self, step: int) -> str:
         """One word."""
         return FADING
-
-    def settings(self) -> dict[str, Any]:
-        """The schedule has its name."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """What units are left with is in the parameters."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing to continue."""
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to check."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -55,6 +55,28 @@ class Target:
             "round_to": self.steps.round_to,
             "min_units": self.steps.min_units,
         }
+
+
+class Stateless:
+    """For a part of a method that has no numbers of its own and keeps nothing from one step to the next."""
+
+    @final
+    def settings(self) -> dict[str, Any]:
+        """No numbers."""
+        return {}
+
+    @final
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    @final
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to continue."""
+
+    @final
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Nothing to check."""
 
 
 class Selector(ABC):

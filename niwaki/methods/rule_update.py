@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, final
@@ -19,41 +18,9 @@ from niwaki.methods.trained_units import TrainedUnits
 from niwaki.per_unit.protocol import UnitUpdate, UpdateRule
 
 
-class Rules(ABC):
-    """Which `UpdateRule` acts on which step."""
-
-    @abstractmethod
-    def at(self, step: int, left: float | None) -> UpdateRule:
-        """The rule of ``step``; ``left``: see `Selector.left`."""
-
-    @abstractmethod
-    def acted(self, step: int, zero: Tensor) -> None:
-        """After it: ``zero`` [num_units], on the device, are the units that it left at zero."""
-
-    @abstractmethod
-    def phase(self, step: int) -> str:
-        """What happens on ``step``, in one word."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed, as plain data."""
-
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """What changes from step to step, as tensors and plain numbers."""
-
-    @abstractmethod
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-
-    @abstractmethod
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
-
-
 @final
-class RuleUpdate(Update):
-    """The units that leave become what ``rules`` say.
+class RuleSteps:
+    """One rule after the other on the units that leave.
 
     A rule that says how large units are never sets the largest of a group to zero, since a network that has lost a
     whole layer is dead.
@@ -62,28 +29,27 @@ class RuleUpdate(Update):
         MethodError: the optimizer has no learning rate.
     """
 
-    def __init__(self, units: TrainedUnits, rules: Rules) -> None:
+    def __init__(self, units: TrainedUnits) -> None:
         check_rate(units.label, units.holder)
-        self._units, self.rules = units, rules
+        self._units = units
         self._groups_of(units.live.space)
 
-    def before(self, step: int, left: float | None) -> None:
-        """Keep x of the units that leave, where the rule needs it."""
-        subset = self._units.subset
-        if subset is not None and left != 0 and self.rules.at(step, left).reads != {"after"}:
-            subset.remember()
+    def before(self, rule: UpdateRule) -> None:
+        """Before the optimizer's step: keep x, where the rule needs it."""
+        if self._units.subset is not None and rule.reads != {"after"}:
+            self._units.subset.remember()
 
-    def act(self, step: int, left: float | None) -> None:
-        """Let the rule act; not on the last step of a period, after which nothing is left anyway."""
+    def act(self, rule: UpdateRule) -> Tensor | None:
+        """After it: let the rule act. The units that it left at zero, [num_units] on the device; None if it acts on
+        none."""
         subset = self._units.subset
-        if subset is None or left == 0:
-            return
-        update = self._spared(subset.change(self.rules.at(step, left)))
+        if subset is None:
+            return None
+        update = self._spared(subset.change(rule))
         subset.apply(update)
         assert isinstance(update.keep, Tensor)
-        zero = self._units.of_live(update.keep == 0, missing=True)
-        self._units.at_zero = zero
-        self.rules.acted(step, zero)
+        self._units.at_zero = self._units.of_live(update.keep == 0, missing=True)
+        return self._units.at_zero
 
     def _spared(self, update: UnitUpdate) -> UnitUpdate:
         """``update`` without the end of the unit of each group that is the largest, if that would end."""
@@ -99,45 +65,30 @@ class RuleUpdate(Update):
     def _groups_of(self, space: SearchSpace) -> None:
         self._space, self._group = space, torch.from_numpy(group_of(space)).to(self._units.device)
 
-    def phase(self, step: int) -> str:
-        """That of the rules."""
-        return self.rules.phase(step)
-
-    def settings(self) -> dict[str, Any]:
-        """Those of the rules."""
-        return self.rules.settings()
-
-    def state(self) -> dict[str, Any]:
-        """That of the rules."""
-        return self.rules.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`; x is kept anew."""
-        self.rules.restore(state)
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """What the rules ask for."""
-        self.rules.check_state(state)
-
 
 @final
-class RulesByStep(Rules):
-    """Rules that follow from the step alone. ``at`` and ``phase``: see `Rules`; ``settings``: the rules' numbers."""
+class RuleUpdate(Update):
+    """The rule of a step follows from the step alone, ``at(step, left)``, and so does its name, ``phase(step)``.
+    ``settings``: the numbers of the rules. On the last step of a period nothing is done, since nothing is left then."""
 
     def __init__(
         self,
+        units: TrainedUnits,
         at: Callable[[int, float | None], UpdateRule],
         phase: Callable[[int], str],
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self._at, self._phase, self._settings = at, phase, dict(settings or {})
+        self._steps, self._at, self._phase, self._settings = RuleSteps(units), at, phase, dict(settings or {})
 
-    def at(self, step: int, left: float | None) -> UpdateRule:
-        """As given."""
-        return self._at(step, left)
+    def before(self, step: int, left: float | None) -> None:
+        """Keep x of the units that leave."""
+        if left != 0:
+            self._steps.before(self._at(step, left))
 
-    def acted(self, step: int, zero: Tensor) -> None:
-        """Nothing follows from it."""
+    def act(self, step: int, left: float | None) -> None:
+        """Let the rule act."""
+        if left != 0:
+            self._steps.act(self._at(step, left))
 
     def phase(self, step: int) -> str:
         """As given."""
@@ -148,7 +99,7 @@ class RulesByStep(Rules):
         return dict(self._settings)
 
     def state(self) -> dict[str, Any]:
-        """Nothing changes."""
+        """Nothing: what units are left with is in the parameters."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:

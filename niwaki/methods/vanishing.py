@@ -15,7 +15,7 @@ from niwaki.criteria import normalise
 from niwaki.criteria.registry import named
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_mask, diverged
-from niwaki.methods.parts import Selector, Target
+from niwaki.methods.parts import Selector, Stateless, Target
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.status import Progress, share
 from niwaki.methods.trained_units import TrainedUnits
@@ -67,7 +67,7 @@ class Choice(ABC):
 
 
 @final
-class Everything(Choice):
+class Everything(Stateless, Choice):
     """All units, from the step ``first`` on."""
 
     def __init__(self, units: TrainedUnits, first: int) -> None:
@@ -95,20 +95,6 @@ class Everything(Choice):
     def preference(self) -> float:
         """No unit is meant to leave before another."""
         return 1.0
-
-    def settings(self) -> dict[str, Any]:
-        """The schedule says it all."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """Nothing changes."""
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing to continue."""
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to check."""
 
 
 @final

@@ -196,16 +196,10 @@ class Call(ABC):
         of an operator that calls functions, is at work."""
         return self.python.function is None
 
+    @abstractmethod
     def indexed_by(self, axis: Axis, indices: Label, why: str) -> None:
         """Positions of ``axis`` are taken by the numbers in ``indices``. Only numbers that are known to be positions of
         the same axis will follow a cut; otherwise it is pinned, because ``why``."""
-        places = self.index_of(indices)
-        if places is not None and places.size == axis.size:
-            self.equate(axis, places)
-            return
-        self.pin(axis, why)
-        if places is not None:
-            self.pin(places, f"its positions look something up in a dimension of {axis.size}, not {places.size}")
 
     def label(
         self,

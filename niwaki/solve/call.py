@@ -187,6 +187,15 @@ class GraphCall(Call):
         self.understood.update(same[-1:])
         return numbers[same[-1]] if same else Literal(given)
 
+    def indexed_by(self, axis: Axis, indices: Label, why: str) -> None:
+        places = self.index_of(indices)
+        if places is not None and places.size == axis.size:
+            self.equate(axis, places)
+            return
+        self.pin(axis, why)
+        if places is not None:
+            self.pin(places, f"its positions look something up in a dimension of {axis.size}, not {places.size}")
+
     def index_of(self, label: Label) -> Axis | None:
         self.placed.append(label)
         return label.index_of if label.index_of is not None and label.index_of.free else None

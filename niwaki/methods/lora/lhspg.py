@@ -22,7 +22,7 @@ from niwaki.methods.method import Method
 from niwaki.methods.parts import Target
 from niwaki.methods.portions import Portions
 from niwaki.methods.proximal import left_half_space
-from niwaki.methods.rule_update import RulesByStep, RuleUpdate
+from niwaki.methods.rule_update import RuleUpdate
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.scoring import WEIGHTS, Criteria
 from niwaki.methods.trained_units import Merged, TrainedUnits
@@ -151,12 +151,13 @@ class LHSPG(Method):
         target, line = Target.of(merged, budget), Timeline.of(schedule, 1)
         scores = MergedScores(units, target, line, criteria, seed, loss, float(protect))
         length, half = penalty, float(epsilon)
-        rules = RulesByStep(
+        step = RuleUpdate(
+            units,
             at=lambda step, left: OfMerged(length, half, 1 - (left or 0.0)),
             phase=lambda step: "half-space",
             settings={"penalty": penalty, "epsilon": half},
         )
-        update = Merging(units, pairs, line, RuleUpdate(units, rules))
+        update = Merging(units, pairs, line, step)
         portions = Portions(units, target, schedule, scores)
         super().__init__(
             units,
