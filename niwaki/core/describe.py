@@ -10,6 +10,7 @@ import numpy as np
 from niwaki.core.counts import IntArray
 
 if TYPE_CHECKING:
+    from niwaki.core.edits.base import Edit
     from niwaki.core.plan import Plan
     from niwaki.core.space import Group, Pin, SearchSpace
 
@@ -20,7 +21,8 @@ _MEASURES = {"macs": "MACs", "params": "parameters", "memory": "bytes of weights
 
 
 def describe_plan(plan: Plan) -> str:
-    """What a plan costs beside the dense network and its budget, and what it keeps of each group."""
+    """What a plan costs beside the dense network and its budget, what it keeps of each group, and an edit of every kind
+    that it has."""
     total = sum(plan.units.values())
     removed = total - sum(map(len, plan.kept.values()))
     lines = [f"Plan: {removed:,} of {total:,} units in {counted(len(plan.kept), 'group')} are removed"]
@@ -38,7 +40,17 @@ def describe_plan(plan: Plan) -> str:
         lines.append(f"  {name}: keeps {stays} of {units}{block}")
     if len(touched) > _SHOWN_OF_PLAN:
         lines.append(f"  ... and {counted(len(touched) - _SHOWN_OF_PLAN, 'more group')}")
+    for kind, edits in _by_kind(plan).items():
+        more = f"; and {len(edits) - 1:,} more" if len(edits) > 1 else ""
+        lines.append(f"  {kind}: {edits[0]}{more}")
     return "\n".join(lines)
+
+
+def _by_kind(plan: Plan) -> dict[str, list[Edit]]:
+    found: dict[str, list[Edit]] = {}
+    for edit in plan.edits:
+        found.setdefault(edit.kind, []).append(edit)
+    return found
 
 
 def counted(number: int, noun: str) -> str:

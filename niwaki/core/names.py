@@ -23,6 +23,11 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != _COMPILED) if _COMPILED in name else name
 
 
+def is_of_graph(name: str) -> bool:
+    """Whether an attribute of this name holds numbers of an exported program: no attribute in Python has a dot."""
+    return "." in name
+
+
 def plain_json(data: Any) -> Any:
     """JSON data with plain names: files of compiled networks once had those of torch's wrappers."""
     if isinstance(data, dict):

@@ -164,20 +164,6 @@ class Equation:
         return f"{self.expression} {target}: {self.what}, {self.location.brief}"
 
 
-@dataclass(frozen=True, slots=True)
-class AttributeEdit:
-    """A new value for an integer attribute of a module, or for one inside it. The module alone gets it: containers
-    and objects on the way there are replaced by copies, for others may hold them too."""
-
-    module: str
-    name: str
-    where: Where
-    value: int
-
-    def __str__(self) -> str:
-        return describe("", self.name, self.where)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Numbers:
     """All equations of a search space, and which equation decides which attribute."""

@@ -21,6 +21,11 @@ class Positions(Sequence[int]):
         self.array: IntArray = array
         self.ascending = bool((array[1:] > array[:-1]).all()) and (not len(array) or bool(array[0] >= 0))
 
+    @classmethod
+    def of(cls, numbers: Iterable[int]) -> Positions:
+        """The same numbers; themselves, if they are kept so already."""
+        return numbers if isinstance(numbers, Positions) else cls(numbers)
+
     def __len__(self) -> int:
         return len(self.array)
 

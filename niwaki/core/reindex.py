@@ -26,7 +26,7 @@ from niwaki.core.numbers import (
     Numbers,
     evaluate,
 )
-from niwaki.core.plan import Plan, TensorShape
+from niwaki.core.plan import Plan, TensorShape, smaller_shapes
 from niwaki.core.repairs import Factor, Repairs, ScalarRule, TensorRule, ratio
 from niwaki.core.space import Group, SearchSpace, Tie
 from niwaki.core.tensor_dims import Slice, TensorDim
@@ -70,17 +70,6 @@ def reindex(
                 "what niwaki.cut made of it."
             )
     return _Reindexing(space, keep).space(model, shapes)
-
-
-def smaller_shapes(plan: Plan) -> tuple[TensorShape, ...]:
-    """Names and shapes of the tensors after the cut."""
-    return tuple(
-        TensorShape(
-            shape.name,
-            tuple(len(plan.tensors.get(shape.name, {}).get(dim, range(size))) for dim, size in enumerate(shape.shape)),
-        )
-        for shape in plan.shapes
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

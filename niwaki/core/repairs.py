@@ -10,9 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from niwaki.core.counts import FloatArray
+from niwaki.core.edits import Rescale, SetScalar
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,50 +51,21 @@ class ScalarRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Repair:
-    """A cut replaces ``tensor`` by factor * (tensor + shift) - shift."""
-
-    tensor: str
-    factor: float
-    shift: float
-
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The repaired tensor, in the precision of the given one."""
-        precise = tensor.to(torch.promote_types(tensor.dtype, torch.float64))
-        return ((precise + self.shift) * self.factor - self.shift).to(tensor.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class ScalarEdit:
-    """A cut sets the float attribute ``name`` of a module to ``value`` (times the machine epsilon of the model's dtype,
-    if ``epsilon``)."""
-
-    module: str
-    name: str
-    value: float
-    epsilon: bool
-
-    def of(self, dtype: torch.dtype) -> float:
-        """The new value in a model of floating-point type ``dtype``."""
-        return self.value * torch.finfo(dtype).eps if self.epsilon else self.value
-
-
-@dataclass(frozen=True, slots=True)
 class Repairs:
     """All repairs of a search space."""
 
     tensors: tuple[TensorRule, ...] = ()
     scalars: tuple[ScalarRule, ...] = ()
 
-    def solve(self, counts: FloatArray) -> tuple[list[Repair], list[ScalarEdit]]:
+    def solve(self, counts: FloatArray) -> tuple[list[Rescale], list[SetScalar]]:
         """The repairs that the surviving ``counts`` [num_axes] ask for."""
-        repairs = [Repair(rule.tensor, ratio(rule.factors, counts), rule.shift) for rule in self.tensors]
+        repairs = [Rescale(rule.tensor, ratio(rule.factors, counts), rule.shift) for rule in self.tensors]
         edits = []
         for rule in self.scalars:
             scalar, times = rule.scalar, ratio(rule.factors, counts)
             if times != 1:
                 value = times if scalar.epsilon else scalar.value * times
-                edits.append(ScalarEdit(scalar.module, scalar.name, value, scalar.epsilon))
+                edits.append(SetScalar(scalar.module, scalar.name, value, scalar.epsilon))
         return [repair for repair in repairs if repair.factor != 1], edits
 
 

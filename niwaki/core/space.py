@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from niwaki.core.cost import Cost, CostModel
 from niwaki.core.counts import FloatArray
 from niwaki.core.describe import describe_group, describe_space
+from niwaki.core.edits import Keep, KeepDirection, SetAttribute
+from niwaki.core.edits.numbers import derived_attributes
 from niwaki.core.location import Location
-from niwaki.core.numbers import AttributeEdit, Numbers
-from niwaki.core.plan import Plan, TensorShape, derived_attributes
+from niwaki.core.numbers import Numbers
+from niwaki.core.plan import Plan, TensorShape
 from niwaki.core.positions import Positions
 from niwaki.core.repairs import Repairs
 from niwaki.core.tensor_dims import Role, Slice, TensorDim
@@ -158,7 +160,7 @@ class SearchSpace:
                     "with them. Keep at least one unit of every group."
                 )
         alive = np.append(keep, True)
-        tensors: dict[str, dict[int, Positions]] = {}
+        keeps: dict[tuple[str, int], Keep | KeepDirection] = {}
         left: dict[int, Positions | None] = {}  # dimensions that are tied share their positions
         for place in self.dims:
             if id(place.units) not in left:
@@ -166,7 +168,8 @@ class SearchSpace:
                 left[id(place.units)] = None if stays.all() else Positions(np.flatnonzero(stays))
             positions = left[id(place.units)]
             if positions is not None:
-                tensors.setdefault(place.tensor, {})[place.dim] = positions
+                kind = KeepDirection if place.role is Role.DIRECTION else Keep
+                keeps[place.tensor, place.dim] = kind(place.tensor, place.dim, positions)
         counts = self.cost_model.counts(keep.astype(np.float64))
         values, failing = self.numbers.solve(counts)
         if failing:
@@ -177,24 +180,18 @@ class SearchSpace:
                 "parameter with `ignored`."
             )
         edits = [
-            AttributeEdit(attribute.module, attribute.name, attribute.where, value)
+            SetAttribute(attribute.module, attribute.name, attribute.where, value)
             for attribute, value in values.items()
             if value != attribute.value
         ]
-        edits += derived_attributes(self.model, tensors, edits)
+        edits += derived_attributes(self.model, {key: len(one.kept) for key, one in keeps.items()}, edits)
         repairs, scalars = self.repairs.solve(counts)
         return Plan(
             kept={g.name: Positions(np.flatnonzero(keep[g.numbers])) for g in self.groups},
             units={g.name: g.units for g in self.groups},
-            tensors=tensors,
-            attributes=tuple(edits),
             shapes=self.shapes,
+            edits=(*keeps.values(), *repairs, *edits, *scalars),
             provenance=dict(provenance or {}),
-            repairs=tuple(repairs),
-            scalars=tuple(scalars),
-            directions=tuple(
-                (p.tensor, p.dim) for p in self.dims if p.role is Role.DIRECTION and p.dim in tensors.get(p.tensor, {})
-            ),
         )
 
     def __str__(self) -> str:

@@ -48,7 +48,7 @@ class TransformersIntegration:
         ``save_pretrained``."""
         for path, model in pretrained_in(small):
             prefix = f"{path}." if path else ""
-            if not any(name.startswith(prefix) for name in plan.tensors):
+            if not any(name.startswith(prefix) for name in plan.changes):
                 continue
             within = [module for module in model.modules() if is_pretrained(module)]
             try:

@@ -135,7 +135,7 @@ def _regrow(small: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     modules = dict(small.named_modules())
     for name, buffer in list(small.named_buffers()):
         saved = tensors.get(name)
-        cut = plan.tensors.get(name, {})
+        cut = plan.change_of(name).dims
         if saved is None or saved.shape == buffer.shape or (cut and saved.ndim != buffer.ndim):
             continue
         if any(saved.shape[dim] != buffer.shape[dim] for dim in cut):

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from niwaki.core.edits import Zeroed
 from niwaki.core.names import plain_name
 from niwaki.core.space import BoolArray
 from niwaki.errors import MethodError, WeightsError
 from niwaki.methods.shrinking import LiveSpace
-from niwaki.surgery.cut import kept
 from niwaki.surgery.nonzero import nonzero
 
 _HOOKS = frozenset({"_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_state_dict_post_hooks"})
@@ -280,7 +280,7 @@ class WeightLoading:
                 "units they have. Nothing was loaded. Load weights from after the last time that the model shrank."
             )
         left = self._live.since(there)
-        found = nonzero(given, left.zeroed_by_method)
+        found = nonzero(given, left.edits_of(Zeroed))
         if found is not None:
             raise WeightsError(
                 f"These weights are from before the model shrank, {size}, and {len(found.units)} of the "
@@ -289,9 +289,7 @@ class WeightLoading:
                 "from steps where method.done is true (with load_best_model_at_end: eval_delay=schedule.until), as "
                 "docs/ema_and_checkpoints.md shows."
             )
-        repairs = {repair.tensor: repair for repair in left.repairs}
-        smaller = {name: kept(value, left.tensors.get(name, {})) for name, value in given.items()}
-        return {name: repairs[name].of(value) if name in repairs else value for name, value in smaller.items()}
+        return {name: left.change_of(name).of(value) for name, value in given.items()}
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

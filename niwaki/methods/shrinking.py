@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from niwaki.core.compose import difference
-from niwaki.core.plan import Plan, tensor_shapes
-from niwaki.core.reindex import reindex, smaller_shapes
+from niwaki.core.edits.zeroed import zeroed_by_method
+from niwaki.core.plan import Plan, smaller_shapes, tensor_shapes
+from niwaki.core.reindex import reindex
 from niwaki.core.scalars import is_number
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.core.zeroed import zeroed_by_method
 from niwaki.errors import MethodError
 from niwaki.per_unit.protocol import Measure, Units, UnitSubset
 from niwaki.surgery.shrink import shrink
@@ -123,7 +123,7 @@ class LiveSpace:
 
     def since(self, there: BoolArray) -> Plan:
         """What has been removed since the units ``there`` [num_units] were here, all of it at zero."""
-        whole = replace(self._dense.plan(self.here), zeroed_by_method=zeroed_by_method(self._dense, ~self.here))
+        whole = self._dense.plan(self.here).with_edits(zeroed_by_method(self._dense, ~self.here))
         return difference(self._dense.plan(there), whole)
 
     def data(self) -> dict[str, Any]:

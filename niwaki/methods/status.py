@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
+from niwaki.core.edits.zeroed import zeroed_by_method
 from niwaki.core.names import named_parameters
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.core.zeroed import zeroed_by_method
 from niwaki.surgery.nonzero import Nonzero, nonzero
 
 

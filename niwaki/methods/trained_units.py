@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from niwaki.core.counts import IntArray
+from niwaki.core.edits.zeroed import zeroed_by_method
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace, check_space
-from niwaki.core.zeroed import zeroed_by_method
 from niwaki.methods.checks import check_parameters
 from niwaki.methods.hooks import check_optimizer
 from niwaki.methods.shrinking import LiveSpace, LiveUnits
@@ -121,7 +121,7 @@ class TrainedUnits:
             space, inner = self.merged.whole, keep
             keep = np.ones(space.num_units, dtype=bool)
             keep[self.merged.number] = inner
-        return replace(space.plan(keep, about), zeroed_by_method=zeroed_by_method(space, ~keep))
+        return space.plan(keep, about).with_edits(zeroed_by_method(space, ~keep))
 
     def _look_up_anew(self) -> None:
         for name in ("subset", "_zeros"):

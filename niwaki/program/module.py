@@ -48,11 +48,6 @@ _CALLED_AS: Mapping[Any, Callable[..., Any]] = {
 }
 
 
-def is_of_graph(name: str) -> bool:
-    """Whether an attribute of this name holds numbers of a program."""
-    return "." in name
-
-
 def _grad_mode(enabled: bool, block: Subprogram, *args: Any) -> Any:
     return _within(torch.set_grad_enabled(enabled), block, args)
 

@@ -25,7 +25,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, TraceError
 from niwaki.repair.calibration import Forward, feed
 from niwaki.repair.consumers import Reader, readers_of, removed_from
-from niwaki.surgery.cut import cut_module, duplicate, kept
+from niwaki.surgery.cut import cut_module, duplicate
 from niwaki.surgery.history import check_plan
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
@@ -151,7 +151,7 @@ def compensate(
                 continue
             with torch.no_grad():
                 for part, value in named_parameters(fitted):
-                    inside.get_parameter(part).copy_(kept(value, plan.tensors.get(f"{name}.{part}", {})))
+                    inside.get_parameter(part).copy_(plan.change_of(f"{name}.{part}").of(value))
     return Compensated(made, layers, left)
 
 

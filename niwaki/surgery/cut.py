@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch.export import ExportedProgram
 
 from niwaki.core.copying import ModelCopier
+from niwaki.core.edits.numbers import derived_attributes
 from niwaki.core.integrations import registered
 from niwaki.core.names import named_buffers, named_modules, named_parameters
-from niwaki.core.numbers import AttributeEdit
-from niwaki.core.objects import class_attribute
-from niwaki.core.paths import is_setting, replaced
-from niwaki.core.plan import Plan, derived_attributes
+from niwaki.core.plan import Plan
 from niwaki.errors import NiwakiError, PlanError, first_line
 from niwaki.program.convert import rebuilt
 from niwaki.program.entry import calls_of, program_of
-from niwaki.program.module import Program, is_of_graph
+from niwaki.program.module import Program
 from niwaki.surgery.history import check_plan, remember, to_do
 from niwaki.surgery.leftovers import forget_leftovers, share_beside, warn_of_leftovers
 from niwaki.surgery.nonzero import warn_of_nonzero
@@ -125,8 +122,10 @@ _GRAPHS = (ExportedProgram, Program)
 def check_kind(model: torch.nn.Module, plan: Plan) -> None:
     """Raise `PlanError` if the plan edits numbers of the other kind (a graph's names can be no attribute's), or leaves
     out sizes that torch's modules remember, as plans of a graph do."""
-    kinds = {is_of_graph(edit.name) for edit in plan.attributes}
-    of_graph = True in kinds or (not kinds and bool(derived_attributes(model, plan.tensors, ())))
+    kinds = {edit.for_graph for edit in plan.module_edits} - {None}
+    if not kinds:
+        plan.check_positions()
+    of_graph = True in kinds or (not kinds and bool(derived_attributes(model, plan.lengths, ())))
     if of_graph and not isinstance(model, Program):
         raise PlanError(
             "The plan was made for the graph of the model: it changes numbers of an exported program only. Cut with "
@@ -146,28 +145,22 @@ def cut_empty(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
 
 def _carry_out(model: torch.nn.Module, plan: Plan, contents: bool) -> torch.nn.Module:
     replaced: dict[int, object] = {}
-    repairs = {repair.tensor: repair for repair in plan.repairs}
     for name, parameter in named_parameters(model):
-        data = kept(parameter.detach(), plan.tensors.get(name, {}), contents)
-        data = repairs[name].of(data) if contents and name in repairs else data
-        smaller = torch.nn.Parameter(data, requires_grad=parameter.requires_grad)
-        replaced[id(parameter)] = smaller
+        data = plan.change_of(name).of(parameter.detach(), contents)
+        replaced[id(parameter)] = torch.nn.Parameter(data, requires_grad=parameter.requires_grad)
     for name, buffer in named_buffers(model):
-        replaced[id(buffer)] = kept(buffer.detach(), plan.tensors.get(name, {}), True)
+        replaced[id(buffer)] = plan.change_of(name).of(buffer.detach())
     small = duplicate(model, replaced)
     forget_leftovers(small)
-    edit_numbers(small, plan)
+    edit_modules(small, plan)
     return small
 
 
-def edit_numbers(model: torch.nn.Module, plan: Plan) -> None:
-    """Give the modules the integers and floats that ``plan`` wants."""
+def edit_modules(model: torch.nn.Module, plan: Plan) -> None:
+    """Change the modules of ``model``, whose tensors have been changed, as ``plan`` wants."""
     modules = dict(named_modules(model))
-    for edit in plan.attributes:
-        _edit(modules, edit)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    for scalar in plan.scalars:
-        modules[scalar.module].__dict__[scalar.name] = scalar.of(dtype)
+    for edit in plan.module_edits:
+        edit.apply(modules)
 
 
 def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None) -> torch.nn.Module:
@@ -190,30 +183,3 @@ def duplicate(model: torch.nn.Module, replaced: dict[int, object] | None = None)
         ) from cause
     share_beside(model, small)
     return small
-
-
-def kept(tensor: torch.Tensor, positions: Mapping[int, Sequence[int]], contents: bool = True) -> torch.Tensor:
-    """A new tensor of the entries at ``positions``, by dimension; zeros of that shape without ``contents``."""
-    if tensor.is_meta or not contents:
-        shape = [len(positions.get(dim, range(size))) for dim, size in enumerate(tensor.shape)]
-        return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-    for dim, stays in positions.items():
-        tensor = tensor.index_select(dim, torch.tensor(stays, dtype=torch.int64, device=tensor.device))
-    return tensor if positions else tensor.clone()
-
-
-def _edit(modules: Mapping[str, torch.nn.Module], edit: AttributeEdit) -> None:
-    """Give a module its own number. Written into ``__dict__``: nothing of its attribute handling may run."""
-    try:
-        module = modules[edit.module]
-        if edit.name in module.__dict__:
-            module.__dict__[edit.name] = replaced(module.__dict__[edit.name], edit.where, edit.value)
-        elif is_setting(setting := class_attribute(type(module), edit.name)) and (edit.where or type(setting) is int):
-            module.__dict__[edit.name] = replaced(setting, edit.where, edit.value)
-        else:
-            raise LookupError(edit.name)
-    except LookupError:
-        raise PlanError(
-            f"The plan sets '{edit}' of the module {edit.module!r} to {edit.value}, but this model has no such "
-            "attribute. Pass the dense model the plan was made for."
-        ) from None

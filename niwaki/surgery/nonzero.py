@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from niwaki.core.counts import FloatArray, IntArray
+from niwaki.core.edits import Zeroed
 from niwaki.core.names import named_parameters
 from niwaki.core.plan import Plan
-from niwaki.core.zeroed import Zeroed
 
 # A weight that is smaller than this times the largest of its tensor counts as zero: a long average is never quite.
 _EPSILON = float(torch.finfo(torch.float32).eps)
@@ -91,7 +91,7 @@ def _to_host(values: Sequence[Tensor]) -> list[FloatArray]:
 def warn_of_nonzero(model: torch.nn.Module, plan: Plan, what: str = "the weights given") -> None:
     """Warn the caller of a function that removes what ``plan`` says, where a method made the plan and what is removed
     is not zero in ``model``, which the plan fits. Plans that no method made remove units that nobody has zeroed."""
-    found = nonzero(dict(named_parameters(model)), plan.zeroed_by_method)
+    found = nonzero(dict(named_parameters(model)), plan.edits_of(Zeroed))
     if found is not None:
         warnings.warn(_sentence(found, plan, what), stacklevel=3)
 

@@ -14,9 +14,8 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map
 
-from niwaki.core.repairs import Repair
+from niwaki.core.edits import TensorChange
 from niwaki.errors import ShrinkError
-from niwaki.surgery.cut import kept
 from niwaki.surgery.hidden_state import Related, check_hidden, nested_optimizers, tensors_inside
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -88,20 +87,7 @@ if "Muon" in vars(torch.optim):  # since torch 2.9
     register_state_layout(torch.optim.Muon, powers={"momentum_buffer": -1})
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterChange:
-    """What happens to one parameter: the positions that stay by dimension, and how it is rescaled."""
-
-    name: str
-    positions: Mapping[int, Sequence[int]]
-    repair: Repair | None = None
-
-    @property
-    def factor(self) -> float:
-        return 1.0 if self.repair is None else self.repair.factor
-
-
-def smaller_state(optimizer: Optimizer, changes: Mapping[Tensor, ParameterChange]) -> list[Callable[[], None]]:
+def smaller_state(optimizer: Optimizer, changes: Mapping[Tensor, TensorChange]) -> list[Callable[[], None]]:
     """Compute the state that follows ``changes``; calling the results puts it in place, and cannot fail.
 
     Parameters that keep their shape keep their state; it is looked at nevertheless, since a state that spans several
@@ -112,7 +98,7 @@ def smaller_state(optimizer: Optimizer, changes: Mapping[Tensor, ParameterChange
     """
     every = nested_optimizers(optimizer)
     parameters = [parameter for one in every for group in one.param_groups for parameter in group["params"]]
-    related = Related(parameters, {parameter: change.positions for parameter, change in changes.items()})
+    related = Related(parameters, {parameter: change.dims for parameter, change in changes.items()})
     layouts = _layouts(every)
     actions: list[Callable[[], None]] = []
     followed: set[int] = set()
@@ -168,7 +154,7 @@ class _Follow:
     optimizer: Optimizer
     layout: StateLayout
     parameter: Tensor
-    change: ParameterChange | None
+    change: TensorChange | None
     told: set[Any]
 
     def __call__(self, key: Any, value: Any) -> Any:
@@ -197,7 +183,7 @@ class _Follow:
     def _tensor(self, key: Any, value: Tensor) -> Tensor:
         parameter, change = self.parameter, self.change
         dims = _dims(self.layout, parameter, key, value)
-        name = "" if change is None else repr(change.name) + " "
+        name = "" if change is None else repr(change.tensor) + " "
         what = f"The state {key!r} of {type(self.optimizer).__qualname__} has the shape {list(value.shape)} where its "
         if dims is None:
             raise ShrinkError(
@@ -215,21 +201,19 @@ class _Follow:
                 f"{type(self.optimizer).__qualname__}, lacking={{{key!r}: ()}}); otherwise cut at the end of training "
                 "(niwaki.cut)."
             )
-        positions = {
-            dims[dim]: stays for dim, stays in change.positions.items() if dim in dims and value.shape[dims[dim]] != 1
-        }
-        if positions:
-            value = kept(value, positions)
-        if change.factor == 1 or (value.numel() == 1 and key not in self.layout.powers):
-            return value
-        if key not in self.layout.powers:
-            raise ShrinkError(
-                f"The parameter {name}is rescaled when it gets smaller, and it is not known how the state {key!r} of "
-                f"{type(self.optimizer).__qualname__} goes with its scale. Say so: niwaki.register_state_layout("
-                f"{type(self.optimizer).__qualname__}, powers={{{key!r}: -1}}) for an average of gradients, -2 for "
-                "one of their squares, 1 for a copy of the weights, 0 for what does not depend on it."
-            )
-        return value * change.factor ** self.layout.powers[key]
+        return change.of_state(value, dims, lambda: self._power(key, value, name))
+
+    def _power(self, key: Any, value: Tensor, name: str) -> int:
+        """With which power of the parameter's scale a state goes."""
+        powers = self.layout.powers
+        if key in powers or value.numel() == 1:  # a count of steps
+            return powers.get(key, 0)
+        raise ShrinkError(
+            f"The parameter {name}is rescaled when it gets smaller, and it is not known how the state {key!r} of "
+            f"{type(self.optimizer).__qualname__} goes with its scale. Say so: niwaki.register_state_layout("
+            f"{type(self.optimizer).__qualname__}, powers={{{key!r}: -1}}) for an average of gradients, -2 for "
+            "one of their squares, 1 for a copy of the weights, 0 for what does not depend on it."
+        )
 
 
 def _wraps_others(tensor: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,13 +14,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from niwaki.core.integrations import registered
 from niwaki.core.names import named_buffers, named_parameters
 from niwaki.core.plan import Plan, structure_hash, tensor_shapes
-from niwaki.core.repairs import Repair
 from niwaki.errors import PlanError, ShrinkError
-from niwaki.surgery.cut import check_kind, edit_numbers, kept
+from niwaki.surgery.cut import check_kind, edit_modules
 from niwaki.surgery.history import check_plan, inside, remember, to_do
 from niwaki.surgery.leftovers import forget_leftovers, warn_of_leftovers
 from niwaki.surgery.nonzero import warn_of_nonzero
-from niwaki.surgery.optimizer_state import ParameterChange, smaller_state
+from niwaki.surgery.optimizer_state import smaller_state
 
 
 def shrink(
@@ -80,21 +79,18 @@ def shrink(
     warn_of_leftovers(model)
     for copy in copies:
         warn_of_nonzero(copy, left, "an averaged copy of the model")
-    repairs = {repair.tensor: repair for repair in left.repairs}
     actions: list[Callable[[], None]] = []
-    changes: dict[Tensor, ParameterChange] = {}
-    for name, parameter in named_parameters(model):
-        if name in left.tensors or name in repairs:
-            changes[parameter] = ParameterChange(name, left.tensors.get(name, {}), repairs.get(name))
     if optimizer is not None:
+        parameters: dict[str, Tensor] = dict(named_parameters(model))
+        changes = {parameters[name]: change for name, change in left.changes.items() if name in parameters}
         actions += smaller_state(optimizer, changes)
     for module in (model, *copies):
-        actions += _smaller_tensors(module, left, repairs)
+        actions += _smaller_tensors(module, left)
     for action in actions:
         action()
     for module in (model, *copies):
         forget_leftovers(module, like=model)
-        edit_numbers(module, left)
+        edit_modules(module, left)
         remember(module, whole)
         for integration in registered():
             integration.after_cut(module, whole)
@@ -122,19 +118,15 @@ def _copy(copy: nn.Module, model: nn.Module) -> nn.Module:
     )
 
 
-def _smaller_tensors(module: nn.Module, plan: Plan, repairs: Mapping[str, Repair]) -> list[Callable[[], None]]:
+def _smaller_tensors(module: nn.Module, plan: Plan) -> list[Callable[[], None]]:
     actions = []
     for name, tensor in (*named_parameters(module), *named_buffers(module)):
-        if name not in plan.tensors and name not in repairs:
+        if name not in plan.changes:
             continue
         _check_plain(name, tensor)
-        repair, positions = repairs.get(name), plan.tensors.get(name, {})
-        data, gradient = kept(tensor.detach(), positions), tensor.grad
-        if repair is not None:
-            data = repair.of(data)
-        if gradient is not None:
-            gradient = kept(gradient.detach().to_dense(), positions) / (1.0 if repair is None else repair.factor)
-        actions.append(_replacing(tensor, data, gradient))
+        change, gradient = plan.changes[name], tensor.grad
+        smaller = None if gradient is None else change.of_gradient(gradient.detach().to_dense())
+        actions.append(_replacing(tensor, change.of(tensor.detach()), smaller))
     return actions
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-from niwaki.core.names import named_parameters
+from niwaki.core.names import named_modules, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.surgery.cut import duplicate
 from niwaki.surgery.history import check_plan, inside, to_do
@@ -17,7 +17,7 @@ def zeroed(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     """A copy of ``model`` in which every entry of every *parameter* that lies in a slice of a removed unit is zero.
 
     Producing and consuming slices alike; buffers and everything else are as they were. So are the directions of weight
-    norms (`Plan.directions`), whose lengths are zero.
+    norms (`niwaki.core.edits.KeepDirection`), whose lengths are zero.
     """
     return zero_out(duplicate(model), plan)
 
@@ -55,6 +55,7 @@ def zero_out(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
     plan, _ = to_do(model, plan)
     with torch.no_grad():
         _fill(dict(named_parameters(model)), plan)
+    _mask(model, plan)
     return model
 
 
@@ -63,27 +64,29 @@ def masked(model: torch.nn.Module, plan: Plan) -> Iterator[None]:
     """Inside, ``model`` itself is what `zeroed` makes of a copy of it. Its parameters are lent other memory: what they
     hold is not written to, and graphs that were recorded before stay valid."""
     plan, _ = to_do(model, plan)
-    lent = {name: (parameter, parameter.data) for name, parameter in named_parameters(model) if name in plan.tensors}
+    lent = {name: (parameter, parameter.data) for name, parameter in named_parameters(model) if name in plan.changes}
+    undoing: list[Callable[[], None]] = []
     try:
         for parameter, data in lent.values():
             parameter.data = data.clone()
         _fill({name: parameter.data for name, (parameter, _) in lent.items()}, plan)
+        undoing = _mask(model, plan)
         yield
     finally:
+        for undo in reversed(undoing):
+            undo()
         for parameter, data in lent.values():
             parameter.data = data
 
 
 def _fill(parameters: Mapping[str, torch.Tensor], plan: Plan) -> None:
     """Set what ``plan`` removes to zero."""
-    directions = set(plan.directions)
-    for name, dims in plan.tensors.items():
-        parameter = parameters.get(name)
-        if parameter is None:
-            continue
-        for dim, kept in dims.items():
-            if (name, dim) in directions:
-                continue
-            removed = torch.ones(parameter.shape[dim], dtype=torch.bool, device=parameter.device)
-            removed[list(kept)] = False
-            parameter.index_fill_(dim, removed.nonzero().flatten(), 0)
+    for name, change in plan.changes.items():
+        if name in parameters:
+            change.zero_(parameters[name])
+
+
+def _mask(model: torch.nn.Module, plan: Plan) -> list[Callable[[], None]]:
+    """Let modules compute what they do in the cut network; the results undo that, the last one first."""
+    modules = dict(named_modules(model))
+    return [edit.mask(modules) for edit in plan.module_edits]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -98,9 +98,6 @@ class Rivals:
             self.refusal = "no parameter gets a gradient"
             return None
         ours = _gradients(small, call, _whole)
-        for repair in self._plan.repairs:  # the cut network's own weight is this factor times the zeroed one's
-            if repair.tensor in ours:
-                ours[repair.tensor] = ours[repair.tensor] * repair.factor
         found = _largest(ours, expected)
         if found.deviation > GRADIENT_TOLERANCE and found.deviation < float("inf"):
             shaken = _gradients(_shaken(duplicate(zero)), call, self._kept)
@@ -108,10 +105,7 @@ class Rivals:
         return found
 
     def _kept(self, name: str, gradient: Tensor) -> Tensor:
-        dims: Mapping[int, Sequence[int]] = self._plan.tensors.get(name, {})
-        for dim, kept in dims.items():
-            gradient = gradient.index_select(dim, torch.tensor(kept, dtype=torch.int64, device=gradient.device))
-        return gradient
+        return self._plan.change_of(name).of_gradient(gradient)
 
 
 def without_randomness(model: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO
 
 import niwaki
+from niwaki.core.edits import Keep
 from niwaki.core.space import SearchSpace
 from niwaki.testing.models import random_plan, randomised
 from niwaki.verify import difference
@@ -117,9 +118,10 @@ def test_the_law_can_fail() -> None:
     assert all(value <= TOLERANCE[what] for what, value in good.items())
     kept = plan.kept["0"]
     other = tuple(sorted({(unit + 1) % 6 for unit in kept}))
-    tensors = {name: dict(dims) for name, dims in plan.tensors.items()}
-    tensors["2.weight"][1] = other  # the second layer keeps the wrong columns
-    wrong = niwaki.Plan(plan.kept, plan.units, tensors, plan.attributes, plan.shapes)
+    columns = Keep("2.weight", 1, other)  # the second layer keeps the wrong columns
+    edits = tuple(columns if edit.place == columns.place else edit for edit in plan.edits)
+    assert edits != plan.edits
+    wrong = replace(plan, edits=edits)
     bad = deviations(net, wrong, torch.randn(2, 3))
     assert bad["eval"] > 1e-3 and bad["float32"] > 1e-3
 

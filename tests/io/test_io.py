@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki import io
-from niwaki.core.numbers import AttributeEdit
+from niwaki.core.edits import Edit, Keep, Rescale, SetAttribute, SetScalar
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
 from niwaki.io import format as file_format
@@ -250,7 +250,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "newer version": (
         edit_plan(lambda data: data.update(format=99)),
-        "has format 99, and this niwaki reads formats up to 2",
+        "has format 99, and this niwaki reads formats up to 3",
     ),
     "flipped key": (edit_plan(rename_structure), "not a niwaki plan: KeyError: 'structure'"),
     "plan alone": (edit_plan(lambda data: data.pop("weights") and None), "holds a plan only"),
@@ -269,27 +269,27 @@ def test_damage_is_named(damage: str, small: nn.Module, tmp_path: Path) -> None:
 def test_a_plan_edited_by_hand_is_refused(model: nn.Module) -> None:
     plan = plan_for(model, IMAGES)
     name = "conv1.weight"
-    group = next(iter(plan.kept))
-    for change, message in (
-        (
-            {"tensors": {name: {0: (0, 99)}}},
-            "keeps positions in dimension 0 of 'conv1.weight' that are not an ascending",
-        ),
-        ({"tensors": {name: {0: (-1, 2)}}}, "keeps positions in dimension 0"),
-        ({"tensors": {name: {7: (0,)}}}, "cuts dimension 7 of 'conv1.weight', whose shape is"),
-        (
-            {"tensors": {"conv9.weight": {0: (0,)}}},
-            "cuts a tensor 'conv9.weight', which the network it is for does not",
-        ),
-        ({"kept": {**plan.kept, group: (0, 99)}}, "keeps units of the group .* that are not an ascending choice"),
-        (
-            {"attributes": (AttributeEdit("conv1", "stride", (5,), 1),)},
-            r"sets 'stride\[5\]' of the module 'conv1', which has",
-        ),
-    ):
-        edited = dataclasses.replace(plan, **change)  # type: ignore[arg-type]
+    edits: tuple[tuple[Edit, str], ...] = (
+        (Keep(name, 0, (0, 99)), "keeps positions in dimension 0 of 'conv1.weight' that are not an ascending"),
+        (Keep(name, 0, (-1, 2)), "keeps positions in dimension 0"),
+        (Keep(name, 7, (0,)), "cuts dimension 7 of 'conv1.weight', whose shape is"),
+        (Keep("conv9.weight", 0, (0,)), "cuts a tensor 'conv9.weight', which the network it is for does not"),
+        (Rescale("conv9.weight", 2.0, 0.0), "rescales a tensor 'conv9.weight', which the network it is for does not"),
+        (SetAttribute("conv1", "stride", (5,), 1), r"sets 'stride\[5\]' of the module 'conv1', which has"),
+        (SetScalar("conv1", "eps", 1.0, False), "rescales 'eps' of the module 'conv1', which has no such number"),
+    )
+    for edit, message in edits:
         with pytest.raises(PlanError, match=message):
-            niwaki.cut(model, edited)
+            others = (other for other in plan.edits if other.place != edit.place)
+            niwaki.cut(model, dataclasses.replace(plan, edits=(*others, edit)))
+    with pytest.raises(PlanError, match="cuts a tensor 'conv9.weight'"):  # that of a graph, it seems
+        niwaki.cut(model, dataclasses.replace(plan, edits=(Keep("conv9.weight", 0, (0,)),)))
+    twice = plan.with_edits([Keep(name, 0, plan.tensors[name][0])])
+    with pytest.raises(PlanError, match="says twice what becomes of one thing: keep, conv1.weight dim 0 keeps"):
+        niwaki.cut(model, twice)
+    group = next(iter(plan.kept))
+    with pytest.raises(PlanError, match="keeps units of the group .* that are not an ascending choice"):
+        niwaki.cut(model, dataclasses.replace(plan, kept={**plan.kept, group: (0, 99)}))
     with pytest.raises(PlanError, match="keeps units of the group"):
         niwaki.search_space(model, IMAGES).cost(dataclasses.replace(plan, kept={**plan.kept, group: (0, 99)}))
 

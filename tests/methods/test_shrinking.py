@@ -15,6 +15,7 @@ from small import images
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.core.edits import Keep
 from niwaki.errors import MethodError, ShrinkError
 from niwaki.methods.shrinking import LiveSpace
 
@@ -29,7 +30,7 @@ def discard(run: Run) -> None:
             for value in run.optimizer.state[parameter].values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.index_fill_(dim, lost, 0)
-            if (name, dim) not in plan.directions:
+            if isinstance(plan.at["keep", name, dim], Keep):
                 with torch.no_grad():  # consumers, which the zeros make unheard
                     parameter.index_fill_(dim, lost, 0)
 

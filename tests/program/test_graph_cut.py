@@ -7,6 +7,7 @@ import io
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.export import Dim, ExportedProgram, export
 from zoo import ZOO
 
 import niwaki
+from niwaki.core.edits import Keep
 from niwaki.core.precision import doubled
 from niwaki.errors import FileFormatError, PlanError, TraceError
 from niwaki.networks.torchvision_cpu import load
@@ -432,11 +434,10 @@ def test_a_wrong_plan_is_found_and_its_first_call_named() -> None:
     model, x = given(attention)
     space = niwaki.search_space(model, x, as_graph=True)
     plan = random_plan(space, np.random.default_rng(0))
-    tensors = {name: dict(dims) for name, dims in plan.tensors.items()}
-    kept = tensors["out.weight"][1]
-    tensors["out.weight"][1] = tuple(position for position in range(12) if position not in kept)[: len(kept)]
-    if len(tensors["out.weight"][1]) == len(kept):
-        wrong = niwaki.Plan(plan.kept, plan.units, tensors, plan.attributes, plan.shapes)
+    kept = plan.tensors["out.weight"][1]
+    columns = Keep("out.weight", 1, tuple(position for position in range(12) if position not in kept)[: len(kept)])
+    if len(columns.kept) == len(kept):
+        wrong = replace(plan, edits=tuple(columns if it.place == columns.place else it for it in plan.edits))
         verdict = niwaki.check(model, wrong, x, as_graph=True)
         assert not verdict.holds and verdict.diverges is not None and "test_graph_cut.py" in verdict.diverges
 

@@ -13,6 +13,7 @@ from exactness import deviations
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.core.edits import Rescale
 from niwaki.core.plan import Plan
 from niwaki.testing.models import random_plan, randomised
 from niwaki.trace import recorder
@@ -122,12 +123,12 @@ def test_width_across_an_rms_norm_is_exact(name: str) -> None:
     assert space.coverage > 0.99
     for seed in range(3):
         plan = random_plan(space, np.random.default_rng(seed))
-        assert plan.repairs
+        assert plan.edits_of(Rescale)
         found = deviations(model, plan, x)
         assert found["eval"] < 1e-12, found
         assert found["train"] < 1e-9, found
         again = Plan.from_json(plan.to_json())
-        assert again.repairs == plan.repairs and again.scalars == plan.scalars
+        assert again.edits == plan.edits
 
 
 PINNED: dict[str, tuple[Callable[[], nn.Module], str]] = {

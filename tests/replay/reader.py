@@ -77,21 +77,35 @@ def _plan(space: niwaki.SearchSpace, scores: Any, budget: niwaki.Budget, compare
     except niwaki.NiwakiError as error:
         return f"refused: {type(error).__name__}"
     data = json.loads(plan.to_json())
+    edits: dict[str, list[Any]] = {}
+    for edit in data["edits"]:
+        edits.setdefault(edit["edit"], []).append(edit)
+    directions = edits.pop("keep direction", [])
+    tensors: dict[str, dict[str, list[int]]] = {}
+    for edit in (*edits.pop("keep", []), *directions):
+        tensors.setdefault(edit["tensor"], {})[str(edit["dim"])] = edit["kept"]
     return {
         "kept": {name: _runs(group["kept"]) for name, group in data["groups"].items()},
-        "tensors": _digest(data["tensors"]),
-        "attributes": _by_module(data["attributes"]),
-        "repairs": [f"{name} * {_exact(times)}, shift {_exact(by)}" for name, times, by in data["repairs"]],
-        "scalars": [f"{module}.{name} = {_exact(value)}, {eps}" for module, name, value, eps in data["scalars"]],
-        "directions": [f"{name} dim {dim}" for name, dim in data["directions"]],
+        "tensors": _digest(tensors),
+        "attributes": _by_module(edits.pop("set attribute", [])),
+        "repairs": [
+            f"{edit['tensor']} * {_exact(edit['factor'])}, shift {_exact(edit['shift'])}"
+            for edit in edits.pop("rescale", [])
+        ],
+        "scalars": [
+            f"{edit['module']}.{edit['name']} = {_exact(edit['value'])}, {edit['epsilon']}"
+            for edit in edits.pop("set scalar", [])
+        ],
+        "directions": [f"{edit['tensor']} dim {edit['dim']}" for edit in directions],
         "cost": _cost(space.cost(plan)),
-    }
+    } | {f"edits of kind {kind}": found for kind, found in edits.items()}
 
 
 def _by_module(edits: list[Any]) -> dict[str, str]:
     made: dict[str, list[str]] = {}
-    for module, name, where, value in edits:
-        made.setdefault(module, []).append(f"{name}{'' if where is None else json.dumps(where)} = {value}")
+    for edit in edits:
+        where = "" if edit["where"] is None else json.dumps(edit["where"])
+        made.setdefault(edit["module"], []).append(f"{edit['name']}{where} = {edit['value']}")
     return {module: ", ".join(texts) for module, texts in made.items()}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import niwaki
+from niwaki.core.edits import KeepDirection
 from niwaki.errors import PlanError
 from niwaki.surgery.zero import zeroed
 from niwaki.testing import check_model
@@ -56,8 +57,8 @@ def test_directions_are_in_the_plan_and_not_zeroed() -> None:
     model, x = Temporal(NORMS["parametrized"]), torch.randn(2, 3, 9)
     plan = halved(model, x)
     direction = "first.parametrizations.weight.original1"
-    assert (direction, 0) in plan.directions
-    assert niwaki.Plan.from_json(plan.to_json()).directions == plan.directions
+    assert isinstance(plan.at["keep", direction, 0], KeepDirection)
+    assert niwaki.Plan.from_json(plan.to_json()).edits == plan.edits
     zero = zeroed(model, plan)
     assert torch.equal(zero.get_parameter(direction), model.get_parameter(direction))
     assert zero.get_parameter("first.parametrizations.weight.original0").count_nonzero() == 4
@@ -65,11 +66,11 @@ def test_directions_are_in_the_plan_and_not_zeroed() -> None:
 
 
 def test_a_direction_that_is_not_cut_is_no_plan() -> None:
-    torch.manual_seed(0)
-    model, x = Temporal(NORMS["parametrized"]), torch.randn(2, 3, 9)
-    text = halved(model, x).to_json().replace('"directions": [', '"directions": [["last.bias", 0], ')
-    with pytest.raises(PlanError, match="calls dimension 0 of 'last.bias' a direction, and does not cut it"):
-        niwaki.cut(model, niwaki.Plan.from_json(text))
+    """Plans of format 2 list directions beside what is cut."""
+    text = (Path(__file__).parents[1] / "files/plan-2/everything/plan.json").read_text()
+    text = text.replace('"directions": [', '"directions": [["out.bias", 0], ')
+    with pytest.raises(PlanError, match="calls dimension 0 of 'out.bias' a direction, and does not cut it"):
+        niwaki.Plan.from_json(text)
 
 
 @pytest.mark.parametrize("shrink", [False, True])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import niwaki
 import niwaki.testing.models as kit
+from niwaki.core.edits import Rescale
 
 
 def _kaiming(weight: Tensor) -> int:
@@ -72,7 +73,7 @@ def test_weights_take_up_factors_that_are_computed_from_sizes(name: str, how: st
         plan = kit.random_plan(space, rng)
         outcome = niwaki.check(net, plan, x)
         assert outcome.holds, outcome
-        assert plan.repairs
+        assert plan.edits_of(Rescale)
 
 
 @pytest.mark.parametrize("how", ["elsewhere too", "raw weight too"])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import niwaki
+from niwaki.core.edits import SetAttribute
 from niwaki.core.plan import Plan
 from niwaki.networks.torchvision_cpu import load
 
@@ -135,7 +136,7 @@ def test_coincidences_and_settings_are_never_edited(kind: object) -> None:
     (note,) = space.notes
     assert "1.steps is 12" in note and "(and so" not in note and "kernel" not in note and "width" not in note
     assert "1.options" in note and "3.options" not in note
-    assert {edit.name for edit in plan.attributes} <= {"in_features", "out_features", "width"}
+    assert {edit.name for edit in plan.edits_of(SetAttribute)} <= {"in_features", "out_features", "width"}
     for block in small:
         if isinstance(block, Settled):
             assert block.steps == 12 and block.options == options
@@ -278,5 +279,5 @@ def test_what_could_be_read_unnoticed_is_left_alone() -> None:
     x = torch.randn(3, 5)
     space, plan, small = _half(net, x)
     assert not any("equal a size" in note for note in space.notes)
-    assert not any(edit.name == "width" for edit in plan.attributes)
+    assert not any(edit.name == "width" for edit in plan.edits_of(SetAttribute))
     assert niwaki.check(net, plan, x).holds and small(x).shape == (3, 2)

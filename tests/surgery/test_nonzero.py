@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from training import Training, sgd
 
 import niwaki
-from niwaki.core.zeroed import Zeroed
+from niwaki.core.edits import Zeroed
 from niwaki.errors import PlanError
 from niwaki.surgery.history import plan_of, remember
 from niwaki.surgery.nonzero import nonzero
@@ -144,7 +144,7 @@ def test_what_round_off_leaves_is_zero() -> None:
 
 def test_not_a_number_is_not_zero() -> None:
     run, _, plan = trained()
-    zeroed = plan.zeroed_by_method[0]
+    zeroed = plan.edits_of(Zeroed)[0]
     name, dim = zeroed.dims[0]
     dict(run.model.named_parameters())[name].data.select(dim, zeroed.positions[0]).fill_(float("nan"))
     with pytest.warns(UserWarning, match="1 of the .* up to inf in"):
@@ -195,7 +195,7 @@ def test_no_false_alarm(name: str, kind: str) -> None:
     with silence():
         plan = method.plan()
         small = niwaki.cut(net, plan)
-        assert method.done and plan.zeroed_by_method
+        assert method.done and plan.edits_of(Zeroed)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
     found = niwaki.check(net.eval(), plan, x)
     assert found.holds and found.zero, found
@@ -206,7 +206,7 @@ def test_plans_of_scores_and_weights_without_values_are_not_compared() -> None:
     with silence():
         niwaki.cut(copy.deepcopy(before).to("meta"), plan)
         chosen = niwaki.choose(run.space, niwaki.score(run.space, "random"), niwaki.Budget(units=0.5))
-        assert not chosen.zeroed_by_method
+        assert not chosen.edits_of(Zeroed)
         niwaki.cut(before, chosen)
         niwaki.shrink(before, chosen)
 
@@ -214,7 +214,7 @@ def test_plans_of_scores_and_weights_without_values_are_not_compared() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64, torch.float8_e4m3fn])
 def test_weights_of_any_type(dtype: torch.dtype) -> None:
     run, before, plan = trained()
-    zeroed = plan.zeroed_by_method
+    zeroed = plan.edits_of(Zeroed)
     assert nonzero({name: value.detach().to(dtype) for name, value in run.model.named_parameters()}, zeroed) is None
     found = nonzero({name: value.detach().to(dtype) for name, value in before.named_parameters()}, zeroed)
     assert found is not None and len(found.units) == held(run, plan, before)
@@ -328,14 +328,20 @@ def test_a_plan_edited_by_hand_is_refused() -> None:
     text = plan.to_json()
     for change in (lambda z: {**z, "positions": z["positions"][:-1]}, lambda z: {**z, "dims": []}, lambda z: 3):
         data = json.loads(text)
-        data["zeroed_by_method"][0] = change(data["zeroed_by_method"][0])
+        number = kind_in(data, "zeroed by method")
+        data["edits"][number] = change(data["edits"][number])
         with pytest.raises(PlanError, match="is not a niwaki plan"):
             niwaki.Plan.from_json(json.dumps(data))
     data = json.loads(text)
-    data["zeroed_by_method"][0]["dims"] = [["nothing", 0]]
+    data["edits"][kind_in(data, "zeroed by method")]["dims"] = [["nothing", 0]]
     with pytest.raises(PlanError, match="calls positions in dimension 0 of 'nothing' zero, and does not remove them"):
         niwaki.cut(Training("mlp", sgd).model, niwaki.Plan.from_json(json.dumps(data)))
-    assert Zeroed.of_data(plan.zeroed_by_method[0].data) == plan.zeroed_by_method[0]
+    assert all(Zeroed.from_data(edit.to_data()) == edit for edit in plan.edits_of(Zeroed))
+
+
+def kind_in(data: dict[str, Any], kind: str) -> int:
+    """The number of the first edit of a kind."""
+    return next(number for number, edit in enumerate(data["edits"]) if edit["edit"] == kind)
 
 
 _TRAINED = trained(net="conv")

@@ -15,6 +15,7 @@ from torch import nn
 
 import niwaki
 from niwaki.core.compose import composed, difference
+from niwaki.core.edits import Rescale, SetAttribute, SetScalar
 from niwaki.surgery.history import plan_of
 from niwaki.testing.models import random_plan, randomised
 
@@ -23,9 +24,9 @@ MODELS = ["mobilenet_v3_small", "shufflenet_v2_x1_0", "swin_t", "qwen3", "t5"]
 
 def numbers_of(plan: niwaki.Plan) -> dict[Any, Any]:
     """What a plan sets, by place."""
-    edits: dict[Any, Any] = {(e.module, e.name, e.where): e.value for e in plan.attributes}
-    edits |= {(e.module, e.name): pytest.approx(e.value) for e in plan.scalars}
-    return edits | {r.tensor: pytest.approx(r.factor) for r in plan.repairs}
+    edits: dict[Any, Any] = {(e.module, e.name, e.where): e.value for e in plan.edits_of(SetAttribute)}
+    edits |= {(e.module, e.name): pytest.approx(e.value) for e in plan.edits_of(SetScalar)}
+    return edits | {e.tensor: pytest.approx(e.factor) for e in plan.edits_of(Rescale)}
 
 
 def positions_of(plan: niwaki.Plan) -> dict[str, dict[int, tuple[int, ...]]]:

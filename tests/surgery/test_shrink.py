@@ -20,6 +20,7 @@ from small import Small, images
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.core.edits import Keep, Rescale
 from niwaki.errors import PlanError
 from niwaki.surgery.history import plan_of
 from niwaki.testing.models import random_plan, randomised
@@ -145,7 +146,7 @@ def test_the_next_step_is_that_of_a_small_network_made_by_hand(spec: Image | Tok
     for network, its in ((model, optimizer), (small, other)):
         torch.manual_seed(0)
         step(network, its, inputs)
-    repaired = {repair.tensor for repair in plan.repairs}
+    repaired = {edit.tensor for edit in plan.edits_of(Rescale)}
     for (path, ours), theirs in zip(model.named_parameters(), small.parameters(), strict=True):
         if path not in repaired:  # whose averages are rescaled with them
             assert torch.equal(ours, theirs), path
@@ -223,7 +224,7 @@ def _silenced(model: nn.Module, plan: niwaki.Plan) -> nn.Module:
         for name, parameter in model.named_parameters():
             for dim, stays in plan.tensors.get(name, {}).items():
                 gone = [position for position in range(parameter.shape[dim]) if position not in set(stays)]
-                if (name, dim) not in plan.directions:
+                if isinstance(plan.at["keep", name, dim], Keep):
                     parameter.index_fill_(dim, torch.tensor(gone), 0)
     return model
 

@@ -14,6 +14,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 import niwaki
+from niwaki.core.edits import Rescale
 from niwaki.errors import PlanError, ShrinkError
 from niwaki.surgery.optimizer_state import _LAYOUTS
 from niwaki.testing.models import random_plan, randomised
@@ -162,7 +163,7 @@ def test_an_rms_norm_takes_its_averages_along() -> None:
     model = randomised(entry.build())
     space = niwaki.search_space(model, entry.inputs())
     plan = random_plan(space, np.random.default_rng(0))
-    factors = {repair.tensor: repair.factor for repair in plan.repairs}
+    factors = {edit.tensor: edit.factor for edit in plan.edits_of(Rescale)}
     assert factors and any(factor != 1 for factor in factors.values())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model(**entry.inputs()).logits.square().mean().backward()

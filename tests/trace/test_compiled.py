@@ -168,8 +168,9 @@ def test_files_of_a_compiled_network_load_into_the_plain_one_and_back(how: Any, 
 
 
 def test_plans_that_were_saved_with_the_names_of_wrappers_are_read() -> None:
-    plan = magnitudes(network())[1]
-    data = json.loads(plan.to_json())
+    """Of format 2."""
+    text = (Path(__file__).parents[1] / "files/plan-2/cnn/plan.json").read_text()
+    plan, data = niwaki.Plan.from_json(text), json.loads(text)
     for name, units in list(data["groups"].items()):
         data["groups"][f"_orig_mod.{name}"] = units
         del data["groups"][name]

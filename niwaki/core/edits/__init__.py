@@ -1,0 +1,35 @@
+"""What a cut does, one thing at a time. A plan is a list of edits; whoever carries plans out, compares, writes or
+reads them loops over that list and knows no kind of edit by name.
+
+A new kind is one file here, with a class that is decorated with `register_edit`, and one line below.
+"""
+
+from niwaki.core.edits.base import (
+    Edit,
+    ModuleEdit,
+    Place,
+    TensorChange,
+    TensorEdit,
+    edited_by_hand,
+    register_edit,
+)
+from niwaki.core.edits.keep import Keep, KeepDirection
+from niwaki.core.edits.numbers import SetAttribute, SetScalar
+from niwaki.core.edits.rescale import Rescale
+from niwaki.core.edits.zeroed import Zeroed
+
+__all__ = [
+    "Edit",
+    "Keep",
+    "KeepDirection",
+    "ModuleEdit",
+    "Place",
+    "Rescale",
+    "SetAttribute",
+    "SetScalar",
+    "TensorChange",
+    "TensorEdit",
+    "Zeroed",
+    "edited_by_hand",
+    "register_edit",
+]
