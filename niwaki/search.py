@@ -114,10 +114,12 @@ def _space(
 ) -> SearchSpace:
     single = isinstance(model, Program)  # eval and train mode are the same
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
-    facts = propagate(graph, allow_inexact=allow_inexact)
-    _ignore(graph, facts, matching)
-    _hold_remade(model, graph, facts)
-    builder = Builder(model, graph, facts, inner, [it for known in registered() for it in known.looked_after(model)])
+    constraints = propagate(graph, allow_inexact=allow_inexact)
+    _ignore(graph, constraints, matching)
+    _hold_remade(model, graph, constraints)
+    builder = Builder(
+        model, graph, constraints, inner, [it for known in registered() for it in known.looked_after(model)]
+    )
     notes = [
         f"The model does not run in train mode ({type(run.error).__qualname__}: {first_line(run.error)}), so only its "
         "eval mode was analysed."
@@ -140,22 +142,22 @@ def _space(
             "The model puts tensors into a container among its inputs; these are not taken for outputs and may get "
             "smaller. Return them beside the others if they have to keep their size."
         )
-    notes += [*facts.notes, *_unseen(graph, facts)]
+    notes += [*constraints.notes, *_unseen(graph, constraints)]
     if single:
         notes.append("This is the space of an exported program: what other inputs or train mode would do is not in it.")
     if rehearse:
-        notes += dry_run(graph, facts, builder, calls)
+        notes += dry_run(graph, constraints, builder, calls)
     remember_beside(model)
     if layout != "uniform":
         return builder.finished(notes, ())
     return uniform(builder.finished(notes, [rule for known in registered() for rule in known.multiples(model)]))
 
 
-def _unseen(graph: Graph, facts: Constraints) -> list[str]:
+def _unseen(graph: Graph, constraints: Constraints) -> list[str]:
     """What is said of parameters that no run touched: those of which siblings tell, and the others."""
     found: dict[bool, list[str]] = {True: [], False: []}
     for value in graph.unseen:
-        found[value.number in facts.alike].append(value.name)
+        found[value.number in constraints.inferred].append(value.name)
     notes = []
     if found[False]:
         notes.append(
@@ -196,20 +198,20 @@ def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _hold_remade(model: torch.nn.Module, graph: Graph, facts: Constraints) -> None:
+def _hold_remade(model: torch.nn.Module, graph: Graph, constraints: Constraints) -> None:
     """Buffers that the code may make anew, though no run did so, will be made as they are written."""
     seen = {graph.values[buffer].name for run in graph.runs for buffer, _ in run.remade}
     held = may_be_remade(Inventory.of(model)) - seen
     if held:
-        why = facts.reason("it meets a buffer that the code makes anew when it wants another one", None)
-        for (number, _), (first, size) in facts.places.items():
+        why = constraints.reason("it meets a buffer that the code makes anew when it wants another one", None)
+        for (number, _), (first, size) in constraints.ids_of.items():
             if graph.values[number].name in held:
-                facts.pinned.append((np.arange(first, first + size), why))
+                constraints.pinned.append((np.arange(first, first + size), why))
 
 
-def _ignore(graph: Graph, facts: Constraints, matching: dict[str, str]) -> None:
-    for (number, _), (first, size) in facts.places.items():
+def _ignore(graph: Graph, constraints: Constraints, matching: dict[str, str]) -> None:
+    for (number, _), (first, size) in constraints.ids_of.items():
         pattern = matching.get(graph.values[number].name)
         if pattern is not None:
-            why = facts.reason(f"it is ignored by the pattern {pattern!r}", None)
-            facts.pinned.append((np.arange(first, first + size), why))
+            why = constraints.reason(f"it is ignored by the pattern {pattern!r}", None)
+            constraints.pinned.append((np.arange(first, first + size), why))

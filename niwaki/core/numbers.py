@@ -5,12 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.describe import counted, first_of
 from niwaki.core.location import Location
 from niwaki.core.paths import Where, describe
+
+AxisT = TypeVar("AxisT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,20 +149,22 @@ def _undo(symbol: str, other: int, target: int, on_left: bool) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Equation:
-    """``expression`` must equal the surviving positions of ``axis`` (an axis number), or stay as it is (None)."""
+class Equation(Generic[AxisT]):
+    """``expression`` must equal the surviving positions of ``axis``, or stay what it is (None). Solved, ``axis`` is an
+    axis number; before that, the axis itself."""
 
     expression: Expression
-    axis: int | None
+    axis: AxisT | None
     what: str
     location: Location
 
-    def target(self, counts: FloatArray) -> int:
+    def target(self: Equation[int], counts: FloatArray) -> int:
         """What the expression has to be after a cut."""
         return self.expression.value if self.axis is None else round(float(counts[self.axis]))
 
     def __str__(self) -> str:
-        target = f"stays {self.expression.value}" if self.axis is None else f"is the size of axis {self.axis}"
+        axis = f"axis {self.axis}" if isinstance(self.axis, int) else self.axis
+        target = f"stays {self.expression.value}" if axis is None else f"is the size of {axis}"
         return f"{self.expression} {target}: {self.what}, {self.location.brief}"
 
 
@@ -168,7 +172,7 @@ class Equation:
 class Numbers:
     """All equations of a search space, and which equation decides which attribute."""
 
-    equations: tuple[Equation, ...]
+    equations: tuple[Equation[int], ...]
     deciding: Mapping[Attribute, int]
 
     def __str__(self) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from niwaki.core.counts import Counts, IntArray
-from niwaki.core.numbers import Attribute, Combination, Count, Expression, leaves
+from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, leaves
 from niwaki.rules.axis import Axis
 from niwaki.solve.components import Components
-from niwaki.solve.constraints import Constraints, SizeClaim
+from niwaki.solve.constraints import Constraints
 from niwaki.solve.costs import lifetimes, tasks
 from niwaki.solve.groups import SolvedGroups
 from niwaki.trace.graph import Origin
@@ -104,46 +104,36 @@ def pad(lists: Sequence[Sequence[int]], filler: int) -> IntArray:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class NumberedClaim:
-    """What is ``said`` of a number, as an ``expression`` in numbers of axes, equal to the positions of ``axis`` or what
-    it is (None). ``attributes`` and axes that are ``counted``: those in the expression, of ``leaves`` in all."""
+class Leaves:
+    """What an expression is made of: its attributes, the axes that it counts, and how many leaves it has in all."""
 
-    said: SizeClaim
-    expression: Expression
-    axis: int | None
     attributes: tuple[Attribute, ...]
-    counted: tuple[int, ...]
-    leaves: int
+    axes: tuple[int, ...]
+    number: int
 
     @classmethod
-    def of(cls, said: SizeClaim, expression: Expression, axis: int | None) -> NumberedClaim:
-        """Look through the expression once."""
+    def of(cls, expression: Expression) -> Leaves:
+        """Look through an expression in axis numbers once."""
         inside = list(leaves(expression))
         attributes = tuple(leaf for leaf in inside if isinstance(leaf, Attribute))
-        counted = tuple(leaf.axis for leaf in inside if isinstance(leaf, Count) and isinstance(leaf.axis, int))
-        return cls(said, expression, axis, attributes, counted, len(inside))
+        axes = tuple(leaf.axis for leaf in inside if isinstance(leaf, Count) and isinstance(leaf.axis, int))
+        return cls(attributes, axes, len(inside))
 
 
 class Tables:
-    """All axes that sizes and costs refer to, numbered, with the claims and terms written in those numbers."""
+    """All axes that sizes and costs refer to, numbered, with the equations and terms written in those numbers."""
 
     def __init__(self, units: SolvedGroups) -> None:
-        graph, facts = units.graph, units.facts
+        graph, constraints = units.graph, units.constraints
         table = AxisTable(units.solution)
-        self.claims = [
-            NumberedClaim.of(
-                claim,
-                _numbered(claim.expression, facts, table),
-                None if claim.axis is None else table.number(claim.axis),
-            )
-            for claim in facts.sizes
-        ]
+        self.equations = [_equation(known, constraints, table) for known in constraints.sizes]
+        self.leaves = [Leaves.of(equation.expression) for equation in self.equations]
         self.repairs = [
             (claim, [(table.number(factor.axis), factor.axis.size, factor.power) for factor in claim.scale])
-            for claim in facts.repairs
+            for claim in constraints.repairs
         ]
-        self.macs = [(float(term.times), [table.number(axis) for axis in term.axes]) for term in facts.macs]
-        ids = {int(block[0]): block[:, None] for block in facts.blocks if len(block)}
+        self.macs = [(float(term.times), [table.number(axis) for axis in term.axes]) for term in constraints.macs]
+        ids = {int(block[0]): block[:, None] for block in constraints.blocks if len(block)}
         self.lengths: dict[tuple[str, int], int] = {}  # the axis of each dimension of a parameter
         self.params: list[tuple[float, list[int]]] = []
         self.memory: list[tuple[float, list[int]]] = []
@@ -152,17 +142,18 @@ class Tables:
                 continue
             axes = []
             for dim in range(len(value.shape)):
-                axes.append(table.number(Axis(ids[facts.places[value.number, dim][0]])))
+                axes.append(table.number(Axis(ids[constraints.ids_of[value.number, dim][0]])))
             self.memory.append((float(value.dtype.itemsize), axes))
             if value.origin is Origin.PARAMETER:
                 self.params.append((1.0, axes))
                 self.lengths.update(((value.name, dim), axis) for dim, axis in enumerate(axes))
         self.activations = [
-            (one, (float(one.bytes), [table.number(axis) for axis in one.axes])) for one in lifetimes(graph, facts)
+            (one, (float(one.bytes), [table.number(axis) for axis in one.axes]))
+            for one in lifetimes(graph, constraints)
         ]
         self.work = [
             (task.operator, [(float(times), [table.number(axis) for axis in axes]) for times, axes in task.terms])
-            for task in tasks(graph, facts)
+            for task in tasks(graph, constraints)
         ]
         self.rows, self.axis, self.times = table.rows(units)
         self.num_axes = len(table)
@@ -178,14 +169,20 @@ class Tables:
         return count_rows(units.of_components(self.rows), self.axis, self.times, self.num_axes, len(units))
 
 
-def _numbered(expression: Expression, facts: Constraints, table: AxisTable) -> Expression:
+def _equation(known: Equation[Axis], constraints: Constraints, table: AxisTable) -> Equation[int]:
+    expression = _numbered(known.expression, constraints, table)
+    axis = None if known.axis is None else table.number(known.axis)
+    return Equation(expression, axis, known.what, known.location)
+
+
+def _numbered(expression: Expression, constraints: Constraints, table: AxisTable) -> Expression:
     if isinstance(expression, Combination):
-        left, right = _numbered(expression.left, facts, table), _numbered(expression.right, facts, table)
+        left, right = _numbered(expression.left, constraints, table), _numbered(expression.right, constraints, table)
         return Combination(expression.symbol, left, right, expression.value)
     if isinstance(expression, Count):
         assert isinstance(expression.axis, tuple)
         value, dim = expression.axis
-        label = facts.labels[value]
+        label = constraints.labels[value]
         assert label is not None
         return Count(table.number(label.axes[dim]), expression.value)
     return expression

@@ -24,13 +24,13 @@ _NEAR = 400  # operators between a failure and its cause: what is farther is in 
 
 
 class Blame:
-    """Looks up operators by their places in ``facts.touched``, which lists those of all runs in their order."""
+    """Looks up operators by their places in ``constraints.touched``, which lists those of all runs in their order."""
 
-    def __init__(self, graph: Graph, facts: Constraints) -> None:
-        self._graph, self._touched = graph, facts.touched
+    def __init__(self, graph: Graph, constraints: Constraints) -> None:
+        self._graph, self._touched = graph, constraints.touched
         self._alike: dict[int, dict[Hashable, list[int]]] = {}  # by breadth, by kind
         self._makers: dict[int, list[int]] = defaultdict(list)  # value -> the operators that made or changed it
-        for place, touched in enumerate(facts.touched):
+        for place, touched in enumerate(constraints.touched):
             for number in touched.node.outputs:
                 if number is not None:
                     self._makers[number].append(place)

@@ -39,14 +39,14 @@ class Builder:
         self,
         model: torch.nn.Module,
         graph: Graph,
-        facts: Constraints,
+        constraints: Constraints,
         inner: bool = False,
         looked_after: Sequence[object] = (),
     ) -> None:
         """``looked_after``: objects on modules whose numbers somebody else keeps up to date."""
         self._model, self._looked_after = model, looked_after
-        infer_from_siblings(model, graph, facts)
-        self.units = SolvedGroups(graph, facts, inner)
+        infer_from_siblings(model, graph, constraints)
+        self.units = SolvedGroups(graph, constraints, inner)
         self._tables = Tables(self.units)
         self._pin_contradicting_repairs()
         self._numbers = solve_sizes(self.units, self._tables)
@@ -64,7 +64,7 @@ class Builder:
                 ),
             )
             if found.setdefault(claim.target, wanted) != wanted:
-                for other in self.units.facts.repairs:
+                for other in self.units.constraints.repairs:
                     if other.target == claim.target:
                         for scale in other.scale:
                             self.units.pin_axis(scale.axis, scale.why)
@@ -98,7 +98,7 @@ class Builder:
         whether any was free."""
         found = False
         for axes, text, location in blamed:
-            why = self.units.facts.reason(text, location)
+            why = self.units.constraints.reason(text, location)
             for axis in axes:
                 found |= self.units.pin(self._on(axis, pairs), why)
         if found:
@@ -117,7 +117,7 @@ class Builder:
         anything new, and leaves something to lose."""
         units = self.units
         rows = [units.on(axis) for axis in axes if axis.free]
-        if not units.steps.hold(key, rows, step, units.facts.reason(text, location)):
+        if not units.steps.hold(key, rows, step, units.constraints.reason(text, location)):
             return False
         groups = sorted(self.groups_on(axes))
         multiples = units.multiples()[groups]
@@ -160,7 +160,7 @@ class Builder:
 
     def pin_everything(self, text: str) -> None:
         """Give up on all units."""
-        self.units.pin_all(self.units.facts.reason(text, None))
+        self.units.pin_all(self.units.constraints.reason(text, None))
         self._settle()
 
     def space(self) -> SearchSpace:
@@ -192,7 +192,9 @@ class Builder:
             np.array([number for number, _ in numbered], np.int64),
         )
         counts = tables.counts(units)
-        remembered = unread(units.graph, units.facts, self._model, tables.lengths, counts.varies(), self._looked_after)
+        remembered = unread(
+            units.graph, units.constraints, self._model, tables.lengths, counts.varies(), self._looked_after
+        )
         return SearchSpace(
             model=self._model,
             groups=_groups(dims, units),
@@ -260,7 +262,7 @@ def _inexact(units: SolvedGroups, group: int) -> str | None:
     why = units.inexact(group)
     if why is None:
         return None
-    reason = units.facts.reasons[why]
+    reason = units.constraints.reasons[why]
     return reason.text + (f" at {reason.location}" if reason.location else "")
 
 
@@ -271,7 +273,7 @@ def _pins(units: SolvedGroups) -> tuple[Pin, ...]:
             continue
         numbers, counts = np.unique(units.reasons(dim)[~free], return_counts=True)
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            reason = units.facts.reasons[number]
+            reason = units.constraints.reasons[number]
             pins.append(Pin(dim.value.name, dim.dim, count, reason.text, reason.location))
     return tuple(pins)
 

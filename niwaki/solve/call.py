@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from niwaki.core.counts import IntArray
-from niwaki.core.numbers import Count, Expression, Literal
+from niwaki.core.numbers import Count, Equation, Expression, Literal
 from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import Call, Label, Scale
-from niwaki.solve.constraints import Constraints, MacsTerm, SizeClaim
+from niwaki.solve.constraints import Constraints, MacsTerm, Mark
 from niwaki.trace.graph import Graph, Node, Ref
 
 
@@ -30,7 +30,7 @@ class GraphCall(Call):
 
     def __init__(
         self,
-        facts: Constraints,
+        constraints: Constraints,
         graph: Graph,
         node: Node,
         counting: bool,
@@ -38,7 +38,13 @@ class GraphCall(Call):
         unused: bool = False,
         discarded: tuple[bool, ...] = (),
     ) -> None:
-        self._facts, self._node, self._counting, self.trains, self.unused = facts, node, counting, trains, unused
+        self._constraints, self._node, self._counting, self.trains, self.unused = (
+            constraints,
+            node,
+            counting,
+            trains,
+            unused,
+        )
         self.discarded = discarded
         self._why: dict[str, int] = {}
         self.operator, self.python = node.operator, node.call
@@ -57,7 +63,7 @@ class GraphCall(Call):
 
     def _seen(self, argument: Any) -> Any:
         if isinstance(argument, Ref):
-            return self._facts.labels[argument.value]
+            return self._constraints.labels[argument.value]
         if isinstance(argument, tuple):
             return tuple(self._seen(item) for item in argument)
         return argument
@@ -86,11 +92,11 @@ class GraphCall(Call):
 
     def _reason(self, text: str) -> int:
         if text not in self._why:
-            self._why[text] = self._facts.reason(text, self._node.location)
+            self._why[text] = self._constraints.reason(text, self._node.location)
         return self._why[text]
 
     def fresh(self, size: int) -> Axis:
-        return Axis(self._facts.allocate(size))
+        return Axis(self._constraints.allocate(size))
 
     def fixed(self, size: int, why: str = "") -> Axis:
         return fixed(size, self._reason(why) if why else 0)
@@ -100,20 +106,22 @@ class GraphCall(Call):
             return
         if not left.free or not right.free:
             free, other = (left, right) if left.free else (right, left)
-            self._facts.pinned.append((free.ids.reshape(-1), other.why or self._reason("it meets a fixed dimension")))
+            self._constraints.pinned.append(
+                (free.ids.reshape(-1), other.why or self._reason("it meets a fixed dimension"))
+            )
             return
-        self._facts.equal.append((left.ids, right.ids, self._reason("it is tied to a pinned dimension")))
+        self._constraints.equal.append((left.ids, right.ids, self._reason("it is tied to a pinned dimension")))
 
     def equate_rows(self, left: IntArray, right: IntArray) -> None:
-        self._facts.equal.append((left, right, self._reason("it is tied to a pinned dimension")))
+        self._constraints.equal.append((left, right, self._reason("it is tied to a pinned dimension")))
 
     def pin(self, axis: Axis, why: str) -> None:
         if axis.free:
-            self._facts.pinned.append((axis.ids.reshape(-1), self._reason(why)))
+            self._constraints.pinned.append((axis.ids.reshape(-1), self._reason(why)))
 
     def inexact(self, axis: Axis, why: str) -> None:
         if axis.free and not self.unused:
-            self._facts.mark_inexact(axis.ids.reshape(-1), self._reason(why))
+            self._constraints.mark_inexact(axis.ids.reshape(-1), self._reason(why))
 
     def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
         return (Scale(axis, power, self._reason(why)),) if axis.free else ()
@@ -137,27 +145,27 @@ class GraphCall(Call):
             self.inexact(theirs, why)
 
     def note(self, text: str) -> None:
-        self._facts.notes[text] = None
+        self._constraints.notes[text] = None
 
     def consumes(self, weight: Label, dim: int, zero: bool) -> None:
         ids = weight.axes[dim].ids.reshape(-1)
-        self._facts.reads.append(ids)
+        self._constraints.marks[Mark.CONSUMED].append(ids)
         if not zero:
             self.zeroed_by_method(weight, dim)
 
     def zeroed_by_method(self, weight: Label, dim: int) -> None:
-        self._facts.drives.append(weight.axes[dim].ids.reshape(-1))
+        self._constraints.marks[Mark.ZEROED_BY_METHOD].append(weight.axes[dim].ids.reshape(-1))
 
     def weight_norm_direction(self, weight: Label, dim: int) -> bool:
         source = weight.source
-        if source is None or source.shift or self._facts.labels[source.value] is not weight:
+        if source is None or source.shift or self._constraints.labels[source.value] is not weight:
             return False
-        self._facts.directions.append(weight.axes[dim].ids.reshape(-1))
-        self._facts.directing.setdefault(source.value, set()).add((self._node.operator, dim))
+        self._constraints.marks[Mark.DIRECTION].append(weight.axes[dim].ids.reshape(-1))
+        self._constraints.directed_by.setdefault(source.value, set()).add((self._node.operator, dim))
         return True
 
     def produces(self, weight: Label, dim: int) -> None:
-        self._facts.makes.append(weight.axes[dim].ids.reshape(-1))
+        self._constraints.marks[Mark.PRODUCED].append(weight.axes[dim].ids.reshape(-1))
 
     def size_exprs(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
         numbers = self.python.numbers
@@ -215,13 +223,13 @@ class GraphCall(Call):
             return
         if isinstance(expression, Count) and not axis.free and isinstance(expression.axis, tuple):
             value, dim = expression.axis
-            counted = self._facts.labels[value]
+            counted = self._constraints.labels[value]
             if counted is not None and not counted.axes[dim].free:
                 return
-        self._facts.sizes.append(SizeClaim(expression, axis, what, self._node.location))
+        self._constraints.sizes.append(Equation(expression, axis, what, self._node.location))
 
     def macs(self, times: int, *axes: Axis) -> None:
         if self._counting:
             constant = times * math.prod(axis.size for axis in axes if not axis.free)
-            number = len(self._facts.touched)  # of this node, which is the next one
-            self._facts.macs.append(MacsTerm(constant, tuple(axis for axis in axes if axis.free), number))
+            number = len(self._constraints.touched)  # of this node, which is the next one
+            self._constraints.macs.append(MacsTerm(constant, tuple(axis for axis in axes if axis.free), number))

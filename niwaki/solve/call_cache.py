@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from niwaki.core.counts import IntArray
 from niwaki.core.numbers import Combination, Count, Expression
 from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis
@@ -38,13 +39,15 @@ class Calls:
     """Remembers what was said of calls, in the order in which they were made: of several calls with one key the same is
     said, each time with ids of its own, and their order tells which of these go on to be used where."""
 
-    def __init__(self, graph: Graph, facts: Constraints) -> None:
+    def __init__(self, graph: Graph, constraints: Constraints) -> None:
         self._keys: dict[Hashable, int] = {}
         self._said: dict[int, list[CachedCall]] = {}
         self._recalled: Counter[int] = Counter()
-        self._graph, self._facts = graph, facts
-        self._labels: dict[int, tuple[Label, Hashable]] = {}  # by identity; the label is kept alive
-        self._unlike: dict[Hashable, Hashable] = {}  # one object for equal keys
+        self._graph, self._constraints = graph, constraints
+        # By identity, which is quick to compare: a copy costs time, no more. What is looked up is kept alive.
+        self._labels: dict[int, tuple[Label, int]] = {}
+        self._ids: dict[int, IntArray] = {}
+        self._unlike: dict[Hashable, int] = {}
 
     def begin(self) -> None:
         """Another run."""
@@ -64,14 +67,13 @@ class Calls:
             self._said.setdefault(key, []).append(said)
 
     def key(self, node: Node, unused: bool, discarded: tuple[bool, ...]) -> int | None:
-        """Equal for calls of which the same will be said, once more; None where that cannot be told. (Of operators and,
-        within a run, lines there is one object each.)"""
+        """Equal for calls of which the same will be said, once more; None where that cannot be told."""
         values = self._graph.values
         if node.call.powers:  # which frozen numbers these release is said of each run
             return None
         key = (
-            id(node.operator),
-            id(node.location),
+            id(node.operator),  # there is one object of each, whose hash takes its time
+            node.location,
             unused,
             discarded,
             tuple([self._argument(argument) for argument in node.args]),
@@ -87,7 +89,7 @@ class Calls:
 
     def _argument(self, argument: Any) -> Hashable:
         if isinstance(argument, Ref):
-            label = self._facts.labels[argument.value]
+            label = self._constraints.labels[argument.value]
             assert label is not None
             return self._label(label)
         if isinstance(argument, tuple):
@@ -98,12 +100,12 @@ class Calls:
     def _label(self, label: Label) -> Hashable:
         known = self._labels.get(id(label))
         if known is None:
-            scale = tuple((_axis(factor.axis), factor.power, factor.why) for factor in label.scale)
-            axes = tuple(map(_axis, label.axes))
-            places = None if label.index_of is None else _axis(label.index_of)
+            scale = tuple((self._axis(factor.axis), factor.power, factor.why) for factor in label.scale)
+            axes = tuple(map(self._axis, label.axes))
+            places = None if label.index_of is None else self._axis(label.index_of)
             known_of_entries = label.zero, label.nonnegative, label.dtype, scale, label.source, places
             key: Hashable = (axes, label.weight, known_of_entries)
-            known = self._labels[id(label)] = label, id(self._unlike.setdefault(key, key))
+            known = self._labels[id(label)] = label, self._unlike.setdefault(key, len(self._unlike))
         return known[1]
 
     def _number(self, number: Expression) -> Hashable:
@@ -112,12 +114,14 @@ class Calls:
             return number.symbol, self._number(number.left), self._number(number.right)
         if isinstance(number, Count) and isinstance(number.axis, tuple):
             value, dim = number.axis
-            label = self._facts.labels[value]
+            label = self._constraints.labels[value]
             assert label is not None
-            return Count, _axis(label.axes[dim])
+            return Count, self._axis(label.axes[dim])
         return number
 
-
-def _axis(axis: Axis) -> Hashable:
-    """Fixed axes of one size and reason are alike; any other is itself alone."""
-    return id(axis.ids) if axis.free else (axis.size, axis.why)
+    def _axis(self, axis: Axis) -> Hashable:
+        """Fixed axes of one size and reason are alike; any other is itself alone."""
+        if not axis.free:
+            return axis.size, axis.why
+        self._ids[id(axis.ids)] = axis.ids
+        return id(axis.ids)

@@ -36,9 +36,9 @@ class Problem:
     detour: bool = False
     deviating: tuple[tuple[int, int], ...] = ()
 
-    def told(self, facts: Constraints) -> str:
+    def told(self, constraints: Constraints) -> str:
         """Operator, line and what happened, as part of a sentence."""
-        node = facts.touched[min(self.place, len(facts.touched) - 1)].node
+        node = constraints.touched[min(self.place, len(constraints.touched) - 1)].node
         return f"{node.operator} at {node.location} {self.text}"
 
 
@@ -46,10 +46,10 @@ class Comparison:
     """Compares runs of a cut network that keeps the units ``keep`` with dense runs of ``graph``."""
 
     def __init__(
-        self, graph: Graph, facts: Constraints, units: SolvedGroups, small: torch.nn.Module, keep: BoolArray
+        self, graph: Graph, constraints: Constraints, units: SolvedGroups, small: torch.nn.Module, keep: BoolArray
     ) -> None:
-        self._graph, self._facts, self._units, self._small, self._keep = graph, facts, units, small, keep
-        self._left: dict[int, int] = {}  # surviving positions by the identity of an axis
+        self._graph, self._constraints, self._units, self._small, self._keep = graph, constraints, units, small, keep
+        self._left: dict[int, int] = {}  # surviving positions, by the identity of ids, which the graph's labels hold
 
     def problem(self, run: Run, tried: Graph, start: int) -> Problem | None:
         """The first operator of ``run``, which begins at place ``start``, that the cut network runs otherwise. Where
@@ -91,7 +91,7 @@ class Comparison:
 
     def _of_one(self, place: int, node: Node, other: Node, tried: Graph) -> Problem | None:
         """What is wrong with ``other``, which stands for ``node``."""
-        touched = self._facts.touched[place]
+        touched = self._constraints.touched[place]
         if touched.aside:
             return None
         reads, read = _reads(node, self._graph), _reads(other, tried)
@@ -136,7 +136,7 @@ class Comparison:
 
     def _expected(self, value: int) -> tuple[int, ...]:
         """The shape that a tensor of the dense run has after the cut."""
-        label = self._facts.labels[value]
+        label = self._constraints.labels[value]
         assert label is not None
         return tuple(map(self._positions, label.axes))
 
@@ -159,11 +159,11 @@ def named(run: Run, all_of_them: bool) -> list[tuple[int, str]]:
 def _calls(run: Run) -> list[tuple[object, Location]]:
     """What Python called to compute content, and where."""
     found: list[tuple[object, Location]] = []
-    last = None
+    last = 0
     for node in run.nodes:
-        if node.operator.overloadpacket not in _ARRANGING and not _restrided(node) and node.call is not last:
+        if node.operator.overloadpacket not in _ARRANGING and not _restrided(node) and node.call.key != last:
             found.append((node.call.function, node.location))
-            last = node.call
+            last = node.call.key
     return found
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import torch
 
-from niwaki.core.numbers import Combination, Expression, Literal
-from niwaki.solve.constraints import SizeClaim
+from niwaki.core.numbers import Combination, Equation, Expression, Literal
+from niwaki.rules.axis import Axis
 from niwaki.trace.graph import Graph, Node, Run
 
 aten = torch.ops.aten
@@ -21,17 +21,17 @@ _WHOLE = (torch.int64, torch.int32)
 _COMPARING = (aten.eq, aten.ne)
 
 
-def compared(graph: Graph, run: Run) -> Iterator[tuple[Node, Node, SizeClaim]]:
+def compared(graph: Graph, run: Run) -> Iterator[tuple[Node, Node, Equation[Axis]]]:
     """Products of a whole number in a tensor and a number in Python, the comparisons with another number in Python that
     are their only use, and what has to stay for these to come out the same."""
     if not any(node.operator.overloadpacket in _COMPARING for node in run.nodes):
         return
     uses = Counter(number for node in run.nodes for number in node.inputs())
     uses.update(run.outputs)
-    calls = Counter(id(node.call) for node in run.nodes)
+    calls = Counter(node.call.key for node in run.nodes)
     products: dict[int, Node] = {}
     for node in run.nodes:
-        if calls[id(node.call)] > 1 or not _of_two_numbers(graph, node):
+        if calls[node.call.key] > 1 or not _of_two_numbers(graph, node):
             continue
         (given,), (made,), packet = node.inputs(), node.outputs, node.operator.overloadpacket
         assert made is not None
@@ -40,7 +40,7 @@ def compared(graph: Graph, run: Run) -> Iterator[tuple[Node, Node, SizeClaim]]:
         elif packet in _COMPARING and given in products and uses[given] == 1:
             times = _quotient(node.call.numbers[0], products[given].call.numbers[0])
             if times is not None:
-                yield products[given], node, SizeClaim(times, None, "a number in a comparison", node.location)
+                yield products[given], node, Equation(times, None, "a number in a comparison", node.location)
 
 
 def _of_two_numbers(graph: Graph, node: Node) -> bool:

@@ -121,10 +121,12 @@ class _Edges:
         return np.concatenate(self._from), np.concatenate(self._to), np.concatenate(self._why)
 
 
-def solve(facts: Constraints) -> Components:
+def solve(constraints: Constraints) -> Components:
     """The least restrictive solution that these steps find; restricting it further is always allowed."""
-    blocks = Blocks(facts)
-    equal = list({(id(left), id(right)): (left, right, why) for left, right, why in reversed(facts.equal)}.values())
+    blocks = Blocks(constraints)
+    equal = list(
+        {(id(left), id(right)): (left, right, why) for left, right, why in reversed(constraints.equal)}.values()
+    )
     equal.reverse()  # the first of several with the same arrays
     joined, parts = [], []
     for left, right, why in equal:
@@ -134,7 +136,7 @@ def solve(facts: Constraints) -> Components:
         elif one != other:
             joined.append((one + 1, other + 1, why))
     single = []
-    for ids, why in facts.pinned:
+    for ids, why in constraints.pinned:
         one = blocks.number(ids)
         if one is None:
             single.append((ids, why))
@@ -142,7 +144,7 @@ def solve(facts: Constraints) -> Components:
             joined.append((0, one + 1, why))
     whole = _Edges()
     whole.add(*np.array(joined, dtype=np.int64).reshape(-1, 3).T)
-    short, edges = _shortened(blocks, whole, facts.ids)
+    short, edges = _shortened(blocks, whole, constraints.ids)
     for ids, why in single:
         ids = short[ids[ids != 0]].astype(np.int64)
         edges.add(np.zeros_like(ids), ids, why)
@@ -154,7 +156,7 @@ def solve(facts: Constraints) -> Components:
             edges.add(left[differ, 0], right[differ, 0], why)
         else:
             products.append((left, right, why))
-    refining = Refining(facts, int(short.max(initial=0)) + 1)
+    refining = Refining(constraints, int(short.max(initial=0)) + 1)
     while True:
         solution = _components(edges, refining.ids)
         before = edges.count
@@ -314,8 +316,8 @@ def _pairs(a: IntArray, b: IntArray) -> list[tuple[int, int]]:
 class Blocks:
     """Finds the block that an array of ids is."""
 
-    def __init__(self, facts: Constraints) -> None:
-        self.all = [block for block in facts.blocks if len(block)]
+    def __init__(self, constraints: Constraints) -> None:
+        self.all = [block for block in constraints.blocks if len(block)]
         self._by_memory = {id(block): number for number, block in enumerate(self.all)}
         self._by_first = {int(block[0]): number for number, block in enumerate(self.all)}
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 import numpy as np
 from torch._ops import OpOverload
 
 from niwaki.core.counts import IntArray
 from niwaki.core.location import Location
-from niwaki.core.numbers import Expression
+from niwaki.core.numbers import Equation
 from niwaki.core.repairs import Scalar
+from niwaki.core.space import BoolArray
 from niwaki.rules.axis import Axis
 from niwaki.rules.registry import Label, Scale
 from niwaki.solve.describe import describe_constraints
@@ -23,20 +25,6 @@ class Reason:
 
     text: str
     location: Location | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SizeClaim:
-    """``expression`` must equal the surviving positions of ``axis``, or stay what it is (None)."""
-
-    expression: Expression
-    axis: Axis | None
-    what: str
-    location: Location
-
-    def __str__(self) -> str:
-        target = f"stays {self.expression.value}" if self.axis is None else f"is the size of {self.axis}"
-        return f"{self.expression} {target}: {self.what}, {self.location.brief}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +60,16 @@ class Touched:
     aside: bool
 
 
+class Mark(Enum):
+    """What rules say of positions of weights: an operator reads along them; a method has to zero them; they make what
+    goes on; they are the direction of a weight norm, which keeps its values while its units are zeroed."""
+
+    CONSUMED = auto()
+    ZEROED_BY_METHOD = auto()
+    PRODUCED = auto()
+    DIRECTION = auto()
+
+
 @dataclass(slots=True, eq=False)
 class Constraints:
     """Everything the rules said about a graph."""
@@ -82,17 +80,14 @@ class Constraints:
     pinned: list[tuple[IntArray, int]] = field(default_factory=list)  # ids, reason
     inexact: list[tuple[IntArray, int]] = field(default_factory=list)  # ids, reason
     allow_inexact: bool = False
-    sizes: list[SizeClaim] = field(default_factory=list)
+    sizes: list[Equation[Axis]] = field(default_factory=list)
     repairs: list[RepairClaim] = field(default_factory=list)
     macs: list[MacsTerm] = field(default_factory=list)
-    reads: list[IntArray] = field(default_factory=list)
-    drives: list[IntArray] = field(default_factory=list)
-    makes: list[IntArray] = field(default_factory=list)
-    directions: list[IntArray] = field(default_factory=list)  # ids of positions that keep their values when removed
-    directing: dict[int, set[tuple[OpOverload, int]]] = field(default_factory=dict)  # parameters: operators, dimensions
-    places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
+    marks: dict[Mark, list[IntArray]] = field(default_factory=lambda: {mark: [] for mark in Mark})  # ids
+    directed_by: dict[int, set[tuple[OpOverload, int]]] = field(default_factory=dict)  # weight norms of parameters
+    ids_of: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
     aliases: dict[int, list[int]] = field(default_factory=dict)  # root value -> values that share its memory
-    alike: set[int] = field(default_factory=set)  # unseen parameters of whose module there are others that were seen
+    inferred: set[int] = field(default_factory=set)  # unseen parameters of whose module there are others that were seen
     understood: set[tuple[int, int]] = field(default_factory=set)  # (value, dim) of unseen parameters that are known
     notes: dict[str, None] = field(default_factory=dict)  # what rules tell the user, in order
     touched: list[Touched] = field(default_factory=list)
@@ -113,6 +108,16 @@ class Constraints:
         """The number of a reason."""
         self.reasons.append(Reason(text, location))
         return len(self.reasons) - 1
+
+    def marked(self) -> dict[Mark, BoolArray]:
+        """Whether each id has a mark, [ids] per mark."""
+        found = {}
+        for mark, arrays in self.marks.items():
+            found[mark] = np.zeros(self.ids, dtype=bool)
+            # Views of one block say the same of it, and are many: the block is marked once.
+            for ids in {id(ids.base if ids.base is not None else ids): ids for ids in arrays}.values():
+                found[mark][ids] = True
+        return found
 
     def mark_inexact(self, ids: IntArray, why: int) -> None:
         """Positions whose removal changes the result: pinned, unless the user allows it."""

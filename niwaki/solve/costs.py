@@ -25,7 +25,7 @@ class Lifetime:
     died: int
 
 
-def lifetimes(graph: Graph, facts: Constraints) -> list[Lifetime]:
+def lifetimes(graph: Graph, constraints: Constraints) -> list[Lifetime]:
     """Of every memory that the first run allocates; moment i is right after its operator i.
 
     A memory is alive as long as Python holds any tensor that shares it. What an operator allocates and frees inside
@@ -49,7 +49,7 @@ def lifetimes(graph: Graph, facts: Constraints) -> list[Lifetime]:
     found = []
     for root, moment in born.items():
         value = graph.values[root]
-        label = facts.labels[root]
+        label = constraints.labels[root]
         free = () if label is None else tuple(axis for axis in label.axes if axis.free)
         size = math.prod(value.shape) // math.prod(axis.size for axis in free) if math.prod(value.shape) else 0
         if size:
@@ -77,31 +77,31 @@ class OperatorTask:
     terms: tuple[tuple[int, tuple[Axis, ...]], ...]
 
 
-def tasks(graph: Graph, facts: Constraints) -> list[OperatorTask]:
+def tasks(graph: Graph, constraints: Constraints) -> list[OperatorTask]:
     """Of every operator of the first run that computes anything."""
     if not graph.runs or graph.runs[0].error is not None:
         return []
     macs: dict[int, list[tuple[int, tuple[Axis, ...]]]] = {}
-    for term in facts.macs:
+    for term in constraints.macs:
         macs.setdefault(term.node, []).append((term.times, term.axes))
     found = []
     for number, node in enumerate(graph.runs[0].nodes):
         if traits(node.operator).viewing and not traits(node.operator).writes:
             continue
-        terms = macs[number] if number in macs else _largest(graph, facts, node)
+        terms = macs[number] if number in macs else _largest(graph, constraints, node)
         if terms:
             found.append(OperatorTask(str(node.operator), tuple(terms)))
     return found
 
 
-def _largest(graph: Graph, facts: Constraints, node: Node) -> list[tuple[int, tuple[Axis, ...]]]:
+def _largest(graph: Graph, constraints: Constraints, node: Node) -> list[tuple[int, tuple[Axis, ...]]]:
     """The entries of the largest tensor that flows in or out; parameters are not flowing."""
     numbers = [number for number in (*node.outputs, *node.inputs()) if number is not None]
     flowing = [n for n in numbers if graph.values[n].origin not in (Origin.PARAMETER, Origin.BUFFER)]
     if not flowing:
         return []
     value = max((graph.values[number] for number in flowing), key=lambda value: math.prod(value.shape))
-    label = facts.labels[value.number]
+    label = constraints.labels[value.number]
     free = () if label is None else tuple(axis for axis in label.axes if axis.free)
     size = math.prod(value.shape)
     return [(size // math.prod(axis.size for axis in free), free)] if size else []

@@ -38,9 +38,9 @@ _PATIENCE = 10  # attempts after which more operators count as alike
 _DRAWS = 8  # of plans that the numbers in Python can follow
 
 
-def dry_run(graph: Graph, facts: Constraints, builder: Builder, calls: Sequence[ExampleCall]) -> list[str]:
+def dry_run(graph: Graph, constraints: Constraints, builder: Builder, calls: Sequence[ExampleCall]) -> list[str]:
     """Pin in ``builder`` what does not survive a random plan; returns notes about what could not be mended."""
-    rng, mending = np.random.default_rng(0), Mending(graph, facts, builder)
+    rng, mending = np.random.default_rng(0), Mending(graph, constraints, builder)
     pairs, only_pairs = True, False  # whether groups of two are left with one, and nothing else is cut
     again = False  # whether steps that went well are tried one by one: 18 - 3 * 4 is a multiple of 3, 18 - 4 is not
     compared = False  # a copy of the model with the model
@@ -51,7 +51,7 @@ def dry_run(graph: Graph, facts: Constraints, builder: Builder, calls: Sequence[
             return []
         plan, keep = drawn
         model = builder.space().model
-        problem = _rehearse(cut_empty(model, plan), graph, facts, builder, calls, keep, tolerant=only_pairs)
+        problem = _rehearse(cut_empty(model, plan), graph, constraints, builder, calls, keep, tolerant=only_pairs)
         if problem is None and pairs and (again or not builder.units.steps):
             builder.pin_whole()
             return []
@@ -65,9 +65,9 @@ def dry_run(graph: Graph, facts: Constraints, builder: Builder, calls: Sequence[
         again = False
         if not only_pairs and mending.hold_steps(problem, breadth):
             continue
-        fault = None if compared else _fault_of_copying(model, graph, facts, builder, calls)
+        fault = None if compared else _fault_of_copying(model, graph, constraints, builder, calls)
         if fault is not None:
-            told = fault.told(facts)
+            told = fault.told(constraints)
             builder.pin_everything(f"a copy of the model is another network: {told}")
             return [
                 "A copy of the model computes something else than the model, and niwaki cuts a copy, so everything is "
@@ -75,7 +75,7 @@ def dry_run(graph: Graph, facts: Constraints, builder: Builder, calls: Sequence[
             ]
         compared = True
         if not mending.pin(problem, breadth, only_pairs) and not (only_pairs and mending.pin(problem, breadth, False)):
-            failure = problem.told(facts)
+            failure = problem.told(constraints)
             break
     builder.pin_everything(f"a rehearsed cut fails where niwaki cannot tell what to pin: {failure}")
     return [f"A rehearsed cut failed, and niwaki could not tell what to pin, so everything is pinned: {failure}"]
@@ -104,7 +104,7 @@ def _drawn(
 
 
 def _fault_of_copying(
-    model: torch.nn.Module, graph: Graph, facts: Constraints, builder: Builder, calls: Sequence[ExampleCall]
+    model: torch.nn.Module, graph: Graph, constraints: Constraints, builder: Builder, calls: Sequence[ExampleCall]
 ) -> Problem | None:
     """What is wrong already with a copy that nothing was cut from, if it is not so with the model itself when that runs
     again. The copy has the memory of the model's parameters, and takes none of its own."""
@@ -114,8 +114,8 @@ def _fault_of_copying(
     }
     lent |= {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
     everything = np.ones(len(builder.units), dtype=bool)
-    problem = _rehearse(duplicate(model, lent), graph, facts, builder, calls, everything)
-    if problem is None or _rehearse(model, graph, facts, builder, calls, everything) is not None:
+    problem = _rehearse(duplicate(model, lent), graph, constraints, builder, calls, everything)
+    if problem is None or _rehearse(model, graph, constraints, builder, calls, everything) is not None:
         return None
     return problem
 
@@ -123,7 +123,7 @@ def _fault_of_copying(
 def _rehearse(
     small: torch.nn.Module,
     graph: Graph,
-    facts: Constraints,
+    constraints: Constraints,
     builder: Builder,
     calls: Sequence[ExampleCall],
     keep: BoolArray,
@@ -131,7 +131,7 @@ def _rehearse(
 ) -> Problem | None:
     """Run the cut model as the model was run; a run in train mode only if it goes through lines of its own.
     ``tolerant``: inside the same calls torch may run other operators."""
-    comparison = Comparison(graph, facts, builder.units, small, keep)
+    comparison = Comparison(graph, constraints, builder.units, small, keep)
     start = 0
     seen: set[Location] = set()  # lines that a rehearsed run has been through
     for run, call in zip(graph.runs, itertools.cycle(calls), strict=False):

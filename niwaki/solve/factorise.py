@@ -42,8 +42,8 @@ def connected_rows(table: IntArray) -> Iterator[IntArray]:
 class Refining:
     """Collects in ``found`` the equations that common factors give; these may need ids of their own."""
 
-    def __init__(self, facts: Constraints, ids: int) -> None:
-        self._facts = facts
+    def __init__(self, constraints: Constraints, ids: int) -> None:
+        self._constraints = constraints
         self.ids = ids  # how many there are
         self._times: dict[tuple[int, bytes, bytes], int] = {}
         self.found: list[tuple[IntArray, IntArray, int]] = []
@@ -56,7 +56,7 @@ class Refining:
         sizes = common_sizes(columns)
         spans = None if sizes is None else [_span(column, sizes) for column in columns]
         if sizes is None or spans is None or None in spans or self._times[equation] > _MOST_TIMES:
-            return self._facts.reason(_CONFLICT, self._facts.reasons[why].location)
+            return self._constraints.reason(_CONFLICT, self._constraints.reasons[why].location)
         factors: dict[int, IntArray] = {}
         for column, span in zip(columns, spans, strict=True):
             if span is not None and len(span) == 1:

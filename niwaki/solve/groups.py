@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from niwaki.core.space import BoolArray, Tie
 from niwaki.core.tensor_dims import Role
 from niwaki.rules.axis import Axis
 from niwaki.solve.components import Components, solve
-from niwaki.solve.constraints import Constraints
+from niwaki.solve.constraints import Constraints, Mark
 from niwaki.solve.describe import describe_units
 from niwaki.solve.steps import UnitSteps
 from niwaki.trace.graph import Graph, Origin, Value
@@ -43,10 +43,10 @@ class SolvedDim:
 class SolvedGroups:
     """What can still be removed. Pinning more never breaks an equation, so it needs no new solution."""
 
-    def __init__(self, graph: Graph, facts: Constraints, inner: bool = False) -> None:
-        self.graph, self.facts = graph, facts
+    def __init__(self, graph: Graph, constraints: Constraints, inner: bool = False) -> None:
+        self.graph, self.constraints = graph, constraints
         self._pin_unseen()
-        self.solution: Components = solve(facts)
+        self.solution: Components = solve(constraints)
         self._pinned = np.zeros(self.solution.size, dtype=bool)  # components
         self._pinned[0] = True
         self._inexact = self._mark_inexact()
@@ -66,15 +66,17 @@ class SolvedGroups:
 
     def _pin_unseen(self) -> None:
         unseen = {value.number for value in self.graph.unseen}
-        why = self.facts.reason(_UNSEEN, None)
-        for (number, dim), (first, size) in self.facts.places.items():
-            if number in unseen and (number, dim) not in self.facts.understood:
-                self.facts.pinned.append((np.arange(first, first + size), why))
+        why = self.constraints.reason(_UNSEEN, None)
+        for (number, dim), (first, size) in self.constraints.ids_of.items():
+            if number in unseen and (number, dim) not in self.constraints.understood:
+                self.constraints.pinned.append((np.arange(first, first + size), why))
 
     def _mark_inexact(self) -> IntArray:
         """For each component the reason for which removing it is inexact, or -1; the first reason counts."""
         marks = np.full(self.solution.size, -1)
-        for ids, why in {self.solution.name(ids): (ids, why) for ids, why in reversed(self.facts.inexact)}.values():
+        for ids, why in {
+            self.solution.name(ids): (ids, why) for ids, why in reversed(self.constraints.inexact)
+        }.values():
             marks[self.solution.canonical(ids[:, None])] = why
         return marks
 
@@ -84,29 +86,14 @@ class SolvedGroups:
         return None if why < 0 else why
 
     def _find_dims(self) -> list[SolvedDim]:
-        facts = self.facts
-        marks = {}
-        for name, arrays in (
-            ("reads", facts.reads),
-            ("drives", facts.drives),
-            ("makes", facts.makes),
-            ("directions", facts.directions),
-        ):
-            mark = np.zeros(facts.ids, dtype=bool)
-            for ids in {id(ids.base if ids.base is not None else ids): ids for ids in arrays}.values():
-                mark[ids] = True
-            marks[name] = mark
-        blocks = {int(block[0]): block for block in facts.blocks if len(block)}
+        constraints = self.constraints
+        marked = constraints.marked()
+        blocks = {int(block[0]): block for block in constraints.blocks if len(block)}
         dims = []
-        for (number, dim), (first, size) in facts.places.items():
+        for (number, dim), (first, size) in constraints.ids_of.items():
             ids = blocks[first] if size else np.zeros(0, dtype=np.int64)
             own = slice(first, first + size)
-            if marks["directions"][own].any():
-                role = Role.DIRECTION
-            elif not marks["reads"][own].any() or marks["makes"][own].any():
-                role = Role.PRODUCER
-            else:
-                role = Role.ZEROED_CONSUMER if marks["drives"][own].any() else Role.CONSUMER
+            role = _role({mark for mark, of_ids in marked.items() if of_ids[own].any()})
             dims.append(SolvedDim(self.graph.values[number], dim, ids, self.solution.canonical(ids[:, None]), role))
         return dims
 
@@ -117,7 +104,7 @@ class SolvedGroups:
         for dim in self.dims:
             if dim.role.produces:
                 made[int(not dim.parameter), dim.rows.reshape(-1)] = True
-        self.pin(np.flatnonzero(made[1] & ~made[0]), self.facts.reason(_BUFFERS, None))
+        self.pin(np.flatnonzero(made[1] & ~made[0]), self.constraints.reason(_BUFFERS, None))
 
     def active(self, rows: IntArray) -> IntArray:
         """Rows of components without those that are pinned."""
@@ -214,7 +201,7 @@ class SolvedGroups:
         """Where a position depends on several units, the outermost stays one; returns whether there were such. An outer
         factor that is alone in its group can leave no more and is pinned before, so that the inner one may. A product
         of a factor with itself (every pair of channels) has no other inner factor to hold."""
-        why, found = self.facts.reason(_INNER, None), False
+        why, found = self.constraints.reason(_INNER, None), False
         for rows in self._distinct_rows():
             rows = self.active(rows)
             several = rows[(rows != 0).sum(axis=1) > 1]
@@ -237,7 +224,7 @@ class SolvedGroups:
             alone = self._units[self._starts[:-1][sizes == 1]]
             if not len(alone):
                 return
-            self.pin(alone, self.facts.reason(_ALONE, None))
+            self.pin(alone, self.constraints.reason(_ALONE, None))
 
     def _group(self) -> None:
         """A unit's signature is a hash of the multiset of its places: the sum of a random number for each of them."""
@@ -271,6 +258,15 @@ class SolvedGroups:
         self._number[units] = np.arange(len(units))
         self._owners: dict[int, IntArray] = {}
         self._free: dict[int, BoolArray] = {}
+
+
+def _role(marks: Collection[Mark]) -> Role:
+    """What a dimension is to its units, given all that rules said of its positions."""
+    if Mark.DIRECTION in marks:
+        return Role.DIRECTION
+    if Mark.CONSUMED not in marks or Mark.PRODUCED in marks:
+        return Role.PRODUCER
+    return Role.ZEROED_CONSUMER if Mark.ZEROED_BY_METHOD in marks else Role.CONSUMER
 
 
 def _ordered(units: IntArray, signature: IntArray, first: IntArray) -> IntArray:

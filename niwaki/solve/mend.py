@@ -22,8 +22,8 @@ _NEAR = 50  # operators before one that fails, among which these are looked for
 class Mending:
     """Remembers what has been tried for which kind of operator."""
 
-    def __init__(self, graph: Graph, facts: Constraints, builder: Builder) -> None:
-        self._graph, self._facts, self._builder = graph, facts, builder
+    def __init__(self, graph: Graph, constraints: Constraints, builder: Builder) -> None:
+        self._graph, self._constraints, self._builder = graph, constraints, builder
         self._blame: Blame | None = None
         self._steps: dict[Hashable, Iterator[tuple[int, list[Axis], int]]] = {}  # left to try, by kind of operator
         self._trials = 0
@@ -56,7 +56,7 @@ class Mending:
             blamed = place
         else:
             problem = Problem(place, problem.text)
-            touched = self._facts.touched
+            touched = self._constraints.touched
             found = (other for other in blame.before(place) if self._builder.frees(touched[other].axes, pairs))
             blamed = next(found, -1)
         if blamed < 0:
@@ -67,30 +67,30 @@ class Mending:
     def _blaming(self) -> Blame:
         """Made only where something fails."""
         if self._blame is None:
-            self._blame = Blame(self._graph, self._facts)
+            self._blame = Blame(self._graph, self._constraints)
         return self._blame
 
     def _place(self, problem: Problem) -> int:
-        return min(problem.place, len(self._facts.touched) - 1)
+        return min(problem.place, len(self._constraints.touched) - 1)
 
     def _deviating(self, problem: Problem, place: int) -> list[Axis]:
         """The axes that have another size than expected."""
-        node, found = self._facts.touched[place].node, []
+        node, found = self._constraints.touched[place].node, []
         for output, dim in problem.deviating:
             number = node.outputs[output]
-            label = None if number is None else self._facts.labels[number]
+            label = None if number is None else self._constraints.labels[number]
             found += [] if label is None else [label.axes[dim]]
         return found
 
     def _reason(self, problem: Problem, place: int) -> tuple[list[Axis], str, Location]:
-        touched = self._facts.touched[place]
+        touched = self._constraints.touched[place]
         axes = self._deviating(problem, place) or touched.axes
         return axes, f"after a cut, {touched.node.operator} {problem.text}", touched.node.location
 
     def _to_try(self, blame: Blame, place: int, breadth: int) -> Iterator[tuple[int, list[Axis], int]]:
         """An operator, the axes of one of its dimensions and of those like it, and a step for them: of the nearest
         dimensions that have groups of their own, results before arguments."""
-        touched = self._facts.touched
+        touched = self._constraints.touched
         levels: list[tuple[int, list[Axis]]] = []
         seen: set[int] = set()
         for source in itertools.islice(blame.sources(place), _NEAR):

@@ -10,17 +10,18 @@ import torch
 
 from niwaki import rules
 from niwaki.core.location import Location
-from niwaki.core.numbers import Count, Expression, Literal, leaves
+from niwaki.core.numbers import Count, Equation, Expression, Literal, leaves
 from niwaki.rules.axis import Axis, fixed
 from niwaki.rules.registry import HOMOGENEOUS, Call, Label, Refused, Rule, Source
 from niwaki.solve import signs
 from niwaki.solve.call import GraphCall
 from niwaki.solve.call_cache import CachedCall, Calls
 from niwaki.solve.comparisons import compared
-from niwaki.solve.constraints import Constraints, SizeClaim, Touched
+from niwaki.solve.constraints import Constraints, Touched
 from niwaki.solve.rescaling import Scaling
 from niwaki.trace.graph import Frozen, Graph, Node, Origin, Run, Value
 
+_Frozen = tuple[Expression, Location, str]
 FindRule = Callable[[torch._ops.OpOverload], Rule | None]
 
 
@@ -37,23 +38,23 @@ def propagate(
     If ``tolerant``, a rule that fails with an error, which is a defect of niwaki, pins what its operator touches. If
     ``repeats``, a call that a run before has made already, of the same labels, is not labelled again: that is faster.
     """
-    facts = Constraints([None] * len(graph.values), allow_inexact=allow_inexact)
-    facts.reason("nothing constrains it", None)
+    constraints = Constraints([None] * len(graph.values), allow_inexact=allow_inexact)
+    constraints.reason("nothing constrains it", None)
     fixed_by: dict[tuple[Origin, str, Location | None], int] = {}
     met = _constants_met(graph)
     for value in graph.values:
-        facts.aliases.setdefault(value.root, []).append(value.number)
+        constraints.aliases.setdefault(value.root, []).append(value.number)
         if value.origin is not Origin.COMPUTED:
-            facts.labels[value.number] = _given(facts, value, fixed_by, met.get(value.number))
-    scaling = Scaling(facts)
-    calls = Calls(graph, facts)
-    frozen: set[tuple[int, int, str]] = set()
+            constraints.labels[value.number] = _given(constraints, value, fixed_by, met.get(value.number))
+    scaling = Scaling(constraints)
+    calls = Calls(graph, constraints)
+    frozen: set[_Frozen] = set()
     for index, run in enumerate(graph.runs):
         used: dict[int, tuple[Node, set[int]]] = {}
         checked: dict[int, int] = {}  # calls that a comparison accounts for, and the number each was given
         for product, comparison, claim in compared(graph, run):
-            facts.sizes.append(claim)
-            checked |= {id(node.call): node.call.numbers[0].value for node in (product, comparison)}
+            constraints.sizes.append(claim)
+            checked |= {node.call.key: node.call.numbers[0].value for node in (product, comparison)}
         calls.begin()
         scaling.begin()
         thrown_away = unused(graph, run) if run.error is None else set()
@@ -63,64 +64,72 @@ def propagate(
             key = calls.key(node, place in thrown_away, discarded) if repeats and len(graph.runs) > 1 else None
             said = calls.recall(key) if index else None
             if said is None:
-                call = GraphCall(facts, graph, node, index == 0, run.both, place in thrown_away, discarded)
+                call = GraphCall(constraints, graph, node, index == 0, run.both, place in thrown_away, discarded)
                 labels = _apply(call, graph, node, find, scaling, tolerant)
                 axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
                 said = CachedCall(labels, axes, call.resized, call.rescaled, call.understood)
                 calls.remember(key, said)
-            _assign(facts, graph, node, said.labels, scaling)
-            changing = {checked[id(node.call)]} if id(node.call) in checked else set()
+            _assign(constraints, graph, node, said.labels, scaling)
+            changing = {checked[node.call.key]} if node.call.key in checked else set()
             aside = place in thrown_away and node.call.function is None
-            facts.touched.append(Touched(node, said.axes, said.resized | changing, said.rescaled, aside))
-            used.setdefault(id(node.call), (node, set()))[1].update(said.understood)
+            constraints.touched.append(Touched(node, said.axes, said.resized | changing, said.rescaled, aside))
+            used.setdefault(node.call.key, (node, set()))[1].update(said.understood)
         for node, understood in used.values():
             for position, number in enumerate(node.call.numbers):
-                if position not in understood and not isinstance(number, Literal) and id(node.call) not in checked:
-                    _freeze(facts, frozen, number, node.location, "enters a computation that niwaki does not follow")
+                if position not in understood and not isinstance(number, Literal) and node.call.key not in checked:
+                    _freeze(
+                        constraints, frozen, number, node.location, "enters a computation that niwaki does not follow"
+                    )
         for position, item in enumerate(run.frozen):
             if scaling.releases(position):
                 continue
-            _freeze(facts, frozen, item.expression, item.location, _FAN_IN if _of_weights(facts, item) else _FROZEN)
+            _freeze(
+                constraints,
+                frozen,
+                item.expression,
+                item.location,
+                _FAN_IN if _of_weights(constraints, item) else _FROZEN,
+            )
         for left in outlasting(run):
-            stored = facts.labels[left]
+            stored = constraints.labels[left]
             scaling.refuse(() if stored is None else stored.scale)
         for buffer, now in run.remade:
-            _follow(facts, facts.labels[buffer], facts.labels[now])
+            _follow(constraints, constraints.labels[buffer], constraints.labels[now])
         for result in run.outputs:
-            _leave(facts, scaling, result, "an output of the model", None, pin_outputs)
+            _leave(constraints, scaling, result, "an output of the model", None, pin_outputs)
         for value_number, where in run.escaped.items():
-            _leave(facts, scaling, value_number, "read by code that niwaki does not follow", where, True)
+            _leave(constraints, scaling, value_number, "read by code that niwaki does not follow", where, True)
     scaling.finish()
-    _hold_other_directions(facts, graph)
-    return facts
+    _hold_other_directions(constraints, graph)
+    return constraints
 
 
-def _follow(facts: Constraints, buffer: Label | None, now: Label | None) -> None:
+def _follow(constraints: Constraints, buffer: Label | None, now: Label | None) -> None:
     """A buffer that a run has replaced is cut as what it was replaced by: it may be there already in another run."""
     assert buffer is not None and now is not None
     if len(buffer.axes) != len(now.axes):
         return
-    why = facts.reason("it is tied to a pinned dimension of what replaces a buffer", None)
+    why = constraints.reason("it is tied to a pinned dimension of what replaces a buffer", None)
     for before, after in zip(buffer.axes, now.axes, strict=True):
         if before.size == after.size and before.free and after.free:
-            facts.equal.append((before.ids, after.ids, why))
+            constraints.equal.append((before.ids, after.ids, why))
         elif before.free:
-            facts.pinned.append((before.ids.reshape(-1), why))
+            constraints.pinned.append((before.ids.reshape(-1), why))
 
 
 def _leave(
-    facts: Constraints, scaling: Scaling, number: int, what: str, location: Location | None, whole: bool
+    constraints: Constraints, scaling: Scaling, number: int, what: str, location: Location | None, whole: bool
 ) -> None:
     """Hold what leaves the network: nobody can repair it behind that, and ``whole`` values keep all their positions."""
-    left = facts.labels[number]
+    left = constraints.labels[number]
     assert left is not None
     scaling.refuse(left.scale)
     if left.index_of is not None and left.index_of.free:
-        why = facts.reason(f"{what} holds positions along it", location)
-        facts.pinned.append((left.index_of.ids.reshape(-1), why))
+        why = constraints.reason(f"{what} holds positions along it", location)
+        constraints.pinned.append((left.index_of.ids.reshape(-1), why))
     if whole and any(axis.free for axis in left.axes):
-        why = facts.reason(f"it is {what}", location)
-        facts.pinned += [(axis.ids.reshape(-1), why) for axis in left.axes if axis.free]
+        why = constraints.reason(f"it is {what}", location)
+        constraints.pinned += [(axis.ids.reshape(-1), why) for axis in left.axes if axis.free]
 
 
 def _constants_met(graph: Graph) -> dict[int, Location]:
@@ -137,7 +146,7 @@ def _constants_met(graph: Graph) -> dict[int, Location]:
 
 
 def _given(
-    facts: Constraints,
+    constraints: Constraints,
     value: Value,
     fixed_by: dict[tuple[Origin, str, Location | None], int],
     where: Location | None,
@@ -146,14 +155,14 @@ def _given(
     if value.origin in (Origin.PARAMETER, Origin.BUFFER):
         axes = []
         for dim, size in enumerate(value.shape):
-            facts.places[value.number, dim] = (facts.ids, size)
-            axes.append(Axis(facts.allocate(size)))
+            constraints.ids_of[value.number, dim] = (constraints.ids, size)
+            axes.append(Axis(constraints.allocate(size)))
         parameter = value.origin is Origin.PARAMETER
         source = Source(value.number, 0.0) if parameter else None
         return Label(tuple(axes), (parameter,) * len(axes), parameter, value.dtype, (), source)
     known = value.origin, value.name, where
     if known not in fixed_by:
-        fixed_by[known] = facts.reason(f"it meets {_named(value)}", where)
+        fixed_by[known] = constraints.reason(f"it meets {_named(value)}", where)
     why = fixed_by[known]
     return Label(tuple(fixed(size, why) for size in value.shape), (False,) * len(value.shape), False, value.dtype)
 
@@ -197,26 +206,26 @@ def _apply(call: GraphCall, graph: Graph, node: Node, find: FindRule, scaling: S
     return followed(call, rule, signs.follow(call, rule, scaling.follow(call, rule, labels)), call.placed)
 
 
-def _hold_other_directions(facts: Constraints, graph: Graph) -> None:
+def _hold_other_directions(constraints: Constraints, graph: Graph) -> None:
     """A direction keeps values in the zeroed model that whatever else uses it would take for zeros."""
-    for number, uses in facts.directing.items():
+    for number, uses in constraints.directed_by.items():
         operators = {operator for operator, _ in uses}
         others = (node for run in graph.runs for node in run.nodes if number in node.inputs())
         other = next((node for node in others if len(uses) > 1 or node.operator not in operators), None)
         if other is not None:
-            why = facts.reason("it is the direction of a weight norm, and used otherwise too", other.location)
-            for (value, _), (first, size) in facts.places.items():
+            why = constraints.reason("it is the direction of a weight norm, and used otherwise too", other.location)
+            for (value, _), (first, size) in constraints.ids_of.items():
                 if value == number:
-                    facts.pinned.append((np.arange(first, first + size), why))
+                    constraints.pinned.append((np.arange(first, first + size), why))
 
 
-def _assign(facts: Constraints, graph: Graph, node: Node, labels: Sequence[Label], scaling: Scaling) -> None:
+def _assign(constraints: Constraints, graph: Graph, node: Node, labels: Sequence[Label], scaling: Scaling) -> None:
     numbers = [number for number in node.outputs if number is not None]
     for number, made in zip(numbers, labels, strict=True):
-        before = facts.labels[number]
-        facts.labels[number] = made
+        before = constraints.labels[number]
+        constraints.labels[number] = made
         if before is not None:
-            _written(facts, graph, number, before, made, scaling)
+            _written(constraints, graph, number, before, made, scaling)
 
 
 _DEFECTS = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError)
@@ -229,19 +238,21 @@ def _defect(node: Node, cause: Exception) -> str:
     )
 
 
-def _written(facts: Constraints, graph: Graph, number: int, before: Label, after: Label, scaling: Scaling) -> None:
+def _written(
+    constraints: Constraints, graph: Graph, number: int, before: Label, after: Label, scaling: Scaling
+) -> None:
     """A value was written in place. Other views of its memory may no longer rely on zeros, signs or a factor."""
-    aliases = [alias for alias in facts.aliases[graph.values[number].root] if alias != number]
-    if any(facts.labels[alias] is not None for alias in aliases):
+    aliases = [alias for alias in constraints.aliases[graph.values[number].root] if alias != number]
+    if any(constraints.labels[alias] is not None for alias in aliases):
         scaling.refuse((*before.scale, *after.scale))
     keeps_zeros = all(after.zero) or after.zero == before.zero == (False,) * len(before.zero)
     for alias in aliases:
-        other = facts.labels[alias]
+        other = constraints.labels[alias]
         if other is not None and not keeps_zeros:
             other = replace(other, zero=(False,) * len(other.axes), source=None)
         if other is not None and other.nonnegative and not after.nonnegative:
             other = replace(other, nonnegative=False)
-        facts.labels[alias] = other
+        constraints.labels[alias] = other
 
 
 _FROZEN = "is part of the computed function"
@@ -250,22 +261,22 @@ _FROZEN = "is part of the computed function"
 _FAN_IN = "is part of the computed function (a scale by the fan-in of a weight)"
 
 
-def _of_weights(facts: Constraints, item: Frozen) -> bool:
+def _of_weights(constraints: Constraints, item: Frozen) -> bool:
     """Whether a number is a product of sizes of weights, and of nothing else."""
     counts = [leaf for leaf in leaves(item.expression) if isinstance(leaf, Count)]
-    labels = [facts.labels[leaf.axis[0]] for leaf in counts if isinstance(leaf.axis, tuple)]
+    labels = [constraints.labels[leaf.axis[0]] for leaf in counts if isinstance(leaf.axis, tuple)]
     return bool(labels) and all(label is not None and label.weight for label in labels)
 
 
 def _freeze(
-    facts: Constraints, frozen: set[tuple[int, int, str]], expression: Expression, location: Location, what: str
+    constraints: Constraints, frozen: set[_Frozen], expression: Expression, location: Location, what: str
 ) -> None:
-    """A number has to stay what it is. Attributes and lines are one object each: their like is ``frozen`` once."""
-    known = id(expression), id(location), what
+    """A number has to stay what it is, which is said once of each."""
+    known = expression, location, what
     if known in frozen or all(isinstance(leaf, Literal) for leaf in leaves(expression)):
         return
     frozen.add(known)
-    facts.sizes.append(SizeClaim(expression, None, f"a number that {what}", location))
+    constraints.sizes.append(Equation(expression, None, f"a number that {what}", location))
 
 
 _WHY = "computes with positions along it, which are numbered anew when some of them leave"

@@ -11,7 +11,7 @@ from niwaki.core.numbers import Combination, Count, Equation, Literal
 
 def required(
     multiples: Sequence[Multiple], lengths: Mapping[tuple[str, int], int], shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[Equation]:
+) -> Iterator[Equation[int]]:
     """One equation "the remainder stays 0" for each of ``multiples`` that the dense model itself fulfils; ``lengths``
     are the axes of parameters' dimensions. Unlike the numbers in the model's code these never pin anything: there are
     always numbers of units that fulfil them, all of them to begin with."""

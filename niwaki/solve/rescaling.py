@@ -29,8 +29,8 @@ _SHIFTS = (aten.add.Tensor, aten.add.Scalar)
 class Scaling:
     """The factors of one graph, operator by operator."""
 
-    def __init__(self, facts: Constraints) -> None:
-        self._facts = facts
+    def __init__(self, constraints: Constraints) -> None:
+        self._constraints = constraints
         self._used_raw: set[int | Scalar] = set()  # parameters and attributes that something reads as they are
         self._followed: set[int] = set()  # frozen numbers of a run that go on as factors
         self._held: set[int] = set()  # those that enter something else
@@ -46,7 +46,7 @@ class Scaling:
 
     def follow(self, call: Call, rule: Rule | None, made: Sequence[Label]) -> list[Label]:
         """The labels ``made`` by a rule (None: it refused), with the scale and the source that they have."""
-        sized, taken = _sized(call, self._facts), list[_SizedScale]()
+        sized, taken = _sized(call, self._constraints), list[_SizedScale]()
         for one in sized:
             call.rescales(one.given, one.scale)
         if call.unused or _only_sizes(call):
@@ -90,11 +90,11 @@ class Scaling:
     def refuse(self, scale: Iterable[Scale]) -> None:
         """Nothing takes these factors up: the averages they come from are not exact."""
         for factor in scale:
-            self._facts.mark_inexact(factor.axis.ids.reshape(-1), factor.why)
+            self._constraints.mark_inexact(factor.axis.ids.reshape(-1), factor.why)
 
     def finish(self) -> None:
         """Refuse what would change a parameter or an attribute that something else uses as it is."""
-        for claim in self._facts.repairs:
+        for claim in self._constraints.repairs:
             if claim.target in self._used_raw:
                 self.refuse(claim.scale)
 
@@ -103,7 +103,7 @@ class Scaling:
             self._used_raw.add(what)
 
     def _claim(self, target: int | Scalar, shift: float, scale: tuple[Scale, ...], claimed: set[int | Scalar]) -> None:
-        self._facts.repairs.append(RepairClaim(target, shift, scale))
+        self._constraints.repairs.append(RepairClaim(target, shift, scale))
         claimed.add(target)
 
     def _product(
@@ -111,22 +111,20 @@ class Scaling:
     ) -> tuple[tuple[Scale, ...] | None, Source | None]:
         """Where the result is multilinear in some arguments."""
         factors = list(_labels(call.arguments[name] for name in how.factors))
+        others = {name: argument for name, argument in call.arguments.items() if name not in how.factors}
         if any(isinstance(call.arguments[name], tuple) for name in how.factors):  # joined, not multiplied
             if any(not _equal(label.scale, factors[0].scale) for label in factors):
                 return None, None
             return factors[0].scale, None
-        others = [label for label in _labels(call.arguments.values()) if all(label is not f for f in factors)]
         total = _product([factor for label in factors for factor in label.scale])
         absorbing = [label for label in factors if label.source is not None and not label.scale]
         if total and absorbing:
             assert absorbing[0].source is not None
             self._claim(absorbing[0].source.value, absorbing[0].source.shift, _inverse(total), claimed)
             total = ()
-        plus = None if how.plus is None else call.arguments[how.plus]
-        if any(not _equal(label.scale, total if label is plus else ()) for label in others):
-            return None, None
-        if isinstance(plus, Label) and not _equal(plus.scale, total):
-            return None, None
+        for name, argument in others.items():
+            if any(not _equal(label.scale, total if name == how.plus else ()) for label in _labels([argument])):
+                return None, None
         return total, factors[0].source if how.whole and not total else None
 
     def _pointwise(
@@ -149,7 +147,7 @@ class Scaling:
                 found += [replace(factor, power=power * factor.power) for factor in one.scale]
                 taken.append(one)
         for factor in scaled:
-            powers = [sum(f.power for f in label.scale if f.axis.ids is factor.axis.ids) for label in operands]
+            powers = [sum(f.power for f in label.scale if f.axis.same_as(factor.axis)) for label in operands]
             power = degree(call, operands, powers, {})
             if power is None:
                 power = self._with_scalars(call, operands, powers, factor, claimed)
@@ -195,12 +193,14 @@ class _SizedScale:
     frozen: frozenset[int]
 
 
-def _sized(call: Call, facts: Constraints) -> list[_SizedScale]:
+def _sized(call: Call, constraints: Constraints) -> list[_SizedScale]:
     """The arguments that are products of powers of sizes."""
     found = []
     for power in call.python.powers:
         given = _given(call, power.value)
-        labels = {count: facts.labels[count.axis[0]] for count, _ in power.factors if isinstance(count.axis, tuple)}
+        labels = {
+            count: constraints.labels[count.axis[0]] for count, _ in power.factors if isinstance(count.axis, tuple)
+        }
         if given is not None and all(label is not None for label in labels.values()):
             scale: list[Scale] = []
             for count, exponent in power.factors:
@@ -246,11 +246,14 @@ def _labels(arguments: Iterable[object]) -> Iterator[Label]:
 
 def _product(factors: Iterable[Scale]) -> tuple[Scale, ...]:
     """Factors of one axis are one factor; those that cancel are none."""
-    by_axis: dict[int, Scale] = {}
+    found: list[Scale] = []
     for factor in factors:
-        known = by_axis.get(id(factor.axis.ids))
-        by_axis[id(factor.axis.ids)] = factor if known is None else replace(known, power=known.power + factor.power)
-    return tuple(factor for factor in by_axis.values() if factor.power != 0)
+        place = next((i for i, known in enumerate(found) if known.axis.same_as(factor.axis)), None)
+        if place is None:
+            found.append(factor)
+        else:
+            found[place] = replace(found[place], power=found[place].power + factor.power)
+    return tuple(factor for factor in found if factor.power != 0)
 
 
 def _inverse(scale: Iterable[Scale]) -> tuple[Scale, ...]:

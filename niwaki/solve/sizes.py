@@ -18,7 +18,7 @@ import numpy as np
 from niwaki.core.counts import Counts, FloatArray, IntArray
 from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, Literal, Numbers, leaves
 from niwaki.core.space import BoolArray, Tie
-from niwaki.solve.axis_table import NumberedClaim, Tables
+from niwaki.solve.axis_table import Tables
 from niwaki.solve.groups import SolvedGroups
 from niwaki.solve.masks import random_keep, separating_masks
 
@@ -32,13 +32,13 @@ def solve_sizes(units: SolvedGroups, tables: Tables) -> Numbers:
     """Pin, or put into a tie, what the numbers in Python cannot follow; returns the equations that remain."""
     rng = np.random.default_rng(0)
     _distinguish(units, tables)
-    bound: set[int] = set()  # claims that hold only in a tie
+    bound: set[int] = set()  # equations that hold only in a tie, by their numbers in ``tables``
     while True:
         if units.steps and not units.ties:
             _find_ties(units, tables, bound)
         counts = tables.counts(units)
         varies = counts.varies()
-        numbers, claims = _equations(tables, varies)
+        numbers, known = _equations(tables, varies)
         failing: set[int] = set()
         trials = itertools.chain(separating_masks(units, rng), (random_keep(units, rng) for _ in range(_TRIALS)))
         for number, keep in enumerate(trials, start=1):
@@ -47,7 +47,7 @@ def solve_sizes(units: SolvedGroups, tables: Tables) -> Numbers:
                 break
         if not failing:
             return numbers
-        new = {claims[index] for index in failing} - bound
+        new = {known[index] for index in failing} - bound
         if new:
             bound |= new
             _find_ties(units, tables, bound)
@@ -69,19 +69,19 @@ def pin_unsolved(units: SolvedGroups, tables: Tables, keep: BoolArray) -> bool:
 
 
 def _distinguish(units: SolvedGroups, tables: Tables) -> None:
-    """Only units that count alike in all claims may form a group: each part of a dimension then keeps a unit."""
-    axes = {claim.axis for claim in tables.claims if claim.axis is not None}
-    axes.update(axis for claim in tables.claims for axis in claim.counted)
+    """Only units that count alike in all equations may form a group: each part of a dimension then keeps a unit."""
+    axes = {equation.axis for equation in tables.equations if equation.axis is not None}
+    axes.update(axis for inside in tables.leaves for axis in inside.axes)
     which = np.isin(tables.axis, sorted(axes))
     units.split_by_count(tables.rows[which], tables.axis[which], tables.times[which])
 
 
 def _find_ties(units: SolvedGroups, tables: Tables, bound: Collection[int]) -> None:
-    """Steps, a whole number of units of each group, that keep all ``bound`` claims true."""
+    """Steps, a whole number of units of each group, that keep all ``bound`` equations true."""
     counts = tables.counts(units)
     varies = counts.varies()
-    numbers, claims = _equations(tables, varies)
-    chosen = [index for index, claim in enumerate(claims) if claim in bound]
+    numbers, known = _equations(tables, varies)
+    chosen = [index for index, number in enumerate(known) if number in bound]
     slopes = _Slopes(numbers, counts, units.starts)
     matrix = np.array([slopes.residual(index) for index in chosen]).reshape(len(chosen), len(units.starts) - 1)
     ties = []
@@ -100,8 +100,8 @@ def _find_ties(units: SolvedGroups, tables: Tables, bound: Collection[int]) -> N
     for group, equations in alone.items():
         tie = _alone(numbers, equations, slopes, group, int(units.starts[group + 1] - units.starts[group]))
         ties += [] if tie is None else [tie]
-    claimed = [slopes.remainder(index) for index in chosen]
-    units.ties = tuple(_in_steps(ties, claimed, units.multiples(), np.diff(units.starts)))
+    remainders = [slopes.remainder(index) for index in chosen]
+    units.ties = tuple(_in_steps(ties, remainders, units.multiples(), np.diff(units.starts)))
 
 
 def _in_steps(
@@ -229,7 +229,7 @@ class _Slopes:
             return None
         return (self._of(expression.left), expression.right.value) if isinstance(expression.right, Literal) else None
 
-    def _solved(self, attribute: Attribute, equation: Equation) -> FloatArray:
+    def _solved(self, attribute: Attribute, equation: Equation[int]) -> FloatArray:
         nothing = np.zeros(self._groups)
         self._attributes[attribute] = nothing
         rest = self._of(equation.expression)
@@ -261,34 +261,31 @@ class _Slopes:
 
 
 def _equations(tables: Tables, varies: BoolArray) -> tuple[Numbers, list[int]]:
-    """The equations that a cut could break, and the claim each comes from; attributes are decided by the plainest
-    equation that varies."""
+    """The equations that a cut could break, and the number in ``tables`` of each; attributes are decided by the
+    plainest equation that varies."""
     moving: list[bool] = varies.tolist()
     deciding: dict[Attribute, tuple[int, int]] = {}
-    for index, claim in enumerate(tables.claims):
-        moves = claim.axis is not None and moving[claim.axis]
-        if claim.attributes and (moves or _counts(claim, moving)):
-            for attribute in claim.attributes:
+    for index, (equation, inside) in enumerate(zip(tables.equations, tables.leaves, strict=True)):
+        moves = equation.axis is not None and moving[equation.axis]
+        if inside.attributes and (moves or any(moving[axis] for axis in inside.axes)):
+            for attribute in inside.attributes:
                 late = 0 if moves else _LATE
-                rank = 0 if claim.expression == attribute else claim.leaves + late
+                rank = 0 if equation.expression == attribute else inside.number + late
                 if attribute not in deciding or rank < deciding[attribute][0]:
                     deciding[attribute] = (rank, index)
-    relevant: list[Equation] = []
-    claims: list[int] = []
+    relevant: list[int] = []
     position: dict[int, int] = {}
-    for index, claim in enumerate(tables.claims):
-        moves = (claim.axis is not None and moving[claim.axis]) or _counts(claim, moving)
-        if moves or any(attribute in deciding for attribute in claim.attributes):
+    for index, (equation, inside) in enumerate(zip(tables.equations, tables.leaves, strict=True)):
+        moves = equation.axis is not None and moving[equation.axis]
+        if (
+            moves
+            or any(moving[axis] for axis in inside.axes)
+            or any(attribute in deciding for attribute in inside.attributes)
+        ):
             position[index] = len(relevant)
-            relevant.append(Equation(claim.expression, claim.axis, claim.said.what, claim.said.location))
-            claims.append(index)
+            relevant.append(index)
     decided = {attribute: position[index] for attribute, (_, index) in sorted(deciding.items(), key=lambda i: i[1])}
-    return Numbers(tuple(relevant), decided), claims
-
-
-def _counts(claim: NumberedClaim, moving: Sequence[bool]) -> bool:
-    """Whether the expression of a claim counts positions that may leave."""
-    return any(moving[axis] for axis in claim.counted)
+    return Numbers(tuple([tables.equations[index] for index in relevant]), decided), relevant
 
 
 def _pin_failing(
@@ -304,7 +301,7 @@ def _pin_failing(
             counted = {leaf.axis for leaf in leaves(equation.expression) if isinstance(leaf, Count)}
             axes = {axis for axis in counted if isinstance(axis, int) and varies[axis]}
             axes = axes or numbers.axes_of([index])
-        why = units.facts.reason(
+        why = units.constraints.reason(
             f"{equation.what} is computed as {equation.expression}, which cannot follow a cut"
             + _because(equation.expression, varies),
             equation.location,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +20,12 @@ import torch
 
 from niwaki.core.counts import IntArray
 from niwaki.core.names import module_at
-from niwaki.core.numbers import Attribute, Combination, Count, Expression, leaves
+from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, leaves
 from niwaki.core.objects import class_attribute
 from niwaki.core.paths import part
-from niwaki.core.space import BoolArray
 from niwaki.rules.axis import Axis
 from niwaki.solve.components import Components, solve
-from niwaki.solve.constraints import Constraints, SizeClaim
+from niwaki.solve.constraints import Constraints
 from niwaki.trace.graph import Graph, Origin
 
 _NUMBER = re.compile(r"\d+")
@@ -41,16 +40,16 @@ class _Family:
     inside: tuple[str, ...]
 
 
-def infer_from_siblings(model: torch.nn.Module, graph: Graph, facts: Constraints) -> None:
-    """Add to ``facts`` what the siblings of unseen modules tell about these."""
+def infer_from_siblings(model: torch.nn.Module, graph: Graph, constraints: Constraints) -> None:
+    """Add to ``constraints`` what the siblings of unseen modules tell about these."""
     tensors = {value.name: value.number for value in graph.values if value.origin in (Origin.PARAMETER, Origin.BUFFER)}
     unseen = {value.name for value in graph.unseen}
     if not unseen:
         return
     families = _families(graph, tensors, unseen)
-    facts.alike.update(tensors[family.unseen + name] for family in families for name in family.inside)
+    constraints.inferred.update(tensors[family.unseen + name] for family in families for name in family.inside)
     if families:
-        _Understanding(model, graph, facts, tensors, families).apply()
+        _Understanding(model, graph, constraints, tensors, families).apply()
 
 
 def _families(graph: Graph, tensors: Mapping[str, int], unseen: set[str]) -> list[_Family]:
@@ -102,18 +101,16 @@ class _Understanding:
         self,
         model: torch.nn.Module,
         graph: Graph,
-        facts: Constraints,
+        constraints: Constraints,
         tensors: Mapping[str, int],
         families: list[_Family],
     ) -> None:
-        self._model, self._graph, self._facts, self._tensors = model, graph, facts, tensors
+        self._model, self._graph, self._constraints, self._tensors = model, graph, constraints, tensors
         self._families = families
-        self._solution: Components = solve(facts)
+        self._solution: Components = solve(constraints)
         self._child = {path: i + 1 for i, path in enumerate({s: None for f in families for s in f.siblings})}
         self._owner = self._owners()
-        self._reads, self._drives, self._makes = (
-            self._marked(arrays) for arrays in (facts.reads, facts.drives, facts.makes)
-        )
+        self._marked = constraints.marked()
 
     def apply(self) -> None:
         for family in self._families:
@@ -124,17 +121,11 @@ class _Understanding:
         self._numbers()
 
     def _ids(self, name: str, dim: int) -> IntArray:
-        first, size = self._facts.places[self._tensors[name], dim]
+        first, size = self._constraints.ids_of[self._tensors[name], dim]
         return np.arange(first, first + size)
 
     def _rows(self, ids: IntArray) -> IntArray:
         return self._solution.canonical(ids[:, None])
-
-    def _marked(self, arrays: Sequence[IntArray]) -> BoolArray:
-        mark = np.zeros(self._facts.ids, dtype=bool)
-        if arrays:
-            mark[np.concatenate(arrays)] = True
-        return mark
 
     def _owners(self) -> IntArray:
         """For each component the number of the one sibling that it lives in; 0 for those that live elsewhere too."""
@@ -157,23 +148,19 @@ class _Understanding:
             return  # nothing can go there, or only what is their own
         same = all(row.shape == rows[0].shape and bool((row == rows[0]).all()) for row in rows)
         if same and len(rows) > 1 and _classes(self._model, family.unseen) == _classes(self._model, family.siblings[0]):
-            why = self._facts.reason(f"it is tied to {family.siblings[0]}, which is like it", None)
-            self._facts.equal.append((ours[:, None], theirs[0][:, None], why))
-            self._facts.understood.add((self._tensors[family.unseen + name], dim))
-            for marked, found in (
-                (self._reads, self._facts.reads),
-                (self._drives, self._facts.drives),
-                (self._makes, self._facts.makes),
-            ):
-                if marked[theirs[0]].any():
-                    found.append(ours)
+            why = self._constraints.reason(f"it is tied to {family.siblings[0]}, which is like it", None)
+            self._constraints.equal.append((ours[:, None], theirs[0][:, None], why))
+            self._constraints.understood.add((self._tensors[family.unseen + name], dim))
+            for mark, of_ids in self._marked.items():
+                if of_ids[theirs[0]].any():
+                    self._constraints.marks[mark].append(ours)
             return
-        why = self._facts.reason(
+        why = self._constraints.reason(
             f"no forward pass reached {family.unseen}, which may use the same units; give an example call that does",
             None,
         )
         for ids in theirs:
-            self._facts.pinned.append((ids, why))
+            self._constraints.pinned.append((ids, why))
 
     def _numbers(self) -> None:
         """What is claimed of the numbers of the first sibling holds for those of the unseen module. Where a number that
@@ -183,8 +170,8 @@ class _Understanding:
         for family in self._families:
             first.setdefault(family.siblings[0], []).append(family.unseen)
         paths = {number: path for path, number in self._child.items()}
-        why = self._facts.reason("a number that follows it is read by modules that no forward pass reached", None)
-        for claim in list(self._facts.sizes):
+        why = self._constraints.reason("a number that follows it is read by modules that no forward pass reached", None)
+        for claim in list(self._constraints.sizes):
             attributes = [leaf for leaf in leaves(claim.expression) if isinstance(leaf, Attribute)]
             if not attributes:
                 continue
@@ -198,22 +185,22 @@ class _Understanding:
                 for unseen in first[homes[0]]:
                     self._follow(claim, axes, homes[0], unseen)
 
-    def _follow(self, claim: SizeClaim, axes: list[Axis], sibling: str, unseen: str) -> None:
+    def _follow(self, claim: Equation[Axis], axes: list[Axis], sibling: str, unseen: str) -> None:
         """What ``claim`` says of the numbers of ``sibling`` holds for those of ``unseen``, if they are equal now."""
         moved = _moved(claim.expression, sibling, unseen)
         numbers = [leaf for leaf in leaves(moved) if isinstance(leaf, Attribute)]
         if all(_value(self._model, leaf) == leaf.value for leaf in numbers):
-            self._facts.sizes.append(SizeClaim(moved, claim.axis, claim.what, claim.location))
+            self._constraints.sizes.append(Equation(moved, claim.axis, claim.what, claim.location))
             return
         text = f"{numbers[0]} differs from its like in {sibling}, and no forward pass reached it"
-        self._pin(axes, self._facts.reason(text, claim.location))
+        self._pin(axes, self._constraints.reason(text, claim.location))
 
-    def _claimed(self, claim: SizeClaim) -> list[Axis]:
+    def _claimed(self, claim: Equation[Axis]) -> list[Axis]:
         """The axes that a claim depends on."""
         axes = [] if claim.axis is None else [claim.axis]
         for leaf in leaves(claim.expression):
             if isinstance(leaf, Count) and isinstance(leaf.axis, tuple):
-                counted = self._facts.labels[leaf.axis[0]]
+                counted = self._constraints.labels[leaf.axis[0]]
                 axes += [] if counted is None else [counted.axes[leaf.axis[1]]]
         return [axis for axis in axes if axis.free]
 
@@ -223,7 +210,7 @@ class _Understanding:
         return {int(number) for row in rows for number in np.unique(self._owner[row[row != 0]]) if number}
 
     def _pin(self, axes: list[Axis], why: int) -> None:
-        self._facts.pinned += [(axis.ids.reshape(-1), why) for axis in axes]
+        self._constraints.pinned += [(axis.ids.reshape(-1), why) for axis in axes]
 
 
 def _classes(model: torch.nn.Module, path: str) -> list[tuple[str, type]]:

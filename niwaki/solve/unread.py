@@ -31,6 +31,7 @@ from niwaki.trace.graph import Graph
 _COMMON = 3  # kernels, strides, colours: numbers up to this are mostly no widths
 _DEEP = 3  # levels of modules inside of a block that its numbers may be about
 _NAMED = 4
+_TUPLE = -1
 _INTERNALS = frozenset(nn.Module().__dict__)
 _OPAQUE = (bool, float, str, bytes, type(None), nn.Module, torch.Tensor, FunctionType, partial)
 
@@ -42,7 +43,7 @@ class Unread:
     """``equations``: numbers that are the length of an axis, each with the attribute that it decides. ``notes``: what
     may be stale after a cut."""
 
-    equations: tuple[tuple[Attribute, Equation], ...] = ()
+    equations: tuple[tuple[Attribute, Equation[int]], ...] = ()
     notes: tuple[str, ...] = ()
 
     def joined(self, numbers: Numbers) -> Numbers:
@@ -61,7 +62,7 @@ class _Number:
     attribute: Attribute
     kind: type
     dims: Mapping[Dim, int]  # with the axes they are
-    shared: int  # the identity of the settings that hold it, 0 for the module itself
+    shared: int  # the identity of the settings that hold it, 0 for the module itself, `_TUPLE`
 
     def within(self, level: int) -> _Number:
         """The same, of parameters that are at most ``level`` levels inside."""
@@ -75,7 +76,7 @@ class _Number:
 
 def unread(
     graph: Graph,
-    facts: Constraints,
+    constraints: Constraints,
     model: nn.Module,
     lengths: Mapping[Dim, int],
     varies: BoolArray,
@@ -88,7 +89,7 @@ def unread(
     """
     if isinstance(model, Program):  # which has no methods of its own
         return Unread()
-    claims = (claim.expression for claim in facts.sizes)
+    claims = (claim.expression for claim in constraints.sizes)
     frozen = (one.expression for run in graph.runs for one in run.frozen)
     read = (leaf for one in (*claims, *frozen) for leaf in leaves(one) if isinstance(leaf, Attribute))
     read_at = {_key(attribute) for attribute in read}
@@ -180,9 +181,11 @@ def _held(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Where, int, 
             yield name, (), value, 0
         elif not isinstance(value, _OPAQUE) and id(value) not in seen:
             held = [(step, item) for step, item in parts(value) if type(item) is int]
-            if held:
-                seen.add(id(value))
-            yield from ((name, (step,), item, id(value)) for step, item in held)
+            # Python decides whether equal tuples in several modules are one object: each counts for its module alone.
+            shared = _TUPLE if isinstance(value, tuple) else id(value)
+            if held and shared != _TUPLE:
+                seen.add(shared)
+            yield from ((name, (step,), item, shared) for step, item in held)
 
 
 def _note(stale: Sequence[tuple[Attribute, str, int]]) -> Iterator[str]:

@@ -65,22 +65,26 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
     graph = trace(model, [((), {})], modes=(False,))
     called = any(rules.find(node.operator) is rule for node in graph.runs[0].nodes)
     try:
-        facts = propagate(graph, find, pin_outputs=False, tolerant=False)
-        builder = Builder(model, graph, facts, inner=True)
+        constraints = propagate(graph, find, pin_outputs=False, tolerant=False)
+        builder = Builder(model, graph, constraints, inner=True)
     except (ValueError, IndexError, TypeError, AttributeError) as cause:  # what a wrong rule may stumble over
         return RuleReport(called, 0, (f"labelling fails: {cause}",))
     rng = np.random.default_rng(seed)
     violations = []
     for _ in range(plans):
-        problem = _violation(model, graph, facts.labels, builder, random_keep(builder.units, rng), sample.tolerance)
+        problem = _violation(
+            model, graph, constraints.labels, builder, random_keep(builder.units, rng), sample.tolerance
+        )
         if problem is not None:
             violations.append(problem)
     units = len(builder.units)
-    facts = propagate(graph, find, pin_outputs=False, allow_inexact=True, tolerant=False)
-    if facts.inexact:  # then at least shapes and zeros have to be right
-        builder = Builder(model, graph, facts, inner=True)
+    constraints = propagate(graph, find, pin_outputs=False, allow_inexact=True, tolerant=False)
+    if constraints.inexact:  # then at least shapes and zeros have to be right
+        builder = Builder(model, graph, constraints, inner=True)
         for _ in range(plans):
-            problem = _violation(model, graph, facts.labels, builder, random_keep(builder.units, rng, 2), math.inf)
+            problem = _violation(
+                model, graph, constraints.labels, builder, random_keep(builder.units, rng, 2), math.inf
+            )
             if problem is not None:
                 violations.append(problem)
     return RuleReport(called, units, tuple(violations))

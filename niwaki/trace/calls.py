@@ -58,7 +58,8 @@ class CallMode(TorchFunctionMode):
 
     def __init__(self, numbering: Numbering) -> None:
         super().__init__()
-        self.current = PythonCall(None)
+        self._calls = 0
+        self.current = self.another(None)
         self._numbering = numbering
         self._open: list[Callable[..., Any]] = []
         self.resting = False
@@ -93,11 +94,22 @@ class CallMode(TorchFunctionMode):
         _given(args, numbers, floats, powers)
         if kwargs:
             _given(kwargs, numbers, floats, powers)
-        self.current = PythonCall(func, tuple(numbers), tuple(floats), tuple(powers))
+        self.current = self.another(func, tuple(numbers), tuple(floats), tuple(powers))
         try:
             return func(*args, **kwargs)
         finally:
             self.current = previous
+
+    def another(
+        self,
+        function: Callable[..., Any] | None,
+        numbers: tuple[Expression, ...] = (),
+        scalars: tuple[Scalar, ...] = (),
+        powers: tuple[Power, ...] = (),
+    ) -> PythonCall:
+        """A call with a number of its own."""
+        self._calls += 1
+        return PythonCall(self._calls, function, numbers, scalars, powers)
 
     def counts_of(self, tensor: torch.Tensor) -> torch.Size:
         """Its sizes, which know what they are the sizes of."""
@@ -127,7 +139,7 @@ class CallMode(TorchFunctionMode):
 
     def listed(self, tensor: torch.Tensor) -> Any:
         """``Tensor.tolist``, entry by entry, which operators see; it reads the memory behind their back."""
-        self.current = PythonCall(torch.Tensor.tolist)
+        self.current = self.another(torch.Tensor.tolist)
         with self:
             return [self.listed(part) for part in tensor.unbind()] if tensor.ndim else tensor.item()
 

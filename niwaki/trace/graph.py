@@ -50,9 +50,11 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class PythonCall:
-    """The innermost torch function that Python code called: its identity, the whole numbers it was given, the float
-    attributes, and the floats that change with sizes."""
+    """The innermost torch function that Python code called: its number in the trace, the function (None: operators
+    that no torch function called), the whole numbers it was given, the float attributes, and the floats that change
+    with sizes."""
 
+    key: int
     function: Callable[..., Any] | None
     numbers: tuple[Expression, ...] = ()
     scalars: tuple[Scalar, ...] = ()

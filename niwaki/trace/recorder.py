@@ -19,7 +19,7 @@ from niwaki.trace.calls import CallMode
 from niwaki.trace.extent import Extent
 from niwaki.trace.fake import FakeTensors, is_fake, needs_value
 from niwaki.trace.gradients import grad_mode_watched
-from niwaki.trace.graph import Frozen, Node, Origin, PythonCall, Ref, Run, Value
+from niwaki.trace.graph import Frozen, Node, Origin, Ref, Run, Value
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.memory import Memory
 from niwaki.trace.operators import Traits, traits
@@ -278,7 +278,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         body = func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
         calls = self._calls
         outside, self._opened = self._opened, True
-        given, calls.current = calls.current, PythonCall(None)
+        given, calls.current = calls.current, calls.another(None)
         for number in given.numbers:
             if not isinstance(number, Literal):
                 self._freeze(number)

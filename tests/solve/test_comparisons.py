@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 import niwaki.solve.propagate as labelling
 from niwaki import search_space
-from niwaki.core.numbers import Literal
+from niwaki.core.numbers import Equation, Literal
 from niwaki.solve.comparisons import compared
-from niwaki.solve.constraints import SizeClaim
 from niwaki.testing import check_model
 
 TOKENS = torch.tensor([[1, 7, 7, 2], [7, 3, 4, 5]])
@@ -79,7 +78,7 @@ def test_a_width_that_only_one_side_counts_stays(how: str, why: str) -> None:
 def test_a_comparison_taken_for_granted_fails_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     def granted(graph, run):  # type: ignore[no-untyped-def]
         for product, node, claim in compared(graph, run):
-            yield product, node, SizeClaim(Literal(0), None, claim.what, claim.location)
+            yield product, node, Equation(Literal(0), None, claim.what, claim.location)
 
     monkeypatch.setattr(labelling, "compared", granted)
     with pytest.raises(
