@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray, RunLengths
+from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,34 +148,7 @@ class CostModel:
 
     def merged(self) -> CostModel:
         """The same costs, with axes whose positions depend on the same units counted once: many times faster."""
-        counts, runs = self.counts, self.counts.runs
-        order, run_order = np.argsort(counts.axis, kind="stable"), np.argsort(runs.axis, kind="stable")
-        numbers = np.arange(counts.num_axes + 1)
-        ends = np.searchsorted(counts.axis[order], numbers)
-        run_ends = np.searchsorted(runs.axis[run_order], numbers)
-        same: dict[bytes, int] = {}
-        merged = np.empty(counts.num_axes + 1, np.int64)
-        first: list[IntArray] = [np.empty(0, np.int64)]
-        first_runs: list[IntArray] = [np.empty(0, np.int64)]
-        for number in range(counts.num_axes):
-            rows = order[ends[number] : ends[number + 1]]
-            own = run_order[run_ends[number] : run_ends[number + 1]]
-            arrays = counts.units[rows], counts.times[rows], runs.first[own], runs.end[own], runs.times[own]
-            key = b"".join(len(array).to_bytes(8) + array.tobytes() for array in arrays)
-            merged[number] = same.setdefault(key, len(same))
-            if merged[number] == len(first) - 1:
-                first.append(rows)
-                first_runs.append(own)
-        merged[counts.num_axes] = len(same)
-        rows, own = np.concatenate(first), np.concatenate(first_runs)
-        fewer = Counts(
-            counts.num_units,
-            len(same),
-            counts.units[rows],
-            counts.times[rows],
-            merged[counts.axis[rows]],
-            RunLengths(runs.first[own], runs.end[own], runs.times[own], merged[runs.axis[own]]),
-        )
+        fewer, merged = self.counts.merge()
         peaks, work, latency = self.activations, self.work, self.latency
         return CostModel(
             fewer,

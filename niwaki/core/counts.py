@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -25,6 +25,10 @@ class RunLengths:
     end: IntArray  # [Q]
     times: FloatArray  # [Q]
     axis: IntArray  # [Q]
+
+    def __getitem__(self, rows: IntArray | BoolArray) -> RunLengths:
+        """Some of the runs."""
+        return RunLengths(self.first[rows], self.end[rows], self.times[rows], self.axis[rows])
 
     def __call__(self, gates: FloatArray | BoolArray) -> FloatArray:
         """The positions [Q] that survive ``gates``."""
@@ -70,6 +74,50 @@ class Counts:
         first, length = first[long], length[long]
         runs = RunLengths(unit[first], unit[first] + length, times[first], axis[first])
         return cls(num_units, num_axes, units[rest], times[rest], axis[rest], runs)
+
+    def renumber(self, keep: BoolArray) -> Counts:
+        """The counts without the units that are not in ``keep`` [num_units] and without their positions; the others
+        are numbered anew, in their order."""
+        before = np.append(0, keep.cumsum())  # [num_units + 1]: how many are kept of the units before
+        number = np.append(np.where(keep, before[:-1], -1), before[-1])  # with the sentinel
+        units = number[self.units]
+        rows = (units >= 0).all(axis=1)
+        runs = replace(self.runs, first=before[self.runs.first], end=before[self.runs.end])
+        return Counts(
+            int(before[-1]),
+            self.num_axes,
+            units[rows],
+            self.times[rows],
+            self.axis[rows],
+            runs[runs.end > runs.first],
+        )
+
+    def merge(self) -> tuple[Counts, IntArray]:
+        """The counts with axes whose positions depend on the same units counted once, and the new number of each axis,
+        [num_axes + 1] with that of the sentinel."""
+        order, run_order = np.argsort(self.axis, kind="stable"), np.argsort(self.runs.axis, kind="stable")
+        numbers = np.arange(self.num_axes + 1)
+        ends = np.searchsorted(self.axis[order], numbers)
+        run_ends = np.searchsorted(self.runs.axis[run_order], numbers)
+        same: dict[bytes, int] = {}
+        merged = np.empty(self.num_axes + 1, np.int64)
+        first: list[IntArray] = [np.empty(0, np.int64)]
+        first_runs: list[IntArray] = [np.empty(0, np.int64)]
+        for number in range(self.num_axes):
+            rows = order[ends[number] : ends[number + 1]]
+            own = run_order[run_ends[number] : run_ends[number + 1]]
+            runs = self.runs[own]
+            arrays = self.units[rows], self.times[rows], runs.first, runs.end, runs.times
+            key = b"".join(len(array).to_bytes(8) + array.tobytes() for array in arrays)
+            merged[number] = same.setdefault(key, len(same))
+            if merged[number] == len(first) - 1:
+                first.append(rows)
+                first_runs.append(own)
+        merged[self.num_axes] = len(same)
+        rows, runs = np.concatenate(first), self.runs[np.concatenate(first_runs)]
+        axis = merged[self.axis[rows]]
+        runs = replace(runs, axis=merged[runs.axis])
+        return Counts(self.num_units, len(same), self.units[rows], self.times[rows], axis, runs), merged
 
     def __call__(self, gates: FloatArray | BoolArray) -> FloatArray:
         """Surviving positions [num_axes] for ``gates`` [num_units] in [0, 1] (1 = kept), a mask for choice."""

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from niwaki.core.cost import CostModel
-from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray, RunLengths
+from niwaki.core.counts import BoolArray, FloatArray, IntArray
 from niwaki.core.names import named_buffers, named_parameters
 from niwaki.core.numbers import (
     Attribute,
@@ -102,7 +101,7 @@ class _Reindexing:
             dims=tuple(dims.values()),
             coverage=_coverage(dims.values(), self._left, {s.name: s.shape for s in shapes}, model),
             shapes=shapes,
-            cost_model=self._costs(old.cost_model),
+            cost_model=replace(old.cost_model, counts=old.cost_model.counts.renumber(self._keep)),
             numbers=_numbers(old.numbers, self._counts),
             ties=tuple(self._tie(tie) for tie in old.ties),
             repairs=_repairs(old.repairs, self._counts),
@@ -139,24 +138,6 @@ class _Reindexing:
                 )
             self._indices[key] = moved[stays].reshape(len(moved), -1)
         return self._indices[key]
-
-    def _costs(self, model: CostModel) -> CostModel:
-        return replace(model, counts=self._fewer(model.counts))
-
-    def _fewer(self, counts: Counts) -> Counts:
-        units = self._number[counts.units]
-        stays = (units >= 0).all(axis=1)
-        runs = counts.runs
-        first, end = self._before[runs.first], self._before[runs.end]
-        some = end > first
-        return Counts(
-            self._left,
-            counts.num_axes,
-            units[stays],
-            counts.times[stays],
-            counts.axis[stays],
-            RunLengths(first[some], end[some], runs.times[some], runs.axis[some]),
-        )
 
     def _tie(self, tie: Tie) -> Tie:
         group = self._old.groups[tie.groups[0]]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.core.cost import CostModel
-from niwaki.core.counts import Counts, IntArray
+from niwaki.core.counts import IntArray
 from niwaki.core.names import named_modules, named_parameters
 from niwaki.core.space import BoolArray, Group, SearchSpace, Tie
 from niwaki.core.tensor_dims import Slice, TensorDim
@@ -186,7 +186,7 @@ def merged_space(space: SearchSpace, pairs: Sequence[Pair]) -> tuple[SearchSpace
             most = tie.most if len(members) == len(tie.groups) else 0  # the rank does not change
             ties.append(Tie(tuple(g for g, _ in members), tuple(step for _, step in members), most))
     model = space.cost_model
-    costs = CostModel(_renumbered(model.counts, number), model.params, model.macs, model.memory)
+    costs = CostModel(model.counts.renumber(number[:-1] >= 0), model.params, model.macs, model.memory)
     view = replace(space, groups=tuple(groups), dims=tuple(dims.values()), ties=tuple(ties), cost_model=costs)
     without = [
         n for n, group in enumerate(groups) if not any(s.role.produces and s.tensor in weights for s in group.slices)
@@ -213,22 +213,6 @@ def driven_units(space: SearchSpace, tensor: str, dim: int) -> IntArray | None:
         (p for p in space.dims if p.tensor == tensor and p.dim == dim and p.role.zeroed_by_method), None
     )
     return None if found is None else found.units
-
-
-def _renumbered(counts: Counts, number: IntArray) -> Counts:
-    """Counts without the positions of units whose ``number`` [num_units + 1] is -1; the others get theirs."""
-    runs = counts.runs
-    length = runs.end - runs.first
-    shift = runs.first - np.append(0, length.cumsum())[:-1]
-    single = np.arange(length.sum()) + np.repeat(shift, length)
-    wide = np.full((len(single), max(1, counts.units.shape[1])), counts.num_units)
-    wide[:, 0] = single
-    rows = counts.units if counts.units.shape[1] else np.full((len(counts.units), 1), counts.num_units)
-    units = number[np.concatenate([wide, rows])]
-    times = np.concatenate([np.repeat(runs.times, length), counts.times])
-    axis = np.concatenate([np.repeat(runs.axis, length), counts.axis])
-    stays = (units >= 0).all(axis=1)
-    return Counts.of(int(number[-1]), counts.num_axes, units[stays], times[stays], axis[stays])
 
 
 def positions(units: IntArray | None, which: BoolArray, like: Tensor) -> Tensor | None:
