@@ -79,7 +79,7 @@ class Method:
         self._loading: Mapping[str, Any] | None = None
         self._nesting = Nesting()
         self._handles: list[Any] = []
-        self._attach()
+        self.attach()
 
     @final
     @property
@@ -87,7 +87,9 @@ class Method:
         """The search space whose units leave."""
         return self.units.space
 
-    def _attach(self) -> None:
+    @final
+    def attach(self) -> None:
+        """Register the hooks, which the constructor has done; again after `detach`."""
         warn_of_trace(self.label, self.optimizer)
         _attached[self.optimizer] = self.name
         eager: Callable[..., Any] = torch.compiler.disable  # where optimizer.step is compiled, the hooks are not
