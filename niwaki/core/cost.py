@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and weight memory of any choice of units, in microseconds."""
+"""Compute parameters, multiply-accumulates and memory of any choice of units, within microseconds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray
 class Cost:
     """What a network costs.
 
-    ``activations``: the most bytes of computed tensors alive at once in one forward pass in eval mode on the first
-    example input; 0 where that is not known.
-
     ``params``: trainable and frozen parameters (tied ones once). ``macs``: multiply-accumulates of one forward pass in
-    eval mode on the first example input. ``memory``: bytes of parameters and buffers.
+    eval mode on the first example input. ``memory``: bytes of parameters and buffers. ``activations``: the largest
+    number of bytes of computed tensors that are alive at once in this pass; 0 if unknown.
     """
 
     params: int
@@ -48,7 +46,7 @@ class Terms:
         return float(self.each(counts).sum())
 
     def renamed(self, number: IntArray) -> Terms:
-        """The same of axes with other numbers, ``number`` [num_axes + 1] with that of the sentinel."""
+        """The same terms with the axes renumbered by ``number`` [num_axes + 1], which includes the sentinel."""
         return Terms(self.constant, number[self.axes])
 
     def slopes(self, counts: FloatArray) -> FloatArray:
@@ -63,7 +61,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PeakMemory:
-    """The most that is there at once of terms which come and go. Term t is there at the moments ``born[t]`` up to, not
+    """The largest sum of terms that are alive at the same moment. Term t is alive from moment ``born[t]`` up to, not
     including, ``died[t]``; both are [T], and moments count from 0."""
 
     terms: Terms
@@ -71,12 +69,12 @@ class PeakMemory:
     died: IntArray
 
     def total(self, counts: FloatArray) -> float:
-        """The largest sum of any moment for ``counts`` [num_axes]."""
+        """The largest sum over all moments for ``counts`` [num_axes]."""
         return float(self._moments(counts).max())
 
     def slopes(self, counts: FloatArray) -> FloatArray:
-        """The derivative by each axis count of the sum at the moment when it is largest, [num_axes]: no more than the
-        derivative of the largest sum in the direction of growth."""
+        """The derivative by each axis count of the sum at the moment when it is largest, [num_axes]. When an axis
+        grows, the largest sum grows at least as fast."""
         moment = int(self._moments(counts).argmax())
         here = (self.born <= moment) & (self.died > moment)
         return Terms(self.terms.constant[here], self.terms.axes[here]).slopes(counts)
@@ -90,8 +88,8 @@ class PeakMemory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OperatorWork:
-    """How much each operator of the first run has to do: its multiply-accumulates, or, if it has none, the entries of
-    the largest tensor that it reads or writes. Views are left out.
+    """The work of each operator of the first run: its multiply-accumulates, or, if it has none, the entries of the
+    largest tensor that it reads or writes. Views are left out.
 
     ``names`` [N] are the operators in their order; term t belongs to number ``operator[t]``.
     """
@@ -101,17 +99,16 @@ class OperatorWork:
     operator: IntArray  # [T]
 
     def amounts(self, counts: FloatArray) -> FloatArray:
-        """What each operator has to do for ``counts`` [num_axes], [N]."""
+        """The work of each operator for ``counts`` [num_axes], [N]."""
         return np.bincount(self.operator, self.terms.each(counts), len(self.names)).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CostModel:
-    """Cost as a function of unit gates: axis counts, then sums of products of counts, which are multilinear, or for
-    ``activations`` (None where they are not known) the largest of several such sums.
+    """Cost as a function of unit gates: gates give axis counts, and costs are multilinear sums of products of counts.
+    Of ``activations`` (None if unknown), the largest of several such sums.
 
-    ``work`` is None where no run was recorded. ``latency``, in nanoseconds, is nothing that a network tells by itself:
-    see `timed`.
+    ``work`` is None if no run was recorded. ``latency``, in nanoseconds, has to be measured first: see `timed`.
     """
 
     counts: Counts
@@ -123,14 +120,14 @@ class CostModel:
     latency: Terms | None = None
 
     def __call__(self, gates: FloatArray | BoolArray) -> Cost:
-        """The cost for ``gates`` [num_units] (1 = kept, 0 = removed), a mask for choice."""
+        """The cost for ``gates`` [num_units] (1 = kept, 0 = removed), which may be a mask."""
         alive = self.counts(gates)
         params, macs, memory = (round(terms.total(alive)) for terms in (self.params, self.macs, self.memory))
         return Cost(params, macs, memory, 0 if self.activations is None else round(self.activations.total(alive)))
 
     def price(self, gates: FloatArray, measure: str) -> FloatArray:
-        """What removing each unit alone would save at ``gates``: the derivative [num_units] of ``measure``
-        (a field name of `Cost`, or ``latency``) by the gates."""
+        """The derivative [num_units] of ``measure`` (a field name of `Cost`, or ``latency``) by the gates: what
+        removing each unit alone would save."""
         alive = self.counts(gates)
         by_axis = self.terms(measure).slopes(alive)
         axis, unit, value = self.counts.slopes(gates)
@@ -138,8 +135,8 @@ class CostModel:
         return saved.astype(np.float64)
 
     def timed(self, rate: FloatArray, rest: float) -> CostModel:
-        """The same with a ``latency``: ``rate`` [N] nanoseconds for all that each operator has to do in the dense
-        network, in proportion for less, and ``rest`` for whatever does not depend on the units."""
+        """Add a ``latency``: ``rate`` [N] nanoseconds for each operator's work in the dense network, proportionally
+        less for less work, and ``rest`` nanoseconds that do not depend on the units."""
         assert self.work is not None, "no run was recorded"
         work, dense = self.work, self.work.amounts(self.counts(np.ones(self.counts.num_units)))
         constant = np.append(work.terms.constant * (rate / np.maximum(dense, 1.0))[work.operator], rest)
@@ -147,7 +144,7 @@ class CostModel:
         return replace(self, latency=Terms(constant, np.concatenate([work.terms.axes, none])))
 
     def merged(self) -> CostModel:
-        """The same costs, with axes whose positions depend on the same units counted once: many times faster."""
+        """The same costs, many times faster: axes whose positions depend on the same units are counted once."""
         fewer, merged = self.counts.merge()
         peaks, work, latency = self.activations, self.work, self.latency
         return CostModel(

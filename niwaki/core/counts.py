@@ -1,4 +1,4 @@
-"""How many positions of an axis survive, for any choice of units: the arithmetic below costs and sizes."""
+"""Count the surviving positions of axes for any choice of units; costs and sizes are computed from these counts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-_LONG = 16  # units: the shortest run that is worth encoding
+_LONG = 16  # units; shorter runs are stored as rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunLengths:
-    """Units in a row that all occur equally often on an axis: ``times[r]`` positions for each of the units from
-    ``first[r]`` up to, not including, ``end[r]``."""
+    """Runs of successive units that all have equally many positions on an axis: ``times[r]`` positions for each of the
+    units from ``first[r]`` up to, not including, ``end[r]``."""
 
     first: IntArray  # [Q]
     end: IntArray  # [Q]
@@ -49,8 +49,8 @@ class Counts:
     """Surviving positions per axis as a function of unit gates.
 
     Positions of one axis that depend on the same units are one row; ``units[r]`` holds the units of row r (padded with
-    the sentinel ``num_units``, which is always kept), ``times[r]`` the number of positions, ``axis[r]`` the axis. What
-    depends on one unit only and is regular stands in ``runs`` instead.
+    the sentinel ``num_units``, which is always kept), ``times[r]`` the number of positions, ``axis[r]`` the axis.
+    Positions that depend on a single unit and are regular are stored in ``runs`` instead.
     """
 
     num_units: int
@@ -62,7 +62,7 @@ class Counts:
 
     @classmethod
     def of(cls, num_units: int, num_axes: int, units: IntArray, times: FloatArray, axis: IntArray) -> Counts:
-        """The counts given by rows, with long runs told apart."""
+        """Make counts from rows; long runs are stored as such."""
         unit = units.min(axis=1, initial=num_units)
         alone = (unit < num_units) & ((units < num_units).sum(axis=1) == 1)
         goes_on = alone[1:] & alone[:-1] & (unit[1:] == unit[:-1] + 1) & (times[1:] == times[:-1])
@@ -76,10 +76,10 @@ class Counts:
         return cls(num_units, num_axes, units[rest], times[rest], axis[rest], runs)
 
     def renumber(self, keep: BoolArray) -> Counts:
-        """The counts without the units that are not in ``keep`` [num_units] and without their positions; the others
-        are numbered anew, in their order."""
-        before = np.append(0, keep.cumsum())  # [num_units + 1]: how many are kept of the units before
-        number = np.append(np.where(keep, before[:-1], -1), before[-1])  # with the sentinel
+        """Drop the units that are not in ``keep`` [num_units] with their positions, and renumber the others in their
+        order."""
+        before = np.append(0, keep.cumsum())  # [num_units + 1]: the number of kept units before each
+        number = np.append(np.where(keep, before[:-1], -1), before[-1])  # including the sentinel
         units = number[self.units]
         rows = (units >= 0).all(axis=1)
         runs = replace(self.runs, first=before[self.runs.first], end=before[self.runs.end])
@@ -93,8 +93,8 @@ class Counts:
         )
 
     def merge(self) -> tuple[Counts, IntArray]:
-        """The counts with axes whose positions depend on the same units counted once, and the new number of each axis,
-        [num_axes + 1] with that of the sentinel."""
+        """Merge axes whose positions depend on the same units. Returns the new counts, and the new number of each axis,
+        [num_axes + 1] including the sentinel."""
         order, run_order = np.argsort(self.axis, kind="stable"), np.argsort(self.runs.axis, kind="stable")
         numbers = np.arange(self.num_axes + 1)
         ends = np.searchsorted(self.axis[order], numbers)
@@ -120,8 +120,8 @@ class Counts:
         return Counts(self.num_units, len(same), self.units[rows], self.times[rows], axis, runs), merged
 
     def __call__(self, gates: FloatArray | BoolArray) -> FloatArray:
-        """Surviving positions [num_axes] for ``gates`` [num_units] in [0, 1] (1 = kept), a mask for choice."""
-        own = gates.take(self.units, mode="clip") if self.num_units else True  # no copy of all gates for one sentinel
+        """Surviving positions [num_axes] for ``gates`` [num_units] in [0, 1] (1 = kept), which may be a mask."""
+        own = gates.take(self.units, mode="clip") if self.num_units else True  # without a copy of all gates
         alive = self.times * np.where(self.units < self.num_units, own, True).prod(axis=1)
         counts = np.bincount(self.axis, weights=alive, minlength=self.num_axes).astype(np.float64)
         if len(self.runs.axis):
@@ -146,7 +146,7 @@ class Counts:
         return which[:-1]
 
     def slopes(self, gates: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
-        """The derivative of each axis count by each unit gate, as (axis, unit, value) triplets."""
+        """The non-zero derivatives of axis counts by unit gates, as arrays (axis, unit, value)."""
         extended = np.append(gates, 1.0)
         columns = self.units.shape[1]
         length = self.runs.end - self.runs.first

@@ -1,4 +1,4 @@
-"""Whole numbers that Python code computes from attributes and shapes, and what a cut must make of them."""
+"""Whole numbers that Python code computes from attributes and shapes, and their values after a cut."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """The number of positions of an axis. While tracing ``axis`` is (value, dimension); solved, an axis number."""
+    """The number of positions of an axis, which is a (value, dimension) pair in a trace, and an axis number once
+    solved."""
 
     axis: int | tuple[int, int]
     value: int
@@ -80,7 +81,7 @@ OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
 
 
 def factors_of(expression: Expression) -> tuple[Expression, ...] | None:
-    """What a product is a product of; None for anything else.
+    """The factors of a product; None for any other expression.
 
     >>> factors_of(Combination("*", Count(0, 4), Literal(2), 8))
     (Count(axis=0, value=4), Literal(value=2))
@@ -92,7 +93,7 @@ def factors_of(expression: Expression) -> tuple[Expression, ...] | None:
 
 
 def leaves(expression: Expression) -> Iterator[Expression]:
-    """The attributes, counts and literals that an expression is made of."""
+    """Yield the attributes, counts and literals of an expression."""
     if isinstance(expression, Combination):
         yield from leaves(expression.left)
         yield from leaves(expression.right)
@@ -150,8 +151,8 @@ def _undo(symbol: str, other: int, target: int, on_left: bool) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Equation(Generic[AxisT]):
-    """``expression`` must equal the surviving positions of ``axis``, or stay what it is (None). Solved, ``axis`` is an
-    axis number; before that, the axis itself."""
+    """``expression`` must equal the number of surviving positions of ``axis``, or must not change (None). ``axis`` is
+    an axis number once the equations are solved, and the axis itself before."""
 
     expression: Expression
     axis: AxisT | None
@@ -159,7 +160,7 @@ class Equation(Generic[AxisT]):
     location: Location
 
     def target(self: Equation[int], counts: FloatArray) -> int:
-        """What the expression has to be after a cut."""
+        """The value that the expression must have after a cut."""
         return self.expression.value if self.axis is None else round(float(counts[self.axis]))
 
     def __str__(self) -> str:
@@ -190,7 +191,7 @@ class Numbers:
         return axes
 
     def reached(self, equations: Collection[int]) -> set[int]:
-        """Some equations, and those that decide their attributes, and so on."""
+        """Some equations, those that decide their attributes, those that decide the attributes of these, and so on."""
         seen: set[int] = set()
         waiting = list(equations)
         while waiting:

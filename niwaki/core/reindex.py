@@ -1,8 +1,8 @@
-"""What a search space becomes once units have left: the same groups, ties, numbers and costs, over the units that stay.
+"""Renumber a search space after units were removed: the same groups, ties, numbers and costs, over the kept units.
 
-Nothing is traced again: no unit is found that was none before, also where `niwaki.search_space` would find one in the
-smaller network (the positions inside a head, once a single head is left). A group of which one unit is left stays a
-group, which can lose no more.
+Nothing is traced again, and no new units are found, even where `niwaki.search_space` would find some in the smaller
+network (the positions inside a head, once a single head is left). A group with one remaining unit remains a group,
+which cannot lose it.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def reindex(
 
     Args:
         space: the space that ``plan`` was made from.
-        plan: what stays.
+        plan: what is kept.
         model: the smaller network, as `niwaki.cut` returned it; without it the model of ``space`` itself, which
             `niwaki.shrink` has made smaller.
-        shrunk: False if the model is going to be made smaller only now.
+        shrunk: False if the model has not been made smaller yet.
 
     Raises:
-        PlanError: the plan does not belong to ``space``, ``model`` is not what the plan leaves, or units of a group
-            have lost unequally much to those of others that overlap with them: analyse the small network anew then.
+        PlanError: the plan does not belong to ``space``; ``model`` is not what the plan leaves; or units of a group
+            overlap with removed units and have lost unequal numbers of positions. Analyse the small network again then.
 
     Example:
         >>> import torch, niwaki
@@ -73,19 +73,19 @@ def reindex(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Positions:
-    """Of one dimension: which units its positions now depend on, and where each position went (-1: it has left)."""
+    """One dimension after the cut: the units of its positions, and the new index of each old position (-1: removed)."""
 
     units: IntArray  # [n, K]
     moved: IntArray  # [old n]
 
 
 class _Reindexing:
-    """Old numbers to new ones."""
+    """Maps old unit numbers and positions to new ones."""
 
     def __init__(self, space: SearchSpace, keep: BoolArray) -> None:
         self._old, self._keep = space, keep
         self._left = int(keep.sum())
-        self._before = np.append(0, keep.cumsum())  # [num_units + 1]: how many stay of the units before
+        self._before = np.append(0, keep.cumsum())  # [num_units + 1]: the number of kept units before each
         self._number = np.append(np.where(keep, self._before[:-1], -1), self._left)  # with the sentinel
         self._counts = space.cost_model.counts(keep.astype(np.float64))
         self._known: dict[int, _Positions] = {}
@@ -108,7 +108,7 @@ class _Reindexing:
         )
 
     def _positions(self, units: IntArray) -> _Positions:
-        """Dimensions that are tied share their table, before and after."""
+        """The new positions of a dimension; tied dimensions share one array before and after."""
         known = self._known.get(id(units))
         if known is None:
             numbers = self._number[units]
@@ -118,7 +118,7 @@ class _Reindexing:
         return known
 
     def _group(self, group: Group, dims: Mapping[int, TensorDim]) -> Group:
-        """A group, with the new dimensions by the identity of the old ones."""
+        """Renumber a group; ``dims`` maps the identity of old dimensions to the new ones."""
         first, end = int(self._before[group.first]), int(self._before[group.first + group.units])
         slices = tuple(Slice(dims[id(piece.whole)], self._index(group, piece)) for piece in group.slices)
         return replace(group, first=first, units=end - first, slices=slices)
@@ -131,9 +131,9 @@ class _Reindexing:
             width = stays.sum(axis=1)
             if (width != width[0]).any():
                 raise PlanError(
-                    f"The units of the group {group.name!r} overlap with units that leave, and lose between "
+                    f"The units of the group {group.name!r} overlap with removed units and lose between "
                     f"{int((~stays).sum(axis=1).min())} and {int((~stays).sum(axis=1).max())} of their positions of "
-                    f"{piece.tensor!r}: they are no longer alike. Analyse the small network anew with "
+                    f"{piece.tensor!r}: they are no longer alike. Analyse the small network again with "
                     "niwaki.search_space."
                 )
             self._indices[key] = moved[stays].reshape(len(moved), -1)
@@ -146,7 +146,7 @@ class _Reindexing:
 
 
 def _numbers(numbers: Numbers, counts: FloatArray) -> Numbers:
-    """The same equations between the numbers that hold after the cut."""
+    """Replace the numbers in the equations by their values after the cut."""
     values, _ = numbers.solve(counts)
 
     def now(expression: Expression) -> Expression:
@@ -169,7 +169,7 @@ def _numbers(numbers: Numbers, counts: FloatArray) -> Numbers:
 
 
 def _repairs(repairs: Repairs, counts: FloatArray) -> Repairs:
-    """The same repairs, from the averages as they are after the cut."""
+    """Rebase the repairs on the sizes after the cut."""
 
     def now(factors: Sequence[Factor]) -> tuple[Factor, ...]:
         return tuple(replace(factor, size=round(float(counts[factor.axis]))) for factor in factors)
@@ -186,7 +186,7 @@ def _repairs(repairs: Repairs, counts: FloatArray) -> Repairs:
 def _coverage(
     dims: Iterable[TensorDim], sentinel: int, shapes: dict[str, tuple[int, ...]], model: torch.nn.Module
 ) -> float:
-    """The share of the parameters' entries that lie in a unit: in any of their dimensions."""
+    """The share of parameter entries that lie in a unit along at least one dimension."""
     outside = {name: 1.0 for name, _ in named_parameters(model)}
     for dim in dims:
         if dim.parameter:

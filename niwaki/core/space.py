@@ -1,4 +1,4 @@
-"""The search space: everything that may leave a model, and the reason for everything that may not."""
+"""The search space: everything that can be removed from a model, and why everything else cannot."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Like units that run through coupled tensors: "the 64 channels of layer1".
+    """Similar units that run through coupled tensors, such as the 64 channels of ``layer1``.
 
     ``first`` is the number of its first unit among all units of the space: its units are ``first .. first+units-1``.
-    ``inexact``: why removing units changes the result although they are zero; None for all others, which the law holds
-    for. There are inexact groups only where `niwaki.search_space` was called with ``allow_inexact=True``.
+    ``inexact``: why removing units changes the result although they are zero; None if it does not. There are inexact
+    groups only if `niwaki.search_space` was called with ``allow_inexact=True``.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """Groups whose sizes depend on one another: their units leave only together, ``steps[i]`` units of group number
-    ``groups[i]`` at a time, at most ``most`` times (two halves of a ``chunk`` lose equally many). Of a single group: it
-    leaves in steps (its size has to stay even), or not below some size."""
+    """Groups that lose units only together: ``steps[i]`` units of group number ``groups[i]`` at a time, at most
+    ``most`` times. The two halves of a ``chunk`` lose equally many, for example. A tie of a single group limits its
+    sizes: they have to stay even, or above some number."""
 
     groups: tuple[int, ...]
     steps: tuple[int, ...]
@@ -94,7 +94,7 @@ class SearchSpace:
 
     @property
     def num_units(self) -> int:
-        """How many units the space has in all groups together."""
+        """The number of units in all groups together."""
         return self.cost_model.counts.num_units
 
     def cost(self, plan: Plan | None = None) -> Cost:
@@ -102,11 +102,11 @@ class SearchSpace:
         return self.cost_of(np.ones(self.num_units, dtype=bool) if plan is None else self.keep_of(plan))
 
     def cost_of(self, keep: FloatArray | BoolArray) -> Cost:
-        """The cost when the units with ``keep`` [num_units] true stay."""
+        """The cost when the units with ``keep`` [num_units] true are kept."""
         return self.cost_model(keep if keep.dtype == bool else np.asarray(keep, dtype=np.float64))
 
     def least_cost(self) -> Cost:
-        """The cost with the fewest units left in every group (`least_units`): nothing below it can be reached."""
+        """The cost with the fewest units in every group (`least_units`): no plan costs less."""
         return self.cost_of(self.least_keep())
 
     def least_keep(self) -> BoolArray:
@@ -117,7 +117,7 @@ class SearchSpace:
         return keep
 
     def least_units(self) -> list[int]:
-        """The fewest units that each group can keep: one, or what its tie leaves."""
+        """The fewest units that each group can keep: one, or what its tie allows."""
         least = [1] * len(self.groups)
         for tie in self.ties:
             for group, step in zip(tie.groups, tie.steps, strict=True):
@@ -161,7 +161,7 @@ class SearchSpace:
                 )
         alive = np.append(keep, True)
         keeps: dict[tuple[str, int], Keep | KeepDirection] = {}
-        left: dict[int, Positions | None] = {}  # dimensions that are tied share their positions
+        left: dict[int, Positions | None] = {}  # by the identity of the array, which tied dimensions share
         for place in self.dims:
             if id(place.units) not in left:
                 stays = alive[place.units].all(axis=1)
@@ -201,7 +201,7 @@ class SearchSpace:
 
 
 def check_space(space: object) -> None:
-    """Raise `MethodError` if what was passed as a search space is none, such as the model."""
+    """Raise `MethodError` if what was passed as a search space is something else, such as the model."""
     if not isinstance(space, SearchSpace):
         raise MethodError(
             f"space is a {type(space).__qualname__}, but must be what niwaki.search_space(model, example_inputs) "

@@ -1,4 +1,4 @@
-"""A table of all axes that costs and sizes refer to, as functions of the units."""
+"""Number the axes that costs and sizes refer to, and count their positions as a function of the units."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 2**18  # rows that are solved together
 
 
 class AxisTable:
-    """Numbers axes; those that are known to depend on the same components have one number."""
+    """Numbers axes, with one number for those that are known to depend on the same components."""
 
     def __init__(self, solution: Components) -> None:
         self._solution = solution
@@ -39,8 +39,8 @@ class AxisTable:
         return self._numbers[key]
 
     def rows(self, units: SolvedGroups) -> tuple[IntArray, IntArray, IntArray]:
-        """The components that are still free of all positions of all axes [R, K], 0 padded, the axis number of each
-        row [R], and how many positions in a row it stands for [R]."""
+        """For each position of each axis, the components that are still free [R, K], 0 padded; the axis number of each
+        row [R]; and how many successive positions each row stands for [R]."""
         pieces: list[tuple[IntArray, IntArray, IntArray]] = []
         first = 0
         while first < len(self._axes) or not pieces:
@@ -58,7 +58,7 @@ class AxisTable:
 
 
 def stacked(arrays: Sequence[IntArray]) -> IntArray:
-    """Arrays of rows one below the other, 0 padded."""
+    """Stack arrays of rows, padded with 0 to the widest."""
     width = max([1, *(own.shape[1] for own in arrays)])
     rows = np.zeros((sum(map(len, arrays)), width), dtype=np.int64)
     start = 0
@@ -69,7 +69,7 @@ def stacked(arrays: Sequence[IntArray]) -> IntArray:
 
 
 def merged(rows: IntArray, axis: IntArray, times: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Equal rows of the same axis that follow one another become one."""
+    """Merge successive equal rows of the same axis."""
     new = (rows[1:] != rows[:-1]).any(axis=1) | (axis[1:] != axis[:-1])
     begin = np.flatnonzero(np.append(np.ones(min(1, len(rows)), dtype=bool), new))
     return rows[begin], axis[begin], np.add.reduceat(times, begin) if len(begin) else times
@@ -78,7 +78,7 @@ def merged(rows: IntArray, axis: IntArray, times: IntArray) -> tuple[IntArray, I
 def count_rows(rows: IntArray, axis: IntArray, times: IntArray, num_axes: int, num_units: int) -> Counts:
     """Merge equal rows of unit numbers (``num_units`` is the padding) of the same axis; ``axis`` ascends."""
     rows, axis, times = merged(np.sort(rows, axis=1) if rows.shape[1] > 1 else rows, axis, times)
-    after = np.zeros(max(len(rows) - 1, 0), dtype=bool)  # whether a row is behind the one before it
+    after = np.zeros(max(len(rows) - 1, 0), dtype=bool)  # whether a row sorts after the previous one
     for column in rows.T[::-1]:
         after = (column[1:] > column[:-1]) | ((column[1:] == column[:-1]) & after)
     jumbled = np.zeros(num_axes, dtype=bool)
@@ -95,7 +95,7 @@ def count_rows(rows: IntArray, axis: IntArray, times: IntArray, num_axes: int, n
 
 
 def pad(lists: Sequence[Sequence[int]], filler: int) -> IntArray:
-    """Lists of different lengths as one array."""
+    """Put lists of different lengths into one array, padded with ``filler``."""
     width = max([1, *map(len, lists)])
     array = np.full((len(lists), width), filler, dtype=np.int64)
     for row, items in enumerate(lists):
@@ -105,7 +105,7 @@ def pad(lists: Sequence[Sequence[int]], filler: int) -> IntArray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Leaves:
-    """What an expression is made of: its attributes, the axes that it counts, and how many leaves it has in all."""
+    """The leaves of an expression: its attributes, the axes that it counts, and the number of all leaves."""
 
     attributes: tuple[Attribute, ...]
     axes: tuple[int, ...]
@@ -113,7 +113,7 @@ class Leaves:
 
     @classmethod
     def of(cls, expression: Expression) -> Leaves:
-        """Look through an expression in axis numbers once."""
+        """Collect the leaves of an expression in axis numbers."""
         inside = list(leaves(expression))
         attributes = tuple(leaf for leaf in inside if isinstance(leaf, Attribute))
         axes = tuple(leaf.axis for leaf in inside if isinstance(leaf, Count) and isinstance(leaf.axis, int))
@@ -160,12 +160,12 @@ class Tables:
         self._first = np.searchsorted(self.axis, np.arange(self.num_axes + 1))
 
     def rows_of(self, axis: int) -> tuple[IntArray, IntArray]:
-        """The components [n, K] that one axis depends on, and for how many positions each row stands [n]."""
+        """The components [n, K] that one axis depends on, and how many positions each row stands for [n]."""
         own = slice(self._first[axis], self._first[axis + 1])
         return self.rows[own], self.times[own]
 
     def counts(self, units: SolvedGroups) -> Counts:
-        """Surviving positions of every axis, as a function of the units there are now."""
+        """Count the surviving positions of every axis as a function of the present units."""
         return count_rows(units.of_components(self.rows), self.axis, self.times, self.num_axes, len(units))
 
 

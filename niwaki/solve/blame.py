@@ -1,9 +1,8 @@
-"""The operators that a failure is blamed on, and those like them in the other layers.
+"""Find the operators that caused a failure, and the same operators in the other layers.
 
 Layers of one class run the same lines: what fails in one of them fails in all. Two operators are alike when they are
 calls of the same ATen operator from the same line of source, on tensors of the same shapes, in modules whose paths
-differ in numbers only. Where that is too narrow (every layer has another width), a greater
-``breadth`` asks for less.
+differ only in numbers. A larger ``breadth`` asks for less, for networks in which every layer has another width.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from niwaki.trace.graph import Graph
 
 BREADTHS = 3  # the line, shapes and modules; the line; the operator
 _NUMBER = re.compile(r"\d+")
-_NEAR = 400  # operators between a failure and its cause: what is farther is in another layer
+_NEAR = 400  # operators between a failure and its cause; anything farther away is in another layer
 
 
 class Blame:
-    """Looks up operators by their places in ``constraints.touched``, which lists those of all runs in their order."""
+    """Looks up operators by their index in ``constraints.touched``, which lists the operators of all runs in order."""
 
     def __init__(self, graph: Graph, constraints: Constraints) -> None:
         self._graph, self._touched = graph, constraints.touched
@@ -36,7 +35,7 @@ class Blame:
                     self._makers[number].append(place)
 
     def kind(self, place: int, breadth: int) -> Hashable:
-        """Equal for operators that are alike."""
+        """A key that is equal for operators that are alike."""
         node = self._touched[place].node
         if breadth == BREADTHS - 1:
             return node.operator
@@ -48,7 +47,7 @@ class Blame:
         return line, shapes, _NUMBER.sub("#", node.location.module)
 
     def alike(self, place: int, breadth: int) -> list[int]:
-        """The places of all operators like the one at ``place``, this one first."""
+        """The indices of all operators like the one at ``place``, this one first."""
         if breadth not in self._alike:
             kinds = self._alike[breadth] = {}
             for other in range(len(self._touched)):
@@ -56,7 +55,7 @@ class Blame:
         return [place, *(other for other in self._alike[breadth][self.kind(place, breadth)] if other != place)]
 
     def sources(self, place: int) -> Iterator[int]:
-        """The operator at ``place`` and all that it depends on, the latest first."""
+        """Yield the operator at ``place`` and all operators that it depends on, the latest first."""
         waiting, seen = [-place], {place}
         while waiting:
             here = -heapq.heappop(waiting)
@@ -69,7 +68,7 @@ class Blame:
                     heapq.heappush(waiting, -makers[before - 1])
 
     def before(self, place: int) -> Iterator[int]:
-        """As `sources`, and then what else ran before, the latest first: numbers in Python are passed on unseen."""
+        """Yield `sources`, then whatever else ran before, the latest first: Python can pass numbers on unseen."""
         seen = set()
         for source in self.sources(place):
             seen.add(source)
@@ -77,8 +76,8 @@ class Blame:
         yield from (other for other in range(place, -1, -1) if other not in seen)
 
     def counterparts(self, place: int, blamed: int, breadth: int) -> list[int]:
-        """What ``blamed`` is to the operator at ``place``, for each operator like that one: the nearest of its sources
-        that is like ``blamed``, or what is as far before it."""
+        """For each operator like the one at ``place``, find what corresponds to ``blamed``: the nearest of its sources
+        that is like ``blamed``, or else the operator at the same distance before it."""
         wanted, found = self.kind(blamed, breadth), [blamed]
         depends = blamed in self.sources(place)
         for other in self.alike(place, breadth)[1:]:

@@ -33,7 +33,7 @@ _PAIR = 2
 
 
 class Builder:
-    """Keeps a solved graph, so that more can be pinned before the space is made from it."""
+    """Keeps a solved graph, so that more can be pinned before the search space is built from it."""
 
     def __init__(
         self,
@@ -43,17 +43,17 @@ class Builder:
         inner: bool = False,
         looked_after: Sequence[object] = (),
     ) -> None:
-        """``looked_after``: objects on modules whose numbers somebody else keeps up to date."""
+        """``looked_after``: objects on modules whose numbers an integration updates after a cut."""
         self._model, self._looked_after = model, looked_after
         infer_from_siblings(model, graph, constraints)
         self.units = SolvedGroups(graph, constraints, inner)
         self._tables = Tables(self.units)
         self._pin_contradicting_repairs()
         self._numbers = solve_sizes(self.units, self._tables)
-        self._space: SearchSpace | None = None  # as it stands
+        self._space: SearchSpace | None = None  # the present space
 
     def _pin_contradicting_repairs(self) -> None:
-        """A parameter or attribute that two places want repaired differently stays as it is."""
+        """Pin what would need a parameter or attribute to be repaired in two different ways."""
         found: dict[int | Scalar, tuple[object, ...]] = {}
         for claim, factors in self._tables.repairs:
             wanted = (
@@ -83,7 +83,7 @@ class Builder:
         return Repairs(tuple(tensors.values()), tuple(scalars.values()))
 
     def frees(self, axes: Iterable[Axis], pairs: bool = False) -> bool:
-        """Whether any unit on some axes can still leave (``pairs``: one of a group of two)."""
+        """Whether any unit on some axes can still be removed (``pairs``: one of a group of two)."""
         return any(bool(self._on(axis, pairs).any()) for axis in axes)
 
     def groups_on(self, axes: Iterable[Axis]) -> set[int]:
@@ -94,8 +94,8 @@ class Builder:
         return set(groups.tolist())
 
     def pin_axes(self, blamed: Iterable[tuple[Iterable[Axis], str, Location | None]], pairs: bool = False) -> bool:
-        """Pin the units on axes, each time for the reason given (``pairs``: only those of groups of two); returns
-        whether any was free."""
+        """Pin the units on axes for the given reasons (``pairs``: only units of groups of two). Return whether any of
+        them was free."""
         found = False
         for axes, text, location in blamed:
             why = self.units.constraints.reason(text, location)
@@ -106,15 +106,16 @@ class Builder:
         return found
 
     def pin_failing(self, keep: BoolArray) -> bool:
-        """Pin what the numbers in Python depend on that cannot follow the plan ``keep``; whether any of it was free."""
+        """Pin the axes of numbers in Python that cannot follow the plan ``keep``. Return whether any of them was
+        free."""
         found = pin_unsolved(self.units, self._tables, keep)
         if found:
             self._settle()
         return found
 
     def hold_steps(self, key: Hashable, axes: Sequence[Axis], step: int, text: str, location: Location | None) -> bool:
-        """Let axes lose multiples of ``step`` positions until ``key`` is released; returns whether that asks for
-        anything new, and leaves something to lose."""
+        """Make axes lose multiples of ``step`` positions until ``key`` is released. Return whether that is a new
+        condition and some group is large enough to fulfil it."""
         units = self.units
         rows = [units.on(axis) for axis in axes if axis.free]
         if not units.steps.hold(key, rows, step, units.constraints.reason(text, location)):
@@ -133,7 +134,7 @@ class Builder:
         self._settle()
 
     def pin_whole(self) -> None:
-        """Pin the units of groups that are too small to leave by the steps that they are held to."""
+        """Pin the units of groups that are too small to lose even one of their steps."""
         units = self.units
         whole = [group for tie in units.ties if tie.most == 0 for group in tie.groups]
         multiples = units.multiples()
@@ -164,13 +165,13 @@ class Builder:
         self._settle()
 
     def space(self) -> SearchSpace:
-        """The search space as it stands."""
+        """The search space of the present units."""
         if self._space is None:
             self._space = self._made()
         return self._space
 
     def finished(self, notes: Sequence[str], multiples: Sequence[Multiple]) -> SearchSpace:
-        """The search space for the user: of plans only with which all ``multiples`` hold, its notes after others."""
+        """The search space for the user, whose plans all fulfil ``multiples``; ``notes`` come before its own."""
         space = self.space()
         wanted = required(multiples, self._tables.lengths, {s.name: s.shape for s in space.shapes})
         numbers = Numbers((*space.numbers.equations, *wanted), space.numbers.deciding)
@@ -222,7 +223,7 @@ def _terms(sums: Sequence[tuple[float, Sequence[int]]], num_axes: int) -> Terms:
 
 
 def _dims(units: SolvedGroups) -> tuple[TensorDim, ...]:
-    """The dimensions that units own something of. Where nothing produces a unit, what reads it stands for it."""
+    """The dimensions in which units own positions. Where nothing produces a unit, its consumers count as producers."""
     none = len(units)
     produced = np.zeros(none + 1, dtype=bool)
     done: set[int] = set()  # by the identity of the array, which tied dimensions share
@@ -279,7 +280,7 @@ def _pins(units: SolvedGroups) -> tuple[Pin, ...]:
 
 
 def _coverage(units: SolvedGroups) -> float:
-    """An element lies in a unit when any of its dimensions says so."""
+    """The share of parameter entries that lie in a unit along at least one dimension."""
     outside: dict[int, float] = {}
     for dim in units.dims:
         if dim.parameter:

@@ -1,4 +1,4 @@
-"""One operator call as its rule sees it, and what the rule says of it, kept in `Constraints`."""
+"""Show one operator call to its rule, and write what the rule says into `Constraints`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from niwaki.trace.graph import Graph, Node, Ref
 
 @cache
 def _defaults(operator: torch._ops.OpOverload) -> Mapping[str, Any]:
-    """The arguments of an operator in their order, with their defaults (None where there is none)."""
+    """The arguments of an operator in their order, with their defaults (None if an argument has no default)."""
     schema = operator._schema.arguments
     return {known.name: known.default_value if known.has_default_value() else None for known in schema}
 
 
 class GraphCall(Call):
-    """A call of a graph; what is said of it is written into `Constraints`."""
+    """One call in a graph, which writes what its rule says into `Constraints`."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class GraphCall(Call):
         self.discarded = discarded
         self._why: dict[str, int] = {}
         self.operator, self.python = node.operator, node.call
-        self.understood: set[int] = set()  # positions among the numbers of the Python call
+        self.understood: set[int] = set()  # indices of the Python call's numbers
         self.resized: set[int] = set()
         self.rescaled: dict[float, Scalar | tuple[Scale, ...]] = {}
         self.placed: list[Label] = []
@@ -83,7 +83,7 @@ class GraphCall(Call):
         return [axis for label in self.inputs() for axis in label.axes]
 
     def makes_what_goes_on(self, results: Sequence[Label]) -> None:
-        """A weight whose dimension is one of the result's makes it, also where another operator reads along it."""
+        """A weight that gives the result one of its dimensions produces it, even if another operator reads along it."""
         for label in self.inputs():
             if label.weight:
                 for dim, axis in enumerate(label.axes):
@@ -132,7 +132,7 @@ class GraphCall(Call):
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
         ours, theirs = left.axes[left_dim], right.axes[right_dim]
         self.equate(ours, theirs)
-        if left.weight and right.weight:  # both make the weight that comes of it
+        if left.weight and right.weight:  # the result is a weight that both produce
             self.zeroed_by_method(left, left_dim)
             self.zeroed_by_method(right, right_dim)
         elif left.weight:
@@ -231,5 +231,5 @@ class GraphCall(Call):
     def macs(self, times: int, *axes: Axis) -> None:
         if self._counting:
             constant = times * math.prod(axis.size for axis in axes if not axis.free)
-            number = len(self._constraints.touched)  # of this node, which is the next one
+            number = len(self._constraints.touched)  # the index of this node
             self._constraints.macs.append(MacsTerm(constant, tuple(axis for axis in axes if axis.free), number))

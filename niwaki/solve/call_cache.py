@@ -1,5 +1,8 @@
-"""Calls that were made before. What a rule says is a function of the operator, its arguments and the labels of its
-tensors, so that a second run of the same layers, in train mode say, has little to add."""
+"""Reuse what rules said of the same call in an earlier run.
+
+What a rule says is a function of the operator, its arguments and the labels of its tensors. A second run of the same
+layers, in train mode for example, mostly repeats the first.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,9 @@ _COMPARED = frozenset(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedCall:
-    """What labelling a call gave: labels, all axes, the numbers among the arguments that a cut may change, the float
-    attributes that it may repair, the places of the numbers of the Python call that the rule has understood."""
+    """What labelling a call produced: the labels of its results, the axes of all its tensors, the whole numbers among
+    its arguments that a cut may change (``resized``), the floats that it may change (``rescaled``), and the indices of
+    the Python call's numbers that the rule has explained (``understood``)."""
 
     labels: list[Label]
     axes: list[Axis]
@@ -36,8 +40,8 @@ class CachedCall:
 
 
 class Calls:
-    """Remembers what was said of calls, in the order in which they were made: of several calls with one key the same is
-    said, each time with ids of its own, and their order tells which of these go on to be used where."""
+    """Remembers what was said of calls, in their order. Several calls with one key get the same constraints, each with
+    ids of its own; their order tells which ids belong to which call of a later run."""
 
     def __init__(self, graph: Graph, constraints: Constraints) -> None:
         self._keys: dict[Hashable, int] = {}
@@ -50,11 +54,11 @@ class Calls:
         self._unlike: dict[Hashable, int] = {}
 
     def begin(self) -> None:
-        """Another run."""
+        """Start another run."""
         self._recalled.clear()
 
     def recall(self, key: int | None) -> CachedCall | None:
-        """What was said of such a call in a run before; None if there was none."""
+        """What was said of such a call in an earlier run; None if there was no such call."""
         known = self._said.get(key) if key is not None else None
         if key is None or known is None:
             return None
@@ -62,17 +66,17 @@ class Calls:
         return known[min(self._recalled[key], len(known)) - 1]
 
     def remember(self, key: int | None, said: CachedCall) -> None:
-        """Note what was said of a call."""
+        """Remember what was said of a call."""
         if key is not None:
             self._said.setdefault(key, []).append(said)
 
     def key(self, node: Node, unused: bool, discarded: tuple[bool, ...]) -> int | None:
-        """Equal for calls of which the same will be said, once more; None where that cannot be told."""
+        """A key that is equal for calls of which rules say the same; None if that is unknown."""
         values = self._graph.values
-        if node.call.powers:  # which frozen numbers these release is said of each run
+        if node.call.powers:  # they release frozen numbers, which each run has of its own
             return None
         key = (
-            id(node.operator),  # there is one object of each, whose hash takes its time
+            id(node.operator),  # there is one object of each, and its own hash is slow
             node.location,
             unused,
             discarded,
@@ -95,7 +99,7 @@ class Calls:
         if isinstance(argument, tuple):
             return tuple([self._argument(item) for item in argument])
         kind = type(argument)
-        return kind, argument if kind in _COMPARED else id(argument)  # packed weights can be compared with nothing
+        return kind, argument if kind in _COMPARED else id(argument)  # packed weights cannot be compared
 
     def _label(self, label: Label) -> Hashable:
         known = self._labels.get(id(label))
@@ -109,7 +113,7 @@ class Calls:
         return known[1]
 
     def _number(self, number: Expression) -> Hashable:
-        """An expression with axes in the place of dimensions of tensors."""
+        """Replace the dimensions of tensors in an expression by their axes."""
         if isinstance(number, Combination):
             return number.symbol, self._number(number.left), self._number(number.right)
         if isinstance(number, Count) and isinstance(number.axis, tuple):
@@ -120,7 +124,7 @@ class Calls:
         return number
 
     def _axis(self, axis: Axis) -> Hashable:
-        """Fixed axes of one size and reason are alike; any other is itself alone."""
+        """A key that is equal for fixed axes of one size and reason, and for axes with the same array of ids."""
         if not axis.free:
             return axis.size, axis.why
         self._ids[id(axis.ids)] = axis.ids

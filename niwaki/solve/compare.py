@@ -24,10 +24,10 @@ from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a cut changes that it should not: the operator (its place in `Constraints.touched`) and what happened there.
+    """An operator that a cut has changed wrongly: its index in `Constraints.touched`, and what happened there.
 
-    ``fails``: it raised an error. ``detour``: torch ran other operators. ``deviating``: (output, dimension) of those
-    that have another size than expected.
+    ``fails``: it raised an error. ``detour``: torch ran other operators. ``deviating``: the (output, dimension) pairs
+    whose size is not the expected one.
     """
 
     place: int
@@ -37,7 +37,7 @@ class Problem:
     deviating: tuple[tuple[int, int], ...] = ()
 
     def told(self, constraints: Constraints) -> str:
-        """Operator, line and what happened, as part of a sentence."""
+        """Name the operator, its line and what happened, as part of a sentence."""
         node = constraints.touched[min(self.place, len(constraints.touched) - 1)].node
         return f"{node.operator} at {node.location} {self.text}"
 
@@ -49,11 +49,11 @@ class Comparison:
         self, graph: Graph, constraints: Constraints, units: SolvedGroups, small: torch.nn.Module, keep: BoolArray
     ) -> None:
         self._graph, self._constraints, self._units, self._small, self._keep = graph, constraints, units, small, keep
-        self._left: dict[int, int] = {}  # surviving positions, by the identity of ids, which the graph's labels hold
+        self._left: dict[int, int] = {}  # surviving positions, by the identity of ids that the labels keep alive
 
     def problem(self, run: Run, tried: Graph, start: int) -> Problem | None:
-        """The first operator of ``run``, which begins at place ``start``, that the cut network runs otherwise. Where
-        torch took another way to the same content, what computes content is compared."""
+        """Find the first operator of ``run``, which begins at index ``start``, that the cut network runs differently.
+        Where torch took another way to the same content, only the operators that compute content are compared."""
         again = tried.runs[0]
         dense, ours = named(run, all_of_them=True), named(again, all_of_them=True)
         length = len(dense) if again.error is None else len(ours)
@@ -77,7 +77,7 @@ class Comparison:
         return Problem(start + last, f"fails, or what follows it: {first_line(again.error)}", fails=True)
 
     def detours_only(self, run: Run, tried: Graph) -> bool:
-        """Whether Python made the same calls, and the outputs are as they should be: then it is torch that chose other
+        """Whether Python made the same calls and the outputs have the expected shapes, so that only torch chose other
         operators inside these calls."""
         again = tried.runs[0]
         return (
@@ -90,7 +90,7 @@ class Comparison:
         )
 
     def _of_one(self, place: int, node: Node, other: Node, tried: Graph) -> Problem | None:
-        """What is wrong with ``other``, which stands for ``node``."""
+        """Find what is wrong with ``other``, the counterpart of ``node`` in the cut network."""
         touched = self._constraints.touched[place]
         if touched.aside:
             return None
@@ -117,13 +117,13 @@ class Comparison:
         return None
 
     def _repaired(self, constant: Any, rescaled: Mapping[float, Scalar | tuple[Scale, ...]]) -> Any:
-        """What a float argument has to be after the cut."""
+        """The value that a float argument must have after the cut."""
         how = rescaled.get(constant) if type(constant) is float else None
         if how is None:
             return constant
         if isinstance(how, Scalar):
             value = module_at(self._small, how.module).__dict__[how.name]
-            # None, the machine epsilon, where the width is as it was
+            # None stands for the machine epsilon: the width has not changed
             return constant if value is None else _RoundedFactor(value)
         shares = ((factor.axis.size / self._positions(factor.axis)) ** factor.power for factor in how)
         return _RoundedFactor(constant * math.prod(shares))
@@ -142,8 +142,9 @@ class Comparison:
 
 
 def named(run: Run, all_of_them: bool) -> list[tuple[int, str]]:
-    """The operators of a run and their places in it. Not ``all_of_them``: without those that only arrange, and with one
-    name for the ways to multiply and to add, between which torch chooses by strides that sizes of 1 leave open."""
+    """The operators of a run with their indices. If not ``all_of_them``, operators that only rearrange are left out,
+    and all ways to multiply or to add have one name: torch chooses between them by strides, which are ambiguous for
+    sizes of 1."""
     if all_of_them:
         return [(index, str(node.operator)) for index, node in enumerate(run.nodes)]
     found = []
@@ -168,7 +169,7 @@ def _calls(run: Run) -> list[tuple[object, Location]]:
 
 
 def _restrided(node: Node) -> bool:
-    """Whether torch itself gave a result other strides, as average pooling to a single position does at times."""
+    """Whether torch itself changed the strides of a result, as average pooling to a single position sometimes does."""
     return node.operator is torch.ops.aten.as_strided_.default and node.call.function not in STRIDING
 
 
@@ -216,7 +217,7 @@ def _counted(constants: Sequence[Any]) -> str:
 
 
 def _difference(given: Any, instead: Any) -> str:
-    """What became of a constant, in one line: a tensor is shown by its shape."""
+    """Say how a constant has changed, in one line that shows tensors by their shapes."""
     tensors = [constant for constant in (given, instead) if isinstance(constant, torch.Tensor)]
     if len(tensors) == 2 and given.shape == instead.shape:
         return f"is given a constant tensor of shape {list(given.shape)} with other values"
@@ -239,7 +240,7 @@ class _RoundedFactor(float):
 
 
 def _same(given: Any, instead: Any, resized: Container[int]) -> bool:
-    """Whether a cut has left a constant alone; the whole numbers ``resized`` may change."""
+    """Whether a constant is unchanged after a cut, which may change the whole numbers ``resized``."""
     if isinstance(given, torch.Tensor) and isinstance(instead, torch.Tensor):
         return given.shape == instead.shape and torch.allclose(given, instead, rtol=0, atol=0, equal_nan=True)
     if type(given) is not type(instead) and not isinstance(given, _RoundedFactor):

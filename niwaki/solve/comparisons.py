@@ -1,8 +1,8 @@
-"""Numbers that only a comparison asks for: ``placeholders * width == features.numel()``.
+"""Release numbers that are only compared, as in ``placeholders * width == features.numel()``.
 
-So code that merges images or sounds into a text makes sure that there are as many places as features. The first is a
-number in a tensor, which is the same in the cut network as in the zeroed one; the others count positions, and both
-sides lose the same, so that what the comparison says stays.
+Code that merges images or sounds into a text checks in this way that there are as many placeholders as features.
+``placeholders`` is a number in a tensor, the same in the cut network as in the zeroed one. The other numbers count
+positions, of which both sides lose the same share, so the comparison has the same result.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ _COMPARING = (aten.eq, aten.ne)
 
 
 def compared(graph: Graph, run: Run) -> Iterator[tuple[Node, Node, Equation[Axis]]]:
-    """Products of a whole number in a tensor and a number in Python, the comparisons with another number in Python that
-    are their only use, and what has to stay for these to come out the same."""
+    """Find products of a whole number in a tensor and a number in Python that are used in one comparison with another
+    number in Python, and nowhere else.
+
+    Yields the product, the comparison, and the equation under which the comparison has the same result after a cut.
+    """
     if not any(node.operator.overloadpacket in _COMPARING for node in run.nodes):
         return
     uses = Counter(number for node in run.nodes for number in node.inputs())
@@ -44,7 +47,7 @@ def compared(graph: Graph, run: Run) -> Iterator[tuple[Node, Node, Equation[Axis
 
 
 def _of_two_numbers(graph: Graph, node: Node) -> bool:
-    """Whether an operator is given one number in a tensor and one in Python, the one that Python code was given."""
+    """Whether an operator is given one number in a tensor, and one in Python that its Python call was given too."""
     inputs, numbers = tuple(node.inputs()), node.call.numbers
     if len(inputs) != 1 or len(numbers) != 1 or graph.values[inputs[0]].shape != ():
         return False
@@ -52,8 +55,11 @@ def _of_two_numbers(graph: Graph, node: Node) -> bool:
 
 
 def _quotient(whole: Expression, part: Expression) -> Expression | None:
-    """What stays nothing as long as ``whole`` is as many times ``part`` as it is: the number of a tensor times ``part``
-    is then ``whole`` if it was before, and is not if it was not."""
+    """An expression that is 0, and remains 0 as long as ``whole`` is the same multiple of ``part``.
+
+    A number in a tensor times ``part`` then equals ``whole`` after a cut exactly if it did before. None if ``whole`` is
+    not a multiple of ``part``.
+    """
     if part.value == 0 or whole.value % part.value:
         return None
     times = Literal(whole.value // part.value)

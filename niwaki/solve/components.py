@@ -1,4 +1,4 @@
-"""Solve the equations between ids: their connected components are what can be removed together."""
+"""Solve the equations between ids: the ids of one connected component can only be removed together."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from niwaki.solve.factorise import Refining, connected_rows
 ShortArray = NDArray[np.int32]
 
 
-_WIDE = 8  # columns; what such an equation says costs time, and is often said by others
+_WIDE = 8  # columns; such equations are slow to solve, and others often say the same
 
 
 @dataclass(slots=True, eq=False)
 class _Solved:
-    """The solution for ids that stand for many: ``canonical(ids)`` gives the components that they depend on.
+    """The solution for ids that each stand for many: ``canonical(ids)`` gives the components that they depend on.
 
     ``seed[id]`` is the number of the reason for which a pinned id is pinned.
     """
@@ -34,7 +34,7 @@ class _Solved:
     seed: IntArray  # [N] id -> reason
 
     def canonical(self, ids: IntArray | ShortArray) -> IntArray:
-        """Rows [n, K] of ids as rows [n, K'] of independent components, outer factors first, 0 padded."""
+        """Replace rows [n, K] of ids by rows [n, K'] of independent components, outer factors first, 0 padded."""
         rows = self.component[ids]
         while (is_product := self.defined[rows]).any():
             expanded = np.where(is_product[..., None], self.product[rows], 0)
@@ -43,7 +43,7 @@ class _Solved:
         return _compact(rows)
 
     def says(self, left: IntArray, right: IntArray) -> bool:
-        """Whether both sides are the same component in every row: there will never be anything new in that."""
+        """Whether both sides are the same single component in every row, so that the equation can be dropped."""
         if not (left.shape[1] and right.shape[1]):
             return False
         ours, theirs = self.component[left], self.component[right]
@@ -54,7 +54,7 @@ class _Solved:
 
 
 class Components:
-    """The solution: the independent components, ``size`` of them at most, that positions depend on."""
+    """The independent components that positions depend on, at most ``size`` of them."""
 
     def __init__(self, blocks: Blocks, short: ShortArray, solved: _Solved) -> None:
         self.size = len(solved.component)
@@ -62,8 +62,8 @@ class Components:
         self._rows: dict[int, IntArray] = {}
 
     def canonical(self, ids: IntArray) -> IntArray:
-        """Rows [n, K] of ids as rows [n, K'] of components, outer factors first, 0 padded. Blocks that are tied have
-        the same array of rows."""
+        """Replace rows [n, K] of ids by rows [n, K'] of components, outer factors first, 0 padded. Tied blocks get the
+        same array of rows."""
         number = self._blocks.number(ids)
         if number is None:
             return self._solved.canonical(self._short[ids])
@@ -77,16 +77,17 @@ class Components:
         return describe_components(self._solved.canonical(self._short[:, None]))
 
     def name(self, ids: IntArray) -> object:
-        """Something that axes with the same rows have in common, cheaper to find than these."""
+        """A key that implies equal rows, and is cheaper to find. Copies of an array may get another key: they are
+        solved once more, with the same result."""
         return id(ids) if self._blocks.number(ids) is None else (int(self._short[ids.flat[0]]), len(ids))
 
     def reasons(self, ids: IntArray) -> IntArray:
-        """The numbers of the reasons for which ids are pinned, where they are."""
+        """The reason number of each pinned id; meaningless for others."""
         return self._solved.seed[self._short[ids]]
 
 
 def _compact(rows: IntArray) -> IntArray:
-    """Drop what a row says twice, move the rest to the left in its order, drop empty columns."""
+    """Drop repetitions in each row, move the rest to the left in its order, and drop empty columns."""
     rows = rows[:, (rows != 0).any(axis=0)]
     if rows.shape[1] < 2:
         return rows
@@ -101,7 +102,7 @@ def _compact(rows: IntArray) -> IntArray:
 
 
 class _Edges:
-    """Pairs of ids that are one, each with a reason; an edge to id 0 pins."""
+    """Pairs of ids that are equal, each with a reason; an edge to id 0 pins."""
 
     def __init__(self) -> None:
         self._from: list[IntArray] = []
@@ -122,12 +123,12 @@ class _Edges:
 
 
 def solve(constraints: Constraints) -> Components:
-    """The least restrictive solution that these steps find; restricting it further is always allowed."""
+    """Find the least restrictive solution that these steps reach; restricting it further is always allowed."""
     blocks = Blocks(constraints)
     equal = list(
         {(id(left), id(right)): (left, right, why) for left, right, why in reversed(constraints.equal)}.values()
     )
-    equal.reverse()  # the first of several with the same arrays
+    equal.reverse()  # of several with the same arrays, the first; copies cost time, no more
     joined, parts = [], []
     for left, right, why in equal:
         one, other = blocks.number(left), blocks.number(right)
@@ -177,8 +178,8 @@ def solve(constraints: Constraints) -> Components:
 
 
 def _shortened(blocks: Blocks, whole: _Edges, ids: int) -> tuple[ShortArray, _Edges]:
-    """What stands for each id when tied blocks are one, and the edges that pin what stands for pinned blocks: one id
-    for each reason."""
+    """Give all ids of tied blocks one representative, and collect the edges that pin the representatives of pinned
+    blocks, one id for each reason."""
     solved = _components(whole, len(blocks.all) + 1)
     short = np.zeros(ids, dtype=np.int32)
     edges = _Edges()
@@ -208,7 +209,7 @@ def _components(edges: _Edges, count: int) -> _Solved:
     _, labels = connected_components(graph, directed=False)
     # Name each component by its smallest id, so that the pinned one, which holds id 0, is 0.
     smallest = np.full(labels.max() + 1, count, dtype=np.int64)
-    smallest[labels[::-1]] = np.arange(count)[::-1]  # the last one written stays
+    smallest[labels[::-1]] = np.arange(count)[::-1]  # the last one written wins
     component = smallest[labels]
     _, parent = breadth_first_order(graph, 0, directed=False)
     parent = np.where(parent < 0, 0, parent).astype(np.int64)
@@ -222,7 +223,7 @@ def _components(edges: _Edges, count: int) -> _Solved:
 
 
 def _reconcile(solution: _Solved, edges: _Edges, left: IntArray, right: IntArray, why: int, refining: Refining) -> None:
-    """Draw from one product equation what follows: joins, pins, definitions."""
+    """Derive joins, pins and definitions from one product equation."""
     while True:
         a, b = solution.canonical(left), solution.canonical(right)
         _cancel(a, b)
@@ -243,7 +244,7 @@ def _reconcile(solution: _Solved, edges: _Edges, left: IntArray, right: IntArray
 
 
 def _cancel(a: IntArray, b: IntArray) -> None:
-    """Drop what stands on both sides of a row."""
+    """Drop what occurs on both sides of a row."""
     for i in range(a.shape[1]):
         for j in range(b.shape[1]):
             both = (a[:, i] == b[:, j]) & (a[:, i] != 0)
@@ -252,7 +253,7 @@ def _cancel(a: IntArray, b: IntArray) -> None:
 
 
 def _define(solution: _Solved, a: IntArray, b: IntArray, in_a: IntArray, in_b: IntArray) -> bool:
-    """Rows with one component on the side of ``a`` define it, the first row of each component."""
+    """Define each component that is alone on the side of ``a`` as the product in its first such row."""
     rows = np.flatnonzero((in_a == 1) & (in_b > 1))
     if not len(rows):
         return False
@@ -273,8 +274,11 @@ def _define(solution: _Solved, a: IntArray, b: IntArray, in_a: IntArray, in_b: I
 
 
 def _match(edges: _Edges, a: IntArray, b: IntArray, why: int, refining: Refining) -> None:
-    """Several against several: what is equal to the same is equal; columns that correspond one to one are equal;
-    without any, both sides are refined to their common factors; without those, all is pinned."""
+    """Solve rows with several components on both sides.
+
+    Components that are equal to the same are joined, then columns that correspond one to one. If no column does, both
+    sides are refined to their common factors; if they have none, everything is pinned.
+    """
     if _repeats(edges, a, b, why) or _repeats(edges, b, a, why):
         return
     pairs = _pairs(a, b)
@@ -290,7 +294,7 @@ def _match(edges: _Edges, a: IntArray, b: IntArray, why: int, refining: Refining
 
 
 def _repeats(edges: _Edges, a: IntArray, b: IntArray, why: int) -> bool:
-    """Where rows of ``a`` are alike, so are those of ``b``: what they do not have in common is joined, one to one."""
+    """Where rows of ``a`` are equal, those of ``b`` must be too: join the two components in which they differ."""
     _, first, inverse = np.unique(a, axis=0, return_index=True, return_inverse=True)
     one, other = b[first[inverse.reshape(-1)]], b.copy()
     _cancel(one, other)
@@ -300,7 +304,7 @@ def _repeats(edges: _Edges, a: IntArray, b: IntArray, why: int) -> bool:
 
 
 def _pairs(a: IntArray, b: IntArray) -> list[tuple[int, int]]:
-    """The columns that correspond one to one."""
+    """Find the columns that correspond one to one."""
     found: list[tuple[int, int]] = []
     for i in range(a.shape[1]):
         for j in range(b.shape[1]):
@@ -314,7 +318,7 @@ def _pairs(a: IntArray, b: IntArray) -> list[tuple[int, int]]:
 
 
 class Blocks:
-    """Finds the block that an array of ids is."""
+    """Finds the block of ids that an array is equal to."""
 
     def __init__(self, constraints: Constraints) -> None:
         self.all = [block for block in constraints.blocks if len(block)]

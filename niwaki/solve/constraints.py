@@ -1,4 +1,4 @@
-"""What the rules said about a graph, collected."""
+"""Collect what the rules say about a graph."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class MacsTerm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RepairClaim:
-    """A parameter (by value number; each of its entries plus ``shift``) or a float attribute that ``scale`` must
-    multiply."""
+    """A parameter (by its value number) or a float attribute that a cut has to multiply by ``scale``; ``shift`` is
+    added to each entry of the parameter before that."""
 
     target: int | Scalar
     shift: float
@@ -48,10 +48,13 @@ class RepairClaim:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Touched:
-    """A node with all axes of its tensors, and the whole numbers among its arguments that a cut may change.
-    ``rescaled``: float arguments that a cut changes: attributes that it repairs, and numbers that Python
-    computes from sizes. ``aside``: nobody in Python has asked for
-    the result, and nobody sees it (the positions of heads that a function of scores is given and does not use)."""
+    """A node with all axes of its tensors.
+
+    ``resized``: the whole numbers among its arguments that a cut may change. ``rescaled``: the float arguments that a
+    cut changes, which are attributes that it repairs, and numbers that Python computes from sizes. ``aside``: Python
+    did not ask for the result, and nothing uses it (such as the head positions that flexible attention passes to a
+    function of scores that ignores them).
+    """
 
     node: Node
     axes: list[Axis]
@@ -61,8 +64,9 @@ class Touched:
 
 
 class Mark(Enum):
-    """What rules say of positions of weights: an operator reads along them; a method has to zero them; they make what
-    goes on; they are the direction of a weight norm, which keeps its values while its units are zeroed."""
+    """What rules say about positions of weights: an operator reads along them; a method has to zero them; they produce
+    what the network passes on; they are the direction of a weight norm, which keeps its values while its units are
+    zeroed."""
 
     CONSUMED = auto()
     ZEROED_BY_METHOD = auto()
@@ -87,9 +91,9 @@ class Constraints:
     directed_by: dict[int, set[tuple[OpOverload, int]]] = field(default_factory=dict)  # weight norms of parameters
     ids_of: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (value, dim) -> first id, size
     aliases: dict[int, list[int]] = field(default_factory=dict)  # root value -> values that share its memory
-    inferred: set[int] = field(default_factory=set)  # unseen parameters of whose module there are others that were seen
-    understood: set[tuple[int, int]] = field(default_factory=set)  # (value, dim) of unseen parameters that are known
-    notes: dict[str, None] = field(default_factory=dict)  # what rules tell the user, in order
+    inferred: set[int] = field(default_factory=set)  # unreached parameters that have reached siblings
+    understood: set[tuple[int, int]] = field(default_factory=set)  # (value, dim) that siblings explain
+    notes: dict[str, None] = field(default_factory=dict)  # what rules tell the user, in their order
     touched: list[Touched] = field(default_factory=list)
     blocks: list[IntArray] = field(default_factory=list)  # ids that were handed out together, in ascending order
     ids: int = 1
@@ -98,14 +102,14 @@ class Constraints:
         return describe_constraints(self)
 
     def allocate(self, size: int) -> IntArray:
-        """``size`` new ids [size, 1]."""
+        """Hand out ``size`` new ids [size, 1]."""
         block = np.arange(self.ids, self.ids + size, dtype=np.int64)
         self.blocks.append(block)
         self.ids += size
         return block[:, None]
 
     def reason(self, text: str, location: Location | None) -> int:
-        """The number of a reason."""
+        """Number a reason."""
         self.reasons.append(Reason(text, location))
         return len(self.reasons) - 1
 
@@ -114,11 +118,11 @@ class Constraints:
         found = {}
         for mark, arrays in self.marks.items():
             found[mark] = np.zeros(self.ids, dtype=bool)
-            # Views of one block say the same of it, and are many: the block is marked once.
+            # Many of the arrays are views of one block, which is marked once.
             for ids in {id(ids.base if ids.base is not None else ids): ids for ids in arrays}.values():
                 found[mark][ids] = True
         return found
 
     def mark_inexact(self, ids: IntArray, why: int) -> None:
-        """Positions whose removal changes the result: pinned, unless the user allows it."""
+        """Mark positions whose removal changes the result: pinned, unless the user allows inexact groups."""
         (self.inexact if self.allow_inexact else self.pinned).append((ids, why))

@@ -1,4 +1,4 @@
-"""What every operator costs: multiply-accumulates, and the memory that its tensors take while they live."""
+"""Count what every operator costs: multiply-accumulates, and the memory of its tensors while they live."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from niwaki.solve.constraints import Constraints
 from niwaki.trace.graph import Graph, Node, Origin, Run
 from niwaki.trace.operators import traits
 
-_SHARING = {torch.ops.aten._unsafe_view.default}  # whose schema does not say that the result shares memory
+_SHARING = {torch.ops.aten._unsafe_view.default}  # its schema does not say that the result shares memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lifetime:
-    """``bytes`` for each combination of positions of ``axes`` are alive from moment ``born`` to before ``died``."""
+    """``bytes`` for each combination of positions of ``axes``, alive from moment ``born`` up to, not including,
+    ``died``."""
 
     bytes: int
     axes: tuple[Axis, ...]
@@ -26,11 +27,11 @@ class Lifetime:
 
 
 def lifetimes(graph: Graph, constraints: Constraints) -> list[Lifetime]:
-    """Of every memory that the first run allocates; moment i is right after its operator i.
+    """The lifetimes of all memory that the first run allocates; moment i is right after its operator i.
 
-    A memory is alive as long as Python holds any tensor that shares it. What an operator allocates and frees inside
-    itself does not count. The run is one without torch's fast paths, which leave more inside (that of
-    ``nn.TransformerEncoderLayer``): there this is more than will be measured.
+    Memory is alive as long as Python holds any tensor that shares it. What an operator allocates and frees inside
+    itself does not count. The run does not take torch's fast paths, such as that of ``nn.TransformerEncoderLayer``,
+    which keep more inside operators; where they are taken, less memory is measured than is counted here.
     """
     if not graph.runs or graph.runs[0].error is not None:
         return []
@@ -58,7 +59,7 @@ def lifetimes(graph: Graph, constraints: Constraints) -> list[Lifetime]:
 
 
 def _roots(graph: Graph, run: Run) -> dict[int, int]:
-    """Of values that share the memory of another without saying so: whose it is."""
+    """Map values that share the memory of another, though their operator does not say so, to the owner."""
     shared: dict[int, int] = {}
     for node in run.nodes:
         if node.operator in _SHARING:
@@ -71,14 +72,14 @@ def _roots(graph: Graph, run: Run) -> dict[int, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OperatorTask:
-    """The work of one operator, as a sum of terms: each is a factor times the positions of its axes."""
+    """The work of one operator, as a sum of terms. Each term is a factor times the positions of its axes."""
 
     operator: str
     terms: tuple[tuple[int, tuple[Axis, ...]], ...]
 
 
 def tasks(graph: Graph, constraints: Constraints) -> list[OperatorTask]:
-    """Of every operator of the first run that computes anything."""
+    """The tasks of all operators of the first run that compute anything."""
     if not graph.runs or graph.runs[0].error is not None:
         return []
     macs: dict[int, list[tuple[int, tuple[Axis, ...]]]] = {}
@@ -95,7 +96,7 @@ def tasks(graph: Graph, constraints: Constraints) -> list[OperatorTask]:
 
 
 def _largest(graph: Graph, constraints: Constraints, node: Node) -> list[tuple[int, tuple[Axis, ...]]]:
-    """The entries of the largest tensor that flows in or out; parameters are not flowing."""
+    """The entries of the largest tensor that an operator reads or makes, parameters and buffers aside."""
     numbers = [number for number in (*node.outputs, *node.inputs()) if number is not None]
     flowing = [n for n in numbers if graph.values[n].origin not in (Origin.PARAMETER, Origin.BUFFER)]
     if not flowing:

@@ -1,8 +1,8 @@
-"""Try a search space before it is handed out: cut by a random plan, run, compare every shape with the expected one.
+"""Try a search space before the user gets it: cut by a random plan, run, compare every shape with the expected one.
 
-Whatever niwaki misunderstood about sizes shows here as an operator that fails, is missing, or gives another shape. What
-fails is mended, in all layers that are alike at once, and the rehearsal starts again: how many it takes depends on how
-many kinds of layers there are, and not on how many layers.
+Whatever niwaki misunderstood about sizes shows up here as an operator that fails, is missing, or gives another shape.
+What fails is mended in all similar layers at once, and the dry run starts again. How often depends on the number of
+kinds of layers, and not on the number of layers.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from niwaki.trace.graph import Graph, Run
 from niwaki.trace.structures import ExampleCall
 from niwaki.trace.tracer import trace
 
-_SHARE = 0.25  # a hard cut: quick to run, different for groups of different size, and all of the smallest
-_LEAST = 2  # of a dimension with one position torch makes another use: einsum multiplies instead of contracting
+_SHARE = 0.25  # a hard cut is quick to run, and differs for groups of different sizes
+_LEAST = 2  # torch treats dimensions of one position differently: einsum multiplies instead of contracting
 _ATTEMPTS = 40
 _PATIENCE = 10  # attempts after which more operators count as alike
-_DRAWS = 8  # of plans that the numbers in Python can follow
+_DRAWS = 8  # random plans, until the numbers in Python can follow one
 
 
 def dry_run(graph: Graph, constraints: Constraints, builder: Builder, calls: Sequence[ExampleCall]) -> list[str]:
-    """Pin in ``builder`` what does not survive a random plan; returns notes about what could not be mended."""
+    """Pin in ``builder`` what does not survive a random plan. Return notes about what could not be mended."""
     rng, mending = np.random.default_rng(0), Mending(graph, constraints, builder)
-    pairs, only_pairs = True, False  # whether groups of two are left with one, and nothing else is cut
-    again = False  # whether steps that went well are tried one by one: 18 - 3 * 4 is a multiple of 3, 18 - 4 is not
-    compared = False  # a copy of the model with the model
+    pairs, only_pairs = True, False  # whether groups of two keep one unit; whether nothing else is cut
+    again = False  # whether successful steps are tried one by one: 18 - 3 * 4 is a multiple of 3, 18 - 4 is not
+    compared = False  # whether a copy of the model was compared with the model
     failure = f"it still fails after {_ATTEMPTS} attempts"
     for attempt in range(_ATTEMPTS):
         drawn = _drawn(builder, rng, pairs, not only_pairs, again) if len(builder.units) else None
@@ -60,7 +60,7 @@ def dry_run(graph: Graph, constraints: Constraints, builder: Builder, calls: Seq
             continue
         breadth = min(attempt // _PATIENCE, BREADTHS - 1)
         if pairs and not (only_pairs or again) and (np.diff(builder.units.starts) == _LEAST).any():
-            pairs = False  # is it the cut to a single one, or something else?
+            pairs = False  # is the single remaining unit the problem, or something else?
             continue
         again = False
         if not only_pairs and mending.hold_steps(problem, breadth):
@@ -84,9 +84,8 @@ def dry_run(graph: Graph, constraints: Constraints, builder: Builder, calls: Seq
 def _drawn(
     builder: Builder, rng: np.random.Generator, pairs: bool, others: bool, slight: bool
 ) -> tuple[Plan, BoolArray] | None:
-    """A random plan and its mask; None where nothing is left that could leave. A few numbers of units may not fit the
-    sizes in Python, by chance; what never fits is pinned. ``slight``: a plan that takes little of everything, if one
-    fits."""
+    """Draw a random plan and its mask; None if no unit can be removed. A few draws may not fit the sizes in Python;
+    what never fits is pinned. ``slight``: remove little of everything, if such a plan fits."""
     while len(builder.units):
         space = builder.space()
         for draw in range(_DRAWS):
@@ -106,8 +105,8 @@ def _drawn(
 def _fault_of_copying(
     model: torch.nn.Module, graph: Graph, constraints: Constraints, builder: Builder, calls: Sequence[ExampleCall]
 ) -> Problem | None:
-    """What is wrong already with a copy that nothing was cut from, if it is not so with the model itself when that runs
-    again. The copy has the memory of the model's parameters, and takes none of its own."""
+    """Find what is wrong with an uncut copy of the model that is not wrong with the model itself when it runs again.
+    The copy shares the memory of the model's parameters."""
     lent: dict[int, object] = {
         id(parameter): torch.nn.Parameter(parameter.detach(), parameter.requires_grad)
         for parameter in model.parameters()
@@ -129,11 +128,11 @@ def _rehearse(
     keep: BoolArray,
     tolerant: bool = False,
 ) -> Problem | None:
-    """Run the cut model as the model was run; a run in train mode only if it goes through lines of its own.
-    ``tolerant``: inside the same calls torch may run other operators."""
+    """Run the cut model as the dense model was run, and find the first problem. Train mode is run only where it goes
+    through other lines. ``tolerant``: torch may run other operators inside the same calls."""
     comparison = Comparison(graph, constraints, builder.units, small, keep)
     start = 0
-    seen: set[Location] = set()  # lines that a rehearsed run has been through
+    seen: set[Location] = set()  # lines that a run of the cut model has been through
     for run, call in zip(graph.runs, itertools.cycle(calls), strict=False):
         lines = {node.location for node in run.nodes if torch.Tag.nondeterministic_seeded not in node.operator.tags}
         if run.error is None and not lines <= seen:
@@ -148,8 +147,8 @@ def _rehearse(
 
 
 def _tried(small: torch.nn.Module, call: ExampleCall, run: Run) -> Graph:
-    """The cut model run as ``run`` was. What a network computes in its first run and keeps in a cache (a table of
-    positions) is a constant in its second, and may have been one in ``run``: on another path, another try."""
+    """Run the cut model as ``run`` was. Run it again if it took another path: what a network computes in its first run
+    and caches (a table of positions) is a constant in its second, and may have been one in ``run``."""
     for _ in range(2):
         tried = trace(
             small, [call], (run.training,), required=True, failing=True, decided=run.decisions, extent=NOTHING
@@ -162,7 +161,7 @@ def _tried(small: torch.nn.Module, call: ExampleCall, run: Run) -> Graph:
 
 @contextmanager
 def _without_log() -> Iterator[None]:
-    """A run on fake tensors that fails, as some must, is no news to the user: torch logs every one as an error."""
+    """Keep torch from logging failures on fake tensors as errors: some runs have to fail here."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
 
     def nothing(_: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Two factorisations of one dimension, refined to their common factors.
+"""Refine two factorisations of one dimension to their common factors.
 
 768 positions are 12 x 64 to one view and 24 x 32 to another: together they are 12 x 2 x 32, of which the 64 are the
 last two and the 24 the first two. That works where the strides of all factors nest, each dividing the next (64, 32, 1).
@@ -20,13 +20,14 @@ from niwaki.core.counts import IntArray
 from niwaki.rules.axis import product_rows
 from niwaki.solve.constraints import Constraints
 
-_MOST_PARTS = 64  # blocks of rows that have nothing in common; more are no product of anything
+_MOST_PARTS = 64  # blocks of rows that share no id; with more of them, the rows are not a product
 _CONFLICT = "it is a product in two ways that have no common factors"
-_MOST_TIMES = 8  # an equation that has to be refined more often does not come to an end
+_MOST_TIMES = 8  # refinements of one equation; more would not end
 
 
 def connected_rows(table: IntArray) -> Iterator[IntArray]:
-    """The row numbers of a table of ids (0 is none) in blocks that share no id, each block ascending."""
+    """Split the rows of a table of ids (0 is padding) into blocks that share no id; yield their ascending row
+    numbers."""
     row, column = np.nonzero(table)
     _, ids = np.unique(table[row, column], return_inverse=True)
     size = len(table) + int(ids.max(initial=-1)) + 1
@@ -40,16 +41,17 @@ def connected_rows(table: IntArray) -> Iterator[IntArray]:
 
 
 class Refining:
-    """Collects in ``found`` the equations that common factors give; these may need ids of their own."""
+    """Collects in ``found`` the equations between common factors, which may get new ids."""
 
     def __init__(self, constraints: Constraints, ids: int) -> None:
         self._constraints = constraints
-        self.ids = ids  # how many there are
+        self.ids = ids  # all ids so far
         self._times: dict[tuple[int, bytes, bytes], int] = {}
         self.found: list[tuple[IntArray, IntArray, int]] = []
 
     def refine(self, a: IntArray, b: IntArray, why: int) -> int | None:
-        """Write both sides of an equation [n, K] as products of common factors. If there are none: why not."""
+        """Write both sides of an equation [n, K] as products of common factors. Return None, or the reason number if
+        they have no common factors."""
         equation = (why, a[0].tobytes(), b[0].tobytes())
         self._times[equation] = self._times.get(equation, 0) + 1
         columns = [column for column in (*a.T, *b.T) if column.any()]
@@ -94,7 +96,7 @@ def _multiples(stride: int, n: int) -> Iterator[int]:
 
 
 def _span(column: IntArray, sizes: Sequence[int]) -> tuple[int, ...] | None:
-    """The factors that a column depends on; None if it does not tell all their positions apart."""
+    """The factors that a column depends on; None if several of their positions have the same id."""
     block = column.reshape(sizes)
     span = tuple(j for j in range(len(sizes)) if bool((block != block.take([0], axis=j)).any()))
     if not span or len(np.unique(column)) != math.prod(sizes[j] for j in span) or not column.all():
@@ -103,7 +105,7 @@ def _span(column: IntArray, sizes: Sequence[int]) -> tuple[int, ...] | None:
 
 
 def _corner(column: IntArray, sizes: Sequence[int], span: Sequence[int]) -> IntArray:
-    """A column without its repetitions."""
+    """Drop the repetitions of a column."""
     index = tuple(slice(None) if j in span else 0 for j in range(len(sizes)))
     corner: IntArray = column.reshape(sizes)[index].reshape(-1)
     return corner

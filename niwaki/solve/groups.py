@@ -1,4 +1,4 @@
-"""Solve the groups: the independent components that are left are units, and those that are alike form a group."""
+"""Form the groups: components that are not pinned are units, and similar units form a group."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SolvedDim:
 
 
 class SolvedGroups:
-    """What can still be removed. Pinning more never breaks an equation, so it needs no new solution."""
+    """The units that can still be removed. Pinning more breaks no equation, so it needs no new solution."""
 
     def __init__(self, graph: Graph, constraints: Constraints, inner: bool = False) -> None:
         self.graph, self.constraints = graph, constraints
@@ -50,7 +50,7 @@ class SolvedGroups:
         self._pinned = np.zeros(self.solution.size, dtype=bool)  # components
         self._pinned[0] = True
         self._inexact = self._mark_inexact()
-        self._late = np.full(self.solution.size, -1)  # component -> reason, for what was pinned after solving
+        self._late = np.full(self.solution.size, -1)  # component -> reason why it was pinned after solving
         none = np.zeros(0, dtype=np.int64)
         self._finer: tuple[IntArray, IntArray, IntArray] = (none[:, None], none, none)
         self.dims = self._find_dims()
@@ -72,7 +72,7 @@ class SolvedGroups:
                 self.constraints.pinned.append((np.arange(first, first + size), why))
 
     def _mark_inexact(self) -> IntArray:
-        """For each component the reason for which removing it is inexact, or -1; the first reason counts."""
+        """For each component, the number of the first reason why removing it is inexact, or -1."""
         marks = np.full(self.solution.size, -1)
         for ids, why in {
             self.solution.name(ids): (ids, why) for ids, why in reversed(self.constraints.inexact)
@@ -81,7 +81,7 @@ class SolvedGroups:
         return marks
 
     def inexact(self, group: int) -> int | None:
-        """The reason for which the units of a group can leave only inexactly; None if they leave exactly."""
+        """The number of the reason why removing units of a group is inexact; None if it is exact."""
         why = int(self._inexact[self._units[self._starts[group]]])
         return None if why < 0 else why
 
@@ -98,8 +98,7 @@ class SolvedGroups:
         return dims
 
     def _pin_made_by_buffers(self) -> None:
-        """Where a buffer makes what parameters read and no parameter has a part in it, there is nothing to train, and
-        the code may make the buffer anew at any time."""
+        """Pin what only buffers produce: there is nothing to train, and the code may replace a buffer at any time."""
         made = np.zeros((2, self.solution.size), dtype=bool)  # by a parameter, by a buffer
         for dim in self.dims:
             if dim.role.produces:
@@ -107,11 +106,11 @@ class SolvedGroups:
         self.pin(np.flatnonzero(made[1] & ~made[0]), self.constraints.reason(_BUFFERS, None))
 
     def active(self, rows: IntArray) -> IntArray:
-        """Rows of components without those that are pinned."""
+        """Replace pinned components in rows by 0."""
         return np.where(self._pinned[rows], 0, rows)
 
     def of(self, ids: IntArray) -> IntArray:
-        """The unit numbers [n, K] of rows of ids; ``len(self)`` is none."""
+        """The unit numbers [n, K] of rows of ids; ``len(self)`` stands for no unit."""
         return self._number[self.active(self.solution.canonical(ids))]
 
     def of_components(self, rows: IntArray) -> IntArray:
@@ -142,14 +141,14 @@ class SolvedGroups:
         return self._starts
 
     def reasons(self, dim: SolvedDim) -> IntArray:
-        """The numbers of the reasons for which positions are pinned (meaningless where they are not)."""
+        """The reason number of each pinned position; meaningless for others."""
         reasons = self.solution.reasons(dim.ids)
         for column in dim.rows.T[::-1]:
             reasons = np.where(self._late[column] >= 0, self._late[column], reasons)
         return reasons
 
     def pin(self, components: IntArray, why: int) -> bool:
-        """Pin components; `regroup` must follow. Returns whether any of them was free."""
+        """Pin components; call `regroup` afterwards. Return whether any of them was free."""
         new = np.unique(components[~self._pinned[components]])
         self._pinned[new] = True
         self._late[new] = why
@@ -163,12 +162,12 @@ class SolvedGroups:
         return self.pin(components[self._number[components] < len(self)], why)
 
     def on(self, axis: Axis) -> IntArray:
-        """The components [n, K] of the positions of an axis that are units, 0 for all others."""
+        """The components [n, K] of the positions of an axis, 0 for those that are not units."""
         rows = self.active(self.solution.canonical(axis.ids))
         return np.where(self._number[rows] < len(self), rows, 0)
 
     def multiples(self) -> IntArray:
-        """The number of units [groups] of which each group loses a multiple, as ``steps`` say."""
+        """The number of units [groups] of which each group has to lose a multiple, according to ``steps``."""
         if not len(self):
             return np.zeros(0, dtype=np.int64)
         multiples: IntArray = np.lcm.reduceat(self.steps.multiple[self._units], self._starts[:-1])
@@ -179,13 +178,13 @@ class SolvedGroups:
         return self._units[self._starts[group] : self._starts[group + 1]]
 
     def pin_all(self, why: int) -> None:
-        """Give up on every unit."""
+        """Pin every unit."""
         self.pin(self._units, why)
         self.regroup()
 
     def split_by_count(self, rows: IntArray, place: IntArray, times: IntArray) -> None:
-        """Units that occur differently often on some axes (rows of components, the axis of each, and how often it is
-        there) are not alike."""
+        """Keep units apart that occur differently often on some axes: ``rows`` of components, with the axis ``place``
+        and the number of positions ``times`` of each."""
         self._finer = rows, place, times
         self.regroup()
 
@@ -198,9 +197,11 @@ class SolvedGroups:
         return int(self.survivors(axis, keep).sum()) if axis.free else axis.size
 
     def _hold_inner(self) -> bool:
-        """Where a position depends on several units, the outermost stays one; returns whether there were such. An outer
-        factor that is alone in its group can leave no more and is pinned before, so that the inner one may. A product
-        of a factor with itself (every pair of channels) has no other inner factor to hold."""
+        """Pin the inner units of positions that depend on several units. Return whether any was free.
+
+        An outer factor that is alone in its group was pinned before, so its inner factor can be removed. A product of a
+        factor with itself (every pair of channels) has no other inner factor to pin.
+        """
         why, found = self.constraints.reason(_INNER, None), False
         for rows in self._distinct_rows():
             rows = self.active(rows)
@@ -215,8 +216,8 @@ class SolvedGroups:
         return {id(dim.rows): dim.rows for dim in self.dims}.values()
 
     def regroup(self) -> None:
-        """Number the units again: components with the same multiset of places form a group, in the order of their
-        first place; a unit that is alone in its group cannot be removed and is pinned."""
+        """Number the units again. Components on the same dimensions, equally often, form a group; groups are in the
+        order of their first dimension. A unit that is alone in its group cannot be removed and is pinned."""
         self.ties = ()
         while True:
             self._group()
@@ -227,7 +228,7 @@ class SolvedGroups:
             self.pin(alone, self.constraints.reason(_ALONE, None))
 
     def _group(self) -> None:
-        """A unit's signature is a hash of the multiset of its places: the sum of a random number for each of them."""
+        """Group units by a hash of the dimensions that they are on: the sum of one random number per dimension."""
         size, draw = self.solution.size, np.random.default_rng(0)
         last = len(self.dims)
         signature, produced = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)
@@ -246,7 +247,7 @@ class SolvedGroups:
         rows, place, times = self._finer
         for column in rows.T:
             np.add.at(signature, column, draw.integers(1, 2**62, size=int(place.max(initial=0)) + 1)[place] * times)
-        signature[self._inexact >= 0] += draw.integers(1, 2**62)  # no group mixes the two kinds
+        signature[self._inexact >= 0] += draw.integers(1, 2**62)  # no group mixes exact and inexact units
         units = np.flatnonzero(produced & ~self._pinned)
         units = _ordered(units, signature[units], first[units])
         signature, first = signature[units], first[units]
@@ -261,7 +262,7 @@ class SolvedGroups:
 
 
 def _role(marks: Collection[Mark]) -> Role:
-    """What a dimension is to its units, given all that rules said of its positions."""
+    """The role of a dimension, given all marks of its positions."""
     if Mark.DIRECTION in marks:
         return Role.DIRECTION
     if Mark.CONSUMED not in marks or Mark.PRODUCED in marks:
@@ -270,8 +271,8 @@ def _role(marks: Collection[Mark]) -> Role:
 
 
 def _ordered(units: IntArray, signature: IntArray, first: IntArray) -> IntArray:
-    """Ascending ``units`` with the alike ones together: by first place, then by the first unit of a kind. Runs of alike
-    units are moved as a whole."""
+    """Order ascending ``units`` so that similar ones are together: by first dimension, then by the first unit of a
+    kind. Runs of similar units are moved as a whole."""
     if not len(units):
         return units
     begin = np.flatnonzero(np.append(True, (signature[1:] != signature[:-1]) | (first[1:] != first[:-1])))

@@ -1,4 +1,4 @@
-"""Random masks of units, to try on them what is believed about numbers and shapes."""
+"""Draw random masks of units, on which beliefs about numbers and shapes are tested."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from niwaki.solve.groups import SolvedGroups
 
 
 def random_keep(units: SolvedGroups, rng: np.random.Generator, least: int = 1) -> BoolArray:
-    """A random mask [num_units] that keeps at least one unit of every group, or ``least`` where there are more, and
+    """A random mask [num_units] that keeps at least ``least`` units of every group (of smaller groups, all but one) and
     respects the ties."""
     sizes = np.diff(units.starts)
     low = np.minimum(least, sizes - 1)
@@ -27,18 +27,19 @@ def random_keep(units: SolvedGroups, rng: np.random.Generator, least: int = 1) -
 def hard_keep(
     units: SolvedGroups, rng: np.random.Generator, least: int, share: float, ones: bool = True, others: bool = True
 ) -> BoolArray:
-    """A random mask [num_units] that keeps at most ``share`` of every group, but at least ``least`` units where there
-    are more, and where possible an odd number (of steps of a tie) without a factor in common with the whole: what
-    asks for multiples cannot hold by chance.
+    """A random mask [num_units] that removes most units.
 
-    Groups of two are left with one: not ``ones``, they stay whole, and not ``others``, all the others do.
+    It keeps at most ``share`` of every group, but at least ``least`` units where there are more. Where possible, the
+    number kept (or of a tie's steps) is odd and has no factor in common with the group's size, so that no condition on
+    multiples holds by chance. Groups of two keep one unit; they keep both if not ``ones``. All other groups stay whole
+    if not ``others``.
     """
     sizes = np.diff(units.starts)
     low = np.minimum(least, sizes - 1)
     kept = rng.integers(low, np.maximum(low, (sizes * share).astype(np.int64)) + 1)
     kept = np.where(kept | 1 < sizes, kept | 1, kept)
     while (common := (np.gcd(kept, sizes) > 1) & (kept > 1)).any():
-        kept = np.where(common, np.minimum(kept + 2, sizes - 1), kept)  # the last has no factor in common
+        kept = np.where(common, np.minimum(kept + 2, sizes - 1), kept)  # n - 1 and n have no common factor
     for tie in units.ties:
         groups, steps = np.array(tie.groups), np.array(tie.steps)
         most = int(min(tie.most, ((sizes[groups] - least) // steps).min()))
@@ -53,7 +54,8 @@ def hard_keep(
 
 
 def slight_keep(units: SolvedGroups, rng: np.random.Generator) -> BoolArray:
-    """A random mask [num_units] that takes one unit of every group, or one step of a tie; groups of two stay."""
+    """A random mask [num_units] that removes one unit of every group, or one step of a tie, but nothing of groups of
+    two."""
     sizes = np.diff(units.starts)
     kept = np.where(sizes > 2, sizes - 1, sizes)
     for tie in units.ties:
@@ -63,8 +65,8 @@ def slight_keep(units: SolvedGroups, rng: np.random.Generator) -> BoolArray:
 
 
 def separating_masks(units: SolvedGroups, rng: np.random.Generator) -> Iterator[BoolArray]:
-    """A few masks among which, for any two groups that are in no tie, there is one that leaves the first its least
-    and the second whole: small groups would escape a purely random choice now and then."""
+    """A few masks that tell groups apart: for any two groups that are not tied, one mask keeps the fewest units of the
+    first and all of the second. A purely random choice would miss some small groups."""
     sizes, least = np.diff(units.starts), np.diff(units.starts)
     least[:] = 1
     mover = np.arange(len(sizes))

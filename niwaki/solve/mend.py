@@ -1,4 +1,4 @@
-"""Mend what a rehearsed cut breaks, in all layers that are alike: let sizes leave by steps, or pin them."""
+"""Mend what a dry run breaks, in all similar layers: remove units in steps only, or pin them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from niwaki.solve.constraints import Constraints
 from niwaki.trace.graph import Graph
 
 _STEPS = (2, 4, 8)
-_LEVELS = 3  # dimensions that are tried with steps, of operators before one that fails
-_STEP_TRIALS = 15  # of all kinds of operators together
-_NEAR = 50  # operators before one that fails, among which these are looked for
+_LEVELS = 3  # dimensions on which steps are tried, before an operator that fails
+_STEP_TRIALS = 15  # steps tried, for all kinds of operators together
+_NEAR = 50  # operators before one that fails, whose dimensions are tried
 
 
 class Mending:
-    """Remembers what has been tried for which kind of operator."""
+    """Mends operators, and remembers what it has tried for each kind."""
 
     def __init__(self, graph: Graph, constraints: Constraints, builder: Builder) -> None:
         self._graph, self._constraints, self._builder = graph, constraints, builder
         self._blame: Blame | None = None
-        self._steps: dict[Hashable, Iterator[tuple[int, list[Axis], int]]] = {}  # left to try, by kind of operator
+        self._steps: dict[Hashable, Iterator[tuple[int, list[Axis], int]]] = {}  # still to try, by kind of operator
         self._trials = 0
 
     def hold_steps(self, problem: Problem, breadth: int) -> bool:
-        """Try the next step for what an operator that fails depends on; False when all have been tried."""
+        """Try the next step for the dimensions that a failing operator depends on; False when all have been tried."""
         if not problem.fails:
             return False
         blame, place = self._blaming(), self._place(problem)
@@ -48,8 +48,8 @@ class Mending:
         return False
 
     def pin(self, problem: Problem, breadth: int, pairs: bool) -> bool:
-        """Pin what deviates, or what the nearest operator before touches that touches anything free; False where there
-        is none. ``pairs``: it happens where one of two units is left, and there only."""
+        """Pin the axes that deviate, or else the axes of the nearest earlier operator that has any free ones. Return
+        whether anything was pinned. ``pairs``: the problem occurs only where one of two units is left."""
         blame, place = self._blaming(), self._place(problem)
         axes = self._deviating(problem, place)
         if axes and self._builder.frees(axes, pairs):
@@ -65,7 +65,7 @@ class Mending:
         return self._builder.pin_axes([self._reason(problem, other) for other in alike], pairs)
 
     def _blaming(self) -> Blame:
-        """Made only where something fails."""
+        """Built only when something fails."""
         if self._blame is None:
             self._blame = Blame(self._graph, self._constraints)
         return self._blame
@@ -74,7 +74,7 @@ class Mending:
         return min(problem.place, len(self._constraints.touched) - 1)
 
     def _deviating(self, problem: Problem, place: int) -> list[Axis]:
-        """The axes that have another size than expected."""
+        """The axes whose size is not the expected one."""
         node, found = self._constraints.touched[place].node, []
         for output, dim in problem.deviating:
             number = node.outputs[output]
@@ -88,8 +88,8 @@ class Mending:
         return axes, f"after a cut, {touched.node.operator} {problem.text}", touched.node.location
 
     def _to_try(self, blame: Blame, place: int, breadth: int) -> Iterator[tuple[int, list[Axis], int]]:
-        """An operator, the axes of one of its dimensions and of those like it, and a step for them: of the nearest
-        dimensions that have groups of their own, results before arguments."""
+        """Yield operators, the axes of one dimension of each and of its counterparts in other layers, and a step to
+        try. The nearest dimensions that bring new groups come first, results before arguments."""
         touched = self._constraints.touched
         levels: list[tuple[int, list[Axis]]] = []
         seen: set[int] = set()

@@ -36,7 +36,7 @@ def propagate(
     """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first.
 
     If ``tolerant``, a rule that fails with an error, which is a defect of niwaki, pins what its operator touches. If
-    ``repeats``, a call that a run before has made already, of the same labels, is not labelled again: that is faster.
+    ``repeats``, a call that an earlier run made on the same labels is not labelled again, which is faster.
     """
     constraints = Constraints([None] * len(graph.values), allow_inexact=allow_inexact)
     constraints.reason("nothing constrains it", None)
@@ -51,7 +51,7 @@ def propagate(
     frozen: set[_Frozen] = set()
     for index, run in enumerate(graph.runs):
         used: dict[int, tuple[Node, set[int]]] = {}
-        checked: dict[int, int] = {}  # calls that a comparison accounts for, and the number each was given
+        checked: dict[int, int] = {}  # keys of calls that a comparison explains, and the number each was given
         for product, comparison, claim in compared(graph, run):
             constraints.sizes.append(claim)
             checked |= {node.call.key: node.call.numbers[0].value for node in (product, comparison)}
@@ -105,7 +105,7 @@ def propagate(
 
 
 def _follow(constraints: Constraints, buffer: Label | None, now: Label | None) -> None:
-    """A buffer that a run has replaced is cut as what it was replaced by: it may be there already in another run."""
+    """Tie a buffer to the tensor that replaced it in a run: another run may find that tensor in its place."""
     assert buffer is not None and now is not None
     if len(buffer.axes) != len(now.axes):
         return
@@ -120,7 +120,7 @@ def _follow(constraints: Constraints, buffer: Label | None, now: Label | None) -
 def _leave(
     constraints: Constraints, scaling: Scaling, number: int, what: str, location: Location | None, whole: bool
 ) -> None:
-    """Hold what leaves the network: nobody can repair it behind that, and ``whole`` values keep all their positions."""
+    """Pin what leaves the network, where nothing can be repaired; ``whole`` values keep all their positions."""
     left = constraints.labels[number]
     assert left is not None
     scaling.refuse(left.scale)
@@ -133,7 +133,7 @@ def _leave(
 
 
 def _constants_met(graph: Graph) -> dict[int, Location]:
-    """Where each constant first meets an operator, by its value number."""
+    """The location of the first operator that reads each constant, by value number."""
     met: dict[int, Location] = {}
     if all(value.origin is not Origin.CONSTANT for value in graph.values):
         return met
@@ -151,7 +151,7 @@ def _given(
     fixed_by: dict[tuple[Origin, str, Location | None], int],
     where: Location | None,
 ) -> Label:
-    """Parameters and buffers get new ids; inputs and constants are fixed."""
+    """Label a value that no operator made: parameters and buffers get new ids, inputs and constants are fixed."""
     if value.origin in (Origin.PARAMETER, Origin.BUFFER):
         axes = []
         for dim, size in enumerate(value.shape):
@@ -168,7 +168,7 @@ def _given(
 
 
 def _named(value: Value) -> str:
-    """What a value is that nothing can leave from."""
+    """Name a value from which nothing can be removed."""
     if value.origin is Origin.INPUT:
         return "an input of the model"
     if not value.name:
@@ -179,7 +179,7 @@ def _named(value: Value) -> str:
 
 
 def _apply(call: GraphCall, graph: Graph, node: Node, find: FindRule, scaling: Scaling, tolerant: bool) -> list[Label]:
-    """The labels of the outputs of a call, by its rule."""
+    """Apply its rule to a call, and return the labels of its results."""
     rule = find(node.operator)
     numbers = [number for number in node.outputs if number is not None]
     try:
@@ -207,7 +207,8 @@ def _apply(call: GraphCall, graph: Graph, node: Node, find: FindRule, scaling: S
 
 
 def _hold_other_directions(constraints: Constraints, graph: Graph) -> None:
-    """A direction keeps values in the zeroed model that whatever else uses it would take for zeros."""
+    """Pin directions of weight norms that have another use: they keep values in the zeroed model, where that use needs
+    zeros."""
     for number, uses in constraints.directed_by.items():
         operators = {operator for operator, _ in uses}
         others = (node for run in graph.runs for node in run.nodes if number in node.inputs())
@@ -241,7 +242,8 @@ def _defect(node: Node, cause: Exception) -> str:
 def _written(
     constraints: Constraints, graph: Graph, number: int, before: Label, after: Label, scaling: Scaling
 ) -> None:
-    """A value was written in place. Other views of its memory may no longer rely on zeros, signs or a factor."""
+    """Update the other views of a value that was written in place: they can no longer rely on zeros, signs or a
+    factor."""
     aliases = [alias for alias in constraints.aliases[graph.values[number].root] if alias != number]
     if any(constraints.labels[alias] is not None for alias in aliases):
         scaling.refuse((*before.scale, *after.scale))
@@ -271,7 +273,7 @@ def _of_weights(constraints: Constraints, item: Frozen) -> bool:
 def _freeze(
     constraints: Constraints, frozen: set[_Frozen], expression: Expression, location: Location, what: str
 ) -> None:
-    """A number has to stay what it is, which is said once of each."""
+    """Say once of each number that it must not change."""
     known = expression, location, what
     if known in frozen or all(isinstance(leaf, Literal) for leaf in leaves(expression)):
         return
@@ -279,12 +281,12 @@ def _freeze(
     constraints.sizes.append(Equation(expression, None, f"a number that {what}", location))
 
 
-_WHY = "computes with positions along it, which are numbered anew when some of them leave"
+_WHY = "computes with positions along it, which are renumbered when some of them are removed"
 
 
 def followed(call: Call, rule: Rule | None, made: Sequence[Label], understood: Sequence[Label]) -> list[Label]:
-    """The labels ``made`` by a rule (None: it refused), with the places that their entries are; pins what nobody
-    understands."""
+    """Add index tracking to the labels ``made`` by a rule (None: it refused): which axis their entries are positions
+    on. Where the rule does not understand positions that it is given, their axis is pinned."""
     labels = list(made)
     how = HOMOGENEOUS.get(rule) if rule is not None else None
     for name, given in _labels_in(call):
@@ -297,7 +299,7 @@ def followed(call: Call, rule: Rule | None, made: Sequence[Label], understood: S
 
 
 def _labels_in(call: Call) -> Iterator[tuple[str, Label]]:
-    """The arguments whose entries are places on an axis that is still free."""
+    """Yield the arguments whose entries are positions on a free axis."""
     for name, argument in call.arguments.items():
         for item in argument if isinstance(argument, tuple) else (argument,):
             if isinstance(item, Label) and item.index_of is not None and item.index_of.free:
@@ -305,22 +307,22 @@ def _labels_in(call: Call) -> Iterator[tuple[str, Label]]:
 
 
 def outlasting(run: Run) -> list[int]:
-    """What ``run`` computed that is still there when it ends: its outputs, and what modules keep (a loss beside)."""
+    """The values that ``run`` computed and that outlast it: its outputs, and what modules keep, such as a loss."""
     made = (number for node in run.nodes for number in node.outputs if number is not None)
     return [number for number in dict.fromkeys(made) if number not in run.ended]
 
 
 def seen(run: Run) -> set[int]:
-    """The values of ``run`` that anything sees: an operator, Python, or whoever holds them when the run ends."""
+    """The values of ``run`` that an operator reads, that it returns, or that outlast it."""
     read = {number for node in run.nodes for number in node.inputs()}
     return read.union(run.outputs, outlasting(run))
 
 
 def unused(graph: Graph, run: Run) -> set[int]:
-    """The places of operators in ``run`` whose results reach nothing: no output, nothing that is alive when the run
-    ends (in an attribute, say, where a loss may find it), no number that Python reads, no parameter, buffer or input.
+    """The indices of operators in ``run`` whose results reach nothing: no output, no value that outlasts the run (in an
+    attribute, where a loss may find it), no number that Python reads, no parameter, buffer or input.
 
-    Shapes still have to fit there, but that a result changes with what it averages over does no harm.
+    Their shapes still have to fit, but their averages need not be exact.
     """
     values = graph.values
     kept = {value.root for value in values if value.origin is not Origin.COMPUTED or value.number not in run.ended}

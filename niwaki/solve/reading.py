@@ -1,7 +1,7 @@
-"""Which attributes of its own a class reads, according to the code of its methods: what no run can show.
+"""Find out from the code of a class which of its own attributes its methods read, which runs cannot show.
 
-Most numbers that modules keep are read while they are built and never again. Only what another method reads can be
-wrong after a cut.
+Most numbers that modules keep are read while they are built and never again. Only a number that another method reads
+can be wrong after a cut.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _BY_NAME = frozenset({"getattr", "__dict__", "vars"})
 def readers_of(kind: type) -> dict[str, str]:
     """The attributes that the methods of ``kind`` may read from their own object, each with the first such method.
 
-    Without those of torch's classes, those that print it, ``__init__``, private ones that only ``__init__`` calls, and
-    what ``forward`` is made of, which runs have shown. What other code reads from such an object is not seen
-    (`reader_of_child`).
+    Methods of torch's classes, methods that print the object, ``__init__`` and private methods that only it calls do
+    not count, nor do ``forward`` and the methods that it calls, which runs have shown. For what other code reads from
+    such an object, see `reader_of_child`.
 
     >>> class Block:
     ...     def __init__(self, width: int) -> None:
@@ -56,7 +56,7 @@ def readers_of(kind: type) -> dict[str, str]:
 
 
 def reader_of(kind: type, attribute: str) -> str | None:
-    """The first method of ``kind`` in `readers_of` for one attribute. Most attributes are named by no such method."""
+    """The first method of ``kind`` that reads one attribute, as in `readers_of`. Few attributes have one."""
     named = any(
         attribute in code.co_names or not _BY_NAME.isdisjoint(code.co_names)
         for name, function in _methods(kind)
@@ -67,9 +67,10 @@ def reader_of(kind: type, attribute: str) -> str | None:
 
 
 def reader_of_child(kind: type, child: str, attribute: str) -> str | None:
-    """A method of ``kind`` that may read an attribute from what is in its own attribute ``child``, or inside of that:
-    one that reads ``child``, and the attribute from an object that is not its own. Neither ``__init__`` nor
-    ``forward``, and none that prints.
+    """A method of ``kind`` that may read an attribute of its own attribute ``child``, or of something inside it.
+
+    Such a method reads ``child``, and the attribute from another object than its own. ``__init__``, ``forward`` and
+    methods that print do not count.
 
     >>> class Parent:
     ...     def start(self) -> int:
@@ -87,7 +88,7 @@ def reader_of_child(kind: type, child: str, attribute: str) -> str | None:
 
 
 def _methods(kind: type) -> Iterator[tuple[str, FunctionType]]:
-    """The functions of a class and of those that it inherits from, but torch's, with their names."""
+    """Yield the functions of a class and of its bases, except torch's, with their names."""
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] not in ("torch", "builtins"):
             for name, member in vars(base).items():
@@ -114,7 +115,7 @@ def _functions(member: object) -> Iterator[FunctionType]:
 
 
 def _reads(function: FunctionType) -> tuple[frozenset[str], frozenset[str]]:
-    """What a method reads from its first argument, or by names that it holds as text; and from other objects."""
+    """The names that a method reads from its first argument, or by text; and those that it reads from other objects."""
     return _read_by(function.__code__)
 
 
@@ -142,7 +143,7 @@ def _codes(function: FunctionType | CodeType) -> Iterator[CodeType]:
 
 
 def _last(step: dis.Instruction) -> object:
-    """The variable that an instruction loads, the second if it loads two."""
+    """The variable that an instruction loads (of two, the second)."""
     if not step.opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE", "STORE_FAST_LOAD_FAST")):
         return None
     return step.argval[-1] if isinstance(step.argval, tuple) else step.argval

@@ -1,4 +1,4 @@
-"""What the description of a model asks of its sizes, as equations that every plan has to fulfil."""
+"""Turn the demands of a model's configuration on its sizes into equations that every plan has to fulfil."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from niwaki.core.numbers import Combination, Count, Equation, Literal
 def required(
     multiples: Sequence[Multiple], lengths: Mapping[tuple[str, int], int], shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[Equation[int]]:
-    """One equation "the remainder stays 0" for each of ``multiples`` that the dense model itself fulfils; ``lengths``
-    are the axes of parameters' dimensions. Unlike the numbers in the model's code these never pin anything: there are
-    always numbers of units that fulfil them, all of them to begin with."""
+    """Yield one equation "the remainder stays 0" for each of ``multiples`` that the dense model fulfils. ``lengths``
+    maps the dimensions of parameters to axis numbers. Unlike the numbers in a model's code these equations pin nothing:
+    some numbers of units always fulfil them, at least those of the dense model."""
     for rule in multiples:
         sizes = [shapes[name][dim] for name, dim in ((rule.tensor, rule.dim), (rule.of, rule.of_dim))]
         if sizes[1] % rule.per or sizes[0] % (sizes[1] // rule.per):

@@ -1,9 +1,9 @@
-"""Follow a factor of n/m from the average it comes from to the weight that takes it up.
+"""Follow a factor of n/m from the average where it arises to the weight that absorbs it.
 
-A mean over n entries, of which those that are removed are zero, is n/m times as large after a cut that leaves m. The
-factor goes on through whatever is homogeneous, until a tensor that is made of one parameter multiplies it: that
-parameter is repaired. An epsilon that is added on the way is repaired too, if it is an attribute. Anywhere else the
-average was not exact, and its axis says so. The same parameter or attribute used without its factor cannot be changed.
+A mean over n entries, of which the removed ones are zero, is n/m times as large after a cut that keeps m. Homogeneous
+operators pass the factor on, until a tensor made of one parameter is multiplied with it: that parameter is repaired. An
+epsilon that is added on the way is repaired too, if it is an attribute. Anywhere else the average is inexact, and its
+axis is marked. A parameter or attribute that is also used without the factor cannot be repaired.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ _SHIFTS = (aten.add.Tensor, aten.add.Scalar)
 
 
 class Scaling:
-    """The factors of one graph, operator by operator."""
+    """Follows the factors of one graph, operator by operator."""
 
     def __init__(self, constraints: Constraints) -> None:
         self._constraints = constraints
-        self._used_raw: set[int | Scalar] = set()  # parameters and attributes that something reads as they are
-        self._followed: set[int] = set()  # frozen numbers of a run that go on as factors
-        self._held: set[int] = set()  # those that enter something else
+        self._used_raw: set[int | Scalar] = set()  # parameters and attributes that something uses without a factor
+        self._followed: set[int] = set()  # frozen numbers of a run that are used as factors
+        self._held: set[int] = set()  # frozen numbers of a run that have another use
 
     def begin(self) -> None:
-        """Another run, with other numbers."""
+        """Start another run, which has numbers of its own."""
         self._followed.clear()
         self._held.clear()
 
     def releases(self, frozen: int) -> bool:
-        """Whether a number that has left the integers may change all the same: it went into nothing but factors."""
+        """Whether a frozen number may change after all, because it is used only as a factor."""
         return frozen in self._followed and frozen not in self._held
 
     def follow(self, call: Call, rule: Rule | None, made: Sequence[Label]) -> list[Label]:
-        """The labels ``made`` by a rule (None: it refused), with the scale and the source that they have."""
+        """Add scale and source to the labels ``made`` by a rule (None: it refused)."""
         sized, taken = _sized(call, self._constraints), list[_SizedScale]()
         for one in sized:
             call.rescales(one.given, one.scale)
@@ -80,7 +80,7 @@ class Scaling:
         return [self._scaled(label, scale, source) for label in made]
 
     def _scaled(self, made: Label, scale: tuple[Scale, ...], source: Source | None) -> Label:
-        """A result with a factor. What is true or false does not depend on it, and whole numbers cannot carry it."""
+        """Give a result its factor. Booleans do not depend on it; whole numbers cannot carry it, so it is refused."""
         if made.dtype.is_floating_point or made.dtype.is_complex:
             return replace(made, scale=_product((*scale, *made.scale)), source=source)
         if made.dtype is not torch.bool:
@@ -88,12 +88,12 @@ class Scaling:
         return made
 
     def refuse(self, scale: Iterable[Scale]) -> None:
-        """Nothing takes these factors up: the averages they come from are not exact."""
+        """Mark the averages inexact where these factors arise: nothing absorbs them."""
         for factor in scale:
             self._constraints.mark_inexact(factor.axis.ids.reshape(-1), factor.why)
 
     def finish(self) -> None:
-        """Refuse what would change a parameter or an attribute that something else uses as it is."""
+        """Refuse repairs of parameters and attributes that something else uses without a factor."""
         for claim in self._constraints.repairs:
             if claim.target in self._used_raw:
                 self.refuse(claim.scale)
@@ -109,7 +109,7 @@ class Scaling:
     def _product(
         self, call: Call, how: Homogeneous, claimed: set[int | Scalar]
     ) -> tuple[tuple[Scale, ...] | None, Source | None]:
-        """Where the result is multilinear in some arguments."""
+        """The scale and source of a result that is multilinear in some arguments."""
         factors = list(_labels(call.arguments[name] for name in how.factors))
         others = {name: argument for name, argument in call.arguments.items() if name not in how.factors}
         if any(isinstance(call.arguments[name], tuple) for name in how.factors):  # joined, not multiplied
@@ -135,8 +135,8 @@ class Scaling:
         taken: list[_SizedScale],
         claimed: set[int | Scalar],
     ) -> tuple[tuple[Scale, ...] | None, Source | None]:
-        """Where the result is computed entry by entry, it is tried on numbers. ``taken`` gets those of ``sized``
-        that go on as factors."""
+        """The scale and source of a result that is computed entry by entry, found by trying the operator on numbers.
+        Those of ``sized`` that are used as factors are added to ``taken``."""
         scaled = _product([replace(factor, power=1.0) for label in operands for factor in label.scale])
         if not scaled and not sized:
             return (), _shifted(call, operands)
@@ -165,7 +165,7 @@ class Scaling:
     def _with_scalars(
         self, call: Call, operands: Sequence[Label], powers: Sequence[float], factor: Scale, claimed: set[int | Scalar]
     ) -> float | None:
-        """The degree if a float attribute among the arguments is multiplied as well."""
+        """The degree of the result if a float attribute among the arguments is rescaled as well."""
         for scalar in call.python.scalars:
             given = _given(call, scalar.value)
             if given is not None:
@@ -179,14 +179,14 @@ class Scaling:
 
 
 def _only_sizes(call: Call) -> bool:
-    """Whether nobody looks at more than the sizes of what an operator gives, such as ``weight[0].numel()``."""
+    """Whether only the sizes of the results are used, as in ``weight[0].numel()``."""
     return bool(call.discarded) and all(call.discarded) and not call.operator._schema.is_mutable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _SizedScale:
-    """A float argument that a cut changes, since Python computes it from sizes: how it is scaled then, and the frozen
-    numbers that it comes from."""
+    """A float argument that Python computes from sizes, so that a cut changes it: how a cut scales it, and the frozen
+    numbers that it is computed from."""
 
     given: float
     scale: tuple[Scale, ...]
@@ -194,7 +194,7 @@ class _SizedScale:
 
 
 def _sized(call: Call, constraints: Constraints) -> list[_SizedScale]:
-    """The arguments that are products of powers of sizes."""
+    """Find the arguments that are products of powers of sizes."""
     found = []
     for power in call.python.powers:
         given = _given(call, power.value)
@@ -212,7 +212,7 @@ def _sized(call: Call, constraints: Constraints) -> list[_SizedScale]:
 
 
 def _given(call: Call, value: float) -> float | None:
-    """The argument that is this number; torch's own code may have rounded it to float32."""
+    """Find the argument that is this number, which torch's own code may have rounded to float32."""
     for argument in call.arguments.values():
         if isinstance(argument, float) and math.isclose(argument, value, rel_tol=1e-6):
             return argument
@@ -227,7 +227,7 @@ def _takes_up(call: Call, operands: Sequence[Label], number: int, found: Sequenc
 
 
 def _shifted(call: Call, operands: Sequence[Label]) -> Source | None:
-    """A parameter plus a number that is not an attribute."""
+    """The source of a parameter plus a number that is not an attribute."""
     if call.operator not in _SHIFTS or len(operands) != 1 or operands[0].source is None:
         return None
     number, times = call.arguments["other"], call.arguments.get("alpha", 1)
@@ -245,7 +245,7 @@ def _labels(arguments: Iterable[object]) -> Iterator[Label]:
 
 
 def _product(factors: Iterable[Scale]) -> tuple[Scale, ...]:
-    """Factors of one axis are one factor; those that cancel are none."""
+    """Merge factors of equal axes, and drop those that cancel."""
     found: list[Scale] = []
     for factor in factors:
         place = next((i for i, known in enumerate(found) if known.axis.same_as(factor.axis)), None)

@@ -1,6 +1,6 @@
-"""Follow what cannot be negative: the output of a ReLU, squares, sums of them.
+"""Follow values that cannot be negative: outputs of a ReLU, squares, sums of these.
 
-The largest of such entries does not miss those that are removed, at zero.
+The maximum of such entries does not change when entries that are zero are removed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from niwaki.rules.trying import never_negative
 
 
 def follow(call: Call, rule: Rule | None, made: Sequence[Label]) -> list[Label]:
-    """The labels ``made`` by a rule (None: it refused), with what is known of their signs."""
+    """Add what is known of signs to the labels ``made`` by a rule (None: it refused)."""
     if rule is None or not _nonnegative(call, rule):
         return list(made)
     return [replace(label, nonnegative=True) for label in made]
@@ -36,7 +36,7 @@ def _nonnegative(call: Call, rule: Rule) -> bool:
 
 
 def _sign(argument: Any) -> bool:
-    """Whether an argument, if it is given, or each of a list of tensors, is known not to be negative."""
+    """Whether an argument (each tensor of a list) is known not to be negative, or is not given."""
     if isinstance(argument, tuple):
         return all(map(_sign, argument))
     if isinstance(argument, Label):

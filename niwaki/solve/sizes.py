@@ -1,9 +1,9 @@
-"""Which numbers in Python can follow a cut, by which attributes, and what has to be pinned or kept in step instead.
+"""Find out which attributes let the numbers in Python follow a cut; tie or pin the groups where none does.
 
-The equations are not analysed but tried, on random plans. Where one fails, the groups it involves may still leave in a
-common tie (two halves of a chunk lose equally many): that is a null vector of the equations' slopes. Where one group
-alone decides, it may leave by several units at a time, or not go below some size (a number that has to stay even, or
-more than one). Otherwise the axis is pinned with the source line of the number.
+The equations are not analysed but tried on random plans. Where one fails, its groups may still lose units together (two
+halves of a chunk lose equally many): such a tie is a null vector of the equations' slopes. A single group may lose
+several units at a time, or keep a least number (a size has to stay even, or above one). Otherwise the axis is pinned,
+with the source line of the number as the reason.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from niwaki.solve.masks import random_keep, separating_masks
 
 _TRIALS = 6
 _ENOUGH = 4
-_LONGEST_STEP = 65  # a number that has to stay a multiple of 64 is not unheard of
-_LATE = 1000  # an equation about something that stays (a comparison, channels per group) is the last to decide
+_LONGEST_STEP = 65  # some code asks for multiples of 64
+_LATE = 1000  # equations about fixed numbers (a comparison, channels per group) decide an attribute last
 
 
 def solve_sizes(units: SolvedGroups, tables: Tables) -> Numbers:
-    """Pin, or put into a tie, what the numbers in Python cannot follow; returns the equations that remain."""
+    """Tie or pin the groups that the numbers in Python cannot follow. Return the remaining equations."""
     rng = np.random.default_rng(0)
     _distinguish(units, tables)
     bound: set[int] = set()  # equations that hold only in a tie, by their numbers in ``tables``
@@ -43,7 +43,7 @@ def solve_sizes(units: SolvedGroups, tables: Tables) -> Numbers:
         trials = itertools.chain(separating_masks(units, rng), (random_keep(units, rng) for _ in range(_TRIALS)))
         for number, keep in enumerate(trials, start=1):
             failing.update(numbers.solve(counts(keep.astype(np.float64)))[1])
-            if failing and number >= _ENOUGH:  # the rest shows in the next round
+            if failing and number >= _ENOUGH:  # other failures show in the next round
                 break
         if not failing:
             return numbers
@@ -59,8 +59,8 @@ def solve_sizes(units: SolvedGroups, tables: Tables) -> Numbers:
 
 
 def pin_unsolved(units: SolvedGroups, tables: Tables, keep: BoolArray) -> bool:
-    """Pin what the numbers in Python depend on that cannot follow the plan ``keep``; `SolvedGroups.regroup` must
-    follow. Returns whether any of it was free."""
+    """Pin the axes of numbers in Python that cannot follow the plan ``keep``; call `SolvedGroups.regroup` afterwards.
+    Return whether any of them was free."""
     counts = tables.counts(units)
     varies = counts.varies()
     numbers, _ = _equations(tables, varies)
@@ -69,7 +69,7 @@ def pin_unsolved(units: SolvedGroups, tables: Tables, keep: BoolArray) -> bool:
 
 
 def _distinguish(units: SolvedGroups, tables: Tables) -> None:
-    """Only units that count alike in all equations may form a group: each part of a dimension then keeps a unit."""
+    """Group only units that count equally in all equations, so that each part of a dimension keeps a unit."""
     axes = {equation.axis for equation in tables.equations if equation.axis is not None}
     axes.update(axis for inside in tables.leaves for axis in inside.axes)
     which = np.isin(tables.axis, sorted(axes))
@@ -77,7 +77,7 @@ def _distinguish(units: SolvedGroups, tables: Tables) -> None:
 
 
 def _find_ties(units: SolvedGroups, tables: Tables, bound: Collection[int]) -> None:
-    """Steps, a whole number of units of each group, that keep all ``bound`` equations true."""
+    """Find ties that keep all ``bound`` equations true: for each group, the whole number of units in one step."""
     counts = tables.counts(units)
     varies = counts.varies()
     numbers, known = _equations(tables, varies)
@@ -92,7 +92,7 @@ def _find_ties(units: SolvedGroups, tables: Tables, bound: Collection[int]) -> N
             most = int(((sizes - 1) // steps).min())
             ties.append(Tie(tuple(groups.tolist()), tuple(steps.tolist()), most))
     taken = {group for tie in ties for group in tie.groups}
-    alone: dict[int, list[int]] = {}  # group -> equations that it decides alone
+    alone: dict[int, list[int]] = {}  # group -> equations that depend on no other group
     for index in chosen:
         groups = slopes.groups_of(numbers.axes_of([index]))
         if len(groups) == 1 and groups[0] not in taken:
@@ -110,8 +110,8 @@ def _in_steps(
     multiples: IntArray,
     sizes: IntArray,
 ) -> list[Tie]:
-    """Lengthen the steps so that what must stay a multiple does: per unit lost of each group it loses so much. Groups
-    that lose ``multiples`` of units stay whole where they are too small for that."""
+    """Lengthen steps until what must remain a multiple does. ``remainders``: how much such a number changes per unit
+    lost of each group, and its modulus. Groups that are too small to lose their ``multiples`` stay whole."""
     in_a_tie = {group for tie in ties for group in tie.groups}
     others = {group for slope, _ in filter(None, remainders) for group in np.flatnonzero(slope).tolist()} - in_a_tie
     others |= set(np.flatnonzero(multiples > 1).tolist()) - in_a_tie
@@ -129,7 +129,8 @@ def _in_steps(
 
 
 def _alone(numbers: Numbers, equations: Collection[int], slopes: _Slopes, group: int, size: int) -> Tie | None:
-    """The least step in which a group of ``size`` units can leave, and how often, with some equations staying true."""
+    """The tie of one group of ``size`` units: the smallest step that keeps some equations true, and how often it can be
+    taken. None if there is no such step."""
 
     def holds(lost: int) -> bool:
         return _hold(numbers, equations, slopes.counts_without(group, lost))
@@ -151,7 +152,7 @@ def _hold(numbers: Numbers, equations: Collection[int], counts: FloatArray) -> b
 
 
 def _blocks(matrix: FloatArray) -> list[tuple[IntArray, IntArray]]:
-    """Sets of rows and columns that have nothing to do with one another."""
+    """Split a matrix into independent blocks of rows and columns."""
     left = set(np.flatnonzero((matrix != 0).any(axis=1)).tolist())
     blocks = []
     while left:
@@ -168,7 +169,7 @@ def _blocks(matrix: FloatArray) -> list[tuple[IntArray, IntArray]]:
 
 
 def _null_step(matrix: FloatArray, sizes: IntArray) -> IntArray | None:
-    """Whole positive numbers x with matrix @ x = 0: the null vector if there is but one, else equal shares."""
+    """Find positive whole numbers x with matrix @ x = 0: the null vector if it is unique, else equal shares."""
     _, values, vectors = np.linalg.svd(matrix)
     rank = int((values > 1e-9 * max(1.0, float(values.max(initial=0)))).sum())
     candidates = [sizes // gcd(*sizes.tolist())]
@@ -191,7 +192,7 @@ def _fraction(value: float) -> tuple[int, int]:
 
 
 class _Slopes:
-    """Derivatives by the number of units that each group has lost, divisions taken as exact."""
+    """Derivatives by the number of units that each group has lost; divisions count as exact."""
 
     def __init__(self, numbers: Numbers, counts: Counts, starts: IntArray) -> None:
         self._numbers = numbers
@@ -216,14 +217,14 @@ class _Slopes:
         return left
 
     def residual(self, index: int) -> FloatArray:
-        """How an equation departs from being true, per unit lost, [groups]."""
+        """How far an equation is from being true, per unit lost of each group, [groups]."""
         equation = self._numbers.equations[index]
         target = np.zeros(self._groups) if equation.axis is None else self._axis[equation.axis]
         return np.round(self._of(equation.expression) - target, 9).astype(np.float64)
 
     def remainder(self, index: int) -> tuple[FloatArray, int] | None:
-        """For an equation "a number divided by a literal leaves nothing": how that number changes with the units lost,
-        and the literal."""
+        """For an equation "a number modulo a literal is 0": how the number changes with the units lost, and the
+        literal. None for any other equation."""
         expression = self._numbers.equations[index].expression
         if not isinstance(expression, Combination) or (expression.symbol, expression.value) != ("%", 0):
             return None
@@ -261,8 +262,8 @@ class _Slopes:
 
 
 def _equations(tables: Tables, varies: BoolArray) -> tuple[Numbers, list[int]]:
-    """The equations that a cut could break, and the number in ``tables`` of each; attributes are decided by the
-    plainest equation that varies."""
+    """The equations that a cut could break, and the index of each in ``tables``. Each attribute is decided by its
+    simplest equation that varies."""
     moving: list[bool] = varies.tolist()
     deciding: dict[Attribute, tuple[int, int]] = {}
     for index, (equation, inside) in enumerate(zip(tables.equations, tables.leaves, strict=True)):
@@ -291,7 +292,7 @@ def _equations(tables: Tables, varies: BoolArray) -> tuple[Numbers, list[int]]:
 def _pin_failing(
     units: SolvedGroups, tables: Tables, failing: Sequence[int], numbers: Numbers, varies: BoolArray
 ) -> bool:
-    """Pin the axis of each failing equation, or else what its numbers depend on."""
+    """Pin the axis of each failing equation, or else the axes that its numbers depend on."""
     pinned = False
     for index in failing:
         equation = numbers.equations[index]
@@ -312,8 +313,9 @@ def _pin_failing(
 
 
 def _because(expression: Expression, varies: BoolArray) -> str:
-    """What to say of a number that is read from the shape of a tensor: no attribute can change that."""
+    """Explain a number that is read from a shape that does not vary: no attribute can change it."""
     for leaf in leaves(expression):
         if isinstance(leaf, Count) and isinstance(leaf.axis, int) and not varies[leaf.axis]:
-            return f": {leaf} is read from a shape and stays. The graph-level cut can change it (as_graph=True)"
+            why = "is read from a shape that no attribute decides. The graph-level cut can change it (as_graph=True)"
+            return f": {leaf} {why}"
     return ""

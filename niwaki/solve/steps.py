@@ -1,4 +1,4 @@
-"""Units that can leave only by twos, fours or eights, because an operator wants some size to stay a multiple."""
+"""Remember which units can be removed only by twos, fours or eights, because an operator needs a multiple."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from niwaki.core.counts import IntArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Held:
-    """``components`` leave by ``multiple`` [n] of their kind, for the reason ``why``."""
+    """``components`` [n] whose groups have to lose multiples of ``multiple`` [n] units, for the reason ``why``."""
 
     components: IntArray
     multiple: IntArray
@@ -21,7 +21,7 @@ class _Held:
 
 
 class UnitSteps:
-    """``multiple`` [components]: by how many of its kind each may leave; 1 where nothing says otherwise.
+    """``multiple`` [components]: how many units of its group must be removed at a time; 1 by default.
 
     >>> steps = UnitSteps(5)
     >>> steps.hold("rank", [np.array([[1], [2], [3], [3]])], 4, why=0), steps.multiple
@@ -39,11 +39,11 @@ class UnitSteps:
         return bool(self._held)
 
     def hold(self, key: Hashable, axes: Iterable[IntArray], step: int, why: int) -> bool:
-        """Let every axis (rows of components [n, K], 0 for what stays) lose a multiple of ``step`` positions, until
-        ``key`` is released. Returns whether that asks for anything new.
+        """Make every axis (rows of components [n, K], 0 for pinned positions) lose a multiple of ``step`` positions
+        until ``key`` is released. Return whether that is a new condition.
 
-        A unit with k positions on an axis leaves by step / gcd(step, k). Where a position depends on several units, it
-        is enough that each of them leaves by steps.
+        Units with k positions on an axis are removed step / gcd(step, k) at a time. Where a position depends on several
+        units, each of these is removed ``step`` at a time, which is enough.
         """
         wanted: dict[int, int] = {}
         for rows in axes:
@@ -67,7 +67,7 @@ class UnitSteps:
             self._sum_up()
 
     def why(self, component: int) -> int:
-        """The reason for which a component leaves by more than one."""
+        """The number of the reason why a component cannot be removed alone."""
         return next(held.why for held in self._held.values() if component in held.components)
 
     def _sum_up(self) -> None:

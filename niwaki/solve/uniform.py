@@ -1,4 +1,4 @@
-"""Equal widths for groups that are alike, as ordinary configuration files want them."""
+"""Tie similar groups so that they keep equal widths, as ordinary configuration files need."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from niwaki.core.space import SearchSpace, Tie
 
 
 def uniform(space: SearchSpace) -> SearchSpace:
-    """``space`` with ties between all groups of one size that are isomorphic, or have the same part of modules of one
-    class: they keep equally many units, each its own.
+    """Tie all groups of ``space`` that have one size and are isomorphic, or are the same part of modules of one class.
+    Tied groups keep equally many units, each its own choice.
 
-    All layers of a transformer then have the same number of heads and the same hidden width, whatever is chosen, those
-    of its attention to itself and to another sequence included. Ties that are there already hold on.
+    All layers of a transformer then have the same number of heads and the same hidden width, whatever is chosen, in
+    self-attention and cross-attention alike. The ties of ``space`` remain.
 
     >>> import niwaki, torch
     >>> class Net(torch.nn.Module):
@@ -34,7 +34,7 @@ def uniform(space: SearchSpace) -> SearchSpace:
     ties = list(space.ties)
     tied = {group for tie in ties for group in tie.groups}
     ties += [Tie((g,), (1,), space.groups[g].units - 1) for g in range(len(space.groups)) if g not in tied]
-    kinds: dict[Hashable, list[tuple[int, int]]] = {}  # groups alike: which tie, and in which steps
+    kinds: dict[Hashable, list[tuple[int, int]]] = {}  # similar groups: (tie, step) of each
     classes = classes_of(space).tolist()
     parts = _parts(space)
     for number, tie in enumerate(ties):
@@ -50,9 +50,9 @@ def uniform(space: SearchSpace) -> SearchSpace:
 
 
 def _parts(space: SearchSpace) -> list[set[Hashable]]:
-    """For each group the modules that it runs through: the class of each, and which dimensions of which parameters in
-    it the group has. Only those that are around layers, and that somebody wrote for this network, say what is alike:
-    any two layers are, of torch or not, or a norm of somebody's own would tie whatever it follows."""
+    """For each group the modules that it runs through: the class of each, and the dimensions of its parameters that
+    belong to the group. Only modules that contain layers and are not torch's count: a norm layer, even one that was
+    written for this network, would tie all groups that it follows."""
     classes = {name: type(module) for name, module in named_modules(space.model)}
     found: list[set[Hashable]] = []
     for group in space.groups:
@@ -69,10 +69,10 @@ def _parts(space: SearchSpace) -> list[set[Hashable]]:
 
 
 def _joined(first: int, ties: list[Tie], kinds: list[list[tuple[int, int]]], found: set[int]) -> Tie:
-    """The tie ``first`` with all that follow from it, as one; they are added to ``found``.
+    """Join the tie ``first`` with all ties that follow from it; their numbers are added to ``found``.
 
-    Where a unit of one tie's step is worth r of another's, r steps of the latter go with one of the former. Ties that
-    contradict one another cannot leave at all.
+    Where one unit of a tie's step corresponds to r of another's, one step of the former goes with r of the latter. If
+    ties contradict one another, none of their units can be removed.
     """
     rate = {first: Fraction(1)}
     consistent, queue = True, [first]

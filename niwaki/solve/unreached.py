@@ -1,10 +1,10 @@
-"""Parameters that no forward pass reached, but whose like others did: an expert to which no token was sent, in a list
-with experts that had some.
+"""Infer the constraints of modules that no forward pass reached from siblings that were reached: from experts that got
+tokens, those of an expert that got none.
 
-Such a module reads and makes dimensions that the rest of the network may lose. What its siblings say decides: where two
-or more agree on the very units that a dimension consists of, and these live outside of them too (the width of what all
-experts read), it is the same for the module nobody saw. Where they cannot tell, the dimension stays. What is a
-sibling's own (the width inside an expert) says nothing about others; there the unseen module stays whole.
+An unreached module reads and produces dimensions that the rest of the network may lose. Where two or more siblings
+agree on the units of a dimension, and these units live outside of them too (the width of what all experts read), the
+same holds for the unreached module. Where they disagree, the dimension is pinned. Units of a sibling's own (the width
+inside an expert) say nothing about others; there the unreached module stays whole.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """An unseen module (or bare parameter), its siblings that were seen, and the names of the tensors inside."""
+    """An unreached module (or bare parameter), its reached siblings, and the names of the tensors inside."""
 
     unseen: str
     siblings: tuple[str, ...]
@@ -41,7 +41,7 @@ class _Family:
 
 
 def infer_from_siblings(model: torch.nn.Module, graph: Graph, constraints: Constraints) -> None:
-    """Add to ``constraints`` what the siblings of unseen modules tell about these."""
+    """Add to ``constraints`` what follows for unreached modules from their siblings."""
     tensors = {value.name: value.number for value in graph.values if value.origin in (Origin.PARAMETER, Origin.BUFFER)}
     unseen = {value.name for value in graph.unseen}
     if not unseen:
@@ -53,8 +53,8 @@ def infer_from_siblings(model: torch.nn.Module, graph: Graph, constraints: Const
 
 
 def _families(graph: Graph, tensors: Mapping[str, int], unseen: set[str]) -> list[_Family]:
-    """The largest unseen modules, each with those that differ from it in a number of their name only, and have the same
-    tensors."""
+    """Find the largest unreached modules, each with the modules that have the same tensors and whose name differs only
+    in a number."""
     everything: Counter[str] = Counter()
     missing: Counter[str] = Counter()
     for name, number in tensors.items():
@@ -88,7 +88,7 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def _kind(path: str) -> tuple[str, str] | None:
-    """Where a module is, and its own name without the number in it; None if there is no number."""
+    """The path of a module's parent, and the module's name without its number; None if it has no number."""
     parent, _, name = path.rpartition(".")
     pattern = _NUMBER.sub("#", name)
     return (parent, pattern) if pattern != name else None
@@ -128,7 +128,7 @@ class _Understanding:
         return self._solution.canonical(ids[:, None])
 
     def _owners(self) -> IntArray:
-        """For each component the number of the one sibling that it lives in; 0 for those that live elsewhere too."""
+        """For each component, the number of the only sibling that it lives in; 0 if it lives elsewhere too."""
         low = np.full(self._solution.size, len(self._child) + 1)
         high = np.zeros(self._solution.size, dtype=np.int64)
         for name in self._tensors:
@@ -145,7 +145,7 @@ class _Understanding:
         rows = [self._rows(ids) for ids in theirs]
         free = [row[row != 0] for row in rows]
         if all((self._owner[components] > 0).all() for components in free):
-            return  # nothing can go there, or only what is their own
+            return  # nothing can be removed, or only what is a sibling's own
         same = all(row.shape == rows[0].shape and bool((row == rows[0]).all()) for row in rows)
         if same and len(rows) > 1 and _classes(self._model, family.unseen) == _classes(self._model, family.siblings[0]):
             why = self._constraints.reason(f"it is tied to {family.siblings[0]}, which is like it", None)
@@ -163,9 +163,9 @@ class _Understanding:
             self._constraints.pinned.append((ids, why))
 
     def _numbers(self) -> None:
-        """What is claimed of the numbers of the first sibling holds for those of the unseen module. Where a number that
-        belongs to no sibling has to follow a sibling's own units, the unseen module, which keeps all of its own, would
-        disagree: these stay."""
+        """Repeat the equations of the first sibling for the numbers of the unreached module. Where a number outside of
+        the siblings has to follow a sibling's own units, these are pinned: the unreached module keeps all of its own,
+        and would contradict the number."""
         first: dict[str, list[str]] = {}
         for family in self._families:
             first.setdefault(family.siblings[0], []).append(family.unseen)
@@ -186,17 +186,18 @@ class _Understanding:
                     self._follow(claim, axes, homes[0], unseen)
 
     def _follow(self, claim: Equation[Axis], axes: list[Axis], sibling: str, unseen: str) -> None:
-        """What ``claim`` says of the numbers of ``sibling`` holds for those of ``unseen``, if they are equal now."""
+        """Repeat the equation ``claim`` of ``sibling`` for ``unseen`` if their numbers are equal now; else pin its
+        axes."""
         moved = _moved(claim.expression, sibling, unseen)
         numbers = [leaf for leaf in leaves(moved) if isinstance(leaf, Attribute)]
         if all(_value(self._model, leaf) == leaf.value for leaf in numbers):
             self._constraints.sizes.append(Equation(moved, claim.axis, claim.what, claim.location))
             return
-        text = f"{numbers[0]} differs from its like in {sibling}, and no forward pass reached it"
+        text = f"{numbers[0]} differs from the same number of {sibling}, and no forward pass reached it"
         self._pin(axes, self._constraints.reason(text, claim.location))
 
     def _claimed(self, claim: Equation[Axis]) -> list[Axis]:
-        """The axes that a claim depends on."""
+        """The axes that an equation depends on."""
         axes = [] if claim.axis is None else [claim.axis]
         for leaf in leaves(claim.expression):
             if isinstance(leaf, Count) and isinstance(leaf.axis, tuple):
@@ -205,7 +206,7 @@ class _Understanding:
         return [axis for axis in axes if axis.free]
 
     def _siblings(self, axes: list[Axis]) -> set[int]:
-        """The numbers of the siblings whose own units are on some axes."""
+        """The numbers of the siblings that have units of their own on some axes."""
         rows = [self._solution.canonical(axis.ids).reshape(-1) for axis in axes]
         return {int(number) for row in rows for number in np.unique(self._owner[row[row != 0]]) if number}
 
@@ -232,7 +233,7 @@ def _value(model: torch.nn.Module, attribute: Attribute) -> int | None:
 
 
 def _moved(expression: Expression, old: str, new: str) -> Expression:
-    """The expression with the attributes of module ``old`` replaced by those of ``new``."""
+    """Replace the attributes of module ``old`` in an expression by those of ``new``."""
     if isinstance(expression, Combination):
         left, right = _moved(expression.left, old, new), _moved(expression.right, old, new)
         return Combination(expression.symbol, left, right, expression.value)

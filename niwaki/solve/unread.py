@@ -1,9 +1,9 @@
-"""Sizes that modules remember for other methods than ``forward``: a block that merges its branches before deployment, a
-layer that draws its noise anew.
+"""Update sizes that modules remember for other methods than ``forward``, such as one that merges branches before
+deployment, or one that draws noise.
 
-No run shows what such a number means. It follows where modules of one class with different sizes agree on which
-dimension it is the length of; where it merely equals a size that may change and a method of its class reads it, a note
-names it, for it may be anything.
+No run shows what such a number means. Where modules of one class with different sizes agree on the dimension whose
+length it is, an equation makes it follow. Where it merely equals a size that may change, and a method of its class
+reads it, a note names it.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from niwaki.solve.constraints import Constraints
 from niwaki.solve.reading import reader_of, reader_of_child
 from niwaki.trace.graph import Graph
 
-_COMMON = 3  # kernels, strides, colours: numbers up to this are mostly no widths
-_DEEP = 3  # levels of modules inside of a block that its numbers may be about
+_COMMON = 3  # numbers up to this are mostly kernel sizes, strides or colours
+_DEEP = 3  # a number may be about a module so many levels further inside
 _NAMED = 4
 _TUPLE = -1
 _INTERNALS = frozenset(nn.Module().__dict__)
 _OPAQUE = (bool, float, str, bytes, type(None), nn.Module, torch.Tensor, FunctionType, partial)
 
-Dim = tuple[str, int]  # a parameter by its name from the module on, and a dimension
+Dim = tuple[str, int]  # a parameter, by its name within the module, and a dimension
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """``equations``: numbers that are the length of an axis, each with the attribute that it decides. ``notes``: what
-    may be stale after a cut."""
+    """``equations``: for each attribute that is the length of an axis, the equation that decides it. ``notes``: which
+    numbers may be wrong after a cut."""
 
     equations: tuple[tuple[Attribute, Equation[int]], ...] = ()
     notes: tuple[str, ...] = ()
 
     def joined(self, numbers: Numbers) -> Numbers:
-        """``numbers``, and these."""
+        """Add these equations to ``numbers``."""
         first = len(numbers.equations)
         deciding = {attribute: first + place for place, (attribute, _) in enumerate(self.equations)}
         return Numbers(
@@ -57,20 +57,20 @@ class Unread:
 
 @dataclass(slots=True, eq=False)
 class _Number:
-    """One number of one module, and the dimensions of that length of the parameters in it."""
+    """One number of one module, and the dimensions of its parameters that have this length."""
 
     attribute: Attribute
     kind: type
-    dims: Mapping[Dim, int]  # with the axes they are
-    shared: int  # the identity of the settings that hold it, 0 for the module itself, `_TUPLE`
+    dims: Mapping[Dim, int]  # with their axis numbers
+    shared: int  # the identity of the object that holds it; 0 for the module itself, or `_TUPLE`
 
     def within(self, level: int) -> _Number:
-        """The same, of parameters that are at most ``level`` levels inside."""
+        """The same number, with only the parameters that are at most ``level`` levels inside."""
         near = {dim: axis for dim, axis in self.dims.items() if dim[0].count(".") <= level}
         return replace(self, dims=near)
 
     def changes(self, varies: BoolArray) -> bool:
-        """Whether it may be stale after a cut."""
+        """Whether it may be wrong after a cut."""
         return any(varies[axis] for axis in self.dims.values())
 
 
@@ -82,19 +82,19 @@ def unread(
     varies: BoolArray,
     looked_after: Sequence[object],
 ) -> Unread:
-    """What is to become of the numbers of modules in ``model`` that no run read.
+    """Find equations and notes for the numbers of modules in ``model`` that no run read.
 
-    ``lengths``: the axis of each dimension of each parameter. ``varies`` [axes]: which may get shorter.
-    ``looked_after``: settings that somebody else keeps up to date.
+    ``lengths``: the axis number of each dimension of each parameter. ``varies`` [axes]: which axes may get shorter.
+    ``looked_after``: objects whose numbers an integration updates after a cut.
     """
-    if isinstance(model, Program):  # which has no methods of its own
+    if isinstance(model, Program):  # it has no methods of its own
         return Unread()
     claims = (claim.expression for claim in constraints.sizes)
     frozen = (one.expression for run in graph.runs for one in run.frozen)
     read = (leaf for one in (*claims, *frozen) for leaf in leaves(one) if isinstance(leaf, Attribute))
     read_at = {_key(attribute) for attribute in read}
     ignored = {id(settings) for settings in looked_after}
-    certain = graph.tracked - read_at  # others may have been read without notice
+    certain = graph.tracked - read_at  # runs may have read others unnoticed
     found = [number for number in _numbers(model, lengths, ignored) if _key(number.attribute) in certain]
     alike: defaultdict[tuple[object, ...], list[_Number]] = defaultdict(list)
     for number in found:
@@ -102,7 +102,7 @@ def unread(
     equations, stale = [], []
     for numbers in alike.values():
         meant: dict[Attribute, int] = {}
-        for level in range(1, _DEEP + 1):  # what is near says more
+        for level in range(1, _DEEP + 1):  # near dimensions decide first
             within = [number.within(level) for number in numbers if number.attribute not in meant]
             meant |= {number.attribute: axis for some in _similar(within) for number, axis in _agreed(some)}
         for attribute, axis in meant.items():
@@ -116,7 +116,7 @@ def unread(
 
 
 def _reader(model: nn.Module, kind: type, attribute: Attribute) -> str | None:
-    """A method that reads a number: of its own class, or of a module around."""
+    """Find a method that reads a number: of its own class, or of a module around it."""
     found = reader_of(kind, attribute.name)
     names = attribute.module.split(".") if attribute.module else []
     for depth in reversed(range(len(names))):
@@ -127,8 +127,8 @@ def _reader(model: nn.Module, kind: type, attribute: Attribute) -> str | None:
 
 
 def _similar(numbers: Sequence[_Number]) -> list[list[_Number]]:
-    """Numbers that may be the length of the same dimension: all, or (blocks with a depth-wise layer and without) those
-    that have the very same dimensions of their length."""
+    """Split numbers into sets that may be the length of the same dimension: all together if they have a dimension in
+    common, else those with exactly the same dimensions (blocks with and without a depth-wise layer)."""
     if not numbers or set.intersection(*(set(number.dims) for number in numbers)):
         return [list(numbers)] if numbers else []
     parts: defaultdict[frozenset[Dim], list[_Number]] = defaultdict(list)
@@ -138,7 +138,7 @@ def _similar(numbers: Sequence[_Number]) -> list[list[_Number]]:
 
 
 def _agreed(numbers: Sequence[_Number]) -> Iterator[tuple[_Number, int]]:
-    """The axis that each is the length of, if numbers of different sizes agree on the dimension."""
+    """Yield the axis whose length each number is, if numbers of different sizes agree on the dimension."""
     common = set.intersection(*(set(number.dims) for number in numbers))
     axes = [{number.dims[dim] for dim in common} for number in numbers]
     sizes = {number.attribute.value for number in numbers}
@@ -151,14 +151,14 @@ def _key(attribute: Attribute) -> tuple[str, str, Where]:
 
 
 def _numbers(model: nn.Module, lengths: Mapping[Dim, int], ignored: set[int]) -> Iterator[_Number]:
-    """The numbers of modules, those in plain settings once each; without those that follow a table (`SIZES`)."""
+    """Yield the numbers of modules, and those in shared objects once. Numbers that `SIZES` updates are left out."""
     seen: set[int] = set(ignored)
     for path, module in named_modules(model):
         if type(module).__module__.startswith("torch."):
             continue
         prefix = f"{path}." if path else ""
         by_length: defaultdict[int, dict[Dim, int]] = defaultdict(dict)
-        deep = _DEEP if path else 1  # the whole network has layers of almost any size
+        deep = _DEEP if path else 1  # somewhere in the whole network there is a layer of almost any size
         inside = ((f"{name}.", child) for name, child in named_modules(module) if name and name.count(".") < deep)
         for child, own in (("", module), *inside):
             for name, parameter in own._parameters.items():
@@ -173,7 +173,7 @@ def _numbers(model: nn.Module, lengths: Mapping[Dim, int], ignored: set[int]) ->
 
 
 def _held(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Where, int, int]]:
-    """The whole numbers that a module holds itself, or in a container or plain object."""
+    """Yield the whole numbers that a module holds itself, or in a container or plain object."""
     for name, value in module.__dict__.items():
         if name in _INTERNALS:
             continue
@@ -181,7 +181,7 @@ def _held(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Where, int, 
             yield name, (), value, 0
         elif not isinstance(value, _OPAQUE) and id(value) not in seen:
             held = [(step, item) for step, item in parts(value) if type(item) is int]
-            # Python decides whether equal tuples in several modules are one object: each counts for its module alone.
+            # Whether equal tuples of several modules are one object is up to Python, so each counts for its module.
             shared = _TUPLE if isinstance(value, tuple) else id(value)
             if held and shared != _TUPLE:
                 seen.add(shared)
@@ -197,5 +197,5 @@ def _note(stale: Sequence[tuple[Attribute, str, int]]) -> Iterator[str]:
         rest = f"; and {len(stale) - _NAMED} more" if len(stale) > _NAMED else ""
         yield (
             f"These numbers equal a size that the layers beside them may lose: {'; '.join(named)}{rest}. No run shows "
-            "what they mean, so a cut leaves them as they are; where they are that size, set them after the cut."
+            "what they mean, so a cut does not change them. If a number is that size, set it after the cut."
         )

@@ -1,4 +1,4 @@
-"""Functions on a model (hooks, attributes), and the variables of Python modules that their code names."""
+"""Find the functions on a model (hooks, attributes), and the variables of Python modules that their code names."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _CONTAINERS = (list, dict, set, deque)
 _FUNCTIONS = (FunctionType, MethodType, partial)
 _HOLDING = (dict, list, tuple)
 _NO_FUNCTIONS = frozenset({*PLAIN, set})
-_TABLES = frozenset({dict, OrderedDict, list, tuple})  # whose truth runs no code of the user
+_TABLES = frozenset({dict, OrderedDict, list, tuple})  # testing these for emptiness runs no code of the user
 _TENSORS = frozenset({"_parameters", "_buffers", "_modules"})  # tables of a module that hold no functions
 _NOTHING = object()
 
 
 def functions_on(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
-    """Hooks, and functions that are attributes, alone or in a container."""
+    """Yield hooks, and functions that are attributes, alone or in a container."""
     for module in modules:
         for name, value in vars(module).items():
             kind = type(value)
-            if kind in _NO_FUNCTIONS or (kind in _TABLES and not value):  # as most attributes are
+            if kind in _NO_FUNCTIONS or (kind in _TABLES and not value):  # true of most attributes
                 continue
             if isinstance(value, _FUNCTIONS):
                 yield value
@@ -42,8 +42,8 @@ def functions_on(modules: Iterable[torch.nn.Module]) -> Iterator[Any]:
 
 
 class NamedVariables:
-    """What the variables of Python modules hold now that functions on ``modules`` name, or functions that these call;
-    and what the containers among their values hold, but not the content of tensors."""
+    """A snapshot of the variables of Python modules that functions on ``modules`` name, or functions that these call.
+    It holds their values and the items of containers among them, but not the content of tensors."""
 
     def __init__(self, modules: Iterable[torch.nn.Module]) -> None:
         modules = list(modules)
@@ -54,7 +54,7 @@ class NamedVariables:
                 self._contents.note(value)
 
     def restore(self) -> None:
-        """Make them hold what they held."""
+        """Give all variables and containers what they held."""
         for variables, name, value in self._found:
             if value is _NOTHING:
                 variables.pop(name, None)
@@ -65,7 +65,7 @@ class NamedVariables:
 
 @contextmanager
 def preserved_globals(modules: Iterable[torch.nn.Module]) -> Iterator[NamedVariables]:
-    """Whatever happens inside, `NamedVariables` of ``modules`` come out as they went in."""
+    """Restore the `NamedVariables` of ``modules`` at the end of the block, also after an error."""
     variables = NamedVariables(modules)
     try:
         yield variables
@@ -74,7 +74,7 @@ def preserved_globals(modules: Iterable[torch.nn.Module]) -> Iterator[NamedVaria
 
 
 def _named(functions: Iterable[Any]) -> list[tuple[dict[str, Any], str, Any]]:
-    """The variables that the user's own functions name, each with its value; no functions, classes or modules."""
+    """Find the variables that the user's own functions name, with their values; not functions, classes or modules."""
     waiting, seen = list(functions), set[int]()
     found: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
     while waiting and len(seen) < _MOST:
@@ -97,7 +97,7 @@ def _named(functions: Iterable[Any]) -> list[tuple[dict[str, Any], str, Any]]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """The names in a function's code and in the functions inside it: of variables, and of attributes too."""
+    """Yield the names in a function's code and in the functions inside it: of variables and of attributes."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -220,7 +220,7 @@ def test_whole_experts() -> None:
     topk = niwaki.search_space(ModuleList("index_add"), x, allow_inexact=True)
     (pin,) = (pin for pin in topk.pins if (pin.parameter, pin.dim) == ("gate.weight", 0))
     assert pin.reason == (
-        "aten.eq.Scalar computes with positions along it, which are numbered anew when some of them leave"
+        "aten.eq.Scalar computes with positions along it, which are renumbered when some of them are removed"
     )
 
 
@@ -251,7 +251,7 @@ def test_siblings_of_other_sizes_are_none() -> None:
     model.experts[1].width = 2 * WIDTH
     space = niwaki.search_space(model, torch.randn(3, 5))
     assert "start" not in by_name(space)
-    assert any("experts.1.width differs from its like in experts.0" in pin.reason for pin in space.pins)
+    assert any("experts.1.width differs from the same number of experts.0" in pin.reason for pin in space.pins)
 
 
 def test_all_seen_experts_have_their_own_units() -> None:

@@ -326,8 +326,8 @@ def test_a_width_read_from_the_input_is_left_to_the_graph_level_cut() -> None:
     assert not space.groups
     reasons = {pin.reason for pin in space.pins if (pin.parameter, pin.dim) == ("first.weight", 0)}
     assert reasons == {
-        "a size given to view is computed as size(24), which cannot follow a cut: size(24) is read from a shape and "
-        "stays. The graph-level cut can change it (as_graph=True)"
+        "a size given to view is computed as size(24), which cannot follow a cut: size(24) is read from a shape that "
+        "no attribute decides. The graph-level cut can change it (as_graph=True)"
     }
     space = niwaki.search_space(net, x, as_graph=True)
     assert [group.units for group in space.groups] == [4]

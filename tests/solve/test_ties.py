@@ -1,4 +1,4 @@
-"""Sizes that depend on one another: groups leave in a common rhythm, and the law holds."""
+"""Sizes that depend on one another: tied groups lose units together, and the law holds."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_a_condition_that_only_the_whole_meets_pins(condition: Callable[[Any], o
 
 
 def test_indivisible_parts_stay() -> None:
-    """Where no rhythm exists, the axis is pinned with the number and its line."""
+    """Where no tie exists, the axis is pinned with the number and its line."""
 
     class Net(nn.Module):
         def __init__(self) -> None:

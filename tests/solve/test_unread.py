@@ -103,8 +103,8 @@ def test_a_single_width_is_named_in_a_note() -> None:
     space, _, small = _half(net, torch.randn(1, 3, 8, 8))
     assert space.notes == (
         "These numbers equal a size that the layers beside them may lose: 1.in_channels is 12, read by deploy (and so "
-        "for 1 like it). No run shows what they mean, so a cut leaves them as they are; where they are that size, set "
-        "them after the cut.",
+        "for 1 like it). No run shows what they mean, so a cut does not change them. If a number is that size, set it "
+        "after the cut.",
     )
     assert "Note: These numbers" in str(space)
     assert isinstance(small[1], RepBlock) and small[1].in_channels == 12
