@@ -480,7 +480,7 @@ class Numbered(nn.Module):
 @pytest.mark.parametrize(
     ("use", "reason"),
     [
-        (lambda chosen: chosen * 1.5, "aten.mul.Tensor computes with positions along it, which are numbered anew"),
+        (lambda chosen: chosen * 1.5, "aten.mul.Tensor computes with positions along it, which are renumbered"),
         (lambda chosen: chosen == 2, "aten.eq.Scalar computes with positions along it"),
         (lambda chosen: chosen.view(2, -1), "an output of the model holds positions along it"),
         (lambda chosen: torch.arange(6)[chosen], "it meets a tensor that is made anew in every call"),
