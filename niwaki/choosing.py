@@ -10,7 +10,7 @@ import numpy as np
 
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace, check_space
-from niwaki.criteria.normalise import AMONG, Among
+from niwaki.criteria.normalise import Compare, check_compare
 from niwaki.criteria.score import Scores, finite
 from niwaki.errors import BudgetError
 from niwaki.performance.fit import fit_latency
@@ -25,7 +25,7 @@ def choose(
     scores: Scores,
     budget: Budget,
     *,
-    compare: Among = "group",
+    compare: Compare | None = None,
     example_inputs: Any = None,
 ) -> Plan:
     """The plan that keeps what ``scores`` call important and meets every limit of ``budget`` from below.
@@ -42,7 +42,9 @@ def choose(
         scores: how much the network needs each unit, from `niwaki.score`.
         budget: what the network may cost.
         compare: units are compared by their share of the score of their ``group``; of all ``isomorphic`` groups; or by
-            the score itself, in the whole ``space`` (for criteria that are comparable across layers).
+            the score itself, in the whole ``space`` (for criteria that are comparable across layers). ``layer``: by
+            their share in the group, of scores that were taken layer by layer. By default as the scores were, with
+            ``niwaki.score(..., compare=...)``, else in the group.
         example_inputs: for ``latency``: what to run the network with, on the model's device; a tensor or tuple is
             positional, a dict is keywords. Then ``activations`` are measured with these as well, else they are those
             of the inputs that the space was built with. The model is left as it was.
@@ -61,14 +63,8 @@ def choose(
     (60, 30)
     """
     check_space(space)
-    if not isinstance(scores, Scores):
-        raise BudgetError(
-            f"scores is a {type(scores).__qualname__}, but must be what niwaki.score returns: "
-            "niwaki.score(space, 'magnitude'), or niwaki.score(space, lambda space: values) for values of your own."
-        )
+    compare = compared(scores, compare)
     check_budget(budget, training=False)
-    if compare not in AMONG:
-        raise BudgetError(f"compare={compare!r} must be one of {', '.join(map(repr, AMONG))}.")
     if np.shape(scores.values) != (space.num_units,):
         raise BudgetError(
             f"The scores are for {np.size(scores.values)} units, but the search space has {space.num_units}. "
@@ -91,6 +87,8 @@ def choose(
     keep = selected(limits, space)
     check_met(space, keep, limits, budget.steps)
     about: dict[str, Any] = {"criterion": scores.criterion}
+    if compare != "group":
+        about["compare"] = compare
     if measured:
         found: Mapping[str, Limit] = meters(space, measured, example_inputs)
         with preserved(space.model):
@@ -99,3 +97,26 @@ def choose(
     elif told := slack_note(space, keep, limits, budget):
         about["tight"] = told
     return space.plan(keep, provenance(space, keep, budget, **about))
+
+
+def compared(scores: Scores, compare: Compare | None) -> Compare:
+    """Among which units `choose` compares ``scores``: as it is told, else as they were scored, else in the group.
+
+    Raises:
+        BudgetError: these are no scores, there is no such way, or it is "layer" and the scores were not taken layer by
+            layer.
+    """
+    if not isinstance(scores, Scores):
+        raise BudgetError(
+            f"scores is a {type(scores).__qualname__}, but must be what niwaki.score returns: "
+            "niwaki.score(space, 'magnitude'), or niwaki.score(space, lambda space: values) for values of your own."
+        )
+    if compare is None:
+        compare = "group" if scores.compare is None else scores.compare
+    check_compare(compare, error=BudgetError)
+    if compare == "layer" and scores.compare != "layer":
+        raise BudgetError(
+            "compare='layer' is for scores that were taken layer by layer, which these were not: "
+            "niwaki.score(space, criterion, compare='layer')."
+        )
+    return compare

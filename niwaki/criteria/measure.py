@@ -39,8 +39,8 @@ class Measurement:
         if by_layer and not self._reads <= ROW_SUMS | {"group"}:
             odd = next(c.name for c in criteria if not set(c.reads) <= ROW_SUMS | {"group"})
             raise MethodError(
-                f"The criterion {odd!r} looks at units as a whole, so it cannot score them layer by layer. Compare "
-                "among 'group', 'isomorphic' or 'space'."
+                f"The criterion {odd!r} looks at units as a whole, so it cannot score them layer by layer: "
+                "compare='group', 'isomorphic' or 'space'."
             )
 
     def at_weights(self) -> Tensor:

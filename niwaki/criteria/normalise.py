@@ -1,7 +1,8 @@
-"""Saliencies of different criteria, or of different layers, on one scale."""
+"""Among which units each is compared, and saliencies of different criteria or layers on one scale."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -9,20 +10,31 @@ import numpy as np
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.isomorphic import classes_of, group_of
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.errors import MethodError, NiwakiError
 
-Among = Literal["group", "isomorphic", "space"]
-AMONG: tuple[Among, ...] = ("group", "isomorphic", "space")
+Compare = Literal["group", "layer", "isomorphic", "space"]
+COMPARE: tuple[Compare, ...] = ("group", "layer", "isomorphic", "space")
 
 
-def peers_of(space: SearchSpace, among: Among) -> IntArray:
-    """The number of the set of units within which each unit is compared, [num_units]."""
-    if among == "space":
+def check_compare(value: object, allowed: Sequence[Compare] = COMPARE, error: type[NiwakiError] = MethodError) -> None:
+    """Raise an ``error`` that says what ``value`` may be, unless it is one of ``allowed``."""
+    if not isinstance(value, str) or value not in allowed:
+        raise error(
+            f"compare={value!r} must be one of {', '.join(map(repr, allowed))}: it says with which others each unit is "
+            "compared."
+        )
+
+
+def peers_of(space: SearchSpace, compare: Compare) -> IntArray:
+    """The number of the set of units within which each unit is compared, [num_units]. Scores that were taken layer by
+    layer are compared within the group."""
+    if compare == "space":
         return np.zeros(space.num_units, np.int64)
     groups = group_of(space)
-    return groups if among == "group" else classes_of(space)[groups]
+    return classes_of(space)[groups] if compare == "isomorphic" else groups
 
 
-def normalise(space: SearchSpace, values: FloatArray, keep: BoolArray, among: Among = "group") -> FloatArray:
+def normalise(space: SearchSpace, values: FloatArray, keep: BoolArray, compare: Compare = "group") -> FloatArray:
     """``values`` [num_units] over their mean among the units of ``keep``: of each group, of each class of isomorphic
     groups, or of the whole space.
 
@@ -30,7 +42,7 @@ def normalise(space: SearchSpace, values: FloatArray, keep: BoolArray, among: Am
     the lowest of ``keep``: a mean near zero would say nothing of their scale. Global means make layers of different
     scale incomparable (a network can lose a whole layer), therefore ``group`` is the default.
     """
-    where = peers_of(space, among)
+    where = peers_of(space, compare)
     values = values - min(0.0, float(values[keep].min(initial=0.0)))
     kinds = int(where.max(initial=-1)) + 1
     total = np.bincount(where, weights=np.where(keep, values, 0.0), minlength=kinds)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from niwaki.core.scalars import is_number, is_whole, whole_seed
 from niwaki.core.space import SearchSpace, check_space
 from niwaki.criteria.losses import Loss
 from niwaki.criteria.measure import Measurement
-from niwaki.criteria.normalise import AMONG, normalise
+from niwaki.criteria.normalise import Compare, check_compare, normalise
 from niwaki.criteria.registry import Criterion, named
 from niwaki.errors import MethodError
 
@@ -27,10 +28,15 @@ One = str | Saliencies
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """``values`` [num_units], float64: how much the network needs each unit, by the criterion of that name."""
+    """``values`` [num_units], float64: how much the network needs each unit, by the criterion of that name.
+
+    ``compare``: among which units they were put on one scale, and `niwaki.choose` compares them; None where they are as
+    the criterion gave them.
+    """
 
     values: FloatArray
     criterion: str
+    compare: Compare | None = None
 
 
 def score(
@@ -39,9 +45,10 @@ def score(
     batches: Iterable[Any] | None = None,
     loss_fn: Loss | None = None,
     *,
-    among: Literal["group", "layer", "isomorphic", "space"] | None = None,
+    compare: Compare | None = None,
     seed: int = 0,
     probes: int = 30,
+    among: Compare | None = None,
 ) -> Scores:
     """Score every unit of ``space``.
 
@@ -52,12 +59,14 @@ def score(
         batches: data, anything iterable, for criteria that need some. Values are means over the batches, in eval mode.
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of a batch. Or a loss of torch's own, a module or
             function of outputs and labels such as ``torch.nn.CrossEntropyLoss()``, for batches ``(inputs, labels)``.
-        among: among which units values are divided by their mean: those of each ``group``; of each ``layer`` (every
+        compare: among which units values are divided by their mean: those of each ``group``; of each ``layer`` (every
             module scores its part of a unit by itself, and the unit has the mean of its layers); of all
             ``isomorphic`` groups (the same layers in the same arrangement); or of the whole ``space``. None leaves them
-            as they are; a mix takes ``group`` then. Negative values of a function count from the lowest of all.
+            as they are; a mix takes ``group`` then. Negative values of a function count from the lowest of all. The
+            scores carry it, and `niwaki.choose` compares them so unless it is told otherwise.
         seed: for criteria that draw.
         probes: Hessian-vector products per batch, for criteria that need them (``hessian``).
+        among: what ``compare`` was called; it warns.
 
     The model is left as it was: parameters, gradients, modes, buffers and attributes; so are the random states of
     Python, numpy and torch.
@@ -83,31 +92,39 @@ def score(
     '1 activation + 0.5 magnitude'
     """
     check_space(space)
-    if among not in (None, "layer", *AMONG):
-        raise MethodError(f"among={among!r} must be 'group', 'layer', 'isomorphic', 'space', or None.")
+    if among is not None:
+        warnings.warn("niwaki.score(among=...) is called compare=... now.", DeprecationWarning, stacklevel=2)
+        if compare is not None:
+            raise MethodError(f"compare={compare!r} and among={among!r} are one argument: pass compare alone.")
+        compare = among
+    if compare is not None:
+        check_compare(compare)
     if not is_whole(probes) or probes < 1:
         raise MethodError(f"probes={probes!r} must be a whole number, 1 or more.")
     seed = whole_seed(seed)
     mix = _weights(criterion) if isinstance(criterion, Mapping) else _weights({_one(criterion): 1.0})
-    among = among or ("group" if isinstance(criterion, Mapping) else None)
+    if compare is None and isinstance(criterion, Mapping):
+        compare = "group"
     registered = [named(one) for one in mix if isinstance(one, str)]
-    if among == "layer" and len(registered) < len(mix):
-        raise MethodError("A function scores units as a whole, not layer by layer: compare among 'group' or 'space'.")
+    if compare == "layer" and len(registered) < len(mix):
+        raise MethodError(
+            "A function scores units as a whole, not layer by layer: compare='group', 'isomorphic' or 'space'."
+        )
     found: dict[str, Tensor] = {}
     if registered:
-        measured = _measure(space, registered, batches, loss_fn, seed, int(probes), among == "layer")
+        measured = _measure(space, registered, batches, loss_fn, seed, int(probes), compare == "layer")
         found = dict(zip([one.name for one in registered], measured, strict=True))
     everything = np.ones(space.num_units, dtype=bool)
     total = np.zeros(space.num_units)
     for one, weight in mix.items():
         name = name_of(one)
         values = finite(space, found[one] if isinstance(one, str) else one(space), name)
-        if among is not None and among != "layer":
-            values = normalise(space, values, everything, among)
+        if compare is not None and compare != "layer":
+            values = normalise(space, values, everything, compare)
         total += weight * values
     if not isinstance(criterion, Mapping):
-        return Scores(total, name_of(criterion))
-    return Scores(total, " + ".join(f"{weight:g} {name_of(one)}" for one, weight in mix.items()))
+        return Scores(total, name_of(criterion), compare)
+    return Scores(total, " + ".join(f"{weight:g} {name_of(one)}" for one, weight in mix.items()), compare)
 
 
 def _measure(

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
-from niwaki.criteria.normalise import Among
+from niwaki.criteria.normalise import Compare
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_number, check_steps
 from niwaki.methods.method import Method
@@ -129,7 +129,7 @@ class DHSPG(Method):
         epsilon: float = 0.9,
         tolerance: float = 0.05,
         window: int = 10,
-        compare: Among = "group",
+        compare: Compare = "group",
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:

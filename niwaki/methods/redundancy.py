@@ -12,7 +12,7 @@ from torch import Tensor
 from niwaki.core.counts import FloatArray
 from niwaki.core.isomorphic import group_of
 from niwaki.core.space import BoolArray
-from niwaki.criteria.normalise import Among
+from niwaki.criteria.normalise import Compare
 from niwaki.criteria.registry import named
 from niwaki.methods.checks import check_mask, diverged
 from niwaki.methods.parts import Target
@@ -39,7 +39,7 @@ class MostRedundant(Choice):
         schedule: Schedule,
         tolerance: float,
         window: int,
-        compare: Among,
+        compare: Compare,
     ) -> None:
         self._units, self._target, self._schedule = units, target, schedule
         self._tolerance, self._compare = tolerance, compare

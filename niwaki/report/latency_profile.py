@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from niwaki.choosing import choose
+from niwaki.choosing import choose, compared
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
-from niwaki.criteria.normalise import Among, normalise
+from niwaki.criteria.normalise import Compare, normalise
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError, MethodError
 from niwaki.io.export import export
@@ -81,7 +81,7 @@ def latency_profile(
     inputs: Any,
     *,
     round_to: Sequence[int] = (1, 4, 8, 16, 32),
-    compare: Among = "group",
+    compare: Compare | None = None,
     runtimes: Mapping[str, Runtime] | None = None,
     seconds: float = 2.0,
     rounds: int = 15,
@@ -125,6 +125,7 @@ def latency_profile(
     check_budget(budget, training=False)
     if not round_to:
         raise MethodError("round_to is empty: name at least one step, such as (1, 8).")
+    compare = compared(scores, compare)
     model = space.model
     if runtimes is None:
         runtimes = {"torch": lambda network: network}
@@ -157,7 +158,7 @@ def latency_profile(
     return LatencyProfile(dataclasses.replace(budget, round_to=1), space.cost().macs, tuple(rows), unmet, found)
 
 
-def kept_saliency(space: SearchSpace, scores: Scores, plan: Plan, compare: Among = "group") -> float:
+def kept_saliency(space: SearchSpace, scores: Scores, plan: Plan, compare: Compare = "group") -> float:
     """The share of the saliency that ``plan`` keeps, of values over the mean of those they are compared with."""
     saliency = scores.values - min(0.0, scores.values.min(initial=0.0))
     values = normalise(space, saliency, np.ones(space.num_units, dtype=bool), compare)

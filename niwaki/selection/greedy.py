@@ -13,7 +13,7 @@ import numpy as np
 
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria.normalise import Among
+from niwaki.criteria.normalise import Compare
 from niwaki.selection.levels import buildable, depending, failing
 from niwaki.selection.objective import Worth, costs, mixed, prices
 from niwaki.selection.orders import Orders, Queue
@@ -32,7 +32,7 @@ def select(
     removed: BoolArray | None = None,
     *,
     steps: Widths = _FREE,
-    compare: Among = "group",
+    compare: Compare = "group",
     weight: FloatArray | None = None,
     staying: BoolArray | None = None,
 ) -> BoolArray:

@@ -10,7 +10,7 @@ from niwaki.core.cost import CostModel
 from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.isomorphic import group_of
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria.normalise import Among, peers_of
+from niwaki.criteria.normalise import Compare, peers_of
 
 _LEAST = 1e-6  # a share below it is as good as none
 
@@ -32,7 +32,7 @@ class Worth:
         space: SearchSpace,
         saliency: FloatArray,
         start: BoolArray,
-        compare: Among = "group",
+        compare: Compare = "group",
         weight: FloatArray | None = None,
     ) -> None:
         self._by_itself = compare == "space"

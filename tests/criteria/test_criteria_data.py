@@ -88,7 +88,7 @@ def test_activations_of_any_layout() -> None:
     units = next(group for group in space.groups if group.name == "conv")
     with torch.no_grad():
         maps = torch.relu(model.conv(x)).flatten(2).transpose(0, 1)  # [channel, sample, place]
-    found = score(space, {"activation": 1.0, "energy": 0.0}, [x], loss, among="space").values[units.numbers]
+    found = score(space, {"activation": 1.0, "energy": 0.0}, [x], loss, compare="space").values[units.numbers]
     assert np.corrcoef(found, maps.abs().mean((1, 2)))[0, 1] > 1 - 1e-12
     assert any("attention" in group.name for group in space.groups)
     energy = score(space, "energy", [x], loss).values[units.numbers]
@@ -264,10 +264,10 @@ def test_a_mix_is_the_weighted_sum_of_normalised_criteria() -> None:
     def mine(of: SearchSpace) -> np.ndarray:
         return np.arange(1.0, of.num_units + 1)
 
-    for among in ("group", "space", "isomorphic"):
-        mix = score(space, {"magnitude": 0.5, mine: 2.0, "taylor1": 1}, (b for b in batches), loss, among=among)
+    for compare in ("group", "space", "isomorphic"):
+        mix = score(space, {"magnitude": 0.5, mine: 2.0, "taylor1": 1}, (b for b in batches), loss, compare=compare)
         parts = [
-            weight * normalise(space, values, everything, among)
+            weight * normalise(space, values, everything, compare)
             for weight, values in (
                 (0.5, score(space, "magnitude").values),
                 (2.0, mine(space)),
@@ -276,7 +276,7 @@ def test_a_mix_is_the_weighted_sum_of_normalised_criteria() -> None:
         ]
         np.testing.assert_allclose(mix.values, sum(parts), rtol=1e-12)
         assert mix.criterion == "0.5 magnitude + 2 mine + 1 taylor1"
-    assert (score(space, {"magnitude": 1}).values == score(space, "magnitude", among="group").values).all()
+    assert (score(space, {"magnitude": 1}).values == score(space, "magnitude", compare="group").values).all()
 
 
 def test_layer_by_layer() -> None:
@@ -297,14 +297,14 @@ def test_layer_by_layer() -> None:
         x = x.flatten(1) if x.dim() > 1 else torch.stack([x, module.bias.detach()], 1)
         parts.append(x.norm(dim=1) / x.norm(dim=1).mean())
     expected = torch.stack(parts).mean(0)
-    found = score(space, "magnitude", among="layer").values
+    found = score(space, "magnitude", compare="layer").values
     np.testing.assert_allclose(found[stream], expected, rtol=1e-12)
     batches = [torch.randn(3, 1, 8, 8, dtype=torch.double)]
-    assert score(space, "taylor1", batches, loss, among="layer").values.shape == (space.num_units,)
+    assert score(space, "taylor1", batches, loss, compare="layer").values.shape == (space.num_units,)
     with pytest.raises(MethodError, match="'geometric_median' looks at units as a whole, so it cannot score them"):
-        score(space, "geometric_median", among="layer")
+        score(space, "geometric_median", compare="layer")
     with pytest.raises(MethodError, match="A function scores units as a whole"):
-        score(space, lambda of: np.ones(of.num_units), among="layer")
+        score(space, lambda of: np.ones(of.num_units), compare="layer")
 
 
 class Blocks(nn.Module):
@@ -351,7 +351,7 @@ def test_errors_of_mixes_are_sentences() -> None:
             score(space, mix)
     with pytest.raises(UnknownName, match="no criterion 'magnitud'"):
         score(space, {"magnitud": 1.0})
-    with pytest.raises(MethodError, match="among='layers' must be 'group', 'layer', 'isomorphic', 'space', or None"):
-        score(space, "magnitude", among="layers")  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="compare='layers' must be one of 'group', 'layer', 'isomorphic', 'space'"):
+        score(space, "magnitude", compare="layers")  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="probes=0 must be a whole number, 1 or more"):
         score(space, "hessian", [torch.randn(2, 6)], loss, probes=0)

@@ -206,8 +206,8 @@ def test_what_cannot_be_measured_or_met_is_told(monkeypatch: pytest.MonkeyPatch)
     for method in (HESSO, DHSPG):
         with pytest.raises(BudgetError, match=r"latency is measured on networks that are cut, .*Budget\(latency=0.5\)"):
             method(space, torch.optim.SGD(model.parameters(), lr=0.1), Budget(latency=0.5), Schedule(1, 20))
-    with pytest.raises(BudgetError, match="compare='layer' must be one of 'group', 'isomorphic', 'space'"):
-        choose(space, even(space), Budget(macs=0.5), compare="layer")  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match="compare='layers' must be one of 'group', 'layer', 'isomorphic', 'space'"):
+        choose(space, even(space), Budget(macs=0.5), compare="layers")  # type: ignore[arg-type]
 
 
 def test_least_sizes_name_their_steps() -> None:
