@@ -10,8 +10,9 @@ import numpy as np
 
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace, check_space
+from niwaki.criteria.mix import finite
 from niwaki.criteria.normalise import Compare, check_compare
-from niwaki.criteria.score import Scores, finite
+from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.performance.fit import fit_latency
 from niwaki.performance.meters import Limit, meters

@@ -19,14 +19,14 @@ from niwaki.criteria.registry import Criterion
 from niwaki.errors import MethodError
 from niwaki.per_unit.index import UnitIndex, unit_parameters
 from niwaki.per_unit.peers import among
-from niwaki.per_unit.sums import ROW_SUMS, UnitSums, row_sums
+from niwaki.per_unit.sums import UnitSums, row_sums
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
 
 
 class Measurement:
     """Several criteria measured at once: the model runs once per batch. ``by_layer``: each layer scores its part of a
-    unit by itself, see `Layers`."""
+    unit by itself, see `Layers` and `check_layers`."""
 
     def __init__(
         self, space: SearchSpace, criteria: Sequence[Criterion], seed: int, probes: int, by_layer: bool
@@ -36,12 +36,6 @@ class Measurement:
         self._index = UnitIndex.of(space)
         self._layers = Layers.of(self._index, self._parameters) if by_layer else None
         self._reads = {name for criterion in criteria for name in criterion.reads}
-        if by_layer and not self._reads <= ROW_SUMS | {"group"}:
-            odd = next(c.name for c in criteria if not set(c.reads) <= ROW_SUMS | {"group"})
-            raise MethodError(
-                f"The criterion {odd!r} looks at units as a whole, so it cannot score them layer by layer: "
-                "compare='group', 'isomorphic' or 'space'."
-            )
 
     def at_weights(self) -> Tensor:
         """The criteria, [criteria, num_units], if none of them needs data."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, UnknownName
 from niwaki.per_unit.peers import scale_dims
-from niwaki.per_unit.sums import ACTIVATION_SUMS, CURVATURE_SUMS, DIRECTION_SUMS, GRADIENT_SUMS, UnitSums
+from niwaki.per_unit.sums import ACTIVATION_SUMS, CURVATURE_SUMS, DIRECTION_SUMS, GRADIENT_SUMS, ROW_SUMS, UnitSums
 
 Saliency = Callable[[UnitSums], Tensor]
 
@@ -51,6 +51,11 @@ class Criterion:
     def needs_data(self) -> bool:
         """Whether it cannot be computed from the weights alone."""
         return self.needs_gradients or self.needs_direction or self.needs_activations or self.needs_curvature
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether it can be asked of a part of a unit, since it is made of sums over weights alone."""
+        return set(self.reads) <= ROW_SUMS | {"group"}
 
 
 _REGISTRY: dict[str, Criterion] = {}

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from niwaki.core.counts import FloatArray
-from niwaki.core.scalars import is_number, is_whole, whole_seed
+from niwaki.core.scalars import is_whole, whole_seed
 from niwaki.core.space import SearchSpace, check_space
 from niwaki.criteria.losses import Loss
 from niwaki.criteria.measure import Measurement
+from niwaki.criteria.mix import One, check_layers, check_one, finite, name_of, weights_of
 from niwaki.criteria.normalise import Compare, check_compare, normalise
 from niwaki.criteria.registry import Criterion, named
 from niwaki.errors import MethodError
-
-Saliencies = Callable[[SearchSpace], ArrayLike]
-One = str | Saliencies
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,14 +98,14 @@ def score(
     if not is_whole(probes) or probes < 1:
         raise MethodError(f"probes={probes!r} must be a whole number, 1 or more.")
     seed = whole_seed(seed)
-    mix = _weights(criterion) if isinstance(criterion, Mapping) else _weights({_one(criterion): 1.0})
-    if compare is None and isinstance(criterion, Mapping):
-        compare = "group"
+    if isinstance(criterion, Mapping):
+        mix, compare = weights_of(criterion, "The mix of criteria"), compare or "group"
+    else:
+        check_one(criterion)
+        mix = {criterion: 1.0}
     registered = [named(one) for one in mix if isinstance(one, str)]
-    if compare == "layer" and len(registered) < len(mix):
-        raise MethodError(
-            "A function scores units as a whole, not layer by layer: compare='group', 'isomorphic' or 'space'."
-        )
+    if compare == "layer":
+        check_layers(registered, [one for one in mix if not isinstance(one, str)])
     found: dict[str, Tensor] = {}
     if registered:
         measured = _measure(space, registered, batches, loss_fn, seed, int(probes), compare == "layer")
@@ -151,58 +147,3 @@ def _measure(
             "scalar loss (or a loss of torch's own, for batches of inputs and labels)."
         )
     return measurement.over(batches, loss_fn)
-
-
-def _weights(mix: Mapping[One, float]) -> dict[One, float]:
-    """The weights of a mix as they are, or an error."""
-    if not mix:
-        raise MethodError("The mix of criteria is empty: name criteria and their weights, such as {'magnitude': 1.0}.")
-    for one, weight in mix.items():
-        _one(one)
-        if not is_number(weight) or not math.isfinite(weight) or weight < 0:
-            raise MethodError(
-                f"The mix of criteria has the weight {weight!r} for {name_of(one)!r}: it must be a finite number, 0 "
-                "or more."
-            )
-    if not any(mix.values()):
-        raise MethodError("The mix of criteria has the weight 0 only, so all units would score alike.")
-    return {one: float(weight) for one, weight in mix.items()}
-
-
-def _one(one: One) -> One:
-    """``one``, or an error if it is not a criterion."""
-    if not isinstance(one, str) and not callable(one):
-        raise MethodError(
-            f"{one!r} is not a criterion: pass the name of one, such as 'magnitude', a function of the search space "
-            "that returns a number for each unit, or a dictionary of these and their weights."
-        )
-    return one
-
-
-def finite(space: SearchSpace, values: Tensor | ArrayLike, name: str) -> FloatArray:
-    """``values`` as [num_units] finite float64 numbers, or an error that says what is wrong with them."""
-    raw = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
-    try:
-        array = np.array(raw, dtype=np.float64)
-    except (TypeError, ValueError) as cause:
-        raise MethodError(
-            f"The criterion {name!r} returned something that is not an array of numbers: {cause}."
-        ) from cause
-    if array.shape != (space.num_units,):
-        raise MethodError(
-            f"The criterion {name!r} must return one number per unit, an array of shape [{space.num_units}], but "
-            f"returned the shape {list(array.shape)}."
-        )
-    if not np.isfinite(array).all():
-        unit = int(np.flatnonzero(~np.isfinite(array))[0])
-        group = next(group for group in space.groups if group.first <= unit < group.first + group.units)
-        raise MethodError(
-            f"The criterion {name!r} is {array[unit]} for unit {unit - group.first} of the group {group.name!r}. "
-            "Scores must be finite: look for non-finite weights or gradients."
-        )
-    return array
-
-
-def name_of(one: One) -> str:
-    """What a criterion is called in reports and files: a registered name, or that of the function."""
-    return one if isinstance(one, str) else getattr(one, "__name__", None) or type(one).__qualname__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,11 @@ from torch import Tensor
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria import normalise
+from niwaki.criteria.mix import One, Saliencies, name_of, one_per_unit, weights_of
 from niwaki.criteria.registry import Criterion, in_training
-from niwaki.criteria.score import One, Saliencies, name_of
 from niwaki.errors import MethodError
 from niwaki.methods.checks import diverged
 from niwaki.per_unit.protocol import Units
-from niwaki.selection.budget import is_number
 
 Criteria = Mapping[One, float] | Mapping[str, float] | Saliencies
 
@@ -50,9 +48,7 @@ class Mix:
             MethodError: a weight makes no sense, two functions have one name, or a criterion cannot be had in training.
             UnknownName: there is no criterion of that name.
         """
-        mapping: Any = {criteria: 1.0} if callable(criteria) else criteria
-        _check_weights(mapping)
-        given: Mapping[One, float] = mapping
+        given = weights_of({criteria: 1.0} if callable(criteria) else criteria, "criteria")
         registered = [one for one in given if isinstance(one, str)]
         functions = [one for one in given if not isinstance(one, str)]
         weights = np.array([given[one] for one in registered] + [given[one] for one in functions], dtype=np.float64)
@@ -93,7 +89,8 @@ class Mix:
         """``measured`` [registered, len(here)] and the rows of the functions, 0 for units that are not ``here``."""
         rows = [] if measured is None else [measured]
         for function in self.functions:
-            found = _values(space, function, device)
+            found = one_per_unit(space, function(space), name_of(function))
+            found = found.to(device, torch.promote_types(torch.float32, found.dtype))
             row = found.new_zeros(len(here)).index_put_((torch.from_numpy(here).to(device),), found)
             rows.append(row.unsqueeze(0).to(measured if measured is not None else row))
         return torch.cat(rows)
@@ -114,41 +111,6 @@ class Mix:
                 f"({name_of(self.functions[0])!r}) cannot be asked for. Use registered criteria, or HESSO without "
                 "readmit."
             )
-
-
-def _values(space: SearchSpace, function: Saliencies, device: torch.device) -> Tensor:
-    """What ``function`` makes of the space, [num_units] on ``device``; whether all are finite a selection looks."""
-    values = function(space)
-    try:
-        row = values if isinstance(values, Tensor) else torch.as_tensor(np.array(values, dtype=np.float64))
-    except (TypeError, ValueError) as cause:
-        raise MethodError(
-            f"The criterion {name_of(function)!r} returned something that is not an array of numbers: {cause}."
-        ) from cause
-    if row.shape != (space.num_units,):
-        raise MethodError(
-            f"The criterion {name_of(function)!r} must return one number per unit, an array of shape "
-            f"[{space.num_units}], but returned the shape {list(row.shape)}."
-        )
-    return row.detach().to(device, torch.promote_types(torch.float32, row.dtype))
-
-
-def _check_weights(criteria: object) -> None:
-    """Criteria must be named with finite weights, none negative and not all zero: only then does the sum rank units."""
-    example = "name criteria and their weights, such as {'magnitude': 1.0}"
-    if not isinstance(criteria, Mapping):
-        raise MethodError(f"criteria={criteria!r} is not a mapping: {example}.")
-    if not criteria:
-        raise MethodError(f"criteria is empty: {example}.")
-    for one, weight in criteria.items():
-        if not isinstance(one, str) and not callable(one):
-            raise MethodError(f"criteria has {one!r}, which is neither a name nor a function of the search space.")
-        if not is_number(weight) or not math.isfinite(weight) or weight < 0:
-            raise MethodError(
-                f"criteria has the weight {weight!r} for {name_of(one)!r}: it must be a finite number, 0 or more."
-            )
-    if not any(criteria.values()):
-        raise MethodError("criteria has the weight 0 only, so all units would score alike: give one a weight above 0.")
 
 
 class Window:

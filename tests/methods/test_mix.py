@@ -67,7 +67,7 @@ def test_lhspg_takes_functions_of_the_merged_network() -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(MethodError, match="Two criteria are called '<lambda>', so a checkpoint could not tell them"):
         Training("mlp", sgd, Budget(macs=0.5), criteria={(lambda s: 1): 1.0, (lambda s: 2): 1.0})
-    with pytest.raises(MethodError, match="criteria has 3, which is neither a name nor a function"):
+    with pytest.raises(MethodError, match="3 is not a criterion: pass the name of one, such as 'magnitude', a func"):
         Training("mlp", sgd, Budget(macs=0.5), criteria={3: 1.0})
     with pytest.raises(MethodError, match="HESSO-CRIC scores what has begun to fade as if it had not"):
         Training("mlp", sgd, Budget(macs=0.5), kind=CRIC, criteria=reversed_order, layers=0)
