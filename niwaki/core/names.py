@@ -33,7 +33,7 @@ def plain_json(data: Any) -> Any:
     if isinstance(data, dict):
         return {plain_name(key): plain_json(value) for key, value in data.items()}
     if isinstance(data, list):
-        return [plain_json(value) for value in data]
+        return [value if type(value) is int else plain_json(value) for value in data]
     return plain_name(data) if isinstance(data, str) else data
 
 

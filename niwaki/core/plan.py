@@ -25,6 +25,7 @@ from niwaki.core.edits.base import (
 )
 from niwaki.core.edits.keep import Keep, KeepDirection
 from niwaki.core.edits.older import edits_of_older
+from niwaki.core.json_text import item_a_line
 from niwaki.core.names import named_buffers, named_modules, named_parameters, plain_json
 from niwaki.core.positions import Positions
 from niwaki.errors import PlanError
@@ -118,18 +119,16 @@ class Plan:
         return replace(self, edits=(*self.edits, *edits))
 
     def to_json(self) -> str:
-        """The plan as JSON text; `from_json` reads it back."""
-        return json.dumps(
-            {
-                "format": PLAN_FORMAT,
-                "structure": self.structure,
-                "groups": {n: {"units": self.units[n], "kept": list(kept)} for n, kept in self.kept.items()},
-                "edits": [edit_to_data(edit) for edit in self.edits],
-                "shapes": [[s.name, list(s.shape)] for s in self.shapes],
-                "provenance": dict(self.provenance),
-            },
-            indent=1,
-        )
+        """The plan as JSON text, with an edit a line; `from_json` reads it back."""
+        data = {
+            "format": PLAN_FORMAT,
+            "structure": self.structure,
+            "groups": {n: {"units": self.units[n], "kept": list(kept)} for n, kept in self.kept.items()},
+            "edits": [edit_to_data(edit) for edit in self.edits],
+            "shapes": [[s.name, list(s.shape)] for s in self.shapes],
+            "provenance": dict(self.provenance),
+        }
+        return item_a_line(data)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

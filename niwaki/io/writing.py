@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from niwaki.core.json_text import item_a_line
 from niwaki.errors import FileFormatError
 from niwaki.io.atomic import flush_directory, flush_file, sha256_of, write_atomically, write_flushed
 from niwaki.io.format import FILES, PLAN_FILE, checksum, crc32, staged_name
@@ -90,7 +91,7 @@ def _write_into(directory: Path, data: Mapping[str, Any], parts: Mapping[str, Pa
     digests = {key: _stage(directory, FILES[key], part.content) for key, part in parts.items()}
     data = {**data, **{key: {"sha256": digests[key], **part.about} for key, part in parts.items()}}
     data["checksum"] = checksum(data)
-    write_atomically(directory / PLAN_FILE, json.dumps(data, indent=1).encode())
+    write_atomically(directory / PLAN_FILE, item_a_line(data).encode())
     mode = (directory / PLAN_FILE).stat().st_mode
     for key, file in FILES.items():
         if key in parts:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from niwaki.core.edits.base import ModuleEdit, Place, edited_by_hand, nothing_to_mask, register_edit
-from niwaki.core.metadata import SIZES
-from niwaki.core.names import is_of_graph, named_buffers, named_modules, named_parameters
+from niwaki.core.metadata import SIZES, RememberedSize
+from niwaki.core.names import is_of_graph, named_modules
 from niwaki.core.objects import class_attribute
 from niwaki.core.paths import Where, describe, is_setting, replaced, where_from_json, where_to_json
 from niwaki.errors import PlanError
@@ -170,28 +170,32 @@ def derived_attributes(
     ``edits`` already decide are left alone."""
     decided = {(e.module, e.name) for e in edits if not e.where}
     changes: dict[str, int] = {f"{e.module}.{e.name}": e.value for e in edits if not e.where}
-    names = {id(p): name for name, p in named_parameters(model)}
-    names |= {id(b): name for name, b in named_buffers(model)}
+    modules = list(named_modules(model))
+    names: dict[int, str] = {}  # the first of those that a tensor has
+    for path, module in modules:
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            names.setdefault(id(tensor), f"{path}.{name}" if path else name)
     derived: list[SetAttribute] = []
-    for path, module in named_modules(model):
-        for kind, sizes in SIZES.items():
-            if not isinstance(module, kind):
+    known: dict[type, list[RememberedSize]] = {}
+    for path, module in modules:
+        kind = type(module)
+        if kind not in known:
+            known[kind] = [size for base, sizes in SIZES.items() if issubclass(kind, base) for size in sizes]
+        for size in known[kind]:
+            # Not as an attribute: that may be computed, and change the module when it is read (spectral norm).
+            tensor = module._parameters.get(size.tensor, module._buffers.get(size.tensor))
+            if tensor is None or (path, size.name) in decided:
                 continue
-            for size in sizes:
-                # Not as an attribute: that may be computed, and change the module when it is read (spectral norm).
-                tensor = module._parameters.get(size.tensor, module._buffers.get(size.tensor))
-                if tensor is None or id(tensor) not in names or (path, size.name) in decided:
-                    continue
-                decided.add((path, size.name))  # by the first of the tensors listed that there is
-                key = names[id(tensor)], size.dim
-                length = lengths.get(key, tensor.shape[size.dim])
-                times = f"{path}.{size.times}"
-                if size.times is not None:
-                    length *= changes.get(times, getattr(module, size.times))
-                # Not compared with the value here: the module may have been shrunk in place since the plan's space was
-                # found, and a fresh dense one needs the edit all the same.
-                if key in lengths or times in changes:
-                    derived.append(SetAttribute(path, size.name, (), length))
+            decided.add((path, size.name))  # by the first of the tensors listed that there is
+            key = names[id(tensor)], size.dim
+            length = lengths.get(key, tensor.shape[size.dim])
+            times = f"{path}.{size.times}"
+            if size.times is not None:
+                length *= changes.get(times, getattr(module, size.times))
+            # Not compared with the value here: the module may have been shrunk in place since the plan's space was
+            # found, and a fresh dense one needs the edit all the same.
+            if key in lengths or times in changes:
+                derived.append(SetAttribute(path, size.name, (), length))
     return derived
 
 
