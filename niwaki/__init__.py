@@ -1,4 +1,4 @@
-"""niwaki trains any PyTorch network once and hands back a smaller one that computes the same thing."""
+"""niwaki prunes a PyTorch network while it trains and returns a smaller network, equal to the trained one."""
 
 import warnings
 from typing import Any
@@ -31,7 +31,7 @@ _RENAMED = {"Shrinking": "ShrinkPolicy", "declare_state": "register_state_layout
 
 
 def __getattr__(name: str) -> Any:
-    """Names of earlier versions, with a warning that says what they are called now."""
+    """Names of earlier versions, with a warning that gives the new name."""
     if name not in _RENAMED:
         raise AttributeError(f"module 'niwaki' has no attribute {name!r}")
     warnings.warn(f"niwaki.{name} is called niwaki.{_RENAMED[name]} now.", DeprecationWarning, stacklevel=2)

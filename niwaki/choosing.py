@@ -1,4 +1,4 @@
-"""The plan that keeps what matters and costs no more than a budget allows."""
+"""Choose a plan: the units of most saliency within a budget."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ def choose(
     compare: Compare | None = None,
     example_inputs: Any = None,
 ) -> Plan:
-    """The plan that keeps what ``scores`` call important and meets every limit of ``budget`` from below.
+    """The plan that keeps the most of ``scores`` and meets every limit of ``budget`` from below.
 
     The gap left under the tightest limit is at most 1 % (5 % for latency), or nothing more fits into it:
-    ``plan.provenance["tight"]`` then says what the next step would cost. Measured limits are met by cutting and
-    measuring networks; what was measured is in ``plan.provenance["measured"]``. For ``latency`` every operator is timed
-    in them, and units are priced by what they cost there: a unit of few MACs that takes long leaves first. Where that
-    foretells nothing, and for other measured limits, units are priced by their MACs; ``plan.provenance["priced"]``
-    says which, and why.
+    ``plan.provenance["tight"]`` then gives the cost of the next step. Measured limits are met by cutting and measuring
+    networks; the measurements are in ``plan.provenance["measured"]``. For ``latency`` every operator is timed in them,
+    and units are priced by their time: a unit of few MACs that takes long is removed first. Where these times do not
+    predict the latency, and for other measured limits, units are priced by their MACs; ``plan.provenance["priced"]``
+    gives the method and the reason.
 
     Args:
-        space: what can leave.
-        scores: how much the network needs each unit, from `niwaki.score`.
-        budget: what the network may cost.
-        compare: units are compared by their share of the score of their ``group``; of all ``isomorphic`` groups; or by
-            the score itself, in the whole ``space`` (for criteria that are comparable across layers). ``layer``: by
-            their share in the group, of scores that were taken layer by layer. By default as the scores were, with
-            ``niwaki.score(..., compare=...)``, else in the group.
-        example_inputs: for ``latency``: what to run the network with, on the model's device; a tensor or tuple is
-            positional, a dict is keywords. Then ``activations`` are measured with these as well, else they are those
-            of the inputs that the space was built with. The model is left as it was.
+        space: the search space.
+        scores: the saliency of each unit, from `niwaki.score`.
+        budget: the limits on the cost of the network.
+        compare: units are compared by their fraction of the score of their ``group``; by that of all ``isomorphic``
+            groups; or by the score itself, in the whole ``space`` (for criteria that are comparable across layers).
+            ``layer``: by their fraction in the group, for scores that were taken layer by layer. Default: as in
+            ``niwaki.score(..., compare=...)``, otherwise in the group.
+        example_inputs: for ``latency``: the inputs of the measured passes, on the model's device; a tensor or tuple is
+            positional, a dict is keywords. ``activations`` are then measured with them too, otherwise they are those
+            for the inputs of the search space. The model is not changed.
 
     Raises:
-        BudgetError: the budget cannot be met; the message tells the least reachable cost and what is in the way.
+        BudgetError: the budget cannot be met; the message gives the least reachable cost and the pins that cause it.
         MethodError: ``space`` is not a search space, or a score is not finite.
         PlanError: no values of the model's attributes could follow the choice.
         UnknownName: a pattern in ``budget.round_to`` matches nothing.

@@ -6,7 +6,7 @@ _LONGEST = 240  # characters of a message that is quoted in another
 
 
 def first_line(message: object, longest: int = _LONGEST) -> str:
-    r"""The first line of a message with words in it, shortened to ``longest`` characters: what a sentence can quote.
+    r"""The first line with words of a message, shortened to ``longest`` characters, to be quoted in a sentence.
 
     >>> first_line("expected one of:\n * (Tensor input)\n * (Tensor input, int dim)")
     'expected one of:'
@@ -22,7 +22,8 @@ class NiwakiError(Exception):
 class TraceError(NiwakiError):
     """The model could not be run with the example inputs.
 
-    ``operator`` is the number of the operator that failed or, if Python code failed between two, of the one before.
+    ``operator`` is the number of the operator that failed or, if Python code failed between two operators, of the
+    first.
     """
 
     def __init__(self, message: str, operator: int = 0) -> None:
@@ -51,7 +52,7 @@ class ExportError(NiwakiError):
 
 
 class MethodError(NiwakiError):
-    """A method, schedule or criterion that was given something it cannot work with."""
+    """A method, schedule or criterion with an argument that it cannot use."""
 
 
 class WeightsError(MethodError, RuntimeError):
@@ -67,8 +68,8 @@ class DataError(NiwakiError):
 
 
 class RunError(NiwakiError):
-    """A training run that cannot start, go on, or be resumed."""
+    """A training run that cannot start, continue, or be resumed."""
 
 
 class Interrupted(RunError):
-    """A run that was asked to stop, and wrote a checkpoint before it did."""
+    """A run that was stopped by its observer, after it wrote a checkpoint."""

@@ -1,4 +1,4 @@
-"""From a model to its search space: trace a run, solve its equations, try a cut."""
+"""Build the search space of a model: trace a run, solve its equations, try a cut."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from niwaki.trace.structures import ExampleCall
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Python looks through all objects of the process whenever many are new; in an analysis, which makes nothing else,
-    that would take as long as all the rest."""
+    """Switch Python's garbage collector off inside. It walks all objects of the process whenever many are new; an
+    analysis creates many objects, and would take twice as long."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -44,7 +44,7 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
-_NAMED = 3  # modules that a note names
+_NAMED = 3  # the number of modules that a note names
 
 
 @without_collector()
@@ -58,33 +58,33 @@ def search_space(
     as_graph: bool = False,
     layout: Literal["free", "uniform"] = "free",
 ) -> SearchSpace:
-    """Find out what can leave ``model``, by running it in eval mode, and in train mode where that may differ.
+    """Find the prunable units of ``model``, by running it in eval mode, and in train mode where that may differ.
 
     Args:
         model: any module that runs, on any device, in any mode; or an exported program.
-        example_inputs: a tensor or tuple is positional, a dict is keywords, a list of these several calls (for code
-            that takes different paths). The cost is counted for the first. An exported program may do without: it
-            knows the inputs that it was exported with.
-        ignored: names or patterns of parameters, or names of modules, that must stay.
-        inner: where a dimension is a product, such as (head, position in the head), offer the inner factor as units
-            too; these overlap with the outer ones.
-        rehearse: cut by a random plan and run the result, and pin what does not come out as expected.
-        allow_inexact: offer units, too, whose removal changes the result although they are zero: the width that a
-            LayerNorm or a softmax runs over. Their groups say so (``group.inexact``), and a cut is exact only for plans
-            that leave them whole.
-        as_graph: export the model and analyse the program: all sizes in it can follow, those written as numbers in
-            the source too. Such a plan is for ``niwaki.cut(..., as_graph=True)``. The program is that of eval mode, of
-            one call and of its shapes.
-        layout: ``uniform`` ties groups that are alike (of one size, with the same part in modules of one class). They
-            keep equally many units, each its own, as a configuration with one number for all layers wants it; and only
-            numbers of units can be chosen that the configuration of a model niwaki knows accepts (`niwaki.huggingface`:
-            a hidden width that is a multiple of the number of heads).
+        example_inputs: a tensor or tuple is positional, a dict is keywords, a list of these is several calls (for code
+            that takes different paths). The cost is that of the first call. For an exported program it may be None: the
+            inputs of the export are used.
+        ignored: names or patterns of parameters, or names of modules, that must not be pruned.
+        inner: in a dimension that is a product, such as (head, position in the head), offer the inner factor as units
+            too; they overlap with the outer ones.
+        rehearse: cut by a random plan, run the result, and pin dimensions whose sizes are not as expected.
+        allow_inexact: also offer units whose removal changes the result although they are zero: the width that a
+            LayerNorm or a softmax runs over. Their groups have the reason in ``group.inexact``, and a cut is exact only
+            for plans that keep all their units.
+        as_graph: export the model and analyse the program: all sizes in it can follow a cut, also those that are
+            numbers in the source. Such a plan is for ``niwaki.cut(..., as_graph=True)``. The program is that of eval
+            mode, for one call and its shapes.
+        layout: ``uniform`` ties groups that are alike (of one size, with the same role in modules of one class). They
+            keep equal numbers of units, each its own choice, as a configuration with one number for all layers
+            requires; for models of transformers (`niwaki.huggingface`) only numbers that the configuration accepts can
+            be chosen, such as a hidden width that is a multiple of the number of heads.
 
-    The model is left exactly as it was, also after an error. The space refers to the model and owns no weights.
+    The model is restored exactly, also after an error. The space refers to the model and owns no weights.
 
     Raises:
         TraceError: the model does not run on these inputs, or cannot be exported.
-        UnknownName: a pattern in ``ignored`` matches nothing, or there is no such layout.
+        UnknownName: a pattern in ``ignored`` matches nothing, or ``layout`` is unknown.
 
     Example:
         >>> import torch, niwaki
@@ -129,22 +129,22 @@ def _space(
     notes += graph.notes
     if graph.overlooked:
         notes.append(
-            f"The model also returns {', '.join(graph.overlooked)}; tensors inside are not taken for outputs and may "
-            "get smaller."
+            f"The model also returns {', '.join(graph.overlooked)}; tensors inside do not count as outputs and may get "
+            "smaller."
         )
     notes += [
-        f"The model returns a tensor of shape {list(shape)} that no operator gave and no module holds, so it is taken "
-        "for a constant. If it is made of what the model computes, return that too: it may get smaller."
+        f"The model returns a tensor of shape {list(shape)} that no operator returned and no module holds, so it "
+        "counts as a constant. If it is made of computed values, return those too: it may get smaller."
         for shape in graph.unexplained
     ]
     if graph.filled:
         notes.append(
-            "The model puts tensors into a container among its inputs; these are not taken for outputs and may get "
+            "The model puts tensors into a container among its inputs; these do not count as outputs and may get "
             "smaller. Return them beside the others if they have to keep their size."
         )
     notes += [*constraints.notes, *_unseen(graph, constraints)]
     if single:
-        notes.append("This is the space of an exported program: what other inputs or train mode would do is not in it.")
+        notes.append("This is the space of an exported program: it does not cover other inputs or train mode.")
     if rehearse:
         notes += dry_run(graph, constraints, builder, calls)
     remember_beside(model)
@@ -154,34 +154,34 @@ def _space(
 
 
 def _unseen(graph: Graph, constraints: Constraints) -> list[str]:
-    """What is said of parameters that no run touched: those of which siblings tell, and the others."""
+    """The notes about parameters that no run reached: those inferred from siblings, and the others."""
     found: dict[bool, list[str]] = {True: [], False: []}
     for value in graph.unseen:
         found[value.number in constraints.inferred].append(value.name)
     notes = []
     if found[False]:
         notes.append(
-            f"No example call reached {_listed(found[False])}. They stay as they are, and code that uses them may not "
+            f"No example call reached {_listed(found[False])}. They are not pruned, and code that uses them may not "
             "fit the cut network: give an example call that reaches them (example_inputs may be a list of calls)."
         )
     if found[True]:
         notes.append(
-            f"No example call reached {_listed(found[True])}, but some that are like them: the cut network will fit "
-            "them, and what is theirs alone stays. An example call that reaches them, with more tokens for instance, "
-            "lets that leave too."
+            f"No example call reached {_listed(found[True])}, but it reached similar ones: the cut network will fit "
+            "them, and units of their own are not pruned. An example call that reaches them, with more tokens for "
+            "instance, makes these units prunable too."
         )
     return notes
 
 
 def _listed(names: Sequence[str]) -> str:
-    """How many parameters, and the first modules that have them."""
+    """The number of parameters, and the first modules that have them."""
     owners = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     more = f" and {len(owners) - _NAMED} more" if len(owners) > _NAMED else ""
     return f"{len(names)} of the parameters (in {', '.join(owners[:_NAMED])}{more})"
 
 
 def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:
-    """Parameter names that a pattern pins, each with the pattern."""
+    """The names of ignored parameters, each with the pattern that matches it."""
     patterns = (ignored,) if isinstance(ignored, str) else ignored
     if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
         raise UnknownName(f"ignored={ignored!r} must be a list of names or patterns, such as ['head', '*.bias'].")
@@ -199,7 +199,7 @@ def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:
 
 
 def _hold_remade(model: torch.nn.Module, graph: Graph, constraints: Constraints) -> None:
-    """Buffers that the code may make anew, though no run did so, will be made as they are written."""
+    """Pin buffers that the code may replace, although no run did: the code creates them in full size."""
     seen = {graph.values[buffer].name for run in graph.runs for buffer, _ in run.remade}
     held = may_be_remade(Inventory.of(model)) - seen
     if held:

@@ -1,4 +1,4 @@
-"""Is a cut exact: does the cut network compute what the masked one does? And was zero what it removed?"""
+"""Check a cut: whether the cut network equals the masked one, and whether the removed units were zero."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Check:
     which is the model with its removed units at zero, relative to the largest output. ``holds``: whether it is within
     ``tolerance``. ``diverges``: the first module (or call of a program) whose outputs differ, if the cut is not exact.
 
-    Whether the removed units were zero. ``distance``: the same measure between the masked network and the model as it
-    is. Where it is large, the cut network is as far from the model, exact or not.
+    Whether the removed units were zero. ``distance``: the same measure between the masked network and the unchanged
+    model. Where it is large, the cut network is as far from the model, exact or not.
     """
 
     deviation: float
@@ -55,8 +55,8 @@ class Check:
 
     @property
     def zero(self) -> bool:
-        """Whether the removed units were zero, as far as the outputs tell: they always are not where
-        `niwaki.choose` chose them, and always are after the schedule of a method."""
+        """Whether the removed units were zero, by the outputs: they are after the schedule of a method, and usually are
+        not if `niwaki.choose` chose them in a network that was not trained for it."""
         return self.distance <= self.tolerance
 
     def __str__(self) -> str:
@@ -84,11 +84,11 @@ class Check:
 def check(
     model: torch.nn.Module | torch.export.ExportedProgram, plan: Plan, inputs: Any = None, as_graph: bool = False
 ) -> Check:
-    """Try a cut: cut the model, mask it (set what is removed to zero), run both in eval mode, and compare.
+    """Try a cut: cut the model, mask it (set the removed units to zero), run both in eval mode, and compare.
 
     ``inputs`` and ``as_graph`` as for `niwaki.search_space`. Copies are compared in float64, where round-off cannot
-    hide a difference, also where the code asks for float32 by name, as many a norm does; a model that does not run in
-    float64 is compared in its own precision. The model is left as it was.
+    hide a difference, also where the code requests float32 by name, as many norms do; a model that does not run in
+    float64 is compared in its own precision. The model is not changed.
 
     Raises:
         PlanError: the plan is for another network, or the cut network does not run, or computes with tensors of the
@@ -111,7 +111,7 @@ def check(
     check_kind(model, plan)
     plan, _ = to_do(model, plan)
     with preserved_outside(model.modules()):
-        if not isinstance(model, Program):  # before anything that a cache might keep is computed in another precision
+        if not isinstance(model, Program):  # before a cache could keep values of another precision
             warm_up(model, calls)
             warm_up(cut_module(model, plan), calls)
         with preserved(model):
@@ -139,7 +139,7 @@ def _checked(model: torch.nn.Module, plan: Plan, calls: tuple[ExampleCall, ...])
     holds = deviation <= tolerance
     diverges = None if holds else _first_divergence(small, zero, calls, dtype, tolerance)
     apart.check()
-    del original, small, zero  # each as large as the model, and twice that in float64
+    del original, small, zero  # each is as large as the model, or twice that in float64
     if holds:
         departure, allowed = _departure_of_copies(model, plan, calls)
         if departure > allowed:
@@ -156,7 +156,7 @@ def _checked(model: torch.nn.Module, plan: Plan, calls: tuple[ExampleCall, ...])
 def _copies_of(
     model: torch.nn.Module, plan: Plan, dtype: torch.dtype | None
 ) -> tuple[torch.nn.Module, torch.nn.Module, torch.nn.Module]:
-    """The model, cut and masked; none has run yet, so that what they remember is alike."""
+    """Copies of the model: unchanged, cut and masked. None has run yet, so their buffers and caches are equal."""
     original = _fresh(model)
     if dtype is not None:
         original = original._apply(partial(_converted, dtype=dtype))  # type: ignore[no-untyped-call]
@@ -164,15 +164,15 @@ def _copies_of(
 
 
 def _fresh(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy in eval mode, without what a cut leaves out."""
+    """A copy in eval mode, without the state that a cut drops."""
     copy = duplicate(model).eval()
     forget_leftovers(copy)
     return copy
 
 
 def _departure_of_copies(model: torch.nn.Module, plan: Plan, calls: tuple[ExampleCall, ...]) -> tuple[float, float]:
-    """How far a masked copy of the model is from the model itself when that is masked, and how far it may be. In their
-    own precision: for another, the tensors of the model would have to be converted."""
+    """The difference between a masked copy of the model and the model itself, masked, and the allowed difference. Both
+    in their own precision: for another, the tensors of the model would have to be converted."""
     copy = zero_out(_fresh(model), plan)
     copied = [_run(copy, call, None) for call in calls]
     del copy
@@ -189,7 +189,8 @@ def _without(left: list[str]) -> str:
 
 
 def _departure(model: Program, plan: Plan, calls: tuple[ExampleCall, ...]) -> float:
-    """How far the exported program that `cut` gives is from the cut module it is made of: not at all, bit by bit."""
+    """The difference between the exported program that `cut` returns and the cut module that it is made from; it must
+    be zero, bit by bit."""
     small = cut_module(model, plan)
     assert isinstance(small, Program)
     program = rebuilt(small).module()
@@ -211,7 +212,7 @@ def convert(call: ExampleCall, dtype: torch.dtype | None) -> ExampleCall:
 
 
 def _converted(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """``tensor`` in ``dtype``, a complex one in two numbers of it, any other as it is."""
+    """``tensor`` in ``dtype``, complex numbers with parts of ``dtype``, other tensors unchanged."""
     if dtype is None or not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
@@ -221,8 +222,8 @@ def _run(
     model: torch.nn.Module, call: ExampleCall, dtype: torch.dtype | None, apart: Apart | None = None
 ) -> list[torch.Tensor]:
     args, kwargs = convert(call, dtype)
-    given = held(model, others_in(call))  # and so each run of each copy begins with the same
-    torch.manual_seed(0)  # what a model draws even in eval mode, it draws alike; `preserved` puts the state back
+    given = held(model, others_in(call))  # so that each run of each copy begins with the same state
+    torch.manual_seed(0)  # random numbers that a model draws in eval mode are the same; `preserved` restores the state
     random.seed(0)
     np.random.seed(0)
     with given, torch.no_grad(), doubled() if dtype is torch.float64 else nullcontext(), apart or nullcontext():
@@ -252,7 +253,7 @@ def _run_cut(small: torch.nn.Module, call: ExampleCall, dtype: torch.dtype | Non
 
 
 def difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
-    """Largest difference relative to the largest entry; infinite where shapes, counts or NaNs disagree."""
+    """Largest difference, relative to the largest entry; infinite if shapes, counts or NaNs differ."""
     if len(ours) != len(reference):
         return float("inf")
     worst = 0.0
@@ -275,7 +276,7 @@ def difference(ours: list[torch.Tensor], reference: list[torch.Tensor]) -> float
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """A dense tensor of real numbers, of sparse and complex outputs too."""
+    """A dense tensor of real numbers for any output, also sparse and complex ones."""
     tensor = tensor.to_dense()
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
@@ -287,7 +288,7 @@ def _first_divergence(
     dtype: torch.dtype | None,
     tolerance: float,
 ) -> str:
-    """The first module, in order of completion, whose outputs differ where their shapes can be compared."""
+    """The first module, in order of completion, whose outputs differ, among those with comparable shapes."""
     seen = []
     for model in (small, zero):
         outputs: list[tuple[str, list[torch.Tensor]]] = []

@@ -1,4 +1,4 @@
-"""The command line: `niwaki train` and `niwaki inspect`. The only folder that talks to the terminal.
+"""The command line: `niwaki train` and `niwaki inspect`. The only folder that prints to the terminal.
 
 Imports core, trace, networks, testing, report, niwaki and train. Nothing imports it.
 """

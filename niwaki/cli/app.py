@@ -18,7 +18,7 @@ from niwaki.train.job import train as run_job
 from niwaki.train.recipe import Recipe, choices
 
 app = typer.Typer(
-    help="Train any PyTorch network once and get back a smaller one that computes the same thing.",
+    help="Prune a PyTorch network while it trains; the smaller network equals the trained one.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,8 +26,8 @@ app = typer.Typer(
 
 
 def _directory(value: str | Path) -> Path:
-    """A directory by its name; the empty name, which Python reads as the current directory, is most likely a mistake
-    such as an unset variable."""
+    """The directory of this name. An empty name is refused: Python reads it as the current directory, and most likely a
+    variable was unset."""
     if not str(value):
         raise RunError("--out is empty. Name a directory for the results; the current one is --out .")
     return Path(value)
@@ -47,27 +47,27 @@ def train(
     method: Annotated[str, typer.Option(help=f"{choices()}, which trains the dense network")] = _DEFAULT.method,
     keep_macs: Annotated[
         float | None,
-        typer.Option(help="multiply-accumulates to keep: a share up to 1, or a number  \\[default: 0.4]"),
+        typer.Option(help="multiply-accumulates to keep: a fraction up to 1, or a number  \\[default: 0.4]"),
     ] = None,
-    keep_params: Annotated[float | None, typer.Option(help="parameters to keep: a share up to 1, or a number")] = None,
+    keep_params: Annotated[
+        float | None, typer.Option(help="parameters to keep: a fraction up to 1, or a number")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="passes over the training images")] = _DEFAULT.epochs,
     batch_size: Annotated[int, typer.Option(help="images per optimizer step")] = _DEFAULT.batch_size,
-    lr: Annotated[float, typer.Option(help="highest learning rate")] = _DEFAULT.lr,
-    seed: Annotated[int, typer.Option(help="decides weights, split, order and shifts")] = _DEFAULT.seed,
+    lr: Annotated[float, typer.Option(help="peak learning rate")] = _DEFAULT.lr,
+    seed: Annotated[int, typer.Option(help="random seed (initialisation, split, order, augmentation)")] = _DEFAULT.seed,
     prune_start: Annotated[
-        float, typer.Option(help="share of the run after which pruning begins")
+        float, typer.Option(help="fraction of the run after which pruning begins")
     ] = _DEFAULT.prune_start,
     prune_until: Annotated[
-        float, typer.Option(help="share of the run after which pruning is complete")
+        float, typer.Option(help="fraction of the run after which pruning is complete")
     ] = _DEFAULT.prune_until,
     shrink: Annotated[
-        bool, typer.Option("--shrink", help="let units leave as they reach zero: the rest of the run is cheaper")
+        bool, typer.Option("--shrink", help="remove units as they reach zero: the rest of the run is cheaper")
     ] = _DEFAULT.shrink,
-    out: Annotated[Path, typer.Option(parser=_directory, metavar="PATH", help="directory for the results")] = Path(
-        "out"
-    ),
+    out: Annotated[Path, typer.Option(parser=_directory, metavar="PATH", help="output directory")] = Path("out"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in --out")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint in --out")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in --out")] = False,
     checkpoint_every: Annotated[
         int | None, typer.Option(min=1, help="optimizer steps between checkpoints  \\[default: one epoch]")
@@ -110,7 +110,7 @@ app.command()(inspect)
 
 
 def _resumed(context: typer.Context, options: dict[str, Any], out: Path) -> Recipe:
-    """The recipe of the interrupted run, in which the options given now must not differ."""
+    """The recipe of the interrupted run; raises if an option of this call differs from it."""
     from niwaki.train.checkpoint import read_checkpoint
     from niwaki.train.job import REPORT_FILE
 
@@ -122,7 +122,7 @@ def _resumed(context: typer.Context, options: dict[str, Any], out: Path) -> Reci
         name = odd[0]
         raise RunError(
             f"The run in {str(out)!r} was started with --{name.replace('_', '-')} {recipe.to_dict()[name]}, not "
-            f"{given[name]}. Leave the option away to resume it, or start another run."
+            f"{given[name]}. Omit the option to resume it, or start another run."
         )
     return recipe
 

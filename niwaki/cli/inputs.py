@@ -1,4 +1,4 @@
-"""Example inputs from text, as they are written on the command line."""
+"""Create example inputs from text on the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _INPUT = re.compile(rf"(?:([A-Za-z_]\w*)=)?(\d+(?:x\d+)*)(?::({'|'.join(_DTYPES)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GivenInput:
-    """One input; ``name``: of the keyword argument it is for."""
+    """One input; ``name``: the keyword argument it is for."""
 
     name: str | None
     value: Tensor
@@ -61,10 +61,10 @@ def parse_inputs(texts: Sequence[str]) -> tuple[GivenInput, ...]:
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
-    """Shares in (0, 1] from text such as ``0.5,0.25``.
+    """Fractions in (0, 1] from text such as ``0.5,0.25``.
 
     Raises:
-        RunError: the text is not a list of such shares.
+        RunError: the text is not a list of such fractions.
 
     >>> parse_shares("0.5, 0.25")
     (0.5, 0.25)
@@ -72,10 +72,10 @@ def parse_shares(text: str) -> tuple[float, ...]:
     try:
         shares = tuple(float(part) for part in text.split(","))
     except ValueError as cause:
-        raise RunError(f"{text!r} is not a list of shares. Write them like 0.5,0.25.") from cause
+        raise RunError(f"{text!r} is not a list of fractions. Write them like 0.5,0.25.") from cause
     for share in shares:
         if not 0 < share <= 1:
-            raise RunError(f"{share} is not a share to keep: it must be above 0 and at most 1.")
+            raise RunError(f"{share} is not a fraction to keep: it must be above 0 and at most 1.")
     return shares
 
 

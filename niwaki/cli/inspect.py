@@ -1,4 +1,4 @@
-"""`niwaki inspect`: what could leave a network, what could not and why."""
+"""`niwaki inspect`: what of a network can be pruned, what cannot, and why."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def inspect(
         list[str] | None,
         typer.Option(
             help="shape of an input: 1x3x224x224, 1x16:int64 or, for a keyword, input_ids=1x16:int64; once per "
-            "argument  \\[default: what the source of the network says]"
+            "argument  \\[default: the usual input of the network]"
         ),
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, help="classes of the network's head  \\[default: as it usually has]")
+        int | None, typer.Option(min=1, help="classes of the network's head  \\[default: its usual number]")
     ] = None,
-    keep: Annotated[str, typer.Option(help="shares of the MACs to predict the cost for")] = "0.75,0.5,0.25",
+    keep: Annotated[str, typer.Option(help="fractions of the MACs to predict the cost for")] = "0.75,0.5,0.25",
     draw_to: Annotated[
         Path | None,
         typer.Option("--draw", metavar="FILE", help="draw modules and groups: an .html, .dot or .svg (by Graphviz)"),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="cut by random plans and compare with the zeroed network")
+        bool, typer.Option("--check", help="cut by random plans and compare with the masked network")
     ] = False,
     meta: Annotated[bool, typer.Option("--meta", help="build without weights, on the meta device")] = False,
     allow_inexact: Annotated[
@@ -45,19 +45,19 @@ def inspect(
         typer.Option(
             "--allow-inexact",
             help="also offer units whose removal changes the result although they are zero, such as the width across a "
-            "LayerNorm; --check looks at the others",
+            "LayerNorm; --check tests the others",
         ),
     ] = False,
     as_graph: Annotated[
         bool,
         typer.Option(
             "--as-graph",
-            help="export the network and look at the program: what only a number in the source keeps can leave there",
+            help="export the network and analyse the program: sizes that are numbers in the source can be pruned there",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON instead of tables")] = False,
 ) -> None:
-    """Print what could leave a network, what could not and why, without training it.
+    """Print what of a network can be pruned, what cannot, and why, without training it.
 
     Exit code 0: done; 1: with --check, a cut is not exact; 2: the network could not be inspected.
     """
@@ -89,7 +89,7 @@ def inspect(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A line that says what is going on, on stderr and gone afterwards; silent without a terminal."""
+    """A progress line on stderr, erased afterwards; silent without a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda stage: None

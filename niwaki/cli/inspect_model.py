@@ -1,4 +1,4 @@
-"""Looking at a network without training it: what could leave, what could not and why, and what it would then cost."""
+"""Analyse a network without training it: what can be pruned, what cannot and why, and the cost at several budgets."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from niwaki.trace.structures import tensors_in
 
 Say = Callable[[str], None]
 
-LAW_PLANS = 3  # random plans that are tried
+LAW_PLANS = 3  # the number of random plans that are tried
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to look at, and how closely. ``inputs``: instead of those that the source of the network knows."""
+    """A network to inspect, and what to compute. ``inputs``: used in place of the usual ones of the network."""
 
     model: str
     inputs: tuple[GivenInput, ...] = ()
@@ -39,7 +39,7 @@ class Request:
 
 
 def inspect_model(request: Request, say: Say = lambda stage: None) -> tuple[SearchSpace, Inspection]:
-    """Build the network, analyse it, and price it; ``say`` is called with what is going on.
+    """Build the network, analyse it, and price it; ``say`` is called with each step.
 
     Raises:
         NiwakiError: the network cannot be built, run, or checked.
@@ -50,7 +50,7 @@ def inspect_model(request: Request, say: Say = lambda stage: None) -> tuple[Sear
     """
     if request.check and request.meta:
         raise RunError(
-            "--check computes outputs, and on the meta device there are no weights. Leave one of the two away."
+            "--check computes outputs, and a network on the meta device has no weights. Omit one of the two."
         )
     torch.manual_seed(0)
     say(f"building {request.model}")
@@ -105,7 +105,7 @@ def _specimen(request: Request) -> ExampleNetwork:
         return ExampleNetwork(found.model, as_call(request.inputs, found.model))
     if found.inputs is None:
         raise RunError(
-            f"What {request.model} takes is not known. Give its inputs with --input, once per argument, such as "
+            f"The inputs of {request.model} are not known. Give them with --input, once per argument, such as "
             "--input 1x3x224x224 or --input input_ids=1x16:int64; a factory can also return (model, example_inputs)."
         )
     return found

@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
-    """What could leave, at what cost, what cannot and why, whether cuts are exact, and what was not analysed."""
+    """The tables of an inspection: groups, costs, pins, whether cuts are exact, and notes."""
     yield from _groups(found)
     yield from _predictions(found)
     if found.reasons:
@@ -35,7 +35,7 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
 
 
 def _groups(found: Inspection) -> Iterator[RenderableType]:
-    """Those that reach the most parameters first; those that differ in the number of a layer only are one row."""
+    """The groups, by the parameters that they reach; groups that differ only in the number of a layer share a row."""
     yield Text(
         f"{found.model}: {found.units:,} units in {counted(len(found.groups), 'group')}; {found.coverage:.1%} of the "
         f"parameters lie in at least one unit (analysed in {found.seconds:.1f} s)"
@@ -43,7 +43,7 @@ def _groups(found: Inspection) -> Iterator[RenderableType]:
     table = Table()
     table.add_column("group", overflow="fold")
     table.add_column("units", justify="right")
-    table.add_column("of what")
+    table.add_column("unit type")
     table.add_column("parameters", justify="right")
     table.add_column("tensors", justify="right")
     rows: dict[tuple[str, int, str, int, int], list[str]] = {}
@@ -63,10 +63,10 @@ def _groups(found: Inspection) -> Iterator[RenderableType]:
 
 
 def _predictions(found: Inspection) -> Iterator[RenderableType]:
-    """What the network would cost at several budgets; accuracy is not predicted."""
+    """The cost of the network at several budgets; accuracy is not predicted."""
     yield Text(f"\nPredicted cost, for {found.inputs}")
     table = Table()
-    for heading in ("MACs to keep", "MACs", "share", "parameters", "share"):
+    for heading in ("MACs to keep", "MACs", "fraction", "parameters", "fraction"):
         table.add_column(heading, justify="right")
     table.add_row("dense", *_cost(found.dense, found.dense))
     for prediction in found.predictions:
@@ -74,10 +74,10 @@ def _predictions(found: Inspection) -> Iterator[RenderableType]:
             table.add_row(f"{prediction.keep_macs:.0%}", escape(prediction.problem or ""), "", "", "")
         else:
             table.add_row(f"{prediction.keep_macs:.0%}", *_cost(prediction.cost, found.dense))
-    table.add_row("least", *_cost(found.least, found.dense))
+    table.add_row("minimum", *_cost(found.least, found.dense))
     caption = (
-        f"Units chosen by {found.criterion}, on random weights: what a cut would cost, not how accurate it would be. "
-        "least: the fewest units left in every group."
+        f"Units chosen by {found.criterion}, on random weights: this predicts the cost of a cut, not its accuracy. "
+        "minimum: the fewest possible units in every group."
     )
     yield table
     yield Text(caption)
@@ -93,12 +93,12 @@ def _cost(cost: Cost, dense: Cost) -> tuple[str, str, str, str]:
 
 
 def _reasons(found: Inspection) -> Iterator[RenderableType]:
-    """What can never leave, and the share of the parameters that each reason keeps."""
+    """The reasons for pins, and the fraction of the parameters that each of them holds back."""
     yield Text(f"\nPinned, for {len(found.reasons)} reasons")
     table = Table()
-    table.add_column("keeps", justify="right")
-    table.add_column("positions", justify="right")
-    for heading in ("reason", "where", "first"):
+    table.add_column("params held back", justify="right")
+    table.add_column("entries", justify="right")
+    for heading in ("reason", "where", "example"):
         table.add_column(heading, overflow="fold")
     for reason in found.reasons[:_MOST_REASONS]:
         more = [f"and {len(reason.lines) - _MOST_LINES} more lines"] * (len(reason.lines) > _MOST_LINES)
@@ -111,8 +111,8 @@ def _reasons(found: Inspection) -> Iterator[RenderableType]:
         )
     more_reasons = f"... and {len(found.reasons) - _MOST_REASONS} more reasons. " * (len(found.reasons) > _MOST_REASONS)
     caption = (
-        f"{more_reasons}keeps: the share of the parameters that no unit holds because of it. A parameter can be kept "
-        "by several reasons, one in each of its dimensions."
+        f"{more_reasons}params held back: the fraction of the parameters that lie in no unit because of it. A "
+        "parameter can be held back by several reasons, one in each of its dimensions."
     )
     yield table
     yield Text(caption)

@@ -14,8 +14,8 @@ from niwaki.train.loop import TrainingProgress as Step
 
 
 class LiveObserver:
-    """Shows epoch, loss, accuracy and the share of MACs left while a run goes on; one line per epoch without a
-    terminal."""
+    """Shows epoch, loss, accuracy and the fraction of MACs left during a run; without a terminal, one line per
+    epoch."""
 
     def __init__(self, console: Console, epochs: int) -> None:
         self._console = console
@@ -62,7 +62,7 @@ class LiveObserver:
         )
 
     def on_epoch(self, result: EpochResult) -> None:
-        """Show the epoch's accuracy and the share of MACs left."""
+        """Show the epoch's accuracy and the fraction of MACs left."""
         self._bar.update(self._task, accuracy=f"{result.accuracy:.1%}", macs=f"{result.macs_left:.0%}")
         if not self._console.is_terminal:
             self._console.print(

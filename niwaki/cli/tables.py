@@ -30,8 +30,8 @@ def report_table(report: RunReport) -> Table:
         times = (f"{time / 1e3:.2f} ms" for time in (before_us, after_us))
         table.add_row(f"latency, batch {old.shapes[0][0]}", *times, f"{after_us / before_us:.1%}")
     table.caption = (
-        f"The cut is exact: it deviates by {report.check['deviation']:.1e} of the largest output. "
-        f"{report.coverage:.1%} of the parameters could have left. Trained in {report.seconds:.0f} s on "
+        f"The cut is exact: max. difference {report.check['deviation']:.1e} (relative). "
+        f"{report.coverage:.1%} of the parameters are prunable. Trained in {report.seconds:.0f} s on "
         f"{report.versions['device']}."
     )
     table.caption_justify = "left"

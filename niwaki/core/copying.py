@@ -1,10 +1,10 @@
-"""Deep copies of models that refer to nothing of the model they were made of.
+"""Deep copies of models without references to the original.
 
-`copy.deepcopy` takes functions and weak references for constants: in the copy, a hook, a lambda made in ``__init__`` or
+`copy.deepcopy` treats functions and weak references as constants: in the copy, a hook, a lambda made in ``__init__`` or
 a ``forward`` that a trainer has replaced still calls the modules of the original, with their weights. Here functions
 that reach the model are rebuilt around the copy. Tensors inside of an autograd graph (features kept after a training
-step) are copied without that graph. What the model's code has a name of its own for is shared: an object that is
-compared by identity would not be itself in a copy.
+step) are copied without that graph. Objects that the model's code has names for are shared: code may compare them by
+identity.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ _PROTOCOL = (
 
 
 class ModelCopier:
-    """Copies one model, by `copied`. ``at`` is the attribute that is being copied, for whoever reports an error."""
+    """Copies one model, by `copied`. ``at`` is the attribute that is being copied, for error messages."""
 
     def __init__(self, model: nn.Module, replaced: Mapping[int, Any]) -> None:
-        """``replaced``: what stands in the copy for things of the given identities."""
+        """``replaced``: the objects that replace others in the copy, by the identities of these."""
         self._model = model
         self._paths = {id(module): path for path, module in named_modules(model)}
         self._memo: dict[int, Any] = dict(replaced)
-        self._kept: list[Any] = []  # what the memo knows by identity must not end before it
+        self._kept: list[Any] = []  # objects in the memo, which are known by identity, must not be freed before it
         self.at = ""
 
     @cached_property
     def _reach(self) -> Reach:
-        """Found only for models with functions or objects that need it."""
+        """Computed only for models with functions or objects that need it."""
         return Reach(self._model)
 
     @cached_property
     def _named(self) -> frozenset[int]:
-        """The identities of what the code of the model has names for."""
+        """The identities of objects that the code of the model has names for."""
         return names_of(type(module) for module in self._model.modules())
 
     def copied(self, value: Any) -> Any:
@@ -89,7 +89,7 @@ class ModelCopier:
 
     def _tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
         items = tuple(map(self.copied, value))
-        if id(value) in self._memo:  # one of them led back to it
+        if id(value) in self._memo:  # a part of it referred back to it
             found: tuple[Any, ...] = self._memo[id(value)]
             return found
         return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
@@ -102,7 +102,7 @@ class ModelCopier:
         return made
 
     def _dictionary_of_a_class(self, value: dict[Any, Any]) -> dict[Any, Any]:
-        """No code of the class runs: many a ``__getattr__`` does not expect to be asked for what copying asks for."""
+        """Copied without code of the class: many a ``__getattr__`` fails for the attributes that copying reads."""
         made = dict.__new__(type(value))
         self._memo[id(value)] = made
         for key, item in dict.items(value):
@@ -170,7 +170,7 @@ class ModelCopier:
         return made
 
     def _cell(self, value: CellType) -> CellType:
-        """A new cell, to be filled, for what reaches the model; what does not is shared, as a variable of both."""
+        """A new cell, to be filled, for a value that reaches the model; other cells are shared."""
         if not filled(value) or not self._reach.binds(value.cell_contents):
             return value
         self._memo[id(value)] = made = CellType()
@@ -178,12 +178,13 @@ class ModelCopier:
         return made
 
     def _of_the_copy(self, value: Any) -> Any:
-        """What only functions and weak references refer to stays what it is, unless it leads back to the model."""
+        """The counterpart of an object that only functions and weak references refer to: the object itself, unless it
+        leads back to the model."""
         return self.copied(value) if self._reach.binds(value) else value
 
     def _module(self, kind: Any, value: Any) -> Any:
-        """A module whose class copies it in its own way. That of a parametrised one, which torch makes for each, would
-        do with `copy.deepcopy`."""
+        """Copy a module whose class defines its own copying. (The class that torch creates for a parametrised module
+        would call `copy.deepcopy`.)"""
         if not is_parametrized(value) or getattr(kind.__mro__[1], "__deepcopy__", None) is not None:
             return value.__deepcopy__(self._memo)
         self._memo[id(value)] = made = kind.__new__(kind)
@@ -191,8 +192,8 @@ class ModelCopier:
         return made
 
     def _object(self, kind: type, value: Any) -> Any:
-        """An object that the model's code has a name for may be compared with `is`, and is shared; but for settings,
-        which are compared by what they hold, and so have no hash."""
+        """Copy an object. One that the model's code has a name for may be compared with `is`, and is shared; except
+        settings, which are compared by content and so have no hash."""
         named = kind.__hash__ is not None and id(value) in self._named
         if named and not issubclass(kind, (nn.Module, *_CONTAINERS)) and self._reach.stands_alone(value):
             return value
@@ -210,7 +211,7 @@ class ModelCopier:
         pairs: Iterable[tuple[Any, Any]] | None = None,
         set_state: Callable[[Any, Any], None] | None = None,
     ) -> Any:
-        """What ``__reduce_ex__`` gives, made anew of copies, as the protocol of pickling wants it."""
+        """The object that ``__reduce_ex__`` describes, rebuilt from copies by the protocol of pickling."""
         made = make(*map(self.copied, arguments))
         self._memo[id(value)] = made
         if state is not None:

@@ -11,7 +11,7 @@ from niwaki.core.counts import BoolArray, Counts, FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a network costs.
+    """The cost of a network.
 
     ``params``: trainable and frozen parameters (tied ones once). ``macs``: multiply-accumulates of one forward pass in
     eval mode on the first example input. ``memory``: bytes of parameters and buffers. ``activations``: the largest

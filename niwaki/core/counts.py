@@ -129,14 +129,14 @@ class Counts:
         return counts
 
     def varies(self) -> NDArray[np.bool_]:
-        """Which axes [num_axes] depend on any unit."""
+        """The axes [num_axes] that depend on any unit."""
         varies = np.zeros(self.num_axes, dtype=bool)
         varies[self.axis[(self.units < self.num_units).any(axis=1)]] = True
         varies[self.runs.axis] = True
         return varies
 
     def depending(self, axes: Collection[int]) -> NDArray[np.bool_]:
-        """Which units [num_units] some axes depend on."""
+        """The units [num_units] that some axes depend on."""
         some = np.zeros(self.num_axes, dtype=bool)
         some[list(axes)] = True
         which = np.zeros(self.num_units + 1, dtype=bool)

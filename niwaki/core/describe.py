@@ -1,4 +1,4 @@
-"""A search space, a plan, and long lists of numbers or lines as text that fits a screen."""
+"""Describe a search space, a plan, and long lists of numbers or lines as text that fits a screen."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _MEASURES = {"macs": "MACs", "params": "parameters", "memory": "bytes of weights
 
 
 def describe_plan(plan: Plan) -> str:
-    """What a plan costs beside the dense network and its budget, what it keeps of each group, and an edit of every kind
-    that it has."""
+    """The cost of a plan beside the dense network and its budget, the units that it keeps of each group, and an edit of
+    every kind that it has."""
     total = sum(plan.units.values())
     removed = total - sum(map(len, plan.kept.values()))
     lines = [f"Plan: {removed:,} of {total:,} units in {counted(len(plan.kept), 'group')} are removed"]
@@ -59,7 +59,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def _limit(limit: Any) -> str:
-    """A limit as it was asked for: a share, or an amount."""
+    """A limit as the user gave it: a fraction, or an amount."""
     if not isinstance(limit, (int, float)):
         return ""
     return f", budget {limit:.1%}" if isinstance(limit, float) else f", budget {limit:,}"
@@ -89,9 +89,9 @@ def describe_space(space: SearchSpace) -> str:
     for tie in space.ties[:_SHOWN]:
         parts = [f"{step} of {space.groups[group].name}" for group, step in zip(tie.groups, tie.steps, strict=True)]
         if len(parts) > 1:
-            lines.append(f"  tied, leaving together: {', '.join(parts)}")
+            lines.append(f"  tied, removed together: {', '.join(parts)}")
         else:
-            lines.append(f"  leaving in steps: {parts[0]}, {tie.most} times at most")
+            lines.append(f"  removed in steps: {parts[0]}, {tie.most} times at most")
     by_reason: dict[str, list[Pin]] = {}
     for pin in space.pins:
         by_reason.setdefault(pin.reason, []).append(pin)
@@ -110,13 +110,13 @@ def describe_space(space: SearchSpace) -> str:
 
 
 def describe_group(group: Group) -> str:
-    """The name and the number of units of a group, and what each tensor has of them."""
+    """The name and the number of units of a group, and its positions in each tensor."""
     lines = [f"{group.name}: {counted(group.units, 'unit')}" + (f", inexact: {group.inexact}" if group.inexact else "")]
     return "\n".join([*lines, *first_of([f"  {piece}" for piece in group.slices])])
 
 
 def first_of(lines: Sequence[str], most: int = _SHOWN) -> list[str]:
-    """The first lines, and how many more there are, indented like them.
+    """The first lines, and the number of further ones, indented like them.
 
     >>> first_of(["  a", "  b", "  c"], 1)
     ['  a', '  … 2 more']

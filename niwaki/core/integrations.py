@@ -1,4 +1,5 @@
-"""What packages that know the models of one library add to searching and cutting. The core knows none of them by name.
+"""Integrations: what a package for the models of one library adds to searching and cutting. The core names none of
+them.
 
 Such a package registers an `Integration` when it is imported.
 """
@@ -16,8 +17,8 @@ from niwaki.core.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Multiple:
-    """What the description of a model asks of its sizes: the length of dimension ``dim`` of the parameter ``tensor`` is
-    a multiple of the length of dimension ``of_dim`` of ``of``, divided by ``per``. ``what`` says so in words."""
+    """A condition of a model's configuration on its sizes: the length of dimension ``dim`` of the parameter ``tensor``
+    is a multiple of the length of dimension ``of_dim`` of ``of``, divided by ``per``. ``what`` says so in words."""
 
     tensor: str
     dim: int
@@ -31,15 +32,14 @@ class Integration(Protocol):
     """Knowledge of the models of one library."""
 
     def multiples(self, model: torch.nn.Module) -> Sequence[Multiple]:
-        """What descriptions of ``model`` ask of its sizes; nothing for models that it does not know."""
+        """The conditions of the configurations of ``model`` on its sizes; empty for unknown models."""
 
     def looked_after(self, model: torch.nn.Module) -> Sequence[object]:
-        """Objects on the modules of ``model`` whose numbers `after_cut` keeps up to date, or says of that they are
-        not."""
+        """Objects on the modules of ``model`` whose numbers `after_cut` updates, or reports as not updated."""
 
     def after_cut(self, small: torch.nn.Module, plan: Plan) -> None:
-        """Bring what describes ``small`` up to date, which has just been cut by ``plan``. It raises nothing, leaves
-        tensors alone, and changes no object that others may hold."""
+        """Update the configurations of ``small``, which has just been cut by ``plan``. It must not raise, change
+        tensors, or change objects that others may hold."""
 
 
 _REGISTERED: list[Integration] = []

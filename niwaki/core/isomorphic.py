@@ -1,4 +1,5 @@
-"""The group of each unit, and which groups are alike: the same layers in the same arrangement (arXiv:2407.04616)."""
+"""The group of each unit, and the classes of isomorphic groups: the same layers in the same arrangement
+(arXiv:2407.04616)."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ def classes_of(space: SearchSpace) -> IntArray:
     """The number of the class of each group, [groups]; groups of one class are isomorphic.
 
     Two groups are isomorphic when their slices, in the order of the model's tensors, belong to modules of the same
-    types, in the same parameters and dimensions of them, and say the same of each (whether it makes the unit or reads
-    it). The number of units does not count, nor does that of positions per unit: the hidden layers of all blocks of a
-    transformer are one class, and so are those of a convolutional network's stages, whatever their widths.
+    types, in the same parameters and dimensions of them, and have the same role in each (produced or consumed). The
+    numbers of units and of positions per unit do not matter: the hidden layers of all blocks of a transformer are one
+    class, and so are those of a convolutional network's stages, whatever their widths.
     """
     modules = dict(named_modules(space.model))
     known: dict[Hashable, int] = {}
@@ -37,6 +38,6 @@ def _signature(group: Group, modules: Mapping[str, object]) -> Hashable:
     owners: dict[str, int] = {}
     for piece in group.slices:
         owner, _, own = piece.tensor.rpartition(".")
-        number = owners.setdefault(owner, len(owners))  # which slices share a module
+        number = owners.setdefault(owner, len(owners))  # the slices that share a module
         found.append((number, type(modules.get(owner)), own, piece.dim, piece.role.produces, piece.parameter))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Whose code it is: torch's, einops', or a model's."""
+"""Tell code of torch and of einops from code of a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import CodeType
 
 
 def _directory(library: str) -> str:
-    """Where the files of a library lie, with the separator behind it; a name that no file has if it is not installed.
+    """The directory of a library's files, with a separator at the end; for a missing library, a name that no file has.
 
     Without the separator, files of torchvision would count as torch's.
     """

@@ -1,4 +1,4 @@
-"""Where in the user's source something happened."""
+"""Locations in the user's source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from os.path import basename
 class Location:
     """A line of Python source and the module (dotted path in the model) that was running it.
 
-    ``line`` is 0 where no line of the user's was involved; ``file`` is then the kind of model.
+    ``line`` is 0 if no line of the user's was involved; ``file`` is then the class of the model.
     """
 
     file: str
@@ -30,5 +30,5 @@ class Location:
         return f"{where} (in '{self.module}')" if self.module else where
 
 
-# Where a program that is run call by call came from: its lines are those of the model it was exported from.
+# The source line of the running call of an exported program: a line of the model that it was exported from.
 running_at: ContextVar[Location | None] = ContextVar("running_at", default=None)

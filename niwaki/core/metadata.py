@@ -1,4 +1,4 @@
-"""Sizes that ``torch.nn`` modules remember beside their parameters, for printing and checks only."""
+"""Sizes in attributes of ``torch.nn`` modules that are used for printing and checks only."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ SIZES: Mapping[type[nn.Module], tuple[RememberedSize, ...]] = {
     ),
     nn.RNNBase: (
         RememberedSize("input_size", "weight_ih_l0", 1),
-        RememberedSize(
-            "hidden_size", "weight_hr_l0", 1
-        ),  # with a projection, of which the recurrent weight reads the result
+        RememberedSize("hidden_size", "weight_hr_l0", 1),  # with a projection, whose result the recurrent weight reads
         RememberedSize("hidden_size", "weight_hh_l0", 1),
         RememberedSize("proj_size", "weight_hr_l0", 0),
     ),

@@ -1,4 +1,4 @@
-"""Eval mode for as long as something is measured or compared."""
+"""Eval mode inside of a block of code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The modules, parameters and buffers of a model by name, as they are called without `torch.compile`.
+"""The modules, parameters and buffers of a model by their names without `torch.compile`.
 
 ``torch.compile(module)`` wraps a module in another one, which holds it as ``_orig_mod``. Search spaces, plans and files
-name what is inside, so that they fit the network whether it, or a part of it, is compiled or not.
+use the names inside of it, so that they fit the network compiled or not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def is_of_graph(name: str) -> bool:
 
 
 def plain_json(data: Any) -> Any:
-    """JSON data with plain names: files of compiled networks once had those of torch's wrappers."""
+    """JSON data with plain names: older files of compiled networks have the names of torch's wrappers."""
     if isinstance(data, dict):
         return {plain_name(key): plain_json(value) for key, value in data.items()}
     if isinstance(data, list):
@@ -62,7 +62,7 @@ def state_of_model(model: nn.Module, *, keep_vars: bool = False) -> dict[str, An
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
-    """`nn.Module.get_submodule` by a plain name; raises `AttributeError` where there is no such module."""
+    """`nn.Module.get_submodule` by a plain name; raises `AttributeError` if no module has it."""
     module = _uncompiled(model)
     for part in path.split(".") if path else ():
         module = _uncompiled(module.get_submodule(part))
@@ -70,6 +70,6 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
-    children = module._modules  # of a scripted module, something that has no `get`
+    children = module._modules  # the modules of a scripted module have no `get`
     inside = children[_COMPILED] if _COMPILED in children else None
     return module if inside is None else _uncompiled(inside)

@@ -1,4 +1,4 @@
-"""What Python objects are made of: dictionaries, slots, closures. Read and copied without running code of theirs."""
+"""Read and copy Python objects (dictionaries, slots, closures) without running their code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ALLOCATORS = (SimpleNamespace, OrderedDict, defaultdict, dict, object)
 
 
 def attributes_of(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an object keeps in its dictionary and in its slots. No code of its class runs.
+    """The attributes of an object, in its dictionary and in its slots. No code of its class runs.
 
     Example:
         >>> class Point:
@@ -41,7 +41,7 @@ def set_attributes(other: Any, own: dict[str, Any], slots: dict[str, Any]) -> No
 
 
 def class_attribute(kind: type, name: str) -> Any:
-    """What a class and its bases say of a name, without asking descriptors; None if nothing."""
+    """The entry of a class or its bases for a name, without calling descriptors; None if they have none."""
     return next((base.__dict__[name] for base in kind.__mro__ if name in base.__dict__), None)
 
 
@@ -51,19 +51,19 @@ def empty(kind: type) -> Any:
 
 
 def copyable(kind: type) -> bool:
-    """Whether an object of this class is no more than its attributes and, in a dict, its items, and may be forgotten
-    without a trace."""
+    """Whether an object of this class consists of its attributes and, in a dict, its items alone, so that copying it
+    has no other effect."""
     if any("__del__" in base.__dict__ for base in kind.__mro__):
         return False
     try:
         empty(kind)
-    except TypeError:  # part of it is kept where Python code cannot reach
+    except TypeError:  # part of it lies where Python code cannot read
         return False
     return True
 
 
 def filled(cell: CellType) -> bool:
-    """Whether there is something in a cell yet."""
+    """Whether a cell has a value yet."""
     try:
         cell.cell_contents  # noqa: B018 - raises if not
     except ValueError:
@@ -72,12 +72,12 @@ def filled(cell: CellType) -> bool:
 
 
 def closure_of(function: FunctionType) -> tuple[Any, ...]:
-    """What the cells of a function hold; a cell that is still empty is its own content."""
+    """The values in the cells of a function; an empty cell stands for itself."""
     return tuple(cell.cell_contents if filled(cell) else cell for cell in function.__closure__ or ())
 
 
 def function_like(function: FunctionType, defaults: Any, keywords: Any, contents: tuple[Any, ...]) -> FunctionType:
-    """The same code with other defaults and other contents of its closure."""
+    """A function of the same code with other defaults and other values in its closure."""
     cells = tuple(
         cell if not filled(cell) or cell.cell_contents is content else CellType(content)
         for cell, content in zip(function.__closure__ or (), contents, strict=True)

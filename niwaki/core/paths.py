@@ -1,7 +1,8 @@
-"""Paths into the attributes of modules: containers, configs, partials, closures. Read, and replaced by copies.
+"""Paths into the attributes of modules (containers, configs, partials, closures): read values, and replace them in
+copies.
 
-Nothing here changes what it is given, and no code of the things it copies runs: what several modules share stays what
-it is for all but the one that is given a copy.
+Nothing here changes its arguments, and no code of copied objects runs: an object that several modules share is
+unchanged for all but the one that gets a copy.
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ _LONGEST = 256  # containers with more items than this are data, not settings
 _PARTIAL = ("func", "args", "keywords")
 _FUNCTION = ("__defaults__", "__kwdefaults__", "__closure__")
 _SEQUENCES = (tuple, list, torch.Size)
-# Things with an identity of their own, for which no copy could stand.
+# Objects with an identity of their own, which a copy cannot replace.
 _UNIQUE = (torch.nn.Module, torch.Tensor, type, Enum, ModuleType, BaseException)
 
 
 def describe(module: str, name: str, where: Where) -> str:
-    """A path as one would write it: ``layers.0.attention.config.heads``, ``norm.normalized_shape[0]``."""
+    """A path as Python code: ``layers.0.attention.config.heads``, ``norm.normalized_shape[0]``."""
     steps = (f".{step.name}" if isinstance(step, Field) else f"[{step!r}]" for step in where)
     return (f"{module}.{name}" if module else name) + "".join(steps)
 
 
 def parts(value: Any) -> Iterator[tuple[Step, Any]]:
-    """What a copy of ``value`` could hold other things in the place of. Nothing for what is better not copied."""
+    """The parts of ``value`` that a copy could replace, by their steps; empty for values that should not be copied."""
     if isinstance(value, (tuple, list)):
         if len(value) <= _LONGEST and (type(value) in _SEQUENCES or _is_namedtuple(value)):
             yield from enumerate(value)
@@ -71,8 +72,8 @@ def parts(value: Any) -> Iterator[tuple[Step, Any]]:
 
 
 def _fields(value: Any) -> Iterator[tuple[Step, Any]]:
-    """The attributes of an object, but for those that Python and its libraries put there (``__orig_class__``). An
-    object that is its own dictionary has its items, and no attributes beside them."""
+    """The attributes of an object, except dunder names of Python and its libraries (``__orig_class__``). An object that
+    is its own dictionary has items only."""
     for kept in attributes_of(value):
         if kept is not value:
             yield from ((Field(name), item) for name, item in kept.items() if not _is_dunder(name))
@@ -82,7 +83,7 @@ def part(value: Any, step: Step) -> Any:
     """One of the `parts` of a value.
 
     Raises:
-        LookupError: it has no such part.
+        LookupError: it does not have this part.
     """
     for known, item in parts(value):
         if known == step and type(known) is type(step):
@@ -91,7 +92,7 @@ def part(value: Any, step: Step) -> Any:
 
 
 def rebuilt(value: Any, changes: Mapping[Step, Any]) -> Any:
-    """A copy of ``value``, of the same class, with some of its `parts` changed; what is not changed is shared with it.
+    """A copy of ``value``, of the same class, with some of its `parts` changed; unchanged parts are shared with it.
 
     Example:
         >>> class Settings(OrderedDict):
@@ -107,7 +108,7 @@ def rebuilt(value: Any, changes: Mapping[Step, Any]) -> Any:
     if own is value:
         object.__setattr__(other, "__dict__", other)
         return other
-    inside = {id(value): other}  # what refers to itself
+    inside = {id(value): other}  # a value that refers to itself
     changed = [
         {name: named.get(name, inside.get(id(item), item)) for name, item in kept.items()} for kept in (own, slots)
     ]
@@ -137,10 +138,10 @@ def _copy_of_items(value: Any, changes: Mapping[Step, Any], named: Mapping[str, 
 
 
 def replaced(value: Any, where: Sequence[Step], new: Any) -> Any:
-    """``value`` with ``new`` at the end of a path, in copies of all that lies on the way.
+    """``value`` with ``new`` at the end of a path; all objects on the path are copied.
 
     Raises:
-        LookupError: there is no such path in ``value``.
+        LookupError: ``value`` does not have this path.
     """
     if not where:
         return new
@@ -148,7 +149,7 @@ def replaced(value: Any, where: Sequence[Step], new: Any) -> Any:
 
 
 def where_to_json(where: Where) -> Any:
-    """A path as plain data: nothing, an index, or a list of indices, keys and ``{"attribute": name}``."""
+    """A path as plain data: None, an index, or a list of indices, keys and ``{"attribute": name}``."""
     if not where or (len(where) == 1 and isinstance(where[0], int)):
         return where[0] if where else None
     return [{"attribute": step.name} if isinstance(step, Field) else step for step in where]
@@ -175,8 +176,8 @@ def _step(data: Any) -> Step:
 
 
 def is_setting(value: Any) -> bool:
-    """Whether something that a class holds would be the same on an object: a number, container or plain object, and
-    nothing that behaves, such as a method or a property."""
+    """Whether a class attribute would be the same on an instance: a number, container or plain object, not a method,
+    property or other descriptor."""
     if type(value) is int:
         return True
     kind = type(value)

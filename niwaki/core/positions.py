@@ -1,4 +1,4 @@
-"""Whole numbers in a row, kept in one array: what is left of a group or of a dimension can be millions of them."""
+"""A sequence of whole numbers in one array: the kept positions of a group or of a dimension can be millions."""
 
 from __future__ import annotations
 

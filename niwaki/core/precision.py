@@ -12,12 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def doubled() -> Iterator[None]:
-    """Inside, float32 asked for by name is float64: ``x.float()``, ``x.to(torch.float32)``, ``softmax(dtype=...)``. So
-    are the two numbers of a complex one.
+    """Inside, float32 requested by name is float64: ``x.float()``, ``x.to(torch.float32)``, ``softmax(dtype=...)``.
+    Complex numbers are doubled likewise.
 
-    Many a norm and a softmax computes in float32 whatever comes in. In a network of float64 that is round-off of
-    1e-7 in the middle, and constants that are float32 do not meet float64 at all. Tensors that exist already keep
-    their type.
+    Many norms and softmaxes compute in float32 whatever their input is. In a float64 network that causes round-off of
+    1e-7, and operators refuse float32 constants beside float64. Existing tensors keep their type.
 
     Example:
         >>> import torch
@@ -57,7 +56,7 @@ _GROUPED = tuple(
 
 
 def _grouped(rows: torch.Tensor, weights: torch.Tensor, offs: torch.Tensor, **_: Any) -> torch.Tensor:
-    """Rows up to each offset times a weight of their own: torch has no grouped product of float64."""
+    """A grouped product in float64, which torch lacks: the rows up to each offset times their own weight."""
     ends = [0, *offs.tolist()]
     parts = [rows[first:last] @ weight for first, last, weight in zip(ends, ends[1:], weights, strict=False)]
     return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], weights.shape[-1])])

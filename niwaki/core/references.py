@@ -1,4 +1,4 @@
-"""What refers to a model: functions, containers and plain objects from which its modules and tensors can be reached."""
+"""Find the functions, containers and plain objects that refer to a model."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ ATOMS = frozenset(
 )
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _LEAVES = (type, ModuleType, Enum, *ATOMS)
-_MOST_THINGS = 10_000  # a closure from which more than that is reached holds the program around the model
-_MOST_ENTRIES = 2**16  # of tensors that do not belong to the model
+_MOST_THINGS = 10_000  # a closure that reaches more objects holds the program around the model
+_MOST_ENTRIES = 2**16  # the most tensors that do not belong to the model
 
 
 class Reach:
-    """``core``: the identities of a model's modules, parameters and buffers. ``owned``: of all that it consists of,
-    these and the containers, objects and other tensors that hang on them; not what only functions refer to."""
+    """The objects that a model reaches. ``core``: the identities of its modules, parameters and buffers. ``owned``:
+    these, and the containers, objects and other tensors in their attributes; not objects that only functions refer
+    to."""
 
     def __init__(self, model: nn.Module) -> None:
         self.core = {id(module) for module in model.modules()}
@@ -43,12 +44,12 @@ class Reach:
             seen[id(value)] = value
             waiting += vars(value).values() if isinstance(value, nn.Module) else _held(value)
         self.owned = frozenset(seen)
-        self._things = seen  # kept alive, for they are known by identity
+        self._things = seen  # kept alive, since they are known by identity
         self._known: dict[int, tuple[Any, bool]] = {}
 
     def binds(self, value: Any) -> bool:
-        """Whether a function that refers to ``value`` has to refer to a copy of it when the model is copied: something
-        of the model is reached from it, and nothing but what a copy can do with (no other networks, no files, ...)."""
+        """Whether a function that refers to ``value`` has to refer to a copy of it when the model is copied: ``value``
+        reaches a part of the model, and nothing that a copy cannot use (other networks, files, ...)."""
         if id(value) not in self._known:
             self._known[id(value)] = value, self._leads_here(value)
         return self._known[id(value)][1]
@@ -65,14 +66,15 @@ class Reach:
         return found and entries <= _MOST_ENTRIES
 
     def stands_alone(self, value: Any) -> bool:
-        """Whether no module and no tensor is reached from an object."""
+        """Whether an object reaches no module and no tensor."""
         return all(
             descends and not isinstance(thing, (Tensor, nn.Module)) and id(thing) not in self.core
             for thing, descends in self._walk(value, stop=self.core)
         )
 
     def _walk(self, value: Any, stop: Iterable[int] | None = None) -> Iterator[tuple[Any, bool]]:
-        """All that is reached, and whether it can be looked into; not beyond what belongs to the model."""
+        """All objects that are reached, and whether their content can be read; objects of the model are not
+        followed."""
         stop = self.owned if stop is None else stop
         seen: dict[int, Any] = {}
         waiting = [value]
@@ -90,14 +92,14 @@ class Reach:
 
 
 def contents(function: FunctionType) -> list[Any]:
-    """What a function refers to: its closure, defaults and attributes."""
+    """The references of a function: its closure, defaults and attributes."""
     found = [cell.cell_contents for cell in function.__closure__ or () if filled(cell)]
     return [*found, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *vars(function).values()]
 
 
 def named_globally(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """The modules and tensors that a function refers to by global names, as such or by their methods; and what the
-    functions do that it has in its closure, or in its own file."""
+    """The modules and tensors that a function refers to by global names, directly or by their methods; also those of
+    the functions in its closure and in its file."""
     seen: set[int] = set()
     waiting: list[Any] = [function]
     while waiting:
@@ -123,8 +125,8 @@ def _globals_read(code: CodeType) -> Iterator[str]:
 
 
 def names_of(kinds: Iterable[type]) -> frozenset[int]:
-    """The identities of what the code of some classes has names for: globals, attributes of these classes, variables
-    around their methods; and what is directly inside of such containers, classes and modules."""
+    """The identities of objects that the code of some classes has names for: globals, attributes of these classes,
+    variables around their methods; and objects directly inside of such containers, classes and modules."""
     spaces: dict[int, dict[str, Any]] = {}
     direct: dict[int, Any] = {}
     for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__):
@@ -150,7 +152,7 @@ def _held(value: Any) -> list[Any]:
 
 
 def _look(value: Any) -> list[Any] | None:
-    """What a thing refers to; None if that cannot be told."""
+    """The references of an object; None if they cannot be read."""
     if isinstance(value, FunctionType):
         return contents(value)
     if isinstance(value, MethodType):

@@ -35,11 +35,11 @@ from niwaki.errors import PlanError
 def reindex(
     space: SearchSpace, plan: Plan, model: torch.nn.Module | None = None, *, shrunk: bool = True
 ) -> SearchSpace:
-    """The search space of the network that ``plan`` leaves, without running it again.
+    """The search space of the network cut by ``plan``, without running it again.
 
     Args:
         space: the space that ``plan`` was made from.
-        plan: what is kept.
+        plan: the plan of the cut.
         model: the smaller network, as `niwaki.cut` returned it; without it the model of ``space`` itself, which
             `niwaki.shrink` has made smaller.
         shrunk: False if the model has not been made smaller yet.
@@ -64,9 +64,9 @@ def reindex(
     for shape in shapes:
         if shrunk and here.get(shape.name) != shape.shape:
             raise PlanError(
-                f"The model is not what the plan leaves: {shape.name!r} should have the shape {list(shape.shape)}, but "
-                f"has {list(here.get(shape.name, ()))}. Shrink the model by this plan first (niwaki.shrink), or pass "
-                "what niwaki.cut made of it."
+                f"The model is not the one cut by this plan: {shape.name!r} should have the shape {list(shape.shape)}, "
+                f"but has {list(here.get(shape.name, ()))}. Shrink the model by this plan first (niwaki.shrink), or "
+                "pass the network that niwaki.cut returned."
             )
     return _Reindexing(space, keep).space(model, shapes)
 

@@ -1,7 +1,8 @@
-"""What a cut has to change so that an average over fewer entries stays what it was.
+"""Repairs: what a cut changes so that an average over fewer entries has the same value.
 
-A mean over n entries of which the removed ones are zero is m/n of the mean over the m that are left. Whatever is
-computed from it carries a power of n/m until a weight takes it up; an epsilon that was added on the way takes it too.
+A mean over n entries, of which the removed ones are zero, is m/n times the mean over the m remaining ones. Everything
+computed from it carries a power of n/m until a weight takes up the factor; an epsilon that is added on the way is
+scaled too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from niwaki.core.edits import Rescale, SetScalar
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """A float attribute of a module. ``epsilon``: it is None, which stands for the machine epsilon of the dtype."""
+    """A float attribute of a module. ``epsilon``: whether it is None, which stands for the machine epsilon of the
+    dtype."""
 
     module: str
     name: str
@@ -58,7 +60,7 @@ class Repairs:
     scalars: tuple[ScalarRule, ...] = ()
 
     def solve(self, counts: FloatArray) -> tuple[list[Rescale], list[SetScalar]]:
-        """The repairs that the surviving ``counts`` [num_axes] ask for."""
+        """The repairs for the surviving ``counts`` [num_axes]."""
         repairs = [Rescale(rule.tensor, ratio(rule.factors, counts), rule.shift) for rule in self.tensors]
         edits = []
         for rule in self.scalars:

@@ -1,5 +1,5 @@
-"""Criteria: how much the network needs each unit. A new one is a function in the file of its family, or a file of its
-own and one line below. Imports core, trace and per_unit.
+"""Criteria: how much the network needs each unit. A new criterion is a function in the file of its family, or a new
+file and one line below. Imports core, trace and per_unit.
 """
 
 from niwaki.criteria import activations as activations

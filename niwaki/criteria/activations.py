@@ -12,7 +12,7 @@ from niwaki.per_unit.sums import UnitSums
 def activation(unit: UnitSums) -> Tensor:
     """The mean of |a| over all values a of the unit that a matrix product or convolution reads (arXiv 1611.06440).
 
-    What is read lies behind norms and non-linearities: it is what the network misses when the unit is gone.
+    These values lie behind norms and non-linearities: the network loses them when the unit is removed.
     """
     return unit.active
 
@@ -21,8 +21,8 @@ def activation(unit: UnitSums) -> Tensor:
 def energy(unit: UnitSums) -> Tensor:
     """The sum of the singular values of the matrix [samples, positions] of the unit's values.
 
-    A feature map that is the same for every sample has one singular value, however large it is. Taken where a matrix
-    product or convolution reads the unit; the mean over such places. In a network of matrix products all rows (tokens)
-    are samples, and a unit of one position has the Euclidean norm.
+    A feature map that is the same for every sample has one singular value, however large it is. Computed where a matrix
+    product or convolution reads the unit; the mean over all such reads. In a network of matrix products all rows
+    (tokens) are samples, and a unit of one position has the Euclidean norm.
     """
     return unit.energy

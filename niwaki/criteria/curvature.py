@@ -1,4 +1,4 @@
-"""The criterion of the curvature of the loss, by Hessian-vector products."""
+"""The criterion ``hessian``: the curvature of the loss, by Hessian-vector products."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def curvature(
     """x_g' H_gg x_g of each unit, [num_units]: the mean over the probes ``signs`` [probes, num_units] of +-1.
 
     A probe is v = x with the entries of each unit under one random sign. Then <v_g, (Hv)_g> has the mean x_g' H_gg x_g,
-    since the terms between units cancel: unlike the trace, it sees how the weights of a unit act together. (Of entries
-    that lie in several units at once the terms between those that differ in the other unit cancel, too.)
+    since the terms between units cancel: unlike the trace, it includes the terms between the weights of a unit. (For
+    entries that lie in several units at once, the terms between entries of different other units cancel too.)
 
     ``gradients`` must carry a graph (``create_graph=True``).
     """
@@ -45,7 +45,7 @@ def curvature(
         except RuntimeError as cause:
             raise MethodError(
                 "The criterion 'hessian' needs the second derivative of the loss, and the model has an operator "
-                f"without one: {cause}. Choose 'fisher' or 'taylor2', which need none."
+                f"without one: {cause}. Choose 'fisher' or 'taylor2', which need first derivatives only."
             ) from cause
         curved = dict(zip(gradients, products, strict=True))
         rows: list[Tensor] = []
@@ -58,7 +58,7 @@ def curvature(
 
 @torch.no_grad()
 def _probe(space: SearchSpace, parameters: Mapping[str, Tensor], sign: Tensor) -> dict[str, Tensor]:
-    """The weights, each entry times the sign of every unit that it helps to make; zero where it makes none."""
+    """The weights, each entry times the sign of every unit that it is part of; zero for entries of no unit."""
     extended = torch.cat([sign, sign.new_ones(1)])
     signs = {name: torch.ones((), device=value.device, dtype=value.dtype) for name, value in parameters.items()}
     outside = dict(signs)
@@ -79,6 +79,6 @@ def hessian(unit: UnitSums) -> Tensor:
     the mean over all batches, not batch by batch).
 
     ``taylor2`` (diagonal) and ``fisher`` (the unit's whole block) take the empirical Fisher information for H, which
-    costs no second derivative and is near H only where the loss is a likelihood of a network that fits.
+    needs no second derivative and is near H only for a likelihood loss of a network that fits the data.
     """
     return unit.curved.clamp(min=0) / 2

@@ -13,8 +13,8 @@ from niwaki.per_unit.sums import UnitSums
 def cosine(unit: UnitSums) -> Tensor:
     """1 - cos(x_g, d_g), in [0, 2].
 
-    A step goes from x to x - lr * d, so a unit whose direction is parallel to itself is being shrunk by the training:
-    it is redundant (DHSPG, arXiv 2303.06862; the released HESSO has the opposite sign). 1 where either is zero.
+    A step goes from x to x - lr * d, so a unit parallel to its direction is shrunk by the training: it is redundant
+    (DHSPG, arXiv 2303.06862; the released HESSO has the opposite sign). 1 where either is zero.
     """
     lengths = (unit.square * unit.direction_square).sqrt()
     parallel = torch.where(lengths > 0, unit.aligned / lengths, lengths.new_zeros(()))
@@ -31,17 +31,17 @@ def taylor1(unit: UnitSums) -> Tensor:
 def taylor2(unit: UnitSums) -> Tensor:
     """1/2 x_g' F x_g with F the diagonal of the empirical Fisher information, the mean of grad^2 over the batches.
 
-    That is 1/2 sum_i (x_i grad_i)^2 per batch, averaged by whoever scores. It carries curvature: gradients that cancel
-    in the first-order term add up here. (1/2 <x, d>^2, as released with HESSO, ranks as the first order does.)
+    That is 1/2 sum_i (x_i grad_i)^2 per batch, averaged by the caller. It is a term of second order: gradients that
+    cancel in the first-order term add up here. (1/2 <x, d>^2, as released with HESSO, ranks as the first order does.)
     """
     return unit.product_square / 2
 
 
 @criterion("fisher", reads=("product",))
 def fisher(unit: UnitSums) -> Tensor:
-    """1/2 <x_g, grad_g>^2 per batch, averaged by whoever scores: 1/2 x_g' F x_g with F the empirical Fisher matrix.
+    """1/2 <x_g, grad_g>^2 per batch, averaged by the caller: 1/2 x_g' F x_g with F the empirical Fisher matrix.
 
-    Unlike ``taylor2``, whose F is diagonal, it sees how the weights of a unit act together; on one batch alone it ranks
-    as ``taylor1`` does.
+    Unlike ``taylor2``, whose F is diagonal, it includes the terms between the weights of a unit; on a single batch it
+    ranks as ``taylor1`` does.
     """
     return unit.product.square() / 2

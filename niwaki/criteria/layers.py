@@ -1,4 +1,4 @@
-"""Units taken apart by layer: what one module's parameters alone say of a unit."""
+"""Split units by layer, to score each module's part of a unit by itself."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from niwaki.per_unit.index import UnitIndex
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layers:
-    """The parts of units. Part i is what the module number ``layer[i]`` holds of the unit ``unit[i]``; ``index`` knows
-    which rows make up which part."""
+    """The parts of units. Part i is the part of unit ``unit[i]`` in module number ``layer[i]``; ``index`` has the rows
+    of each part."""
 
     index: UnitIndex
     unit: Tensor  # [parts]
@@ -43,7 +43,7 @@ class Layers:
 
     def joined(self, values: Tensor) -> Tensor:
         """One value per unit, [num_units], from ``values`` [parts]: each over the mean of its layer, then the mean over
-        the unit's layers. A layer whose values are all zero stays zero."""
+        the unit's layers. In a layer whose values are all zero, all parts score zero."""
         mean = _mean(values, self.layer, int(self.layer.max()) + 1)
         shares = values / torch.where(mean > 0, mean, 1)[self.layer]
         return _mean(shares, self.unit, self.num_units)

@@ -1,4 +1,4 @@
-"""The loss of a batch, computed by whatever the user calls a loss."""
+"""Compute the loss of a batch, from a function of the user or a loss of torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from niwaki.errors import MethodError, first_line
 
-Loss = Callable[[Any, Any], Tensor]  # of the model and a batch; or, where torch defines it, of outputs and labels
+Loss = Callable[[Any, Any], Tensor]  # a function of the model and a batch; or a loss of torch, of outputs and labels
 
 _EXPECTED = (
     "It is given the model and one batch, and returns the scalar loss. A loss of outputs and labels that torch "
@@ -33,7 +33,7 @@ def loss_of(loss_fn: Loss, model: nn.Module, batch: Any) -> Tensor:
     try:
         inspect.signature(loss_fn).bind(model, batch)
     except ValueError:
-        pass  # some built-in functions have no signature to look at
+        pass  # some built-in functions have no signature
     except TypeError as cause:
         raise MethodError(f"loss_fn cannot be called as loss_fn(model, batch): {cause}. {_EXPECTED}") from cause
     try:
@@ -52,17 +52,17 @@ def check_loss(loss: object, count: int) -> None:
     if not loss.requires_grad:
         raise MethodError(
             "The loss that loss_fn returned does not depend on the model's parameters, so there is no gradient to "
-            "score with. Compute it from the model that loss_fn is given, without torch.no_grad() and without .item()."
+            "score with. Compute it from the model passed to loss_fn, without torch.no_grad() and without .item()."
         )
     if not torch.isfinite(loss):
         raise MethodError(
-            f"The loss of batch {count} is {loss.item()}, so its gradient scores nothing. "
+            f"The loss of batch {count} is {loss.item()}, so its gradient cannot score units. "
             "Look for non-finite data or a diverged model."
         )
 
 
 def _compares_outputs(loss_fn: Loss) -> bool:
-    """Whether a loss is a module, or a function of torch's own: none of these can be given a model."""
+    """Whether a loss is a module or a function of torch: these compare outputs and take no model."""
     while isinstance(loss_fn, partial):
         loss_fn = loss_fn.func
     return isinstance(loss_fn, nn.Module) or (getattr(loss_fn, "__module__", None) or "").partition(".")[0] == "torch"

@@ -1,4 +1,4 @@
-"""The values of criteria at the model's weights, as means over batches of data."""
+"""Measure the values of criteria at the model's weights, as means over batches of data."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Measurement:
         self._reads = {name for criterion in criteria for name in criterion.reads}
 
     def at_weights(self) -> Tensor:
-        """The criteria, [criteria, num_units], if none of them needs data."""
+        """The values of the criteria, [criteria, num_units]; they must not need data."""
         return self._joined(self._values(self._criteria, {}, {}))
 
     def over(self, batches: Iterable[Any], loss_fn: Loss) -> Tensor:
-        """The means of the criteria over ``batches``, [criteria, num_units]. Those that need the curvature see that of
-        the mean loss, and its gradient: what is clamped batch by batch does not average out."""
+        """The means of the criteria over ``batches``, [criteria, num_units]. Criteria of the curvature get that of the
+        mean loss, and its gradient: values clamped batch by batch would not average out."""
         each = [criterion for criterion in self._criteria if not criterion.needs_curvature]
         bent = [criterion for criterion in self._criteria if criterion.needs_curvature]
         totals: list[Tensor] = []
@@ -128,7 +128,7 @@ class Measurement:
 
 
 def _sum(total: Mapping[str, Tensor | None], more: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """``total`` with ``more`` added, name by name; None is nothing."""
+    """``total`` with ``more`` added, name by name; None counts as zero."""
     found: dict[str, Tensor | None] = {}
     for name, value in more.items():
         before = total.get(name)
@@ -147,7 +147,8 @@ def _watched_by(observer: ActivationObserver | None) -> Iterator[None]:
 
 @contextmanager
 def _borrowed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """The model in eval mode with gradients for ``parameters``; afterwards everything is as it was."""
+    """Put the model into eval mode with gradients for ``parameters`` inside the block; restore everything
+    afterwards."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     with preserved(model):
         try:

@@ -1,4 +1,4 @@
-"""Among which units each is compared, and saliencies of different criteria or layers on one scale."""
+"""The units among which each unit is compared, and saliencies of different criteria or layers on one scale."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def normalise(space: SearchSpace, values: FloatArray, keep: BoolArray, compare: 
     """``values`` [num_units] over their mean among the units of ``keep``: of each group, of each class of isomorphic
     groups, or of the whole space.
 
-    Where the values are all zero they stay zero. Negative ones, which only functions of the user's return, count from
-    the lowest of ``keep``: a mean near zero would say nothing of their scale. Global means make layers of different
-    scale incomparable (a network can lose a whole layer), therefore ``group`` is the default.
+    Values that are all zero remain zero. If some are negative, as only functions of the user return, they count from
+    the lowest of ``keep``: a mean near zero is no measure of their scale. With a global mean, layers of different scale
+    cannot be compared (a network can lose a whole layer), so ``group`` is the default.
     """
     where = peers_of(space, compare)
     values = values - min(0.0, float(values[keep].min(initial=0.0)))

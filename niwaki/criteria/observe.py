@@ -1,4 +1,4 @@
-"""What passes through units: the values that matrix products and convolutions read, seen while the model runs."""
+"""Observe the activations of units: the values that matrix products and convolutions read while the model runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
 
 aten = torch.ops.aten
-_PRODUCTS: Mapping[Any, tuple[int, int]] = {  # the places of the two factors among the arguments
+_PRODUCTS: Mapping[Any, tuple[int, int]] = {  # the positions of the two factors among the arguments
     aten.mm.default: (0, 1),
     aten.bmm.default: (0, 1),
     aten.addmm.default: (1, 2),
@@ -23,12 +23,12 @@ _PRODUCTS: Mapping[Any, tuple[int, int]] = {  # the places of the two factors am
 
 
 class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While entered: adds up what the units of ``space`` pass on, per batch.
+    """While entered: sums the activations of the units of ``space``, per batch.
 
-    Below autograd every layer is one of a few operators that contract an activation with a parameter (or a view of
-    it). The dimension of the parameter that is contracted tells which units the activation holds: the search space
-    knows whose positions these are. So no layer needs a hook, and no table of layers is needed. A grouped convolution
-    is not looked at: what it reads is read again behind it.
+    Below autograd every layer is one of a few operators that contract an activation with a parameter (or a view of it).
+    The contracted dimension of the parameter identifies the units in the activation: the search space has their
+    positions. So no layer needs a hook, and no table of layers is needed. Grouped convolutions are not observed: a
+    later operator reads the same units.
     """
 
     def __init__(self, space: SearchSpace, like: Tensor, *, energy: bool) -> None:
@@ -52,7 +52,7 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
     def _owner(self, factor: Tensor, dim: int) -> tuple[str, int] | None:
-        """The parameter that ``factor`` is or is a view of, and which of its dimensions the ``dim`` of it is."""
+        """The parameter that ``factor`` is or is a view of, and the parameter's dimension at ``dim`` of ``factor``."""
         if factor.layout is not torch.strided:
             return None
         name = self._at.get(factor.untyped_storage().data_ptr())
@@ -67,7 +67,8 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return (name, same[0]) if len(same) == 1 else None
 
     def _add(self, values: Tensor, first: int, index: Tensor) -> None:
-        """``values`` [positions, samples, places]; ``index`` [units, K] the positions of units ``first`` on."""
+        """Add ``values`` [positions, samples, places]; ``index`` [units, K]: the positions of the units from ``first``
+        on."""
         units, width = index.shape
         dtype = torch.promote_types(values.dtype, self._like.dtype) if values.is_complex() else self._like.dtype
         own = values.detach().index_select(0, index.reshape(-1).to(values.device)).to(self._like.device, dtype)
@@ -82,12 +83,12 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """``active`` and ``energy`` [num_units] since the last call: means over all reads.
 
         Raises:
-            MethodError: nothing was seen of some group.
+            MethodError: no activations of some group were observed.
         """
         unseen = [group.name for group in self._space.groups if not bool(self._reads[group.numbers].all())]
         if unseen:
             raise MethodError(
-                f"No matrix product or convolution was seen to read units of {len(unseen)} of the "
+                f"No matrix product or convolution read units of {len(unseen)} of the "
                 f"{len(self._space.groups)} groups, first {unseen[0]!r}, so their activations are not known. loss_fn "
                 "must run the model's own parameters (no copy of them, no autocast); or choose a criterion that needs "
                 "no activations."
@@ -100,7 +101,8 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _read_by(
     func: Any, args: tuple[Any, ...], owner: Callable[[Tensor, int], tuple[str, int] | None]
 ) -> Iterator[tuple[Tensor, tuple[str, int]]]:
-    """What an operator reads through a parameter, [positions, samples, places], and the parameter's dimension."""
+    """The values that an operator multiplies by a parameter, [positions, samples, places], and the parameter's
+    dimension."""
     if func in _PRODUCTS:
         left, right = (args[place] for place in _PRODUCTS[func])
         for values, dim, key in ((left, -1, owner(right, -2)), (right, -2, owner(left, -1))):

@@ -1,4 +1,4 @@
-"""What a criterion is, and the table of all criteria by name."""
+"""The definition of a criterion, and the table of all criteria by name."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Saliency = Callable[[UnitSums], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """A saliency per unit, the larger the more the network needs the unit.
+    """A saliency per unit; larger for units that the network needs more.
 
-    ``saliency`` maps sums over units to values [num_units], none negative. ``reads`` names the sums it uses, from
-    which follows what must be at hand: gradients, or the direction in which the optimizer moves.
+    ``saliency`` maps sums over units to values [num_units], none negative. ``reads`` names the sums it uses; they
+    determine the data it needs: gradients, or the direction in which the optimizer moves.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Criterion:
 
     @property
     def needs_direction(self) -> bool:
-        """Whether it is defined by the direction of descent: the optimizer's, or the gradient where there is none."""
+        """Whether it is defined by the direction of descent: the optimizer's, or the gradient without an optimizer."""
         return not DIRECTION_SUMS.isdisjoint(self.reads)
 
     @property
     def needs_activations(self) -> bool:
-        """Whether it is defined by the values that pass through the units."""
+        """Whether it is defined by the activations of the units."""
         return not ACTIVATION_SUMS.isdisjoint(self.reads)
 
     @property
@@ -85,7 +85,7 @@ def named(name: str) -> Criterion:
     """The criterion called ``name``.
 
     Raises:
-        UnknownName: there is none; the message lists those there are.
+        UnknownName: no criterion has that name; the message lists all names.
     """
     if name not in _REGISTRY:
         raise UnknownName(
@@ -96,7 +96,7 @@ def named(name: str) -> Criterion:
 
 
 def in_training(name: str, space: SearchSpace) -> Criterion:
-    """The criterion called ``name``, for a method that scores ``space`` in the course of the training.
+    """The criterion called ``name``, for a method that scores ``space`` during the training.
 
     Raises:
         UnknownName: there is none.

@@ -1,4 +1,4 @@
-"""Scoring all units of a search space by one criterion, or by a weighted mix of several."""
+"""Score all units of a search space by one criterion, or by a weighted mix of several."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from niwaki.errors import MethodError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """``values`` [num_units], float64: how much the network needs each unit, by the criterion of that name.
+    """The saliency of each unit: ``values`` [num_units], float64, and the name of the ``criterion``.
 
-    ``compare``: among which units they were put on one scale, and `niwaki.choose` compares them; None where they are as
-    the criterion gave them.
+    ``compare``: the units among which values were normalised, and among which `niwaki.choose` compares them; None if
+    they are the criterion's own.
     """
 
     values: FloatArray
@@ -49,23 +49,23 @@ def score(
     """Score every unit of ``space``.
 
     Args:
-        space: whose units.
+        space: the search space of the units.
         criterion: the name of a registered criterion; or a function of the space that returns [num_units] values; or a
             mix of these, ``{"magnitude": 0.5, "taylor1": 0.5}``, the weighted sum of all, each normalised.
-        batches: data, anything iterable, for criteria that need some. Values are means over the batches, in eval mode.
+        batches: an iterable of batches, for criteria that need data. Values are means over the batches, in eval mode.
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of a batch. Or a loss of torch's own, a module or
             function of outputs and labels such as ``torch.nn.CrossEntropyLoss()``, for batches ``(inputs, labels)``.
         compare: among which units values are divided by their mean: those of each ``group``; of each ``layer`` (every
-            module scores its part of a unit by itself, and the unit has the mean of its layers); of all
-            ``isomorphic`` groups (the same layers in the same arrangement); or of the whole ``space``. None leaves them
-            as they are; a mix takes ``group`` then. Negative values of a function count from the lowest of all. The
-            scores carry it, and `niwaki.choose` compares them so unless it is told otherwise.
-        seed: for criteria that draw.
+            module scores its part of a unit by itself, and the unit has the mean of its layers); of all ``isomorphic``
+            groups (the same layers in the same arrangement); or of the whole ``space``. None does not divide them; a
+            mix then uses ``group``. Negative values of a function count from the lowest of all. The scores carry it,
+            and `niwaki.choose` compares them in the same way by default.
+        seed: the random seed, for criteria with random numbers.
         probes: Hessian-vector products per batch, for criteria that need them (``hessian``).
-        among: what ``compare`` was called; it warns.
+        among: the earlier name of ``compare``; it warns.
 
-    The model is left as it was: parameters, gradients, modes, buffers and attributes; so are the random states of
-    Python, numpy and torch.
+    The model is restored: parameters, gradients, modes, buffers and attributes; so are the random states of Python,
+    numpy and torch.
 
     Raises:
         UnknownName: there is no criterion of that name.

@@ -1,4 +1,4 @@
-"""Criteria of the weights alone."""
+"""Criteria that read the weights alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def magnitude(unit: UnitSums) -> Tensor:
 
 @criterion("magnitude_l1", reads=("absolute",))
 def magnitude_l1(unit: UnitSums) -> Tensor:
-    """The norm ||x_g||_1, as filters were first pruned by (arXiv 1608.08710)."""
+    """The norm ||x_g||_1, the first criterion for filters (arXiv 1608.08710)."""
     return unit.absolute
 
 
 @criterion("average_magnitude", reads=("square",))
 def average_magnitude(unit: UnitSums) -> Tensor:
-    """||x_g|| / |g| (HESSO, arXiv 2409.09085): units of many weights have no head start."""
+    """||x_g|| / |g| (HESSO, arXiv 2409.09085): units of many weights have no advantage."""
     return unit.square.sqrt() / unit.entries.clamp(min=1)
 
 
@@ -32,7 +32,7 @@ def lamp(unit: UnitSums) -> Tensor:
     """||x_g||^2 over the sum of ||x_h||^2 for all h of its group with ||x_h|| >= ||x_g||, itself included.
 
     The largest unit of every group scores 1, so that groups can be compared with one another (``compare="space"``) and
-    none is emptied. Of units that are equally large the later one counts as the larger. 0 where the unit is zero.
+    no group is emptied. Of units that are equally large the later one counts as the larger. 0 where the unit is zero.
     """
     order = torch.argsort(unit.square, stable=True)
     order = order[torch.argsort(unit.group[order], stable=True)]  # by group, and by size in it
@@ -41,7 +41,7 @@ def lamp(unit: UnitSums) -> Tensor:
     share = square / torch.where(whole > 0, whole, 1)  # groups add up to 1, so that their sum drowns none
     total = share.cumsum(0)
     in_group = share.new_zeros(len(share) + 1).index_add_(0, group + 1, share).cumsum(0)
-    larger = in_group[group + 1] - (total - share)  # what is left of the group from here on
+    larger = in_group[group + 1] - (total - share)  # the sum of the group's remaining units
     score = torch.where(share > 0, share / torch.where(share > 0, larger, 1), 0)
     return torch.zeros_like(unit.square).index_copy_(0, order, score.to(unit.square))
 
@@ -50,8 +50,8 @@ def lamp(unit: UnitSums) -> Tensor:
 def geometric_median(unit: UnitSums) -> Tensor:
     """The sum of ||x_g - x_h|| over all units h of the group.
 
-    It is least for the units near the group's geometric median, which the others can best stand in for, whatever their
-    size. The released code works filter by filter of one layer; here a unit is all that produces it.
+    It is smallest for units near the group's geometric median, which the other units can best replace, whatever their
+    size. The released code compares filters of one layer; here a unit is all weights that produce it.
     """
     return unit.distance
 

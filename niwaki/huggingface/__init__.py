@@ -1,11 +1,11 @@
-"""Cut networks of Hugging Face transformers as ordinary checkpoints, which load without niwaki.
+"""Save cut networks of Hugging Face transformers as ordinary checkpoints, which load without niwaki.
 
-A configuration file says one number for all layers: build the search space with ``layout="uniform"``. What a family's
-configuration cannot say at all, such as fewer heads of the same size in GPT-2 and BERT, must stay (``ignored=``, which
-`can_save` tells), or the network is saved by `niwaki.save` and loaded by `niwaki.load`.
+A configuration file has one number for all layers: build the search space with ``layout="uniform"``. Sizes that cannot
+be expressed in a family's configuration, such as fewer heads of the same size in GPT-2 and BERT, must be kept
+(``ignored=``; `can_save` names the patterns), or the network is saved by `niwaki.save` and loaded by `niwaki.load`.
 
-Where one number is true for all layers, the ``config`` of a cut network says it, so that the network's own
-``save_pretrained``, caches and adapters find the sizes it has; where not, its own ``save_pretrained`` refuses.
+If all layers have equal sizes, the ``config`` of a cut network is updated, so that the network's own
+``save_pretrained``, caches and adapters find the new sizes; otherwise its own ``save_pretrained`` refuses.
 
 Imports core, trace, surgery, io and selection.
 """

@@ -1,4 +1,4 @@
-"""The configuration that says the sizes of a cut network, and the ordinary model that is built from it."""
+"""Find the configuration that has the sizes of a cut network, and build an ordinary model from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def described(small: PreTrainedModel, family: Family) -> tuple[Any, dict[str, Tensor]]:
-    """A configuration that says the sizes of ``small``, and the tensors for a model of it.
+    """A configuration with the sizes of ``small``, and the tensors for a model built from it.
 
     Raises:
         FileFormatError: there is none.
@@ -30,7 +30,7 @@ def described(small: PreTrainedModel, family: Family) -> tuple[Any, dict[str, Te
     if family.head is not None:
         name, attribute = family.head
         if head is None:
-            raise unsaid(f"no attention module says how large a head is ({attribute!r})")
+            raise unsaid(f"no attention module has the size of a head ({attribute!r})")
         setattr(config, name, head)
     layers: dict[int, dict[str, int]] = {}
     for size in family.sizes:
@@ -54,14 +54,14 @@ def described(small: PreTrainedModel, family: Family) -> tuple[Any, dict[str, Te
 
 
 def head_of(model: PreTrainedModel, family: Family) -> int | None:
-    """How many positions a head has, as the attention modules say."""
+    """The number of positions of a head, from the attention modules."""
     if family.head is None:
         return None
     return next((m.__dict__[family.head[1]] for m in model.modules() if family.head[1] in m.__dict__), None)
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """What the configuration of ``model`` can say.
+    """The family of ``model``: the sizes that its configuration can express.
 
     Raises:
         FileFormatError: niwaki does not know.
@@ -76,7 +76,7 @@ def family_of(model: PreTrainedModel) -> Family:
 
 
 def _sizes(state: Mapping[str, Tensor], size: Size, head: int | None) -> dict[str, int]:
-    """The number that each tensor stands for."""
+    """The configuration's number for each tensor."""
     found = {}
     for name, tensor in state.items():
         if re.fullmatch(size.tensor, name):
@@ -95,7 +95,7 @@ def _differ(size: Size, found: Mapping[str, int]) -> str:
 
 
 def _by_layer(small: PreTrainedModel, config: Any, layers: Mapping[int, Mapping[str, int]], size: Size) -> Any:
-    """A configuration with ``per_layer_config``, if this transformers can build a model of it."""
+    """A configuration with ``per_layer_config``, if this version of transformers can build a model from it."""
     data = config.to_dict()
     for name in {name for numbers in layers.values() for name in numbers}:
         data[name] = max(numbers[name] for numbers in layers.values() if name in numbers)
@@ -113,7 +113,7 @@ def _by_layer(small: PreTrainedModel, config: Any, layers: Mapping[int, Mapping[
 
 
 def _epsilon(small: PreTrainedModel, family: Family, state: dict[str, Tensor]) -> float:
-    """The epsilon of all norms; projections before norms with another are scaled, in ``state``."""
+    """The epsilon of all norms; projections before norms with another epsilon are scaled, in ``state``."""
     norms = {
         name: m.__dict__["variance_epsilon"] for name, m in named_modules(small) if "variance_epsilon" in m.__dict__
     }
@@ -127,7 +127,7 @@ def _epsilon(small: PreTrainedModel, family: Family, state: dict[str, Tensor]) -
             )
     for name, value in free.items():
         parent, _, leaf = name.rpartition(".")
-        # The mean square of what the norm reads, and with it the epsilon, may be in any unit.
+        # Scaling the input of the norm scales its mean square, and the epsilon with it.
         factor = math.sqrt(epsilon / value)
         for tensor in (f"{parent}.{family.scaled[leaf]}.{kind}" for kind in ("weight", "bias")):
             if tensor in state and factor != 1:
@@ -136,9 +136,9 @@ def _epsilon(small: PreTrainedModel, family: Family, state: dict[str, Tensor]) -
 
 
 def built_from(small: PreTrainedModel, config: Any, state: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A model of the configuration with these very tensors."""
+    """A model of the configuration that has these tensors."""
     try:
-        type(config).from_dict(config.to_dict())  # which checks it, as loading does
+        type(config).from_dict(config.to_dict())  # which checks the configuration, as loading does
         with torch.device("meta"):
             built = type(small)(config)
     except Exception as cause:
@@ -154,7 +154,7 @@ def built_from(small: PreTrainedModel, config: Any, state: Mapping[str, Tensor])
         for name, value in module.__dict__.items():
             other = modules[path].__dict__.get(name)
             if type(value) is float is type(other) and not math.isclose(value, other, rel_tol=1e-6):
-                if name != "variance_epsilon":  # scaled away, or equal
+                if name != "variance_epsilon":  # removed by scaling, or equal
                     raise unsaid(f"{path}.{name} is {value}, and in a model built from the configuration {other}")
     built.load_state_dict(dict(state), assign=True)
     built.tie_weights()
@@ -164,7 +164,7 @@ def built_from(small: PreTrainedModel, config: Any, state: Mapping[str, Tensor])
 
 
 class Unsaid(FileFormatError):
-    """No configuration says a network; ``why`` not."""
+    """Raised if a network cannot be expressed in a configuration; ``why``: the reason."""
 
     def __init__(self, message: str, why: str) -> None:
         super().__init__(message, why)
@@ -176,7 +176,7 @@ class Unsaid(FileFormatError):
 
 def unsaid(why: str) -> Unsaid:
     return Unsaid(
-        f"No ordinary configuration says this network: {why}. Cut with a plan of niwaki.search_space(..., "
+        f"This network cannot be expressed in a config.json: {why}. Cut with a plan of niwaki.search_space(..., "
         "layout='uniform') and keep what a configuration cannot say: print(niwaki.huggingface.can_save(space)) tells, "
         "before a training, what to pass as `ignored=`. Or use niwaki.save and niwaki.load.",
         why,

@@ -1,4 +1,4 @@
-"""Which numbers of a configuration say the sizes of which tensors, family by family."""
+"""The numbers of configurations that give the sizes of tensors, family by family."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What the configuration of a family says. ``head``: its name for the head size, and the attention modules' own.
-    ``epsilon``: its name for the epsilon of all norms. ``scaled``: norms that read one projection alone, by its name:
-    they may have another epsilon, for the projection can be scaled instead. ``multiples``: pairs of names; where the
-    configuration checks that (not all of a family do), the first is a multiple of the second."""
+    """The numbers in the configuration of a family. ``head``: its name for the head size, and the attention modules'
+    name. ``epsilon``: its name for the epsilon of all norms. ``scaled``: norms that read one projection alone, by its
+    name: they may have another epsilon, since the projection can be scaled instead. ``multiples``: pairs of names, of
+    which the first must be a multiple of the second if the configuration checks that (not all of a family do)."""
 
     sizes: tuple[Size, ...]
     head: tuple[str, str] | None = None
@@ -61,7 +61,8 @@ _VIT = Family(
     head=("head_dim", "head_dim"),
 )
 
-# By `config.model_type`. A new family is one entry; what it leaves out shows when the model is built from its config.
+# By `config.model_type`. A new family is one entry; missing numbers show as errors when a model is built from its
+# config.
 FAMILIES: dict[str, Family] = {
     "bert": Family((Size("intermediate_size", r".*\blayer\.(\d+)\.intermediate\.dense\.weight", 0),)),
     "gpt2": Family((Size("n_inner", r".*\bh\.(\d+)\.mlp\.c_fc\.weight", 1),)),

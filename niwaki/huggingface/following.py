@@ -1,4 +1,4 @@
-"""The configuration of a cut network follows, or the network's own ``save_pretrained`` says why it cannot."""
+"""Update the configuration of a cut network, or make its own ``save_pretrained`` raise the reason why that fails."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SAVING = "save_pretrained"
 
 
 class TransformersIntegration:
-    """What niwaki knows of the models of transformers, while they are searched and cut."""
+    """Support for the models of transformers in searching and cutting."""
 
     def multiples(self, model: torch.nn.Module) -> Sequence[Multiple]:
-        """That the hidden size is a multiple of the number of heads, where the configuration checks that."""
+        """The hidden size is a multiple of the number of heads, if the configuration checks that."""
         found: list[Multiple] = []
         for path, inner in pretrained_in(model):
             family = FAMILIES.get(inner.config.model_type)
@@ -44,7 +44,7 @@ class TransformersIntegration:
         return [own[name] for own in inside for name in ("config", "generation_config") if name in own]
 
     def after_cut(self, small: torch.nn.Module, plan: Plan) -> None:
-        """Give the models of transformers in ``small`` configurations that say their new sizes, or another
+        """Give the models of transformers in ``small`` configurations with their new sizes, or another
         ``save_pretrained``."""
         for path, model in pretrained_in(small):
             prefix = f"{path}." if path else ""
@@ -62,25 +62,25 @@ class TransformersIntegration:
 
 
 class Saving:
-    """The ``save_pretrained`` of a network whose configuration may not say its sizes. It belongs to its network, and a
+    """The ``save_pretrained`` of a network whose configuration may have other sizes. It belongs to its network, and a
     copy of it to the copy of the network."""
 
     __slots__ = ("__weakref__", "_model")
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._model = weakref.ref(model)  # which holds this: no cycle, a network goes when nobody needs it any more
+        self._model = weakref.ref(model)  # the model holds this object: without a cycle, it is freed at once
 
     def __call__(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save as the class does, with the right configuration, or refuse."""
         model: Any = self._model()
         try:
-            if not model.__dict__.get("_hf_peft_config_loaded", False):  # else only adapters are written
+            if not model.__dict__.get("_hf_peft_config_loaded", False):  # otherwise only adapters are written
                 follow(model)
         except FileFormatError as why:
             if "state_dict" not in kwargs:
                 raise
-            # Trainers name the weights, if only as None, for checkpoints of their own, which load into the network
-            # that is there: a refusal would end the training.
+            # Trainers pass the weights, if only as None, for their own checkpoints, which are loaded into the existing
+            # network: a refusal would end the training.
             warnings.warn(f"from_pretrained will not load what is written to {save_directory!r}. {why}", stacklevel=2)
         return type(model).save_pretrained(model, save_directory, *args, **kwargs)
 
@@ -93,7 +93,7 @@ class Saving:
 
 
 def pretrained_in(model: torch.nn.Module) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The models of transformers in ``model``, not those inside of others; none if nobody has imported it."""
+    """The models of transformers in ``model``, not those inside of others; empty if transformers was not imported."""
     outer: list[str] = []
     for path, module in named_modules(model):
         if is_pretrained(module) and not any(not other or path.startswith(f"{other}.") for other in outer):
@@ -102,16 +102,16 @@ def pretrained_in(model: torch.nn.Module) -> Iterator[tuple[str, PreTrainedModel
 
 
 def is_pretrained(module: torch.nn.Module) -> TypeGuard[PreTrainedModel]:
-    """Whether a module is a model of transformers; which is not imported for that."""
+    """Whether a module is a model of transformers. This does not import transformers."""
     modeling = sys.modules.get("transformers.modeling_utils")
     return modeling is not None and isinstance(module, modeling.PreTrainedModel)
 
 
 def follow(model: PreTrainedModel) -> None:
-    """Give ``model``, and the modules in it that share its configuration, one that says its sizes.
+    """Give ``model``, and the modules in it that share its configuration, a configuration with the new sizes.
 
     Raises:
-        FileFormatError: there is none, and nothing is changed.
+        FileFormatError: no configuration has these sizes; nothing is changed then.
     """
     family = family_of(model)
     config, state = described(model, family)
@@ -121,7 +121,7 @@ def follow(model: PreTrainedModel) -> None:
             own = module.__dict__.get("variance_epsilon", epsilon)
             if not math.isclose(own, epsilon, rel_tol=1e-6):
                 raise FileFormatError(
-                    f"The configuration says one {family.epsilon} for all norms, here {epsilon:g}, and {name!r} has "
+                    f"The configuration has one {family.epsilon} for all norms, here {epsilon:g}, and {name!r} has "
                     f"{own:g}. niwaki.huggingface.save_pretrained(small, directory) scales the projection in front of "
                     "it, and saves the same function."
                 )
@@ -146,14 +146,14 @@ def _multiples(prefix: str, model: PreTrainedModel, family: Family) -> Iterator[
                 f"{prefix}{found[1]}",
                 sizes[part].dim,
                 head if sizes[part].heads else 1,
-                f"{whole}, which the configuration wants to be a multiple of {part},",
+                f"{whole}, which the configuration requires to be a multiple of {part},",
             )
 
 
 def _checks(config: Any, name: str) -> bool:
     """Whether a configuration refuses another value of a number."""
     data = config.to_dict()
-    with contextlib.suppress(Exception):  # what it refuses with is its own matter
+    with contextlib.suppress(Exception):  # a configuration may raise any error
         type(config).from_dict({**data, name: data[name] + 1})
         return False
     return True

@@ -1,4 +1,4 @@
-"""Whether the plans of a search space can be saved as ordinary checkpoints, before anything is trained."""
+"""Find out, before a training, whether the plans of a search space can be saved as ordinary checkpoints."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class CanSave:
     """The answer of `can_save`, true if every plan can be saved.
 
-    ``reasons``: what a configuration cannot say, one sentence each. ``ignored``: patterns for the argument of this name
-    of `niwaki.search_space`, with which it stays. ``layout``: the layout that it takes.
+    ``reasons``: sizes that cannot be expressed in a configuration, one sentence each. ``ignored``: patterns for the
+    argument of this name of `niwaki.search_space`, which keep these sizes. ``layout``: the layout that is needed.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class CanSave:
 
     def __str__(self) -> str:
         if not self.reasons:
-            return f"What plans of this search space leave can be saved as an ordinary {self.kind!r} checkpoint."
+            return f"All plans of this search space can be saved as an ordinary {self.kind!r} checkpoint."
         lines = [f"Some plans of this search space cannot be saved as an ordinary {self.kind!r} checkpoint:"]
         lines += [f"  {reason}" for reason in self.reasons]
         options = [f"layout={self.layout!r}"] * (self.layout is not None)
@@ -56,24 +56,24 @@ class CanSave:
 
 
 def can_save(space: SearchSpace) -> CanSave:
-    """Whether `save_pretrained` can save what any plan of ``space`` leaves; ask before the training.
+    """Whether `save_pretrained` can save the network of every plan of ``space``; to be called before the training.
 
-    Each kind of group is made smaller by the least step there is, on the meta device, and a model is built from the
-    configuration that would say so; at last half of all units leave together. That costs a few times what building the
-    model costs, and no memory for weights. Without ``layout="uniform"`` what fails is tried with that layout, too.
+    Each kind of group is made smaller by its smallest step, on the meta device, and a model is built from the
+    configuration with these sizes; at last half of all units are removed together. That takes a few times as long as
+    building the model, and no memory for weights. Without ``layout="uniform"``, failures are tried again with that
+    layout.
 
     Args:
-        space: of a model of transformers; best with ``layout="uniform"``.
+        space: the search space of a model of transformers; best with ``layout="uniform"``.
 
     Raises:
         MethodError: ``space`` is not a search space.
 
     Example::
 
-        space = niwaki.search_space(bert, {"input_ids": tokens}, layout="uniform")
-        print(answer := can_save(space))  # names what a BERT configuration cannot say: fewer heads of the same size
-        space = niwaki.search_space(bert, {"input_ids": tokens}, ignored=answer.ignored, layout="uniform")
-        assert can_save(space)
+        space = niwaki.search_space(bert, {"input_ids": tokens}, layout="uniform") print(answer := can_save(space))  #
+        names what a BERT configuration cannot express: fewer heads of the same size space = niwaki.search_space(bert,
+        {"input_ids": tokens}, ignored=answer.ignored, layout="uniform") assert can_save(space)
     """
     check_space(space)
     model = module_at(space.model, "")
@@ -118,8 +118,8 @@ class _Trials:
         self._model = duplicate(module_at(space.model, ""), hollow)
 
     def why(self, tie: Tie, least: int = 1) -> str | None:
-        """Why no configuration says the network in which ``tie`` has lost the ``least`` steps that can be built; None
-        if one does, or if it can lose nothing by itself."""
+        """The reason why no configuration has the sizes of the network in which ``tie`` has lost the ``least`` steps
+        that can be built; None if one has, or if the tie cannot shrink alone."""
         for times in range(least, tie.most + 1):
             keep = np.ones(self._space.num_units, dtype=bool)
             for number, step in zip(tie.groups, tie.steps, strict=True):
@@ -130,7 +130,7 @@ class _Trials:
         return None
 
     def half(self) -> str | None:
-        """The same for the network in which half of all units are left."""
+        """The same for the network with half of all units."""
         units = self._space.num_units
         keep = select(self._space, np.ones(units), {"units": float(max(units // 2, 1))})
         return None if failing(self._space, keep) else self._unsaid(keep)
@@ -146,14 +146,14 @@ class _Trials:
 
 
 def _all(space: SearchSpace) -> list[Tie]:
-    """What leaves together, single groups among it."""
+    """All groups or ties of groups whose units are removed together."""
     taken = {number for tie in space.ties for number in tie.groups}
     alone = [Tie((n,), (1,), group.units - 1) for n, group in enumerate(space.groups) if n not in taken]
     return [*space.ties, *alone]
 
 
 def _kinds(space: SearchSpace) -> list[Tie]:
-    """The first of all that are alike."""
+    """The first one of each kind."""
     classes = classes_of(space).tolist()
     kinds: dict[object, Tie] = {}
     for tie in _all(space):
@@ -166,7 +166,8 @@ def _names(space: SearchSpace, tie: Tie) -> str:
 
 
 def _patterns(space: SearchSpace, groups: Sequence[Group]) -> tuple[str, ...]:
-    """The fewest parameters that pin ``groups`` and no others, with a * for the numbers of layers where that is so."""
+    """The fewest parameters that pin ``groups`` and no others, with a * for the numbers of layers if all layers are
+    meant."""
     ranks = {shape.name: len(shape.shape) for shape in space.shapes}
     first = {group.first for group in groups}
     others = {piece.tensor for group in space.groups if group.first not in first for piece in group.slices}

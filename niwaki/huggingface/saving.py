@@ -1,4 +1,4 @@
-"""Writing a cut network as an ordinary checkpoint, and loading it once to see that it is one."""
+"""Write a cut network as an ordinary checkpoint, and load it once to check it."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ _CLOSE, _CLOSE_HALF = 1e-4, 3e-2  # relative to the largest value
 def save_pretrained(small: PreTrainedModel, directory: str | os.PathLike[str], example_inputs: Any = None) -> None:
     """Write a cut network as ``config.json`` and ``model.safetensors``, which ``from_pretrained`` loads without niwaki.
 
-    The configuration is worked out from the tensors, and a model built from it must have exactly these tensors and the
-    same scales. The network itself is only read; a directory that is there keeps its other files.
+    The configuration is computed from the tensors, and a model built from it must have exactly these tensors and the
+    same scales. The network is not changed; an existing directory keeps its other files.
 
     Args:
-        small: what `niwaki.cut` returned, trained on or not.
-        directory: made, with its parents, if it is not there.
+        small: the network that `niwaki.cut` returned, trained further or not.
+        directory: created, with its parents, if it does not exist.
         example_inputs: if given, the written files are loaded once, and must give the same outputs for them: a tensor
             or tuple is positional, a dict is keywords.
 
     Raises:
-        FileFormatError: no configuration says this network; the message names the tensor or layer. Nothing is written.
+        FileFormatError: this network cannot be expressed in a config.json; the message names the tensor or layer.
+            Nothing is written.
 
     Example::
 

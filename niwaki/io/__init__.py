@@ -2,8 +2,8 @@
 
 **A saved network**, directory format 1, is a directory of
 
-* ``model.safetensors``: every entry of the small network's ``state_dict``, tied ones once, and the buffers that it
-  keeps out of its ``state_dict``;
+* ``model.safetensors``: every entry of the small network's ``state_dict``, tied ones once, and the buffers that are not
+in its ``state_dict``;
 * ``plan.json``: the plan (`Plan.from_json` reads this very file), and beside its keys
 
   - ``directory``: the format, 1 (or missing);

@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any moment leaves the old content or the new, and never a mixture."""
+"""Write files so that after a kill at any moment a file has its old or its new content, never a mixture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         write_flushed(beside, content)
         os.replace(beside, path)
-    except BaseException:  # also on Ctrl-C: nothing half written may stay behind
+    except BaseException:  # also on Ctrl-C: no incomplete file may remain
         beside.unlink(missing_ok=True)
         raise
     flush_directory(path.parent)

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: the last few as directories, each whole, and enough to resume bit-identically.
+"""Checkpoints of a run: the last few states, each a complete directory from which the run resumes bit-identically.
 
 ``step-00000120/`` holds ``tensors.safetensors`` and ``state.json``: ``format`` (2; 1 had no ``checksum``), ``step``,
 ``facts``, ``tensors_sha256``, ``state`` (as in `niwaki.io.tree`) and ``checksum``, the SHA-256 of all that. Both are
-written into a directory beside it that is renamed when they are on the disk; then older ones are removed. A step
-that is written again, otherwise than before, becomes ``step-00000120.1``.
+written into a directory beside it that is renamed when they are on the disk; then older ones are removed. A step that
+is written again with other content becomes ``step-00000120.1``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put all random generators back to a state from `random_state`."""
+    """Set all random generators to a state from `random_state`."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
@@ -69,7 +69,7 @@ _NAME = re.compile(r"step-(\d{8,15})(?:\.(\d{1,9}))?")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckpointData:
-    """A moment of a run.
+    """The state of a run after a step.
 
     ``step``: optimizer steps taken. ``facts``: JSON values that describe the run. ``state``: dictionaries, lists and
     tuples of JSON values and tensors, such as the model's and the optimizer's ``state_dict``.
@@ -81,7 +81,7 @@ class CheckpointData:
 
 
 def moments_in(folder: Path) -> list[tuple[int, int, Path]]:
-    """Step, attempt and directory of the moments that are there, oldest first."""
+    """Step, attempt and directory of the existing checkpoints, oldest first."""
     found = []
     for entry in folder.iterdir() if folder.is_dir() else ():
         if match := _NAME.fullmatch(entry.name):
@@ -90,10 +90,11 @@ def moments_in(folder: Path) -> list[tuple[int, int, Path]]:
 
 
 def write_moment(folder: Path, moment: CheckpointData, keep: int) -> None:
-    """Write a moment, then remove all but the last ``keep``, and those of later steps: another run has overtaken them.
+    """Write a checkpoint, then remove all but the last ``keep``, and those of later steps, which belong to an abandoned
+    run.
 
     Raises:
-        FileFormatError: it holds something that cannot be saved, or the folder cannot be written to.
+        FileFormatError: the state cannot be saved, or the folder cannot be written to.
     """
     name = f"step-{moment.step:08d}"
     beside = folder / f".{name}.tmp"
@@ -142,7 +143,7 @@ def _remove_others(folder: Path, step: int, keep: int) -> None:
 
 
 def read_moment(folder: Path) -> CheckpointData:
-    """The last moment.
+    """Read the last checkpoint.
 
     Raises:
         FileFormatError: there is none, or it is damaged or from a newer niwaki.
@@ -170,7 +171,7 @@ def read_moment(folder: Path) -> CheckpointData:
         ) from cause
 
 
-_OTHERWISE = "Remove its directory to go on from the one before, or start the run again."
+_OTHERWISE = "Remove its directory to continue from the one before, or start the run again."
 
 
 def _damaged(path: Path) -> str:
@@ -181,10 +182,10 @@ class Stateful(Protocol):
     """Models, optimizers (with the method that is attached to one), schedulers, gradient scalers, averaged models."""
 
     def state_dict(self) -> Any:
-        """All that changes, as nested dictionaries and lists of tensors and plain values."""
+        """Everything that changes, as nested dictionaries and lists of tensors and plain values."""
 
     def load_state_dict(self, state_dict: Any) -> Any:
-        """Go on from what `state_dict` gave."""
+        """Continue from a state that `state_dict` returned."""
 
 
 @final
@@ -192,8 +193,8 @@ class Checkpoints:
     """The checkpoints of one run, in one directory.
 
     Args:
-        directory: made, with its parents, at the first `save`.
-        keep: how many stay; a new one is whole on the disk before an old one goes.
+        directory: created, with its parents, at the first `save`.
+        keep: the number of checkpoints to keep; an old one is removed after a new one is complete on the disk.
 
     Example:
         >>> import tempfile, torch, niwaki
@@ -209,12 +210,12 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
         if keep < 1:
-            raise FileFormatError(f"keep={keep} must be 1 or more: a run goes on from its last checkpoint.")
+            raise FileFormatError(f"keep={keep} must be 1 or more: a run continues from its last checkpoint.")
         self.directory, self.keep = Path(directory), keep
 
     @property
     def latest(self) -> int | None:
-        """The step of the last checkpoint; None where there is none yet."""
+        """The step of the last checkpoint; None before the first one."""
         found = moments_in(self.directory)
         return found[-1][0] if found else None
 
@@ -223,12 +224,12 @@ class Checkpoints:
 
         Args:
             step: optimizer steps taken; the checkpoint with the largest is the last one.
-            parts: what changes during the run, by names of your choice.
-            position: where in its data the run is: numbers, text, tensors, and lists and dictionaries of them.
+            parts: the objects that change during the run, by names of your choice.
+            position: the position of the run in its data: numbers, text, tensors, and lists and dictionaries of them.
 
         Raises:
             FileFormatError: something cannot be saved, and the message says what; or the directory cannot be written
-                to. The checkpoints before stay.
+                to. Earlier checkpoints are kept then.
         """
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise FileFormatError(f"step={step!r} must be a whole number, 0 or more.")
@@ -242,18 +243,18 @@ class Checkpoints:
         write_moment(self.directory, CheckpointData(step, facts, state), self.keep)
 
     def load(self, parts: Mapping[str, Stateful]) -> tuple[int, Any]:
-        """Go on from the last checkpoint.
+        """Continue from the last checkpoint.
 
         Args:
-            parts: built as they were when the run began, by the same names. A model that had been cut or shrunk
-                must be so again first: `plan` tells how.
+            parts: built as they were when the run began, by the same names. A model that had been cut or shrunk must be
+                cut first: `plan` returns the plan for that.
 
         Returns:
             The step, and the position that was saved with it.
 
         Raises:
             FileFormatError: there is no checkpoint, it is damaged, from a newer niwaki, or of other parts; the message
-                names the first difference. Everything is as it was then.
+                names the first difference. Nothing is changed then.
         """
         moment = read_moment(self.directory)
         try:
@@ -288,7 +289,7 @@ class Checkpoints:
             ) from cause
 
     def plan(self, part: str = "model") -> Plan | None:
-        """The plan by which a model had been cut or shrunk when the last checkpoint was written; None if it was whole.
+        """The plan by which a model had been cut or shrunk when the last checkpoint was written; None if it was not.
 
         Raises:
             FileFormatError: there is no checkpoint, or it is damaged.
@@ -302,7 +303,7 @@ class Checkpoints:
             if here.get(key) != there.get(key):
                 advice = "Build the model as it was when the run began."
                 if name in moment.facts["plans"]:
-                    advice = f"It had been cut or shrunk: do so again by Checkpoints.plan({name!r}) first."
+                    advice = f"It had been cut or shrunk: cut it again by Checkpoints.plan({name!r}) first."
                 raise FileFormatError(
                     f"The checkpoint of step {moment.step} in {str(self.directory)!r} is of another {name}: {key!r} "
                     f"was {there.get(key, 'not there')} and is {here.get(key, 'not there')}. {advice}"
@@ -324,6 +325,6 @@ def _load(part: Stateful, state: Any) -> None:
 
 
 def _device(parts: Mapping[str, Stateful]) -> torch.device:
-    """Where the first model computes."""
+    """The device of the first model."""
     models = (part for part in parts.values() if isinstance(part, nn.Module))
     return next((tensor.device for model in models for tensor in model.parameters()), torch.device("cpu"))

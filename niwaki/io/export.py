@@ -1,4 +1,4 @@
-"""Exporting a network to `torch.export` and ONNX, and proof that what was exported computes the same."""
+"""Export a network to `torch.export` and ONNX, and check that the export computes the same."""
 
 from __future__ import annotations
 
@@ -35,25 +35,24 @@ def export(
     *,
     dynamic: Mapping[str, Collection[int]] | None = None,
 ) -> ExportedProgram:
-    """Export what a network computes in eval mode, as a program and, if ``path`` is given, as an ONNX file.
+    """Export a network in eval mode as a program and, with ``path``, as an ONNX file.
 
-    Both are run and compared with the network: for the example inputs and, if sizes are dynamic, for inputs that are
-    twice as large there. The network is left as it was.
+    Both are run and compared with the network: for the example inputs and, if sizes are dynamic, for inputs of twice
+    these sizes. The network is not changed.
 
     Args:
         small: any network: one that `niwaki.cut` returned, or another.
         example_inputs: one call: a tensor or tuple is positional, a dict is keywords.
-        path: where to write the ONNX file, ``*.onnx``; the weights of networks over 2 GB lie beside it. Needs
+        path: where to write the ONNX file, ``*.onnx``; the weights of networks over 2 GB are written beside it. Needs
             ``pip install niwaki[onnx]``.
-        dynamic: the dimensions that stay free, by the name of the parameter of ``forward``: ``{"x": (0,)}`` for the
+        dynamic: the dimensions of dynamic size, by the name of the parameter of ``forward``: ``{"x": (0,)}`` for the
             batch. The example must have 2 or more there.
 
-    Returns:
-        The program; ``program.module()`` runs, and ``niwaki.save(small, directory, program=program)`` keeps it.
+    Returns: The program; ``program.module()`` runs, and ``niwaki.save(small, directory, program=program)`` saves it.
 
     Raises:
-        ExportError: the network cannot be exported, a dynamic size does not stay free, or an output differs by more
-            than 1e-4 of its largest value; the message names it. Nothing is written.
+        ExportError: the network cannot be exported, a dynamic size becomes fixed, or an output differs by more than
+            1e-4 of its largest value; the message names it. Nothing is written.
 
     Example:
         >>> import torch, niwaki
@@ -68,9 +67,7 @@ def export(
             f"A program is exported from one call, and example_inputs has {len(calls)}. Give one of them."
         )
     if path is not None and Path(path).suffix != ".onnx":
-        raise ExportError(
-            f"{str(path)!r} does not end in .onnx, which is the one kind of file that niwaki.export writes."
-        )
+        raise ExportError(f"{str(path)!r} does not end in .onnx, the only file type that niwaki.export writes.")
     (call,) = calls
     free = dict(dynamic or {})
     trials = [call, _doubled(small, call, free)] if free else [call]
@@ -95,12 +92,13 @@ def _bound(small: nn.Module, call: ExampleCall) -> dict[str, Any]:
 
 
 def _shapes(small: nn.Module, call: ExampleCall, free: Mapping[str, Collection[int]]) -> dict[str, Any]:
-    """What `torch.export` wants to be told of every argument."""
+    """The ``dynamic_shapes`` of every argument, as `torch.export` takes them."""
     return {name: dict.fromkeys(free[name], Dim.DYNAMIC) if name in free else None for name in _bound(small, call)}
 
 
 def _doubled(small: nn.Module, call: ExampleCall, free: Mapping[str, Collection[int]]) -> ExampleCall:
-    """The same call with twice the size wherever it is free: that keeps sizes equal, and multiples of one another."""
+    """The same call with twice the size in every dynamic dimension, so that equal sizes remain equal, and multiples
+    multiples."""
     given = _bound(small, call)
     larger: dict[int, Tensor] = {}
     for name, dims in free.items():
@@ -114,7 +112,7 @@ def _doubled(small: nn.Module, call: ExampleCall, free: Mapping[str, Collection[
         for dim in dims:
             if not 0 <= dim < value.ndim or value.shape[dim] < 2:
                 raise ExportError(
-                    f"Dimension {dim} of {name!r} of shape {list(value.shape)} cannot stay free: torch.export takes a "
+                    f"Dimension {dim} of {name!r} of shape {list(value.shape)} cannot be dynamic: torch.export takes a "
                     "size of 1 for a constant. Give an example with 2 or more there."
                 )
             made = torch.cat([made, made], dim)
@@ -127,7 +125,7 @@ def _doubled(small: nn.Module, call: ExampleCall, free: Mapping[str, Collection[
 
 
 def _outputs(small: nn.Module, call: ExampleCall) -> dict[str, Tensor]:
-    """What the network returns in eval mode, by the path of each tensor."""
+    """The outputs of the network in eval mode, by the path of each tensor."""
     args, kwargs = call
     with preserved(small), torch.no_grad():
         for module in small.modules():
@@ -194,7 +192,7 @@ def _write_onnx(
         session = onnxruntime.InferenceSession(str(beside / path.name), providers=["CPUExecutionProvider"])
         for trial, wanted in zip(trials, expected, strict=True):
             _compare("The ONNX file", lambda *call: _run_onnx(session, program, call), trial, wanted)
-        files = sorted(beside.iterdir(), key=lambda file: file.name == path.name)  # the weights before what names them
+        files = sorted(beside.iterdir(), key=lambda file: file.name == path.name)  # the weights first
         for file in files:
             flush_file(file)
         for file in files:

@@ -1,4 +1,4 @@
-"""What the files of a saved network are called, and how their content is checked."""
+"""The names of the files of a saved network, and the checksums of their content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 PROGRAM_FILE = "program.json"
 CONSTANTS_FILE = "program.safetensors"
 
-# By the key of plan.json that describes each; only the weights are always there.
+# By the key of plan.json that describes each; only the weights are in every saved network.
 FILES: Mapping[str, str] = {
     "weights": WEIGHTS_FILE,
     "optimizer": OPTIMIZER_FILE,
@@ -31,12 +31,12 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def is_digest(value: object) -> bool:
-    """Whether a value from a file may become a part of a file name: 64 hexadecimal digits and nothing else."""
+    """Whether a value from a file is 64 hexadecimal digits, so that it may become a part of a file name."""
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 def staged_name(file: str, digest: str) -> str:
-    """Where a new file waits until ``plan.json`` knows it: ``.model-0123456789abcdef.safetensors``."""
+    """The name of a new file until ``plan.json`` refers to it: ``.model-0123456789abcdef.safetensors``."""
     stem, _, suffix = file.partition(".")
     return f".{stem}-{digest[:16]}.{suffix}"
 

@@ -1,4 +1,4 @@
-"""Saving a cut network and loading it into a fresh dense one."""
+"""Save a cut network, and load it by cutting a fresh dense one."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def save(
 ) -> None:
     """Write a cut network to ``directory`` as ``model.safetensors`` and ``plan.json``.
 
-    Everything is only read. A directory that is there already keeps its other files; a kill at any moment leaves in it
-    what was saved before, or all that is saved now. There is no pickle in any file.
+    No argument is changed. An existing directory keeps its other files; after a kill at any moment it holds the earlier
+    save or the new one, never a mixture. No file contains pickled objects.
 
     Args:
-        small: what `niwaki.cut` returned, trained on or not, on any device and of any dtype.
-        directory: made, with its parents, if it is not there.
-        plan: needed only if ``small`` is a copy of what `niwaki.cut` returned, which does not know its plan.
+        small: the network that `niwaki.cut` returned, trained further or not, on any device and of any dtype.
+        directory: created, with its parents, if it does not exist.
+        plan: needed only if ``small`` is a copy of a network that `niwaki.cut` returned: copies do not have the plan.
         optimizer: an optimizer of the parameters of ``small``, whose state goes to ``optimizer.safetensors``;
             `niwaki.load_optimizer` reads it.
         program: ``torch.export.export(small, ...)``, which goes to ``program.json`` and ``program.safetensors``;
-            `niwaki.load_program` runs it without the code of the model. If ``small`` is an exported program itself, it
-            is that one.
+            `niwaki.load_program` runs it without the code of the model. If ``small`` is an exported program, that one
+            is saved.
 
     Raises:
         FileFormatError: ``small`` has no plan, holds state that is not a tensor, ``optimizer`` or ``program`` is of
-            another network or holds what cannot be saved, or ``directory`` is a file or cannot be written to.
+            another network or cannot be saved, or ``directory`` is a file or cannot be written to.
         PlanError: ``plan`` is not a plan.
 
     Example:
@@ -105,15 +105,15 @@ def load(
     *,
     device: str | torch.device | None = None,
 ) -> nn.Module | ExportedProgram:
-    """Cut a fresh dense network as the saved one was and give it the saved tensors.
+    """Cut a fresh dense network by the saved plan and give it the saved tensors.
 
     Args:
-        fresh_dense_model: the network as its constructor makes it; it stays as it is. It may be on the meta device:
+        fresh_dense_model: the network as its constructor makes it, which is not changed. It may be on the meta device:
             then the dense weights are never in memory. For plans of ``niwaki.search_space(..., as_graph=True)``, the
             dense exported program.
-        directory: what `niwaki.save` wrote.
-        device: where the small network is to be; default: where the fresh one is, and the CPU for one on the meta
-            device. A program stays where it was exported.
+        directory: the directory that `niwaki.save` wrote.
+        device: the device of the small network; default: that of the fresh one, or the CPU for one on the meta device.
+            A program keeps the device of its export.
 
     Returns:
         The small network: tensors of the saved dtype, in the mode of ``fresh_dense_model``.

@@ -1,4 +1,4 @@
-"""The state of an optimizer, by the names of the parameters it belongs to."""
+"""Save and load the state of an optimizer, by the names of its parameters."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from niwaki.io.writing import Part, tensors_part
 
 
 def optimizer_part(optimizer: Optimizer, small: nn.Module) -> Part:
-    """What to save of an optimizer of the parameters of ``small``.
+    """The file of an optimizer of the parameters of ``small``.
 
     Raises:
-        FileFormatError: it trains other parameters, or its state holds something that cannot be saved.
+        FileFormatError: it trains other parameters, or its state cannot be saved.
     """
     names = _names(optimizer, small)
     saved = optimizer.state_dict()
@@ -30,7 +30,7 @@ def optimizer_part(optimizer: Optimizer, small: nn.Module) -> Part:
     for number in saved["state"]:
         if number not in numbers:
             raise FileFormatError(
-                f"The optimizer keeps state under {number!r}, which is not one of the parameters it trains, so it "
+                f"The optimizer has state under {number!r}, which is not one of the parameters it trains, so it "
                 "cannot be saved with the network."
             )
     tensors: dict[str, Tensor] = {}
@@ -50,14 +50,14 @@ def load_optimizer(optimizer: Optimizer, small: nn.Module, directory: str | os.P
     """Give an optimizer of a loaded network the state that `niwaki.save` wrote with it, bit by bit.
 
     Args:
-        optimizer: freshly built, of the same class and with the same parameters in its groups as the saved one, each of
-            which may come in another order. What is attached to it, such as a method, gets its state back too.
-        small: the network whose parameters it trains, from `niwaki.load`.
-        directory: what ``niwaki.save(..., optimizer=...)`` wrote.
+        optimizer: freshly built, of the same class and with the same parameters in its groups as the saved one, in any
+            order within each group. A method that is attached to it gets its state back too.
+        small: the network from `niwaki.load` whose parameters it trains.
+        directory: the directory that ``niwaki.save(..., optimizer=...)`` wrote.
 
     Raises:
         FileFormatError: no optimizer was saved, it is damaged, or it is of another class or of other parameters. The
-            optimizer is as it was then.
+            optimizer is not changed then.
 
     Example:
         >>> import tempfile, torch, niwaki
@@ -106,7 +106,8 @@ def load_optimizer(optimizer: Optimizer, small: nn.Module, directory: str | os.P
 
 
 def _put(optimizer: Optimizer, small: nn.Module, new: dict[str, Any], saved: Mapping[str, Mapping[str, Any]]) -> None:
-    """Load a ``state_dict``, or leave the optimizer as it was: torch looks into the state after it has replaced it."""
+    """Load a ``state_dict``, or restore the optimizer after an error: torch checks the state only after it has replaced
+    it."""
     before = {"state": optimizer.state, "param_groups": optimizer.param_groups}
     try:
         optimizer.load_state_dict(new)
@@ -134,7 +135,7 @@ def _names(optimizer: Optimizer, small: nn.Module) -> list[list[str]]:
 
 
 def _numbers(saved: Mapping[str, Any], names: list[list[str]]) -> dict[int, str]:
-    """The name behind each number of a ``state_dict``."""
+    """The parameter name for each number of a ``state_dict``."""
     return {
         number: name
         for group, known in zip(saved["param_groups"], names, strict=True)
@@ -163,7 +164,7 @@ def _groups(
     numbers: Mapping[str, int],
     path: Path,
 ) -> list[dict[str, Any]]:
-    """The saved groups with the numbers that the optimizer at hand gives its parameters, in its order."""
+    """The saved groups with the parameter numbers of the optimizer to load into, in its order."""
     if [sorted(group["params"]) for group in saved] != [sorted(known) for known in names]:
         raise FileFormatError(
             f"The optimizer saved in {str(path)!r} has its parameters in other groups: "
@@ -178,7 +179,7 @@ def _groups(
 def keep_dtypes(
     optimizer: Optimizer, parameters: Mapping[Any, nn.Parameter], saved: Mapping[Any, Mapping[str, Any]]
 ) -> None:
-    """Torch casts state to the dtype of its parameter; what was kept in another comes back as it was."""
+    """Restore the dtype of loaded state: torch casts it to the dtype of the parameter."""
     for name, state in saved.items():
         here = optimizer.state[parameters[name]]
         for key, value in state.items():

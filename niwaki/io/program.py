@@ -1,4 +1,4 @@
-"""An exported program as JSON and tensors, and back, without the code of the model and without pickle."""
+"""Save an exported program as JSON and tensors, and load it, without the code of the model and without pickle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from niwaki.io.reading import file_of, read_description, read_tensors, read_text
 from niwaki.io.state import State, contiguous, fill_state, identity
 from niwaki.io.writing import Part, tensors_part
 
-# What a program may call besides operators: arithmetic with sizes.
+# The functions that a program may call besides operators: arithmetic with sizes.
 _SIZES = frozenset(
     {
         f"_operator.{name}"
@@ -31,7 +31,7 @@ _SIZES = frozenset(
     | {"math.trunc"}
 )
 _OPERATOR = re.compile(r"torch\.ops\.(?!__)\w+\.((?!__)\w+|__i?(and|or|xor|lshift|rshift)__)(\.(?!__)\w+)?")
-# Sizes are written as sympy writes them, and read by evaluating that: only names and numbers that mean no more.
+# Sizes are written by sympy and read by evaluating the text: only these names and numbers may be in it.
 _SYMBOL = re.compile(r"'[a-z]+\d+'")
 _NUMBER = re.compile(r"\d+(\.\d*)?(e-?\d+)?")
 _NAME = re.compile(r"[A-Za-z]\w*")
@@ -50,7 +50,7 @@ def constants_of(program: ExportedProgram) -> dict[str, Tensor]:
     """The tensors of a program outside its ``state_dict``.
 
     Raises:
-        FileFormatError: it holds something else.
+        FileFormatError: a constant is not a tensor.
     """
     found: dict[str, Tensor] = {}
     for name, value in program.constants.items():
@@ -64,7 +64,7 @@ def constants_of(program: ExportedProgram) -> dict[str, Tensor]:
 
 
 def program_parts(program: ExportedProgram, state: State, is_network: bool) -> dict[str, Part]:
-    """What to save of a program, of whose tensors those of ``state`` are saved already.
+    """The files of a program; its tensors that are in ``state`` are saved already.
 
     Raises:
         FileFormatError: it has parameters that the network does not have, or cannot be written as JSON.
@@ -81,7 +81,7 @@ def program_parts(program: ExportedProgram, state: State, is_network: bool) -> d
         elif isinstance(tensor, nn.Parameter):
             raise FileFormatError(
                 f"The program is of another network: its parameter {name!r} is not one of the network that is saved "
-                "with it. Export that very network: torch.export.export(small, ...)."
+                "with it. Export this network: torch.export.export(small, ...)."
             )
         else:
             own[name] = tensor.detach()
@@ -98,14 +98,15 @@ def program_parts(program: ExportedProgram, state: State, is_network: bool) -> d
 def load_program(directory: str | os.PathLike[str]) -> ExportedProgram:
     """The exported program that ``niwaki.save(..., program=...)`` wrote, without any code of the model.
 
-    ``load_program(directory).module()`` runs. Nothing is unpickled or evaluated, but a program is a program: run those
-    of people you trust. It was written by a version of torch, and another version may not know all of its operators.
+    ``load_program(directory).module()`` runs. Nothing is unpickled or evaluated, but running a program runs its
+    operators: run those of people you trust. It was written by a version of torch, and another version may not know all
+    of its operators.
 
-    Where inputs or outputs are of a library's own classes, as those of transformers are, that library must be imported;
-    a model that is exported with ``return_dict=False`` and ``use_cache=False`` needs none.
+    If inputs or outputs have classes of a library, such as transformers, that library must be imported; a model
+    exported with ``return_dict=False`` and ``use_cache=False`` does not need it.
 
     Args:
-        directory: what `niwaki.save` wrote.
+        directory: the directory that `niwaki.save` wrote.
 
     Raises:
         FileFormatError: no program was saved, it is damaged, or this version of torch cannot read it.
@@ -172,7 +173,8 @@ def fill_program(program: ExportedProgram, tensors: Mapping[str, Tensor], about:
 
 
 def check_program(content: Any) -> None:
-    """Raise `ValueError` unless a program calls operators and arithmetic only, and its sizes are sizes."""
+    """Raise `ValueError` unless a program calls operators and arithmetic only, and its sizes are expressions of
+    sizes."""
     if not isinstance(content, dict) or content.get("guards_code"):
         raise ValueError("it holds Python code")
     for key, value in _texts(content):
@@ -204,14 +206,14 @@ def _to_json(program: ExportedProgram) -> str:
     try:
         from torch._export.serde.serialize import serialize  # it takes two seconds
 
-        # Only the text is kept; versions of torch that cannot leave out the tensors make bytes of them for nothing.
+        # Only the text is used; versions of torch that cannot skip the tensors serialise them in vain.
         known = inspect.signature(serialize).parameters
         lean: dict[str, Any] = {name: False for name in _TENSORS if name in known}
         artifact = serialize(program, **lean)
         content = json.loads(artifact.exported_program)
         content["guards_code"] = []  # Python code, which would be evaluated
         for node in _nodes(content):
-            node["metadata"].pop("stack_trace", None)  # the paths of the machine it was exported on
+            node["metadata"].pop("stack_trace", None)  # the paths of the machine of the export
         check_program(content)
         return json.dumps(content, separators=(",", ":"))
     except Exception as cause:
@@ -235,7 +237,7 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
 def _made(
     name: str, about: Mapping[str, Any], saved: Mapping[str, Tensor], own: Mapping[str, Tensor], made: dict[Any, Tensor]
 ) -> Tensor:
-    """The tensor of a name in the program; names that share one share it again."""
+    """The tensor of a name in the program; names that shared a tensor share it again."""
     shared = about["shared"].get(name)
     key = (shared is None, name if shared is None else shared)
     if key not in made:

@@ -1,4 +1,4 @@
-"""Reading a directory that `niwaki.save` wrote: every file against its checksum, before anything is done with it."""
+"""Read a directory that `niwaki.save` wrote; every file is checked against its checksum before it is used."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_description(directory: Path) -> tuple[Plan, Mapping[str, Any]]:
     except OSError as cause:
         raise FileFormatError(f"{str(path)!r} cannot be read: {cause.strerror or cause}.") from cause
     except (ValueError, RecursionError) as cause:
-        raise FileFormatError(f"{str(path)!r} is damaged: it is not JSON any more ({cause}).") from cause
+        raise FileFormatError(f"{str(path)!r} is damaged: it is not valid JSON ({cause}).") from cause
     except PlanError as cause:
         raise FileFormatError(f"{str(path)!r} cannot be read. {cause}") from cause
     if "weights" not in data or "checksum" not in data:
@@ -75,7 +75,7 @@ def read_plan(directory: str | os.PathLike[str]) -> Plan:
 
 
 def _describes(about: Any, tensors: bool) -> bool:
-    """Whether ``plan.json`` says of a file what it must. The digest becomes part of a file name."""
+    """Whether the description of a file in ``plan.json`` is complete. The digest becomes a part of a file name."""
     if not isinstance(about, dict) or not is_digest(about.get("sha256")):
         return False
     if not tensors:

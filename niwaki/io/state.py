@@ -1,6 +1,6 @@
-"""The tensors of a network as they are saved, and loaded into a network that has just been cut.
+"""Save the tensors of a network, and load them into a network that has just been cut.
 
-Tied tensors are saved once, with the buffers that the ``state_dict`` leaves out.
+Tied tensors are saved once; buffers outside of the ``state_dict`` are saved too.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from niwaki.trace.remade import may_be_remade
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """``tensors``: by name, the very ones. ``tied``: names that share the tensor of an earlier name. ``buffers``: which
-    of the tensors are buffers that are not in the ``state_dict``."""
+    """The saved state of a network. ``tensors``: by name, not copied. ``tied``: names that share the tensor of an
+    earlier name. ``buffers``: the names of buffers that are not in the ``state_dict``."""
 
     tensors: dict[str, Tensor]
     tied: dict[str, str]
@@ -32,7 +32,7 @@ class State:
 
 
 def state_of(named: Mapping[str, Any], buffers: Mapping[str, Tensor]) -> State:
-    """What to save of a ``state_dict``, and of the buffers outside it.
+    """The state to save, from a ``state_dict`` and the buffers outside of it.
 
     Raises:
         FileFormatError: something is not a tensor, is sparse, or is on the meta device.
@@ -43,7 +43,7 @@ def state_of(named: Mapping[str, Any], buffers: Mapping[str, Tensor]) -> State:
     for name, value in named.items():
         if not isinstance(value, Tensor):
             raise FileFormatError(
-                f"Cannot save {name!r}: the module keeps a {type(value).__qualname__} in its state, and safetensors "
+                f"Cannot save {name!r}: the module has a {type(value).__qualname__} in its state, and safetensors "
                 "files hold tensors only. Keep it as a buffer, or out of the state_dict."
             )
         _check_has_values(name, value)
@@ -60,13 +60,13 @@ def state_of(named: Mapping[str, Any], buffers: Mapping[str, Tensor]) -> State:
 
 
 def outside_state(module: nn.Module) -> dict[str, Tensor]:
-    """The non-persistent buffers: no part of the ``state_dict``, yet the network may compute with what they hold."""
+    """The non-persistent buffers: they are not in the ``state_dict``, but the network may compute with them."""
     state = state_of_model(module)
     return {name: value for name, value in named_buffers(module, remove_duplicate=False) if name not in state}
 
 
 def identity(tensor: Tensor) -> tuple[Any, ...] | None:
-    """What two names of one tensor have in common; None for a tensor without elements."""
+    """The identity of a tensor, equal for all its names; None for a tensor without elements."""
     if tensor.numel() == 0:
         return None
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
@@ -80,7 +80,7 @@ def _check_has_values(name: str, value: Tensor) -> None:
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU: safetensors refuses tensors that share or only partly use a storage."""
+    """Contiguous copies on the CPU: safetensors refuses tensors that share a storage or use only a part of it."""
     return {
         name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
@@ -90,7 +90,7 @@ def fill(small: nn.Module, tensors: Mapping[str, Tensor], about: Mapping[str, An
     """Copy the saved tensors into a cut network whose names, shapes and ties must be the saved ones.
 
     Raises:
-        FileFormatError: they are not; the message names the first difference. ``small`` may be half filled then.
+        FileFormatError: they differ; the message names the first difference. ``small`` may be partly filled then.
     """
     _regrow(small, tensors)
     state = state_of_model(small, keep_vars=True)
@@ -126,7 +126,7 @@ def fill_state(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], tied:
 
 
 def _regrow(small: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give buffers that grow while the network runs the shape that they had when it was saved."""
+    """Give buffers that grow while the network runs their saved shape."""
     plan = plan_of(small)
     if plan is None:
         return
@@ -146,14 +146,14 @@ def _regrow(small: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _copy(value: Tensor, saved: Tensor) -> None:
-    """The dtype is part of what was saved; tensors keep their identity, and with it their ties."""
+    """Copy a saved tensor, with its dtype, into an existing one, which keeps its identity and so its ties."""
     value.data = value.data.to(saved.dtype)
     with torch.no_grad():
         value.copy_(saved)
 
 
 def _fill_buffer(small: nn.Module, name: str, saved: Tensor, path: Path) -> None:
-    """Give a non-persistent buffer what was saved; one that had grown, or was made by a forward pass, is replaced."""
+    """Fill a non-persistent buffer; one that had grown, or was created by a forward pass, is replaced."""
     prefix, _, leaf = name.rpartition(".")
     owner = dict(named_modules(small, remove_duplicate=False)).get(prefix)
     if owner is None:
@@ -171,12 +171,13 @@ def _fill_buffer(small: nn.Module, name: str, saved: Tensor, path: Path) -> None
 
 
 def materialised(small: nn.Module, filled: frozenset[str], device: torch.device) -> nn.Module:
-    """``small`` with empty tensors on ``device`` in place of those on the meta device; tied ones stay tied.
+    """``small`` with empty tensors on ``device`` in place of those on the meta device; tied tensors remain tied.
 
-    ``filled``: the names of the tensors that will get values. Everything that refers to a tensor refers to the new one.
+    ``filled``: the names of the tensors that will get values. All references to a tensor are replaced by references to
+    the new one.
 
     Raises:
-        FileFormatError: a tensor on the meta device would get none.
+        FileFormatError: a tensor on the meta device would get no values.
     """
     new: dict[int, object] = {}
     names: dict[int, list[str]] = {}
@@ -211,7 +212,7 @@ def _no_values(name: str) -> str:
 
 
 def _check_ties(state: Mapping[str, Tensor], tied: Mapping[str, str], path: Path) -> None:
-    """Names that shared a tensor when they were saved must share one here, and no others may."""
+    """Check that exactly the names that shared a tensor when they were saved share one here."""
     first: dict[tuple[Any, ...], str] = {}
     here: dict[str, str] = {}
     for name, value in state.items():
@@ -222,7 +223,7 @@ def _check_ties(state: Mapping[str, Tensor], tied: Mapping[str, str], path: Path
             continue
         if name in tied:
             raise FileFormatError(
-                f"In {str(path)!r} {name!r} is tied to {tied[name]!r}, but in this model it is a tensor of its own. "
+                f"In {str(path)!r} {name!r} is tied to {tied[name]!r}, but in this model it is a separate tensor. "
                 "Tie them before loading."
             )
         raise FileFormatError(

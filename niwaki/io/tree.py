@@ -1,4 +1,5 @@
-"""Nested Python values as JSON, with their tensors beside it: what optimizers and runs keep, without pickle."""
+"""Write nested Python values as JSON, with their tensors beside it: the state of optimizers and runs, without
+pickle."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from niwaki.errors import FileFormatError
 def encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """JSON for ``value``: dictionaries, lists, tuples, numbers, text, None and tensors.
 
-    Tensors move to ``tensors``, as copies on the CPU, and leave their name behind, which begins with ``name``.
+    Tensors are added to ``tensors``, as copies on the CPU, and replaced by their names, which begin with ``name``.
 
     >>> tensors = {}
     >>> encode({"lr": 0.1, "betas": (0.9, math.inf), 3: torch.ones(2)}, "state", tensors)
@@ -24,7 +25,7 @@ def encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     {'lr': 0.1, 'betas': (0.9, inf), 3: tensor([1., 1.])}
 
     Raises:
-        FileFormatError: something else is in it; the message says where.
+        FileFormatError: ``value`` holds another type; the message says where.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -41,7 +42,7 @@ def encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return items if isinstance(value, list) else {"tuple": items}
     raise FileFormatError(
         f"Cannot save {name!r}: it is a {type(value).__qualname__}, and niwaki's files hold tensors, numbers, text, "
-        "lists and dictionaries only. Turn it into those, or leave it out."
+        "lists and dictionaries only. Convert it to those, or omit it."
     )
 
 

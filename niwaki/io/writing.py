@@ -1,8 +1,8 @@
-"""Writing a directory of several files so that a kill at any moment leaves what was there before, or all that is new.
+"""Write a directory of several files so that after a kill at any moment it holds the earlier files or all new ones.
 
 ``plan.json`` is the commit. The other files are first written under staged names that contain their SHA-256; until
-``plan.json`` is replaced, the old ones are what `niwaki.load` sees, and after it, the new ones are found under their
-staged names until they have taken the place of the old ones.
+``plan.json`` is replaced, `niwaki.load` reads the old files; after that, it finds the new ones under their staged names
+until they are renamed over the old ones.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from niwaki.io.format import FILES, PLAN_FILE, checksum, crc32, staged_name
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One file: ``content`` is text or tensors on the CPU, ``about`` what ``plan.json`` says of it."""
+    """One file: ``content`` is text or tensors on the CPU, ``about`` its description in ``plan.json``."""
 
     content: str | Mapping[str, Tensor]
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_directory(target: Path, data: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
-    """Write ``plan.json`` and the files of ``parts`` (by the keys of `FILES`) into a directory that is there, or make
-    it with all that is in it at once.
+    """Write ``plan.json`` and the files of ``parts`` (by the keys of `FILES`) into an existing directory, or create it
+    with all files at once.
 
     Raises:
         FileFormatError: ``target`` is a file, or cannot be written to.
@@ -65,7 +65,7 @@ def _make(target: Path, data: Mapping[str, Any], parts: Mapping[str, Part]) -> N
         beside.mkdir()
         _write_into(beside, data, parts)
         os.rename(beside, target)
-    except BaseException:  # also on Ctrl-C: nothing half written may stay behind
+    except BaseException:  # also on Ctrl-C: no incomplete file may remain
         shutil.rmtree(beside, ignore_errors=True)
         raise
     flush_directory(target.parent)
@@ -98,7 +98,7 @@ def _write_into(directory: Path, data: Mapping[str, Any], parts: Mapping[str, Pa
             staged = directory / staged_name(file, digests[key])
             staged.chmod(mode)  # safetensors writes files for their owner alone
             os.replace(staged, directory / file)
-        elif key in before:  # of the save before; a file of this name that was not is somebody else's
+        elif key in before:  # of the save before; any other file of this name is not niwaki's
             (directory / file).unlink(missing_ok=True)
     flush_directory(directory)
     _remove_leftovers(directory)
@@ -128,12 +128,12 @@ def _stage(directory: Path, file: str, content: str | Mapping[str, Tensor]) -> s
 
 
 def tensors_part(tensors: Mapping[str, Tensor], **about: Any) -> Part:
-    """A file of tensors, which must be contiguous, on the CPU, and share nothing."""
+    """A file of tensors, which must be contiguous, on the CPU, and share no memory."""
     return Part(tensors, {"tensors": {name: crc32(tensor) for name, tensor in tensors.items()}, **about})
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Remove what killed saves left: temporary files, and staged files that no plan refers to."""
+    """Remove the files of killed saves: temporary files, and staged files that no plan refers to."""
     known = _committed(directory)
     for pattern in (f".{PLAN_FILE}.*.tmp", *(f".{file.replace('.', '-*.')}*" for file in FILES.values())):
         for left in directory.glob(pattern):
@@ -147,7 +147,7 @@ def _committed(directory: Path) -> set[str]:
 
 
 def _described(directory: Path) -> dict[str, str]:
-    """The digests of the files that the plan in a directory knows; none if there is no plan that can be read."""
+    """The digests of the files that the plan in a directory knows; empty if no plan can be read."""
     try:
         data = json.loads((directory / PLAN_FILE).read_bytes())
         return {key: str(data[key]["sha256"]) for key in FILES if key in data}

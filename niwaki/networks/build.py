@@ -1,4 +1,4 @@
-"""A network from its name."""
+"""Build a network from its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def build_model(name: str, task: ImageTask, width: float = 1.0) -> nn.Module:
     Args:
         name: a built-in name, ``timm:NAME``, ``torchvision:NAME`` or ``path/to/file.py:factory``. A factory is called
             with those of ``num_classes``, ``in_channels`` and ``image_size`` that it has parameters for.
-        task: what it must fit.
+        task: the images and classes that it must fit.
         width: multiplies all widths of a built-in network.
 
     Raises:
@@ -28,8 +28,8 @@ def build_model(name: str, task: ImageTask, width: float = 1.0) -> nn.Module:
 
 
 def example_network(name: str, wish: NetworkRequest, meta: bool = False) -> ExampleNetwork:
-    """A network of random weights as it usually is, with example inputs if its source knows any; nothing is
-    downloaded. ``meta``: on the meta device, where it has shapes and no weights.
+    """A network of random weights in its usual size, with example inputs if its source has any; nothing is downloaded.
+    ``meta``: on the meta device, where it has shapes and no weights.
 
     Raises:
         RunError: there is no such network, or it cannot be built.
@@ -51,7 +51,7 @@ def example_network(name: str, wish: NetworkRequest, meta: bool = False) -> Exam
 
 
 def channels_of(name: str, channels: int) -> int:
-    """The image channels a network takes, where it has no choice: torchvision's take three."""
+    """The image channels of a network: fixed by its source (torchvision's networks take three), else ``channels``."""
     found = find(name)
     fixed = found[0].channels if found else None
     return channels if fixed is None else fixed

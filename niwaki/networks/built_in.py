@@ -24,7 +24,7 @@ class BuiltIn(NetworkSource):
         return BUILT_IN[item](task.classes, task.channels, task.size, width)
 
     def show(self, item: str, wish: NetworkRequest) -> ExampleNetwork:
-        """The network that `niwaki train` trains on the digits, unless another image is wished."""
+        """The network that `niwaki train` trains on the digits, or for the images of the request."""
         channels, size = wish.images or (1, (8, 8))
         inputs = (torch.randn(1, channels, *size, device="cpu"),)
         return ExampleNetwork(self.fit(item, ImageTask(wish.classes or 10, channels, size), 1.0), inputs)

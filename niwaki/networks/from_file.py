@@ -1,4 +1,4 @@
-"""Networks from a function in a Python file, as a source."""
+"""A source of networks: functions in Python files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Factory = Callable[..., object]
 
 @source
 class File(NetworkSource):
-    """A factory is called with those of ``num_classes``, ``in_channels`` and ``image_size`` that it has parameters
-    for. It returns the network, or the network and example inputs."""
+    """A factory in a Python file. It is called with those of ``num_classes``, ``in_channels`` and ``image_size`` that
+    it has parameters for. It returns the network, or the network and example inputs."""
 
     form = "path/to/file.py:factory"
 
@@ -31,12 +31,12 @@ class File(NetworkSource):
         return name if colon and path.endswith(".py") else None
 
     def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
-        """What the factory makes for this task."""
+        """The network of the factory for this task."""
         offered = {"num_classes": task.classes, "in_channels": task.channels, "image_size": task.size}
         return _made(item, _factory(item), offered).model
 
     def show(self, item: str, wish: NetworkRequest) -> ExampleNetwork:
-        """What the factory makes when it is told no more than is known."""
+        """The network of the factory, called with the known arguments only."""
         offered: dict[str, object] = {} if wish.classes is None else {"num_classes": wish.classes}
         if wish.images is not None:
             offered["in_channels"], offered["image_size"] = wish.images
@@ -89,7 +89,7 @@ def _made(item: str, factory: Factory, offered: Mapping[str, object]) -> Example
 
 
 def _grounded(tensor: Tensor) -> Tensor:
-    """An input that a factory made while everything it makes is on the meta device."""
+    """An input on the CPU in place of one that a factory made on the meta device."""
     if not tensor.is_meta:
         return tensor
     if tensor.is_floating_point():

@@ -1,4 +1,4 @@
-"""timm's networks, as a source."""
+"""A source of networks: timm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Timm(LibrarySource):
     prefix, form = "timm:", "timm:NAME"
 
     def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
-        """The network with another head, for other channels and images where it can be had."""
+        """The network with another head, and for other channels and image sizes where timm supports them."""
         timm = _timm(item)
         return _created(timm, item, task.size, num_classes=task.classes, in_chans=task.channels)
 

@@ -1,4 +1,4 @@
-"""torchvision's networks for all tasks, as a source."""
+"""A source of networks: torchvision, for all tasks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _pair(models: Any, item: str) -> tuple[Tensor, ...]:
 
 
 def _crop(models: Any, item: str, usual: int) -> tuple[int, int]:
-    """The size that the weights' own preprocessing cuts images to."""
+    """The image size of the preprocessing that belongs to the weights."""
     sizes = vars(models.get_model_weights(item).DEFAULT.transforms()).get("crop_size", [usual])
     return sizes[0], sizes[-1]
 

@@ -1,4 +1,4 @@
-"""Networks of transformers built from a configuration file, as a source."""
+"""A source of networks: transformers, by configuration files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TransformersSource(LibrarySource):
             settings["num_labels"] = wish.classes
         config: Any = model_class.config_class.from_dict(settings)
         for part in {id(part): part for part in (config, config.get_text_config())}.values():
-            part.use_cache = False  # or keys and values are outputs of the model, and may not get smaller
+            part.use_cache = False  # otherwise keys and values are outputs of the model, which are pinned
         model: nn.Module = model_class(config)
         return ExampleNetwork(model, guessed_inputs(model))
 
@@ -59,7 +59,7 @@ def _library(item: str) -> Any:
 
 
 def _path_and_class(library: Any, item: str) -> tuple[Path, str | None]:
-    """A path of its own is a path; otherwise what stands before its first slash is a class."""
+    """Split an item: an existing path has no class; otherwise the class stands before the first slash."""
     whole = _file(Path(item))
     if whole is not None:
         return whole, None
@@ -68,7 +68,7 @@ def _path_and_class(library: Any, item: str) -> tuple[Path, str | None]:
     if path is None:
         raise RunError(
             f"There is no configuration {item!r}. Give the path of a config.json, with the class before it if the "
-            "file names none: hf:LlamaForCausalLM/path/to/config.json."
+            "file has no class: hf:LlamaForCausalLM/path/to/config.json."
         )
     return path, kind
 
@@ -85,7 +85,7 @@ def _settings(path: Path) -> dict[str, Any]:
     except ValueError as cause:
         raise RunError(f"{str(path)!r} is not JSON: {cause}.") from cause
     if not isinstance(settings, dict):
-        raise RunError(f"{str(path)!r} holds no configuration: it is a {type(settings).__name__}, not an object.")
+        raise RunError(f"{str(path)!r} is not a configuration: it holds a {type(settings).__name__}, not an object.")
     return settings
 
 

@@ -1,4 +1,4 @@
-"""Example inputs of a transformers model, guessed from what its class and its configuration say."""
+"""Guess example inputs of a transformers model from its class and its configuration."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TOKENS = 32  # how long example texts are
+TOKENS = 32  # the number of tokens of example texts
 _SECOND = 16_000  # samples of audio
 
 Maker = Callable[[Any], Tensor]
 
 
 def guessed_inputs(model: nn.Module) -> dict[str, Tensor] | None:
-    """Keyword inputs for a model of transformers, or None if its main input is of a kind not known here."""
+    """Keyword inputs for a model of transformers, or None if the kind of its main input is not known here."""
     config: Any = model.config
     main: Any = model.main_input_name
     accepted = inspect.signature(model.forward).parameters
@@ -27,7 +27,7 @@ def guessed_inputs(model: nn.Module) -> dict[str, Tensor] | None:
     inputs = {main: MAKERS[main](config)}
     if "decoder_input_ids" in accepted and config.is_encoder_decoder:
         inputs["decoder_input_ids"] = _tokens(config)
-    # Where a token stands for an image, a text without it is complete; elsewhere (CLIP) both are wanted.
+    # Where a token stands for an image, a text without it is complete; other models (CLIP) need both.
     if _read([config], ("image_token_id", "image_token_index")) is None:
         for name, tower in TOWERS.items():
             if name in accepted and name not in inputs and _read([config], (tower,)) is not None:
@@ -58,7 +58,7 @@ def _image(config: Any) -> Tensor:
 
 
 def _spectrum(config: Any) -> Tensor:
-    """Mel features: [batch, bins, time] for the Whisper family, which says how many positions it has, else
+    """Mel features: [batch, bins, time] for the Whisper family, whose configuration has the number of positions, else
     [batch, time, bins]."""
     settings = _all_of(config)
     whisper = _read(settings, ("num_mel_bins",)), _read(settings, ("max_source_positions",))
@@ -98,7 +98,7 @@ def _all_of(config: Any) -> list[Any]:
 
 
 def _read(settings: Iterable[Any], names: Iterable[str]) -> Any:
-    """The first of several settings that is set anywhere."""
+    """The first of several settings that is set in the configuration or those inside it."""
     for config in settings:
         for name in names:
             value = getattr(config, name, None)

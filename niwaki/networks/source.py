@@ -1,4 +1,4 @@
-"""What a source of networks is, and the table of all of them."""
+"""The definition of a source of networks, and the table of all sources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class ImageTask:
-    """What a network must fit: images [B, channels, *size] in, scores [B, classes] out."""
+    """The task of a network: images [B, channels, *size] in, scores [B, classes] out."""
 
     classes: int
     channels: int
@@ -22,7 +22,7 @@ class ImageTask:
 
 @dataclass(frozen=True, slots=True)
 class NetworkRequest:
-    """What is known of a network that is only to be looked at; None leaves the choice to the source.
+    """The wishes for a network that is inspected; with None, the source chooses.
 
     ``images``: channels and size, if its first input is a batch of images.
     """
@@ -33,29 +33,29 @@ class NetworkRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExampleNetwork:
-    """A network and example inputs as `niwaki.search_space` takes them; None where the source knows none."""
+    """A network and example inputs as `niwaki.search_space` takes them; None if the source has none."""
 
     model: nn.Module
     inputs: Any = None
 
 
 class NetworkSource(ABC):
-    """Where networks come from. ``form``: how its names look. ``channels``: of its images, if it takes no others."""
+    """A source of networks. ``form``: the form of its names. ``channels``: the channels of its images, if fixed."""
 
     form: ClassVar[str]
     channels: ClassVar[int | None] = None
 
     @abstractmethod
     def item(self, name: str) -> str | None:
-        """What `fit` and `show` need to know of a name of this source; None for names of others."""
+        """The argument of `fit` and `show` for a name of this source; None for names of other sources."""
 
     @abstractmethod
     def fit(self, item: str, task: ImageTask, width: float) -> nn.Module:
-        """A network to train on ``task``, of fresh random weights; ``width`` scales it where that has a meaning."""
+        """A network to train on ``task``, of fresh random weights; ``width`` scales it if the source supports that."""
 
     @abstractmethod
     def show(self, item: str, wish: NetworkRequest) -> ExampleNetwork:
-        """A network as it usually is, to be looked at. Inputs are on the CPU, wherever the network is."""
+        """A network in its usual size, to inspect. Inputs are on the CPU, wherever the network is."""
 
 
 class LibrarySource(NetworkSource):
@@ -78,7 +78,7 @@ def source(kind: type[NetworkSource]) -> type[NetworkSource]:
 
 
 def find(name: str) -> tuple[NetworkSource, str] | None:
-    """The source of a network, and what the source wants to know of its name."""
+    """The source of a network, and the item of its name there."""
     for candidate in _SOURCES:
         item = candidate.item(name)
         if item is not None:
@@ -87,7 +87,7 @@ def find(name: str) -> tuple[NetworkSource, str] | None:
 
 
 def forms() -> str:
-    """How names look, as part of a sentence.
+    """The forms of names, as part of a sentence.
 
     >>> import niwaki.networks
     >>> forms()
@@ -98,6 +98,6 @@ def forms() -> str:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """A question that names what was probably meant, or nothing."""
+    """A question that names similar names; empty if there are none."""
     near = difflib.get_close_matches(name, names, n=3)
     return f" Did you mean {' or '.join(near)}?" if near else ""

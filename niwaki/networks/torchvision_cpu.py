@@ -1,8 +1,8 @@
-"""Import torchvision beside a CPU-only torch, and libraries only when a network is asked of them.
+"""Import the libraries of networks on request; torchvision also beside a CPU-only torch.
 
 The torchvision wheels of the public index are linked against CUDA. Beside a CPU-only torch their extension cannot be
-loaded, and ``import torchvision`` then fails because it annotates two operators that nobody has defined. Networks for
-classification never call these operators, so declaring their schemas is all that is needed.
+loaded, and ``import torchvision`` then fails because it annotates two undefined operators. Networks for classification
+never call these operators, so it is enough to declare their schemas.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def import_torchvision() -> str:
 
 
 def import_library(name: str, network: str) -> Any:
-    """Import the library that makes ``network``, the name that the user gave.
+    """Import the library of ``network``, a name that the user gave.
 
     Raises:
         RunError: it is not installed.

@@ -1,4 +1,4 @@
-"""Latency and activation memory: measured, predicted from tables of operators, and limited by a budget.
+"""Measure latency and activation memory, predict them from the times of operators, and choose by limits on them.
 
 ``measure``: interleaved rounds of networks. ``operators``: the time of each operator; ``predict``: of a plan, from
 these. ``activations``: peak memory. ``meters`` and ``fit``: budgets in measured quantities. Imports core, trace,

@@ -1,4 +1,4 @@
-"""Activation memory, measured: how many bytes of computed tensors are alive at once."""
+"""Measure activation memory: the most bytes of computed tensors that are alive at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from niwaki.trace.eager import eagerly
 
 
 class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of every memory that operators allocate, until it is given back."""
+    """Counts the bytes that operators allocate, until they are freed."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

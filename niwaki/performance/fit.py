@@ -1,4 +1,4 @@
-"""The largest choice that measured limits allow: networks are cut and run until one is just small enough."""
+"""Find the largest choice within measured limits: networks are cut and run until one is just small enough."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from niwaki.surgery.cut import cut
 
 _HALVINGS = 14
 _TRIALS = 6
-_LAST = 3  # trials that say how far predictions are off
+_LAST = 3  # the number of trials that correct the predictions
 _TINY = 1e-9
 _WRONG = 2.0  # or more times as much was saved as predicted, or less than half of it: then nothing was predicted
 
@@ -27,8 +27,8 @@ Selected = Callable[[Mapping[str, float], SearchSpace], BoolArray]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """A choice ``keep`` [num_units] that was cut and measured: how much of the tightest limit it uses, and all that
-    the meters read."""
+    """A choice ``keep`` [num_units] that was cut and measured: ``used``, the fraction of the tightest limit, and all
+    readings of the meters."""
 
     keep: BoolArray
     used: float
@@ -38,25 +38,25 @@ class Trial:
 def fit_latency(
     space: SearchSpace, wanted: Mapping[str, Limit], keep: BoolArray, limits: Mapping[str, float], selected: Selected
 ) -> tuple[Trial, str]:
-    """A choice that every meter finds small enough, with what they read, and a sentence on how it was found.
+    """A choice within every measured limit, with the readings, and a sentence on how it was found.
 
-    ``keep`` is the choice under ``limits`` alone, ``selected(limits, space)`` that under others, by the costs of that
-    space. A limit of latency is met by limits of predicted latency, about which every network that is measured tells
-    more; where it cannot be predicted, and for other measures, by limits of MACs.
+    ``keep``: the choice under ``limits`` alone; ``selected(limits, space)``: the choice under other limits, by the
+    costs of that space. A limit of latency is met by limits of predicted latency, which every measured network
+    corrects; where latency cannot be predicted, and for other measures, by limits of MACs.
 
     Raises:
         BudgetError: the smallest network of all is still too large.
     """
     first = _tried(space, wanted, keep)
     if first.used <= 1:
-        return first, "The measured limits are met without removing units for their sake."
+        return first, "The measured limits are met by the choice under the other limits."
     by = next((measure for measure, meter in wanted.items() if meter.timed is not None), None)
     why = "no operators are timed"
     if by is not None:
         try:
             return _by_operators(space, wanted, by, first, limits, selected)
         except Unpredictable as cause:
-            why = f"the time of operators does not tell the latency here: {cause}"
+            why = f"the times of operators do not predict the latency here: {cause}"
     return _halved(space, wanted, "macs", [first], limits, selected), f"Units were priced by their MACs, since {why}."
 
 
@@ -68,12 +68,12 @@ def _by_operators(
     limits: Mapping[str, float],
     selected: Selected,
 ) -> tuple[Trial, str]:
-    """By limits of predicted latency, corrected by what the trials so far were found to take.
+    """Choose by limits of predicted latency, corrected by the measured latency of the trials so far.
 
-    Two trials have to be tight: the second one's prices come of widths that are nearly its own.
+    Two trials have to be tight: the prices of the second are measured at nearly its own widths.
 
     Raises:
-        Unpredictable: operators do not tell the latency.
+        Unpredictable: the times of operators do not predict the latency.
     """
     meter, everything = wanted[by], np.ones(space.num_units, dtype=bool)
     readings = [_read(space, meter, first.keep)]
@@ -98,10 +98,10 @@ def _by_operators(
 
 
 def _next_share(model: SearchSpace, wanted: Mapping[str, Limit], by: str, trials: list[Trial]) -> float:
-    """The share of the predicted latency that should bring the tightest meter into the middle of its gap.
+    """The fraction of the predicted latency that should bring the tightest meter into the middle of its gap.
 
     Raises:
-        Unpredictable: the last trials saved far more or less than is predicted for them, after the fact.
+        Unpredictable: the last trials saved far more or less than the corrected prediction says.
     """
     meter, last = wanted[by], trials[-1]
     aim = 1 - meter.gap / 2
@@ -111,8 +111,8 @@ def _next_share(model: SearchSpace, wanted: Mapping[str, Limit], by: str, trials
     known = [factor for factor, one in zip(factors, trials, strict=True) if not one.keep.all()]
     factor = statistics.median(known[-_LAST:]) if known else 1.0
     if not 1 / _WRONG <= factor <= _WRONG:
-        raise Unpredictable(f"{factor:.2f} times as much is saved as they say")
-    if meter.filled(**last.told[by]) < last.used:  # by another measure, about which no more is known
+        raise Unpredictable(f"{factor:.2f} times as much is saved as they predict")
+    if meter.filled(**last.told[by]) < last.used:  # tightest in another measure, which is not predicted
         return predicted(model, last.keep) * aim / last.used
     dense = last.told[by]["dense"]
     return max(1 - (1 - aim * meter.amount(dense) / dense) / factor, 0.0)
@@ -126,8 +126,8 @@ def _halved(
     limits: Mapping[str, float],
     selected: Selected,
 ) -> Trial:
-    """The largest choice by limits of the measure ``by``, whose interval is halved; ``trials`` narrow it beforehand.
-    What is measured has to grow with that measure by and large, and is taken as it comes where it does not.
+    """The largest choice by limits of the measure ``by``, found by halving an interval that ``trials`` narrow first.
+    This assumes that the measured quantity mostly grows with that measure.
 
     Raises:
         BudgetError: the smallest network of all is still too large.
@@ -164,7 +164,7 @@ def _halved(
 
 
 def _tried(space: SearchSpace, wanted: Mapping[str, Limit], keep: BoolArray) -> Trial:
-    """Cut and measured."""
+    """Cut a network to a choice and measure it."""
     network = cut(space.model, space.plan(keep))
     readings = {measure: meter.read(network) for measure, meter in wanted.items()}
     used = max(wanted[measure].filled(*one) for measure, one in readings.items())
@@ -172,7 +172,7 @@ def _tried(space: SearchSpace, wanted: Mapping[str, Limit], keep: BoolArray) -> 
 
 
 def _read(space: SearchSpace, meter: Limit, keep: BoolArray) -> OperatorTimes:
-    """How long the operators take in the network that ``keep`` leaves."""
+    """The times of the operators in the network cut to ``keep``."""
     assert meter.timed is not None
     try:
         times = meter.timed(cut(space.model, space.plan(keep)))
@@ -186,7 +186,7 @@ def _is_tight(wanted: Mapping[str, Limit], trial: Trial) -> bool:
 
 
 def _unreachable(space: SearchSpace, wanted: Mapping[str, Limit], told: Readings) -> BudgetError:
-    """Of the smallest network of all, for which the meters ``told`` too much."""
+    """The error for the smallest possible network, whose readings ``told`` are above the limits."""
     measure = max(wanted, key=lambda name: wanted[name].filled(**told[name]))
     meter, reading = wanted[measure], told[measure]
     limit = meter.amount(reading["dense"])

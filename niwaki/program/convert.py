@@ -1,4 +1,4 @@
-"""From a model to an exported program, and from a cut `Program` back to one."""
+"""Export a model to a program, and turn a cut `Program` back into an exported one."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def exported(model: nn.Module, call: ExampleCall, dynamic_shapes: Any = None) ->
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     pretence = FakeTensors([*tensors_in(call), *model.parameters(), *model.buffers()], _mode_for_export())
-    warm_up(model, [call])  # what a cache outside of the modules keeps would be fake
+    warm_up(model, [call])  # a cache outside of the modules would hold fake tensors
     with preserved(model, others_in(call)):
         pretence.swap(model)
         call = map_tensors(call, pretence.stand_in)
         for module in model.modules():
             module.training = False
-        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, whose heads cannot leave
+        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, whose heads cannot be removed
         try:
             program = torch.export.export(model, *call, dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as cause:
@@ -58,14 +58,14 @@ def exported(model: nn.Module, call: ExampleCall, dynamic_shapes: Any = None) ->
 
 
 def _mode_for_export() -> FakeTensorMode:
-    """A mode whose fake tensors a model to be exported may hold."""
+    """A fake tensor mode for a model that is exported."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # half a second, and most users never export
 
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(tracked_fakes=[]))
 
 
 def rebuilt(small: Program) -> ExportedProgram:
-    """A cut program as `torch.export.ExportedProgram`: new sizes, tensors and metadata, everything else as it was.
+    """A cut program as `torch.export.ExportedProgram`, with new sizes, tensors and metadata and nothing else changed.
 
     Raises:
         PlanError: the sizes do not fit one another; the plan was made for a program with other sizes.
@@ -112,7 +112,7 @@ def rebuilt(small: Program) -> ExportedProgram:
 
 
 def _pretended(mode: FakeTensorMode, tensor: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """The metadata of a parameter or buffer; one on the meta device is where its dense fake claims to be."""
+    """The metadata of a parameter or buffer; for a meta tensor, on the device that its dense fake claims."""
     with torch.no_grad(), mode:
         if tensor.is_meta:
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=dense.device)
@@ -120,7 +120,7 @@ def _pretended(mode: FakeTensorMode, tensor: torch.Tensor, dense: torch.Tensor) 
 
 
 def _rename(source: fx.GraphModule, made: fx.GraphModule) -> None:
-    """Give the nodes of a copy the names they had: copying changes those that Python uses, such as ``input``."""
+    """Give the nodes of a copy their original names: copying changes names that Python uses, such as ``input``."""
     for before, after in zip(source.graph.nodes, made.graph.nodes, strict=True):
         if after.op == "placeholder":
             after.target = before.target
@@ -132,14 +132,14 @@ def _rename(source: fx.GraphModule, made: fx.GraphModule) -> None:
 
 
 def _resize(module: fx.GraphModule, block: Subprogram, given: Sequence[Any]) -> Any:
-    """Write the numbers of ``block`` into the graph of ``module`` and recompute what its nodes remember of their
-    results; returns that of the output."""
+    """Write the numbers of ``block`` into the graph of ``module`` and recompute the metadata of its nodes; returns that
+    of the output."""
     graph, numbers = module.graph, block.numbers()
     live = set(needed(graph))
     for node in reversed(list(graph.nodes)):
         if node not in live and not _still_true(node) and not node.users:
             graph.erase_node(node)
-    # All before the first: what a call leaves to torch is written out by the metadata of the dense program.
+    # Before any node is changed: arguments that a call leaves to torch are computed from the dense metadata.
     calls = {node: replaced(node, numbers[node.name]) for node in graph.nodes if node.name in numbers}
     rest = iter(given)
     output = None
@@ -178,7 +178,7 @@ def _remembered(node: fx.Node) -> Any:
 
 
 def _still_true(node: fx.Node) -> bool:
-    """A check of the type and device of a tensor, not of its sizes."""
+    """Whether a node checks the type and device of a tensor, not its sizes."""
     metadata = torch.ops.aten._assert_tensor_metadata.default
     sizes = [*node.args[1:3], node.kwargs.get("size"), node.kwargs.get("stride")]
     return node.target is metadata and all(given is None for given in sizes)
@@ -210,7 +210,7 @@ def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
 
 
 def _line(cause: Exception) -> str:
-    """The innermost line of the user's code that an error went through, as the beginning of a sentence."""
+    """The innermost line of the user's code in the traceback of an error, as the start of a sentence."""
     files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(cause.__traceback__)]
     users = [f"{file}:{line}: " for file, line in files if not file.startswith((TORCH, __file__, "<"))]
     return users[-1] if users else ""
@@ -221,7 +221,7 @@ def _quoted(cause: Exception) -> str:
 
 
 def _foreign_outputs(model: nn.Module, call: ExampleCall) -> str:
-    """What to do about objects among the outputs, which a program cannot return; empty where there are none."""
+    """Advice about objects among the outputs, which a program cannot return; empty if there are none."""
     args, kwargs = call
     with torch.no_grad():
         try:

@@ -1,4 +1,4 @@
-"""What the public functions accept: a model, an exported program, or a model to be exported."""
+"""Turn the arguments of public functions (a model, an exported program, or a model to export) into a module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from niwaki.trace.tracer import example_calls
 
 
 def calls_of(model: nn.Module | ExportedProgram, example_inputs: Any) -> tuple[ExampleCall, ...]:
-    """The example calls that were given; for a program without, the one it was exported with."""
+    """The example calls of the user; without any, the one that a program was exported with."""
     if example_inputs is not None:
         return example_calls(example_inputs)
     program = model.source if isinstance(model, Program) else model
@@ -32,7 +32,7 @@ def calls_of(model: nn.Module | ExportedProgram, example_inputs: Any) -> tuple[E
 
 
 def program_of(model: nn.Module | ExportedProgram, call: ExampleCall | None, as_graph: bool) -> nn.Module:
-    """The module to analyse or cut: programs, given or to be made by exporting ``model``, as `Program`."""
+    """The module to analyse or cut: an exported program as `Program`, and ``model`` exported to one if ``as_graph``."""
     if isinstance(model, ExportedProgram):
         return Program(model)
     _check(model)

@@ -23,10 +23,10 @@ from niwaki.program.sizes import CallNumbers, spelled_out, with_numbers
 aten = torch.ops.aten
 _SIZES, _FLOAT = ".sizes", ".float"  # no parameter or module can have a dot in its name
 
-# Told of every call of a program that runs, by a text that names it, and of its result.
+# Called for every call in a running program, with a text that names the call, and its result.
 observer: ContextVar[Callable[[str, Any], None] | None] = ContextVar("observer", default=None)
 
-# What only checks: it would compare with the sizes of the dense network.
+# Operators that only check: they would compare with the sizes of the dense network.
 CHECKS = frozenset(
     {
         aten._assert_tensor_metadata.default,
@@ -38,7 +38,7 @@ CHECKS = frozenset(
     }
 )
 
-# Shape reads as the tracer knows them, and functions whose rules ask by which name they were called.
+# Shape reads in the form that the tracer follows, and functions whose rules depend on the name of the call.
 _CALLED_AS: Mapping[Any, Callable[..., Any]] = {
     aten.sym_size.int: torch.Tensor.size,
     aten.sym_numel.default: torch.Tensor.numel,
@@ -93,7 +93,7 @@ class _Float:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One call; ``over`` are the values nobody needs afterwards."""
+    """One call; ``over``: the values that no later call needs."""
 
     name: str
     function: Callable[..., Any]
@@ -105,8 +105,8 @@ class _Step:
 
 
 class _Script(list[_Step]):
-    """The calls, in order, and what else copies of a block share. (What looks for numbers or tensors in the attributes
-    of modules takes a list for what its items are.)"""
+    """The calls in order, and the other values that copies of a block share. (Not a list: the items of lists in
+    attributes are searched for numbers and tensors.)"""
 
     def __init__(self, program: ExportedProgram, graph: fx.Graph) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Subprogram(nn.Module):
     _script: _Script
 
     def _read(self, program: ExportedProgram, module: nn.Module, graph: fx.Graph) -> None:
-        """Take over the calls and sizes of ``graph``, whose own graphs are attributes of ``module``."""
+        """Read the calls and sizes of ``graph``; its inner graphs are attributes of ``module``."""
         script = self._script = _Script(program, graph)
         live = needed(graph)
         last = {given: node for node in live for given in node.all_input_nodes}
@@ -186,7 +186,7 @@ class Subprogram(nn.Module):
         return _Step(node.name, function, _template(args), _template(kwargs), tuple(floats), place, over)
 
     def numbers(self) -> dict[str, CallNumbers]:
-        """The numbers of every call, as they stand."""
+        """The present numbers of every call."""
         held = self.__dict__
         return {
             step.name: CallNumbers(held.get(step.name + _SIZES, ()), tuple(held[name] for name in step.floats))
@@ -238,8 +238,8 @@ class Subprogram(nn.Module):
 class Program(Subprogram):
     """An exported program as a module: its parameters and buffers under their names, its sizes as attributes.
 
-    Checks of the program on its own values are left out. Train and eval mode are the same: what the program does was
-    decided when it was exported.
+    The checks of the program on its own values are skipped. Train and eval mode are the same: the mode was fixed when
+    the program was exported.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -260,11 +260,11 @@ class Program(Subprogram):
 
     @property
     def source(self) -> ExportedProgram:
-        """The program as it was given, with the dense sizes and tensors."""
+        """The exported program that it was made from, with the dense sizes and tensors."""
         return self._script.program
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the program computes."""
+        """The outputs of the program."""
         signature = self.source.graph_signature
         given = list(self._given(signature.input_specs, args, kwargs))
         results = self.run(given)
@@ -343,7 +343,7 @@ def _tensor(module: nn.Module, name: str) -> torch.Tensor:
 
 
 def needed(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes without the checks, and without the arithmetic on sizes that only checks ask for."""
+    """The nodes except checks, and except arithmetic on sizes that only checks use."""
     live: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         computes = not _on_sizes(node) and node.target not in CHECKS
@@ -359,7 +359,7 @@ def _on_sizes(node: fx.Node) -> bool:
 
 
 def location_of(node: fx.Node) -> Location:
-    """The line of the user's source that a node came from, as far as the program remembers."""
+    """The line of the user's source that a node came from, if the program has it."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     module = str(stack[-1][0]).split("@")[0] if stack else ""
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")

@@ -1,5 +1,4 @@
-"""The numbers of a graph that a cut may have to change: sizes, and floats such as the epsilon of a norm; and the few
-operators that leave such numbers to torch."""
+"""Find and replace the numbers of a graph that a cut may change: sizes, and floats such as the epsilon of a norm."""
 
 from __future__ import annotations
 
@@ -17,9 +16,9 @@ aten = torch.ops.aten
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-# Whole numbers that have to follow a cut although the schema does not call them symbolic sizes.
+# Whole numbers that must follow a cut although the schema does not declare them as symbolic sizes.
 _SIZES_BY_NAME = {aten.group_norm.default: "num_groups", aten.native_group_norm.default: "group"}
-# Python's own, without the one that takes an item out of a result.
+# Python's operators, except the one that reads an item of a result.
 _OPERATORS = frozenset(
     function
     for function in vars(operator).values()
@@ -29,8 +28,8 @@ _FAR = 2**31  # bounds that mean "to the end"
 
 
 def spelled_out(node: fx.Node) -> tuple[Callable[..., Any], Arguments]:
-    """Target and arguments of a call, with what it leaves to torch written out: the scale of an attention (torch would
-    compute another one from fewer positions), the sizes of the parts of a split (they may lose different numbers), the
+    """Target and arguments of a call, with the defaults of torch spelled out: the scale of an attention (torch would
+    compute another one from fewer positions), the sizes of the parts of a split (each may lose another number), the
     epsilon of an RMSNorm (a cut rescales it)."""
     assert callable(node.target)
     args, kwargs = tuple(node.args), dict(node.kwargs)

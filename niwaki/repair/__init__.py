@@ -1,6 +1,6 @@
-"""Repairs of a cut network without training: biases, statistics and weights that make up for what was removed.
+"""Repair a cut network without training: biases, statistics and weights that replace a part of the removed units.
 
 ``fold``: constant outputs of removed units go into biases. ``compensate``: least squares. ``batchnorm``: statistics are
-re-estimated. ``consumers``: the layers that read removed units; ``calibration``: the data that repairs look at.
-Imports core, trace and surgery.
+re-estimated. ``consumers``: the layers that read removed units; ``calibration``: the data that repairs use. Imports
+core, trace and surgery.
 """

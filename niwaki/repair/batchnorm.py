@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a network that was changed, taken anew from data."""
+"""Re-estimate the BatchNorm statistics of a changed network from data."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class _Moments:
     def __init__(self) -> None:
         self.count = 0
         self.mean: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0  # of the distances from the mean, summed
+        self.squares: Tensor | float = 0.0  # sum of squared distances from the mean
 
     def add(self, x: Tensor) -> None:
-        """Take in ``x`` [B, C, ...]."""
+        """Add the entries of ``x`` [B, C, ...]."""
         entries = x.detach().transpose(0, 1).flatten(1)
         entries = entries if entries.dtype == torch.float64 else entries.float()
         count = entries.shape[1]
@@ -40,19 +40,17 @@ class _Moments:
 def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> tuple[str, ...]:
     """Replace the running statistics of every BatchNorm by those of the data, in place.
 
-    After a cut of units that still mattered, what reaches a norm has another mean and variance than those it remembers.
-    The model runs in eval mode (no dropout) but for its norms, which normalise each batch by its own statistics, as in
-    training. Mean and unbiased variance are those of all entries of all batches together, whatever their sizes:
-    exact, and not a moving average. Everything else, momentum and counters included, is left as it was; so is all of
-    it if anything fails.
+    After a cut of units that still mattered, the inputs of a norm have another mean and variance than its statistics.
+    The model runs in eval mode (no dropout), except its norms, which normalise each batch by its own statistics, as in
+    training. Mean and unbiased variance are those of all entries of all batches together, whatever their sizes: exact,
+    and not a moving average. Nothing else is changed, momentum and counters included; if anything fails, nothing is.
 
     Args:
         model: any network, such as `niwaki.cut` returns.
         batches: inputs; a tensor or tuple is passed by position, a dict by keywords.
         forward: how to run the model on a batch where that is not so: ``lambda model, batch: model(batch[0])``.
 
-    Returns:
-        The names of the norms with new statistics; those that no batch reached keep theirs, and so do those without.
+    Returns: The names of the norms with new statistics; norms that no batch reached keep their statistics.
 
     Raises:
         MethodError: there are no batches, or a norm saw one value per channel only, which has no variance.

@@ -1,4 +1,4 @@
-"""Data that repairs look at: batches of any loader, run through the network, and further samples like the examples."""
+"""The data for repairs: batches of any loader, run through the network, and further samples like the examples."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def feed(model: nn.Module, batches: Iterable[Any], forward: Forward | None, firs
                     "forward=lambda model, batch: model(batch[0])."
                 ) from cause
     if not number:
-        raise MethodError("There are no batches to look at. Pass some inputs; a loader that is used up gives none.")
+        raise MethodError("There are no batches. Pass some inputs; a loader that is used up gives none.")
 
 
 _SAMPLES = 2
@@ -50,7 +50,7 @@ _FAILURES = (RuntimeError, ValueError, IndexError, KeyError, AssertionError, Ari
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Calls that a network runs on: ``given`` ones, and ``shuffled`` ones, which its code may refuse.
+    """Calls for a network: the ``given`` ones, and ``shuffled`` ones, which its code may refuse.
 
     In the latter the entries of each tensor are shuffled and, where they are floating point, scaled by up to a half:
     every entry stays in the range of the example's (a token of the vocabulary, an index into a table, a positive
@@ -67,12 +67,12 @@ class Samples:
 
     @classmethod
     def of(cls, calls: Iterable[ExampleCall]) -> Samples:
-        """The calls, and two others for each."""
+        """Samples of the calls, with two shuffled ones for each."""
         given = tuple(calls)
         return cls(given, tuple(_shuffled(call, seed) for call in given for seed in range(_SAMPLES)))
 
     def run(self, model: nn.Module) -> Iterator[Any]:
-        """What ``model`` returns for each; None where it refuses one that is shuffled."""
+        """The outputs of ``model`` for each call; None for a shuffled one that it refuses."""
         for args, kwargs in self.given:
             yield model(*args, **kwargs)
         for args, kwargs in self.shuffled:

@@ -1,9 +1,8 @@
 """Least-squares compensation: new weights with which the remaining units best reproduce the output of a layer.
 
-Units are seldom independent, so a layer can win back part of what it loses by other weights for the inputs that remain
-(Pruning with Compensation, arXiv:2108.13728). Layers are fitted in the order of the network, each to what the cut
-network has made of its inputs by then: errors of earlier layers are repaired, where fits to the inputs of the dense
-network would add them up.
+Units are seldom independent, so other weights for the remaining inputs restore a part of a layer's lost output (Pruning
+with Compensation, arXiv:2108.13728). Layers are fitted in the order of the network, each on its inputs in the cut
+network: errors of earlier layers are repaired, while fits on the inputs of the dense network would add them up.
 """
 
 from __future__ import annotations
@@ -38,8 +37,9 @@ _FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How much of the power of a layer's output in the dense network is lost in the cut one, whose earlier layers have
-    been fitted: with the weights as they were and with the new ones. Measured on the batches of the fit."""
+    """Relative error of a layer's output in the cut network, as a fraction of the power of the dense output: with the
+    old weights (``before``) and with the new ones (``after``). Earlier layers have their new weights in both. Measured
+    on the batches of the fit."""
 
     before: float
     after: float
@@ -47,16 +47,16 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compensated:
-    """``model``: a dense copy, ready for `niwaki.cut`. ``layers``: those with new weights. ``left``: the layers and
-    tensors that lose inputs and keep their weights, each with the reason."""
+    """The result of `compensate`. ``model``: a dense copy, ready for `niwaki.cut`. ``layers``: those with new weights.
+    ``left``: the layers and tensors that lose inputs without new weights, each with the reason."""
 
     model: nn.Module
     layers: Mapping[str, Fit]
     left: Mapping[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.layers)} layers read what is left with new weights. Of their output is lost:"]
-        lines += [f"  {name}: {fit.after:.2%} instead of {fit.before:.2%}" for name, fit in self.layers.items()]
+        lines = [f"{len(self.layers)} layers have new weights. Relative error of each layer's output:"]
+        lines += [f"  {name}: {fit.after:.2%} ({fit.before:.2%} without repair)" for name, fit in self.layers.items()]
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.left.items())])
 
 
@@ -69,30 +69,30 @@ def compensate(
     ridge: float = 1e-3,
     forward: Forward | None = None,
 ) -> Compensated:
-    """Give the layers that read removed units the weights with which the units that stay tell most of it.
+    """Give the layers that read removed units the weights with which the remaining units best reproduce their outputs.
 
-    For a layer W x + b in the order of the network, with x its input in the dense network and y what it reads in the
-    cut one, in which the layers before it have their new weights, over all positions of all batches,
+    Layers are fitted in the order of the network. For a layer W x + b, with x its input in the dense network and y its
+    input in the cut one (where earlier layers have their new weights), over all positions of all batches,
 
         minimise over D, d:  E |W x - (W_S + D) y - d|^2 + ridge * mean(diag C_yy) |D|^2;   W_S += D, b += d
 
-    W_S being the weights of what stays, C a covariance. Without a bias d is 0 and C not centred. Both networks run in
-    eval mode, once over the data to find the order and then again for each layer, up to it. Little data ask for a
-    larger ``ridge``; weights stay as they are where the data say nothing.
+    W_S being the weights of the remaining inputs, C a covariance. Without a bias d is 0 and C not centred. Both
+    networks run in eval mode, once over the data to find the order and then again for each layer, up to it. With little
+    data, use a larger ``ridge``; weights that the data do not determine are not changed.
 
     Args:
-        space: the search space of the model; the model is left as it was.
-        plan: what is going to be cut.
+        space: the search space of the model, which is not changed.
+        plan: the plan of the cut.
         batches: inputs, which are all held; a tensor or tuple is passed by position, a dict by keywords. A few hundred
             images do.
-        ridge: how strongly changes of the weights are held back, relative to the mean power of an input; above 0.
-        forward: how to run the model on a batch where that is not so: ``lambda model, batch: model(batch[0])``.
+        ridge: the penalty on changes of the weights, relative to the mean power of an input; above 0.
+        forward: how to run the model on any other batch: ``lambda model, batch: model(batch[0])``.
 
-    The cut of ``Compensated.model`` by the same plan has the new weights, and the law holds for it as for any model;
-    what the plan removes has the weights it had.
+    The cut of ``Compensated.model`` by the same plan has the new weights, and it is exact as that of any model; removed
+    units keep their old weights until then.
 
     Raises:
-        PlanError: the plan is for another network, or no plan.
+        PlanError: the plan is for another network, or is not a plan.
         MethodError: there are no batches, or ``ridge`` is not a positive number.
         TraceError: the model does not run on a batch, or has no values (on the meta device).
 
@@ -158,7 +158,8 @@ def compensate(
 def _calls(
     layers: Mapping[str, nn.Module], model: nn.Module, batches: Sequence[Any], forward: Forward | None
 ) -> dict[str, list[int]]:
-    """How often each batch calls each layer, in the order of the first calls; layers that none calls are missing."""
+    """The number of calls of each layer by each batch, in the order of the first calls; layers without calls are
+    missing."""
     calls: dict[str, list[int]] = {}
     batch = 0
 
@@ -177,11 +178,11 @@ def _calls(
 
 
 class _Enough(Exception):
-    """The layer has been called as often as it will be; what comes after it is of no interest."""
+    """Raised after the last call of the layer: the rest of the pass is not needed."""
 
 
 def _inputs(model: nn.Module, layer: nn.Module, batch: Any, forward: Forward | None, count: int) -> list[Tensor]:
-    """What ``layer`` reads in its first ``count`` calls on a batch."""
+    """The inputs of ``layer`` in its first ``count`` calls on a batch."""
     seen: list[Tensor] = []
 
     def look(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -225,7 +226,7 @@ def _fit(layer: Reader, removed: Tensor, gram: Gram, ridge: float) -> Fit:
     if power > 0:
         root, failed = torch.linalg.cholesky_ex(yy + ridge * power * torch.eye(len(yy)).to(yy))
         if int(failed):
-            raise ValueError(f"what is left of its inputs is too much alike for ridge={ridge:g}")
+            raise ValueError(f"its remaining inputs are too correlated for ridge={ridge:g}")
         fewer = fewer + torch.cholesky_solve((weight @ xy - fewer @ yy).T, root).T
     after = _lost(weight, fewer, xx, xy, yy)
     with torch.no_grad():
@@ -242,7 +243,7 @@ def _lost(weight: Tensor, fewer: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> 
 
 
 def _others(space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[str, object]) -> dict[str, str]:
-    """The parameters that read removed units in other ways."""
+    """The parameters that read removed units in other ways, each with the reason why it has no new weights."""
     parameters = dict(named_parameters(model))
     known = {id(module_at(model, name).weight) for name in readers}
     return {
@@ -259,8 +260,8 @@ _CONVOLVE: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F
 
 
 class Gram:
-    """Sums over all positions of the inputs x [I] of ``layer`` and those y [S] of ``small``, which stands in its place
-    in another network: of products, of the inputs themselves, and of the positions. An input of a linear layer is a
+    """Sums over all positions of the inputs x [I] of ``layer`` and the inputs y [S] of ``small``, its counterpart in
+    another network: of their products, of the inputs, and the number of positions. An input of a linear layer is a
     feature, of a convolution a channel at a place of the kernel."""
 
     def __init__(self, layer: Reader, small: Reader) -> None:
@@ -272,7 +273,7 @@ class Gram:
         self.count = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """What the two read in one call.
+        """Add the inputs of both in one call.
 
         Raises:
             ValueError: these are not the same positions.
@@ -289,13 +290,13 @@ class Gram:
 
     @property
     def finite(self) -> bool:
-        """Whether all sums are."""
+        """Whether all sums are finite."""
         return all(bool(value.isfinite().all()) for value in (self.xx, self.xy, self.yy))
 
 
 def _columns(layer: Reader, x: Tensor) -> Iterator[Tensor]:
-    """What the weights of a layer are multiplied with, [inputs, positions]; of a convolution one sample after another,
-    since patches are larger than the sample by the size of the kernel."""
+    """The numbers that the weights of a layer are multiplied by, [inputs, positions]; for a convolution one sample
+    after another, since patches take kernel-size times the memory of a sample."""
     if isinstance(layer, nn.Linear):
         yield x.reshape(-1, layer.weight.shape[1]).T.double()
     else:
@@ -304,7 +305,8 @@ def _columns(layer: Reader, x: Tensor) -> Iterator[Tensor]:
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """What a convolution multiplies its weights with, [channels times kernel, positions], of one input [1, C, ...]."""
+    """The numbers that a convolution multiplies its weights by, [channels times kernel, positions], of one input [1, C,
+    ...]."""
     channels, kernel = layer.weight.shape[1], layer.weight.shape[2:]
     size = kernel.numel()
     picks = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *kernel)

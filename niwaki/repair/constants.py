@@ -1,8 +1,9 @@
-"""What removed units tell the layers that read them once their producers are zero: found out by runs of the layers.
+"""Find the constants that removed units send to the layers that read them once their producers are zero, by running the
+layers.
 
 A network whose producers are zero runs on samples. After every call of a module that reads removed units, the module
-runs again without them: where its outputs differ, the cut loses something. A bias that is to make up for it is tried in
-the same way.
+runs again without them: where its outputs differ, the cut loses a value. A bias that replaces it is tried in the same
+way.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ Observe = Callable[[str, nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
 @dataclass(slots=True, eq=False)
 class _Values:
-    """What a layer is told by removed units: the first of all places, and how far others are from it."""
+    """The inputs of a layer from removed units: those at the first position, and the largest distance of others from
+    them."""
 
     first: Tensor | None = None
     far: float = 0.0
     most: float = 0.0
 
     def add(self, values: Tensor) -> None:
-        """One more call, [places, removed]."""
+        """Add one more call, [positions, removed]."""
         if len(values):
             self.first = values[0].clone() if self.first is None else self.first
             self.far = max(self.far, float((values - self.first).abs().max()))
@@ -46,13 +48,13 @@ class _Values:
 
     @property
     def constant(self) -> bool:
-        """Whether all places were told the same."""
+        """Whether the inputs are equal at all positions."""
         return self.first is not None and self.far <= _CLOSE.get(self.first.dtype, 3e-2) * self.most
 
 
 @dataclass(slots=True, eq=False)
 class Lost:
-    """A reading that the cut loses something with. ``layer``: the path of the layer that is known to sum over it."""
+    """A reading whose value the cut loses. ``layer``: the path of the known layer that sums over it."""
 
     reading: Consumer
     layer: str | None = None
@@ -61,14 +63,14 @@ class Lost:
 
     @property
     def name(self) -> str:
-        """The layer, or the parameter where no known layer has it."""
+        """The layer, or the parameter if it is in no known layer."""
         return self.reading.name if self.layer is None else self.layer
 
 
 def lost_constants(model: nn.Module, readings: Sequence[Consumer], samples: Samples) -> list[Lost]:
-    """The readings that make a difference to the output of the modules they belong to, with what these were told.
+    """The readings that change the output of the modules they belong to, with the inputs of these.
 
-    A parameter belongs to the module that holds it or, where that is never called itself, to the nearest one around it
+    A parameter belongs to the module that holds it or, if that is never called itself, to the nearest module around it
     that is.
     """
     found = [_layer_of(reading, model) for reading in readings]
@@ -104,8 +106,9 @@ def lost_constants(model: nn.Module, readings: Sequence[Consumer], samples: Samp
 
 
 def moved_constants(model: nn.Module, lost: Sequence[Lost], samples: Samples) -> tuple[list[str], dict[str, str]]:
-    """Move what is constant into biases of ``model``; returns the layers that took one up, and why others did not."""
-    before: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}  # by layer: bias, as it was, as it is to be
+    """Move constant inputs into biases of ``model``; returns the layers whose bias changed, and the reasons of the
+    others."""
+    before: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}  # by layer: bias, its old value, its new value
     left: dict[str, str] = {}
     for one in lost:
         problem = one.problem or _unfit(one)
@@ -135,7 +138,7 @@ def moved_constants(model: nn.Module, lost: Sequence[Lost], samples: Samples) ->
 
 
 def outputs(model: nn.Module, samples: Samples) -> list[Any]:
-    """What the network gives for each sample."""
+    """The outputs of the network for each sample."""
     return list(samples.run(model))
 
 
@@ -160,7 +163,7 @@ def _unfit(one: Lost) -> str | None:
 
 
 def _layer_of(reading: Consumer, model: nn.Module) -> Lost:
-    """The known layer that sums over a reading, if there is one."""
+    """The known layer that sums over a reading, or None."""
     uses = Counter(id(value) for module in model.modules() for value in module._parameters.values())
     for path, module in named_modules(model):
         sums = [
@@ -173,8 +176,8 @@ def _layer_of(reading: Consumer, model: nn.Module) -> Lost:
 
 
 def _holders(model: nn.Module, readings: Sequence[Consumer]) -> dict[str, set[int]]:
-    """The modules that hold the parameters of readings, and the numbers of these. What computes a parameter from others
-    is part of the module that has it."""
+    """The modules that hold the parameters of readings, with the numbers of these. A module that computes a parameter
+    from others counts as part of the module that has the parameter."""
     numbers: dict[int, set[int]] = {}
     for number, reading in enumerate(readings):
         numbers.setdefault(id(reading.parameter), set()).add(number)
@@ -198,8 +201,8 @@ def _around(path: str, holders: Iterable[str]) -> bool:
 
 
 def _observed(model: nn.Module, modules: Mapping[str, nn.Module], samples: Samples, observe: Observe) -> None:
-    """Run ``model`` on samples; ``observe`` sees every call of ``modules``, with copies of the inputs, and may call the
-    module again."""
+    """Run ``model`` on samples, and call ``observe`` for every call of ``modules``, with copies of the inputs; it may
+    call the module again."""
     inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     busy = False
 
@@ -224,7 +227,7 @@ def _observed(model: nn.Module, modules: Mapping[str, nn.Module], samples: Sampl
             stack.callback(hook.remove)
             stack.callback(module.register_forward_hook(after(path), with_kwargs=True).remove)
         for _ in samples.run(model):
-            inputs.clear()  # of modules that did not end their calls
+            inputs.clear()  # of modules whose calls did not return
             busy = False
 
 
@@ -240,7 +243,7 @@ def _copied(call: ExampleCall) -> ExampleCall:
 
 @contextmanager
 def _at_zero(readings: Sequence[Consumer]) -> Iterator[None]:
-    """The parameters with nothing to read removed units by."""
+    """The parameters with zeros where they read removed units."""
     saved = [one.parameter.index_select(one.dim, one.removed) for one in readings]
     for one in readings:
         one.parameter.index_fill_(one.dim, one.removed, 0)
@@ -265,7 +268,7 @@ def _epsilon(result: Any) -> float:
 
 
 def _differ(result: Any, other: Any, tolerance: float) -> bool:
-    """Whether two results differ by more than a share of the largest entry."""
+    """Whether two results differ by more than a fraction of the largest entry."""
     for one, two in zip(tensors_in(result), tensors_in(other), strict=True):
         if one.numel() and not torch.equal(one, two):
             one, two = one.nan_to_num().to(torch.float64), two.nan_to_num().to(torch.float64)

@@ -17,7 +17,7 @@ Reader = nn.Linear | Convolution
 
 
 def readers_of(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, tuple[Reader, Tensor]]:
-    """The linear layers and ungrouped convolutions that read removed units, and which of their inputs these are."""
+    """The linear layers and ungrouped convolutions that read removed units, with the numbers of these inputs."""
     reading = {(place.tensor, place.dim) for place in space.dims if not place.role.produces}
     parameters = dict(named_parameters(model))
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -33,7 +33,7 @@ def readers_of(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, tu
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Consumer:
-    """Positions ``removed`` of dimension ``dim`` of a parameter, which read units that leave."""
+    """Positions ``removed`` of dimension ``dim`` of a parameter, which read removed units."""
 
     name: str
     parameter: nn.Parameter
@@ -42,7 +42,7 @@ class Consumer:
 
 
 def readings_of(space: SearchSpace, plan: Plan, model: nn.Module) -> list[Consumer]:
-    """All that reads removed units by a parameter of ``model``."""
+    """All parameters of ``model`` that read removed units."""
     parameters = dict(named_parameters(model))
     found = []
     for place in space.dims:
@@ -53,7 +53,7 @@ def readings_of(space: SearchSpace, plan: Plan, model: nn.Module) -> list[Consum
 
 
 def removed_from(plan: Plan, tensor: str, dim: int, parameters: Mapping[str, nn.Parameter]) -> Tensor | None:
-    """The positions of ``dim`` that leave; None if none does."""
+    """The removed positions of ``dim``; None if no position is removed."""
     kept = plan.tensors.get(tensor, {}).get(dim)
     if kept is None or tensor not in parameters:
         return None
@@ -63,5 +63,5 @@ def removed_from(plan: Plan, tensor: str, dim: int, parameters: Mapping[str, nn.
 
 
 def channels(layer: Reader) -> int:
-    """The dimension of the input that the layer sums over, from the end."""
+    """The dimension of the input that the layer sums over, counted from the end."""
     return -1 if isinstance(layer, nn.Linear) else 1 - layer.weight.ndim

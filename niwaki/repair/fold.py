@@ -1,8 +1,8 @@
-"""Constants that removed units still send out, moved into the biases of the layers that read them.
+"""Move the constants that removed units still send out into the biases of the layers that read them.
 
 A unit whose producers are zero is not silent where something on the way maps zero to another value (sigmoid, exp, an
-added number): the layer that reads it adds the same constant everywhere. The cut drops that constant, lawfully, since
-in the law's reference the reading weights are zero as well; the bias of the reading layer can keep it.
+added number): the layer that reads it adds the same constant everywhere. The cut drops that constant and is exact all
+the same, since in the masked network the reading weights are zero too; the bias of the reading layer can keep it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from niwaki.trace.tracer import example_calls
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Folded:
-    """``model``: a dense copy, ready for `niwaki.cut`. ``folded``: the layers whose bias took a constant up. ``left``:
-    the layers, and the parameters outside of layers that are known, that lose one, each with the reason."""
+    """The result of `fold_constants`. ``model``: a dense copy, ready for `niwaki.cut`. ``folded``: the layers whose
+    bias took up a constant. ``left``: the layers, and the parameters outside of known layers, that lose one, each with
+    the reason."""
 
     model: nn.Module
     folded: tuple[str, ...]
@@ -43,19 +44,19 @@ class Folded:
 
 @eagerly()
 def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folded:
-    """Keep what removed units would still send out once their producers are zero.
+    """Keep the constants that removed units would still send out once their producers are zero.
 
     Args:
-        space: the search space of the model; the model is left as it was.
-        plan: what is going to be cut.
-        example_inputs: as for `niwaki.search_space`. The copy runs on them in eval mode, and on others of their shapes
-            with their entries shuffled and scaled: a value that all these samples share counts as a constant.
+        space: the search space of the model, which is not changed.
+        plan: the plan of the cut.
+        example_inputs: as for `niwaki.search_space`. The copy runs on them in eval mode, and on further inputs with
+            their entries shuffled and scaled: a value that is equal for all samples counts as a constant.
 
-    The cut of ``Folded.model`` computes what the original does with only the *producers* of the removed units at zero.
-    That is exact unless something is in ``Folded.left``: because what it reads is not constant, because it has no bias,
-    because it pads with zeros, where the constant is missing at the border, or because niwaki does not know its layer.
-    Every fold is tried; linear layers, convolutions, transposed ones, recurrent layers and the projections of
-    ``nn.MultiheadAttention`` are known.
+    The cut of ``Folded.model`` computes what the original computes with only the *producers* of the removed units at
+    zero. That is exact unless something is in ``Folded.left``: a layer whose input is not constant, that has no bias,
+    that pads with zeros (the constant is missing at the border), or whose class niwaki does not know. Every fold is
+    tried; niwaki knows linear layers, convolutions, transposed ones, recurrent layers and the projections of
+    ``nn.MultiheadAttention``.
 
     Raises:
         PlanError: the plan is for another network.
@@ -80,12 +81,12 @@ def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folde
         expected = outputs(model, samples)
         folded, left = moved_constants(model, lost_constants(model, readings, samples), samples)
         if not left and unexplained(model, readings, expected, samples):
-            left = {"": "something is read in a way that no module shows, and the outputs change with it"}
+            left = {"": "a removed unit is read outside of all modules, and the outputs change with it"}
     return Folded(model, tuple(folded), left)
 
 
 def _silence(space: SearchSpace, plan: Plan, model: nn.Module) -> None:
-    """Zero what produces the removed units."""
+    """Zero the producers of the removed units."""
     parameters = dict(named_parameters(model))
     with torch.no_grad():
         for place in space.dims:

@@ -1,4 +1,4 @@
-"""Biases that can take up a constant: what a layer adds to its output when some of its inputs never change."""
+"""Biases that can take up a constant: the sum that constant inputs of a layer add to its output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 _BORDER = "it pads with zeros, so the constant is missing at the border"
-_STRIDE = "a constant does not come out of a transposed convolution as one: its kernel, stride and padding see to that"
+_STRIDE = (
+    "the output of a transposed convolution for a constant is not constant: it depends on kernel, stride and padding"
+)
 _OWN = "its class computes something of its own"
 
 
@@ -19,9 +21,9 @@ _OWN = "its class computes something of its own"
 class Uptake:
     """One sum of a layer: ``rows`` of ``weight``, summed over its dimension ``dim`` with an input, and ``bias`` added.
 
-    The input is the layer's argument number ``position``, called ``argument``; its dimension ``channel``, counted from
-    the end, is what is summed over. ``bias`` shares the memory of the layer's parameter. ``otherwise``: why the bias is
-    not enough, where a trial shows that.
+    The input is the layer's argument number ``position``, called ``argument``; the sum is over its dimension
+    ``channel``, counted from the end. ``bias`` shares the memory of the layer's parameter. ``otherwise``: the reason to
+    give if a trial shows that the bias is not enough.
     """
 
     weight: Tensor
@@ -34,7 +36,7 @@ class Uptake:
     otherwise: str = _OWN
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], removed: Tensor) -> Tensor | None:
-        """The removed inputs in one call of the layer, [places, removed]; None if it is called in another way."""
+        """The removed inputs in one call of the layer, [positions, removed]; None if it is called in another way."""
         given: Any = args[self.position] if len(args) > self.position else kwargs.get(self.argument)
         given = given.data if isinstance(given, PackedSequence) else given
         if not isinstance(given, Tensor) or given.ndim < -self.channel:
@@ -43,7 +45,7 @@ class Uptake:
         return values.reshape(-1, len(removed))
 
     def shift(self, constant: Tensor, removed: Tensor) -> Tensor:
-        """What the removed inputs add to each row if they are ``constant`` [removed], shape [rows]."""
+        """The sum that removed inputs of the values ``constant`` [removed] add to each row, [rows]."""
         inner = self.weight.detach().index_select(self.dim, removed).movedim(self.dim, 0)
         added: Tensor = torch.tensordot(constant.to(inner.dtype), inner[:, self.rows], dims=1)
         return added.reshape(len(added), -1).sum(1)

@@ -1,4 +1,4 @@
-"""What came out of a run: figures of the dense and the small network, measured latency, and the report file.
+"""Reports: figures of the dense and the small network, latency profiles, drawings, and the report file of a run.
 
 Imports core, criteria, surgery, io, selection, performance and choosing.
 """

@@ -1,4 +1,4 @@
-"""The drawing as text for Graphviz, and as SVG where Graphviz is installed."""
+"""Write a drawing as text for Graphviz, and as SVG if Graphviz is installed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from niwaki.report.drawing import Drawing, PathStop, form
 
 @form(".dot")
 def dot_text(drawing: Drawing) -> str:
-    """Modules are boxes, groups ellipses; an arrow leads from what computes a group into it, and out to what reads it.
-    Reasons that keep parameters are notes, and colour the frames of the modules they pin.
+    """Modules are boxes, groups ellipses; arrows lead from the modules that compute a group's units into it, and out to
+    those that read them. Reasons that hold parameters back are notes, and colour the frames of the modules that they
+    pin.
 
     >>> from niwaki.report.drawing import ModuleNode
     >>> print(dot_text(Drawing("net", "nothing", (ModuleNode("conv1", "Conv2d", 9408, ()),), (), ())))
@@ -32,7 +33,8 @@ def dot_text(drawing: Drawing) -> str:
         label = f"{block.name or '(the model)'}\n{block.kind}, {block.params:,} parameters"
         tooltip = "\n".join(line for pinned in block.pins for line in pinned.lines) or "nothing is pinned"
         frame = ""
-        if block.pins and drawing.reasons[block.pins[0].reason].params:  # the dearest reason comes first
+        # The first reason is the one that holds back the most parameters.
+        if block.pins and drawing.reasons[block.pins[0].reason].params:
             frame = f", penwidth=2, color={_quoted(drawing.colour(block.pins[0].reason))}"
         out.append(f"  m{number} [shape=box, label={_quoted(label)}, tooltip={_quoted(tooltip)}{frame}];")
     for number, line in enumerate(drawing.lines):
@@ -57,17 +59,17 @@ def dot_text(drawing: Drawing) -> str:
 
 
 def needs_graphviz() -> None:
-    """Raise `NiwakiError` where the program `dot` cannot be found."""
+    """Raise `NiwakiError` if the program `dot` cannot be found."""
     if shutil.which("dot") is None:
         raise NiwakiError(
             "Drawing an .svg needs the program `dot` of Graphviz, which is not on the PATH. Install Graphviz (apt "
-            "install graphviz, brew install graphviz), or draw an .html, which needs nothing."
+            "install graphviz, brew install graphviz), or draw an .html, which needs no other program."
         )
 
 
 @form(".svg", ready=needs_graphviz)
 def svg_text(drawing: Drawing) -> str:
-    """What `dot` makes of the text for it.
+    """The drawing as SVG, made by `dot`.
 
     Raises:
         NiwakiError: `dot` fails.
@@ -79,7 +81,7 @@ def svg_text(drawing: Drawing) -> str:
 
 
 def _edge(group: int, stop: PathStop) -> str:
-    """One line per module and group, however many tensors they share."""
+    """One edge per module and group, whatever the number of shared tensors."""
     if stop.computes:
         return f"m{stop.block} -> g{group}" + (" [dir=both]" if stop.reads else "")
     return f"g{group} -> m{stop.block}"

@@ -1,4 +1,4 @@
-"""A search space drawn into a file."""
+"""Draw a search space into a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from niwaki.report.drawing import FORMATS, drawing
 
 
 def check_drawable(path: Path) -> None:
-    """Raise `NiwakiError` where a drawing could not be written, before the work that leads to it is done."""
+    """Raise `NiwakiError` if a drawing could not be written, before the analysis starts."""
     if path.suffix not in FORMATS:
         raise NiwakiError(f"{str(path)!r} is not a name for a drawing. Let it end in {' or '.join(sorted(FORMATS))}.")
     FORMATS[path.suffix].ready()
@@ -22,10 +22,10 @@ def check_drawable(path: Path) -> None:
 
 
 def draw(space: SearchSpace, path: Path, title: str) -> None:
-    """Write a drawing of the modules and groups of ``space``; its form follows from the end of the name.
+    """Write a drawing of the modules and groups of ``space``, in the format of the file name's ending.
 
     Raises:
-        NiwakiError: it cannot be drawn in this form, or there.
+        NiwakiError: it cannot be drawn in this format, or not written there.
     """
     check_drawable(path)
     write_atomically(path, FORMATS[path.suffix].render(drawing(space, title)).encode())

@@ -1,6 +1,6 @@
 """A search space as a graph of two kinds of nodes: modules that own tensors, and the groups that run through them.
 
-Each format that it can be drawn in is one file and one import line in `niwaki.report.draw`.
+Each format is one file and one import line in `niwaki.report.draw`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from niwaki.report.inspection import GroupFigures, PinReason, group_figures, lin
 CHARGED = ("#c2410c", "#b91c1c", "#a16207", "#be185d", "#7e22ce", "#854d0e", "#9f1239", "#6b21a8")
 
 
-FREE_OF_CHARGE = "#9ca3af"  # for reasons that keep no parameter, such as the inside of a convolution's kernel
+FREE_OF_CHARGE = "#9ca3af"  # for reasons that hold back no parameter, such as the inside of a convolution's kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """What one reason pins in a module: the number of the reason, and a line for each dimension."""
+    """The dimensions of a module that one reason pins: the number of the reason, and a text for each dimension."""
 
     reason: int
     lines: tuple[str, ...]
@@ -30,7 +30,7 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class ModuleNode:
-    """A module that owns parameters or buffers itself: its name, its class, how many parameters, and its pins."""
+    """A module that owns parameters or buffers itself: its name, its class, its number of parameters, and its pins."""
 
     name: str
     kind: str
@@ -57,7 +57,7 @@ class GroupPath:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What there is to draw, before it has a form."""
+    """The content of a drawing, in no particular format."""
 
     title: str
     summary: str
@@ -66,12 +66,12 @@ class Drawing:
     reasons: tuple[PinReason, ...]
 
     def colour(self, reason: int) -> str:
-        """The colour of a reason: those that cost parameters differ, as far as there are colours."""
+        """The colour of a reason; reasons that hold back parameters get different ones, as long as there are enough."""
         return CHARGED[min(reason, len(CHARGED) - 1)] if self.reasons[reason].params else FREE_OF_CHARGE
 
 
 def drawing(space: SearchSpace, title: str) -> Drawing:
-    """The modules and groups of a space, and who meets whom.
+    """The drawing of a space: its modules, its groups, and the modules that each group runs through.
 
     >>> import niwaki, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -137,7 +137,7 @@ FORMATS: dict[str, Format] = {}
 
 
 def form(suffix: str, ready: Callable[[], None] = lambda: None) -> Callable[[Render], Render]:
-    """Register the decorated function for files whose names end so."""
+    """Register the decorated function for file names with this ending."""
 
     def register(render: Render) -> Render:
         FORMATS[suffix] = Format(render, ready)

@@ -1,4 +1,4 @@
-"""What a search space is made of, in numbers: what each group reaches, what each pin costs; also as JSON."""
+"""Figures of a search space: the parameters that each group reaches and each pin holds back; also as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INSPECTION_FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the network would cost when about ``keep_macs`` of its MACs stay; ``problem``: why it cannot get there."""
+    """The cost of the network with about ``keep_macs`` of its MACs kept; ``problem``: why that cannot be reached."""
 
     keep_macs: float
     cost: Cost | None
@@ -31,7 +31,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Law:
-    """What `niwaki.testing.check_model` said: whether cut and zeroed networks agree, and how closely or where not.
+    """The result of `niwaki.testing.check_model`: whether cut and masked networks agree, and how closely or where not.
 
     ``forward``, ``backward``: the largest deviations of outputs and gradients, None where they were not compared.
     """
@@ -44,11 +44,11 @@ class Law:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """A network and what could leave it.
+    """A network and its prunable units.
 
-    ``inputs``: the example inputs that the costs are for. ``coverage``: the share of the parameters that lie in at
-    least one unit. ``least``: the cost with the fewest units left in every group. ``criterion``: by which the units of
-    the predictions were chosen. ``notes``: what was not analysed. ``seconds``: of analysis.
+    ``inputs``: the example inputs that the costs are for. ``coverage``: the fraction of the parameters that lie in at
+    least one unit. ``least``: the cost with the fewest possible units in every group. ``criterion``: the one that chose
+    the units of the predictions. ``notes``: the parts that were not analysed. ``seconds``: the time of the analysis.
     """
 
     model: str
@@ -80,9 +80,9 @@ _KINDS: tuple[tuple[type[nn.Module], str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class GroupFigures:
-    """A group in numbers. ``kind``: what one unit is, in the tensor that computes it. ``params``: parameters that lie
-    in its units; a weight between two groups lies in both. ``tensors``: the parameters it runs through. ``inexact``:
-    why removing its units changes the result although they are zero, None for groups that the law holds for."""
+    """A group in numbers. ``kind``: the type of its units, in the tensor that computes them. ``params``: parameters
+    that lie in its units; a weight between two groups lies in both. ``tensors``: the parameters it runs through.
+    ``inexact``: why removing its units changes the result although they are zero; None for exact groups."""
 
     name: str
     units: int
@@ -94,9 +94,9 @@ class GroupFigures:
 
 @dataclass(frozen=True, slots=True)
 class PinReason:
-    """Why something can never leave. ``lines``: source lines that cause it, most positions first. ``params``: those
-    that no unit holds because of it; where two reasons hold one parameter, both count it. ``first``: one of the
-    dimensions."""
+    """A reason why positions can never be removed. ``lines``: source lines that cause it, most positions first.
+    ``params``: the parameters that lie in no unit because of it; a parameter with two reasons counts for both.
+    ``first``: one of the pinned dimensions."""
 
     text: str
     lines: tuple[str, ...]
@@ -107,7 +107,7 @@ class PinReason:
 
 
 def group_figures(space: SearchSpace) -> tuple[GroupFigures, ...]:
-    """All groups, those that reach the most parameters first.
+    """All groups, by the number of parameters that they reach, the most first.
 
     >>> import niwaki, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -131,7 +131,7 @@ def group_figures(space: SearchSpace) -> tuple[GroupFigures, ...]:
 
 
 def reasons(space: SearchSpace) -> tuple[PinReason, ...]:
-    """The pins by reason, those that cost the most parameters first.
+    """The pins by reason, by the number of parameters that they hold back, the most first.
 
     >>> import niwaki, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -165,7 +165,7 @@ def reasons(space: SearchSpace) -> tuple[PinReason, ...]:
 
 
 def line_of(location: Location | None) -> str:
-    """A source line as seen from here, or from where packages are installed; empty where none is known."""
+    """A source line, relative to the current directory or to that of the packages; empty if it is not known."""
     if location is None or not location.line:
         return ""
     _, installed, file = location.file.rpartition("site-packages/")
@@ -176,7 +176,7 @@ def line_of(location: Location | None) -> str:
 
 @dataclass(slots=True)
 class _Totals:
-    """What is added up for one reason; ``held``: pinned positions by parameter and dimension."""
+    """The sums for one reason; ``held``: pinned positions by parameter and dimension."""
 
     held: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     lines: Counter[str] = field(default_factory=Counter)
@@ -186,7 +186,7 @@ class _Totals:
 
 
 def _cost(shape: tuple[int, ...], pinned: Counter[int], held: Counter[int]) -> int:
-    """The entries pinned in every dimension, less those that would be left so without this reason."""
+    """The number of entries pinned in every dimension, minus those that other reasons pin as well."""
     dims = range(len(shape))
     return math.prod(pinned[dim] for dim in dims) - math.prod(pinned[dim] - held[dim] for dim in dims)
 
@@ -203,7 +203,7 @@ def _reach(group: Group, shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def _kind(group: Group, modules: dict[str, nn.Module]) -> str:
-    """What one unit is: `channels`, or `blocks of 64 features` such as a head."""
+    """The type of the units: `channels`, or `blocks of 64 features` such as a head."""
     known = [
         f"blocks of {piece.index.shape[1]} {noun}" if piece.index.shape[1] > 1 else noun
         for piece in group.slices

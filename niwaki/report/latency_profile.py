@@ -1,4 +1,4 @@
-"""What a budget buys in latency, for several steps in which groups may shrink, on this device and in other runtimes."""
+"""Measure the latency that a budget gives for several values of ``round_to``, on this device and in other runtimes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from niwaki.performance.measure import Clock, Latencies, device_of, latency
 from niwaki.selection.budget import Budget, check_budget
 from niwaki.surgery.cut import cut
 
-Runtime = Callable[[nn.Module], nn.Module]  # makes a network ready to be run
+Runtime = Callable[[nn.Module], nn.Module]  # prepares a network to be run
 _DENSE = "dense"
 _NAMES = ("onnxruntime", "onnxscript")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProfileRow:
-    """The plan of one ``round_to``, its cost, and the share of the saliency it keeps: of values over the mean of those
-    they are compared with (``compare``), so that every group counts by its units."""
+    """The plan of one ``round_to``, its cost, and the fraction of the saliency that it keeps. Values count relative to
+    the mean of those that they are compared with (``compare``), so every group counts by its units."""
 
     round_to: int
     plan: Plan
@@ -45,8 +45,8 @@ class ProfileRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatencyProfile:
-    """``rows``: one for each ``round_to`` that meets the budget; ``unmet``: why the others do not. ``latency``: by
-    runtime; its networks are called ``dense`` and ``round_to=8``, and took turns."""
+    """A latency profile. ``rows``: one for each ``round_to`` that meets the budget; ``unmet``: the reasons of the
+    others. ``latency``: by runtime; the networks are called ``dense`` and ``round_to=8``, and took turns."""
 
     budget: Budget
     dense_macs: int
@@ -56,7 +56,7 @@ class LatencyProfile:
 
     def __str__(self) -> str:
         head = f"{'round_to':>8} {'MACs':>7} {'saliency':>8}" + "".join(f"  {name:>32}" for name in self.latency)
-        lines = [f"{self.budget}; microseconds of a forward pass, and how often the dense network's fit in:", head]
+        lines = [f"{self.budget}; microseconds of a forward pass, and the speed-up over the dense network:", head]
         for name, cells in ((_DENSE, " " * 16), *((_named(row), self._costs(row)) for row in self.rows)):
             shown = (self._time(found, name) for found in self.latency.values())
             lines.append(f"{name.removeprefix('round_to='):>8} {cells}" + "".join(f"  {text:>32}" for text in shown))
@@ -90,26 +90,26 @@ def latency_profile(
 ) -> LatencyProfile:
     """Choose by ``budget`` once for each ``round_to``, cut, and measure all networks beside the dense one.
 
-    Kernels work on so many channels at once: networks of equal MACs differ in latency, and which steps pay is a matter
-    of the device, its threads, the batch and the runtime.
+    Kernels process a fixed number of channels at once, so networks of equal MACs differ in latency; the best step
+    depends on the device, its threads, the batch and the runtime.
 
     Args:
-        space: the search space of the model; the model is left as it was.
+        space: the search space of the model, which is not changed.
         scores: from `niwaki.score`.
-        budget: what all plans meet; its own ``round_to`` does not count.
+        budget: the budget that all plans meet; its own ``round_to`` is ignored.
         inputs: one call, on the device of the model: a tensor or tuple is positional, a dict is keywords.
         round_to: the steps to try.
         compare: as for `niwaki.choose`.
-        runtimes: what runs the networks, by name: functions that make a network ready, such as ``torch.compile``. None:
-            torch as it is, and for a model on the CPU `onnx_runtime` where ``pip install niwaki[onnx]`` was done.
-        seconds: how long to measure in each runtime.
+        runtimes: functions by name that prepare a network to be run, such as ``torch.compile``. None: eager torch, and
+            for a model on the CPU also `onnx_runtime` if ``pip install niwaki[onnx]`` was done.
+        seconds: the time to measure in each runtime.
         rounds: the least number of passes of each network.
-        threads: of torch on the CPU, and of ONNX Runtime; None: as many as torch has now.
+        threads: the number of threads of torch on the CPU, and of ONNX Runtime; None: the present number of torch.
         clock: as for `niwaki.latency`.
 
     Raises:
         BudgetError: no ``round_to`` meets the budget.
-        MethodError: there is no ``round_to``, or an argument makes no sense.
+        MethodError: ``round_to`` is empty, or an argument has a wrong value.
         TraceError: the model does not run on these inputs.
 
     Example:
@@ -159,15 +159,16 @@ def latency_profile(
 
 
 def kept_saliency(space: SearchSpace, scores: Scores, plan: Plan, compare: Compare = "group") -> float:
-    """The share of the saliency that ``plan`` keeps, of values over the mean of those they are compared with."""
+    """The fraction of the saliency that ``plan`` keeps; values count relative to the mean of those that they are
+    compared with."""
     saliency = scores.values - min(0.0, scores.values.min(initial=0.0))
     values = normalise(space, saliency, np.ones(space.num_units, dtype=bool), compare)
     return float(values[space.keep_of(plan)].sum() / max(values.sum(), np.finfo(np.float64).tiny))
 
 
 def onnx_runtime(network: nn.Module, inputs: Any, threads: int | None = None) -> nn.Module:
-    """The network as ONNX Runtime computes it on the CPU, for inputs of these sizes: exported, compared (see
-    `niwaki.export`), read back. Takes what the network takes and returns its tensors as a list.
+    """The network in ONNX Runtime on the CPU, for inputs of these sizes: exported, compared (see `niwaki.export`), and
+    loaded. It takes the inputs of the network and returns its output tensors as a list.
 
     Raises:
         ExportError: the network cannot be exported, or ``pip install niwaki[onnx]`` was not done.
@@ -184,7 +185,7 @@ def onnx_runtime(network: nn.Module, inputs: Any, threads: int | None = None) ->
 
 
 class _Session(nn.Module):
-    """A session in the place of a network."""
+    """A session of ONNX Runtime that is called like a network."""
 
     def __init__(self, session: Any, names: Sequence[Any]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The drawing as one HTML page that needs nothing beside it: no script, no style sheet, no font.
+"""Write a drawing as one HTML page without other files: no script, no style sheet, no font.
 
-Modules are rows, groups are lines that stop at the modules they run through, as on a map of railway lines.
+Modules are rows, groups are lines that stop at the modules they run through, as on a railway map.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def html_page(drawing: Drawing) -> str:
 <body>
 <h1>{escape(drawing.title)}</h1>
 <p>{escape(drawing.summary)}</p>
-<p>A row is a module, a line is a group: its units leave from all its stops at once. A full stop computes the units, a
-hollow one reads them. Squares are pins. Point at anything to read more.</p>
+<p>A row is a module, a line is a group: its units are removed at all its stops together. A filled dot
+computes the units, a ring reads them, a dot in a ring does both. Squares are pins. Point at anything to read more.</p>
 {_reasons(drawing)}
 <div class="map">
 {_map(drawing)}
@@ -64,7 +64,7 @@ def _reasons(drawing: Drawing) -> str:
     if not rows:
         return "<p>Nothing is pinned.</p>"
     head = '<tr><th></th><th>pinned because</th><th>where</th><th class="number">positions</th>'
-    return f'<table>{head}<th class="number">parameters kept by it</th></tr>{"".join(rows)}</table>'
+    return f'<table>{head}<th class="number">parameters held back</th></tr>{"".join(rows)}</table>'
 
 
 def _map(drawing: Drawing) -> str:
@@ -94,7 +94,7 @@ def _row(drawing: Drawing, number: int, block: ModuleNode, right: int) -> list[s
     for position, pinned in enumerate(block.pins):
         x = _NAMES + 14 * position
         if x > _NAMES + _CHIPS - 24:
-            break  # the squares left of here are those of the dearest reasons
+            break  # the squares to the left are those of the reasons that hold back the most parameters
         text = "\n".join(pinned.lines)
         out.append(
             f'<rect class="pin" x="{x}" y="{y - 5}" width="10" height="10" rx="2" '
@@ -122,7 +122,7 @@ def _stop(stop: PathStop, x: int, colour: str) -> str:
 
 
 def _labels(drawing: Drawing) -> dict[int, str]:
-    """What is written beside the row in which groups begin."""
+    """The texts beside the rows in which groups begin."""
     labels: dict[int, list[str]] = {}
     for line in drawing.lines:
         labels.setdefault(line.stops[0].block, []).append(f"{line.group.name}: {line.group.units:,} {line.group.kind}")
@@ -130,7 +130,7 @@ def _labels(drawing: Drawing) -> dict[int, str]:
 
 
 def _tracks(lines: tuple[GroupPath, ...]) -> list[int]:
-    """For each line, sorted by where they begin, the first track that is free there."""
+    """For each line, in the order of their first rows, the first free track."""
     ends: list[int] = []
     tracks = []
     for line in lines:

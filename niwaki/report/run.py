@@ -10,13 +10,14 @@ from typing import Any
 
 from niwaki.performance.measure import Latency
 
-REPORT_FORMAT = 2  # 1 told latencies in milliseconds
+REPORT_FORMAT = 2  # 1 gave latencies in milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One network in numbers. ``accuracy``: share of the test images it gets right. ``memory``: bytes of parameters
-    and buffers. ``macs``: multiply-accumulates for one image. ``latency``: of one image and of a training batch."""
+    """One network in numbers. ``accuracy``: the fraction of correctly classified test images. ``memory``: bytes of
+    parameters and buffers. ``macs``: multiply-accumulates for one image. ``latency``: of one image and of a training
+    batch."""
 
     accuracy: float
     params: int
@@ -27,9 +28,9 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What a run was, and what it gave.
+    """The settings and the results of a run.
 
-    ``check``: what `niwaki.check` found. ``kept``: kept units and all units, by group. ``history``: one entry per
+    ``check``: the result of `niwaki.check`. ``kept``: kept units and all units, by group. ``history``: one entry per
     epoch. ``data``: names, sizes and the normalisation that inputs need: ``(pixel - mean) / std``, pixels in 0 to 255.
     """
 

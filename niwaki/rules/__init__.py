@@ -1,4 +1,4 @@
-"""What each ATen operator does to the axes of its tensors: one file per family, found by import below.
+"""The rules: what each ATen operator does to the axes of its tensors, one file per family.
 
 A rule sees shapes, axes and static arguments; never a weight, a module or a pruning function. Files are named as
 PyTorch's documentation names its groups of operators, and all overloads of an operator have their rules in one file.
@@ -78,7 +78,7 @@ __all__ = [
 
 
 def find(operator: OpOverload) -> Rule | None:
-    """The rule of an operator: its own, or the element-wise one if PyTorch tags it so, or None."""
+    """The rule of an operator: its own, the element-wise one for operators that PyTorch tags as such, or None."""
     known = RULES.get(operator) or NAMED.get(operator._schema.name)
     if known is None and torch.Tag.pointwise in operator.tags:
         return pointwise.pointwise

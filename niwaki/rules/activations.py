@@ -42,7 +42,7 @@ sample(glu)(lambda: Handed(lambda x: nn.functional.glu(x, 1)))
 
 @mutant(softmax)
 def entry_by_entry(call: Call) -> Label:
-    """Entries do not depend on one another: wrong along the dimension that is gone over."""
+    """Entries do not depend on one another: wrong along the softmax's dimension."""
     return call.label(call["self"].axes)
 
 

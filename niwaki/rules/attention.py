@@ -32,8 +32,8 @@ def attention(call: Call) -> list[Label]:
         call.inexact(q.axes[3], "attention is scaled by the size of this dimension")
     call.inexact(k.axes[2], "attention averages over this dimension")
     if call.arguments.get("is_causal"):
-        call.pin(q.axes[2], "the causal mask counts along this dimension")
-    if q.axes[3].size == v.axes[3].size:  # as the fused kernels want it; another one would take over after the cut
+        call.pin(q.axes[2], "the causal mask counts positions along this dimension")
+    if q.axes[3].size == v.axes[3].size:  # the fused kernels want multiples; another kernel would run after the cut
         call.size_is(call.size_of("value", 3), q.axes[3], "the size of a head's values")
     mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
     if mask is not None:
@@ -95,7 +95,7 @@ sample(attention)(_Untied)
 def _part_of(
     call: Call, scale: bool = True, keys: bool = True, causal: bool = True, mask: bool = True, zero: bool = False
 ) -> list[Label]:
-    """The rule with parts left out."""
+    """A mutant: the rule without some of its parts."""
     q, k, v = call["query"], call["key"], call["value"]
     for dim in (0, 1):
         call.equate(q.axes[dim], k.axes[dim])

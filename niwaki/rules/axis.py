@@ -1,4 +1,4 @@
-"""Axes: for every position of a dimension, the ids it lives and dies with."""
+"""Axes: the ids of each position of a dimension; a position is removed when any of its ids is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from niwaki.core.describe import spans
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axis:
-    """What a dimension is made of.
+    """The positions of one dimension, with their ids.
 
     ``ids`` [n, K]: a position is removed when any of its K ids is; id 0 is never removed and pads the rows. The columns
     are the factors of a product, outer ones first: a flattened (head, dim) has a head column and a dim column. An axis
@@ -31,7 +31,7 @@ class Axis:
 
     @property
     def free(self) -> bool:
-        """Whether any position could be removed, as far as this axis alone tells."""
+        """Whether this axis alone allows any position to be removed."""
         return bool(self.ids.shape[1] > 0)
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Axis:
         return Axis(self.ids[rows], self.why)
 
     def same_as(self, other: Axis) -> bool:
-        """Whether both are equal id by id, so that equating them says nothing."""
+        """Whether both have equal ids, so that equating them changes nothing."""
         ours, theirs = self.ids, other.ids
         if ours is theirs:
             return True
@@ -57,7 +57,7 @@ def fixed(size: int, why: int = 0) -> Axis:
 
 
 def concatenate(axes: Sequence[Axis]) -> Axis:
-    """One axis after the other."""
+    """The positions of all ``axes`` in one axis, in order."""
     rows = np.zeros((sum(axis.size for axis in axes), max(axis.ids.shape[1] for axis in axes)), dtype=np.int64)
     start = 0
     for axis in axes:
@@ -92,7 +92,7 @@ class Parting:
 
 
 def part(axis: Axis, sizes: Sequence[int]) -> Parting:
-    """Find out which columns of ``axis`` belong to which factor."""
+    """Assign the columns of ``axis`` to the factors that they depend on."""
     columns: tuple[list[IntArray], ...] = tuple([] for _ in sizes)
     mixed = []
     for column in axis.ids.T:

@@ -52,7 +52,7 @@ def convolution(call: Call) -> Label:
 
 
 class _Plain(nn.Module):
-    """Forth and back, with something between that does not keep zeros."""
+    """A convolution and a transposed one, with an operator between that does not keep zeros."""
 
     def __init__(self) -> None:
         super().__init__()

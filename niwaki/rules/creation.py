@@ -1,4 +1,4 @@
-"""Give new tensors their axes, which shrink where their sizes can follow: zeros, full, arange, eye."""
+"""Give new tensors (zeros, full, arange, eye) their axes, which shrink where their sizes can follow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _RESULTS = (torch._VF._pad_packed_sequence, torch.sparse.mm)
 
 
 def _room(call: Call) -> list[Axis] | None:
-    """The axes of a tensor whose size torch itself counts, to fill it then; None where Python says the size."""
+    """The axes of a tensor whose size torch itself computes before it fills the tensor; None where Python gives the
+    size."""
     padded = call.arguments.get("self")
     if call.python.function is torch._C._nn.pad and padded is not None:  # around the image
         call.derived_by_torch("size")
@@ -27,14 +28,14 @@ def _room(call: Call) -> list[Axis] | None:
     if call.python.function in _RESULTS:
         call.derived_by_torch("size")
         return [call.fresh(size) for size in call["size"]]
-    if call.python.function in _DROPPING:  # a tensor of the size of its samples and channels
+    if call.python.function in _DROPPING:  # an empty tensor [samples, channels]
         call.derived_by_torch("size")
         return [*call["self"].axes[:2], *(call.fixed(size) for size in call["size"][2:])]
     return None
 
 
 def _sized(call: Call, zero: bool) -> Label:
-    """A constant tensor: any of its positions may go, if the size it was given can follow."""
+    """A constant tensor: any position may be removed if the given size can follow."""
     given = call["size"]
     room = _room(call)
     if room is not None:
@@ -65,7 +66,7 @@ def zeros(call: Call) -> Label:
     aten.new_full.default,
 )
 def constant(call: Call) -> Label:
-    """Ones, or anything, of a given size."""
+    """Ones or other constants, of a given size."""
     return _sized(call, zero=call.arguments.get("fill_value") == 0)
 
 
@@ -85,13 +86,13 @@ def zeros_like(call: Call) -> Label:
     aten.fill_.Tensor,
 )
 def constant_like(call: Call) -> Label:
-    """Anything in the shape of another tensor."""
+    """A constant in the shape of another tensor."""
     return call.label(call["self"].axes)
 
 
 @rule(aten.new_empty_strided.default)
 def strided_like(call: Call) -> Label:
-    """Anything in the shape of another tensor, with other strides (flexible attention arranges its results so)."""
+    """A new tensor in the shape of another one with other strides (flexible attention makes its results so)."""
     x: Label = call["self"]
     if call["size"] != x.shape:
         raise Refused("a tensor is made with strides of its own")
@@ -111,13 +112,13 @@ def strided_like(call: Call) -> Label:
     aten.triu_indices.default,
 )
 def counted(call: Call) -> Label:
-    """Entries that differ from position to position."""
-    return call.opaque(0, "it meets a tensor that is made anew in every call")
+    """Numbers that count the positions (arange, linspace): each entry is another."""
+    return call.opaque(0, "it meets a tensor that is computed anew in every call")
 
 
 @rule(aten.eye.default, aten.eye.m)
 def identity_matrix(call: Call) -> Label:
-    """Ones where a row meets itself as a column: both leave together."""
+    """Ones on the diagonal: row i and column i are removed together."""
     size, columns = call.shapes[0]
     if columns != size or size < 2:
         return counted(call)
@@ -153,7 +154,7 @@ class _Like(nn.Module):
 
 
 class _Restrided(nn.Module):
-    """A parameter [4, 6] in other strides, of a size that an attribute says."""
+    """A parameter [4, 6] in other strides, of a size that is an attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +211,7 @@ def _ones_like_are_zeros(call: Call) -> Label:
 
 
 class _Diagonal(nn.Module):
-    """A parameter [6, 6] plus ones where a row meets itself."""
+    """A parameter [6, 6] plus ones on the diagonal."""
 
     def __init__(self, alone: bool = False) -> None:
         super().__init__()
@@ -245,5 +246,5 @@ def _identity_is_zero(call: Call) -> Label:
 @mutant(counted)
 def _numbers_can_go(call: Call) -> Label:
     axis = call.fresh(call.shapes[0][0])
-    call.size_is(call.int_expr(call["end"]), axis, "how far is counted")
+    call.size_is(call.int_expr(call["end"]), axis, "the end of a range")
     return call.label([axis])

@@ -19,7 +19,7 @@ nonnegative("self", of=(aten.cumprod.default,))(softmax)
 @nonnegative("self")
 @rule(aten.cumsum.default, aten.cumsum_.default)
 def cumsum(call: Call) -> Label:
-    """A running sum carries removed positions along."""
+    """A running sum: a removed position holds the sum before it, which is not zero."""
     x: Label = call["self"]
     zero = list(x.zero)
     if x.axes:
@@ -30,9 +30,9 @@ def cumsum(call: Call) -> Label:
 
 @rule(aten.cummax.default, aten.cummin.default)
 def cummax(call: Call) -> list[Label]:
-    """The largest so far, and where it was."""
+    """The largest entry so far, and its position."""
     x, dim = call["self"], call["dim"]
-    call.pin(x.axes[dim], "it is gone through in order")
+    call.pin(x.axes[dim], "a running extreme goes over this dimension")
     zero = [i != dim % len(x.axes) and flag for i, flag in enumerate(x.zero)]
     return [call.label(x.axes, zero), call.label(x.axes, output=1)]
 

@@ -1,4 +1,4 @@
-"""Follow axes through embeddings: rows are looked up by number, one by one or summed by bags."""
+"""Follow axes through embeddings: rows are read by index, one by one or summed in bags."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def embedding(call: Call) -> Label:
 
 @rule(aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
 def embedding_bag(call: Call) -> list[Label]:
-    """Rows of ``weight`` by number, summed, averaged or compared by bags."""
+    """Rows of ``weight`` by index; the rows of a bag are summed, averaged or compared."""
     weight, shared = call["weight"], call["per_sample_weights"]
     call.pin(weight.axes[0], LOOKED_UP)
     for given in (call["indices"], call["offsets"], *([shared] if shared is not None else [])):
-        call.pin(given.axes[0], "it says what is in the bags")
+        call.pin(given.axes[0], "it assigns rows to bags")
     call.produces(weight, 1)
-    bags = call.fixed(call.shapes[0][0], "there are so many bags")
+    bags = call.fixed(call.shapes[0][0], "its size is the number of bags")
     first = call.label((bags, weight.axes[1]), (False, weight.zero[1]))
     return [first, *(call.opaque(output) for output in range(1, len(call.shapes)))]
 
 
 class _Bags(nn.Module):
-    """Two bags of rows [4, 6]; a product may shrink in any case."""
+    """Two bags of rows [4, 6], and a product that may shrink in any case."""
 
     def __init__(self, bent: bool = False, weighed: bool = False) -> None:
         super().__init__()

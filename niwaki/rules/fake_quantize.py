@@ -1,4 +1,4 @@
-"""Follow axes through fake quantisation: numbers are rounded to a grid in training as they will be afterwards."""
+"""Follow axes through fake quantisation: numbers are rounded in training as they will be after quantisation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ aten = torch.ops.aten
     aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams.default,
 )
 def one_grid(call: Call) -> list[Label]:
-    """Entry by entry, and a mask. Zero is on the grid: torch sees to that where its place is a number."""
+    """Entry by entry, with a mask. Zero is on the grid: torch checks this where the zero point is a number."""
     x: Label = call["self"]
     stays = not isinstance(call["zero_point"], Label)
     return [call.label(x.axes, [stays and flag for flag in x.zero], x.weight), call.label(x.axes, output=1)]
@@ -23,8 +23,8 @@ def one_grid(call: Call) -> list[Label]:
 
 @rule(aten.fake_quantize_per_channel_affine_cachemask.default)
 def own_grids(call: Call) -> list[Label]:
-    """The same with a grid for each position of one dimension. torch refuses whole numbers that are not on the grid, so
-    that zero is on it; real ones it does not look at."""
+    """The same with a grid for each position of one dimension. torch refuses integer zero points outside of the grid,
+    so zero is on it; it does not check real ones."""
     x, dim = call["self"], call["axis"]
     call.equate(x.axes[dim], call["scale"].axes[0])
     call.equate(x.axes[dim], call["zero_point"].axes[0])
@@ -34,13 +34,13 @@ def own_grids(call: Call) -> list[Label]:
 
 @rule(aten._fake_quantize_learnable_per_tensor_affine.default)
 def learnt_grid(call: Call) -> Label:
-    """As `one_grid`; the place of zero is moved onto the grid."""
+    """As `one_grid`, with a learnt grid; its zero point is moved onto the grid."""
     return call.label(call["self"].axes, call["self"].zero, call["self"].weight)
 
 
 @rule(aten._fake_quantize_learnable_per_channel_affine.default)
 def learnt_grids(call: Call) -> Label:
-    """As `own_grids`, and learnt."""
+    """As `own_grids`, with learnt grids."""
     x, dim = call["self"], call["axis"]
     call.equate(x.axes[dim], call["scale"].axes[0])
     call.equate(x.axes[dim], call["zero_point"].axes[0])
@@ -49,15 +49,15 @@ def learnt_grids(call: Call) -> Label:
 
 @rule(aten._fused_moving_avg_obs_fq_helper.default)
 def observed(call: Call) -> list[Label]:
-    """The same with grids for the range of what was seen so far, which zero is part of. An observer that is on looks
-    for the least and the largest entry, and zeros are neither as long as there are others on both sides."""
+    """As `own_grids`, with a grid over the range of all entries so far; zero lies in the range. An observer that is on
+    takes the smallest and the largest entry; removed zeros change neither if entries of both signs remain."""
     x, dim = call["self"], call["ch_axis"] if call["per_row_fake_quant"] else None
     for name in ("running_min", "running_max", "scale", "zero_point"):
-        if dim is not None and call[name].shape == (x.shape[dim],):  # before the first pass they are of another size
+        if dim is not None and call[name].shape == (x.shape[dim],):  # before the first pass they have another size
             call.equate(x.axes[dim], call[name].axes[0])
     for i in (i for i in range(len(x.axes)) if i != dim):
         if not x.zero[i]:
-            call.inexact(x.axes[i], "an observer looks at the range of its entries, and the removed ones are not zero")
+            call.inexact(x.axes[i], "an observer takes the range of its entries, and its removed entries are not zero")
         elif x.weight:
             call.zeroed_by_method(x, i)
     call.note(_OBSERVERS)
@@ -65,9 +65,9 @@ def observed(call: Call) -> list[Label]:
 
 
 _OBSERVERS = (
-    "Observers of fake quantisation look at ranges that removed units are part of. As long as they are on, the cut "
-    "network sees the same range where what is left has entries above and below zero, or where nothing can be below; "
-    "torch.ao.quantization.disable_observer turns them off."
+    "Observers of fake quantisation take the range of all entries, those of removed units too. While they are on, the "
+    "cut network sees the same range only if the remaining entries lie on both sides of zero, or if no entry can be "
+    "negative; torch.ao.quantization.disable_observer turns them off."
 )
 
 
@@ -78,17 +78,17 @@ class _Rounded(nn.Module):
         super().__init__()
         self.a, self.how, self.place, self.bent = nn.Parameter(torch.randn(4, 6)), how, place, bent
         self.scale = nn.Buffer(torch.rand(6) / 10 + 0.05)
-        self.index_of = nn.Buffer(torch.tensor([0, 1, 0, 2, 0, 3], dtype=torch.int32))
+        self.zero_points = nn.Buffer(torch.tensor([0, 1, 0, 2, 0, 3], dtype=torch.int32))
 
     def forward(self) -> Tensor:
         x = self.a.sigmoid() if self.bent else self.a * 2
         if self.how == "columns":
-            return torch.fake_quantize_per_channel_affine(x, self.scale.float(), self.index_of, 1, -8, 7)
+            return torch.fake_quantize_per_channel_affine(x, self.scale.float(), self.zero_points, 1, -8, 7)
         if self.how == "columns with real zeros":
-            return torch.fake_quantize_per_channel_affine(x, self.scale.float(), 6.0 + self.index_of, 1, -8, 7)
+            return torch.fake_quantize_per_channel_affine(x, self.scale.float(), 6.0 + self.zero_points, 1, -8, 7)
         if self.how == "learnt columns":
-            scale, places = self.scale.float(), self.index_of.float()
-            return torch._fake_quantize_learnable_per_channel_affine(x.float(), scale, places, 1, -8, 7)
+            scale, zero_points = self.scale.float(), self.zero_points.float()
+            return torch._fake_quantize_learnable_per_channel_affine(x.float(), scale, zero_points, 1, -8, 7)
         if self.how == "learnt":
             return torch._fake_quantize_learnable_per_tensor_affine(x, torch.tensor([0.1]), torch.tensor([3.0]), -8, 7)
         if self.how == "tensors":
@@ -103,19 +103,24 @@ class _Observed(nn.Module):
     def __init__(self, rows: bool, bent: bool = False) -> None:
         super().__init__()
         self.a, self.rows, self.bent = nn.Parameter(torch.rand(6, 4) + 0.5), rows, bent
-        self.on, self.index_of = nn.Buffer(torch.tensor([1])), nn.Buffer(torch.zeros(6, dtype=torch.int32))
+        self.on, self.zero_points = nn.Buffer(torch.tensor([1])), nn.Buffer(torch.zeros(6, dtype=torch.int32))
         self.least, self.largest = nn.Buffer(-torch.rand(6)), nn.Buffer(torch.rand(6))
         self.scale = nn.Buffer(torch.rand(6))
 
     def forward(self) -> Tensor:
         x = self.a.cos() if self.bent else self.a * 2
         x = (x[..., None] * torch.tensor([-1.0, 1.0])).float()
-        least, largest, scale, places = self.least.float(), self.largest.float(), self.scale.float(), self.index_of * 1
+        least, largest, scale, zero_points = (
+            self.least.float(),
+            self.largest.float(),
+            self.scale.float(),
+            self.zero_points * 1,
+        )
         if not self.rows:
-            least, largest, scale, places = torch.zeros(1), torch.ones(1), torch.ones(1), places.new_zeros(1)
+            least, largest, scale, zero_points = torch.zeros(1), torch.ones(1), torch.ones(1), zero_points.new_zeros(1)
         axis = 0 if self.rows else -1
         return torch.fused_moving_avg_obs_fake_quant(
-            x, self.on, self.on, least, largest, scale, places, 0.01, 0, 255, axis, self.rows, False
+            x, self.on, self.on, least, largest, scale, zero_points, 0.01, 0, 255, axis, self.rows, False
         )
 
 

@@ -1,4 +1,4 @@
-"""Follow axes through Fourier transforms, which keep theirs whole, and through the parts of complex numbers."""
+"""Follow axes through Fourier transforms, whose dimensions are pinned, and through the parts of complex numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from niwaki.rules.pointwise import pointwise
 from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
-_TRANSFORMED = "it is transformed: every result depends on all of its entries, and on how many there are"
+_TRANSFORMED = "it is transformed: every result depends on all of its entries and on their number"
 
 rule(aten.complex.default, aten.polar.default)(pointwise)  # element-wise, but not tagged so
 
@@ -19,7 +19,7 @@ rule(aten.complex.default, aten.polar.default)(pointwise)  # element-wise, but n
 @homogeneous("self")
 @rule(aten._fft_r2c.default, aten._fft_c2c.default, aten._fft_c2r.default)
 def fourier(call: Call) -> Label:
-    """The transformed dimensions stay whole, the others go on."""
+    """The transformed dimensions are pinned, the others are kept."""
     x: Label = call["self"]
     axes, zero = list(x.axes), list(x.zero)
     for dim in call["dim"]:

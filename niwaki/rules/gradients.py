@@ -34,7 +34,7 @@ rule(
 
 @rule(aten.log_sigmoid_backward.default)
 def log_sigmoid_backward(call: Call) -> Label:
-    """Gradient times slope. What the forward pass kept for it is empty on some devices."""
+    """Gradient times slope. The buffer of the forward pass is empty on some devices."""
     gradient: Label = call["grad_output"]
     return call.label(broadcast(call, [gradient, call["self"]]), gradient.zero)
 

@@ -1,4 +1,5 @@
-"""Follow axes through grouped matrix products, as in layers of experts: each row meets the matrix of its expert."""
+"""Follow axes through grouped matrix products, as in layers of experts: each row is multiplied by its expert's
+matrix."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def grouped_mm(call: Call) -> Label:
     """Rows [s, k], sorted by expert, times the matrix [e, k, n] of the expert they were sent to."""
     a, b = call["self"], call["mat2"]
     if len(a.axes) != 2 or len(b.axes) != 3:
-        raise Refused("a grouped product of this form is not followed")
+        raise Refused("niwaki does not follow a grouped product of this form")
     product = _by_expert(call, a, b)
     for axis in (b.axes[1], b.axes[2]):
         _aligned(call, a.dtype, axis)
@@ -36,7 +37,7 @@ def grouped_mm_in_python(call: Call) -> Label:
 
 
 def _by_expert(call: Call, a: Label, b: Label) -> Label:
-    why = "rows are sent to experts by number, and a router without one of them would choose others"
+    why = "rows are sent to experts by index, and a router with fewer experts would choose others"
     call.pin(a.axes[0], why)
     call.inexact(b.axes[0], why)
     call.equate(b.axes[0], call["offs"].axes[0])
@@ -46,8 +47,8 @@ def _by_expert(call: Call, a: Label, b: Label) -> Label:
 
 
 def _aligned(call: Call, dtype: torch.dtype, axis: Axis) -> None:
-    """The kernel reads 16 bytes at once. The network may run in a narrower type later, so a dimension that fits one of
-    two bytes goes on fitting it."""
+    """The kernel reads 16 bytes at once. The network may run in a narrower type later, so a dimension that is a
+    multiple for a type of two bytes stays one."""
     bytes_each = 2 if axis.size % 8 == 0 else dtype.itemsize
     entries = 16 // bytes_each
     if axis.size % entries == 0:

@@ -1,4 +1,4 @@
-"""Follow axes through operators that hand a tensor on, copy it into another one, or hand its value to Python."""
+"""Follow axes through operators that pass a tensor on, copy it into another one, or give its value to Python."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def copy(call: Call) -> Label:
     aten.item.default,
 )
 def read_out(call: Call) -> None:
-    """A value goes to Python; it has one entry, so there is nothing to remove."""
+    """Python reads a value; the tensor has one entry, so nothing can be removed."""
 
 
 class Handed(nn.Module):
-    """A function between two operators that do not keep zeros apart from what it says itself."""
+    """A function between two operators; nothing but the function keeps zeros."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Handed(nn.Module):
 
 
 class _CopyIntoPart(nn.Module):
-    """Rows from n on are overwritten, and what they were before is used as well."""
+    """Rows from n on are overwritten, and their old values are used as well."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _CopyIntoNew(nn.Module):
 
 
 class _ReadOut(nn.Module):
-    """A value decides in Python which way to go."""
+    """A value decides which branch Python takes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Follow axes through slices, selections and lookups: positions are read by number, by mask or by value."""
+"""Follow axes through slices, selections and lookups: positions are read by index, by mask or by value."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative,
 
 aten = torch.ops.aten
 LOOKED_UP = "it is looked up by index"
-_EVERY = "every so many positions of it are taken"
+_EVERY = "it is read with a step, so its positions are counted"
 
 
 @nonnegative("self")
 @homogeneous("self")
 @rule(aten.slice.Tensor)
 def sliced(call: Call) -> Label:
-    """Positions ``start:end:step``. A bound is a count of the positions before it; a negative one, of those after."""
+    """Positions ``start:end:step``. A bound counts the positions before it; a negative bound counts those after it."""
     x, dim, step = call["self"], call["dim"] % len(call["self"].axes), call["step"]
     axis = x.axes[dim]
     if step != 1:
@@ -28,8 +28,8 @@ def sliced(call: Call) -> Label:
     axes = list(x.axes)
     axes[dim] = axis.take(slice(call["start"], call["end"], step))
     _bound(call, axis, call["start"])
-    if call.python.function in (torch.narrow, torch.Tensor.narrow):  # is told a length, not an end
-        call.size_is(call.int_expr(axes[dim].size), axes[dim], "the length of a part")
+    if call.python.function in (torch.narrow, torch.Tensor.narrow):  # called with a length, not an end
+        call.size_is(call.int_expr(axes[dim].size), axes[dim], "the length of a slice")
         call.derived_by_torch("end")
     else:
         _bound(call, axis, call["end"])
@@ -37,8 +37,8 @@ def sliced(call: Call) -> Label:
 
 
 def _strided(call: Call, x: Label, dim: int) -> Label:
-    """Every so many positions. From a whole dimension this takes one of each run of ``step`` positions, and runs leave
-    whole; anything else would count differently after a cut."""
+    """Every ``step``-th position. Of a whole dimension this takes one position of each run of ``step``, so whole runs
+    can be removed; any other slice would take other positions after a cut."""
     axis, start, step = x.axes[dim], call["start"] or 0, call["step"]
     axes = list(x.axes)
     if axis.size % step == 0 and 0 <= start < step and (call["end"] is None or call["end"] >= axis.size):
@@ -53,7 +53,8 @@ def _strided(call: Call, x: Label, dim: int) -> Label:
 
 
 def _bound(call: Call, axis: Axis, given: int | None) -> None:
-    """A bound follows the cut. One at or beyond an end takes all there is, before and after, if it is a literal."""
+    """Tie a bound to the number of positions it counts. A literal at or beyond an end takes all positions, before the
+    cut and after."""
     if given is None or given == 0:
         return
     told = call.int_expr(given)
@@ -70,10 +71,11 @@ def _bound(call: Call, axis: Axis, given: int | None) -> None:
 @homogeneous("self")
 @rule(aten.select.int)
 def select(call: Call) -> Label:
-    """One position of ``dim``. Where nothing but its size is read, the first or the last is any (``w[0].numel()``)."""
+    """One position of ``dim``. Where only the size of the result is read (``w[0].numel()``), the first or last may be
+    any."""
     x, dim = call["self"], call["dim"] % len(call["self"].axes)
     if call["index"] not in (0, -1) or not all(call.discarded):
-        call.pin(x.axes[dim], "one position of it is selected by number")
+        call.pin(x.axes[dim], "one position of it is selected by index")
     rest = [i for i in range(len(x.axes)) if i != dim]
     return call.label([x.axes[i] for i in rest], [x.zero[i] for i in rest], x.weight)
 
@@ -82,7 +84,7 @@ def select(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(call: Call) -> Label:
-    """Dimensions with an index tensor are looked up, the others go on."""
+    """Dimensions with an index tensor are read by index, the others are kept."""
     x: Label = call["self"]
     looked_up, lead = by_index(call, x, LOOKED_UP)
     rest = [dim for dim in range(len(x.axes)) if dim not in looked_up]
@@ -95,7 +97,8 @@ def index(call: Call) -> Label:
 
 
 def by_index(call: Call, x: Label, why: str) -> tuple[list[int], int]:
-    """The dimensions of ``x`` that have an index tensor, and where what they become goes. All of these are pinned."""
+    """Pin the dimensions of ``x`` that have an index tensor. Returns them, and the dimension of the result that
+    replaces them."""
     dims: list[int] = []
     for dim, tensor in enumerate(call["indices"]):
         if tensor is not None:
@@ -116,7 +119,7 @@ def by_index(call: Call, x: Label, why: str) -> tuple[list[int], int]:
 @homogeneous("self")
 @rule(aten.index_select.default)
 def index_select(call: Call) -> Label:
-    """Positions of ``dim`` by number."""
+    """Positions of ``dim`` by index."""
     x, dim = call["self"], call["dim"] % max(len(call["self"].axes), 1)
     call.indexed_by(x.axes[dim], call["index"], LOOKED_UP)
     axes = list(x.axes)
@@ -128,7 +131,7 @@ def index_select(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.gather.default)
 def gather(call: Call) -> Label:
-    """Along ``dim`` by number; along the others position by position, as far as the index reaches."""
+    """Along ``dim`` by index; along the others position by position, as far as the index reaches."""
     x, indices, dim = call["self"], call["index"], call["dim"]
     axes: list[Axis] = []
     for i, (ours, theirs) in enumerate(zip(x.axes, indices.axes, strict=True)):
@@ -147,12 +150,12 @@ def nonzero(call: Call) -> Label:
     """One row of position numbers per entry that is not zero."""
     for axis in call["self"].axes:
         call.pin(axis, "its positions are found by value")
-    return call.opaque(0, "as many positions as were found")
+    return call.opaque(0, "its size is the number of entries that are not zero")
 
 
 @rule(aten.masked_select.default, aten.take.default)
 def by_value(call: Call) -> list[Label]:
-    """All that goes in stays, and nothing of what comes out can be told to belong to it."""
+    """Every argument is pinned: no position of a result belongs to a position of an argument."""
     why = f"{call.operator} arranges it by value"
     for given in call.arguments.values():
         for axis in given.axes if isinstance(given, Label) else ():
@@ -161,7 +164,7 @@ def by_value(call: Call) -> list[Label]:
 
 
 class _Sliced(nn.Module):
-    """Bounds held in an attribute, from both ends; the two parts are weighed, joined and go on."""
+    """Bounds in an attribute, from both ends; the two parts are multiplied by weights and joined."""
 
     def __init__(self, n: int, stop: int | None = None) -> None:
         super().__init__()
@@ -173,7 +176,7 @@ class _Sliced(nn.Module):
 
 
 class _Narrow(nn.Module):
-    """A length held in an attribute."""
+    """A slice whose length is an attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +198,7 @@ class _By(nn.Module):
 
 
 class _Batched(nn.Module):
-    """A function of a parameter [5, 4, 6]: one dimension more than the operator looks at."""
+    """A function of a parameter [5, 4, 6]: one dimension more than the operator reads."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Follow axes through writing by index: positions of a dimension are written by number or by mask, the others take the
+"""Follow axes through writing by index: positions of a dimension are written by index or by mask, the others take the
 values position by position."""
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from niwaki.rules.registry import Call, Label, mutant, rule, sample
 
 aten = torch.ops.aten
 _WRITTEN = "it is written by index"
-_BY_NUMBER = "rows of it are written by number"
+_BY_NUMBER = "rows of it are written by index"
 
 
 @rule(aten._index_put_impl_.default, aten._unsafe_index_put.default, aten.index_put.default, aten.index_put_.default)
 def index_put(call: Call) -> Label:
-    """Dimensions with an index tensor are written by number, the others take the values position by position."""
+    """Dimensions with an index tensor are written by index, the others take the values position by position."""
     x, values = call["self"], call["values"]
     written, lead = by_index(call, x, _WRITTEN)
     rest = [dim for dim in range(len(x.axes)) if dim not in written]
@@ -50,7 +50,7 @@ def index_put(call: Call) -> Label:
     aten.scatter_add_.default,
 )
 def scatter(call: Call) -> Label:
-    """Along ``dim`` by number; along the others position by position, as far as the index reaches."""
+    """Along ``dim`` by index; along the others position by position, as far as the index reaches."""
     x, indices, source, along = (
         call["self"],
         call["index"],
@@ -98,7 +98,7 @@ def index_fill(call: Call) -> Label:
 
 @rule(aten.scatter_reduce.two, aten.scatter_reduce_.two)
 def scatter_reduce(call: Call) -> Label:
-    """Entries are added, multiplied or compared with what is there."""
+    """Entries are added to, multiplied by or compared with those that they are written to."""
     x, index, source = call["self"], call["index"], call["src"]
     along, zero = call["dim"] % len(x.axes), []
     for dim, (ours, places, theirs) in enumerate(zip(x.axes, index.axes, source.axes, strict=True)):
@@ -114,10 +114,10 @@ def scatter_reduce(call: Call) -> Label:
 
 @rule(aten.index_add_.default, aten.index_add.default)
 def index_add(call: Call) -> Label:
-    """Along ``dim`` rows are added by number; along the others position by position."""
+    """Along ``dim`` rows are added by index; along the others position by position."""
     x, source, dim = call["self"], call["source"], call["dim"] % len(call["self"].axes)
     for axis in (x.axes[dim], source.axes[dim], *call["index"].axes):
-        call.pin(axis, "rows are added to it by number")
+        call.pin(axis, "rows are added to it by index")
     for i, (ours, theirs) in enumerate(zip(x.axes, source.axes, strict=True)):
         if i != dim:
             call.equate(ours, theirs)
@@ -127,8 +127,8 @@ def index_add(call: Call) -> Label:
 
 @rule(aten.masked_scatter.default, aten.masked_scatter_.default)
 def masked_scatter(call: Call) -> Label:
-    """Where the mask is true entries come from ``source``, one after the other. If the mask says the same all along the
-    last dimension, whole rows do, and the rows may get shorter."""
+    """Where the mask is true, entries are taken from ``source`` in order. If the mask is constant along the last
+    dimension, whole rows are taken, and rows may get shorter."""
     x, mask, source = call["self"], call["mask"], call["source"]
     alike = mask.shape[-1:] == (1,) or mask.uniform[-1:] == (True,)
     rows = alike and source.shape[-1:] == x.shape[-1:]

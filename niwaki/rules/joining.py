@@ -1,4 +1,4 @@
-"""Follow axes through joining, repeating, padding, turning and splitting: they are concatenated, cut and reordered."""
+"""Follow axes through joining, repeating, padding, turning and splitting."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cat(call: Call) -> Label:
 @homogeneous("tensors")
 @rule(aten.stack.default)
 def stack(call: Call) -> Label:
-    """A new dimension, of which nothing can go: the number of tensors is written in Python."""
+    """A new dimension that is pinned: the number of tensors is fixed by the Python code."""
     tensors = call["tensors"]
     axes = list(tensors[0].axes)
     for x in tensors[1:]:
@@ -49,7 +49,7 @@ def stack(call: Call) -> Label:
             call.equate(ours, theirs)
     zero = [all(x.zero[i] for x in tensors) for i in range(len(axes))]
     dim = call["dim"] % (len(axes) + 1)
-    axes.insert(dim, call.fixed(len(tensors), "so many tensors are stacked"))
+    axes.insert(dim, call.fixed(len(tensors), "its size is the number of stacked tensors"))
     zero.insert(dim, False)
     return call.label(axes, zero, all(x.weight for x in tensors))
 
@@ -58,7 +58,7 @@ def stack(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.split.Tensor, aten.unsafe_split.Tensor)
 def split(call: Call) -> list[Label]:
-    """Equal parts, the last one perhaps smaller. ``chunk`` divides the length by a number; ``split`` is told a size.
+    """Equal parts, the last one perhaps smaller. ``chunk`` is given the number of parts; ``split`` is given a size.
     torch's own layers (the gates of a recurrent one) use the unsafe version to divide."""
     x, dim, size = call["self"], call["dim"] % len(call["self"].axes), call["split_size"]
     length = x.axes[dim].size
@@ -111,7 +111,7 @@ def cut_out(call: Call, x: Label, dim: int, part: Axis, output: int = 0) -> Labe
 @homogeneous("self")
 @rule(aten.unbind.int)
 def unbind(call: Call) -> list[Label]:
-    """One tensor per position of ``dim``: their number is written in Python."""
+    """One tensor per position of ``dim``: their number is fixed by the Python code."""
     x, dim = call["self"], call["dim"] % len(call["self"].axes)
     call.pin(x.axes[dim], "it is unbound into separate tensors")
     rest = [i for i in range(len(x.axes)) if i != dim]
@@ -125,8 +125,8 @@ def unbind(call: Call) -> list[Label]:
 @homogeneous("self")
 @rule(aten.repeat.default)
 def repeat(call: Call) -> Label:
-    """Whole dimensions one after the other; the copies of a position live and die together. A repeated dimension of
-    size 1 gives copies that may go on their own, if the number of copies can follow."""
+    """Whole dimensions one after the other; the copies of a position are removed together. The copies of a dimension of
+    size 1 may be removed one by one if the number of copies can follow."""
     x: Label = call["self"]
     lead = len(call["repeats"]) - len(x.axes)
     expressions = call.size_exprs(call["repeats"])
@@ -150,7 +150,7 @@ def repeat(call: Call) -> Label:
 
 @rule(aten.constant_pad_nd.default)
 def pad(call: Call) -> Label:
-    """New positions at both ends, which stay."""
+    """New positions at both ends, which are pinned."""
     x: Label = call["self"]
     axes = list(x.axes)
     for i in range(len(call["pad"]) // 2):
@@ -182,7 +182,7 @@ def flip(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.roll.default)
 def roll(call: Call) -> Label:
-    """Rotated dimensions: by how far would change with a cut."""
+    """Rotated dimensions: after a cut the rotation would be another."""
     x: Label = call["self"]
     for dim in call["dims"] or range(len(x.axes)):
         call.pin(x.axes[dim], "it is rotated by a given number of positions")
@@ -206,7 +206,7 @@ def _turned(quarters: int) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.rot90(x, quarters, (1, -1)) * x.amax(1, True)
 
 
-rule(aten.repeat_interleave.Tensor)(by_value)  # as often as another tensor says
+rule(aten.repeat_interleave.Tensor)(by_value)  # as often as another tensor has rows
 
 
 class _Two(nn.Module):
@@ -222,7 +222,7 @@ class _Two(nn.Module):
 
 
 class _Sized(nn.Module):
-    """Splits 9 into the sizes of a tuple, and weighs each part."""
+    """Splits 9 into the sizes of a tuple, and multiplies each part by a weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class _Split(nn.Module):
 
 
 class _Gates(nn.Module):
-    """A recurrent cell, whose gates torch takes apart by itself."""
+    """A recurrent cell, whose gates torch splits."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ _WHOLE = "a matrix is taken as a whole"
     aten.triangular_solve.default,
 )
 def whole_matrix(call: Call) -> list[Label]:
-    """Factors, inverses, solutions: the last two dimensions stay, and matrices of a batch are taken one by one."""
+    """Factors, inverses, solutions: the last two dimensions are pinned; each matrix of a batch is taken by itself."""
     operands = [given for given in call.arguments.values() if isinstance(given, Label)]
     for x in operands:
         for axis in x.axes[-2:]:
@@ -48,7 +48,7 @@ def whole_matrix(call: Call) -> list[Label]:
     return labels
 
 
-rule(aten._linalg_check_errors.default)(read_out)  # codes of errors, which are all zero
+rule(aten._linalg_check_errors.default)(read_out)  # error codes, which are all zero
 
 
 @rule(aten.trace.default)
@@ -61,7 +61,7 @@ def trace(call: Call) -> Label:
 
 @rule(aten.linalg_cross.default)
 def cross(call: Call) -> Label:
-    """Three entries of one dimension at a time; the others are taken one by one."""
+    """The three entries of one dimension are mixed; the other dimensions are kept."""
     a, b = call["self"], call["other"]
     axes = broadcast(call, [a, b])
     call.pin(axes[call["dim"]], "a cross product mixes its three entries")
@@ -83,7 +83,7 @@ def distances(call: Call) -> Label:
             call.consumes(x, len(x.axes) - 1, other.zero[-1])
             call.zeroed_by_method(
                 x, len(x.axes) - 1
-            )  # also where the other is zero: it is subtracted from, not multiplied
+            )  # also where the other is zero: the two are subtracted, not multiplied
     lead = []
     for size, ours, theirs in zip(call.shapes[0][:-2], a.axes[:-2], b.axes[:-2], strict=True):
         if ours.size == theirs.size:
@@ -94,7 +94,7 @@ def distances(call: Call) -> Label:
 
 @rule(aten.dist.default)
 def distance(call: Call) -> Label:
-    """Between two tensors, of which the shapes are broadcast: a number."""
+    """Distance between two tensors, which are broadcast: one number."""
     for operand in (call["self"], call["other"]):
         for axis in operand.axes:
             call.pin(axis, "a distance runs over it")

@@ -1,4 +1,5 @@
-"""Follow axes through losses, which models compute when they are given labels: what a loss goes over is pinned."""
+"""Follow axes through losses, which models compute when they are given labels: the dimensions that a loss is computed
+over are pinned."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from niwaki.rules.pointwise import pointwise
 from niwaki.rules.registry import Call, Label, mutant, rule, sample
 
 aten = torch.ops.aten
-_AVERAGED = "a loss goes over it"
+_AVERAGED = "a loss is computed over it"
 
 
 @rule(
@@ -23,7 +24,7 @@ _AVERAGED = "a loss goes over it"
     aten.soft_margin_loss.default,
 )
 def difference(call: Call) -> Label:
-    """Entry by entry; then summed or averaged, unless asked not to."""
+    """Compares entry by entry; the result is summed or averaged, except with reduction='none'."""
     if call["reduction"] == 0:
         made = pointwise(call)
         return call.label(made.axes, made.zero)
@@ -41,7 +42,7 @@ def difference(call: Call) -> Label:
     aten.nll_loss_forward.default,
 )
 def likelihood(call: Call) -> list[Label]:
-    """Of the class that is asked for, by number."""
+    """The score of one class per row, by index."""
     for given in call.arguments.values():
         for axis in given.axes if isinstance(given, Label) else ():
             call.pin(axis, _AVERAGED)

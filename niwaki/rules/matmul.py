@@ -1,4 +1,4 @@
-"""Follow axes through products of matrices and vectors: the contracted ones are equated, the others go on."""
+"""Follow axes through products of matrices and vectors: contracted dimensions are equated, the others are kept."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class _BatchedProduct(nn.Module):
 
 
 class _Scores(_BatchedProduct):
-    """The same without the second product, whose operands would hide what the first gives."""
+    """The same without the second product, whose operands would hide an error in the first."""
 
     def forward(self) -> torch.Tensor:
         return torch.baddbmm(self.bias.sigmoid(), self.q, self.k.transpose(1, 2))
@@ -186,7 +186,7 @@ class _Dot(nn.Module):
 
 
 class _NonzeroProduct(nn.Module):
-    """No operand of the sum is zero where units are removed, so nothing may be."""
+    """No operand of the sum is zero where units are removed, so nothing may be removed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class _BendsTheBias(nn.Module):
 
 
 class _Onto(_BatchedProduct):
-    """Products that are added to what is there."""
+    """Products that are added to another tensor."""
 
     def forward(self) -> torch.Tensor:
         scores = (self.bias * 2).baddbmm_(self.q, self.k.transpose(1, 2))

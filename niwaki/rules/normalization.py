@@ -1,4 +1,4 @@
-"""Follow axes through norms: BatchNorm works channel by channel, the others average over what they normalise."""
+"""Follow axes through norms: BatchNorm works channel by channel, the others average over the normalised dimensions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def _statistics(call: Call, axes: Sequence[Axis]) -> list[Label]:
 
 
 class _Batch(nn.Module):
-    """With running statistics, or with those of the batch; what follows tells whether removed channels are zero."""
+    """With running statistics, or with those of the batch; the next operator shows whether removed channels are
+    zero."""
 
     def __init__(self, training: bool, affine: bool = True) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class _Batch(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Over the last dimension; the others go on, and end at the bias."""
+    """Over the last dimension; the others meet a bias at the end."""
 
     def __init__(self) -> None:
         super().__init__()

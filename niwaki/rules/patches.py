@@ -19,7 +19,7 @@ _PLACES = "positions of it are sampled"
 @homogeneous("self")
 @rule(aten.im2col.default)
 def unfold(call: Call) -> Label:
-    """[.., C, H, W] becomes [.., (C, place in the patch), patch]."""
+    """[.., C, H, W] becomes [.., (C, position in the patch), patch]."""
     x: Label = call["self"]
     *lead, channels = x.axes[:-2]
     for axis in x.axes[-2:]:
@@ -33,7 +33,7 @@ def unfold(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.col2im.default)
 def fold(call: Call) -> Label:
-    """The reverse; where patches overlap they are added up."""
+    """The reverse of `unfold`; overlapping patches are added up."""
     x: Label = call["self"]
     *lead, rows, patches = x.axes
     channels = call.shapes[0][-3]
@@ -48,7 +48,7 @@ def fold(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.unfold.default)
 def windows(call: Call) -> Label:
-    """Windows along one dimension; what they hold becomes a new last dimension."""
+    """Windows along one dimension; their entries become a new last dimension."""
     x: Label = call["self"]
     if not x.axes:
         return call.opaque(0)
@@ -72,7 +72,7 @@ def grid_sample(call: Call) -> Label:
 
 @rule(aten.affine_grid_generator.default)
 def affine_grid(call: Call) -> Label:
-    """Matrices [N, 2, 3] give places [N, H, W, 2] for an image of a given size, whose channels do not count."""
+    """Matrices [N, 2, 3] give places [N, H, W, 2] for an image of a given size, of which the channels are ignored."""
     theta: Label = call["theta"]
     for axis in theta.axes[1:]:
         call.pin(axis, _PLACES)
@@ -86,7 +86,7 @@ def affine_grid(call: Call) -> Label:
 
 
 class _Placed(nn.Module):
-    """Places for two images as large as a parameter [2, 3, 4, 5]; the images may leave."""
+    """Places for two images as large as a parameter [2, 3, 4, 5]; the images may be removed."""
 
     def __init__(self) -> None:
         super().__init__()

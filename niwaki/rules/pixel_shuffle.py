@@ -1,4 +1,4 @@
-"""Follow axes where channels become pixels and back, or change places between groups."""
+"""Follow axes where channels become pixels, pixels channels, or channels change groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative,
 from niwaki.rules.views import arrange, free, zeros_of
 
 aten = torch.ops.aten
-_PIXELS = "pixels are arranged by number"
+_PIXELS = "pixels are arranged by their position"
 
 
 @nonnegative("self")
@@ -33,7 +33,7 @@ def pixel_shuffle(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.pixel_unshuffle.default)
 def pixel_unshuffle(call: Call) -> Label:
-    """The reverse."""
+    """The reverse of `pixel_shuffle`."""
     x, r = call["self"], call["downscale_factor"]
     *lead, channels, height, width = x.axes
     for axis in (height, width):
@@ -71,7 +71,7 @@ def _shuffle(bent: bool) -> Callable[[], nn.Module]:
 
 
 def _channels(x: Tensor) -> Tensor:
-    """[3, 16, 3, 1]: sixteen channels that go their own ways."""
+    """[3, 16, 3, 1]: sixteen channels that are removed one by one."""
     return torch.cat([x, x * 2, x.flip(1), x - 1], 1).permute(0, 1, 3, 2)[:, :, :3]
 
 

@@ -1,7 +1,7 @@
 """Follow axes through element-wise operators, recognised by PyTorch's own ``torch.Tag.pointwise``.
 
-Operands are broadcast; equal positions of equal dimensions live and die together. Whether a removed (zero) entry stays
-zero is not looked up but tried (`niwaki.rules.trying`).
+Operands are broadcast; equal positions of equal dimensions are removed together. Whether a removed (zero) entry is
+still zero is not looked up but tried (`niwaki.rules.trying`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pointwise(call: Call) -> Label:
 
 @rule(aten.log_sigmoid_forward.default)
 def log_sigmoid(call: Call) -> list[Label]:
-    """Entry by entry, and something for the backward pass: as large on some devices, empty on others."""
+    """Entry by entry, with a buffer for the backward pass: of the same size on some devices, empty on others."""
     x: Label = call["self"]
     first, buffer = call.shapes
     return [call.label(x.axes), call.label(x.axes, output=1) if buffer == first else call.opaque(1)]
@@ -116,7 +116,7 @@ class _Of(nn.Module):
 
 
 def _arranged(a: Tensor, row: Tensor, column: Tensor, b: Tensor) -> Tensor:
-    """Written anew in an order that only four dimensions have."""
+    """A copy in a memory format that only four dimensions have."""
     return (a * b)[None, None].contiguous(memory_format=torch.channels_last)[0, 0]
 
 

@@ -44,14 +44,14 @@ _SPATIAL: Mapping[OpOverload, int] = {
 
 
 _BICUBIC = {aten.upsample_bicubic2d.default, aten._upsample_bicubic2d_aa.default}  # with weights below zero
-_DIVIDING = {aten.avg_pool2d.default, aten.avg_pool3d.default}  # by any number that they are told
+_DIVIDING = {aten.avg_pool2d.default, aten.avg_pool3d.default}  # given as any number
 
 
 @nonnegative("self", "divisor_override", of=_DIVIDING)
 @nonnegative("self", of=set(_SPATIAL) - _BICUBIC - _DIVIDING)
 @rule(*_SPATIAL)
 def window(call: Call) -> list[Label]:
-    """The last dimensions are fixed, the others go on; zeros give zeros."""
+    """The last dimensions are fixed, the others are kept; zeros give zeros."""
     x: Label = call["self"]
     channels = len(x.axes) - _SPATIAL[call.operator]
     for axis in x.axes[channels:]:
@@ -66,7 +66,7 @@ def window(call: Call) -> list[Label]:
 
 @rule(aten.max_unpool2d.default, aten.max_unpool3d.default)
 def unpool(call: Call) -> Label:
-    """Entries go back to where they were the largest, channel by channel; all around is zero."""
+    """Entries return to the positions where they were the largest, channel by channel; all other positions are zero."""
     x, indices = call["self"], call["indices"]
     channels = len(x.axes) - len(call["output_size"])
     for axis in x.axes[channels:]:
@@ -78,7 +78,7 @@ def unpool(call: Call) -> Label:
 
 
 class _Unpooled(nn.Module):
-    """A parameter [2, 3, 4, 4], or its sigmoid, goes to places that are known before."""
+    """A parameter [2, 3, 4, 4], or its sigmoid, is written to positions that are known before."""
 
     def __init__(self, bent: bool = False) -> None:
         super().__init__()

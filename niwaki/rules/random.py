@@ -1,4 +1,4 @@
-"""Follow axes through random sampling and dropout: the axes stay, and only a dropout keeps zeros."""
+"""Follow axes through random sampling and dropout: the axes are kept, and only dropout keeps zeros."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def dropout(call: Call) -> list[Label]:
     aten.uniform_.default,
 )
 def redrawn(call: Call) -> Label:
-    """Random numbers in its place."""
+    """Random numbers in place of the argument."""
     return call.label(call["self"].axes)
 
 

@@ -1,7 +1,7 @@
-"""Follow axes through sums, means, norms and extremes: which entries they miss, and where the largest was.
+"""Follow axes through sums, means, norms and extremes: which entries the result depends on, and where the largest was.
 
-An index of an extreme is a position along the dimension that was looked through (`Label.index_of`). When positions of
-that dimension are removed, another entry would be chosen: that is inexact, but what the index looks up can follow.
+An index of an extreme is a position along the reduced dimension (`Label.index_of`). When positions of that dimension
+are removed, another entry would be chosen: that is inexact, but what the index looks up can follow.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def reduced_dims(call: Call, rank: int) -> set[int]:
 
 
 def reduced(call: Call, zero: Sequence[bool], output: int = 0) -> Label:
-    """The label of a reduction: the other dimensions go on."""
+    """The label of a reduction: the other dimensions are kept."""
     x: Label = call["self"]
     gone = reduced_dims(call, len(x.axes))
     for dim in gone if x.weight else ():
@@ -48,7 +48,7 @@ def reduced(call: Call, zero: Sequence[bool], output: int = 0) -> Label:
 @homogeneous("self")
 @rule(aten.sum.default, aten.sum.dim_IntList, aten.nansum.default)
 def total(call: Call) -> Label:
-    """A sum does not miss zeros; entries that are not zero are missed."""
+    """A sum is the same without zeros; it changes with entries that are not zero."""
     x: Label = call["self"]
     for dim in reduced_dims(call, len(x.axes)):
         if not x.zero[dim]:
@@ -60,7 +60,8 @@ def total(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.mean.default, aten.mean.dim)
 def mean(call: Call) -> Label:
-    """The mean of what is left, where the rest is zero, is the old one times n/m, which a weight may take up."""
+    """Where removed entries are zero, the mean of the m remaining of n entries is the old one times n/m; a weight may
+    take up the factor."""
     x: Label = call["self"]
     scale: tuple[Scale, ...] = ()
     for dim in sorted(reduced_dims(call, len(x.axes))):
@@ -69,7 +70,7 @@ def mean(call: Call) -> Label:
         else:
             call.inexact(x.axes[dim], "a mean over this dimension counts its entries")
     made = reduced(call, x.zero)
-    if call.python.function is torch.rms_norm:  # is told the sizes of the dimensions that this mean goes over
+    if call.python.function is torch.rms_norm:  # is given the sizes of the averaged dimensions
         normalised = x.axes[-len(reduced_dims(call, len(x.axes))) :]
         for expression, axis in zip(call.size_exprs([axis.size for axis in normalised]), normalised, strict=True):
             call.size_is(expression, axis, "normalized_shape")
@@ -94,7 +95,7 @@ _LARGEST = (aten.amax, aten.max)
 @rule(aten.var.correction, aten.std.correction, *_ENTRIES)
 def average(call: Call) -> Label:
     """The reduced dimension counts in the result; along the others zeros give zeros. Only the largest of entries that
-    cannot be negative does not miss zeros. (Where it is may be among them: nobody must ask for that.)"""
+    cannot be negative is the same without zeros. (Its position may be that of a zero: nothing may read it.)"""
     x: Label = call["self"]
     nowhere = all(call.discarded[1:])
     for dim in reduced_dims(call, len(x.axes)):
@@ -107,7 +108,7 @@ def average(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.linalg_vector_norm.default, aten.norm.Scalar, aten.norm.ScalarOpt_dim)
 def vector_norm(call: Call) -> Label:
-    """A norm does not miss zeros, unless it is one of the smallest entries, of negative order."""
+    """A norm is the same without zeros, except one of negative order, which depends on the smallest entries."""
     x: Label = call["self"]
     order = call.arguments.get("ord", call.arguments.get("p"))
     if order == 0:
@@ -153,13 +154,13 @@ def summary(call: Call) -> Label:
     aten.nanmedian.dim,
 )
 def max_with_index(call: Call) -> list[Label]:
-    """As `average`, and where along the dimension it was, which among several zeros may be one that is removed."""
+    """As `average`, with the position of the entry, which among several zeros may be a removed one."""
     return [average(call), _place(call, output=1)]
 
 
 @rule(aten.argmax.default, aten.argmin.default)
 def argmax(call: Call) -> Label:
-    """The place of the largest entry, or of the smallest."""
+    """The position of the largest entry, or of the smallest."""
     x: Label = call["self"]
     if call["dim"] is None:
         return summary(call)
@@ -169,7 +170,7 @@ def argmax(call: Call) -> Label:
 
 
 def _place(call: Call, output: int) -> Label:
-    """Positions along the one dimension that is reduced."""
+    """Positions along the one reduced dimension."""
     x: Label = call["self"]
     made = reduced(call, (False,) * len(x.axes), output)
     return replace(made, index_of=x.axes[min(reduced_dims(call, len(x.axes)))] if x.axes else None)
@@ -211,8 +212,8 @@ def over(function: Callable[[Tensor], Tensor], bent: bool) -> Callable[[], nn.Mo
 
 
 class _Sought(nn.Module):
-    """The largest along dimension 1 of [3, 4, 5], by itself or as what it stands for in a table of four; and a product
-    that may shrink in any case."""
+    """The position of the largest entry along dimension 1 of [3, 4, 5], or the row of a table of four at it; and a
+    product that may shrink in any case."""
 
     def __init__(self, table: bool) -> None:
         super().__init__()
@@ -226,8 +227,8 @@ class _Sought(nn.Module):
 
 
 class _SoughtAmongZeros(nn.Module):
-    """The largest along dimension 1 of what is not negative in [3, 4, 5], its value, or what it stands for in a table;
-    and a product that may shrink in any case."""
+    """The largest along dimension 1 of the nonnegative entries of [3, 4, 5]: its value, or the row of a table at its
+    position; and a product that may shrink in any case."""
 
     def __init__(self, table: bool) -> None:
         super().__init__()

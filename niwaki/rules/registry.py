@@ -1,4 +1,4 @@
-"""How a rule is written down, and what it may ask and say."""
+"""How a rule is written and registered, and the statements that it can make about a call."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from niwaki.trace.graph import PythonCall
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scale:
-    """After a cut every entry is (positions / surviving positions of ``axis``) ** power times what it is in the zeroed
-    model. ``why``: the number of the reason to give where nothing can take this up."""
+    """A factor of every entry: after a cut, (positions / surviving positions of ``axis``) ** power times its value in
+    the zeroed model. ``why``: the number of the reason to give where no weight can take it up."""
 
     axis: Axis
     power: float
@@ -31,7 +31,8 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Every entry is one of parameter number ``value``, plus ``shift``: multiplying the tensor is changing that."""
+    """The parameter that a tensor is made of: every entry is one of parameter number ``value``, plus ``shift``. To
+    multiply the tensor, that parameter is changed."""
 
     value: int
     shift: float
@@ -39,14 +40,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Label:
-    """A tensor, seen by the rules.
+    """What the rules know of a tensor.
 
     ``axes``: one per dimension. ``zero[d]``: in the zeroed model, entries at removed positions of dimension d are zero.
-    ``weight``: made of parameters alone. ``uniform[d]``: the same entry all along dimension d (not known: no flags).
-    ``places``: every entry is a whole number, the position of something along that axis.
-    ``nonnegative``: no entry is negative, whatever the weights and inputs are.
-    ``scale``, ``source``, ``places`` and ``nonnegative`` are followed from operator to operator outside the rules, by
-    what `homogeneous` and `nonnegative` say.
+    ``weight``: made of parameters alone. ``uniform[d]``: all entries along dimension d are equal (empty if not known).
+    ``index_of``: the axis along which every entry is an index, if they are indices. ``nonnegative``: no entry is
+    negative, whatever the weights and inputs are. ``scale``, ``source``, ``index_of`` and ``nonnegative`` are passed
+    from operator to operator outside of the rules, by what `homogeneous` and `nonnegative` declare.
     """
 
     axes: tuple[Axis, ...]
@@ -93,8 +93,8 @@ class Call(ABC):
     arguments: dict[str, Any]
     shapes: tuple[tuple[int, ...], ...]  # of the outputs
     dtypes: tuple[torch.dtype, ...]
-    trains: bool  # whether the run, in eval mode, tells what train mode does too
-    unused: bool  # whether nobody sees what comes out
+    trains: bool  # whether a run in eval mode stands for train mode too
+    unused: bool  # whether nothing reads the outputs
     discarded: tuple[bool, ...]  # of each output: whether nothing reads it
 
     def __getitem__(self, name: str) -> Any:
@@ -110,7 +110,7 @@ class Call(ABC):
 
     @abstractmethod
     def equate(self, left: Axis, right: Axis) -> None:
-        """Position i of ``left`` lives and dies with position i of ``right``."""
+        """Position i of ``left`` is removed exactly when position i of ``right`` is."""
 
     @abstractmethod
     def equate_rows(self, left: IntArray, right: IntArray) -> None:
@@ -127,12 +127,13 @@ class Call(ABC):
 
     @abstractmethod
     def rescales(self, number: float, how: Scalar | tuple[Scale, ...]) -> None:
-        """A cut changes this float argument: it is an attribute that is repaired, or scaled as sizes in Python say."""
+        """A cut changes this float argument, ``number``: it is an attribute that is repaired, or the code computes it
+        from sizes."""
 
     @abstractmethod
     def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
-        """What multiplies a result after a cut; nothing if ``axis`` is fixed. Where no weight can take it up, the axis
-        is `inexact`, because ``why``."""
+        """The factor of a result after a cut, none if ``axis`` is fixed. Where no weight can take it up, the axis is
+        `inexact`, because ``why``."""
 
     @abstractmethod
     def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
@@ -140,34 +141,35 @@ class Call(ABC):
 
     @abstractmethod
     def note(self, text: str) -> None:
-        """Tell the user ``text``, once for the whole model."""
+        """Report ``text`` to the user, once for the whole model."""
 
     @abstractmethod
     def consumes(self, weight: Label, dim: int, zero: bool) -> None:
-        """``weight`` reads units along ``dim`` whose removed entries are zero already (``zero``) or not."""
+        """``weight`` consumes units along ``dim``; ``zero``: whether their removed entries are zero already."""
 
     @abstractmethod
     def zeroed_by_method(self, weight: Label, dim: int) -> None:
-        """Entries of ``weight`` along ``dim`` count for others also where all that they meet is zero: a norm runs over
-        them. So a method has to bring those of removed units to zero, whether they make or read these units."""
+        """A method has to bring entries of ``weight`` along ``dim`` to zero for removed units, whether they produce or
+        consume these units: other entries depend on them (a norm runs over them) even where all inputs are zero."""
 
     @abstractmethod
     def weight_norm_direction(self, weight: Label, dim: int) -> bool:
-        """Entries of ``weight`` removed along ``dim`` keep their values in the zeroed model: they are the direction of
-        something whose length is zero there. False, and nothing is said, if ``weight`` is not a parameter as it is."""
+        """Entries of ``weight`` that are removed along ``dim`` keep their values in the zeroed model: they are the
+        direction of a weight whose length is zero there. Returns False, and states nothing, if ``weight`` is not a
+        parameter itself."""
 
     @abstractmethod
     def produces(self, weight: Label, dim: int) -> None:
-        """``weight`` makes units along ``dim``, whatever else reads them there (a tied embedding does both)."""
+        """``weight`` produces units along ``dim``, also where it consumes them (a tied embedding does both)."""
 
     @abstractmethod
     def size_exprs(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
-        """Where the whole numbers of one argument came from; None for those computed out of Python's sight. The first
-        ``behind`` numbers of the Python call are other arguments."""
+        """The expressions of the whole numbers of one argument; None for those that torch computes. The first
+        ``behind`` numbers of the Python call belong to other arguments."""
 
     @abstractmethod
     def int_expr(self, given: int) -> Expression:
-        """Where one whole number came from; a literal if that is not known."""
+        """The expression of one whole number; a literal if it is not known."""
 
     @abstractmethod
     def derived_by_torch(self, *names: str) -> None:
@@ -187,19 +189,19 @@ class Call(ABC):
 
     @abstractmethod
     def index_of(self, label: Label) -> Axis | None:
-        """The axis on which the entries of ``label`` are positions, if they are. The rule that asks knows what to do:
-        nobody else sees to it that the axis stays whole."""
+        """The axis along which the entries of ``label`` are indices, or None. The rule that asks must handle them:
+        nothing else pins that axis."""
 
     @property
     def derives_sizes(self) -> bool:
-        """Whether sizes are computed from those of tensors: no function was called in Python, but autograd, or the body
-        of an operator that calls functions, is at work."""
+        """Whether torch computes the sizes from those of tensors: the call comes from autograd or from the body of an
+        operator, not from a function that Python called."""
         return self.python.function is None
 
     @abstractmethod
     def indexed_by(self, axis: Axis, indices: Label, why: str) -> None:
-        """Positions of ``axis`` are taken by the numbers in ``indices``. Only numbers that are known to be positions of
-        the same axis will follow a cut; otherwise it is pinned, because ``why``."""
+        """Positions of ``axis`` are read by the entries of ``indices``. Only indices on the same axis can follow a cut;
+        without them the axis is pinned, because ``why``."""
 
     def label(
         self,
@@ -214,7 +216,7 @@ class Call(ABC):
         return Label(tuple(axes), flags, weight, self.dtypes[output], scale)
 
     def opaque(self, output: int, why: str = "is not followed") -> Label:
-        """The label of an output of which nothing can be removed."""
+        """The label of an output of which no position can be removed."""
         return self.label([self.fixed(size, why) for size in self.shapes[output]], output=output)
 
     def split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
@@ -238,10 +240,10 @@ Rule = Callable[[Call], Label | Sequence[Label] | None]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A small module whose forward calls the operator on its own parameters, for the law to be tried on.
+    """A small module whose forward calls the operator on its own parameters; `niwaki.testing.check_rule` cuts it.
 
-    ``build`` gives a module with parameters and integer attributes; ``forward()`` takes no argument. ``tolerance``: how
-    far its outputs may be off, relative to the largest; more than the law's own only where a kernel knows no float64.
+    ``build`` gives a module with parameters and integer attributes; ``forward()`` takes no argument. ``tolerance``: the
+    allowed difference of its outputs, relative to the largest; above the default only for kernels without float64.
     """
 
     name: str
@@ -255,8 +257,8 @@ Build = TypeVar("Build", bound=Callable[[], torch.nn.Module])
 
 @dataclass(frozen=True, slots=True)
 class Homogeneous:
-    """Multiplying one of the arguments ``factors`` multiplies the result alike; the argument ``plus`` is added to it.
-    ``whole``: the result holds every entry of the one argument and nothing else."""
+    """Multiplying one of the arguments ``factors`` by a number multiplies the result by it; the argument ``plus`` is
+    added to the result. ``whole``: the result holds every entry of that argument and nothing else."""
 
     factors: tuple[str, ...]
     plus: str | None
@@ -265,15 +267,15 @@ class Homogeneous:
 
 @dataclass(frozen=True, slots=True)
 class Nonnegative:
-    """No entry of a result is negative if none of these arguments has a negative entry; of all operators of a rule, or
-    of some."""
+    """No entry of a result is negative if none of these arguments has a negative entry. ``operators``: those of the
+    rule that this holds for; None for all."""
 
     arguments: tuple[str, ...]
     operators: frozenset[OpOverload] | None
 
 
 RULES: dict[OpOverload, Rule] = {}
-NAMED: dict[str, Rule] = {}  # of operators that other libraries bring, which may not be there when niwaki is imported
+NAMED: dict[str, Rule] = {}  # operators of other libraries, which may be imported after niwaki
 HOMOGENEOUS: dict[Rule, Homogeneous] = {}
 NONNEGATIVE: dict[Rule, list[Nonnegative]] = {}
 SAMPLES: dict[Rule, list[Sample]] = {}
@@ -307,7 +309,7 @@ def named(*operators: str) -> Callable[[R], R]:
 
 
 def homogeneous(*factors: str, plus: str | None = None, whole: bool = False) -> Callable[[R], R]:
-    """Say of a rule how its operators treat a common factor of an argument. Without this nothing is assumed."""
+    """Declare how the operators of a rule treat a common factor of an argument. Without it, nothing is assumed."""
 
     def register(function: R) -> R:
         HOMOGENEOUS[function] = Homogeneous(factors, plus, whole)
@@ -317,9 +319,9 @@ def homogeneous(*factors: str, plus: str | None = None, whole: bool = False) -> 
 
 
 def nonnegative(*arguments: str, of: Iterable[OpOverload] | None = None) -> Callable[[R], R]:
-    """Say of a rule, or ``of`` some of its operators, that no entry of the result is negative if none of ``arguments``
-    has a negative entry (without any: in any case). Where the result holds all entries of an argument that goes without
-    saying."""
+    """Declare that no entry of the result is negative if none of ``arguments`` has a negative entry (without arguments:
+    in any case), for the operators ``of`` a rule or all of them. Not needed where the result holds all entries of an
+    argument."""
 
     def register(function: R) -> R:
         claim = Nonnegative(arguments, None if of is None else frozenset(of))

@@ -1,4 +1,5 @@
-"""Follow axes through recurrent layers in one kernel. (Where torch unrolls them, the rules of the steps suffice.)"""
+"""Follow axes through recurrent layers that run as one kernel. (Where torch unrolls them, the rules of the single steps
+suffice.)"""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ _STEPS = "a recurrence runs along this dimension"
 def lstm(call: Call) -> list[Label]:
     """One direction of one layer: steps [T, N, I], weights [4 H, I] and [4 H, H], two biases [4 H], states [N, H].
 
-    A hidden unit owns a row of each of the four stacked gates. With all of them zero the cell's input is tanh(0) = 0,
-    so that a cell state that starts at zero stays there, and the hidden state with it.
+    A hidden unit owns a row of each of the four stacked gates. With these rows zero the cell's input is tanh(0) = 0: a
+    cell state that starts at zero remains zero, and so does the hidden state.
     """
     if call["mode"] != _LSTM:
-        raise Refused("niwaki knows this kernel's LSTM only")
+        raise Refused("niwaki follows only the LSTM of this kernel")
     x, hidden, cell = call["input"], call["hx_"], call["cx_"]
     inputs, recurrent = call["weight0"], call["weight1"]
     call.derived_by_torch("hidden_size")
@@ -48,8 +49,8 @@ def lstm(call: Call) -> list[Label]:
 
 @rule(aten._pack_padded_sequence.default)
 def packed(call: Call) -> list[Label]:
-    """Sequences [N, T, *], or [T, N, *], one after another without what pads them [sum of lengths, *], and how many of
-    them go on at each step. What a step holds goes on as it is."""
+    """Sequences [N, T, *], or [T, N, *], as one tensor without padding [sum of lengths, *], and the number of sequences
+    at each step. The features are kept."""
     x: Label = call["input"]
     for axis in x.axes[:2]:
         call.pin(axis, "sequences are packed along this dimension")

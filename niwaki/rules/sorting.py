@@ -1,7 +1,7 @@
 """Follow axes through sorting and counting by value: sort, topk, unique, searchsorted, bincount.
 
 Indices that a sort returns are positions along the sorted dimension (`Label.index_of`). When positions of it are
-removed, others would be chosen: that is inexact, but what the indices look up can follow.
+removed, others would be chosen: that is inexact, but tensors read by these indices can follow.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ rule(aten._unique2.default, aten.unique_consecutive.default, aten.unique_dim.def
 @nonnegative("self")
 @rule(aten.sort.default, aten.sort.stable, aten.topk.default)
 def sort(call: Call) -> list[Label]:
-    """Positions along ``dim`` are exchanged by value."""
+    """Positions along ``dim`` are ordered by value."""
     x: Label = call["self"]
     dim = call["dim"] % max(len(x.axes), 1)
-    why = f"{call.operator} arranges this dimension by value; without one of them it would choose others"
+    why = f"{call.operator} orders this dimension by value, and would choose others without one of its positions"
     if x.axes and call.operator is aten.topk.default and call["k"] < x.axes[dim].size:
         call.inexact(x.axes[dim], why)
         if x.axes[dim].free:
             enough = Combination(">=", call.size_of("self", dim), call.int_expr(call["k"]), 1)
-            call.size_is(enough, call.fixed(1), "whether there are enough to choose from")
+            call.size_is(enough, call.fixed(1), "whether enough entries are left to choose from")
     elif x.axes:
         call.pin(x.axes[dim], why)
     axes = [
-        call.fixed(size, "it is arranged by value") if i == dim else axis
+        call.fixed(size, "it is ordered by value") if i == dim else axis
         for i, (axis, size) in enumerate(zip(x.axes, call.shapes[0], strict=True))
     ]
-    places = call.index_of(x)  # sorted, they are the same numbers
+    indexed = call.index_of(x)  # sorted, they are the same numbers
     values, indices = (call.label(axes, output=output) for output in (0, 1))
-    return [replace(values, index_of=places), replace(indices, index_of=x.axes[dim] if x.axes else None)]
+    return [replace(values, index_of=indexed), replace(indices, index_of=x.axes[dim] if x.axes else None)]
 
 
 @rule(aten.bucketize.Tensor, aten.isin.Tensor_Tensor)
 def bucketize(call: Call) -> Label:
-    """Entry by entry, where it lies among the entries of another tensor."""
+    """For each entry, its position among the sorted entries of another tensor."""
     names = ("elements", "test_elements") if "elements" in call.arguments else ("self", "boundaries")
     x, among = call[names[0]], call[names[1]]
     for axis in among.axes:
@@ -67,7 +67,7 @@ def searchsorted(call: Call) -> Label:
 
 @rule(aten.histc.default, aten.bincount.default)
 def histogram(call: Call) -> Label:
-    """How many entries have which value. Of positions along an axis, how many there are of each."""
+    """The number of entries of each value; of indices on an axis, the number of each index."""
     x = call["self"]
     for axis in x.axes:
         call.pin(axis, "its entries are counted")
@@ -75,14 +75,14 @@ def histogram(call: Call) -> Label:
     size = call[bins]
     values = call.arguments.get("min", 0), call.arguments.get("max", size - 1)
     every = x.index_of is not None and size == x.index_of.size and values == (0, size - 1)
-    places = call.index_of(x) if every and call.arguments.get("weights") is None else None
-    if places is None:
-        return call.opaque(0, "there are so many values to count")
-    call.size_is(call.int_expr(size), places, f"the number of {bins}")
+    indexed = call.index_of(x) if every and call.arguments.get("weights") is None else None
+    if indexed is None:
+        return call.opaque(0, "its size is the number of values that are counted")
+    call.size_is(call.int_expr(size), indexed, f"the number of {bins}")
     if bins == "bins":
         largest = call.int_expr(size - 1)
-        call.size_is(Combination("+", largest, Literal(1), size), places, "one more than the largest value")
-    return call.label([places])
+        call.size_is(Combination("+", largest, Literal(1), size), indexed, "one more than the largest value")
+    return call.label([indexed])
 
 
 def _sought(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class _SortedRows(nn.Module):
             counted = chosen.bincount(minlength=self.bins).double()
         else:
             counted = chosen.double().histc(self.bins, 0, self.last)
-        if int.__eq__(self.last, 5) and int.__lt__(self.bins, 6):  # looked at behind the back of the trace
+        if int.__eq__(self.last, 5) and int.__lt__(self.bins, 6):  # read where no trace sees it
             raise ValueError("the largest value has not followed")
         return counted @ self.c, torch.relu(self.c.detach()[:2])
 

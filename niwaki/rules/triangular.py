@@ -1,4 +1,4 @@
-"""Follow axes through diagonals and triangles, which compare two dimensions by number and so pin both."""
+"""Follow axes through diagonals and triangles, which compare positions of two dimensions: both are pinned."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ aten = torch.ops.aten
 @homogeneous("self")
 @rule(aten.diagonal.default)
 def diagonal(call: Call) -> Label:
-    """Entries of equal number along two dimensions."""
+    """Entries at equal positions of two dimensions."""
     x: Label = call["self"]
     pair = {call["dim1"] % len(x.axes), call["dim2"] % len(x.axes)}
     for dim in pair:
@@ -42,7 +42,7 @@ def diag_embed(call: Call) -> Label:
 @homogeneous("self")
 @rule(aten.tril.default, aten.tril_.default, aten.triu.default, aten.triu_.default)
 def triangle(call: Call) -> Label:
-    """The last two dimensions are compared by number."""
+    """Positions of the last two dimensions are compared."""
     x: Label = call["self"]
     for axis in x.axes[-2:]:
         call.pin(axis, "a triangle of it is taken")

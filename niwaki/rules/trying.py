@@ -1,4 +1,4 @@
-"""What an operator that works entry by entry does to numbers: it is run on some, and nothing has to be looked up."""
+"""Find out what an element-wise operator does to zeros, signs and factors, by running it on numbers."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _degree(
     return power if bool((found - power).abs().max() < 1e-12) else None
 
 
-_PLACEMENT = {"device", "memory_format"}  # where and how entries lie says nothing about them
+_PLACEMENT = {"device", "memory_format"}  # where entries are stored does not matter for their values
 
 
 def _as(dtype: torch.dtype, values: torch.Tensor) -> torch.Tensor:

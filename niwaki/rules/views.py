@@ -1,4 +1,4 @@
-"""Follow axes through operators that only arrange: view, permute, expand and their kin."""
+"""Follow axes through operators that only rearrange entries: view, permute, expand and the like."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def view(call: Call) -> Label:
         parts = _regroup(call, [x.axes[i] for i in ours], [shape[j] for j in theirs])
         for j, axis in zip(theirs, parts, strict=True):
             axes[j], zero[j] = axis, flags
-    if call.python.function in (torch.unflatten, torch.Tensor.unflatten):  # is told the sizes of one dimension only
+    if call.python.function in (torch.unflatten, torch.Tensor.unflatten):  # is given the sizes of one dimension only
         dim = call.python.numbers[0].value % len(x.axes)
         told = len(shape) - len(x.axes) + 1
         expressions = (
@@ -82,8 +82,8 @@ def _arranged(call: Call, order: Sequence[int | None]) -> Label:
 @homogeneous("self", whole=True)
 @rule(aten.as_strided_.default, aten.as_strided.default)
 def strided(call: Call) -> Label:
-    """torch itself calls it to give a tensor the strides of a memory format, in its old shape; nothing else of what it
-    can do is followed."""
+    """torch itself calls this to give a tensor the strides of a memory format; only calls that keep the shape are
+    followed."""
     x: Label = call["self"]
     if call.operator is not aten.as_strided_.default or call.python.function in STRIDING or x.shape != call.shapes[0]:
         raise Refused("its memory is read by strides")
@@ -149,18 +149,18 @@ def squeeze(call: Call) -> Label:
     asked = {dim % rank for dim in dims} if rank else set()
     for dim in asked:
         if x.axes[dim].size != 1:
-            call.pin(x.axes[dim], "squeeze would drop it, were one position left")
+            call.pin(x.axes[dim], "squeeze would drop it if one position were left")
     return _arranged(call, [i for i in range(rank) if i not in asked or x.axes[i].size != 1])
 
 
 @homogeneous("self", whole=True)
 @rule(aten.expand.default)
 def expand(call: Call) -> Label:
-    """Dimensions of size 1 repeated: each copy may go on its own."""
+    """Dimensions of size 1 repeated: the copies may be removed one by one."""
     x: Label = call["self"]
     shape = call.shapes[0]
     lead = len(shape) - len(x.axes)
-    if call.python.function in REPEATING:  # is told the number of copies alone, which may be another dimension's too
+    if call.python.function in REPEATING:  # is given the number of copies alone, maybe another size too
         call.derived_by_torch("size")
         times = {size for size, axis in zip(shape, x.axes, strict=True) if axis.size != size} or {1}
         expressions = [
@@ -207,7 +207,7 @@ class _Flatten(nn.Module):
 
 
 class _Arranged(nn.Module):
-    """A function of a parameter [3, 4, 1, 4]; the sizes do not tell which dimension is which."""
+    """A function of a parameter [3, 4, 1, 4]; dimensions cannot be told apart by their sizes."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], bent: bool = False) -> None:
         super().__init__()
@@ -341,7 +341,7 @@ def _any_of_its_size(call: Call, axes: Sequence[Axis]) -> Label:
 
 @mutant(strided)
 def free(call: Call) -> Label:
-    """Nothing is tied to anything: wrong for whatever arranges."""
+    """No axes are equated: wrong for every operator that rearranges."""
     x: Label = call["self"]
     pool = [axis.take(slice(None, None, -1)) for axis in x.axes]
     chosen = []

@@ -1,7 +1,7 @@
 """Follow axes through torchvision's own operators: regions of feature maps, convolutions with learnt offsets.
 
-They are known by name, since the extension that brings them may not be loaded, or not be loadable. The samples call
-stand-ins of the same signatures.
+They are registered by name, since the extension that defines them may not be loaded. The samples call stand-ins of the
+same signatures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FOUND = "boxes are chosen by value"
 
 @named("torchvision::nms", "niwaki::nms")
 def nms(call: Call) -> Label:
-    """The boxes that are left, by number."""
+    """The indices of the boxes that are kept."""
     for axis in (*call["dets"].axes, *call["scores"].axes):
         call.pin(axis, _FOUND)
     return call.opaque(0, _FOUND)
@@ -44,7 +44,7 @@ def regions(call: Call) -> list[Label]:
 
 @named("torchvision::ps_roi_align", "torchvision::ps_roi_pool", "niwaki::ps_roi_align")
 def sensitive_regions(call: Call) -> list[Label]:
-    """As `regions`, with channels of their own for every place of the window: (channel, row, column)."""
+    """As `regions`, with separate channels for every position of the window: (channel, row, column)."""
     x, boxes, (_, channels, height, width) = call["input"], call["rois"], call.shapes[0]
     own, places = call.split(x.axes[1], (channels, height * width))
     for axis in (x.axes[0], places, *x.axes[2:], boxes.axes[1]):
@@ -56,7 +56,7 @@ def sensitive_regions(call: Call) -> list[Label]:
 
 @named("torchvision::deform_conv2d", "niwaki::deform_conv2d")
 def deformable(call: Call) -> Label:
-    """A convolution that looks where ``offset`` says. Without groups: with them its channels are pinned."""
+    """A convolution that reads at the positions in ``offset``. With groups its channels are pinned."""
     x, weight, offset, mask, bias = (call[name] for name in ("input", "weight", "offset", "mask", "bias"))
     for axis in (*x.axes[2:], *weight.axes[2:], *offset.axes[1:], *mask.axes[1:]):
         call.pin(axis, "a convolution slides over this dimension")
@@ -75,7 +75,7 @@ def deformable(call: Call) -> Label:
     return call.label((x.axes[0], weight.axes[0], *spatial), (False, zero, False, False))
 
 
-# ------------------------------------------------------------------------- stand-ins, as simple as the law allows
+# ------------------------------------------------------------------------- stand-ins, as simple as the rules allow
 
 
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -85,7 +85,7 @@ def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 def _roi_align(
     x: Tensor, rois: Tensor, scale: float, height: int, width: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """Everywhere the middle of the box, weighed by its size."""
+    """Every position holds the entry in the middle of the box, times the size of the box."""
     picked = x[rois[:, 0].long(), :, rois[:, 1].long(), rois[:, 2].long()] * rois[:, 3:4]
     return picked[:, :, None, None].expand(-1, -1, height, width).clone()
 
@@ -98,7 +98,7 @@ def _ps_roi_align(
 
 
 def _deform_conv2d(x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *rest: Any) -> Tensor:
-    """Looks everywhere at the pixel itself."""
+    """Reads every pixel at its own position."""
     seen = torch.nn.functional.conv2d(x, weight, bias, groups=rest[6])
     if rest[8]:
         seen = seen * mask.sum(1, keepdim=True)
@@ -139,7 +139,7 @@ def stand_in(name: str) -> OpOverload:
 
 
 class _Regions(nn.Module):
-    """Three regions of two samples of eight channels of 4 by 4; what the boxes are is computed."""
+    """Three regions of two samples of eight channels of 4 by 4, with computed boxes."""
 
     def __init__(self, name: str, bent: bool = False) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class _Boxes(nn.Module):
 
 
 class _Deformed(nn.Module):
-    """Four channels to six, twice; what is between does not keep zeros."""
+    """Four channels to six, twice, with an operator between that does not keep zeros."""
 
     def __init__(self, groups: int = 1, masked: bool = True, bent: str = "") -> None:
         super().__init__()

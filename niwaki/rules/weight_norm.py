@@ -12,13 +12,13 @@ aten = torch.ops.aten
 
 @rule(aten._weight_norm_interface.default)
 def weight_norm(call: Call) -> list[Label]:
-    """v times g over its norm, one norm for each position of ``dim``. The norm does not miss zeros; but where all that
-    it runs over is zero one divides by it. So what v has at removed positions of ``dim`` stays: the length g is zero
-    there. Where v is computed nothing of ``dim`` can be removed."""
+    """v times g over its norm, one norm for each position of ``dim``. The norm is the same without zeros; but where all
+    of v is zero it is divided by. So v keeps its entries at removed positions of ``dim``, where the length g is zero.
+    Where v is computed, no position of ``dim`` can be removed."""
     v, g, dim = call["v"], call["g"], call["dim"]
     call.equate(v.axes[dim], g.axes[dim])
     if not call.weight_norm_direction(v, dim):
-        call.pin(g.axes[dim], "the norm of a removed weight would be zero, and one divides by it")
+        call.pin(g.axes[dim], "the norm of a removed weight would be zero, and it is a divisor")
     for i, axis in enumerate(v.axes):
         if i != dim and not v.zero[i]:
             call.pin(axis, "a norm runs over it, and its removed entries are not zero")
@@ -38,7 +38,7 @@ def _made(v: Tensor, g: Tensor, dim: int) -> Tensor:
 
 
 class _Normed(nn.Module):
-    """A linear layer [6, 4] with a weight of that kind, with norms for its rows or for its columns."""
+    """A linear layer [6, 4] with weight norm, along its rows or its columns."""
 
     def __init__(self, dim: int, bent: str = "", twice: str = "") -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Normed(nn.Module):
 
 
 class _Alone(nn.Module):
-    """The weight itself."""
+    """A module that returns the weight itself."""
 
     def __init__(self, dim: int = 0, bent: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From saliencies and limits to the units that stay. Imports core, criteria and solve."""
+"""Choose the units to keep, from saliencies and limits on the cost. Imports core, criteria and solve."""
 
 from niwaki.selection.greedy import next_step as next_step
 from niwaki.selection.greedy import select as select

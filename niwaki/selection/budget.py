@@ -1,4 +1,4 @@
-"""What a network may cost at the end."""
+"""Budgets: limits on the cost of the cut network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from niwaki.version import __version__
 
 MODELLED = ("macs", "params", "units", "memory")
 MEASURED = ("activations", "latency")
-TRAINED = (*MODELLED, "activations")  # what a method can follow, which cannot measure
+TRAINED = (*MODELLED, "activations")  # the measures that a method can follow: it cannot run cut networks
 _FREE = Widths()
 _TIGHT = 0.01
 _PERCENT = 100
@@ -32,24 +32,24 @@ _LITTLE = 0.05  # of the parameters: fewer are not what keeps a budget from bein
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What must hold at the end; several limits at once are all met.
+    """Limits on the cost of the cut network; all of them are met.
 
-    A float in (0, 1] is the share of the dense network that may stay, a whole number above 1 the absolute amount:
-    ``macs`` multiply-accumulates for the example input, ``params`` parameters, ``units`` prunable units, ``memory``
-    bytes of parameters and buffers. These are known for any choice of units, and so is ``activations``, the most bytes
-    of computed tensors alive at once in one forward pass in eval mode, for the inputs that the search space was built
-    with. `niwaki.choose` with example inputs measures it for these instead, on networks that are really cut, as it does
-    ``latency``, the microseconds of that pass on the device of the model.
+    A float in (0, 1] is the fraction of the dense network to keep, a whole number above 1 the absolute amount: ``macs``
+    multiply-accumulates for the example input, ``params`` parameters, ``units`` prunable units, ``memory`` bytes of
+    parameters and buffers. These are known for any choice of units, and so is ``activations``, the most bytes of
+    computed tensors alive at once in one forward pass in eval mode, for the inputs of the search space. With example
+    inputs, `niwaki.choose` measures ``activations`` on cut networks instead, and also ``latency``, the microseconds of
+    that pass on the device of the model.
 
     ``round_to``: every weight keeps a multiple of this many entries of each dimension in which it produces units, or
-    all of them; with 32 the channels of a convolution leave by 32, and attention heads of 32 rows one by one. A dict
-    says so for some weights only, by their names, those of modules or groups, or patterns of these:
-    ``round_to={"*mlp*": 32}``; where several name a weight, all hold. ``min_units``: every group keeps at least this
-    many units.
+    all of them; with 32 the channels of a convolution are removed by 32, and attention heads of 32 rows one by one. A
+    dict sets it for some weights only, by their names, the names of modules or groups, or patterns of these:
+    ``round_to={"*mlp*": 32}``; where several entries name a weight, all hold. ``min_units``: every group keeps at least
+    this many units.
 
     Raises:
-        BudgetError: a limit is neither a share nor an amount, there is no limit at all, or ``round_to`` or
-            ``min_units`` is not a whole number, 1 or more.
+        BudgetError: a limit is neither a fraction nor an amount, no limit is set, or ``round_to`` or ``min_units`` is
+            not a whole number, 1 or more.
 
     >>> print(Budget(macs=0.5, params=1_000_000, round_to=8))
     macs <= 50.0%, params <= 1,000,000, widths in multiples of 8
@@ -78,7 +78,7 @@ class Budget:
                 percent = is_number(limit) and 1 < limit <= _PERCENT
                 meant = f" Did you mean {measure}={limit / _PERCENT:g}?" if percent else ""
                 raise BudgetError(
-                    f"{measure}={limit!r} is not a budget: pass a float in (0, 1], the share to keep, or a whole "
+                    f"{measure}={limit!r} is not a budget: pass a float in (0, 1], the fraction to keep, or a whole "
                     f"number above 1, the absolute amount.{meant}"
                 )
         object.__setattr__(self, "round_to", _checked_round_to(self.round_to))
@@ -90,7 +90,7 @@ class Budget:
 
     @property
     def limits(self) -> dict[str, float | int]:
-        """The limits that are set, as they were given."""
+        """The limits that are set, as the user gave them."""
         given = {
             "macs": self.macs,
             "params": self.params,
@@ -103,25 +103,25 @@ class Budget:
 
     @property
     def measured(self) -> dict[str, float | int]:
-        """The limits that only a measurement can tell to be met."""
+        """The limits that can only be checked by a measurement."""
         return {measure: limit for measure, limit in self.limits.items() if measure in MEASURED}
 
     def absolute(self, space: SearchSpace, measures: Collection[str] = MODELLED) -> dict[str, float]:
         """The limits among ``measures``, which need no measurement, as amounts, for the model of ``space``.
 
         Raises:
-            BudgetError: activations are among them, and not known; or the network costs nothing of a measure.
+            BudgetError: activations are among them and not known, or the network's cost in a measure is zero.
         """
         modelled = {measure: limit for measure, limit in self.limits.items() if measure in measures}
         if "activations" in modelled and space.cost_model.activations is None:
             raise BudgetError(
-                "How many activations are alive at once is not known for this search space, since no run of its "
+                "The number of activations alive at once is not known for this search space, since no run of its "
                 "network was recorded (adapters that are to be merged, or a space made by hand). Set a limit in macs, "
                 "params, units or memory, or measure it: niwaki.choose(..., example_inputs=x)."
             )
         dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), modelled)
         for measure, cost in dense.items():
-            nothing = measure == "units" and not is_whole(modelled[measure])  # a share of none is met
+            nothing = measure == "units" and not is_whole(modelled[measure])  # a fraction of zero is met
             if not cost and not nothing:
                 raise BudgetError(
                     f"The network has no {measure} (for the example inputs of the search space, where that matters), "
@@ -141,7 +141,7 @@ class Budget:
 
     @property
     def steps(self) -> Widths:
-        """In which steps groups may shrink."""
+        """The widths that groups may keep."""
         return Widths(self.round_to, self.min_units)
 
     def __str__(self) -> str:
@@ -150,7 +150,7 @@ class Budget:
 
 
 def _checked_round_to(round_to: object) -> int | dict[str, int]:
-    """``round_to`` in Python's own numbers; raises `BudgetError` if it says nothing that widths could be rounded to."""
+    """``round_to`` in Python's numbers; raises `BudgetError` if widths cannot be rounded to it."""
     if is_whole(round_to) and round_to >= 1:
         return int(round_to)
     by_pattern: Mapping[object, object] = round_to if isinstance(round_to, Mapping) else {}
@@ -166,14 +166,14 @@ def _checked_round_to(round_to: object) -> int | dict[str, int]:
 
 
 def check_budget(budget: object, *, training: bool = True) -> None:
-    """Raise `BudgetError` if what was passed as a budget is none, such as a bare number, or if it has limits that
-    cannot be followed in the course of a ``training``."""
+    """Raise `BudgetError` if ``budget`` is not one, such as a bare number, or if it has limits that a method cannot
+    follow during a ``training``."""
     if not isinstance(budget, Budget):
-        raise BudgetError(f"budget={budget!r} is not a budget. Say of what it is a limit: niwaki.Budget(macs=0.5).")
+        raise BudgetError(f"budget={budget!r} is not a budget. Name its measure: niwaki.Budget(macs=0.5).")
     measure = next((measure for measure in budget.limits if measure not in TRAINED), None)
     if training and measure is not None:
         raise BudgetError(
-            f"{measure} is measured on networks that are cut, which a method cannot do in the course of the training. "
+            f"{measure} is measured on networks that are cut, which a method cannot do during the training. "
             f"First find the MACs that meet it, plan = niwaki.choose(space, niwaki.score(space, 'magnitude'), "
             f"niwaki.Budget({measure}={budget.measured[measure]!r}), example_inputs=x), and give the method these: "
             "niwaki.Budget(macs=space.cost(plan).macs)."
@@ -181,8 +181,8 @@ def check_budget(budget: object, *, training: bool = True) -> None:
 
 
 def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], steps: Widths = _FREE) -> None:
-    """Raise `BudgetError` if ``keep``, the best that a selection could do, still costs more than ``limits``, and
-    `UnknownName` if a pattern of ``steps`` matches nothing."""
+    """Raise `BudgetError` if ``keep``, the result of a selection, costs more than ``limits``, and `UnknownName` if a
+    pattern of ``steps`` matches nothing."""
     steps.check(space)
     reached = costs(space.cost_model, keep, limits)
     sizes = f" ({steps})" if steps != _FREE else ""
@@ -198,7 +198,7 @@ def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], 
 
 
 def slack_note(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], budget: Budget) -> str | None:
-    """Why more than 1 % is left under every limit, as a sentence; None where no more is."""
+    """A sentence that says why more than 1 % is unused under every limit; None if less is."""
     reached = costs(space.cost_model, keep, limits)
     tightest = max(limits, key=lambda measure: reached[measure] / max(limits[measure], 1.0))
     if reached[tightest] >= (1 - _TIGHT) * limits[tightest]:
@@ -211,13 +211,13 @@ def slack_note(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float],
     over = max(limits, key=lambda measure: more[measure] / max(limits[measure], 1.0))
     return (
         f"{tightest} is {reached[tightest]:,.0f}, {1 - reached[tightest] / limits[tightest]:.1%} under its limit of "
-        f"{limits[tightest]:,.0f}. The finest step there is, {len(units)} more of the units of {', '.join(names)}, "
+        f"{limits[tightest]:,.0f}. The finest possible step, {len(units)} more of the units of {', '.join(names)}, "
         f"would make {over} {more[over]:,.0f}, with a limit of {limits[over]:,.0f}."
     )
 
 
 def provenance(space: SearchSpace, keep: BoolArray, budget: Budget, **more: Any) -> dict[str, Any]:
-    """Where a plan comes from, as plain data."""
+    """The provenance of a plan, as plain data."""
     return {
         **more,
         "budget": {**budget.limits, "round_to": budget.round_to, "min_units": budget.min_units},

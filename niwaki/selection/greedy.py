@@ -1,6 +1,6 @@
-"""Which units stay: the most saliency under limits on the cost. What it is worth says `niwaki.selection.objective`.
+"""Choose the units to keep: the most saliency under limits on the cost. `objective` defines what a choice is worth.
 
-Units leave in the order of worth lost per cost saved.
+Units are removed in the order of worth lost per cost saved.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from niwaki.selection.objective import Worth, costs, mixed, prices
 from niwaki.selection.orders import Orders, Queue
 from niwaki.selection.steps import Widths
 
-_ROUNDS = 8  # re-pricings on the way to the limit: what a unit costs depends on what its neighbours have lost
+_ROUNDS = 8  # re-pricings on the way: the cost of a unit depends on its neighbours
 _SWAPS = 16
 _TIGHT = 0.01
 _FREE = Widths()
@@ -38,11 +38,11 @@ def select(
 ) -> BoolArray:
     """The units to keep, [num_units], so that every measure in ``limits`` is met from below.
 
-    ``saliency`` [num_units] is not negative. Units in ``removed`` stay removed, and units in ``staying`` stay.
-    ``compare="isomorphic"``: v and C are those of all isomorphic groups together. ``compare="space"``: what is kept is
-    worth the sum of its saliency, for saliencies that are comparable across groups as they are. ``weight`` [groups]: a
-    group of twice the weight keeps twice the share. Where the limits cannot be met every group ends at its least size:
-    the caller compares. Numbers of units that the sizes in the model's code cannot follow are avoided.
+    ``saliency`` [num_units] is not negative. Units in ``removed`` are never taken back, and units in ``staying`` are
+    never removed. ``compare="isomorphic"``: v and C are those of all isomorphic groups together. ``compare="space"``: a
+    choice is worth the sum of its saliency, for saliencies that are comparable across groups. ``weight`` [groups]: a
+    group of twice the weight keeps twice the fraction. Where the limits cannot be met, every group ends at its least
+    size; the caller has to compare. Numbers of units that the sizes in the model's code cannot follow are avoided.
     """
     start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
     worth = Worth(space, saliency, start, compare, weight)
@@ -53,7 +53,7 @@ def select(
         return best
     built = buildable(space, best, lambda keep, which: chooser.near(keep, start, which))
     which = depending(space, wrong)
-    others = ~np.isin(chooser.block, chooser.block[which])  # which the sizes that failed have nothing to do with
+    others = ~np.isin(chooser.block, chooser.block[which])  # independent of the sizes that failed
     filled = chooser.refill(built, start & others)
     return built if failing(space, filled) else filled
 
@@ -61,8 +61,8 @@ def select(
 def next_step(
     space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], steps: Widths = _FREE
 ) -> tuple[IntArray, dict[str, float]] | None:
-    """The smallest step by which ``keep`` could grow, measured by the limit it comes nearest to or exceeds most: its
-    units, and what the network would then cost. None where everything is kept."""
+    """The smallest step by which ``keep`` could grow, measured by the limit that it comes nearest to or exceeds most:
+    its units, and the cost with them. None if everything is kept."""
     even = np.ones(space.num_units)
     chooser = _Chooser(space, dict(limits), steps, Worth(space, even, keep))
     queue = chooser.orders.returning(keep, np.ones(space.num_units, dtype=bool), prices(chooser.model, keep, limits))
@@ -93,9 +93,9 @@ class _Chooser:
         self.block, self.dense = self.orders.block, self.orders.dense
 
     def shrink(self, keep: BoolArray, last: BoolArray | None = None) -> BoolArray:
-        """Remove what is worth least, re-pricing a few times on the way, until every limit is met.
+        """Remove the units worth least, with a few re-pricings, until every limit is met.
 
-        The units ``last`` go only when nothing else is left.
+        The units ``last`` are removed only after all others.
         """
         for rounds_left in range(_ROUNDS, 0, -1):
             excess = self._excess(keep)
@@ -112,7 +112,7 @@ class _Chooser:
 
     def refill(self, keep: BoolArray, start: BoolArray) -> BoolArray:
         """Take back the best of the units in ``start`` but not in ``keep`` that still fit under the limits."""
-        full = np.zeros(self.space.num_units, dtype=bool)  # units of blocks that cannot grow any more
+        full = np.zeros(self.space.num_units, dtype=bool)  # the units of blocks that cannot grow further
         while True:
             slack = self._slack(keep)
             if min(slack.values()) < 0:
@@ -129,8 +129,8 @@ class _Chooser:
                 full |= self.block == self.block[queue.units[0]]
 
     def tighten(self, keep: BoolArray, start: BoolArray) -> BoolArray:
-        """Where steps are coarse (small networks) and much is left unused: take back one large step and give others for
-        it, if what is kept is worth more then; the best such step first."""
+        """Where steps are coarse (small networks) and much of the limits is unused: take back one large step in
+        exchange for others if the choice is then worth more; the best such step first."""
         price = self.orders.weighty({measure: self.dense[measure] for measure in self.limits})
         worth = self.orders.worth.of(keep, price)
         for _ in range(_SWAPS):
@@ -151,8 +151,8 @@ class _Chooser:
         return keep
 
     def near(self, keep: BoolArray, start: BoolArray, which: BoolArray) -> Iterator[BoolArray]:
-        """What differs from ``keep`` by steps of one block that has units among ``which``, back or away, in the order
-        of the cost that they move; steps back only as far as they fit under the limits."""
+        """The choices that differ from ``keep`` by steps of one block with units among ``which``, added or removed, in
+        the order of their difference in cost; added only as far as they fit under the limits."""
         everything = {measure: self.dense[measure] for measure in self.limits}
         each = prices(self.model, keep, self.limits)
         price = mixed(each, self.dense, everything)
@@ -165,7 +165,7 @@ class _Chooser:
         return (trial for _, trial in heapq.merge(*ways, key=lambda way: way[0]))
 
     def _back(self, keep: BoolArray, start: BoolArray, price: FloatArray) -> Iterator[tuple[float, BoolArray]]:
-        """Choices with one more step each time, with what they cost more."""
+        """Choices with one more step each, and their additional cost."""
         more = 0.0
         while True:
             queue = self.orders.returning(keep, start, prices(self.model, keep, self.limits))
@@ -179,7 +179,7 @@ class _Chooser:
             yield more, keep
 
     def _excess(self, keep: BoolArray) -> dict[str, float]:
-        """By how much the limits that are not met are exceeded."""
+        """The excess over the limits that are not met."""
         return {measure: -room for measure, room in self._slack(keep).items() if room < 0}
 
     def _slack(self, keep: BoolArray) -> dict[str, float]:
@@ -187,18 +187,19 @@ class _Chooser:
         return {measure: limit - now[measure] for measure, limit in self.limits.items()}
 
     def _unused(self, keep: BoolArray) -> float:
-        """The share of the tightest limit that is left (negative if one is not met)."""
+        """The unused fraction of the tightest limit (negative if one is not met)."""
         return min(room / max(self.limits[measure], 1.0) for measure, room in self._slack(keep).items())
 
     def _fitting(self, queue: Queue, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> BoolArray:
-        """Which steps may fit into ``slack`` if taken alone."""
+        """The steps that may fit into ``slack`` alone."""
         fits = np.ones(len(queue), dtype=bool)
         for measure, room in slack.items():
             fits &= queue.sums(price[measure]) <= room
         return fits
 
     def _steps_saving(self, queue: Queue, price: Mapping[str, FloatArray], amounts: Mapping[str, float]) -> int:
-        """How many steps save ``amounts`` by today's prices, which promise too much: it takes no fewer."""
+        """The number of steps that save ``amounts`` by the present prices. These promise too much, so fewer steps never
+        suffice."""
         needed = [
             int(np.searchsorted(np.cumsum(queue.sums(price[measure])), amount)) + 1
             for measure, amount in amounts.items()
@@ -221,7 +222,7 @@ class _Chooser:
     def _most(self, queue: Queue, keep: BoolArray, price: Mapping[str, FloatArray], slack: Mapping[str, float]) -> int:
         """The most steps that can return with every limit still met."""
         low, high = 0, len(queue)
-        for measure, room in slack.items():  # prices are never above what a return costs, so this bound is safe
+        for measure, room in slack.items():  # prices are never above the cost of a return, so this bound is safe
             spent = np.cumsum(queue.sums(price[measure]))
             high = min(high, int(np.searchsorted(spent, room, side="right")))
         while low < high:
@@ -240,7 +241,7 @@ class _Chooser:
 
 
 def _away(keep: BoolArray, steps: Sequence[IntArray], price: FloatArray) -> Iterator[tuple[float, BoolArray]]:
-    """Choices with one step less each time, with what they save."""
+    """Choices with one step less each, and their saving."""
     less = 0.0
     for units in steps:
         keep = keep.copy()

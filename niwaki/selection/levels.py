@@ -1,4 +1,4 @@
-"""Levels: the numbers of units of a group that can be built, one step after the other."""
+"""Levels: the numbers of units that a group can have, step by step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from niwaki.selection.steps import Widths
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Levels:
-    """By which steps groups can shrink.
+    """The steps by which groups can shrink.
 
-    A block is a group, or several that are tied; it stands at level j after j of its ties' steps. Levels it may not
-    stand at are jumped over. The c-th unit that leaves group g does so on the way to level
-    ``reached[first of g + c - 1]``, from the level ``left`` at the same place; ``reached`` is -1 if it never leaves.
+    A block is a group, or several that are tied; it stands at level j after j of its ties' steps. Forbidden levels are
+    skipped. The c-th removed unit of group g is removed on the way to level ``reached[first of g + c - 1]``, from the
+    level ``left`` at the same index; ``reached`` is -1 if it is never removed.
     """
 
     block: IntArray  # [groups]
@@ -43,7 +43,7 @@ class Levels:
             for member, per in zip(members, per_level, strict=True):
                 full = space.groups[member].units
                 may &= steps.allowed(full, full - per * levels, multiples[member])
-            allowed = np.flatnonzero(may)  # level 0 always
+            allowed = np.flatnonzero(may)  # level 0 is always allowed
             for member, per in zip(members, per_level, strict=True):
                 block[member], step[member] = number, per
                 leaving = np.arange(1, per * allowed[-1] + 1)
@@ -55,7 +55,7 @@ class Levels:
 
 
 def leaving(space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
-    """Which of the units in ``gone`` [num_units] can leave: as many as sizes, steps and ties of ``space`` and the
+    """The units of ``gone`` [num_units] that can be removed: as many as sizes, steps and ties of ``space`` and the
     sizes in the model's code allow.
 
     >>> import niwaki, torch
@@ -103,10 +103,11 @@ Near = Callable[[BoolArray, BoolArray], Iterator[BoolArray]]
 
 
 def buildable(space: SearchSpace, keep: BoolArray, near: Near) -> BoolArray:
-    """``keep`` [num_units] if a plan can be made of it, else what comes of it by as few of the changes as possible that
-    ``near`` lists, the best first; ``keep`` still where none of them helps.
+    """``keep`` [num_units] if a plan can be made of it, else with as few of the changes as possible that ``near``
+    lists, the best first; ``keep`` itself where none of them helps.
 
-    ``near`` is also given the units [num_units] on which the sizes depend that cannot follow: other changes are no use.
+    ``near`` is also given the units [num_units] on which the sizes depend that cannot follow: other changes cannot
+    help.
     """
     wrong = failing(space, keep)
     for _ in range(_STEPS):
@@ -133,5 +134,5 @@ def failing(space: SearchSpace, keep: BoolArray) -> list[int]:
 
 
 def depending(space: SearchSpace, equations: Collection[int]) -> BoolArray:
-    """Which units [num_units] some equations depend on."""
+    """The units [num_units] that some equations depend on."""
     return space.cost_model.counts.depending(space.numbers.axes_of(equations))

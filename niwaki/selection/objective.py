@@ -12,19 +12,19 @@ from niwaki.core.isomorphic import group_of
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Compare, peers_of
 
-_LEAST = 1e-6  # a share below it is as good as none
+_LEAST = 1e-6  # a fraction below it counts as zero
 
 
 _TINY = 1e-300
 
 
 class Worth:
-    """The worth of units, beside those that stay of their peers: their group, all isomorphic groups, or for
-    ``compare="space"`` none, where it is the saliency itself. ``share`` [num_units]: the saliency of each over that of
-    all its peers, or of all units.
+    """The worth of units, relative to the remaining ones of their peers: their group, all isomorphic groups, or for
+    ``compare="space"`` none, where the worth is the saliency itself. ``share`` [num_units]: the saliency of each over
+    that of all its peers, or of all units.
 
-    ``start`` [num_units] are the units there are; others left before, and are taken to have been like them. ``weight``
-    [groups]: of groups that are else alike one of twice the weight keeps twice the share (its worth counts four times).
+    ``start`` [num_units] are the present units; units removed before are assumed to have been like them. ``weight``
+    [groups]: of two equal groups, one of twice the weight keeps twice the fraction (its worth counts four times).
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class Worth:
         present = np.bincount(self._peers, weights=start)
         total = np.bincount(self._peers, weights=np.where(start, saliency, 0.0))
         whole = np.maximum(total / np.maximum(present, 1) * np.bincount(self._peers), _TINY)
-        self.share = saliency / whole[self._peers]  # sums over several peers lose nothing of small saliencies
+        self.share = saliency / whole[self._peers]  # so that sums over several peers keep small saliencies
 
     def __call__(self, units: IntArray, before: FloatArray, after: FloatArray, price: FloatArray) -> FloatArray:
-        """What each of ``units`` is worth, whose peers keep the share ``before`` with it and ``after`` without.
+        """The worth of each of ``units``; its peers keep the fraction ``before`` with it and ``after`` without it.
 
-        ``price`` [num_units]: what units cost in the dense network.
+        ``price`` [num_units]: the cost of units in the dense network.
         """
         if self._by_itself:
             return self.share[units]
@@ -56,7 +56,7 @@ class Worth:
         return np.asarray(self._weight[units] ** 2 * cost**1.5 * (1 / less - 1 / more), np.float64)
 
     def of(self, keep: BoolArray, price: FloatArray) -> float:
-        """What the choice ``keep`` [num_units] is worth as a whole."""
+        """The worth of the choice ``keep`` [num_units] as a whole."""
         kept = np.bincount(self._peers, weights=np.where(keep, self.share, 0.0))
         if self._by_itself:
             return float(kept.sum())
@@ -65,12 +65,12 @@ class Worth:
         return -float((weight * cost**1.5 / np.maximum(kept, _LEAST)).sum())
 
     def total(self, keep: BoolArray) -> FloatArray:
-        """The share kept of the peers of each unit, [num_units]."""
+        """The kept fraction of the peers of each unit, [num_units]."""
         kept = np.bincount(self._peers, weights=np.where(keep, self.share, 0.0))
         return np.asarray(kept[self._peers], np.float64)
 
     def held(self, which: BoolArray, key: FloatArray, way: int) -> FloatArray:
-        """The share of each unit in ``which`` and of its peers there that come before it (``way`` 1) or after it
+        """The summed share of each unit in ``which`` and of its peers there that come before it (``way`` 1) or after it
         (-1) in the order of ``key``, [num_units]."""
         held = np.zeros(len(key))
         units = np.flatnonzero(which)
@@ -83,9 +83,9 @@ class Worth:
         return held
 
 
-# What a group is worth goes with what it computes and what it holds, and not with the time that this takes somewhere:
-# else the slowest groups were worth most, and what their units cost would cancel. MACs alone would give away the late
-# layers of convolutional networks, which have few MACs, and whose weights take long to come from memory.
+# A group is worth what it computes and holds, not the time that this takes on some device: otherwise the slowest groups
+# would be worth most, and the cost of their units would cancel. By MACs alone, the late layers of convolutional
+# networks would be removed: they have few MACs, but their weights take long to load from memory.
 WORTH_BY = {"latency": ("macs", "params")}
 
 
@@ -99,14 +99,14 @@ def costs(model: CostModel, keep: BoolArray, measures: Collection[str]) -> dict[
 
 
 def prices(model: CostModel, keep: BoolArray, measures: Collection[str]) -> dict[str, FloatArray]:
-    """What each unit alone costs beside ``keep``, [num_units] per measure; never more than its return would cost."""
+    """The cost of each unit alone beside ``keep``, [num_units] per measure; never above the cost of its return."""
     gates = keep.astype(np.float64)
     return {measure: np.ones(len(keep)) if measure == "units" else model.price(gates, measure) for measure in measures}
 
 
 def mixed(price: Mapping[str, FloatArray], dense: Mapping[str, float], weight: Mapping[str, float]) -> FloatArray:
-    """One price from those of several measures, as a weighted sum of shares of the dense cost, [num_units], all above 0
-    (and equal, where no unit alone saves anything)."""
+    """One price from the prices of several measures: a weighted sum of fractions of the dense cost, [num_units], all
+    above 0 (and equal if no unit alone saves anything)."""
     total = np.zeros(len(next(iter(price.values()))))
     for measure, factor in weight.items():
         total += factor / dense[measure] * price[measure] / dense[measure]
@@ -115,8 +115,8 @@ def mixed(price: Mapping[str, FloatArray], dense: Mapping[str, float], weight: M
 
 
 def worth_weight(weight: Mapping[str, float], dense: Mapping[str, float]) -> dict[str, float]:
-    """``weight`` of measures, in amounts, with those that say nothing of worth replaced by others (`WORTH_BY`), which
-    have equal parts."""
+    """``weight`` of measures, in amounts, with measures that do not define worth replaced by others in equal parts
+    (`WORTH_BY`)."""
     found: dict[str, float] = {}
     for measure, factor in weight.items():
         others = [other for other in WORTH_BY.get(measure, ()) if dense[other] > 0] or [measure]

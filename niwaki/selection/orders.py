@@ -1,4 +1,4 @@
-"""The orders in which units are removed: by saliency, by saliency per cost, uniformly; and a queue of them."""
+"""The orders in which units are removed and returned: by worth per cost; and a queue of steps."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _HUGE = 1e200
 
 
 class Orders:
-    """Orders of the units of ``space`` by ``worth``. Groups shrink in ``steps``; units in ``staying`` never leave.
+    """Orders of the units of ``space`` by ``worth``. Groups shrink in ``steps``; units in ``staying`` are never
+    removed.
 
-    ``measures``: the costs that count. ``block`` [num_units]: the groups that shrink together have the same.
+    ``measures``: the costs that count. ``block`` [num_units]: equal for groups that shrink together.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class Orders:
     def leaving(
         self, keep: BoolArray, weight: Mapping[str, float], price: Mapping[str, FloatArray], last: BoolArray | None
     ) -> Queue:
-        """The steps by which the groups of ``keep`` can shrink, those first that lose least per cost saved."""
+        """The steps by which the groups of ``keep`` can shrink, by worth lost per cost saved, the least first."""
         mixed = self._mixed(price, weight)
         key = np.where(self.staying, np.inf, self.worth.share / mixed)
         units, group, place, alive = self._sorted(keep, key)
-        kept = self.worth.held(keep, key, -1)[units]  # when this unit is the next to leave
+        kept = self.worth.held(keep, key, -1)[units]  # when this unit is the next to be removed
         worth = self.worth(units, kept, kept - self.worth.share[units], self.weighty(weight))
         if last is not None:
             worth = np.where(last[units], _HUGE, worth)
@@ -63,7 +64,7 @@ class Orders:
         return queue.only(queue.sums(self.staying.astype(np.float64)) == 0)
 
     def returning(self, keep: BoolArray, may: BoolArray, price: Mapping[str, FloatArray]) -> Queue:
-        """The next step by which each block can grow with units of ``may``, those first that give most per cost."""
+        """The next step by which each block can grow with units of ``may``, by worth per cost, the most first."""
         weight = {measure: self.dense[measure] for measure in self.measures}
         mixed = self._mixed(price, weight)
         key = -self.worth.share / mixed
@@ -71,7 +72,7 @@ class Orders:
         gone = self.size - np.bincount(self.group[keep], minlength=self.groups)
         left = self.levels.left[np.minimum(self.first + np.maximum(gone, 1), len(keep)) - 1]
         needed = gone - np.where(gone > 0, left, 0) * self.levels.step
-        blocked = self.levels.block[missing < needed]  # some of its last step left for good
+        blocked = self.levels.block[missing < needed]  # some units of its last step cannot return
         after = self.worth.total(keep)[units] + self.worth.held(may & ~keep, key, 1)[units]
         worth = self.worth(units, after, after - self.worth.share[units], self.weighty(weight))
         near = (place < needed[group]) & ~np.isin(self.block[units], blocked)
@@ -79,7 +80,7 @@ class Orders:
         return Queue.of(units, self.block[units], np.zeros_like(units), -worth, mixed[units])
 
     def _sorted(self, which: BoolArray, key: FloatArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """The units of ``which`` by group and then by ``key``; their groups, their places there; the groups' sizes."""
+        """The units of ``which`` by group and then by ``key``; their groups, their ranks there; the groups' sizes."""
         units = np.flatnonzero(which)
         units = units[np.lexsort((key[units], self.group[units]))]
         group = self.group[units]
@@ -90,13 +91,13 @@ class Orders:
         return mixed(price, self.dense, weight)
 
     def weighty(self, weight: Mapping[str, float]) -> FloatArray:
-        """What units cost in the dense network as far as they are worth that, [num_units]."""
+        """The cost of units in the dense network, in the measures that define worth, [num_units]."""
         return mixed(self.dense_price, self.dense, worth_weight(weight, self.dense))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queue:
-    """Units in the order in which they leave (or return): step i moves ``units[start[i] : start[i + 1]]``."""
+    """Units in the order in which they are removed (or returned): step i moves ``units[start[i] : start[i + 1]]``."""
 
     units: IntArray
     start: IntArray  # [steps + 1]
@@ -104,7 +105,7 @@ class Queue:
     @classmethod
     def of(cls, units: IntArray, block: IntArray, level: IntArray, worth: FloatArray, price: FloatArray) -> Queue:
         """Steps from units with equal ``block`` and ``level``, in the order of worth per price; the steps of a block
-        stay in the order of their levels. All arguments [units]."""
+        are in the order of their levels. All arguments [units]."""
         if not len(units):
             return cls(units, np.zeros(1, np.int64))
         order = np.lexsort((level, block))
@@ -132,7 +133,7 @@ class Queue:
             yield self.units[first:last]
 
     def only(self, which: BoolArray) -> Queue:
-        """The steps with ``which`` true."""
+        """The queue of the steps with ``which`` true."""
         sizes = np.diff(self.start)
         return Queue(self.units[np.repeat(which, sizes)], np.append(0, np.cumsum(sizes[which])))
 
@@ -145,5 +146,5 @@ class Queue:
 
 
 def _sums(values: FloatArray, start: IntArray) -> FloatArray:
-    """Sums of consecutive pieces, none of them empty."""
+    """Sums of consecutive pieces, which are not empty."""
     return np.add.reduceat(values, start[:-1]) if len(values) else np.empty(0)

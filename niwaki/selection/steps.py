@@ -1,4 +1,4 @@
-"""The numbers of units that groups may keep, for kernels and file formats that want widths in multiples."""
+"""The widths that groups may keep, for kernels and file formats that need multiples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from niwaki.errors import UnknownName
 @dataclass(frozen=True, slots=True)
 class Widths:
     """The widths a group may keep: a multiple of ``round_to`` entries of every weight that produces its units, and at
-    least ``min_units`` units; or all of it.
+    least ``min_units`` units; or all of its units.
 
     ``round_to`` by pattern holds for the weights that the pattern names, see `multiples`.
     """
@@ -29,8 +29,8 @@ class Widths:
     def multiples(self, space: SearchSpace) -> IntArray:
         """For each group the number of units [groups] of which it keeps a multiple.
 
-        A unit of K entries (an attention head of K rows) brings a weight to a multiple of r entries by r / gcd(r, K)
-        units. Norms and biases follow the weights that are in front of them; they count in groups that no weight of two
+        A unit of K entries (an attention head of K rows) gives a weight multiples of r entries in steps of r / gcd(r,
+        K) units. Norms and biases follow the weights before them; they count only in groups that no weight of two
         dimensions produces.
 
         >>> import niwaki, torch
@@ -71,7 +71,7 @@ class Widths:
                 )
 
     def _wanted(self) -> dict[str, int]:
-        """The multiples by pattern, without those that every number is."""
+        """The multiples by pattern, except multiples of 1."""
         by_pattern = self.round_to if isinstance(self.round_to, Mapping) else {"*": self.round_to}
         return {pattern: step for pattern, step in by_pattern.items() if step > 1}
 
@@ -94,8 +94,9 @@ def _named(group: Group, pattern: str) -> Iterator[Slice]:
 
 
 def _shared(space: SearchSpace) -> dict[tuple[str, int], set[int]]:
-    """The groups that own positions of a dimension together with another unit (heads, and the positions in each): how
-    many entries a unit has there depends on how many of the others stay. One factor that is a multiple is enough."""
+    """The groups that own positions of a dimension together with another unit (heads, and the positions in each): the
+    number of entries of a unit there depends on the number of the others that are kept. One factor that is a multiple
+    is enough."""
     starts = np.array([group.first for group in space.groups], np.int64)
     found: dict[tuple[str, int], set[int]] = {}
     for place in space.dims:

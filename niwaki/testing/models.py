@@ -1,4 +1,4 @@
-"""The law for a whole model: cut(model)(x) equals zeroed(model)(x), forward and backward, for random plans."""
+"""Check a whole model: cut(model)(x) equals zeroed(model)(x), forward and backward, for random plans."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from niwaki.verify import check
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """What `check_model` found on a model whose cuts are exact.
+    """The result of `check_model` for a model whose cuts are exact.
 
     ``units``, ``groups`` and ``coverage`` are those of the search space; ``plans`` random plans were tried. ``forward``
     and ``backward`` are the largest deviations of outputs in eval mode and of gradients in train mode, relative to the
-    largest entry; ``backward`` is None where the model does not run in train mode in float64. ``kept``: the mean share
-    of the parameters that the plans left.
+    largest entry; ``backward`` is None where the model does not run in train mode in float64. ``kept``: the mean
+    fraction of the parameters that the plans kept.
     """
 
     units: int
@@ -59,15 +59,15 @@ def check_model(
     train: bool = True,
     least_coverage: float = 0.0,
 ) -> ModelReport:
-    """Assert that niwaki understands a model: whatever is cut, the rest computes what the zeroed network computes.
+    """Assert that cuts of a model are exact: the cut network equals the masked one for random plans.
 
-    Works on a copy with random norm statistics and scales (see `randomised`); the model is left as it was. Each of
+    Works on a copy with random norm statistics and scales (see `randomised`); the model is not changed. Each of
     ``plans`` random plans keeps about ``share`` of every group. Outputs are compared in eval mode and, with ``train``,
     the gradients of the kept parameters in train mode with dropout and drop-path off, both in float64; a model that
     does not run in float64 is compared in its own precision, outputs only.
 
     Raises:
-        AssertionError: a cut is not exact, with the first module that diverges; or the coverage, the share of the
+        AssertionError: a cut is not exact, with the first module that diverges; or the coverage, the fraction of the
             parameters that lie in a unit, is below ``least_coverage``, with the most frequent reasons.
         TraceError: the model does not run on these inputs.
 
@@ -124,9 +124,9 @@ def _too_little(space: SearchSpace, least: float) -> str:
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random norm statistics, and random values for every parameter that is constant or a vector: or the law is blind.
+    """Set random norm statistics, and random values for every parameter that is constant or a vector, in place.
 
-    A scale that starts at zero or a bias that starts at zero hides whatever is wrong behind it. In place.
+    A scale or a bias that starts at zero would hide any error behind it.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -142,7 +142,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def random_plan(space: SearchSpace, rng: np.random.Generator, share: float = 0.5) -> Plan:
-    """A plan that keeps about ``share`` of every group, at random, as the ties between groups allow."""
+    """A plan that keeps about ``share`` of every group, at random, as far as the ties between groups allow."""
     kept = [
         min(group.units, max(least, round(group.units * rng.uniform(0.5, 1.5) * share)))
         for group, least in zip(space.groups, space.least_units(), strict=True)

@@ -1,4 +1,4 @@
-"""The law for one rule: op(cut(x)) equals cut(op(zero(x)))."""
+"""Check one rule: op(cut(x)) equals cut(op(zero(x)))."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OF_CALLS = frozenset(method.__code__ for method in vars(Call).values() if isins
 
 @dataclass(frozen=True, slots=True)
 class RuleReport:
-    """What `check_rule` found: whether the sample calls the rule at all, how many units it leaves free, and each
+    """The result of `check_rule`: whether the sample calls the rule, the number of units that it leaves free, and each
     violation as a sentence."""
 
     called: bool
@@ -44,16 +44,15 @@ class RuleReport:
 
     @property
     def lawful(self) -> bool:
-        """Whether nothing was violated."""
+        """Whether there are no violations."""
         return not self.violations
 
 
 def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: int = 8, seed: int = 0) -> RuleReport:
     """Try a rule on one of its samples, by random plans, in float64.
 
-    ``instead``: a version of the rule to use in its place (a mutant). Outputs of the sample are not pinned: what is
-    left of them must be the surviving part of the zeroed module's outputs, and where the rule claims zeros there must
-    be zeros.
+    ``instead``: a version of the rule to use in its place (a mutant). Outputs of the sample are not pinned: they must
+    be the surviving part of the zeroed module's outputs, with zeros where the rule claims zeros.
     """
 
     def find(operator: OpOverload) -> Rule | None:
@@ -67,7 +66,7 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
     try:
         constraints = propagate(graph, find, pin_outputs=False, tolerant=False)
         builder = Builder(model, graph, constraints, inner=True)
-    except (ValueError, IndexError, TypeError, AttributeError) as cause:  # what a wrong rule may stumble over
+    except (ValueError, IndexError, TypeError, AttributeError) as cause:  # errors that a wrong rule may raise
         return RuleReport(called, 0, (f"labelling fails: {cause}",))
     rng = np.random.default_rng(seed)
     violations = []
@@ -79,7 +78,7 @@ def check_rule(rule: Rule, sample: Sample, instead: Rule | None = None, plans: i
             violations.append(problem)
     units = len(builder.units)
     constraints = propagate(graph, find, pin_outputs=False, allow_inexact=True, tolerant=False)
-    if constraints.inexact:  # then at least shapes and zeros have to be right
+    if constraints.inexact:  # then only shapes and zeros are compared
         builder = Builder(model, graph, constraints, inner=True)
         for _ in range(plans):
             problem = _violation(
@@ -142,7 +141,7 @@ def statements(rule: Rule, sample: Sample) -> set[Line]:
 
 
 def forgetting(rule: Rule, line: Line) -> Rule:
-    """The rule without what it says on one source line: a mutant that its samples should expose."""
+    """The rule without the statement on one source line: a mutant that its samples should expose."""
 
     def forgetful(call: Call) -> Label | Sequence[Label] | None:
         return rule(_Filtered(call, set(), line))
@@ -151,7 +150,7 @@ def forgetting(rule: Rule, line: Line) -> Rule:
 
 
 class _Filtered(Call):
-    """Hands everything on to another call, notes the lines of constraints, and swallows those of one line."""
+    """Passes everything on to another call, notes the lines of statements, and drops those of one line."""
 
     def __init__(self, call: Call, heard: set[Line], deaf_to: Line | None) -> None:
         self._call, self._heard, self._deaf_to = call, heard, deaf_to

@@ -1,8 +1,8 @@
-"""The whole numbers among the attributes of modules, tracked while a trace runs.
+"""Track the whole numbers among the attributes of modules while a trace runs.
 
-Each module sees copies of the containers and objects that belong to it, configs above all, in which the numbers know
-the module and the path to them. What several modules share is a copy of its own for each, for that is what the cut
-will make of it.
+Each module sees copies of the containers and objects that belong to it, configs above all, in which the numbers carry
+the module and the path to them. Of an object that several modules share each module gets its own copy, as the cut will
+make it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__)
 
 
 class Tracking:
-    """Replaces the integers of a model's modules by tracked ones, for as long as `preserved` lasts.
+    """Replaces the integers of a model's modules by tracked ones, until `preserved` restores them.
 
-    Written into ``__dict__`` directly: nothing of the module's own attribute handling may run.
+    They are written into ``__dict__`` directly, so that no attribute handling of the module runs.
 
-    ``places``: where there are tracked numbers now.
+    ``places``: where tracked numbers are now.
     """
 
     def __init__(self, inventory: Inventory, extent: Extent) -> None:
         self.places: list[Place] = []
         self._plain = extent.plain
         self._left_alone = set(extent.objects)
-        self._without: set[int] = set()  # objects in which there are no numbers
+        self._without: set[int] = set()  # objects that hold no numbers
         self._copies: list[tuple[Any, Any, dict[Step, Any]]] = []  # original, copy, what the copy held at first
-        self._held: list[Any] = []  # keeps alive what `_without` knows by identity
+        self._held: list[Any] = []  # keeps objects alive whose identities are in `_without`
         self._classes: dict[type, dict[str, Any]] = {}
         for path, module in inventory.modules if extent.attributes else ():
             self.places += [(path, name, ()) for name in track_floats(path, module, self._plain)]
@@ -55,7 +55,7 @@ class Tracking:
                         own[name] = tracked
 
     def _settings_of(self, kind: type) -> dict[str, Any]:
-        """What a module's class says that may hold numbers, as far as its author is not torch."""
+        """The attributes of a module's class that may hold numbers; those of torch's classes are left out."""
         if kind not in self._classes:
             found: dict[str, Any] = {}
             for base in reversed(kind.__mro__):
@@ -70,8 +70,8 @@ class Tracking:
         return self._classes[kind]
 
     def unfit(self) -> frozenset[int]:
-        """The identities of originals for which the copies were no good, so that a trace has to do without: those the
-        model has written to, which others may have wanted to see."""
+        """The identities of originals that must not be copied in the next trace: the model wrote to their copies, and
+        other code may read the originals."""
         return frozenset(id(original) for original, copy, held in self._copies if not _holds(copy, held))
 
     def _tracked(self, path: str, name: str, where: Where, value: Any) -> Any:
@@ -85,7 +85,7 @@ class Tracking:
             return value
         if len(where) >= _DEEPEST:
             return value
-        self._left_alone.add(id(value))  # while inside: it may contain itself
+        self._left_alone.add(id(value))  # during the walk: the value may contain itself
         changes = {}
         for step, item in parts(value):
             tracked = self._tracked(path, name, (*where, step), item)
@@ -107,8 +107,8 @@ _ATOMS = (bool, float, str, bytes, type(None), torch.nn.Module, torch.Tensor, to
 
 
 def _holds(copy: Any, held: Mapping[Step, Any]) -> bool:
-    """Whether nothing was written, but for what a `cached_property` keeps; what cannot be written to has nothing in
-    ``held``."""
+    """Whether nothing was written except by `cached_property`; for objects that cannot be written to, ``held`` is
+    empty."""
     if not held:
         return True
     now = dict(parts(copy))

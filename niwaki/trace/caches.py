@@ -1,7 +1,7 @@
-"""Caches of functions that hold what a run without arithmetic has put there.
+"""Empty the function caches that hold results of a run without arithmetic.
 
-`functools.lru_cache` cannot be looked into nor put back. What it keeps of such a run, zeros in the place of numbers,
-would be given to every later pass of the user's, so it is emptied: the functions compute it anew.
+The content of a `functools.lru_cache` can be neither read nor restored. Results of such a run, zeros in the place of
+numbers, would be returned in every later pass of the user, so the cache is emptied and the functions compute again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 _DEPTH = 4  # a cached result may be a tensor, or a container or object that holds it
-_MOST = 2**10  # holders that are followed
+_MOST = 2**10  # the number of holders that are followed
 _CACHE = type(lru_cache(len))
 
 

@@ -1,7 +1,7 @@
-"""The torch functions that Python code calls, and the whole numbers it passes them.
+"""Record the torch functions that Python code calls, and the whole numbers it passes them.
 
-Below autograd an operator sees plain integers. This mode sits above and notes, for each call, the tracked integers
-among its arguments; it also makes shape reads return tracked integers.
+Below autograd an operator sees plain integers. This mode lies above autograd: it notes the tracked integers among the
+arguments of each call, and returns tracked integers when code reads a shape.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ class Numbering(Protocol):
         """The value number of ``tensor``."""
 
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
-        """Told of a torch function that reads the memory of ``tensor`` behind the operators' back."""
+        """Note that a torch function reads the memory of ``tensor`` without an operator."""
 
     def repoints(self, tensor: torch.Tensor, other: torch.Tensor) -> None:
-        """Told that ``tensor`` is given the memory of ``other``."""
+        """Note that ``tensor`` gets the memory of ``other``."""
 
     def asks_for_gradients(self) -> None:
-        """Told that a network's code asks whether gradients are recorded."""
+        """Note that a network's code asks whether gradients are recorded."""
 
     def tracks_sizes(self) -> bool:
-        """Whether the code that runs now is given tracked sizes."""
+        """Whether the code that runs now gets tracked sizes."""
 
     def drops(self, tensor: torch.Tensor) -> None:
-        """Told of a dropout, which gives ``tensor`` itself in eval mode, and another in train mode."""
+        """Note a dropout, which returns ``tensor`` itself in eval mode and another tensor in train mode."""
 
 
 class CallMode(TorchFunctionMode):
     """Keeps ``current``, the innermost torch function that Python code called.
 
-    ``resting``: whether an operator is at work, below Python. Where scripted code called it, torch has not put this
-    mode aside, and what the recorder itself asks of tensors would be taken for the network's.
+    ``resting``: whether an operator runs now, below Python. If scripted code called it, torch has not disabled this
+    mode, and calls of the recorder itself would be recorded as the network's.
     """
 
     def __init__(self, numbering: Numbering) -> None:
@@ -112,7 +112,7 @@ class CallMode(TorchFunctionMode):
         return PythonCall(self._calls, function, numbers, scalars, powers)
 
     def counts_of(self, tensor: torch.Tensor) -> torch.Size:
-        """Its sizes, which know what they are the sizes of."""
+        """The sizes of a tensor, each with the tensor and dimension it belongs to."""
         value = self._numbering.number_of(tensor)
         return torch.Size([TrackedInt(size, Count((value, dim), size)) for dim, size in enumerate(tuple(tensor.shape))])
 
@@ -130,7 +130,7 @@ class CallMode(TorchFunctionMode):
         return math.prod(self._seen(self.counts_of(input)))
 
     def _seen(self, counts: Sequence[int]) -> Sequence[int]:
-        """Sizes as Python code is given them. Of plain ones nobody knows what it does with them, so they must stay."""
+        """Sizes as Python code gets them. Plain ones are frozen: what the code does with them is not known."""
         if self._numbering.tracks_sizes():
             return counts
         for count in counts:
@@ -138,19 +138,20 @@ class CallMode(TorchFunctionMode):
         return [plain(count) for count in counts]
 
     def listed(self, tensor: torch.Tensor) -> Any:
-        """``Tensor.tolist``, entry by entry, which operators see; it reads the memory behind their back."""
+        """``Tensor.tolist``, read entry by entry, which operators record; torch's own reads the memory without an
+        operator."""
         self.current = self.another(torch.Tensor.tolist)
         with self:
             return [self.listed(part) for part in tensor.unbind()] if tensor.ndim else tensor.item()
 
     def as_another(self, function: Callable[..., Any], tensor: torch.Tensor, other: torch.Tensor) -> Any:
-        """Told to take another tensor's shape, of which operators see only the numbers."""
+        """``view_as`` and the like: operators get only the numbers of the other tensor's shape."""
         with self:
             return function(tensor, self.counts_of(other))
 
     def sized(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """``repeat_interleave`` so many times, without being told how large the result will be: that has to agree, but
-        says nothing more."""
+        """The keywords of ``repeat_interleave`` without ``output_size``: that has to agree with the number of copies,
+        and constrains nothing else."""
         given = dict(zip(("input", "repeats", "dim"), args, strict=False)) | kwargs
         total, times, dim = given.get("output_size"), given.get("repeats"), given.get("dim")
         if not isinstance(total, int) or not isinstance(times, int) or not isinstance(dim, int):
@@ -159,11 +160,11 @@ class CallMode(TorchFunctionMode):
         return {name: value for name, value in kwargs.items() if name != "output_size"}
 
     def reads(self, func: Callable[..., Any], args: Sequence[Any], _: Any) -> None:
-        """Memory is read behind the operators' back."""
+        """Memory is read without an operator."""
         self._numbering.reads(func, args[0])
 
     def repoints(self, _: Any, args: Sequence[Any], __: Any) -> None:
-        """``tensor.data = other``, which no operator sees."""
+        """``tensor.data = other``, which is not an operator."""
         self._numbering.repoints(args[0], args[1])
 
     def drops(self, _: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -171,17 +172,17 @@ class CallMode(TorchFunctionMode):
         self._numbering.drops(args[0] if args else kwargs["input"])
 
     def asks(self, *_: Any) -> None:
-        """Whether a tensor has, or wants, a gradient."""
+        """Code asks whether a tensor has or needs a gradient."""
         if asked_by(sys._getframe(2)):
             self._numbering.asks_for_gradients()
 
     def attends(self, _: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """The scale of attention is computed out of sight."""
+        """Attention without ``scale``: torch computes it from a size."""
         if kwargs.get("scale") is None:
             freeze(self.counts_of(args[0] if args else kwargs["query"])[-1])
 
     def recurs(self, _: Any, args: Sequence[Any], __: Any) -> None:
-        """An LSTM tells by the sizes of its states whether there is a projection, so they must differ."""
+        """An LSTM sees a projection by the sizes of its states, so a difference between them must remain."""
         hidden, cell = args[2] if isinstance(args[1], torch.Tensor) else args[1]
         if hidden.shape != cell.shape:
             freeze(self.counts_of(hidden)[-1])
@@ -241,7 +242,7 @@ def _given(argument: Any, numbers: list[Expression], floats: list[Scalar], power
 
 @cache
 def _body(function: FunctionType) -> Callable[..., Any] | None:
-    """A torch function that is written in Python, without the guard that would hand it back to this mode.
+    """A torch function that is written in Python, without the guard that would call this mode again.
 
     Its own calls then reach the mode one by one, with their numbers.
     """

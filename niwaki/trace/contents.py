@@ -1,4 +1,4 @@
-"""What objects hold, noted and put back: containers, attributes, slots, closures, tensors, arrays, random generators.
+"""Note and restore the content of objects: containers, attributes, slots, closures, tensors, arrays, random generators.
 
 Objects are followed however nested, each once. Their own code never runs: a class may forbid to write, or do more than
 that. Classes, Python modules, and objects of torch's and niwaki's own classes (an optimizer, the dataset of a loader)
@@ -24,8 +24,8 @@ from niwaki.trace.fake import is_fake
 from niwaki.trace.tracked import TrackedFloat, TrackedInt
 
 PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None), TrackedInt, TrackedFloat, torch.dtype})
-_MOST = 2**14  # objects that are looked into; what lies behind more is data, or the rest of the program
-_LONGEST = 2**16  # containers with more items than this are data: their items are put back, but not looked into
+_MOST = 2**14  # the number of objects that are followed; beyond it lie data, or the rest of the program
+_LONGEST = 2**16  # containers with more items are data: their items are restored, but not followed
 _NOTHING = object()
 _NOT_FOLLOWED = frozenset({"torch", "niwaki", "threading", "multiprocessing", "logging", "weakref"})
 _CLOSED = (type, ModuleType, BaseException, Enum)
@@ -33,10 +33,10 @@ _Restore = Callable[[Any, Any], None]
 
 
 class Contents:
-    """Notes what things hold, and puts it back.
+    """Notes the content of objects, and restores it.
 
-    ``apart``: identities of things that somebody else looks after. ``copied``: whether tensors and arrays are copied,
-    and not only the references to them. ``most``: objects that are looked into.
+    ``apart``: identities of objects that other code restores. ``copied``: whether tensors and arrays are copied, not
+    only the references to them. ``most``: the number of objects that are followed.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Contents:
         self._noted: dict[int, tuple[Any, list[tuple[_Restore, Any]]]] = {} if before is None else dict(before._noted)
 
     def __len__(self) -> int:
-        """How many things were noted."""
+        """The number of objects that were noted."""
         return len(self._noted)
 
     def note(self, value: Any) -> None:
-        """Note what ``value`` holds now, and all that is reachable from it."""
+        """Note the present content of ``value``, and of all objects reachable from it."""
         waiting = [value]
         while waiting:
             item = waiting.pop()
@@ -59,14 +59,14 @@ class Contents:
                 waiting.extend(self._inside(item))
 
     def restore(self) -> None:
-        """Make everything that was noted hold what it held."""
+        """Restore the content of every noted object."""
         with torch.no_grad():
             for value, kept in self._noted.values():
                 for put_back, content in kept:
                     put_back(value, content)
 
     def _inside(self, item: Any) -> Iterable[Any]:
-        """Note one thing, and return what it holds."""
+        """Note one object, and return its content."""
         if isinstance(item, _CLOSED) or (isinstance(item, FunctionType) and _package(item.__module__) in _NOT_FOLLOWED):
             return ()
         kept: list[tuple[_Restore, Any]] = []
@@ -104,7 +104,7 @@ class Contents:
         return inside
 
     def _attributes(self, item: Any, kept: list[tuple[_Restore, Any]]) -> Iterator[Any]:
-        """Note the attributes of an object, and yield what they are."""
+        """Note the attributes of an object, and yield their values."""
         kind: Any = type(item)
         if len(self._noted) > self._most or not is_followed(kind):
             return
@@ -120,19 +120,19 @@ class Contents:
 
 @lru_cache(maxsize=4096)
 def is_followed(kind: Any) -> bool:
-    """Whether objects of a class are looked into: not where torch or a part of Python that runs things made it."""
+    """Whether objects of a class are followed: not those of torch's classes, or of Python's classes that run code."""
     if issubclass(kind, (torch.Tensor, torch.nn.Module)):
         return True
     return all(_package(base.__module__) not in _NOT_FOLLOWED for base in kind.__mro__)
 
 
 def is_users(kind: type) -> bool:
-    """Whether a class is neither Python's own nor torch's or niwaki's."""
+    """Whether a class is a user's: not one of Python, torch or niwaki."""
     return is_users_package(kind.__module__)
 
 
 def is_users_package(module: str | None) -> bool:
-    """Whether a Python module is neither of Python's own nor of torch's or niwaki's."""
+    """Whether a Python module is a user's: not one of Python, torch or niwaki."""
     return _package(module) not in _NOT_FOLLOWED | {"builtins", "collections", "abc", "typing", "enum"}
 
 
@@ -169,13 +169,13 @@ def _in_slots(value: Any) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def _slots(kind: Any) -> dict[str, MemberDescriptorType]:
-    """The slots that Python classes declare: what C code keeps in such places cannot be written."""
+    """The slots that Python classes declare; slots of C code cannot be written."""
     declared = {name for base in kind.__mro__ if "__slots__" in vars(base) for name in vars(base)}
     return {name: slot for name, slot in slots_of(kind).items() if name in declared}
 
 
 def _refill(value: Any, content: Any) -> None:
-    """Give a container what it held, by the methods of the built-in classes."""
+    """Restore the items of a container by the methods of the built-in classes."""
     if isinstance(value, dict):
         kind = OrderedDict if isinstance(value, OrderedDict) else dict
         if not (same(kind.keys(value), content.keys()) and same(kind.values(value), content.values())):
@@ -194,7 +194,7 @@ def _refill(value: Any, content: Any) -> None:
 
 
 def _content(value: Any) -> Any:
-    """What a container holds: for a dictionary as another, else in a list."""
+    """The items of a container: for a dictionary another one, else a list."""
     if isinstance(value, dict):
         return dict((OrderedDict if isinstance(value, OrderedDict) else dict).items(value))
     kind = next(kind for kind in _CONTAINERS if isinstance(value, kind))
@@ -202,7 +202,7 @@ def _content(value: Any) -> Any:
 
 
 def rewrite(value: torch.Tensor, kept: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Give a tensor the memory and the content that it had."""
+    """Restore the memory and the content of a tensor."""
     memory, content = kept
     if value.is_meta or is_fake(value):
         return
@@ -222,7 +222,7 @@ def _refill_cell(value: CellType, content: Any) -> None:
 
 
 def same(now: Iterable[Any], before: Iterable[Any]) -> bool:
-    """Whether both are the very same things, in the same order."""
+    """Whether both hold the same objects, by identity and in the same order."""
     return all(one is other for one, other in zip_longest(now, before, fillvalue=_NOTHING))
 
 

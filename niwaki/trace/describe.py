@@ -10,12 +10,12 @@ from niwaki.core.describe import first_of
 if TYPE_CHECKING:
     from niwaki.trace.graph import Graph, Node, Run
 
-_SHOWN = 24  # operators of each run
+_SHOWN = 24  # operators that are shown of each run
 
 
 def describe_graph(graph: Graph) -> str:
-    """One line per operator: its number in the run, its name, the tensors it was given and made, its module, its line
-    of source. A tensor is its value number and its shape; parameters, buffers and inputs are listed before, by name."""
+    """One line per operator: its number in the run, its name, its argument and result tensors, its module, its line of
+    source. A tensor is its value number and its shape; parameters, buffers and inputs are listed first, by name."""
     named = [f"  {_tensor(graph, value.number)} {value.name}" for value in graph.values if value.name]
     lines = ["tensors with a name", *first_of(named)]
     for number, run in enumerate(graph.runs):

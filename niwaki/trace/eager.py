@@ -16,9 +16,9 @@ from niwaki.errors import TraceError
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """Inside, `torch.compile` does nothing: who watches operators and modules would have itself compiled with the
-    network, which takes minutes, and hooks that came later than the compilation are passed over."""
-    if "torch._dynamo" in sys.modules:  # else nothing is compiled yet, and importing it takes seconds
+    """Inside, `torch.compile` does nothing. A mode that watches operators would be compiled with the network, which
+    takes minutes, and hooks registered after the compilation would not run."""
+    if "torch._dynamo" in sys.modules:  # if it is not imported, nothing is compiled yet; importing it takes seconds
         with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)  # with hooks: they would fire twice
             yield
@@ -33,8 +33,8 @@ R = TypeVar("R")
 
 
 def run_eagerly(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which runs a network, under `eagerly`; once more where the network itself has loaded the compiler
-    meanwhile (`torch.cond` and flexible attention do), which then was in the way."""
+    """Run ``function``, which runs a network, under `eagerly`. It runs once more if the network itself loaded the
+    compiler (as `torch.cond` and flexible attention do), which then was active."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

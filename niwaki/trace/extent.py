@@ -1,4 +1,4 @@
-"""Which of a model's numbers a trace tracks."""
+"""The numbers of a model that a trace tracks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ Place = tuple[str, str, Where]  # a module, an attribute, the path inside it
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What is not tracked is a plain number, which counts as a literal and pins what it touches.
+    """The numbers that are tracked. Any other is a plain number, which counts as a literal and pins the dimensions that
+    it meets.
 
-    ``attributes``: track the numbers among the attributes of modules, but for the places that are ``plain``, and leave
-    containers and objects alone whose identities are among ``objects``. ``sizes``: give Python code tracked sizes of
-    tensors, but for that of the modules ``unsized``.
+    ``attributes``: track the numbers among the attributes of modules, except at the places in ``plain``; containers and
+    objects with identities in ``objects`` are not copied. ``sizes``: give Python code tracked sizes of tensors, except
+    the code of the modules ``unsized``.
     """
 
     attributes: bool = True

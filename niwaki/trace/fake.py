@@ -1,7 +1,8 @@
-"""Run a model whose tensors live on the meta device: they are replaced by fake ones that claim to be on a real device.
+"""Run a model whose tensors are on the meta device: they are replaced by fake tensors that claim to be on a real
+device.
 
-What is computed from them is fake as well, a shape without a content. What is computed from real tensors alone stays
-real, so that the masks and positions that Python code looks into have their values.
+Results computed from them are fake as well: they have a shape and no values. Results computed from real tensors alone
+are real, so that masks and positions that Python code reads have their values.
 """
 
 from __future__ import annotations
@@ -30,12 +31,11 @@ def is_fake(tensor: torch.Tensor) -> bool:
 
 
 class NeedsValue(RuntimeError):
-    """Python code looked into a tensor that has no content."""
+    """Python code read the values of a tensor that has none."""
 
 
 class FakeTensors:
-    """Fake tensors, of a mode of their own unless given, that stand for the meta tensors among some tensors, one for
-    each."""
+    """Fake tensors that stand for the meta tensors among ``tensors``, one for each; of ``mode``, or of a new mode."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], mode: FakeTensorMode | None = None) -> None:
         self.active = any(tensor.is_meta for tensor in tensors)
@@ -46,7 +46,7 @@ class FakeTensors:
         self._metas: dict[int, torch.Tensor] = {}  # by the identity of the fake
 
     def swap(self, model: torch.nn.Module) -> None:
-        """Put fakes in the place of all meta tensors that belong to ``model``. It is up to the caller to undo that."""
+        """Replace all meta tensors that belong to ``model`` by fakes. The caller has to undo that."""
         if self.active:
             for module in model.modules():
                 for name, value in module.__dict__.items():
@@ -54,7 +54,7 @@ class FakeTensors:
                         module.__dict__[name] = self._replaced(value)
 
     def run(self, operator: torch._ops.OpOverload, args: Any, kwargs: Any) -> Any:
-        """Call an operator. Layers are alike: what was computed for the same shapes is not computed again."""
+        """Call an operator. Layers repeat: a shape that was computed for the same arguments is not computed again."""
         shape_of = _SHAPES.get(operator)
         if shape_of is not None and any(isinstance(argument, FakeTensor) for argument in args):
             return shape_of(*args, **kwargs)
@@ -71,7 +71,7 @@ class FakeTensors:
         return FakeTensor(self._mode, torch.empty_strided(shape, stride, dtype=dtype, device="meta"), device)
 
     def arguments(self, given: Any) -> Any:
-        """The arguments of an operator with fakes in the place of meta tensors."""
+        """The arguments of an operator, with meta tensors replaced by fakes."""
         if type(given) in _PLAIN:
             return given
         if isinstance(given, torch.Tensor):
@@ -120,7 +120,7 @@ def needs_value(error: Exception, operator: torch._ops.OpOverload, location: Loc
     if not isinstance(error, _NEEDS):
         return None
     return NeedsValue(
-        f"{location} asks for the content of a tensor ({operator}), and there is none: it is computed from parameters "
+        f"{location} asks for the values of a tensor ({operator}), which has none: it is computed from parameters "
         "or inputs on the meta device. Give the example inputs as real tensors; if that line depends on parameters, "
         "analyse a model with real weights (a smaller one of the same architecture will do to see its groups), or "
         "write the line so that no shape and no branch depends on values."
@@ -128,7 +128,7 @@ def needs_value(error: Exception, operator: torch._ops.OpOverload, location: Loc
 
 
 def _key(argument: Any) -> Hashable:
-    """What the result of an operator depends on; None where that includes the content of a tensor."""
+    """What the result of an operator depends on; None if it depends on the values of a tensor."""
     if isinstance(argument, FakeTensor):
         return tuple(argument.shape), argument.stride(), argument.dtype
     if isinstance(argument, torch.Tensor):
@@ -140,7 +140,7 @@ def _key(argument: Any) -> Hashable:
 
 
 def _as_strided(tensor: torch.Tensor, size: Any, stride: Any, storage_offset: int | None = None) -> torch.Tensor:
-    """A view whose base need not have kept the memory it would have."""
+    """The shape of a strided view, without the check of its memory: a fake base has none."""
     return tensor.new_empty_strided(size, stride)
 
 
@@ -151,8 +151,8 @@ def _grouped_mm(
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """The shape of a grouped product. torch's own shape function takes bfloat16 only; the kernels take more, and ask
-    for the same strides."""
+    """The shape of a grouped product. torch's shape function takes bfloat16 only; the kernels take other types too,
+    with the same strides."""
     for matrix in (left, right):
         long = matrix.stride(-2) if matrix.stride(-1) == 1 else matrix.stride(-1)
         if long * matrix.element_size() % 16:

@@ -1,10 +1,10 @@
-"""Whether the network that was traced is the one that runs.
+"""Make sure that the traced network does what the network does without niwaki.
 
-While it is traced, a network is given look-alikes: integers that remember where they came from, and copies of the
-containers and objects that hold them. Code that asks for more than their values (``self.stride is 1``, ``type(k) is
-int``, ``config in self.known``, a dict whose keys are objects) may go another way. So the model is first run without
-any of that, and the traced run must call the same operators on the same tensors. Where it does not, less is tracked, as
-little less as will do; in the end nothing is, which is the very run that it is compared with.
+A traced network gets stand-ins: tracked integers, and copies of the containers and objects that hold them. Code that
+asks for more than their values (``self.stride is 1``, ``type(k) is int``, ``config in self.known``, a dict whose keys
+are objects) may take another branch. So the model first runs without stand-ins, and the traced run must call the same
+operators on the same tensors. If it does not, fewer numbers are tracked, and in the last resort none, which is the run
+that it is compared with.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from niwaki.trace.structures import ExampleCall
 from niwaki.trace.tracer import Attempt, RunsToMake, Tracer, tracing
 
 _REPEATS = 1  # the first run of either kind may fill a cache that the second one uses
-_STEPS = 8  # places in the code that are dealt with one by one
-_RETURNS = 16  # trials to track again what has been given up together
-_NAMED = 3  # attributes that a note names
+_STEPS = 8  # the number of places in the code that are handled one by one
+_RETURNS = 16  # the number of trials to track again numbers that were given up together
+_NAMED = 3  # the number of attributes that a note names
 
 _Kind = tuple[type, str, Where]  # one attribute of all modules of a class
 
@@ -38,8 +38,8 @@ _Kind = tuple[type, str, Where]  # one attribute of all modules of a class
 def faithful_trace(
     model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[bool] = (False, True)
 ) -> Graph:
-    """As `trace`, and compared with runs of the model in which nothing is tracked. ``notes`` of the graph say where
-    less than everything could be tracked.
+    """`trace`, compared with runs of the model in which nothing is tracked. The ``notes`` of the graph say which
+    numbers could not be tracked.
 
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
@@ -53,7 +53,7 @@ def faithful_trace(
 def _faithful(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Sequence[bool]) -> Graph:
     with tracing(model, RunsToMake(calls, modes)) as tracer:
         plain = tracer.attempt(NOTHING)
-        if plain.kept:  # then with real numbers, which a cache outside of the modules may keep for other passes
+        if plain.kept:  # with all numbers computed: a cache outside of the modules may keep them
             empty_caches_of(plain.kept)
             plain = tracer.attempt(NOTHING, real=True)
         if plain.failure is not None:
@@ -71,8 +71,8 @@ def _faithful(model: torch.nn.Module, calls: Sequence[ExampleCall], modes: Seque
 
 
 def _nondeterministic(attempt: Attempt, again: Attempt, found: Departure) -> Graph:
-    """A trace of a model of which two untracked runs differ: nothing can be said about a third, unless the first has
-    filled a cache, and the third is like the second."""
+    """The graph of a model of which two untracked runs differ: with a note, except where a third run equals the second,
+    since then the first one filled a cache."""
     if departure(attempt.graph, again.graph) is None:
         return attempt.graph
     note = f"The model does not compute the same in every run: two that began alike differ at {found.location}."
@@ -80,7 +80,7 @@ def _nondeterministic(attempt: Attempt, again: Attempt, found: Departure) -> Gra
 
 
 def _iterator_notes(model: torch.nn.Module) -> list[str]:
-    """What to say beside other notes about iterators among the attributes of modules: they may be why runs differ."""
+    """A note about iterators among the attributes of modules, which may be the reason why runs differ."""
     kept = [
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
@@ -97,14 +97,14 @@ def _iterator_notes(model: torch.nn.Module) -> list[str]:
 
 
 class _StepDown:
-    """Looks for the most that can be tracked without changing what the model does."""
+    """Finds the largest extent that can be tracked without changing what the model does."""
 
     def __init__(self, tracer: Tracer, plain: Graph) -> None:
         self._tracer, self._plain = tracer, plain
         self._classes = {path: type(module) for path, module in tracer.inventory.modules}
 
     def graph(self, attempt: Attempt, found: Departure) -> Graph:
-        """A faithful trace, given one that departs."""
+        """A faithful trace, found from one that departs from the untracked run."""
         extent, places, first = EVERYTHING, attempt.places, found
         rest: Departure | None = found
         for _ in range(_STEPS):
@@ -130,9 +130,9 @@ class _StepDown:
         return attempt, departure(attempt.graph, self._plain)
 
     def _less(self, extent: Extent, attempt: Attempt, found: Departure) -> Iterator[Extent]:
-        """Smaller extents, the larger ones first. What departs at a place in the code may do so for a number of the
-        module that runs there or of those around it; others of their classes have the same code. Numbers of which the
-        trace has seen no use come first, as it loses nothing without them."""
+        """Smaller extents, the larger ones first. A departure at a place in the code may be caused by a number of the
+        module that runs there or of the modules around it; other modules of their classes have the same code. Numbers
+        that the trace did not use are given up first, since nothing is lost without them."""
         inner = {path for location in found.locations for path in (location.module,) if self._is_users(path)}
         around = {path for location in found.locations for path in _around(location.module) if self._is_users(path)}
         blamed = {self._classes[path] for path in around}
@@ -151,7 +151,8 @@ class _StepDown:
                 yield replace(extent, unsized=unsized, plain=extent.plain | numbers)
 
     def _more(self, extent: Extent, attempt: Attempt) -> tuple[Extent, Attempt]:
-        """Track again what was given up together with others and need not be: halves of it, halves of these, ..."""
+        """Track again the numbers that were given up needlessly together with others, by halves, then halves of these,
+        ..."""
         kinds = list(dict.fromkeys(self._kind(place) for place in sorted(extent.plain, key=str)))
         left, todo = _RETURNS, [kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]] if len(kinds) > 1 else []
         while todo and left:
@@ -169,11 +170,11 @@ class _StepDown:
         return self._classes[place[0]], *place[1:]
 
     def _is_users(self, path: str) -> bool:
-        """Whether there is a module of this name whose code is not torch's."""
+        """Whether this is the name of a module whose code is not torch's."""
         return path in self._classes and not self._classes[path].__module__.startswith("torch.")
 
     def _noted(self, graph: Graph, found: Departure, extent: Extent, places: Sequence[Place]) -> Graph:
-        """The graph with a note that says why numbers of the model are taken for literals."""
+        """The graph with a note why numbers of the model count as literals."""
         names = [describe(*place) for place in places if not extent.attributes or place in extent.plain]
         what = [_listed(names)] if names else []
         if not extent.sizes or extent.unsized:
@@ -194,7 +195,7 @@ class _StepDown:
 
 
 def _around(path: str) -> Iterator[str]:
-    """A module and those that it lies in."""
+    """The names of a module and of the modules that contain it."""
     yield path
     while path:
         path = path.rpartition(".")[0]
@@ -202,7 +203,7 @@ def _around(path: str) -> Iterator[str]:
 
 
 def _used(graph: Graph) -> Iterator[Place]:
-    """The attributes that calls of operators were given, or what was computed from them, or that decided something."""
+    """The attributes that reached an operator or a comparison, directly or in a computed number."""
     for run in graph.runs:
         for node in run.nodes:
             yield from ((scalar.module, scalar.name, ()) for scalar in node.call.scalars)

@@ -1,4 +1,4 @@
-"""Whether a copy of a model computes with tensors of the model it was made of."""
+"""Find out whether a copy of a model computes with tensors of the original."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from niwaki.errors import PlanError
 
 
 class Apart(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While a copy of ``model`` runs inside, notes the first operator that reads a parameter or buffer of ``model``."""
+    """Notes the first operator that reads a parameter or buffer of ``model`` while a copy of it runs."""
 
     supports_higher_order_operators = True
 
@@ -63,7 +63,7 @@ def _tensors(arguments: tuple[Any, ...]) -> Iterator[Tensor]:
 
 
 def _memory(tensor: Tensor) -> int | None:
-    """What identifies the memory of a tensor, under whatever name; None if it has none."""
+    """The identity of the memory of a tensor, whatever its name; None if it has no memory."""
     if not torch._C._has_storage(tensor) or tensor.numel() == 0:
         return None
     return int(tensor.untyped_storage()._cdata)

@@ -1,8 +1,8 @@
-"""Whether a network computes something else while gradients are recorded.
+"""Find out whether a network computes something else while gradients are recorded.
 
 The analysis runs a model without gradients. Code that asks for them (``h.requires_grad``, ``torch.is_grad_enabled()``)
-may go another way in training. Most of it does not: it saves memory, or takes a faster kernel. So whoever asks is
-noted, and only a model that asks is run twice more, with gradients and without, and its outputs are compared.
+may take another branch in training. Most does not: it saves memory, or takes a faster kernel. So calls that ask are
+noted; only a model that asks runs twice more, with gradients and without, and its outputs are compared.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ _told: list[Callable[[], None]] = []
 
 
 def asked_by(frame: FrameType) -> bool:
-    """Whether the code of a frame is a network's: torch's own computes the same with gradients and without."""
+    """Whether a frame runs a network's code; torch's own code computes the same with gradients and without."""
     return not is_of(frame.f_code, TORCH)
 
 
 @contextmanager
 def grad_mode_watched(tell: Callable[[], None]) -> Iterator[None]:
-    """Inside, ``tell`` is called when a network's code calls `torch.is_grad_enabled`, which no mode of torch's sees."""
+    """Inside, ``tell`` is called when a network's code calls `torch.is_grad_enabled`, which torch's modes do not
+    see."""
     with _lock:
         _told.append(tell)
         if len(_told) == 1:
@@ -69,7 +70,7 @@ def gradient_notes(model: torch.nn.Module, calls: Sequence[ExampleCall], asked: 
         return ()
     asks = f"The code at {asked} asks whether gradients are recorded. The analysis ran the model without"
     if any(tensor.is_meta or is_fake(tensor) for tensor in (*Inventory.of(model).tensors, *tensors_in(list(calls)))):
-        return (f"{asks}; whether another network runs with them cannot be told without values.",)
+        return (f"{asks}; whether another network runs with them cannot be found out without values.",)
     try:
         differs = any(not _alike(*(_outputs(model, call, grad) for grad in (False, False, True))) for call in calls)
     except Exception as error:  # noqa: BLE001 - of the user's code
@@ -84,7 +85,7 @@ def gradient_notes(model: torch.nn.Module, calls: Sequence[ExampleCall], asked: 
 
 @eagerly()
 def _outputs(model: torch.nn.Module, call: ExampleCall, grad: bool) -> list[torch.Tensor]:
-    """What the model gives in train mode, from its own state and the same random numbers each time."""
+    """The outputs of the model in train mode, from the same state and with the same random numbers each time."""
     inventory = Inventory.of(model)
     with preserved(model, others_in(call)), torch.inference_mode(False), torch.set_grad_enabled(grad):
         torch.manual_seed(0)
@@ -98,7 +99,8 @@ def _outputs(model: torch.nn.Module, call: ExampleCall, grad: bool) -> list[torc
 
 
 def _alike(without: list[torch.Tensor], again: list[torch.Tensor], with_gradients: list[torch.Tensor]) -> bool:
-    """Whether gradients change no output, as far as can be told: not where two runs without them differ already."""
+    """Whether no output changes with gradients; also True where two runs without them differ, which can show
+    nothing."""
     return not _same(without, again) or _same(without, with_gradients)
 
 

@@ -20,7 +20,7 @@ from niwaki.trace.replay import Decision
 
 
 class Origin(Enum):
-    """Where a tensor came from."""
+    """The kind of source that a tensor came from."""
 
     PARAMETER = "parameter"
     BUFFER = "buffer"
@@ -83,7 +83,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A number that left the integers or entered arithmetic on values: it has to stay what it is."""
+    """A number that left the integers or entered arithmetic on values: a cut must not change it."""
 
     expression: Expression
     location: Location
@@ -91,13 +91,13 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """One forward pass: its nodes, the value numbers of its outputs, the mode it ran in.
+    """One forward pass: its nodes, the value numbers of its outputs, its mode.
 
-    ``error``: what it failed with, and ``inside`` whether that came out of an operator rather than from Python code.
-    ``decisions``: what its data decided. ``ended``: how many nodes there were when Python let go of a value, by value
-    number; of others it held on. ``both``: it is in eval mode, and tells what a run in train mode would do.
-    ``remade``: buffers, and the values that were in their places in the end.
-    ``escaped``: where values were handed to code that niwaki does not follow, such as numpy's, by value number.
+    ``error``: what it failed with; ``inside``: whether an operator raised it, not Python code. ``decisions``: those
+    that depended on data. ``ended``: the number of nodes when Python released a value, by value number; values that are
+    not in it were never released. ``both``: the run in eval mode stands for train mode too. ``remade``: buffers, and
+    the values in their places at the end. ``escaped``: where values reached code that niwaki does not follow, such as
+    numpy's, by value number.
     """
 
     nodes: tuple[Node, ...]
@@ -117,11 +117,11 @@ class Run:
 class Graph:
     """All runs of one model over one numbering of values.
 
-    ``contents``: what small constants held, by value number. ``overlooked``: types of objects among the outputs whose
-    tensors do not count as outputs. ``unexplained``: shapes of outputs that no operator gave and no module holds.
-    ``filled``: a run put tensors into a container that it was given. ``notes``: what
-    else there is to say about the runs. ``tracked``: where the numbers were that runs could not read unnoticed.
-    ``asked``: where a run first asked whether gradients are recorded.
+    ``contents``: the entries of small constants, by value number. ``overlooked``: types of objects among the outputs
+    whose tensors do not count as outputs. ``unexplained``: shapes of outputs that no operator returned and no module
+    holds. ``filled``: a run put tensors into a container among its inputs. ``notes``: sentences about the runs for the
+    user. ``tracked``: the places of the tracked numbers. ``asked``: where a run first asked whether gradients are
+    recorded.
     """
 
     values: tuple[Value, ...]
@@ -139,6 +139,6 @@ class Graph:
 
     @cached_property
     def unseen(self) -> tuple[Value, ...]:
-        """The parameters that no operator of any run was given."""
+        """The parameters that no operator of any run reads."""
         seen = {number for run in self.runs for node in run.nodes for number in node.inputs()}
         return tuple(v for v in self.values if v.origin is Origin.PARAMETER and v.number not in seen)

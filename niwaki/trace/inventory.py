@@ -24,7 +24,7 @@ class Inventory:
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Inventory:
-        """Look through ``model``."""
+        """The inventory of ``model``."""
         modules = list(named_modules(model))
         parameters: dict[int, tuple[str, torch.nn.Parameter]] = {}
         buffers: dict[int, tuple[str, torch.Tensor]] = {}
@@ -39,15 +39,15 @@ class Inventory:
         return cls(modules, list(parameters.values()), list(buffers.values()))
 
     def attribute_of(self, tensor: torch.Tensor) -> str:
-        """The dotted name of the attribute that is ``tensor``, or a container of it, where it is neither parameter nor
-        buffer; empty where no module holds it."""
+        """The dotted name of the attribute that is ``tensor``, or a container of it, for a tensor that is neither
+        parameter nor buffer; empty where no module holds it."""
         path, name, module = self._holders.get(id(tensor), ("", "", None))
         held = module is not None and any(item is tensor for item in _tensors_of(vars(module).get(name)))
         return (f"{path}.{name}" if path else name) if held else ""
 
     @cached_property
     def _holders(self) -> dict[int, tuple[str, str, torch.nn.Module]]:
-        """Which modules hold tensors beside their parameters and buffers, by the identity of the tensor."""
+        """The modules that hold tensors beside their parameters and buffers, by the identity of the tensor."""
         found: dict[int, tuple[str, str, torch.nn.Module]] = {}
         for path, module in self.modules:
             for name, value in vars(module).items():

@@ -1,4 +1,4 @@
-"""Whether two traces of one model call the same operators on the same tensors."""
+"""Compare two traces of one model: the operators that they call, and the tensors that these get."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from niwaki.core.location import Location
 from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
 
 _GIVEN = (Origin.PARAMETER, Origin.BUFFER)
-_START = (Location("the start of the model", 0),)  # where runs without operators are
+_START = (Location("the start of the model", 0),)  # the location of runs without operators
 _PLAIN = frozenset({type(None), bool, int, float, complex, str})
 
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """Where a trace first departs from another: ``index`` is the number of the run, and of the operator in it;
-    ``locations`` are where the two are in the source then."""
+    """The first difference of a trace from another: ``index`` is the number of the run, and of the operator in it;
+    ``locations`` are the source lines of both."""
 
     index: tuple[int, int]
     locations: tuple[Location, ...]
 
     @property
     def location(self) -> Location:
-        """Where the other trace is then, or where this one is if the other has ended."""
+        """The line of the other trace, or of this one if the other has ended."""
         return self.locations[-1]
 
 
 def departure(graph: Graph, other: Graph) -> Departure | None:
-    """The first difference, None if there is none: an operator, what it is given (which tensors, and all else), the
-    shapes it gives, the outputs, an error.
+    """The first difference of two traces, or None: in an operator, its arguments, the shapes of its results, the
+    outputs, or an error.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ def departure(graph: Graph, other: Graph) -> Departure | None:
         index = _difference(run, instead, tensors)
         if index is not None:
             return Departure((number, index), _locations(run, instead, index))
-    if len(graph.runs) != len(other.runs):  # code looks at the mode in one of them only
+    if len(graph.runs) != len(other.runs):  # code reads the mode in one of them only
         number = min(len(graph.runs), len(other.runs))
         longer = graph.runs if len(graph.runs) > number else other.runs
         return Departure((number, 0), tuple(node.location for node in longer[number].nodes[:1]) or _START)
@@ -54,12 +54,12 @@ def departure(graph: Graph, other: Graph) -> Departure | None:
 
 
 def _locations(run: Run, other: Run, index: int) -> tuple[Location, ...]:
-    """Where two runs are at an operator, or at their last if they have ended."""
+    """The lines of two runs at operator number ``index``, or at the last one of a run that has ended."""
     return tuple(one.nodes[min(index, len(one.nodes) - 1)].location for one in (run, other) if one.nodes) or _START
 
 
 def _difference(run: Run, other: Run, tensors: _Tensors) -> int | None:
-    """The number of the first operator of a run that is not that of the other; that of their ends if these differ."""
+    """The number of the first operator that differs in two runs; the number of operators if only their ends differ."""
     for index, (node, instead) in enumerate(zip(run.nodes, other.nodes, strict=False)):
         if not tensors.alike(node, instead):
             return index
@@ -75,8 +75,8 @@ def _difference(run: Run, other: Run, tensors: _Tensors) -> int | None:
 
 
 class _Tensors:
-    """Which values of two traces are the same tensor. Parameters, buffers and inputs are from the beginning; the others
-    when both traces come upon them in the same place."""
+    """Pairs the values of two traces that are the same tensor: parameters, buffers and inputs from the beginning, the
+    others when both traces reach them in the same place."""
 
     def __init__(self, graph: Graph, other: Graph) -> None:
         self._values, self._others = graph.values, other.values
@@ -107,7 +107,8 @@ class _Tensors:
         return there == other and back == value and self._values[value].shape == self._others[other].shape
 
     def _match(self, given: Any, other: Any) -> bool:
-        """Whether arguments are the same: tensors, plain numbers, lists of these; of other things, the class."""
+        """Whether arguments are the same: tensors, plain numbers and lists of these are compared, of other objects only
+        the class."""
         if isinstance(given, Ref):
             return isinstance(other, Ref) and self._is(given.value, other.value)
         if isinstance(given, tuple):

@@ -1,4 +1,4 @@
-"""Leave a model exactly as it was: mode, weights, gradients, buffers, attributes, caches, random state."""
+"""Restore a model exactly: mode, weights, gradients, buffers, attributes, caches, random state."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _EMPTIABLE = frozenset({list, dict, OrderedDict, set})
 
 
 class ModelState:
-    """What a model was like when this was made.
+    """A snapshot of a model.
 
-    Buffers are copied; a write to a parameter is undone by the tracer from a copy made just before it. Attributes are
-    restored by identity, and what is reachable from them (containers, plain tensors, objects of any kind, notes on
-    parameters) also by content, however nested.
+    Buffers are copied; the tracer undoes a write to a parameter from a copy made just before it. Attributes are
+    restored by identity; everything reachable from them (containers, plain tensors, objects of any kind, attributes of
+    parameters) is restored by content too, at any depth.
     """
 
     def __init__(self, model: torch.nn.Module, before: ModelState | None = None, others: Any = ()) -> None:
-        """Of ``model`` and ``others``; of what hung on it already in the snapshot ``before``, the content is taken from
+        """A snapshot of ``model`` and ``others``; content that the snapshot ``before`` holds already is taken from
         there."""
         modules = list(model.modules()) if before is None else [module for module, _ in before._attributes.values()]
         self._attributes: dict[int, tuple[torch.nn.Module, dict[str, Any]]] = {
@@ -58,7 +58,7 @@ class ModelState:
         self._gradients = [(parameter, parameter.grad, parameter.data) for parameter in parameters]
 
     def restore(self) -> None:
-        """Make the model what it was."""
+        """Restore the model."""
         for module, saved in self._attributes.values():
             module.__dict__.clear()
             module.__dict__.update(saved)
@@ -88,8 +88,8 @@ def _distinct(tensors: Iterator[torch.Tensor | None]) -> list[torch.Tensor]:
 
 @contextmanager
 def preserved(model: torch.nn.Module, others: Any = ()) -> Iterator[ModelState]:
-    """Whatever happens inside, an error included, ``model``, what ``others`` hold and the random generators come out as
-    they went in."""
+    """Restore ``model``, the content of ``others`` and the random generators at the end of the block, after an error
+    too."""
     with _random_state():
         snapshot = ModelState(model, others=others)
         try:
@@ -111,8 +111,8 @@ def restored(snapshot: ModelState, named: NamedVariables) -> Iterator[None]:
 
 @contextmanager
 def held(model: torch.nn.Module, others: Any) -> Iterator[None]:
-    """What ``others`` hold (objects among the inputs, such as a cache) comes out as it went in; and so do the variables
-    that the functions on ``model`` enclose or name, which copies of it share."""
+    """Restore the content of ``others`` (objects among the inputs, such as a cache) at the end of the block, and the
+    variables that functions on ``model`` enclose or name, which copies of the model share."""
     modules = list(model.modules())
     own = {id(tensor) for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())}
     contents = Contents(own.union(map(id, modules)))

@@ -1,9 +1,9 @@
-"""Whether a run in eval mode tells what a run in train mode would do.
+"""Find out whether a run in eval mode stands for a run in train mode.
 
-It does where nothing but torch's own BatchNorm and Dropout asks for the mode: as far as units go, these do the same in
-either, but for norms, which in train mode average over the batch (their rule knows of it by `Run.both`). That is found
-by watching who reads ``Module.training``; whoever else reads it, or sets it, makes a run in train mode necessary. So
-does a write into what Dropout hands on: only in eval mode is that its input, too (`Recorder.tangled`).
+It does where nothing but torch's own BatchNorm and Dropout reads the mode: both treat units alike in either mode,
+except that BatchNorm averages over the batch in train mode (its rule reads `Run.both`). So reads of ``Module.training``
+are watched; any other code that reads or sets it makes a run in train mode necessary. So does a write into the output
+of a Dropout, which only in eval mode is its input (`Recorder.tangled`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ALIKE = frozenset(kind.forward.__code__ for kind in (_BatchNorm, Dropout, Dropo
 
 
 class ModeWatch:
-    """``alike``: whether the mode has mattered to nothing but torch's own BatchNorm and Dropout so far."""
+    """Watches reads of the mode. ``alike``: whether only torch's own BatchNorm and Dropout have read it so far."""
 
     def __init__(self, modules: Iterable[Module]) -> None:
         modules = list(modules)
@@ -30,7 +30,7 @@ class ModeWatch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, reads of the mode are seen."""
+        """Watch reads of the mode inside the block."""
         with _lock:
             _watches.append(self)
             if len(_watches) == 1:
@@ -45,8 +45,8 @@ class ModeWatch:
 
 
 class _Mode:
-    """Stands for the attribute ``training`` of all modules while anybody watches. In any thread: what another one does
-    makes for a run too many at most."""
+    """Stands for the attribute ``training`` of all modules while a watch runs, in all threads: a read in another thread
+    can only cause one run too many."""
 
     def __get__(self, module: Module | None, _: type) -> Any:
         if module is None:
@@ -55,7 +55,7 @@ class _Mode:
             _tell()
         try:
             return vars(module)[_NAME]
-        except KeyError:  # a scripted module keeps it elsewhere, and `__getattr__` finds it
+        except KeyError:  # a scripted module has it elsewhere, where `__getattr__` finds it
             raise AttributeError(_NAME) from None
 
     def __set__(self, module: Module, value: bool) -> None:
@@ -74,5 +74,5 @@ def _tell() -> None:
 
 
 def _has_its_own(kind: type) -> bool:
-    """Whether a class answers for the mode in a way of its own."""
+    """Whether a class defines the attribute ``training`` itself."""
     return any(_NAME in vars(base) for base in kind.__mro__ if base is not Module)

@@ -1,4 +1,4 @@
-"""What the schema of an operator says, looked up once."""
+"""Facts about an operator, read from its schema and tags once."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ INDEXING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """``inquires``: it asks for a property of a tensor. ``viewing``: a result shares the memory of an argument.
-    ``writes``: position and name of the arguments that are written to. ``indexes``: tensors among its arguments say
-    where. ``decides``: its tags say that what it does, beyond the numbers in its result, depends on the content of its
-    arguments. ``foreign``: it is another library's own, whose tags say nothing."""
+    """Facts about an operator. ``inquires``: it asks for a property of a tensor. ``viewing``: a result shares the
+    memory of an argument. ``writes``: position and name of the arguments that are written to. ``indexes``: tensors
+    among its arguments are indices. ``decides``: by its tags, output shapes or control flow depend on values of its
+    arguments. ``foreign``: another library defines it, and its tags may be missing."""
 
     inquires: bool
     viewing: bool

@@ -1,4 +1,5 @@
-"""Variables outside of a model that its passes may write to: of its classes, and of the files that define these."""
+"""Restore variables outside of a model that its passes may write to: those of its classes, and of the files that define
+these."""
 
 from __future__ import annotations
 
@@ -13,16 +14,16 @@ import torch
 from niwaki.trace.contents import Contents, is_users
 from niwaki.trace.functions import NamedVariables, preserved_globals
 
-_MOST = 2**12  # variables' values that are looked into: a script may hold all of somebody's data
+_MOST = 2**12  # the number of values that are followed: a script may hold all data of a user
 _CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, classmethod, staticmethod, property)
 
 
 @contextmanager
 def preserved_outside(modules: Iterable[torch.nn.Module]) -> Iterator[NamedVariables]:
-    """Variables of the classes of ``modules`` and of the Python modules that define these come out as they went in, and
-    so do the containers and objects among their values, and the variables that functions on ``modules`` name. Tensors
-    that are written to in place are the recorder's task. A table in a cache of another kind (`functools.lru_cache`)
-    cannot be put back: see `caches` and `warmup`."""
+    """Restore the variables of the classes of ``modules`` and of the Python modules that define these at the end of the
+    block, the containers and objects among their values, and the variables that functions on ``modules`` name. Tensors
+    that are written to in place are the recorder's task. The content of a `functools.lru_cache` cannot be restored: see
+    `caches` and `warmup`."""
     modules = list(modules)
     classes = {base for kind in {type(module) for module in modules} for base in kind.__mro__ if is_users(base)}
     files = {base.__module__ for base in classes}

@@ -1,7 +1,7 @@
 """A ``float`` that changes with sizes of tensors as a product of their powers, such as ``sqrt(2 / fan_in)``.
 
 Where it multiplies a weight, a cut can repair the weight (`niwaki.solve.rescaling`), and the sizes may change. The
-sizes are frozen when they leave the integers; ``frozen`` says which of these records wait for such a use.
+sizes are frozen when they leave the integers; ``frozen`` lists the records that such a use would cancel.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from niwaki.core.numbers import Count, Expression, Literal, factors_of
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """``value`` in the dense network, and a constant times the product of ``factors``, each a size and its power.
-    ``frozen``: the numbers, among the frozen ones of a run, of the sizes it was made of."""
+    """A float that is ``value`` in the dense network: a constant times the product of ``factors``, each a size and its
+    power. ``frozen``: the numbers, among the frozen ones of a run, of the sizes it was made of."""
 
     value: float
     factors: tuple[tuple[Count, float], ...]
@@ -26,7 +26,7 @@ class Power:
 
 
 class PowerFloat(float):
-    """A float that knows its `Power`. What is not multiplication, division or a power gives plain floats."""
+    """A float with its `Power`. Arithmetic other than multiplication, division and powers gives plain floats."""
 
     power: Power
     trace: object
@@ -37,7 +37,7 @@ class PowerFloat(float):
         self.trace = trace
         return self
 
-    # What code is told that asks for it; `type` tells the truth.
+    # The class that code sees as ``__class__``; `type` gives the real one.
     __class__ = property(lambda self: float)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,7 +77,7 @@ class PowerFloat(float):
 
 
 def power_of(value: float, expression: Expression, exponent: float, frozen: int, trace: object) -> float:
-    """``value``, which is a constant times ``expression ** exponent``; plain where the expression is not a product of
+    """``value`` as a constant times ``expression ** exponent``; a plain float where the expression is not a product of
     sizes."""
     factors = factors_of(expression)
     counts = tuple((factor, exponent) for factor in factors or () if isinstance(factor, Count))
@@ -88,8 +88,8 @@ def power_of(value: float, expression: Expression, exponent: float, frozen: int,
 
 @contextmanager
 def roots_followed(root_of_size: Callable[[Any], float | None]) -> Iterator[None]:
-    """Inside, `math.sqrt` of such floats, and of what ``root_of_size`` gives a root of, is one of them: a C function
-    looks at the bare value."""
+    """Inside, `math.sqrt` of such a float, or of a number that ``root_of_size`` has a root of, is such a float too. (As
+    a C function it would read the bare value.)"""
     plain = math.sqrt
 
     def sqrt(number: Any, /) -> float:

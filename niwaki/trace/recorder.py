@@ -1,4 +1,4 @@
-"""Records one run of a model: every operator call below autograd, with the tensors that it was given and gave."""
+"""Record one run of a model: every operator call below autograd, with its argument and result tensors."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from niwaki.trace.structures import ExampleCall, contained, map_tensors, objects
 from niwaki.trace.tracked import frozen_sink
 from niwaki.trace.writes import Writes
 
-_SMALL = 2**16  # constants of up to this many entries are kept, to be compared after a cut
-# Operators of some devices only; elsewhere torch runs the operators they are composed of, and so do runs that are
-# recorded: what a cut repairs lies inside.
+_SMALL = 2**16  # the most entries of a constant that is kept, to be compared after a cut
+# Operators of some devices only. Elsewhere torch runs the operators that they are composed of, and so does the
+# recorder: a cut repairs numbers inside of them.
 COMPOSED = {torch.ops.aten._fused_rms_norm.default}
-_LEAVING = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}  # for what niwaki does not follow
+_LEAVING = {torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.__dlpack__}  # for code that niwaki does not follow
 _COMPOSITE = "CompositeImplicitAutograd"
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format})
 
@@ -48,7 +48,8 @@ class _Known(weakref.ref[torch.Tensor]):
 
 
 class _Ends:
-    """Notes how many nodes there were when values ended. It knows nothing of the recorder, which no cycle may keep."""
+    """Notes the number of nodes when a value was released. It holds no reference to the recorder, which would be a
+    cycle."""
 
     __slots__ = ("ended", "nodes")
 
@@ -81,7 +82,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._refs: list[Ref] = []  # one for each value
         self._known: dict[int, _Known] = {}
         self._memory = Memory()
-        self._repointed: list[tuple[torch.Tensor, int]] = []  # with what they were before the run
+        self._repointed: list[tuple[torch.Tensor, int]] = []  # with their content before the run
         self._nodes: list[Node] = []
         self._ends = _Ends(self._nodes)
         self._frozen: list[Frozen] = []
@@ -89,14 +90,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._opened = False
         self.decisions = Decisions()
         self.overlooked: set[str] = set()
-        self.unexplained: set[tuple[int, ...]] = set()  # shapes of outputs of which nobody knows where they came from
-        self.asked: Location | None = None  # where code asked first whether gradients are recorded
+        self.unexplained: set[tuple[int, ...]] = set()  # shapes of outputs of unknown origin
+        self.asked: Location | None = None  # where code first asked whether gradients are recorded
         self.filled = False  # a run put tensors into a container that it was given
-        self.tangled = False  # something was written that a dropout had handed on, in eval mode to itself
+        self.tangled = False  # the output of a dropout was written to, which in eval mode is its input
         self._dropped: set[int] = set()
         self._read: set[int] = set()
         self._escaped: dict[int, Location] = {}
-        self._calls = CallMode(weakref.proxy(self))  # no cycle: what a trace leaves is many objects, and goes at once
+        self._calls = CallMode(weakref.proxy(self))  # no cycle: the many objects of a trace are freed at once
         self._lines = Lines(inventory)
         self._parameters = [parameter for _, parameter in inventory.parameters]
         self._writes = Writes(())
@@ -138,7 +139,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.filled |= any(id(tensor) not in known for tensor in contained((args, kwargs)))
         except Exception as cause:  # noqa: BLE001 - any error of the user's code is reported, with the run recorded so far
             error = cause
-        # What the result holds has not ended, nor has what Python read: nobody sees where that went.
+        # Values in the result were not released, nor were values that Python read: their further use is not known.
         ended = {number: moment for number, moment in self._ends.ended.items() if number not in self._read}
         self._writes.undo()
         while self._repointed:
@@ -158,7 +159,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def survivors(self) -> list[torch.Tensor]:
-        """The hollow tensors that something holds."""
+        """The hollow tensors that are still referenced."""
         hollow = self.hollow
         if hollow is None:
             return []
@@ -166,7 +167,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [tensor for one in known if (tensor := one()) is not None]
 
     def number_of(self, tensor: torch.Tensor) -> int:
-        """The value number of a tensor. One never seen before is what was last computed where it lies in memory, else a
+        """The value number of a tensor. A new tensor is the value that was last computed at its address, else a
         constant."""
         if self._pretence.active:
             tensor = self._pretence.stand_in(tensor)
@@ -272,9 +273,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _look_into(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An operator that calls functions (`torch.cond`, flexible attention): what they call is recorded instead.
-        Here torch no longer takes operators apart that are composed of others. It computes sizes from those of tensors;
-        what the operator itself was given stays."""
+        """An operator that calls functions (`torch.cond`, flexible attention): the operators that they call are
+        recorded instead. Here torch does not decompose composite operators, and computes sizes from those of tensors;
+        the numbers that the operator itself was given are frozen."""
         body = func.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
         calls = self._calls
         outside, self._opened = self._opened, True
@@ -284,7 +285,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._freeze(number)
         try:
             with self:
-                if func is torch.ops.higher_order.cond:  # its own body wants nobody to watch
+                if func is torch.ops.higher_order.cond:  # its own body refuses to run under a mode
                     chosen, *branches = args[:3]
                     return branches[0 if chosen else 1](*args[3])
                 if body is None:
@@ -296,7 +297,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _calculated(
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], given: Sequence[int]
     ) -> tuple[Any, bool]:
-        """What an operator gives that was given values of these numbers, and whether that is hollow."""
+        """The result of an operator for arguments with these value numbers, and whether it is hollow."""
         affected = False
         if self.hollow is not None:
             roots = [self.values[number].root for number in given]
@@ -318,7 +319,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any],
         outputs: Sequence[int | None],
     ) -> None:
-        """Results and what was written follow from weights or inputs, and may be hollow."""
+        """Mark results and written tensors as derived from weights or inputs, and hollow if they are."""
         written = [self.number_of(tensor) for tensor in known.written(args, kwargs)] if known.writes else []
         for number in (*outputs, *written):
             if number is not None:
@@ -327,7 +328,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     marks.mark(self.values[number].root)
 
     def _reference(self, argument: Any, given: list[int]) -> Any:
-        """An argument as a node holds it; the values in it are added to those ``given``."""
+        """An argument as a node stores it; the values in it are appended to ``given``."""
         kind = type(argument)
         if kind in _PLAIN:
             return argument
@@ -354,11 +355,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             before = self.values[known.number]
             if before.shape == tuple(item.shape):
                 return known.number
-            root = before.root  # arranged in place (`transpose_`): from now on it is another view of the same memory
+            root = before.root  # changed in place (`transpose_`): from now on it is another view of the same memory
         return self._add(item, Origin.COMPUTED, "", root)
 
     def _remember_written(self, known: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Copy what was there before the run, before an operator writes its memory, under whatever name."""
+        """Copy a tensor that existed before the run, before an operator writes its memory under any name."""
         for tensor in known.written(args, kwargs):
             root = self.values[self.number_of(tensor)].root
             self.tangled |= root in self._dropped

@@ -1,4 +1,4 @@
-"""Sentences for inputs that a model does not run on: what is wrong, and what to pass instead."""
+"""Error sentences for inputs that a model does not run on: the fault, and what to pass instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TAKES = "pass inputs that it accepts (a tensor or tuple for positional argument
 
 
 def check_inputs(example_inputs: Any) -> None:
-    """Raise `TraceError` for what no model takes as its input: a loader or an iterator of batches."""
+    """Raise `TraceError` for inputs that no model takes: a loader or an iterator of batches."""
     if isinstance(example_inputs, (DataLoader, Iterator)):
         kind = type(example_inputs).__qualname__
         batch = "next(iter(loader))" if isinstance(example_inputs, DataLoader) else "next(batches)"

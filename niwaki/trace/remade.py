@@ -1,7 +1,7 @@
-"""Buffers that the code of a module may make anew while it runs: tables for as many positions as there are.
+"""Find the buffers that the code of a module may replace while it runs, such as tables with one row per position.
 
-A run in which such a buffer fits shows one that is given. In another run the code makes it as it is written, whatever
-was cut from it.
+In a run where such a buffer fits, it looks like any other. In another run the code creates it in full size, whatever a
+cut removed from it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def may_be_remade(inventory: Inventory) -> frozenset[str]:
 
 
 def remade(inventory: Inventory) -> list[tuple[Tensor, Tensor]]:
-    """Buffers in whose places there are others now, with these."""
+    """Buffers that were replaced in the run, each with its replacement."""
     owners = dict(inventory.modules)
     found = []
     for name, buffer in inventory.buffers:
         path, _, leaf = name.rpartition(".")
-        here = owners[path]._buffers  # of a scripted module, something that has no `get`
+        here = owners[path]._buffers  # the buffers of a scripted module have no `get`
         now = here[leaf] if leaf in here else None
         if now is not None and now is not buffer:
             found.append((buffer, now))
@@ -60,7 +60,7 @@ def _stored(kind: type) -> frozenset[str]:
 
 
 def _method(kind: type, name: str) -> FunctionType | None:
-    """What a class that is not torch's defines under a name, behind its decorators."""
+    """The function that a class defines under a name, without its decorators; None for classes of torch."""
     for base in kind.__mro__:
         if name in base.__dict__:
             found = base.__dict__[name]

@@ -1,5 +1,5 @@
-"""What data decide in a run: positions found by value, numbers read out, masks. A later run can be made to decide the
-same, so that it takes the same path with other weights."""
+"""Record the decisions of a run that depend on data (positions found by value, numbers read by Python, masks), so that
+a later run with other weights can repeat them and take the same path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WHOLE = (torch.int64, torch.int32, *_MASKS)
 
 
 def looks(operator: torch._ops.OpOverload, args: Sequence[Any]) -> bool:
-    """Whether what an operator does, beyond the numbers in its result, depends on the content of its arguments."""
+    """Whether the output shapes or the control flow of an operator depend on the values of its arguments."""
     known = traits(operator)
     return _masked(args) if known.indexes else known.decides
 
@@ -31,7 +31,8 @@ def _masked(args: Sequence[Any]) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """An operator, the shapes it was given, and what came out (for an index: the masks among its arguments)."""
+    """A decision of an operator: the shapes of its arguments, and its result (for an index: the masks among its
+    arguments)."""
 
     operator: torch._ops.OpOverload
     shapes: tuple[tuple[int, ...], ...]
@@ -39,8 +40,8 @@ class Decision:
 
 
 class Decisions:
-    """Runs operators and notes what was decided; with ``given``, decides what was decided there, as long as the same
-    questions are asked in the same order."""
+    """Runs operators and notes their decisions. With ``given``, repeats those decisions as long as the same operators
+    ask in the same order."""
 
     def __init__(self, given: Sequence[Decision] = ()) -> None:
         self.made: list[Decision] = []
@@ -49,7 +50,7 @@ class Decisions:
     def run(
         self, calculate: Calculate, operator: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """The result of ``operator``, calculated or as given."""
+        """The result of ``operator``: computed, or the one in ``given``."""
         known = traits(operator)
         if known.indexes:
             return calculate(operator, (args[0], self._chosen(operator, args[1]), *args[2:]), kwargs)
@@ -61,7 +62,7 @@ class Decisions:
         if given is not None:
             return _copy(given.outcome)
         outcome = calculate(operator, args, kwargs)
-        if not tagged:  # a library's own operator, whose tags say nothing: whole numbers are positions that it found
+        if not tagged:  # tags of another library may be missing: integer results count as found by value
             if not isinstance(outcome, torch.Tensor) or outcome.dtype not in _WHOLE:
                 return outcome
             given = self._next(operator, shapes)
@@ -73,7 +74,7 @@ class Decisions:
     def _chosen(
         self, operator: torch._ops.OpOverload, indices: Sequence[torch.Tensor | None]
     ) -> Sequence[torch.Tensor | None]:
-        """``indices``, with the masks among them as given."""
+        """``indices``, with the masks among them replaced by the given ones."""
         masks = [index for index in indices if index is not None and index.dtype in _MASKS]
         if not masks:
             return indices
@@ -91,7 +92,7 @@ class Decisions:
         given = self._given.pop()
         if given.operator is operator and given.shapes == shapes:
             return given
-        self._given.clear()  # another path: nothing that follows can be compared
+        self._given.clear()  # another path: later decisions cannot be compared
         return None
 
 

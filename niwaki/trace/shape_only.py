@@ -1,4 +1,4 @@
-"""Shape-only execution: operators give tensors of the right shapes, without their arithmetic.
+"""Shape-only execution: operators return tensors of the right shapes and skip the arithmetic.
 
 A run whose control flow does not depend on values is the same with zeros, and far cheaper. Zeros share one block of
 memory. Where values are needed after all, the run stops with `ValueNeeded` and is made again with real numbers.
@@ -15,27 +15,27 @@ from numpy.typing import NDArray
 
 from niwaki.trace.replay import looks
 
-_WORTH = 2**14  # entries among the arguments from which on it is worth it
+_WORTH = 2**14  # the number of entries among the arguments from which on it pays
 
 
 _Form = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 
 
-Forms = dict[Hashable, tuple[_Form, ...]]  # shape, strides, type and device of results, by what an operator was given
+Forms = dict[Hashable, tuple[_Form, ...]]  # shape, strides, type and device of results, by the arguments of an operator
 
 
 class ValueNeeded(RuntimeError):
-    """Code asked for the content of a hollow tensor."""
+    """Code asked for the values of a hollow tensor."""
 
 
 class Hollow:
-    """Which tensors are hollow, by the number of the value whose memory they have, and how operators run on them.
+    """The hollow tensors of a run, by the number of the value whose memory they share, and how operators run on them.
 
-    ``looked``: whether code asked for the content of one. It may have caught the error, and gone another way.
+    ``looked``: whether code asked for the values of one. It may have caught the error and taken another branch.
     """
 
     def __init__(self, forms: Forms | None = None) -> None:
-        """``forms``: what other runs have found out about the forms of results."""
+        """``forms``: shapes, strides, types and devices of results that other runs have found."""
         self.looked = False
         self._roots: set[int] = set()
         self._derived: set[int] = set()
@@ -43,24 +43,24 @@ class Hollow:
         self._zeros = ZeroPages()
 
     def mark(self, root: int) -> None:
-        """What has this memory is hollow from now on."""
+        """Count tensors with this memory as hollow from now on."""
         self._roots.add(root)
 
     def holds(self, root: int) -> bool:
-        """Whether what has this memory is hollow."""
+        """Whether tensors with this memory are hollow."""
         return root in self._roots
 
     def derive(self, root: int) -> None:
-        """What has this memory follows from weights or inputs from now on. What does not (a table of positions) is
-        computed: a cache outside of the modules may keep it, for any network that asks with the same numbers."""
+        """Count tensors with this memory as derived from weights or inputs from now on. Others (a table of positions)
+        are computed: a cache outside of the modules may keep them for any network that asks with the same numbers."""
         self._derived.add(root)
 
     def derives(self, roots: Iterable[int]) -> bool:
-        """Whether what comes of these follows from weights or inputs."""
+        """Whether results of these values derive from weights or inputs."""
         return not self._derived.isdisjoint(roots)
 
     def affects(self, operator: torch._ops.OpOverload, args: Sequence[Any], roots: Iterable[int]) -> bool:
-        """Whether a call is given hollow tensors; an error if it would look into them."""
+        """Whether a call has hollow arguments; raises `ValueNeeded` if it would read their values."""
         if self._roots.isdisjoint(roots):
             return False
         if looks(operator, args) or operator.namespace != "aten":
@@ -68,33 +68,34 @@ class Hollow:
         return True
 
     def check(self, operator: torch._ops.OpOverload, result: Any) -> None:
-        """An error if what an operator made of hollow tensors is arranged by their content, as sparse tensors are."""
+        """Raise `ValueNeeded` if the layout of a result depends on the values of hollow tensors, as of sparse
+        tensors."""
         made = result if isinstance(result, (tuple, list)) else (result,)
         if any(isinstance(item, torch.Tensor) and item.layout is not torch.strided for item in made):
             self.refuse(str(operator))
 
     def refuse(self, what: str) -> NoReturn:
-        """The error for code that looks into a hollow tensor."""
+        """The error for code that reads the values of a hollow tensor."""
         self.looked = True
         raise ValueNeeded(f"{what} looks into a tensor that was not computed")
 
     def refuse_reading(self, function: Any, root: int) -> None:
-        """An error if a torch function that reads memory behind the operators' back is given a hollow tensor."""
+        """Raise `ValueNeeded` if a torch function that reads memory without an operator gets a hollow tensor."""
         if root in self._roots:
             self.refuse(str(function))
 
     def result(
         self, operator: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], affected: bool
     ) -> Any:
-        """A hollow result; None if the operator has to run, which is always right."""
+        """A hollow result; None if the operator has to run, which is right for every operator."""
         make = _MAKES.get(operator)
         if make is None or sum([given.numel() for given in args if isinstance(given, torch.Tensor)]) < _WORTH:
             return None
         return make(self, operator, args, kwargs, affected)
 
     def by_shapes(self, operator: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], _: bool) -> Any:
-        """What torch itself says of the result for tensors without memory. It is wrong about the arrangement of images
-        that are not in the usual one."""
+        """The result that torch itself predicts for tensors without memory. Its strides are wrong for images in other
+        memory formats than the usual one."""
         tensors = [given for given in args if isinstance(given, torch.Tensor)]
         if operator in _IMAGES and not all(map(_usual, tensors)):
             return None
@@ -114,7 +115,7 @@ class Hollow:
     def pointwise(
         self, operator: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], affected: bool
     ) -> Any:
-        """The result of an operator on tensors that are arranged alike, of which it keeps the type."""
+        """The result of an element-wise operator on tensors of equal strides, in the type of its first argument."""
         first = args[0]
         same = affected and not kwargs and isinstance(first, torch.Tensor) and first.is_floating_point()
         if not same or not all(_like(argument, first) for argument in args[1:]):
@@ -124,7 +125,7 @@ class Hollow:
         return self._like(first) if _dense(first) else None
 
     def batch_norm(self, _: Any, args: Sequence[Any], __: Any, ___: bool) -> Any:
-        """The normalised input, and in training what the backward pass keeps."""
+        """The normalised input, and in training the statistics for the backward pass."""
         x, training = args[0], args[5]
         if not _usual(x) or x.device.type != "cpu":
             return None
@@ -132,7 +133,7 @@ class Hollow:
         return self._like(x), x.new_zeros(kept), x.new_zeros(kept)
 
     def attention(self, _: Any, args: Sequence[Any], __: Any, ___: bool) -> Any:
-        """torch's own says that there are weights where there are none."""
+        """Multi-head attention without weights, for which torch's own shape function returns weights all the same."""
         needs_weights = args[10] if len(args) > 10 else True
         return None if needs_weights else (self._like(args[0].contiguous()), None)
 
@@ -147,8 +148,8 @@ def _like(argument: Any, first: torch.Tensor) -> bool:
 
 
 def _usual(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is arranged row by row, and cannot be taken for images whose channels lie together: one of a
-    single channel is contiguous either way, and torch goes by its strides."""
+    """Whether a tensor is stored row by row and cannot be taken for channels-last images: with a single channel it is
+    contiguous in both formats, and torch decides by its strides."""
     step, strides = 1, []
     for size in reversed(tensor.shape):
         strides.append(step)
@@ -189,7 +190,7 @@ _BY_SHAPES = _IMAGES | frozenset(
 )
 
 
-_POINTWISE = frozenset(  # of one type of tensors, which they keep; those in place write their first argument
+_POINTWISE = frozenset(  # they keep the type of their arguments; those in place write the first
     {
         _aten.add.Tensor,
         _aten.add_.Tensor,
@@ -226,7 +227,7 @@ _MAKES: dict[torch._ops.OpOverload, Callable[..., Any]] = {
 OPERATORS = frozenset(_MAKES)  # whose results may be left hollow
 
 
-_PIECE = 2**26  # bytes; less than half of it, and the C library would rather clear memory that it has already
+_PIECE = 2**26  # bytes; below half of it, the C library clears memory that it already has, which takes time
 
 
 _ALIGNED = 64
@@ -241,7 +242,7 @@ _NUMPY: dict[torch.dtype, type[np.generic]] = {
 
 
 class ZeroPages:
-    """Hands out tensors of zeros that have no memory in common. A piece lives as long as any tensor in it."""
+    """Hands out tensors of zeros that have no memory in common. A block lives as long as any tensor in it."""
 
     def __init__(self) -> None:
         self._piece: NDArray[np.uint8] = np.zeros(0, np.uint8)
@@ -250,7 +251,7 @@ class ZeroPages:
     def tensor(
         self, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
-        """Zeros of this shape and arrangement."""
+        """Zeros of this shape and these strides."""
         if device.type != "cpu" or 0 in shape:
             return torch.zeros(_span(shape, stride), dtype=dtype, device=device).as_strided(shape, stride)
         wide = dtype.itemsize
@@ -263,7 +264,7 @@ class ZeroPages:
         return torch.from_numpy(np.ndarray(shape, kind, self._piece, start, [step * wide for step in stride]))
 
     def _start(self, size: int) -> int:
-        """Where in the piece at hand, a new one if need be, ``size`` bytes begin that nobody has."""
+        """The start of ``size`` unused bytes in the current block, or in a new one if they do not fit."""
         start = -self._used // _ALIGNED * -_ALIGNED
         if start + size > len(self._piece):
             self._piece, start = np.zeros(max(size, _PIECE), np.uint8), 0
@@ -272,5 +273,5 @@ class ZeroPages:
 
 
 def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """How many entries there are from the first to the last."""
+    """The number of entries between the first and the last one, both included."""
     return 0 if 0 in shape else 1 + sum([(size - 1) * step for size, step in zip(shape, stride, strict=True)])

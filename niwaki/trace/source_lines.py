@@ -1,4 +1,4 @@
-"""Which line of the user's source, in which module, is running now."""
+"""Find the line of the user's source, and the module, that is running now."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INTERNAL = (TORCH, EINOPS, f"{Path(__file__).parent}{sep}")
 
 
 class Lines:
-    """Knows the lines of a model that is being ``watched``; equal locations are one object."""
+    """The running lines of a model inside ``watching``; equal locations are one object."""
 
     def __init__(self, inventory: Inventory) -> None:
         self._names = {id(module): name for name, module in reversed(inventory.modules)}
@@ -74,7 +74,7 @@ class Lines:
             for handle in handles:
                 handle.remove()
             del self._modules[1:]
-            self._outermost = None  # a frame knows all that is in it: nothing of a run would be let go by itself
+            self._outermost = None  # a frame references its variables: nothing of a run would be freed
 
 
 @cache

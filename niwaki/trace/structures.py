@@ -1,6 +1,6 @@
 """Tensors inside inputs and outputs: containers, their subclasses, dataclasses, objects of any kind.
 
-What counts as a container is said once, by `_items`: all that looks for tensors or replaces them goes by it.
+`_items` defines what counts as a container, for all code that finds or replaces tensors.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 def tensors_in(structure: Any) -> Iterator[torch.Tensor]:
-    """The tensors of inputs or outputs: those in (nested) containers, or, if there are none, those in whatever objects
-    there are.
+    """The tensors of inputs or outputs: those in (nested) containers, or, without any, those in other objects.
 
-    A container is a sequence, mapping, set, view of a mapping or dataclass, of a built-in class, a subclass or a class
-    of its own, and what torch's pytrees know as one. An object beside tensors, such as a cache, is not an output of the
-    model; neither are the parameters and modules that it refers to.
+    A container is a sequence, mapping, set, view of a mapping or dataclass, of a built-in class, a subclass or another
+    class, and the classes registered as torch pytrees. An object beside tensors, such as a cache, is not an output of
+    the model; neither are the parameters and modules that it refers to.
 
     Example:
         >>> class Output(dict): ...
@@ -50,8 +49,8 @@ def map_tensors(structure: Any, function: Function) -> Any:
 
 
 def objects_in(structure: Any) -> list[str]:
-    """The types of objects beside tensors in which `tensors_in` does not look, though they hold some or make some (an
-    iterator)."""
+    """The types of objects beside tensors that `tensors_in` does not look into, although they hold or create tensors
+    (an iterator)."""
     shown = {id(tensor) for tensor in contained(structure)}
     if not shown:
         return []
@@ -59,12 +58,12 @@ def objects_in(structure: Any) -> list[str]:
 
 
 def others_in(structure: Any) -> list[Any]:
-    """What lies in (nested) containers and is neither container nor tensor, nor plain data."""
+    """The objects in (nested) containers that are neither containers nor tensors nor plain data."""
     return [value for _, value in _beside(structure, set())]
 
 
 def _items(value: Any) -> list[Any] | None:
-    """What a container holds; None for anything else. No code of subclasses of built-in classes runs."""
+    """The items of a container; None for any other object. No code of subclasses of built-in classes runs."""
     if isinstance(value, _WHOLE):
         return None
     base = _base(value)
@@ -82,12 +81,12 @@ def _items(value: Any) -> list[Any] | None:
 
 
 def _base(value: Any) -> Any:
-    """The built-in class of containers that something is of; `object` if none."""
+    """The built-in container class of an object; `object` if it has none."""
     return next((builtin for builtin in _BUILT_IN if isinstance(value, builtin)), object)
 
 
 def _further_fields(value: Any, held: list[Any]) -> list[Any]:
-    """The fields of a dataclass, but for those that it also holds as a container."""
+    """The fields of a dataclass, except those that it also holds as a container."""
     if not is_dataclass(value):
         return []
     known = {id(item) for item in held}
@@ -110,7 +109,7 @@ def _print_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], str, float]:
 
 
 def _visible(structure: Any, above: set[int]) -> Iterator[torch.Tensor]:
-    """The tensors in (nested) containers; ``above`` are those that this one lies in, which it may lead back to."""
+    """The tensors in (nested) containers; ``above`` are the containers around this one, which it may contain again."""
     if isinstance(structure, torch.Tensor):
         yield structure
         return
@@ -123,7 +122,7 @@ def _visible(structure: Any, above: set[int]) -> Iterator[torch.Tensor]:
 
 
 def _hidden(thing: Any, seen: set[int]) -> Iterator[torch.Tensor]:
-    """The tensors in whatever there is, but for parameters and modules that objects refer to."""
+    """The tensors in any objects, except parameters and modules that objects refer to."""
     if isinstance(thing, torch.Tensor):
         yield thing
     elif not isinstance(thing, _WHOLE) and id(thing) not in seen:
@@ -136,8 +135,9 @@ def _hidden(thing: Any, seen: set[int]) -> Iterator[torch.Tensor]:
 
 
 def _beside(structure: Any, above: set[int]) -> Iterator[tuple[str, Any]]:
-    """What lies in (nested) containers and is neither container nor tensor, with the name of its type; of a container
-    with attributes, those that are not among its items, with the name of its own type; the keys of mappings."""
+    """The objects in (nested) containers that are neither containers nor tensors, each with the name of its type; the
+    attributes of containers that are not among their items, with the name of the container's type; the keys of
+    mappings."""
     if isinstance(structure, (torch.Tensor, *_WHOLE)) or id(structure) in above:
         return
     kind = type(structure).__qualname__
@@ -155,12 +155,12 @@ def _beside(structure: Any, above: set[int]) -> Iterator[tuple[str, Any]]:
 
 
 def _hides(value: Any, shown: set[int]) -> bool:
-    """Whether something holds or makes tensors that are not among the ``shown``."""
+    """Whether an object holds or creates tensors that are not among the ``shown``."""
     return isinstance(value, Iterator) or any(id(tensor) not in shown for tensor in _hidden(value, set()))
 
 
 def _own(thing: Any) -> list[Any]:
-    """What an object keeps in its attributes, and a function in its closure and its arguments."""
+    """The attributes of an object, and the closure and arguments of a function."""
     own, slots = attributes_of(thing)
     if isinstance(thing, FunctionType):  # among its slots are all variables of its file
         cells = [cell.cell_contents for cell in thing.__closure__ or () if filled(cell)]
@@ -177,8 +177,8 @@ def _keys(structure: Any) -> list[Any]:
 
 
 def _mapped(value: Any, function: Function, made: dict[int, Any]) -> Any:
-    """``value``, copied if it is a container or tensor; ``made`` holds the copies by the identity of what they stand
-    for, so that what is met twice stays one."""
+    """``value``, copied if it is a container or tensor. ``made`` holds the copies by the identity of their originals,
+    so that a shared object is copied once."""
     if id(value) in made:
         return made[id(value)]
     if isinstance(value, torch.Tensor):
@@ -189,8 +189,8 @@ def _mapped(value: Any, function: Function, made: dict[int, Any]) -> Any:
 
 
 def _copied(value: Any, inside: Callable[[Any], Any], made: dict[int, Any]) -> Any:
-    """A container of the same class with what ``inside`` says of its items and attributes. No code of subclasses of
-    built-in classes runs: one of their own may forbid to write, or do more than that."""
+    """A container of the same class with ``inside`` applied to its items and attributes. No code of subclasses of
+    built-in classes runs: it may forbid writing, or do more than write."""
     kind, base = type(value), _base(value)
     if base is object and isinstance(value, ValuesView):
         return [inside(item) for item in value]
@@ -202,12 +202,12 @@ def _copied(value: Any, inside: Callable[[Any], Any], made: dict[int, Any]) -> A
         items = [inside(item) for item in base.__iter__(value)]
         try:
             copy = base.__new__(kind, items)
-        except TypeError:  # what torch returns several tensors in: it may be made by its own class only
+        except TypeError:  # torch's tuples of results, which only their own class can create
             return kind(items)
     else:
         try:
             copy = made[id(value)] = base.__new__(kind)
-        except TypeError:  # part of it is kept where Python code cannot reach
+        except TypeError:  # part of it lies where Python code cannot read
             return value
         _fill(copy, value, base, inside)
     own, slots = attributes_of(value)
@@ -236,7 +236,7 @@ def _fill(copy: Any, value: Any, base: Any, inside: Callable[[Any], Any]) -> Non
 
 
 _BUILT_IN = (list, tuple, dict, deque, set, frozenset)
-_WHOLE = (  # in which there are not tensors, or none that count
+_WHOLE = (  # these hold no tensors, or none that count
     *(int, float, complex, str, bytes, bytearray, range, memoryview, type, type(None)),
     *(torch.nn.Module, torch.Size, torch.dtype, torch.device, ModuleType),
 )

@@ -1,4 +1,4 @@
-"""One eager run of a model, recorded operator by operator below autograd."""
+"""Trace a model: run it eagerly and record each operator below autograd."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def trace(
 ) -> Graph:
     """Run ``model`` on every call in every mode (False: eval, True: train) and record what happens.
 
-    ``decided``: what the data of another run decided; the first run decides the same and takes the same path.
-    ``arithmetic``: compute all numbers, though only those that decide something have to be (`hollow`).
-    ``every``: make every run, those in train mode too where the ones in eval mode tell all about them (`modes`).
-    ``extent``: which numbers are tracked.
+    ``decided``: decisions of another run that depended on data; the first run repeats them and takes the same path.
+    ``arithmetic``: compute all numbers, not only those that decisions depend on (`shape_only`). ``every``: make every
+    run, those in train mode too where a run in eval mode stands for them (`modes`). ``extent``: the numbers that are
+    tracked.
 
-    The model is left as it was. A run in train mode that fails is recorded with its error, unless it is ``required``;
-    one in eval mode raises. ``failing``: whatever fails is recorded, as far as it went.
+    The model is restored. A failing run in train mode is recorded with its error, unless it is ``required``; one in
+    eval mode raises. ``failing``: every failing run is recorded up to its error.
 
     Raises:
         TraceError: the model does not run in eval mode with these inputs.
@@ -91,8 +91,8 @@ class RunsToMake:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attempt:
-    """What came of the runs, up to one that must not fail and did; and where there were tracked numbers. ``kept``:
-    tensors that were not computed, and that something outside of the model holds all the same."""
+    """The recorded runs, up to the first forbidden failure, and the places of tracked numbers. ``kept``: tensors that
+    were not computed although something outside of the model holds them."""
 
     graph: Graph
     failure: TraceError | None
@@ -102,7 +102,7 @@ class Attempt:
 
 @contextmanager
 def tracing(model: torch.nn.Module, runs: RunsToMake, arithmetic: bool = False) -> Iterator[Tracer]:
-    """A tracer of ``model``, which comes out of the block as it went in."""
+    """A tracer of ``model``, which is restored at the end of the block."""
     others = others_in(list(runs.calls))
     with (
         preserved(model, others) as original,
@@ -113,10 +113,10 @@ def tracing(model: torch.nn.Module, runs: RunsToMake, arithmetic: bool = False) 
 
 
 class Tracer:
-    """Traces a model as often as need be, each time from the same state: weights, buffers, attributes, random numbers,
+    """Traces a model any number of times, each time from the same state: weights, buffers, attributes, random numbers,
     the variables that functions on it name.
 
-    ``inventory``: what the model is made of. Made by `tracing`.
+    ``inventory``: the modules and tensors of the model. Created by `tracing`.
     """
 
     def __init__(
@@ -139,12 +139,13 @@ class Tracer:
         self._model = model
         self._arithmetic = arithmetic or self._pretence.active or bool(runs.decided)
         self._forms: Forms = {}
-        self._runs_hollow = False  # at least one attempt has shown that it does
+        self._runs_hollow = False  # at least one attempt has run without arithmetic
         self._left_alone: frozenset[int] = frozenset()
-        self._changed = False  # there may be tracked numbers in the model
+        self._changed = False  # the model may hold tracked numbers
 
     def attempt(self, extent: Extent, real: bool = False) -> Attempt:
-        """Make all runs, tracking what ``extent`` says. ``real``: compute all numbers, where there are any."""
+        """Make all runs, with the numbers of ``extent`` tracked. ``real``: compute all numbers, where the tensors have
+        any."""
         while True:
             if self._changed:
                 self._before.restore()
@@ -178,8 +179,8 @@ class Tracer:
     def _made(
         self, recorder: Recorder, tracking: Tracking, state: ModelState
     ) -> tuple[list[Run], TraceError | None, frozenset[int]]:
-        """The runs, each of the model in that ``state``; what one failed with; the objects among the attributes that
-        have to be left alone in another attempt."""
+        """The runs, each of the model in that ``state``; the error of a failed run; the objects among the attributes
+        that must not be copied in another attempt."""
         runs: list[Run] = []
         modules = self.inventory.modules
         watch = ModeWatch(module for _, module in modules)
@@ -223,4 +224,4 @@ def _current(recorder: Recorder) -> Iterator[None]:
 
 
 class _NeedsArithmetic(Exception):
-    """A run without its arithmetic failed, or looked for what was not computed."""
+    """A run without arithmetic failed, or read a value that was not computed."""

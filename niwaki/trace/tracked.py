@@ -1,4 +1,4 @@
-"""Numbers that remember where they came from: integers and floats that Python code computes from sizes."""
+"""Tracked numbers: integers and floats that carry the expression by which Python code computed them from sizes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from niwaki.core.repairs import Scalar
 from niwaki.trace.extent import Place
 from niwaki.trace.powers import PowerFloat, power_of
 
-# Called with an expression that has left the integers, gives the number of that record; set while a trace runs.
+# Called with an expression that has left the integers; returns the number of that record. Set while a trace runs.
 frozen_sink: ContextVar[Callable[[Expression], int] | None] = ContextVar("frozen_sink", default=None)
 
 
-# The trace that runs now. A number that was kept from an earlier one, in a cache of the user's say, is a plain number.
+# The trace that runs now. A number from an earlier trace, kept for example in a cache of the user, counts as a plain
+# number.
 current_trace: ContextVar[object] = ContextVar("current_trace", default=None)
 
 
 class TrackedInt(int):
-    """An integer with an expression. Arithmetic on it is recorded; whatever is not recorded gives a plain number,
-    which counts as a literal later and pins what it touches."""
+    """An integer with an expression. Arithmetic on it is recorded; operations that are not recorded give a plain
+    number, which counts as a literal later and pins the dimensions it meets."""
 
     expression: Expression
     trace: object
@@ -90,7 +91,7 @@ class TrackedInt(int):
         return self if positive else -self
 
     def __bool__(self) -> bool:
-        # What a cut leaves of an attribute or a dimension is never nothing, but a remainder may be.
+        # An attribute or a dimension is never zero after a cut, but a remainder may be.
         return _stays(self, "!=", 0) if isinstance(expression_of(self), Combination) else int.__bool__(self)
 
     def __round__(self, digits: Any = None) -> int:
@@ -133,8 +134,8 @@ def plain(number: int) -> int:
 
 
 def _leave(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
-    """Arithmetic whose result is not followed. (A float on the left, as in ``0.5 * n``, never gets here: Python lets
-    the float take any integer as it is. The rehearsal compares such numbers where they reach an operator.)"""
+    """Arithmetic with an untracked result. (A float on the left, as in ``0.5 * n``, never gets here: the float reads
+    the integer's bare value. The dry run compares such numbers where they reach an operator.)"""
     if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
         return NotImplemented
     sized = [number for number in (left, right) if isinstance(number, TrackedInt)]
@@ -146,7 +147,8 @@ def _leave(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
 
 
 def _exponent(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> float | None:
-    """The power with which a tracked number goes into ``operation`` with another number; None if with no power."""
+    """The exponent of a tracked number in the result of ``operation`` with another number; None if it is not a
+    power."""
     if type(left) is PowerFloat or type(right) is PowerFloat:
         return None
     if operation is pow:
@@ -166,13 +168,13 @@ def _plain(number: float) -> float:
 
 
 def freeze(number: int) -> int | None:
-    """Report that a number has become part of the computed function; returns the number of that record."""
+    """Record that a number became part of the computed function; returns the number of that record."""
     sink = frozen_sink.get()
     return None if sink is None else sink(expression_of(number))
 
 
 def agrees(left: int, right: int) -> None:
-    """Report two numbers that are equal and have to stay so."""
+    """Record two equal numbers that must be equal after a cut too."""
     sink, a, b = frozen_sink.get(), expression_of(left), expression_of(right)
     if sink is not None and a != b and plain(left) == plain(right):
         sink(Combination("-", a, b, 0))
@@ -189,7 +191,7 @@ def _combine(symbol: str, left: Any, right: Any) -> Any:
 
 
 def _stays(left: TrackedInt, symbol: str, right: int) -> bool:
-    """The outcome of a comparison that has to come out the same after a cut."""
+    """The outcome of a comparison that must be the same after a cut."""
     outcome = bool(OPERATORS[symbol](plain(left), right))
     sink = frozen_sink.get()
     if sink is not None:
@@ -198,7 +200,7 @@ def _stays(left: TrackedInt, symbol: str, right: int) -> bool:
 
 
 def _repeats(symbol: str, number: Any, other: Any) -> None:
-    """Note a number that says how often a sequence is repeated: its length becomes part of the computed function."""
+    """Record the number of repetitions of a sequence: its length becomes part of the computed function."""
     if symbol == "*" and isinstance(other, (list, tuple, str, bytes)):
         freeze(number)
 
@@ -241,9 +243,9 @@ def _compared(symbol: str) -> Callable[[Any, Any], Any]:
 
 
 def _decided(symbol: str, left: TrackedInt, right: int, outcome: bool) -> None:
-    """Report a comparison that the model's code has made: it may have decided what was computed next, so it has to
-    come out the same after a cut. Two numbers that were equal have a difference that stays zero, which an attribute can
-    be made to satisfy. Comparisons of torch's own are checks, and show by failing."""
+    """Record a comparison in the model's code: it may have decided what was computed next, so its outcome must be the
+    same after a cut. For two equal numbers their difference must be zero, which a change of an attribute can satisfy.
+    Comparisons in torch's code are checks, which raise errors by themselves."""
     if is_of(sys._getframe(2).f_code, TORCH):
         return
     a, b = expression_of(left), expression_of(right)
@@ -300,8 +302,8 @@ class TrackedFloat(float):
 
 
 def track_floats(path: str, module: torch.nn.Module, plain: Container[Place]) -> list[str]:
-    """Replace the float attributes of a module, and an epsilon that is None, by tracked floats, but for those that have
-    to stay ``plain``. Returns the names of those replaced."""
+    """Replace the float attributes of a module, and an epsilon that is None, by tracked floats, except the ``plain``
+    ones. Returns the names of the replaced ones."""
     made = []
     for name, value in list(module.__dict__.items()):
         if type(value) is float and (path, name, ()) not in plain:

@@ -1,8 +1,8 @@
-"""Passes that a model makes as it is, with its own weights and nothing tracked, before it is looked at.
+"""Run a model once as it is, with its own weights and nothing tracked, before it is traced.
 
-A model may keep things outside of its modules: in `functools.lru_cache`, globals, attributes of classes. What is first
-computed there while it is traced would stay behind: zeros where arithmetic was left out, fake tensors, another
-precision. After such a pass these places hold what any pass of the user's would have left.
+A model may keep things outside of its modules: in `functools.lru_cache`, globals, attributes of classes. Values first
+computed there during a trace would remain: zeros where arithmetic was skipped, fake tensors, another precision. After
+an ordinary pass these places hold the values of any pass of the user.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from niwaki.trace.writes import UndoneWrites
 def warm_up(model: torch.nn.Module, calls: Sequence[ExampleCall], train: bool = False) -> None:
     """Run ``model`` once on every call in eval mode and, with ``train``, in train mode too where that may differ.
 
-    The model, the random generators and the inputs are left as they were. A model or inputs without values (on the meta
-    device, or fake) cannot run. Errors are left to whoever runs it next.
+    The model, the random generators and the inputs are restored. A model or inputs without values (on the meta device,
+    or fake) cannot run. Errors are ignored: the next run raises them.
     """
     inventory = Inventory.of(model)
     if any(tensor.is_meta or is_fake(tensor) for tensor in (*inventory.tensors, *tensors_in(list(calls)))):
@@ -41,5 +41,5 @@ def warm_up(model: torch.nn.Module, calls: Sequence[ExampleCall], train: bool = 
                     module.training = training
                 args, kwargs = map_tensors(call, lambda tensor: tensor.detach().clone())
                 parameters = [parameter for _, parameter in inventory.parameters]
-                with watch.watching(), UndoneWrites(parameters), suppress(Exception):  # the next run says what is wrong
+                with watch.watching(), UndoneWrites(parameters), suppress(Exception):  # the next run raises the error
                     model(*args, **kwargs)

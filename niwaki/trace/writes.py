@@ -1,4 +1,4 @@
-"""What a run writes to that was there before it: copied just before the first write, and put back."""
+"""Undo the writes of a run to tensors that existed before it: each is copied just before the first write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from niwaki.trace.operators import traits
 
 
 class Writes:
-    """Copies of memory, by what it is."""
+    """Copies of memory, by its identity."""
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
         self._owners = {memory_of(parameter): parameter for parameter in parameters}  # those not yet copied
@@ -27,14 +27,14 @@ class Writes:
             self._tensors.append((parameter, parameter.detach().clone()))
 
     def expect_foreign(self, tensor: torch.Tensor) -> None:
-        """The same for a tensor that is not the model's, but was there before the run."""
+        """The same for a tensor that is not the model's, but existed before the run."""
         key = memory_of(tensor)
         if key not in self._storages and not (is_fake(tensor) or tensor.is_meta):
             storage = tensor.untyped_storage()
             self._storages[key] = storage, storage.clone()  # type: ignore[no-untyped-call]
 
     def undo(self) -> None:
-        """Put everything back."""
+        """Restore all copied memory."""
         with torch.no_grad():
             for tensor, content in self._tensors:
                 tensor.copy_(content)
@@ -43,7 +43,7 @@ class Writes:
 
 
 class UndoneWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, writes to parameters are noted; at the end they are undone."""
+    """Notes writes to parameters inside the block, and undoes them at its end."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -70,5 +70,5 @@ class UndoneWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def memory_of(tensor: Any) -> object:
-    """What identifies the memory of a tensor."""
+    """The identity of the memory of a tensor."""
     return tensor.untyped_storage()._cdata if isinstance(tensor, torch.Tensor) else None

@@ -13,8 +13,8 @@ from niwaki.train.data import Images
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batches:
-    """Training images in an order, and with shifts, that follow from ``seed`` and the epoch alone, so that a resumed
-    run sees what the killed one would have seen."""
+    """Training images. Their order and shifts depend on ``seed`` and the epoch alone, so that a resumed run sees the
+    same batches as an uninterrupted one."""
 
     images: Images
     batch_size: int
@@ -24,12 +24,12 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        """Steps per epoch. A last batch of a single image joins no batch: BatchNorm cannot train on one."""
+        """Steps per epoch. A last batch of a single image is dropped: BatchNorm cannot train on one image."""
         count = len(self.images.train_y)
         return count // self.batch_size + (count % self.batch_size > 1)
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images [B, C, H, W] and labels [B] of an epoch (from 0), less the first ``skip`` batches."""
+        """Normalised images [B, C, H, W] and labels [B] of an epoch (from 0), without the first ``skip`` batches."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         count = len(self.images.train_y)
         order = torch.randperm(count, generator=generator)

@@ -1,4 +1,4 @@
-"""The checkpoints of `niwaki train`: the last moment of a run, in ``checkpoints/`` below its directory."""
+"""The checkpoints of `niwaki train`: the last state of a run, in ``checkpoints/`` below its directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint below the directory ``run``, then remove the older ones.
 
     Raises:
-        RunError: it holds something that cannot be saved, or the directory cannot be written to.
+        RunError: the state cannot be saved, or the directory cannot be written to.
     """
     try:
         write_moment(run / FOLDER, checkpoint, keep=1)
@@ -28,7 +28,7 @@ def read_checkpoint(run: Path) -> Checkpoint:
     """The last checkpoint below the directory ``run``.
 
     Raises:
-        RunError: there is none, or it is damaged or from a newer niwaki.
+        RunError: no checkpoint exists, or it is damaged or from a newer niwaki.
     """
     if not moments_in(run / FOLDER):
         raise RunError(f"There is no checkpoint in {str(run)!r} to resume from. Start the run without --resume.")

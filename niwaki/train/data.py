@@ -53,7 +53,7 @@ class Images:
 
     @property
     def fingerprint(self) -> str:
-        """A short checksum of all images and labels: a resumed run must see the data it was started with."""
+        """A short checksum of all images and labels, by which a resumed run checks that its data are the same."""
         check = 0
         for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
             check = zlib.crc32(tensor.contiguous().numpy().tobytes(), check)
@@ -84,10 +84,10 @@ def load_images(source: str, seed: int) -> Images:
 
     Args:
         source: ``digits``, a path of an ``.npz`` archive, or a folder with one sub-folder of images per class.
-        seed: decides the stratified test split where the source has none of its own.
+        seed: seed of the stratified test split, if the source has no split.
 
     Raises:
-        DataError: nothing is there, it cannot be read, or it does not hold labelled images of one size.
+        DataError: the source does not exist, cannot be read, or does not hold labelled images of one size.
     """
     path = Path(source)
     if source == "digits":
@@ -213,7 +213,7 @@ def _folder(path: Path, seed: int) -> Images:
 
 
 def _split(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64], seed: int) -> Images:
-    """A stratified split: the same share of every class is kept for testing."""
+    """A stratified split: the same fraction of every class is used for testing."""
     generator = np.random.default_rng(seed)
     test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

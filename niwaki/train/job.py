@@ -1,4 +1,4 @@
-"""The main job: train once, prune on the way, cut, prove, measure, save."""
+"""Train once, prune on the way, cut, check, measure, save."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def train(
     checkpoint_every: int | None = None,
     measure_seconds: float = 2.0,
 ) -> RunReport:
-    """Train by ``recipe`` and leave ``model.safetensors``, ``plan.json`` and ``report.json`` in ``out``.
+    """Train by ``recipe`` and write ``model.safetensors``, ``plan.json`` and ``report.json`` to ``out``.
 
     Args:
-        recipe: what to train, on what, and how.
+        recipe: the network, the data and the settings.
         out: a directory; it must be empty or new unless the run resumes or overwrites.
         observer: is called at every step and epoch, and may ask to stop.
         device: a torch device, such as ``cpu`` or ``cuda``.
-        resume: go on from the last checkpoint in ``out``, which must be of the same recipe.
+        resume: continue from the last checkpoint in ``out``, which must be of the same recipe.
         overwrite: replace the results of an earlier run in ``out`` when this one has finished.
         checkpoint_every: optimizer steps between checkpoints; default: one epoch.
-        measure_seconds: how long to measure latency, for one image and for a batch.
+        measure_seconds: the time to measure latency, for one image and for a batch.
 
     Raises:
         Interrupted: the observer asked to stop; a checkpoint has been written.
-        NiwakiError: the run cannot start or go on; nothing half written is left.
+        NiwakiError: the run cannot start or continue; no incomplete file is left.
     """
     begin = time.perf_counter()
     checkpoint = _prepare(recipe, out, resume=resume, overwrite=overwrite)
@@ -69,7 +69,7 @@ def train(
         if not finished or (observer.should_stop() and run.step < run.steps):
             raise Interrupted(
                 f"Interrupted after step {run.step} of {run.steps}. A checkpoint is in {str(out)!r}: "
-                "go on with --resume."
+                "continue with --resume."
             )
     report = finish(run, dense, out, time.perf_counter() - begin, measure_seconds)
     remove_checkpoints(out)
@@ -77,9 +77,9 @@ def train(
 
 
 def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measure_seconds: float) -> RunReport:
-    """Cut the trained network, prove that the cut is exact, measure both, and save.
+    """Cut the trained network, check that the cut is exact, measure both networks, and save.
 
-    ``dense`` only lends its architecture: its weights do not matter. ``seconds``: how long the training took.
+    ``dense``: a network of the same architecture, with any weights. ``seconds``: the time of the training.
 
     Raises:
         RunError: the cut changed the network; nothing is saved.
@@ -88,7 +88,7 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
     small = niwaki.cut(run.model, plan)
     check = niwaki.check(run.model, plan, run.batches.example(8))
     if not check.holds:
-        raise RunError(f"The small network would not compute the same, so nothing was saved. {check}")
+        raise RunError(f"The small network would not equal the trained one, so nothing was saved. {check}")
     before, after = accuracy(run.model, run.batches), accuracy(small, run.batches)
     latency = _latencies(run, dense, small, measure_seconds)
     costs = {"dense": run.space.cost(), "small": run.space.cost(plan)}
@@ -130,7 +130,7 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
 
 
 def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Checkpoint | None:
-    """Look at the output directory before anything is computed; the checkpoint to go on from, if any."""
+    """Check the output directory before anything is computed; returns the checkpoint to resume from, or None."""
     if out.exists() and not out.is_dir():
         raise RunError(f"The output {str(out)!r} is a file. Name a directory with --out.")
     for parent in out.absolute().parents:
@@ -145,16 +145,16 @@ def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Che
         if odd := recipe.differences(checkpoint.facts["recipe"]):
             there, here = checkpoint.facts["recipe"][odd[0]], recipe.to_dict()[odd[0]]
             raise RunError(
-                f"The run in {str(out)!r} was started with {odd[0]} = {there!r}, not {here!r}. Leave the option away "
-                "to resume it, or start another run."
+                f"The run in {str(out)!r} was started with {odd[0]} = {there!r}, not {here!r}. Omit the option to "
+                "resume it, or start another run."
             )
         return checkpoint
     if out.is_dir() and not overwrite:
         for name in (REPORT_FILE, WEIGHTS_FILE, PLAN_FILE, FOLDER):
             if (out / name).exists():
                 raise RunError(
-                    f"{str(out)!r} already holds a run ({name}). Go on with --resume, replace it with --overwrite, or "
-                    "choose another --out."
+                    f"{str(out)!r} already holds a run ({name}). Continue with --resume, replace it with --overwrite, "
+                    "or choose another --out."
                 )
     return None
 

@@ -1,4 +1,4 @@
-"""The training loop: an ordinary one. The method is attached to the optimizer and needs nothing from it."""
+"""The training loop: an ordinary one. The method is attached to the optimizer and needs no call from the loop."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class TrainingProgress:
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """A finished epoch. ``loss``: mean over its steps. ``accuracy``: share of test images the network got right.
-    ``macs_left``: share of the MACs that units not marked for removal cost."""
+    """A finished epoch. ``loss``: mean over its steps. ``accuracy``: the fraction of correctly classified test images.
+    ``macs_left``: the fraction of the MACs of units that are not marked for removal."""
 
     epoch: int
     loss: float
@@ -46,7 +46,7 @@ class EpochResult:
 
 
 class RunObserver(Protocol):
-    """Is told how a run goes, and may ask it to stop."""
+    """Receives the progress of a run, and may ask it to stop."""
 
     def on_step(self, progress: TrainingProgress) -> None:
         """A step has finished."""
@@ -108,7 +108,7 @@ class TrainingRun:
         self._epoch_loss = 0.0
 
     def advance(self, observer: RunObserver, until: int | None = None) -> bool:
-        """Train up to the step ``until`` (default: the end). False if the observer asked to stop before.
+        """Train up to the step ``until`` (default: the end). Returns False if the observer asked to stop before.
 
         Raises:
             RunError: the loss is not finite.
@@ -147,7 +147,7 @@ class TrainingRun:
         return value
 
     def _loss(self) -> Tensor:
-        """The loss of the batch at hand."""
+        """The loss of the current batch."""
         assert self._batch is not None
         x, y = self._batch
         return nn.functional.cross_entropy(self.model(x), y)
@@ -160,22 +160,22 @@ class TrainingRun:
         observer.on_epoch(result)
 
     def macs_left(self) -> float:
-        """The share of the dense network's MACs that units not marked for removal cost."""
+        """The fraction of the dense network's MACs of units that are not marked for removal."""
         return 1.0 if self.method is None else self.method.progress.macs
 
     def plan(self) -> niwaki.Plan | None:
-        """What the method has marked so far; None without a method."""
+        """The plan of the units marked for removal so far; None without a method."""
         return None if self.method is None else self.method.plan()
 
     def replace_model(self, model: nn.Module) -> None:
-        """Go on with another network, from a fresh optimizer state, on the same schedule."""
+        """Continue with another network, with a fresh optimizer state, on the same schedule."""
         if self.method is not None:
             raise RunError("The network of a run with a method cannot be replaced.")
         self.model = model.to(self.device)
         self.optimizer = self._optimizer()
 
     def checkpoint(self) -> Checkpoint:
-        """This moment of the run."""
+        """The present state of the run."""
         facts = {
             "recipe": self.recipe.to_dict(),
             "data": self.images.fingerprint,
@@ -192,7 +192,7 @@ class TrainingRun:
         return Checkpoint(self.step, facts, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back, or forward, to a moment of this very run.
+        """Set the run to the state of a checkpoint of the same run.
 
         Raises:
             RunError: the checkpoint is of another model, data or recipe.
@@ -210,7 +210,7 @@ class TrainingRun:
                     f"The model {self.recipe.model!r} has changed since the checkpoint was written: {name!r} was "
                     f"{saved.get(name, 'not there')} and is {self._shapes.get(name, 'not there')}. Start the run again."
                 )
-        self.optimizer.load_state_dict(checkpoint.state["optimizer"])  # brings the model to its size at the time
+        self.optimizer.load_state_dict(checkpoint.state["optimizer"])  # shrinks the model to its size at the checkpoint
         self.model.load_state_dict(checkpoint.state["model"])
         set_random_state(checkpoint.state["random"], self.device)
         self.step = checkpoint.step

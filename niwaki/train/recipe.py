@@ -17,12 +17,12 @@ METHODS = (*sorted(methods()), "none")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A training run.
+    """The settings of a training run.
 
-    ``keep_macs`` and ``keep_params`` are shares to keep in (0, 1] or absolute numbers above 1. The method scores first
-    after the share ``prune_start`` of all optimizer steps and has removed everything at ``prune_until``; the rest of
-    the run recovers. ``width`` multiplies the widths of a built-in network. ``shrink``: what has reached zero leaves
-    the network while it trains, which makes the rest of the run cheaper.
+    ``keep_macs`` and ``keep_params`` are fractions to keep in (0, 1] or absolute numbers above 1. Pruning begins after
+    the fraction ``prune_start`` of all optimizer steps and is complete at ``prune_until``; in the rest of the run the
+    network recovers. ``width`` multiplies the widths of a built-in network. ``shrink``: units that have reached zero
+    are removed during the training, which makes the rest of the run cheaper.
     """
 
     model: str = "resnet"
@@ -50,7 +50,7 @@ class Recipe:
         for name in ("epochs", "batch_size", "periods"):
             if getattr(self, name) < 1:
                 raise RunError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-        if not 0 <= self.seed < 2**32:  # what numpy's generators take
+        if not 0 <= self.seed < 2**32:  # the range of numpy's generators
             raise RunError(f"seed is {self.seed}, but must be a whole number from 0 to {2**32 - 1}.")
         if self.batch_size == 1:
             raise RunError("batch_size is 1, but BatchNorm cannot train on single images. Use at least 2.")
@@ -59,20 +59,20 @@ class Recipe:
                 raise RunError(f"{name} is {getattr(self, name)}, but must be a finite number above 0.")
         if not 0 <= self.prune_start < self.prune_until <= 1:
             raise RunError(
-                f"Pruning from the share {self.prune_start} of all steps until {self.prune_until} is not an interval "
-                "in 0 to 1. Use for example 0.1 and 0.35."
+                f"Pruning from the fraction {self.prune_start} of all steps until {self.prune_until} is not an "
+                "interval in 0 to 1. Use for example 0.1 and 0.35."
             )
         if self.method != "none" and self.keep_macs is self.keep_params is self.keep_units is None:
             raise RunError(f"The method {self.method!r} needs to know what to keep: give keep_macs or keep_params.")
 
     def budget(self) -> niwaki.Budget:
-        """What must hold when the method has finished."""
+        """The budget that the cut network meets."""
         return niwaki.Budget(
             macs=_limit(self.keep_macs), params=_limit(self.keep_params), units=_limit(self.keep_units)
         )
 
     def schedule(self, steps: int) -> niwaki.Schedule:
-        """When the method acts in a run of ``steps`` optimizer steps.
+        """The schedule of the method in a run of ``steps`` optimizer steps.
 
         Raises:
             RunError: the run is too short for ten periods of at least one step each.
@@ -94,7 +94,7 @@ class Recipe:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON values; ``Recipe(**values)`` is the way back."""
+        """The recipe as JSON values; ``Recipe(**values)`` reads them."""
         return dataclasses.asdict(self)
 
     def differences(self, others: Mapping[str, Any]) -> list[str]:
@@ -109,5 +109,5 @@ def choices() -> str:
 
 
 def _limit(value: float | None) -> float | int | None:
-    """A share as it is, an amount as a whole number."""
+    """A fraction unchanged, an amount as a whole number."""
     return int(value) if value is not None and math.isfinite(value) and value > 1 else value

@@ -1,4 +1,4 @@
-"""The scores that a classifier gives: whether they fit the data, and how often they are right."""
+"""The scores of a classifier: check that they fit the data, and measure the accuracy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
 
 
 def check_scores(model: nn.Module, x: Tensor, task: ImageTask, name: str) -> None:
-    """Run the model once before anything else, so that a misfit is one sentence."""
+    """Run the model once before anything else, and raise one sentence if it does not fit the data."""
     size = "x".join(map(str, x.shape[1:]))
     try:
         with eval_mode(model), torch.no_grad():

@@ -185,7 +185,7 @@ def test_interrupt_and_resume(tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert errors.startswith("niwaki: Interrupted after step ")
     assert errors.count("\n") == 1
-    assert "go on with --resume" in errors
+    assert "continue with --resume" in errors
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["checkpoints"]
     refused = subprocess.run(
         [*command, "--resume", "--lr", "0.3", "--out", str(tmp_path / "out")],

@@ -101,7 +101,16 @@ def llama(**more: Any) -> dict[str, Any]:
 def test_tables() -> None:
     outcome = run("resnet", "--check")
     assert outcome.exit_code == 0, outcome.stderr
-    for text in ("units in 9 groups", "2 x stages.*.*.conv1", "channels", "MACs to keep", "75%", "50%", "25%", "least"):
+    for text in (
+        "units in 9 groups",
+        "2 x stages.*.*.conv1",
+        "channels",
+        "MACs to keep",
+        "75%",
+        "50%",
+        "25%",
+        "minimum",
+    ):
         assert text in outcome.stdout, outcome.stdout
     for text in ("Predicted cost, for 1x1x8x8 float32", "chosen by magnitude, on random weights", "Exact for"):
         assert text in outcome.stdout, outcome.stdout
@@ -383,10 +392,10 @@ def test_forms_of_drawings() -> None:
         (("resnet", "--input", "3 by 4"), "'3 by 4' is not the shape of an input"),
         (("resnet", "--input", "1x4:int3"), "the types are float32"),
         (("resnet", "--input", "a=1", "--input", "a=2"), "The input 'a' is given twice"),
-        (("resnet", "--keep", "half"), "'half' is not a list of shares"),
-        (("resnet", "--keep", "1.5"), "1.5 is not a share to keep"),
+        (("resnet", "--keep", "half"), "'half' is not a list of fractions"),
+        (("resnet", "--keep", "1.5"), "1.5 is not a fraction to keep"),
         (("mlp", "--input", "1x5"), "The model does not run on the example inputs"),
-        (("mlp", "--check", "--meta"), "--check computes outputs, and on the meta device there are no weights"),
+        (("mlp", "--check", "--meta"), "--check computes outputs, and a network on the meta device has no weights"),
         (("mlp", "--draw", "net.png"), "'net.png' is not a name for a drawing. Let it end in .dot or .html or .svg."),
         (("mlp", "--draw", "nowhere/net.dot"), "lies in 'nowhere', which is not a directory"),
         (("net.py:Net",), "What net.py:Net takes is not known. Give its inputs with --input"),

@@ -148,7 +148,7 @@ def test_what_differs_by_layer_is_told_and_generates_all_the_same(name: str, tmp
     for number, group in enumerate(space.groups):
         keep[group.first + group.units // 2 : group.first + group.units - number % 3] = False
     small = niwaki.cut(model, space.plan(keep))
-    with pytest.raises(FileFormatError, match=r"No ordinary configuration says this network: .* use niwaki.save"):
+    with pytest.raises(FileFormatError, match=r"This network cannot be expressed in a config.json: .* use niwaki.save"):
         huggingface.save_pretrained(small, tmp_path / "out")
     assert not list(tmp_path.iterdir())
     niwaki.save(small, tmp_path / "out")

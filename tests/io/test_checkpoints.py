@@ -175,7 +175,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
                 intact[:position],
             ):
                 (last / name).write_bytes(content)
-                with pytest.raises(FileFormatError, match=r"step-00000002.*Remove its directory to go on from"):
+                with pytest.raises(FileFormatError, match=r"step-00000002.*Remove its directory to continue from"):
                     checkpoints.load(parts)
         (last / name).write_bytes(intact)
     assert checkpoints.load(parts) == (2, 2)
@@ -197,7 +197,7 @@ def test_a_shrunk_model_goes_on(tmp_path: Path) -> None:
     expected = advance(parts, 4, 6)
     fresh, _ = start(method=False)
     with pytest.raises(
-        FileFormatError, match=r"had been cut or shrunk: do so again by Checkpoints.plan\('model'\) first"
+        FileFormatError, match=r"had been cut or shrunk: cut it again by Checkpoints.plan\('model'\) first"
     ):
         checkpoints.load(fresh)
     kept = checkpoints.plan()

@@ -127,7 +127,7 @@ def test_state_that_is_no_tensor_is_refused(model: nn.Module, tmp_path: Path) ->
 
     extra = Extra().eval()
     small = niwaki.cut(extra, plan_for(extra, IMAGES))
-    with pytest.raises(FileFormatError, match="'_extra_state': the module keeps a dict in its state"):
+    with pytest.raises(FileFormatError, match="'_extra_state': the module has a dict in its state"):
         niwaki.save(small, tmp_path / "out")
 
 

@@ -111,7 +111,7 @@ def test_where_it_is_not_known_it_is_refused() -> None:
     model = MLP()
     space = mlp_space(model)  # made by hand, without a run
     assert space.cost().activations == 0
-    with pytest.raises(BudgetError, match="How many activations are alive at once is not known for this search space"):
+    with pytest.raises(BudgetError, match="The number of activations alive at once is not known for this search space"):
         HESSO(space, torch.optim.SGD(model.parameters(), lr=0.1), Budget(activations=0.5), Schedule(1, 20))
     run = Training("mlp", sgd)
     with pytest.raises(BudgetError, match="niwaki.choose"):

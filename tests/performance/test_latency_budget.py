@@ -174,7 +174,7 @@ def stopped(space: SearchSpace, small: nn.Module) -> tuple[Timed, Timed]:
         (other_operators, "1 operators ran where the search space was made from 10"),
         (renamed, "10 operators ran where .* from 10, aten.relu.default in the place of aten.addmm.default"),
         (failing, "RuntimeError: no such kernel"),
-        (stopped, "[0-9]{7,}.* times as much is saved as they say"),
+        (stopped, "[0-9]{7,}.* times as much is saved as they predict"),
     ],
 )
 def test_where_operators_tell_nothing_macs_do(how: object, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_where_operators_tell_nothing_macs_do(how: object, why: str, monkeypatch
     plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(latency=0.8), example_inputs=0)
     told = plan.provenance["measured"]["latency"]
     assert 0.76 * told["dense"] <= told["kept"] <= 0.8 * told["dense"]
-    start = "Units were priced by their MACs, since the time of operators does not tell the latency here: "
+    start = "Units were priced by their MACs, since the times of operators do not predict the latency here: "
     assert re.match(start + why, plan.provenance["priced"]), plan.provenance["priced"]
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 

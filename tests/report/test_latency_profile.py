@@ -69,7 +69,7 @@ def test_steps_that_cannot_meet_the_budget_are_told() -> None:
         niwaki.latency_profile(space, scores, niwaki.Budget(macs=0.05), x, round_to=(16,), runtimes=runtimes)
     with pytest.raises(MethodError, match="round_to is empty: name at least one step"):
         niwaki.latency_profile(space, scores, niwaki.Budget(macs=0.5), x, round_to=())
-    with pytest.raises(BudgetError, match="is not a budget. Say of what it is a limit"):
+    with pytest.raises(BudgetError, match="is not a budget. Name its measure"):
         niwaki.latency_profile(space, scores, 0.5, x)  # type: ignore[arg-type]
 
 

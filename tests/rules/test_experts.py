@@ -174,8 +174,8 @@ def test_unseen_experts_follow_their_siblings() -> None:
     assert ("experts.1.up.weight", 1) not in pinned
     assert space.notes == (
         "No example call reached 8 of the parameters (in experts.1.up, experts.1.down, experts.3.up and 1 more), but "
-        "some that are like them: the cut network will fit them, and what is theirs alone stays. An example call that "
-        "reaches them, with more tokens for instance, lets that leave too.",
+        "it reached similar ones: the cut network will fit them, and units of their own are not pruned. An example "
+        "call that reaches them, with more tokens for instance, makes these units prunable too.",
     )
 
 
@@ -190,7 +190,7 @@ def test_unseen_parameters_without_siblings_are_listed() -> None:
 
     space = niwaki.search_space(Spare(), torch.randn(4, 3))
     assert space.notes == (
-        "No example call reached 2 of the parameters (in spare). They stay as they are, and code that uses them may "
+        "No example call reached 2 of the parameters (in spare). They are not pruned, and code that uses them may "
         "not fit the cut network: give an example call that reaches them (example_inputs may be a list of calls).",
     )
     assert by_name(space) == {"up": 8}
@@ -451,7 +451,7 @@ def test_a_router_keeps_as_many_experts_as_it_chooses(how: str) -> None:
     space = niwaki.search_space(model, FAMILIES[0].tokens(16, 1), allow_inexact=True)
     keep = np.ones(space.num_units, dtype=bool)
     keep[_experts(space)[0].first : _experts(space)[0].first + 3] = False
-    with pytest.raises(PlanError, match="whether there are enough to choose from"):
+    with pytest.raises(PlanError, match="whether enough entries are left to choose from"):
         space.plan(keep)
 
 
@@ -483,7 +483,7 @@ class Numbered(nn.Module):
         (lambda chosen: chosen * 1.5, "aten.mul.Tensor computes with positions along it, which are renumbered"),
         (lambda chosen: chosen == 2, "aten.eq.Scalar computes with positions along it"),
         (lambda chosen: chosen.view(2, -1), "an output of the model holds positions along it"),
-        (lambda chosen: torch.arange(6)[chosen], "it meets a tensor that is made anew in every call"),
+        (lambda chosen: torch.arange(6)[chosen], "it meets a tensor that is computed anew in every call"),
         (lambda chosen: nn.functional.one_hot(chosen, 6), "positions along it"),
         (lambda chosen: chosen.bincount(minlength=7), "positions along it"),
         (lambda chosen: chosen.float().sum(), None),

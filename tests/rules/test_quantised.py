@@ -96,7 +96,7 @@ def test_weights_on_a_grid_for_each_channel() -> None:
 
 def test_observers_are_mentioned_in_a_note() -> None:
     space = niwaki.search_space(prepared(), X)
-    assert sum("Observers of fake quantisation look at ranges" in note for note in space.notes) == 1
+    assert sum("Observers of fake quantisation take the range" in note for note in space.notes) == 1
 
 
 def test_a_norm_that_its_own_scale_is_divided_out_of_stays() -> None:

@@ -296,7 +296,7 @@ def test_scores_of_another_space() -> None:
 @pytest.mark.parametrize("value", [0, 1, -3, 0.0, 1.5, -0.5, True, "half", float("nan"), 50.0])
 def test_malformed_limits(value: object) -> None:
     with pytest.raises(
-        BudgetError, match=r"macs=.* is not a budget: pass a float in \(0, 1\], the share to keep, or a wh"
+        BudgetError, match=r"macs=.* is not a budget: pass a float in \(0, 1\], the fraction to keep, or a wh"
     ):
         Budget(macs=value)  # type: ignore[arg-type]
 

@@ -230,7 +230,7 @@ PINS: dict[str, tuple[Callable[[Any, Any], Tensor], str]] = {
     "table": (lambda m, y: y.view(len(y), m.heads, 6) * {4: 2.0}.get(m.heads, 1.0), r"is computed as \(heads - 4\)"),
     "size of a repetition": (lambda m, y: y.view(len(y), m.heads, 6) * _gates(m, 4), r"computed as \(4 - \(heads \* "),
     "loop": (lambda m, y: _repeated(y.view(len(y), m.heads, 6), m.heads), "is replaced by another operator$"),
-    "values": (lambda m, y: y.view(len(y), m.heads, 6) * torch.arange(m.heads)[:, None], "made anew in every call$"),
+    "values": (lambda m, y: y.view(len(y), m.heads, 6) * torch.arange(m.heads)[:, None], "anew in every call$"),
 }
 # fmt: on
 

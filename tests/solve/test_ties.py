@@ -129,7 +129,7 @@ def test_groups_leave_together(model: type[nn.Module], steps: tuple[int, ...]) -
     net, x = model(), torch.randn(2, 4)
     space = niwaki.search_space(net, x)
     assert [sorted(tie.steps) for tie in space.ties] == [sorted(steps)]
-    assert "leaving together" in str(space)
+    assert "removed together" in str(space)
     for seed in range(5):
         plan = random_plan(space, np.random.default_rng(seed))
         found = deviations(net, plan, x)
@@ -215,7 +215,7 @@ def test_a_condition_on_one_number_is_a_step_or_a_least_size(
     space = niwaki.search_space(net, x)
     assert [group.units for group in space.groups] == [12]
     assert [(tie.steps, tie.most) for tie in space.ties] == [((step,), most)]
-    assert f"leaving in steps: {step} of first, {most} times at most" in str(space)
+    assert f"removed in steps: {step} of first, {most} times at most" in str(space)
     assert space.least_units() == [12 - step * most]
     for seed in range(4):
         assert deviations(net, random_plan(space, np.random.default_rng(seed)), x)["eval"] <= 1e-10

@@ -66,7 +66,7 @@ def test_what_cannot_be_compared_is_told() -> None:
     with torch.device("meta"):
         net = Asking(_ASKING["requires_grad"], lambda h: h.flip(-1))
         (note,) = _notes(net, torch.randn(5, 4))
-    assert "cannot be told without values" in note
+    assert "cannot be found out without values" in note
 
 
 def test_what_only_fails_with_gradients_is_told() -> None:

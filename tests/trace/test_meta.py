@@ -117,7 +117,7 @@ def test_a_line_that_needs_a_value_is_named() -> None:
         niwaki.search_space(model, torch.randn(2, 4))
     text = str(caught.value)
     assert text.startswith("The model cannot be analysed on the meta device: ")
-    assert "test_meta.py:" in text and "asks for the content of a tensor (aten.nonzero.default)" in text
+    assert "test_meta.py:" in text and "asks for the values of a tensor (aten.nonzero.default)" in text
     assert "analyse a model with real weights" in text
     assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
 

@@ -283,7 +283,7 @@ def test_what_lies_in_other_objects_is_named(wrap: Callable[[Tensor], Any], name
     space = niwaki.search_space(net, x)
     assert units(space) == {"body": 16, "head": 10}
     assert space.notes == (
-        f"The model also returns {named}; tensors inside are not taken for outputs and may get smaller.",
+        f"The model also returns {named}; tensors inside do not count as outputs and may get smaller.",
     )
     assert niwaki.check(net, halved(net, space), x).holds
 
@@ -372,8 +372,8 @@ def test_an_output_that_nobody_knows_is_named() -> None:
     known, x = np.ones((4, 10), np.float32), torch.randn(4, 6)
     space = niwaki.search_space(Net(lambda logits: torch.from_numpy(known)).eval(), x)
     assert space.notes == (
-        "The model returns a tensor of shape [4, 10] that no operator gave and no module holds, so it is taken for a "
-        "constant. If it is made of what the model computes, return that too: it may get smaller.",
+        "The model returns a tensor of shape [4, 10] that no operator returned and no module holds, so it counts as "
+        "a constant. If it is made of computed values, return those too: it may get smaller.",
     )
 
 
@@ -405,7 +405,7 @@ def test_a_container_that_the_model_fills_is_noted(kind: type[dict[str, Any]]) -
     space = niwaki.search_space(net, {"x": x, "out": given})
     assert not given, "the user's own is left alone"
     assert space.notes == (
-        "The model puts tensors into a container among its inputs; these are not taken for outputs and may get "
+        "The model puts tensors into a container among its inputs; these do not count as outputs and may get "
         "smaller. Return them beside the others if they have to keep their size.",
     )
     assert niwaki.search_space(net, x).notes == ()

@@ -214,7 +214,7 @@ def test_bad_recipes_are_sentences() -> None:
         ({"method": "magic"}, "There is no method 'magic'. Choose adahspg, dhspg, hesso, hesso-cric, hspg or none."),
         ({"epochs": 0}, "epochs is 0, but must be at least 1."),
         ({"lr": float("nan")}, "lr is nan, but must be a finite number above 0."),
-        ({"prune_start": 0.6}, "from the share 0.6 of all steps until"),
+        ({"prune_start": 0.6}, "from the fraction 0.6 of all steps until"),
         ({"keep_macs": None}, "needs to know what to keep"),
         ({"batch_size": 1}, "BatchNorm cannot train on single images"),
     ):
