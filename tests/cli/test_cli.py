@@ -137,8 +137,8 @@ def test_help_names_the_commands(niwaki) -> None:
     [
         ("train", "[default: 0.4]"),
         ("train", "[default: one epoch]"),
-        ("inspect", "[default: what the source of the network says]"),
-        ("inspect", "[default: as it usually has]"),
+        ("inspect", "[default: the usual input of the network]"),
+        ("inspect", "[default: its usual number]"),
     ],
 )
 def test_defaults_in_brackets_are_no_markup(niwaki, command: str, default: str) -> None:

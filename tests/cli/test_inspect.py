@@ -398,7 +398,7 @@ def test_forms_of_drawings() -> None:
         (("mlp", "--check", "--meta"), "--check computes outputs, and a network on the meta device has no weights"),
         (("mlp", "--draw", "net.png"), "'net.png' is not a name for a drawing. Let it end in .dot or .html or .svg."),
         (("mlp", "--draw", "nowhere/net.dot"), "lies in 'nowhere', which is not a directory"),
-        (("net.py:Net",), "What net.py:Net takes is not known. Give its inputs with --input"),
+        (("net.py:Net",), "The inputs of net.py:Net are not known. Give them with --input"),
         (("net.py:for_images",), "net.py:for_images needs in_channels, which has no default"),
         (("net.py:fails",), "fails() in 'net.py' failed: ValueError: no such luck"),
         (("net.py:absent",), "'net.py' has no function 'absent'"),

@@ -301,7 +301,7 @@ def test_layer_by_layer() -> None:
     np.testing.assert_allclose(found[stream], expected, rtol=1e-12)
     batches = [torch.randn(3, 1, 8, 8, dtype=torch.double)]
     assert score(space, "taylor1", batches, loss, compare="layer").values.shape == (space.num_units,)
-    with pytest.raises(MethodError, match="'geometric_median' looks at units as a whole, so it cannot score them"):
+    with pytest.raises(MethodError, match="'geometric_median' scores units as a whole, so it cannot score them"):
         score(space, "geometric_median", compare="layer")
     with pytest.raises(MethodError, match="A function scores units as a whole"):
         score(space, lambda of: np.ones(of.num_units), compare="layer")

@@ -465,7 +465,7 @@ def test_a_plan_says_where_steps_are_coarse(round_to: int, coarse: bool) -> None
     with pytest.warns(UserWarning, match="has not reached the end of its schedule"):
         assert "tight" not in job.until(2).method.plan().provenance
     told = job.until(3).method.plan().provenance.get("tight", "")
-    assert ("The finest step there is" in told) == coarse
+    assert ("The finest possible step" in told) == coarse
     assert not coarse or f"with a limit of {job.method.selector.target.limits['params']:,.0f}." in told
 
 

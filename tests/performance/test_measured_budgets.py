@@ -225,7 +225,7 @@ def test_coarse_steps_are_told() -> None:
     assert macs < 0.99 * limit
     told = plan.provenance["tight"]
     assert told.startswith(
-        f"macs is {macs:,}, {1 - macs / limit:.1%} under its limit of {limit:,}. The finest step there is"
+        f"macs is {macs:,}, {1 - macs / limit:.1%} under its limit of {limit:,}. The finest possible step"
     )
     assert "8 more of the units of" in told
     fine = choose(mlp_space(MLP(16, 400, 300)), even(mlp_space(MLP(16, 400, 300))), Budget(macs=0.5))

@@ -56,6 +56,11 @@ def test_what_a_page_names_exists(page: str) -> None:
         assert (ROOT / page).parent.joinpath(link).is_file(), link
 
 
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+def test_no_page_holds_an_unresolved_merge(page: str) -> None:
+    assert not re.findall(r"^(?:<<<<<<<|>>>>>>>).*", text(page), flags=re.MULTILINE)
+
+
 def test_every_page_is_linked_from_the_readme() -> None:
     assert set(PAGES) - set(re.findall(r"\]\(([^)]+)\)", text("README.md"))) == {"README.md"}
 

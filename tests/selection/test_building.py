@@ -102,5 +102,5 @@ def test_a_plan_of_a_method_says_where_steps_are_coarse(kind: type) -> None:
             model(X).square().mean().backward()
             optimizer.step()
         told = method.plan().provenance.get("tight", "")
-        assert ("The finest step there is, 8 more of the units of 0" in told) == coarse
+        assert ("The finest possible step, 8 more of the units of 0" in told) == coarse
         method.detach()
