@@ -64,7 +64,7 @@ def check_layers(criteria: Sequence[Criterion], functions: Collection[Saliencies
     for criterion in criteria:
         if not criterion.adds_up:
             raise MethodError(
-                f"The criterion {criterion.name!r} looks at units as a whole, so it cannot score them layer by layer: "
+                f"The criterion {criterion.name!r} scores units as a whole, so it cannot score them layer by layer: "
                 f"{instead}."
             )
 
