@@ -12,9 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from niwaki.core.modes import eval_mode
-from niwaki.errors import FileFormatError
 from niwaki.huggingface.configuration import built_from, described, family_of, unsaid
-from niwaki.io.atomic import flush_directory, flush_file
+from niwaki.io.atomic import cannot_save, flush_directory, flush_file
 from niwaki.trace.structures import tensors_in
 from niwaki.trace.tracer import example_calls
 
@@ -68,10 +67,7 @@ def save_pretrained(small: PreTrainedModel, directory: str | os.PathLike[str], e
             os.rename(beside, target)
             flush_directory(target.parent)
     except (OSError, SafetensorError) as cause:
-        why = (isinstance(cause, OSError) and cause.strerror) or cause
-        raise FileFormatError(
-            f"Cannot save to {str(target)!r}: {why}. Name a directory that can be written to."
-        ) from cause
+        raise cannot_save(target, cause) from cause
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -7,6 +7,8 @@ import os
 import uuid
 from pathlib import Path
 
+from niwaki.errors import FileFormatError
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace the content of ``path``: written beside it, flushed to the disk, then renamed over it."""
@@ -30,22 +32,27 @@ def write_flushed(path: Path, content: bytes) -> None:
 
 def flush_file(path: Path) -> None:
     """Wait until a file that something else wrote is on the disk."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _flush(path, os.O_RDWR)
 
 
 def flush_directory(directory: Path) -> None:
     """Wait until the names in a directory are on the disk (a no-op where directories cannot be opened)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
+    if os.name == "posix":
+        _flush(directory, os.O_RDONLY)
+
+
+def _flush(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cannot_save(directory: Path, cause: Exception) -> FileFormatError:
+    """The error for a directory that could not be written to."""
+    why = (isinstance(cause, OSError) and cause.strerror) or cause
+    return FileFormatError(f"Cannot save to {str(directory)!r}: {why}. Name a directory that can be written to.")
 
 
 def sha256_of(path: Path) -> str:

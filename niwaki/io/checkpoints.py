@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 
 from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, NiwakiError
-from niwaki.io.atomic import flush_directory, flush_file, sha256_of, write_flushed
+from niwaki.io.atomic import cannot_save, flush_directory, flush_file, sha256_of, write_flushed
 from niwaki.io.format import checksum
 from niwaki.io.optimizer import keep_dtypes
 from niwaki.io.tree import decode, encode
@@ -110,10 +110,7 @@ def write_moment(folder: Path, moment: CheckpointData, keep: int) -> None:
         flush_directory(folder)
         _remove_others(folder, moment.step, keep)
     except (OSError, SafetensorError) as cause:
-        why = (isinstance(cause, OSError) and cause.strerror) or cause
-        raise FileFormatError(
-            f"Cannot save to {str(folder)!r}: {why}. Name a directory that can be written to."
-        ) from cause
+        raise cannot_save(folder, cause) from cause
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from niwaki.core.json_text import item_a_line
 from niwaki.errors import FileFormatError
-from niwaki.io.atomic import flush_directory, flush_file, sha256_of, write_atomically, write_flushed
+from niwaki.io.atomic import cannot_save, flush_directory, flush_file, sha256_of, write_atomically, write_flushed
 from niwaki.io.format import FILES, PLAN_FILE, checksum, crc32, staged_name
 
 
@@ -50,10 +50,7 @@ def write_directory(target: Path, data: Mapping[str, Any], parts: Mapping[str, P
         else:
             _make(target, data, parts)
     except (OSError, ValueError) as cause:  # a null character in a name is a ValueError
-        why = (isinstance(cause, OSError) and cause.strerror) or cause
-        raise FileFormatError(
-            f"Cannot save to {str(target)!r}: {why}. Name a directory that can be written to."
-        ) from cause
+        raise cannot_save(target, cause) from cause
 
 
 def _make(target: Path, data: Mapping[str, Any], parts: Mapping[str, Part]) -> None:
