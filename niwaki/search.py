@@ -17,9 +17,9 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import UnknownName, first_line
 from niwaki.program.entry import calls_of, program_of
 from niwaki.program.module import Program
+from niwaki.rules.constraints import Constraints
 from niwaki.selection import uniform
 from niwaki.solve.build import Builder
-from niwaki.solve.constraints import Constraints
 from niwaki.solve.dry_run import dry_run
 from niwaki.solve.propagate import propagate
 from niwaki.surgery.leftovers import remember_beside

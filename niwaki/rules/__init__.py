@@ -2,7 +2,9 @@
 
 A rule sees shapes, axes and static arguments; never a weight, a module or a pruning function. Files are named as
 PyTorch's documentation names its groups of operators, and all overloads of an operator have their rules in one file.
-To add a family, write one file and add its name to the import and to ``__all__`` here. Imports core and trace.
+To add a family, write one file and add its name to the import and to ``__all__`` here. Rules make their statements
+to a `niwaki.rules.call.Call`, which writes them into `niwaki.rules.constraints.Constraints`. A new statement is a
+method of the former, a field of the latter, and its reader in ``solve``. Imports core and trace.
 """
 
 import torch

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from niwaki.rules.call import Call
 from niwaki.rules.identity import Handed
 from niwaki.rules.joining import cut_out
+from niwaki.rules.label import Label
 from niwaki.rules.reductions import over
-from niwaki.rules.registry import Call, Label, mutant, nonnegative, rule, sample
+from niwaki.rules.registry import mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 

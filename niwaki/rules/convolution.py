@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from niwaki.rules.axis import Axis, merge
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
+from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 _WINDOW = "a convolution slides over this dimension"

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Call, Label, Refused, mutant, nonnegative, rule, sample
+from niwaki.rules.call import Call, Refused
+from niwaki.rules.label import Label
+from niwaki.rules.registry import mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from niwaki.rules.activations import entry_by_entry, keeps_zeros, softmax
+from niwaki.rules.call import Call
 from niwaki.rules.indexing_read import BesideProduct
+from niwaki.rules.label import Label
 from niwaki.rules.reductions import over
-from niwaki.rules.registry import Call, Label, mutant, nonnegative, rule, sample
+from niwaki.rules.registry import mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 

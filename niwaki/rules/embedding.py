@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from niwaki.rules.call import Call
 from niwaki.rules.indexing_read import LOOKED_UP
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.label import Label
+from niwaki.rules.registry import mutant, rule, sample
 from niwaki.rules.views import zeros_of
 
 aten = torch.ops.aten

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
+from niwaki.rules.registry import mutant, rule, sample
 
 aten = torch.ops.aten
 

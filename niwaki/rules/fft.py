@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
 from niwaki.rules.pointwise import pointwise
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, rule, sample
+from niwaki.rules.registry import homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 _TRANSFORMED = "it is transformed: every result depends on all of its entries and on their number"

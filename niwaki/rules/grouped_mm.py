@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination, Literal
 from niwaki.rules.axis import Axis
+from niwaki.rules.call import Call, Refused
+from niwaki.rules.label import Label
 from niwaki.rules.pointwise import broadcast
-from niwaki.rules.registry import Call, Label, Refused, mutant, named, rule, sample
+from niwaki.rules.registry import mutant, named, rule, sample
 
 aten = torch.ops.aten
 

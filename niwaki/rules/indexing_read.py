@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination, Literal
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
+from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 LOOKED_UP = "it is looked up by index"

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from niwaki.rules.call import Call
 from niwaki.rules.indexing_read import by_index
+from niwaki.rules.label import Label
 from niwaki.rules.pointwise import broadcast
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.registry import mutant, rule, sample
 
 aten = torch.ops.aten
 _WRITTEN = "it is written by index"

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination, Expression, Literal
 from niwaki.rules.axis import Axis, concatenate
+from niwaki.rules.call import Call, Refused
 from niwaki.rules.indexing_read import by_value
-from niwaki.rules.registry import Call, Label, Refused, homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.label import Label
+from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
 from niwaki.rules.views import arrange, free, zeros_of
 
 aten = torch.ops.aten

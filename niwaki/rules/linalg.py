@@ -7,9 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from niwaki.rules.call import Call
 from niwaki.rules.identity import read_out
+from niwaki.rules.label import Label
 from niwaki.rules.pointwise import broadcast
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.registry import mutant, rule, sample
 
 aten = torch.ops.aten
 _WHOLE = "a matrix is taken as a whole"

@@ -8,8 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
 from niwaki.rules.pointwise import pointwise
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.registry import mutant, rule, sample
 
 aten = torch.ops.aten
 _AVERAGED = "a loss is computed over it"

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.rules.axis import Axis
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
 from niwaki.rules.pointwise import broadcast
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Call, Label, mutant, rule, sample
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
+from niwaki.rules.registry import mutant, rule, sample
 
 aten = torch.ops.aten
 

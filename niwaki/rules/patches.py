@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.rules.axis import merge
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
+from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 _PATCHES = "patches are cut out of this dimension"

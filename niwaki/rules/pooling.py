@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from niwaki.rules.registry import Call, Label, mutant, nonnegative, rule, sample
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
+from niwaki.rules.registry import mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 _WHY = "a window slides over this dimension"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from niwaki.rules.call import Call
 from niwaki.rules.creation import constant, constant_like, counted
 from niwaki.rules.identity import Handed
 from niwaki.rules.indexing_read import by_value
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.label import Label
+from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 

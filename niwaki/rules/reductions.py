@@ -12,8 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from niwaki.rules.call import Call, Refused
 from niwaki.rules.indexing_read import by_value
-from niwaki.rules.registry import Call, Label, Refused, Scale, homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.label import Label, Scale
+from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from niwaki.rules.registry import Call, Label, Refused, mutant, rule, sample
+from niwaki.rules.call import Call, Refused
+from niwaki.rules.label import Label
+from niwaki.rules.registry import mutant, rule, sample
 
 aten = torch.ops.aten
 _LSTM = 2  # the kernel's number for the kind of layer

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.core.numbers import Combination, Literal
+from niwaki.rules.call import Call
 from niwaki.rules.indexing_read import BesideProduct, by_value
+from niwaki.rules.label import Label
 from niwaki.rules.reductions import over
-from niwaki.rules.registry import Call, Label, mutant, nonnegative, rule, sample
+from niwaki.rules.registry import mutant, nonnegative, rule, sample
 
 aten = torch.ops.aten
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from niwaki.rules.registry import Call, Label, homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
+from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
 from niwaki.rules.views import arrange, free, zeros_of
 
 aten = torch.ops.aten

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from niwaki.rules.registry import Call, Label
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
 
 _TRIES = 32
 _SIGN_TRIES = 512

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.rules.axis import Axis, merge
-from niwaki.rules.registry import Call, Label, Refused, homogeneous, mutant, rule, sample
+from niwaki.rules.call import Call, Refused
+from niwaki.rules.label import Label
+from niwaki.rules.registry import homogeneous, mutant, rule, sample
 
 aten = torch.ops.aten
 

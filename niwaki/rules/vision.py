@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from niwaki.rules.registry import Call, Label, mutant, named, sample
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
+from niwaki.rules.registry import mutant, named, sample
 
 _WINDOW = "regions are cut out of this dimension"
 _FOUND = "boxes are chosen by value"

@@ -10,8 +10,8 @@ import numpy as np
 from niwaki.core.counts import Counts, IntArray
 from niwaki.core.numbers import Attribute, Combination, Count, Equation, Expression, leaves
 from niwaki.rules.axis import Axis
+from niwaki.rules.constraints import Constraints
 from niwaki.solve.components import Components
-from niwaki.solve.constraints import Constraints
 from niwaki.solve.costs import lifetimes, tasks
 from niwaki.solve.groups import SolvedGroups
 from niwaki.trace.graph import Origin

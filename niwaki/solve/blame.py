@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Hashable, Iterator
 
-from niwaki.solve.constraints import Constraints
+from niwaki.rules.constraints import Constraints
 from niwaki.trace.graph import Graph
 
 BREADTHS = 3  # the line, shapes and modules; the line; the operator

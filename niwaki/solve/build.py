@@ -20,8 +20,8 @@ from niwaki.core.repairs import Factor, Repairs, Scalar, ScalarRule, TensorRule
 from niwaki.core.space import BoolArray, Group, Pin, SearchSpace
 from niwaki.core.tensor_dims import Role, TensorDim, slices_by_group
 from niwaki.rules.axis import Axis
+from niwaki.rules.constraints import Constraints
 from niwaki.solve.axis_table import Tables, pad
-from niwaki.solve.constraints import Constraints
 from niwaki.solve.groups import SolvedGroups
 from niwaki.solve.required import required
 from niwaki.solve.sizes import pin_unsolved, solve_sizes

@@ -17,8 +17,8 @@ from niwaki.core.counts import IntArray
 from niwaki.core.numbers import Combination, Count, Expression
 from niwaki.core.repairs import Scalar
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Label, Scale
-from niwaki.solve.constraints import Constraints
+from niwaki.rules.constraints import Constraints
+from niwaki.rules.label import Label, Scale
 from niwaki.trace.graph import Graph, Node, Ref
 
 _COMPARED = frozenset(

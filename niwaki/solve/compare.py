@@ -15,9 +15,9 @@ from niwaki.core.repairs import Scalar
 from niwaki.core.space import BoolArray
 from niwaki.errors import first_line
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Scale
+from niwaki.rules.constraints import Constraints
+from niwaki.rules.label import Scale
 from niwaki.rules.views import STRIDING
-from niwaki.solve.constraints import Constraints
 from niwaki.solve.groups import SolvedGroups
 from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
 

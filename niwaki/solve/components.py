@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray
-from niwaki.solve.constraints import Constraints
+from niwaki.rules.constraints import Constraints
 from niwaki.solve.describe import describe_components
 from niwaki.solve.factorise import Refining, connected_rows
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from niwaki.rules.axis import Axis
-from niwaki.solve.constraints import Constraints
+from niwaki.rules.constraints import Constraints
 from niwaki.trace.graph import Graph, Node, Origin, Run
 from niwaki.trace.operators import traits
 

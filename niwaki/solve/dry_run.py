@@ -19,10 +19,10 @@ from niwaki.core.location import Location
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray
 from niwaki.errors import PlanError
+from niwaki.rules.constraints import Constraints
 from niwaki.solve.blame import BREADTHS
 from niwaki.solve.build import Builder
 from niwaki.solve.compare import Comparison, Problem, named
-from niwaki.solve.constraints import Constraints
 from niwaki.solve.masks import hard_keep, slight_keep
 from niwaki.solve.mend import Mending
 from niwaki.surgery.cut import cut_empty, duplicate

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from niwaki.core.counts import IntArray
 from niwaki.rules.axis import product_rows
-from niwaki.solve.constraints import Constraints
+from niwaki.rules.constraints import Constraints
 
 _MOST_PARTS = 64  # blocks of rows that share no id; with more of them, the rows are not a product
 _CONFLICT = "it is a product in two ways that have no common factors"

@@ -11,8 +11,8 @@ from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray, Tie
 from niwaki.core.tensor_dims import Role
 from niwaki.rules.axis import Axis
+from niwaki.rules.constraints import Constraints, Mark
 from niwaki.solve.components import Components, solve
-from niwaki.solve.constraints import Constraints, Mark
 from niwaki.solve.describe import describe_units
 from niwaki.solve.steps import UnitSteps
 from niwaki.trace.graph import Graph, Origin, Value

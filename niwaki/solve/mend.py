@@ -7,10 +7,10 @@ from collections.abc import Hashable, Iterator
 
 from niwaki.core.location import Location
 from niwaki.rules.axis import Axis
+from niwaki.rules.constraints import Constraints
 from niwaki.solve.blame import Blame
 from niwaki.solve.build import Builder
 from niwaki.solve.compare import Problem
-from niwaki.solve.constraints import Constraints
 from niwaki.trace.graph import Graph
 
 _STEPS = (2, 4, 8)

@@ -12,12 +12,13 @@ from niwaki import rules
 from niwaki.core.location import Location
 from niwaki.core.numbers import Count, Equation, Expression, Literal, leaves
 from niwaki.rules.axis import Axis, fixed
-from niwaki.rules.registry import HOMOGENEOUS, Call, Label, Refused, Rule, Source
+from niwaki.rules.call import Call, Refused
+from niwaki.rules.constraints import Constraints, Touched
+from niwaki.rules.label import Label, Source
+from niwaki.rules.registry import HOMOGENEOUS, Rule
 from niwaki.solve import signs
-from niwaki.solve.call import GraphCall
 from niwaki.solve.call_cache import CachedCall, Calls
 from niwaki.solve.comparisons import compared
-from niwaki.solve.constraints import Constraints, Touched
 from niwaki.solve.rescaling import Scaling
 from niwaki.trace.graph import Frozen, Graph, Node, Origin, Run, Value
 
@@ -64,7 +65,7 @@ def propagate(
             key = calls.key(node, place in thrown_away, discarded) if repeats and len(graph.runs) > 1 else None
             said = calls.recall(key) if index else None
             if said is None:
-                call = GraphCall(constraints, graph, node, index == 0, run.both, place in thrown_away, discarded)
+                call = Call(constraints, graph, node, index == 0, run.both, place in thrown_away, discarded)
                 labels = _apply(call, graph, node, find, scaling, tolerant)
                 axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
                 said = CachedCall(labels, axes, call.resized, call.rescaled, call.understood)
@@ -178,7 +179,7 @@ def _named(value: Value) -> str:
     )
 
 
-def _apply(call: GraphCall, graph: Graph, node: Node, find: FindRule, scaling: Scaling, tolerant: bool) -> list[Label]:
+def _apply(call: Call, graph: Graph, node: Node, find: FindRule, scaling: Scaling, tolerant: bool) -> list[Label]:
     """Apply its rule to a call, and return the labels of its results."""
     rule = find(node.operator)
     numbers = [number for number in node.outputs if number is not None]

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from niwaki.core.repairs import Scalar
+from niwaki.rules.call import Call
+from niwaki.rules.constraints import Constraints, RepairClaim
+from niwaki.rules.label import Label, Scale, Source
 from niwaki.rules.pointwise import pointwise
-from niwaki.rules.registry import HOMOGENEOUS, Call, Homogeneous, Label, Rule, Scale, Source
+from niwaki.rules.registry import HOMOGENEOUS, Homogeneous, Rule
 from niwaki.rules.trying import degree
-from niwaki.solve.constraints import Constraints, RepairClaim
 
 aten = torch.ops.aten
 _CASTS = Homogeneous(("self",), None, whole=True)

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
 from niwaki.rules.pointwise import pointwise
-from niwaki.rules.registry import HOMOGENEOUS, NONNEGATIVE, Call, Label, Rule
+from niwaki.rules.registry import HOMOGENEOUS, NONNEGATIVE, Rule
 from niwaki.rules.trying import never_negative
 
 

@@ -24,8 +24,8 @@ from niwaki.core.numbers import Attribute, Combination, Count, Equation, Express
 from niwaki.core.objects import class_attribute
 from niwaki.core.paths import part
 from niwaki.rules.axis import Axis
+from niwaki.rules.constraints import Constraints
 from niwaki.solve.components import Components, solve
-from niwaki.solve.constraints import Constraints
 from niwaki.trace.graph import Graph, Origin
 
 _NUMBER = re.compile(r"\d+")

@@ -24,7 +24,7 @@ from niwaki.core.numbers import Attribute, Equation, Numbers, leaves
 from niwaki.core.paths import Where, parts
 from niwaki.core.space import BoolArray
 from niwaki.program.module import Program
-from niwaki.solve.constraints import Constraints
+from niwaki.rules.constraints import Constraints
 from niwaki.solve.reading import reader_of, reader_of_child
 from niwaki.trace.graph import Graph
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 
@@ -13,13 +13,11 @@ import torch
 from torch._ops import OpOverload
 
 from niwaki import rules
-from niwaki.core.counts import IntArray
-from niwaki.core.numbers import Expression
-from niwaki.core.repairs import Scalar
 from niwaki.core.space import BoolArray
 from niwaki.errors import NiwakiError
-from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Call, Label, Rule, Sample, Scale
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
+from niwaki.rules.registry import Rule, Sample
 from niwaki.solve.build import Builder
 from niwaki.solve.masks import random_keep
 from niwaki.solve.propagate import propagate
@@ -134,109 +132,40 @@ def statements(rule: Rule, sample: Sample) -> set[Line]:
     heard: set[Line] = set()
 
     def listening(call: Call) -> Label | Sequence[Label] | None:
-        return rule(_Filtered(call, heard, None))
+        return _listened(rule, call, _Listener(heard, None))
 
     check_rule(rule, sample, instead=listening, plans=0)
     return heard
 
 
 def forgetting(rule: Rule, line: Line) -> Rule:
-    """The rule without the statement on one source line: a mutant that its samples should expose."""
+    """The rule without what it says on one source line: a mutant that its samples should expose."""
 
     def forgetful(call: Call) -> Label | Sequence[Label] | None:
-        return rule(_Filtered(call, set(), line))
+        return _listened(rule, call, _Listener(set(), line))
 
     return forgetful
 
 
-class _Filtered(Call):
-    """Passes everything on to another call, notes the lines of statements, and drops those of one line."""
+def _listened(rule: Rule, call: Call, listener: Callable[[], bool]) -> Label | Sequence[Label] | None:
+    call.listener = listener
+    try:
+        return rule(call)
+    finally:
+        call.listener = None
 
-    def __init__(self, call: Call, heard: set[Line], deaf_to: Line | None) -> None:
-        self._call, self._heard, self._deaf_to = call, heard, deaf_to
-        self.operator, self.python, self.arguments = call.operator, call.python, call.arguments
-        self.shapes, self.dtypes, self.trains = call.shapes, call.dtypes, call.trains
-        self.unused, self.discarded = call.unused, call.discarded
 
-    def _passes(self) -> bool:
-        speaker = sys._getframe(2)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Listener:
+    """Notes the lines on which a rule constrains something, and ignores what is said on one line."""
+
+    heard: set[Line]
+    deaf_to: Line | None
+
+    def __call__(self) -> bool:
+        speaker = sys._getframe(3)  # behind the statement, and the call's own question
         if speaker.f_code in _OF_CALLS:
             return True
         line = speaker.f_code.co_filename, speaker.f_lineno
-        self._heard.add(line)
-        return line != self._deaf_to
-
-    def fresh(self, size: int) -> Axis:
-        return self._call.fresh(size)
-
-    def fixed(self, size: int, why: str = "") -> Axis:
-        return self._call.fixed(size, why)
-
-    def equate(self, left: Axis, right: Axis) -> None:
-        if left.free or right.free:
-            if not left.same_as(right) and self._passes():
-                self._call.equate(left, right)
-
-    def equate_rows(self, left: IntArray, right: IntArray) -> None:
-        if self._passes():
-            self._call.equate_rows(left, right)
-
-    def pin(self, axis: Axis, why: str) -> None:
-        if axis.free and self._passes():
-            self._call.pin(axis, why)
-
-    def inexact(self, axis: Axis, why: str) -> None:
-        if axis.free and self._passes():
-            self._call.inexact(axis, why)
-
-    def scale(self, axis: Axis, power: float, why: str) -> tuple[Scale, ...]:
-        return self._call.scale(axis, power, why)
-
-    def rescales(self, number: float, how: Scalar | tuple[Scale, ...]) -> None:
-        self._call.rescales(number, how)
-
-    def contract(self, left: Label, left_dim: int, right: Label, right_dim: int) -> None:
-        if left.axes[left_dim].free or right.axes[right_dim].free:
-            if self._passes():
-                self._call.contract(left, left_dim, right, right_dim)
-
-    def size_is(self, expression: Expression | None, axis: Axis, what: str) -> None:
-        if expression is not None and (not axis.free or self._passes()):
-            self._call.size_is(expression, axis, what)
-
-    def note(self, text: str) -> None:
-        self._call.note(text)
-
-    def consumes(self, weight: Label, dim: int, zero: bool) -> None:
-        self._call.consumes(weight, dim, zero)
-
-    def zeroed_by_method(self, weight: Label, dim: int) -> None:
-        self._call.zeroed_by_method(weight, dim)
-
-    def weight_norm_direction(self, weight: Label, dim: int) -> bool:
-        return self._call.weight_norm_direction(weight, dim)
-
-    def produces(self, weight: Label, dim: int) -> None:
-        self._call.produces(weight, dim)
-
-    def size_exprs(self, given: Sequence[int], behind: int = 0) -> list[Expression | None]:
-        return self._call.size_exprs(given, behind)
-
-    def derived_by_torch(self, *names: str) -> None:
-        self._call.derived_by_torch(*names)
-
-    def index_of(self, label: Label) -> Axis | None:
-        return self._call.index_of(label)
-
-    def indexed_by(self, axis: Axis, indices: Label, why: str) -> None:
-        if axis.free and self._passes():
-            self._call.indexed_by(axis, indices, why)
-
-    def int_expr(self, given: int) -> Expression:
-        return self._call.int_expr(given)
-
-    def size_of(self, argument: str, dim: int) -> Expression:
-        return self._call.size_of(argument, dim)
-
-    def macs(self, times: int, *axes: Axis) -> None:
-        self._call.macs(times, *axes)
+        self.heard.add(line)
+        return line != self.deaf_to

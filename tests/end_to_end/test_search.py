@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import niwaki
 from niwaki.errors import TraceError, UnknownName
-from niwaki.rules.registry import RULES, Call, Label
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
+from niwaki.rules.registry import RULES
 
 
 def small() -> nn.Sequential:

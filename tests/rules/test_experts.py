@@ -20,7 +20,9 @@ from niwaki import rules
 from niwaki.core.space import Group, SearchSpace
 from niwaki.errors import PlanError
 from niwaki.networks.torchvision_cpu import load
-from niwaki.rules.registry import Call, Label, Refused, Rule
+from niwaki.rules.call import Call, Refused
+from niwaki.rules.label import Label
+from niwaki.rules.registry import Rule
 from niwaki.solve.build import Builder
 from niwaki.solve.propagate import propagate
 from niwaki.testing.models import random_plan, randomised

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.rules import registry
-from niwaki.rules.registry import Call, Label
+from niwaki.rules.call import Call
+from niwaki.rules.label import Label
 from niwaki.testing import check_rule
 
 

@@ -14,7 +14,7 @@ from torch import nn
 import niwaki
 from niwaki.core.describe import spans
 from niwaki.rules.axis import Axis, fixed, merge
-from niwaki.rules.registry import Label, Scale
+from niwaki.rules.label import Label, Scale
 from niwaki.solve.axis_table import Tables
 from niwaki.solve.components import solve
 from niwaki.solve.groups import SolvedGroups

@@ -16,7 +16,7 @@ import niwaki
 import niwaki.solve.propagate as propagation
 from niwaki.core.space import SearchSpace
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Label
+from niwaki.rules.label import Label
 from niwaki.solve.build import Builder
 from niwaki.trace.graph import Graph, Node
 from niwaki.trace.tracer import example_calls, trace

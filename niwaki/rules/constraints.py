@@ -9,13 +9,13 @@ import numpy as np
 from torch._ops import OpOverload
 
 from niwaki.core.counts import IntArray
+from niwaki.core.describe import counted, first_of, spans
 from niwaki.core.location import Location
 from niwaki.core.numbers import Equation
 from niwaki.core.repairs import Scalar
 from niwaki.core.space import BoolArray
 from niwaki.rules.axis import Axis
-from niwaki.rules.registry import Label, Scale
-from niwaki.solve.describe import describe_constraints
+from niwaki.rules.label import Label, Scale
 from niwaki.trace.graph import Node
 
 
@@ -126,3 +126,27 @@ class Constraints:
     def mark_inexact(self, ids: IntArray, why: int) -> None:
         """Mark positions whose removal changes the result: pinned, unless the user allows inexact groups."""
         (self.inexact if self.allow_inexact else self.pinned).append((ids, why))
+
+
+def describe_constraints(constraints: Constraints) -> str:
+    """Which rows of ids are equal, which ids are pinned and why, which numbers must equal which sizes."""
+    equal = [f"  {Axis(left)} = {Axis(right)}{_at(constraints, why)}" for left, right, why in constraints.equal]
+    pinned = [
+        f"  {spans(ids.reshape(-1))}: {constraints.reasons[why].text}{_at(constraints, why)}"
+        for ids, why in constraints.pinned
+    ]
+    inexact = [
+        f"  {spans(ids.reshape(-1))}: {constraints.reasons[why].text}{_at(constraints, why)}"
+        for ids, why in constraints.inexact
+    ]
+    sizes = [f"  {claim}" for claim in constraints.sizes if claim.axis is not None]
+    still = len(constraints.sizes) - len(sizes)
+    lines = [f"{counted(constraints.ids - 1, 'id')}, {counted(len(equal), 'equation')}", *first_of(equal)]
+    for noun, found in (("pin", pinned), ("inexact dimension", inexact), ("size", sizes)):
+        lines += [counted(len(found), noun), *first_of(found)] if found else []
+    return "\n".join([*lines, f"{counted(still, 'number')} that must stay as they are"] if still else lines)
+
+
+def _at(constraints: Constraints, why: int) -> str:
+    location: Location | None = constraints.reasons[why].location
+    return f", {location.brief}" if location else ""
