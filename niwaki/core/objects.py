@@ -11,6 +11,13 @@ _NOTHING = object()
 _ALLOCATORS = (SimpleNamespace, OrderedDict, defaultdict, dict, object)
 
 
+class Note:
+    """What niwaki has written on a module. It is no setting of the model, and nothing that walks over a model looks
+    into it."""
+
+    __slots__ = ()
+
+
 def attributes_of(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The attributes of an object, in its dictionary and in its slots. No code of its class runs.
 

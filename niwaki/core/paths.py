@@ -19,6 +19,7 @@ import torch
 
 from niwaki.core.libraries import TORCH, is_of
 from niwaki.core.objects import (
+    Note,
     attributes_of,
     class_attribute,
     closure_of,
@@ -44,7 +45,7 @@ _PARTIAL = ("func", "args", "keywords")
 _FUNCTION = ("__defaults__", "__kwdefaults__", "__closure__")
 _SEQUENCES = (tuple, list, torch.Size)
 # Objects with an identity of their own, which a copy cannot replace.
-_UNIQUE = (torch.nn.Module, torch.Tensor, type, Enum, ModuleType, BaseException)
+_UNIQUE = (torch.nn.Module, torch.Tensor, type, Enum, ModuleType, BaseException, Note)
 
 
 def describe(module: str, name: str, where: Where) -> str:

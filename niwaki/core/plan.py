@@ -227,7 +227,10 @@ def _shapes(data: Mapping[str, Any]) -> tuple[TensorShape, ...]:
 
 def smaller_shapes(plan: Plan) -> tuple[TensorShape, ...]:
     """Names and shapes of the tensors after the cut."""
-    return tuple(TensorShape(one.name, plan.change_of(one.name).shape_of(one.shape)) for one in plan.shapes)
+    shapes = {one.name: plan.change_of(one.name).shape_of(one.shape) for one in plan.shapes}
+    for edit in plan.module_edits:
+        edit.update_shapes(shapes)
+    return tuple(TensorShape(name, shape) for name, shape in sorted(shapes.items()))
 
 
 def tensor_shapes(model: torch.nn.Module) -> tuple[TensorShape, ...]:

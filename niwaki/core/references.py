@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from niwaki.core.objects import attributes_of, copyable, filled
+from niwaki.core.objects import Note, attributes_of, copyable, filled
 
 ATOMS = frozenset(
     {type(None), type(...), type(NotImplemented), bool, int, float, complex, str, bytes, range, slice}
     | {torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size}
 )
 _SEQUENCES = (list, tuple, set, frozenset, deque)
-_LEAVES = (type, ModuleType, Enum, *ATOMS)
+_LEAVES = (type, ModuleType, Enum, Note, *ATOMS)
 _MOST_THINGS = 10_000  # a closure that reaches more objects holds the program around the model
 _MOST_ENTRIES = 2**16  # the most tensors that do not belong to the model
 

@@ -41,7 +41,8 @@ def save(
     Args:
         small: the network that `niwaki.cut` returned, trained further or not, on any device and of any dtype.
         directory: created, with its parents, if it does not exist.
-        plan: needed only if ``small`` is a copy of a network that `niwaki.cut` returned: copies do not have the plan.
+        plan: needed only if something else than `niwaki.cut`, `niwaki.shrink` or a copy made ``small``, such as a
+            constructor with the small sizes.
         optimizer: an optimizer of the parameters of ``small``, whose state goes to ``optimizer.safetensors``;
             `niwaki.load_optimizer` reads it.
         program: ``torch.export.export(small, ...)``, which goes to ``program.json`` and ``program.safetensors``;
@@ -66,8 +67,8 @@ def save(
     plan = plan_of(small) if plan is None else plan
     if plan is None:
         raise FileFormatError(
-            "niwaki.save was given a network without a plan: it was not made by niwaki.cut, or is a copy of one that "
-            "was. Pass the plan it was cut with as `plan=`."
+            "niwaki.save was given a network without a plan: niwaki.cut did not make it, nor the network that it is a "
+            "copy of. Pass the plan it was cut with as `plan=`."
         )
     check_plan(plan)
     if isinstance(small, ExportedProgram):

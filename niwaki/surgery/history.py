@@ -1,17 +1,33 @@
-"""Which plan a network was cut by, for as long as it lives."""
+"""Which plan a network was cut by. The network carries it itself, and so do its copies, pickled ones too."""
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
 from niwaki.core.compose import composed, difference
-from niwaki.core.plan import Plan, structure_hash, tensor_shapes
+from niwaki.core.names import module_at, named_buffers, named_parameters
+from niwaki.core.objects import Note
+from niwaki.core.plan import Plan, smaller_shapes, structure_hash, tensor_shapes
 from niwaki.errors import PlanError
 
-_PLANS: WeakKeyDictionary[torch.nn.Module | ExportedProgram, Plan] = WeakKeyDictionary()
+_NAME = "_niwaki_plan"  # in the dictionary of the network
+
+
+@dataclass(frozen=True, slots=True)
+class _CutBy(Note):
+    """Pickled as the text of the plan: a pickled network is read where niwaki is not installed, too."""
+
+    plan: Plan
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _CutBy:
+        return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (self.plan.to_json(),)
 
 
 def check_plan(plan: object) -> None:
@@ -26,12 +42,24 @@ def check_plan(plan: object) -> None:
 
 def remember(network: torch.nn.Module | ExportedProgram, plan: Plan) -> None:
     """Note that ``network`` was cut by ``plan``."""
-    _PLANS[network] = plan
+    _carrier(network)[_NAME] = _CutBy(plan)
 
 
 def plan_of(network: torch.nn.Module | ExportedProgram) -> Plan | None:
-    """The plan that ``network`` was cut by, if niwaki cut it in this process."""
-    return _PLANS.get(network)
+    """The plan that ``network``, or what it is a copy of, was cut by, if niwaki cut it.
+
+    Raises:
+        PlanError: it was pickled by a newer niwaki.
+    """
+    note = _carrier(network).get(_NAME)
+    if isinstance(note, str):
+        return Plan.from_json(note)
+    return note.plan if isinstance(note, _CutBy) else None
+
+
+def _carrier(network: torch.nn.Module | ExportedProgram) -> dict[str, Any]:
+    """Of a compiled module, the one inside."""
+    return module_at(network, "").__dict__ if isinstance(network, torch.nn.Module) else network.__dict__
 
 
 def inside(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
@@ -64,10 +92,19 @@ def to_do(model: torch.nn.Module, plan: Plan) -> tuple[Plan, Plan]:
         return plan, plan
     if plan.structure == structure_hash(tensor_shapes(model)):
         plan.check_fits(model)
-        return plan, composed(done, plan)
+        return plan, composed(done, plan) if _has_what_it_left(done, model) else plan
     if plan.structure == done.structure:
         left = difference(done, plan)
         left.check_fits(model)
         return left, plan
     plan.check_fits(model)  # says what differs
     return plan, plan
+
+
+def _has_what_it_left(done: Plan, model: torch.nn.Module) -> bool:
+    """Whether ``model`` has the parameters that ``done`` left it with. One that has been given other layers since is a
+    dense network again."""
+    parameters = {name: tuple(parameter.shape) for name, parameter in named_parameters(model)}
+    left = {shape.name: shape.shape for shape in smaller_shapes(done)}
+    buffers = {name for name, _ in named_buffers(model)}
+    return parameters.items() <= left.items() and left.keys() <= parameters.keys() | buffers

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from niwaki.core.names import named_modules
-from niwaki.core.objects import attributes_of, copyable
+from niwaki.core.objects import Note, attributes_of, copyable
 from niwaki.program.module import Program
 
 _PLAIN = (type(None), bool, int, float, complex, str)
@@ -83,7 +83,7 @@ def forget_leftovers(model: nn.Module, like: nn.Module | None = None, only_look:
 
     ``like``: the model that was analysed, if ``model`` is a copy of it that others have made.
     """
-    known = _KNOWN.get(like or model)
+    known = _KNOWN.get(model if like is None else like)
     if known is None:
         return []
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -144,7 +144,7 @@ def _label(key: object, place: int) -> str:
 def _holds(value: Any) -> bool:
     if isinstance(value, (dict, *_SEQUENCES)):
         return True
-    return not isinstance(value, (nn.Module, Tensor, type)) and not callable(value) and copyable(type(value))
+    return not isinstance(value, (nn.Module, Tensor, type, Note)) and not callable(value) and copyable(type(value))
 
 
 def _shape(value: Tensor) -> _Shape:

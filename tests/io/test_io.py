@@ -22,6 +22,7 @@ from niwaki.core.plan import Plan
 from niwaki.errors import FileFormatError, PlanError
 from niwaki.io import format as file_format
 from niwaki.io.atomic import sha256_of
+from niwaki.surgery.history import plan_of
 
 
 @pytest.fixture
@@ -106,14 +107,21 @@ def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     assert torch.equal(loaded(TOKENS), small(TOKENS))
 
 
-def test_a_copy_needs_its_plan(small: nn.Module, tmp_path: Path) -> None:
-    twin = copy.deepcopy(small)
-    with pytest.raises(FileFormatError, match="network without a plan.*as `plan=`"):
-        niwaki.save(twin, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    from niwaki.surgery.history import plan_of
+def test_a_copy_knows_its_plan(small: nn.Module, tmp_path: Path) -> None:
+    niwaki.save(copy.deepcopy(small), tmp_path / "out")
+    assert torch.equal(niwaki.load(Net().eval(), tmp_path / "out")(IMAGES), small(IMAGES))
 
-    niwaki.save(twin, tmp_path / "out", plan=plan_of(small))
+
+def test_a_network_that_niwaki_did_not_cut_needs_its_plan(small: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="network without a plan.*as `plan=`"):
+        niwaki.save(Net(4), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    twin = Net()
+    for name, module in small.named_children():
+        setattr(twin, name, module)
+    plan = plan_of(small)
+    assert plan_of(twin) is None and plan is not None
+    niwaki.save(twin, tmp_path / "out", plan=plan)
     assert torch.equal(niwaki.load(Net().eval(), tmp_path / "out")(IMAGES), small(IMAGES))
 
 

@@ -141,6 +141,11 @@ class ModuleEdit(Edit):
         """
 
     @abstractmethod
+    def update_shapes(self, shapes: dict[str, Shape]) -> None:
+        """Bring the ``shapes`` of the tensors after the cut, by name, up to date: without those that leave with their
+        modules, and with those of modules that come instead."""
+
+    @abstractmethod
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         """Make the dense model compute what the cut one does, as far as zeros in tensors do not; the result undoes
         that."""

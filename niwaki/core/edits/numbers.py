@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 import torch
 from torch import nn
 
-from niwaki.core.edits.base import ModuleEdit, Place, edited_by_hand, nothing_to_mask, register_edit
+from niwaki.core.edits.base import ModuleEdit, Place, Shape, edited_by_hand, nothing_to_mask, register_edit
 from niwaki.core.metadata import SIZES, RememberedSize
 from niwaki.core.names import is_of_graph, named_modules
 from niwaki.core.objects import class_attribute
@@ -78,6 +78,9 @@ class SetAttribute(ModuleEdit):
                 "such attribute. Pass the dense model the plan was made for."
             ) from None
 
+    def update_shapes(self, shapes: dict[str, Shape]) -> None:
+        pass
+
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         return nothing_to_mask
 
@@ -137,6 +140,9 @@ class SetScalar(ModuleEdit):
             kinds = (p.dtype for p in modules[""].parameters() if p.is_floating_point())
             value *= torch.finfo(next(kinds, torch.get_default_dtype())).eps
         modules[self.module].__dict__[self.name] = value
+
+    def update_shapes(self, shapes: dict[str, Shape]) -> None:
+        pass
 
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         return nothing_to_mask
