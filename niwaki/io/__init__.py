@@ -21,10 +21,9 @@ in its ``state_dict``;
   but pickles the example inputs and unpickles whatever is found in their place. ``program.json`` is read against a list
   of what programs are made of; still it is a program: run those of people you trust.)
 
-The plan has ``format`` (2; 1 had no repairs), ``structure`` (a hash of the dense network's names and shapes),
-``groups`` (kept units), ``tensors`` (kept indices by dimension), ``attributes`` and ``scalars`` (numbers in Python that
-change), ``repairs`` (weights to rescale), ``shapes`` and ``provenance`` (method or criterion, budget, seed, versions,
-costs).
+The plan has ``format`` (3; 1 and 2 had a key for each kind of edit), ``structure`` (a hash of the dense network's names
+and shapes), ``groups`` (kept units), ``edits`` (what the cut does, each with its kind under ``edit``; docs/files.md has
+a table), ``shapes`` and ``provenance`` (method or criterion, budget, seed, versions, costs).
 
 ``plan.json`` is the commit of a save: it is replaced in one step, after all other files are on the disk under staged
 names made of their SHA-256 (``.model-0123456789abcdef.safetensors``), which take the place of the old files afterwards.
