@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -14,10 +15,12 @@ import torch
 from niwaki.core.integrations import registered
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
+from niwaki.erasing.structures import structures
 from niwaki.errors import UnknownName, first_line
 from niwaki.program.entry import calls_of, program_of
 from niwaki.program.module import Program
 from niwaki.rules.constraints import Constraints
+from niwaki.rules.label import Label
 from niwaki.selection import uniform
 from niwaki.solve.build import Builder
 from niwaki.solve.dry_run import dry_run
@@ -57,6 +60,7 @@ def search_space(
     allow_inexact: bool = False,
     as_graph: bool = False,
     layout: Literal["free", "uniform"] = "free",
+    erase: bool = False,
 ) -> SearchSpace:
     """Find the prunable units of ``model``, by running it in eval mode, and in train mode where that may differ.
 
@@ -79,6 +83,9 @@ def search_space(
             keep equal numbers of units, each its own choice, as a configuration with one number for all layers
             requires; for models of transformers (`niwaki.huggingface`) only numbers that the configuration accepts can
             be chosen, such as a hidden width that is a multiple of the number of heads.
+        erase: list, too, which structures could vanish as a whole (``space.structures``): branches of residual blocks,
+            halves of transformer layers, anything whose result reaches the rest of the network through an addition
+            only. They are found, and checked one by one; no plan erases them yet.
 
     The model is restored exactly, also after an error. The space refers to the model and owns no weights.
 
@@ -100,7 +107,7 @@ def search_space(
     calls = calls_of(model, example_inputs)
     model = program_of(model, calls[0], as_graph)
     with preserved_outside(model.modules()):
-        return _space(model, calls, _matching(model, ignored), inner, rehearse, allow_inexact, layout)
+        return _space(model, calls, _matching(model, ignored), inner, rehearse, allow_inexact, layout, erase)
 
 
 def _space(
@@ -111,10 +118,13 @@ def _space(
     rehearse: bool,
     allow_inexact: bool,
     layout: str,
+    erase: bool,
 ) -> SearchSpace:
     single = isinstance(model, Program)  # eval and train mode are the same
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
-    constraints = propagate(graph, allow_inexact=allow_inexact)
+    given: dict[int, tuple[Label | None, ...]] | None = {} if erase else None
+    constraints = propagate(graph, allow_inexact=allow_inexact, given=given)
+    found = () if given is None else tuple(structures(graph, constraints, given, matching))
     _ignore(graph, constraints, matching)
     _hold_remade(model, graph, constraints)
     builder = Builder(
@@ -149,8 +159,9 @@ def _space(
         notes += dry_run(graph, constraints, builder, calls)
     remember_beside(model)
     if layout != "uniform":
-        return builder.finished(notes, ())
-    return uniform(builder.finished(notes, [rule for known in registered() for rule in known.multiples(model)]))
+        return replace(builder.finished(notes, ()), structures=found)
+    multiples = [rule for known in registered() for rule in known.multiples(model)]
+    return replace(uniform(builder.finished(notes, multiples)), structures=found)
 
 
 def _unseen(graph: Graph, constraints: Constraints) -> list[str]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from niwaki.core.edits.base import Edit
     from niwaki.core.plan import Plan
     from niwaki.core.space import Group, Pin, SearchSpace
+    from niwaki.core.structures import Structure
 
 _SHOWN = 12
 _SHOWN_OF_PLAN = 20
@@ -105,8 +106,33 @@ def describe_space(space: SearchSpace) -> str:
         lines.append(f"  {len(pins)} x {reason}: {pins[0].parameter} dim {pins[0].dim}{where}")
     if len(by_reason) > _SHOWN:
         lines.append(f"  ... and {len(by_reason) - _SHOWN} more reasons")
+    lines += _of_structures(space.structures)
     lines += [f"Note: {note}" for note in space.notes]
     return "\n".join(lines)
+
+
+def _of_structures(structures: Sequence[Structure]) -> list[str]:
+    """Those that can be erased, and why the others cannot."""
+    if not structures:
+        return []
+    erasable = [one for one in structures if one.erasable]
+    names = {number: one.name for number, one in enumerate(structures)}
+    lines = [
+        f"Structures: {len(erasable)} of {len(structures)} can be erased, each by itself "
+        "(space.structures has them all)"
+    ]
+    for one in erasable[:_SHOWN]:
+        inside = f", inside of {names[one.inside]}" if one.inside is not None else ""
+        lines.append(f"  {one}{inside}")
+    if len(erasable) > _SHOWN:
+        lines.append(f"  ... and {len(erasable) - _SHOWN} more")
+    by_reason: dict[str, list[Structure]] = {}
+    for one in structures:
+        if one.refused is not None:
+            by_reason.setdefault(one.refused, []).append(one)
+    for reason, found in sorted(by_reason.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
+        lines.append(f"  {len(found)} x not erasable, {reason}: {found[0].name} at {found[0].location}")
+    return lines
 
 
 def describe_group(group: Group) -> str:

@@ -20,6 +20,7 @@ from niwaki.core.numbers import Numbers
 from niwaki.core.plan import Plan, TensorShape
 from niwaki.core.positions import Positions
 from niwaki.core.repairs import Repairs
+from niwaki.core.structures import Structure
 from niwaki.core.tensor_dims import Role, Slice, TensorDim
 from niwaki.errors import MethodError, PlanError
 
@@ -78,7 +79,10 @@ class Pin:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SearchSpace:
-    """All groups of a model, all pins with their reasons, and the cost of any choice. Owns no weights."""
+    """All groups of a model, all pins with their reasons, and the cost of any choice. Owns no weights.
+
+    ``structures``: what can vanish as a whole, where `niwaki.search_space` was asked for it with ``erase=True``.
+    """
 
     model: torch.nn.Module
     groups: tuple[Group, ...]
@@ -91,6 +95,7 @@ class SearchSpace:
     ties: tuple[Tie, ...] = ()
     repairs: Repairs = Repairs()
     notes: tuple[str, ...] = ()
+    structures: tuple[Structure, ...] = ()
 
     @property
     def num_units(self) -> int:

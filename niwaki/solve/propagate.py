@@ -33,11 +33,13 @@ def propagate(
     allow_inexact: bool = False,
     tolerant: bool = True,
     repeats: bool = True,
+    given: dict[int, tuple[Label | None, ...]] | None = None,
 ) -> Constraints:
     """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first.
 
     If ``tolerant``, a rule that fails with an error, which is a defect of niwaki, pins what its operator touches. If
     ``repeats``, a call that an earlier run made on the same labels is not labelled again, which is faster.
+    ``given`` is filled with the labels of the tensors that each operator of the first run was given, as they were then.
     """
     constraints = Constraints([None] * len(graph.values), allow_inexact=allow_inexact)
     constraints.reason("nothing constrains it", None)
@@ -64,6 +66,8 @@ def propagate(
             discarded = tuple(number not in read for number in node.outputs if number is not None)
             key = calls.key(node, place in thrown_away, discarded) if repeats and len(graph.runs) > 1 else None
             said = calls.recall(key) if index else None
+            if given is not None and not index:
+                given[place] = tuple(constraints.labels[number] for number in node.inputs())
             if said is None:
                 call = Call(constraints, graph, node, index == 0, run.both, place in thrown_away, discarded)
                 labels = _apply(call, graph, node, find, scaling, tolerant)

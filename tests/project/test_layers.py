@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"criteria"},
     {"surgery"},
     {"io", "repair", "solve", "verify"},
-    {"selection"},
+    {"erasing", "selection"},
     {"huggingface", "methods", "performance", "search"},
     {"choosing", "testing"},
     {"report"},

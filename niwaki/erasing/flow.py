@@ -1,0 +1,98 @@
+"""The record of a run as a graph of operators: who reads what whom has made or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import rustworkx as rx
+import torch
+
+from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
+from niwaki.trace.operators import traits
+
+ADDITIONS = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor})
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """Vertex of one operand of a join: ``position`` among those of the operator ``join``, ``value`` its number."""
+
+    join: int
+    position: int
+    value: int
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """``graph``: vertices 0 ... N - 1 are the operators of the run, then come sources (inputs of the model), operands
+    of joins, and last the sink, which all outputs lead to. Arrows point from what makes to what reads.
+
+    ``sources``: vertices of the inputs that outputs may depend on. ``outputs``: vertices that make the outputs.
+    """
+
+    graph: rx.PyDiGraph[None, None]
+    operators: int
+    operands: dict[int, Operand]
+    sources: dict[int, int]  # vertex -> value number
+    outputs: tuple[int, ...]
+    sink: int
+    joins: dict[int, list[int]] = field(default_factory=dict)  # operator -> vertices of its operands
+
+    @classmethod
+    def of(cls, graph: Graph, run: Run) -> Flow:
+        """The flow of ``run``. Memory that is written in place is made anew by the operator that writes."""
+        nodes, values = run.nodes, graph.values
+        found: rx.PyDiGraph[None, None] = rx.PyDiGraph(multigraph=False)
+        found.add_nodes_from([None] * len(nodes))
+        flow = cls(found, len(nodes), {}, {}, (), -1)
+        made: dict[int, int] = {}  # value -> the operator that made it
+        written: dict[int, int] = {}  # memory -> the operator that wrote there last
+        for value in values:
+            if value.origin is Origin.INPUT:
+                made[value.number] = written[value.root] = vertex = found.add_node(None)
+                flow.sources[vertex] = value.number
+
+        def makers(number: int) -> set[int]:
+            known = (made.get(number), written.get(values[number].root))
+            return {maker for maker in known if maker is not None}
+
+        for place, node in enumerate(nodes):
+            for position, number in operands(node):
+                vertex = place
+                if position is not None:
+                    vertex = found.add_node(None)
+                    found.add_edge(vertex, place, None)
+                    flow.operands[vertex] = Operand(place, position, number)
+                    flow.joins.setdefault(place, []).append(vertex)
+                for maker in makers(number):
+                    found.add_edge(maker, vertex, None)
+            for number in _writes(node):
+                written[values[number].root] = place
+            for output in node.outputs:
+                if output is not None:
+                    made[output] = place
+                    if values[output].root == output:
+                        written[output] = place
+        flow.sink = found.add_node(None)
+        flow.outputs = tuple(dict.fromkeys(maker for number in run.outputs for maker in sorted(makers(number))))
+        found.add_edges_from_no_data([(vertex, flow.sink) for vertex in flow.outputs])
+        return flow
+
+
+def operands(node: Node) -> list[tuple[int | None, int]]:
+    """The tensors that an operator is given: the position of an operand of a join (None of all others), its value."""
+    if node.operator in ADDITIONS:
+        two = node.args[:2]
+        if len(two) == len(ADDITIONS) and all(isinstance(one, Ref) for one in two):
+            return [(position, one.value) for position, one in enumerate(two)]
+    return [(None, number) for number in node.inputs()]
+
+
+def _writes(node: Node) -> Iterable[int]:
+    """The values that an operator writes to."""
+    for position, name in traits(node.operator).writes:
+        given = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+        for item in given if isinstance(given, Sequence) else (given,):
+            if isinstance(item, Ref):
+                yield item.value

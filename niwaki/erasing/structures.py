@@ -1,0 +1,212 @@
+"""Find the structures of a network: what they are called, cost and consist of, and why some cannot be erased."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from niwaki.core.location import Location
+from niwaki.core.structures import Structure
+from niwaki.erasing.flow import Flow, Operand
+from niwaki.erasing.operand_tree import OperandTree
+from niwaki.erasing.validity import Validity
+from niwaki.erasing.vanishing import Producers
+from niwaki.rules.constraints import Constraints
+from niwaki.rules.label import Label
+from niwaki.trace.graph import Graph, Node, Origin, Run, Value
+
+Given = Mapping[int, tuple[Label | None, ...]]
+
+_LISTED = 1  # operators: with fewer, an operand is what an addition is given, and nothing vanishes with it
+
+
+def structures(graph: Graph, constraints: Constraints, given: Given, ignored: Mapping[str, str]) -> list[Structure]:
+    """All operands of additions with which something vanishes, in the order of their additions.
+
+    ``given``: the labels of what each operator was given (`propagate`). ``ignored``: parameters that must stay, by
+    name, each with the pattern that says so.
+    """
+    run = graph.runs[0]
+    if run.error is not None:
+        return []
+    flow = Flow.of(graph, run)
+    if not flow.operands:
+        return []
+    nesting = OperandTree.of(flow)
+    return _Found(graph, constraints, flow, nesting).described(given, ignored)
+
+
+class _Found:
+    def __init__(self, graph: Graph, constraints: Constraints, flow: Flow, nesting: OperandTree) -> None:
+        self._graph, self._flow, self._nesting = graph, flow, nesting
+        self._nodes = graph.runs[0].nodes
+        self._constraints = constraints
+        self._producers = Producers(graph, constraints)
+        self._validity = Validity(flow, counted_inputs(graph, flow), nesting)
+        macs: Counter[int] = Counter()
+        for term in constraints.macs:
+            macs[term.node] += term.times * math.prod(axis.size for axis in term.axes)
+        own_macs: Counter[int] = Counter()
+        own_operators: Counter[int] = Counter()
+        for vertex in nesting.order:
+            if vertex < flow.operators:
+                own_macs[nesting.nearest[vertex]] += macs[vertex]
+                own_operators[nesting.nearest[vertex]] += 1
+        self._macs, self._operators = nesting.summed(own_macs), nesting.summed(own_operators)
+        self._home = {number: nesting.common(places) for number, places in readers(graph, self._nodes).items()}
+        self._others = [_OtherRun.of(graph, run) for run in graph.runs[1:] if run.error is None]
+
+    def described(self, given: Given, ignored: Mapping[str, str]) -> list[Structure]:
+        """The structures themselves."""
+        nesting, flow = self._nesting, self._flow
+        listed = [vertex for vertex in sorted(nesting.around, key=self._by_join) if self._operators[vertex] >= _LISTED]
+        number = {vertex: place for place, vertex in enumerate(listed)}
+        within: dict[int, list[int]] = {vertex: [] for vertex in listed}
+        for parameter, home in self._home.items():
+            while home != nesting.sink:
+                if home in within:
+                    within[home].append(parameter)
+                home = nesting.around[home]
+        names = _unique([self._name(vertex) for vertex in listed])
+        found = []
+        for vertex, name in zip(listed, names, strict=True):
+            outer = nesting.around[vertex]
+            while outer != nesting.sink and outer not in number:
+                outer = nesting.around[outer]
+            operand = flow.operands[vertex]
+            inside = [self._graph.values[parameter] for parameter in sorted(within[vertex])]
+            makers, why = self._made_by(vertex, operand, given, inside, ignored)
+            found.append(
+                Structure(
+                    name,
+                    self._nodes[operand.join].location,
+                    operand.join,
+                    operand.position,
+                    self._operators[vertex],
+                    self._macs[vertex],
+                    sum(math.prod(value.shape) for value in inside),
+                    tuple(value.name for value in inside),
+                    makers,
+                    number.get(outer),
+                    why,
+                )
+            )
+        return found
+
+    def _by_join(self, vertex: int) -> tuple[int, int]:
+        operand = self._flow.operands[vertex]
+        return operand.join, operand.position
+
+    def _name(self, vertex: int) -> str:
+        """The innermost module that has all operators of a structure that are given parameters, or all that it has."""
+        nodes = [self._nodes[one] for one in self._nesting.within(vertex) if one < self._flow.operators]
+        values = self._graph.values
+        weighty = [node for node in nodes if any(values[n].origin is Origin.PARAMETER for n in node.inputs())]
+        paths = [node.location.module.split(".") for node in weighty or nodes]
+        common: list[str] = []
+        for steps in zip(*paths, strict=False):
+            if len(set(steps)) > 1:
+                break
+            common.append(steps[0])
+        return ".".join(common) or "model"
+
+    def _made_by(
+        self, vertex: int, operand: Operand, given: Given, inside: Sequence[Value], ignored: Mapping[str, str]
+    ) -> tuple[tuple[str, ...], str | None]:
+        """The parameters that make the term, and why it cannot be erased; or None."""
+        label = given[operand.join][operand.position]
+        makers = self._producers.of(label)
+        if makers is None:
+            return (), "its result is not zero where its weights are"
+        names = tuple(value.name for value in inside if value.number in makers)
+        own = {value.number for value in inside}
+        shared = [self._graph.values[number].name for number in sorted(makers - own) if self._reads(vertex, number)]
+        if shared:
+            return names, f"{shared[0]!r}, which makes its result, is used elsewhere too"
+        if not names:
+            return (), "nothing but an operator without parameters makes its result"
+        held = next((value.name for value in inside if value.name in ignored), None)
+        if held is not None:
+            return names, f"{held!r} is ignored by the pattern {ignored[held]!r}"
+        if any(not other.has(own, self._nodes[operand.join].location) for other in self._others):
+            return names, "another run (in train mode, or of another example call) uses its weights otherwise"
+        return names, _undefined(self._graph, self._nodes[operand.join], operand) or self._validity.why_not(vertex)
+
+    def _reads(self, vertex: int, parameter: int) -> bool:
+        return any(
+            parameter in self._nodes[one].inputs() for one in self._nesting.within(vertex) if one < self._flow.operators
+        )
+
+
+class _OtherRun:
+    """Another run, in which structures have to be what they are in the first."""
+
+    def __init__(self, nodes: Sequence[Node], flow: Flow, nesting: OperandTree, read: Mapping[int, list[int]]) -> None:
+        self._nodes, self._flow, self._nesting, self._read = nodes, flow, nesting, read
+
+    @classmethod
+    def of(cls, graph: Graph, run: Run) -> _OtherRun:
+        flow = Flow.of(graph, run)
+        return cls(run.nodes, flow, OperandTree.of(flow), readers(graph, run.nodes))
+
+    def has(self, parameters: Collection[int], location: Location) -> bool:
+        """Whether all that reads ``parameters`` reaches the outputs through one operand of the addition at
+        ``location``, if anything reads them."""
+        places = [place for parameter in parameters for place in self._read.get(parameter, ())]
+        operand = self._nesting.common(places) if places else self._nesting.sink
+        while operand != self._nesting.sink:
+            if self._nodes[self._flow.operands[operand].join].location == location:
+                return True
+            operand = self._nesting.around[operand]
+        return not places
+
+
+def readers(graph: Graph, nodes: Sequence[Node]) -> dict[int, list[int]]:
+    """The operators that are given each parameter."""
+    found: dict[int, list[int]] = {}
+    for place, node in enumerate(nodes):
+        for number in node.inputs():
+            if graph.values[number].origin is Origin.PARAMETER:
+                found.setdefault(number, []).append(place)
+    return found
+
+
+def counted_inputs(graph: Graph, flow: Flow) -> list[int]:
+    """The inputs that an output may hang on: numbers with a fraction, and whole ones that look up parameters (tokens);
+    the others are masks and positions."""
+    values, nodes = graph.values, graph.runs[0].nodes
+    looked_up = {
+        number
+        for node in nodes
+        if any(values[one].origin is Origin.PARAMETER for one in node.inputs())
+        for number in node.inputs()
+    }
+    found = [
+        vertex
+        for vertex, number in flow.sources.items()
+        if values[number].dtype.is_floating_point or values[number].dtype.is_complex or number in looked_up
+    ]
+    return found or list(flow.sources)
+
+
+def _undefined(graph: Graph, join: Node, operand: Operand) -> str | None:
+    """Why an addition without this operand would be something else; None if it is what is left."""
+    (made,) = [graph.values[number] for number in join.outputs if number is not None]
+    other = next(graph.values[given.value] for place, given in enumerate(join.args[:2]) if place != operand.position)
+    if (other.shape, other.dtype) != (made.shape, made.dtype):
+        has = f"{list(other.shape)} of {other.dtype}"
+        return f"what it is added to is {has}, and has to be stretched to {list(made.shape)}"
+    if operand.position == 0 and join.kwargs.get("alpha", 1) != 1:
+        return "what it is added to is multiplied on the way"
+    return None
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names with a number where several are alike."""
+    total, seen = Counter(names), Counter[str]()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if total[name] == 1 else f"{name}:{seen[name]}")
+    return found

@@ -1,0 +1,91 @@
+"""Which structures can be erased together: outputs still follow from an input, every addition keeps an operand."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from typing import final
+
+import rustworkx as rx
+
+from niwaki.erasing.flow import Flow
+from niwaki.erasing.operand_tree import OperandTree
+
+
+@final
+class Validity:
+    """Structures, by the vertex of their operand, that are erased one after the other.
+
+    What an output depends on is a set of inputs, kept as the bits of a number at every vertex. Erasing an operand takes
+    bits away behind it, and only there it is looked again: erasing all of many candidates costs little more than one
+    walk through the network.
+
+    Args:
+        flow: of the network.
+        counted: the inputs that an output may hang on, vertices of ``flow.sources``; others are masks and positions.
+        nesting: what vanishes with each operand.
+    """
+
+    def __init__(self, flow: Flow, counted: Iterable[int], nesting: OperandTree) -> None:
+        self._flow, self._nesting = flow, nesting
+        self._order = {vertex: place for place, vertex in enumerate(rx.topological_sort(flow.graph))}
+        self._before = {vertex: flow.graph.predecessor_indices(vertex) for vertex in self._order}
+        self._behind = {vertex: flow.graph.successor_indices(vertex) for vertex in self._order}
+        self._own = {vertex: 1 << place for place, vertex in enumerate(counted)}
+        self._bits: dict[int, int] = {}
+        for vertex in self._order:
+            self._bits[vertex] = self._seen(vertex, self._bits)
+        self._needed = [vertex for vertex in flow.outputs if self._bits[vertex]]
+        self._erased: set[int] = set()
+
+    @property
+    def erased(self) -> frozenset[int]:
+        """The operands that are erased."""
+        return frozenset(self._erased)
+
+    def why_not(self, operand: int) -> str | None:
+        """Why ``operand`` cannot be erased beside what is erased already; None if it can."""
+        return self._try(operand)[0]
+
+    def erase(self, operand: int) -> str | None:
+        """Erase ``operand`` if that is valid; else say why not, and leave everything as it is."""
+        why, changed = self._try(operand)
+        if why is None:
+            self._bits |= changed
+            self._erased.add(operand)
+        return why
+
+    def _try(self, operand: int) -> tuple[str | None, dict[int, int]]:
+        outer = operand
+        while outer != self._nesting.sink:
+            if outer in self._erased:
+                return "it is part of what is erased already", {}
+            outer = self._nesting.around[outer]
+        join = self._flow.operands[operand].join
+        others = [other for other in self._flow.joins[join] if other != operand and other not in self._erased]
+        if not others:
+            return "nothing would be left to add", {}
+        changed = {operand: 0}
+        waiting = [(self._order[join], join)]
+        seen = {join}
+        while waiting:
+            _, vertex = heapq.heappop(waiting)
+            now = self._seen(vertex, changed, operand)
+            if now == self._bits[vertex]:
+                continue
+            changed[vertex] = now
+            for behind in self._behind[vertex]:
+                if behind not in seen:
+                    seen.add(behind)
+                    heapq.heappush(waiting, (self._order[behind], behind))
+        if any(not changed.get(output, self._bits[output]) for output in self._needed):
+            return "an output would no longer depend on any input", {}
+        return None, changed
+
+    def _seen(self, vertex: int, changed: Mapping[int, int], without: int | None = None) -> int:
+        """The inputs that ``vertex`` depends on."""
+        bits = self._own.get(vertex, 0)
+        for maker in self._before[vertex]:
+            if maker != without:
+                bits |= changed.get(maker, self._bits.get(maker, 0))
+        return bits
