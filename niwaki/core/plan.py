@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +22,7 @@ from niwaki.core.edits.base import (
     edit_to_data,
     edited_by_hand,
 )
-from niwaki.core.edits.keep import Keep, KeepDirection
+from niwaki.core.edits.keep import kept_by_tensor
 from niwaki.core.edits.older import edits_of_older
 from niwaki.core.json_text import item_a_line
 from niwaki.core.names import named_buffers, named_modules, named_parameters, plain_json
@@ -105,10 +104,7 @@ class Plan:
     @cached_property
     def tensors(self) -> Mapping[str, Mapping[int, Sequence[int]]]:
         """For a look at the plan: the kept indices by dimension, of every tensor that shrinks."""
-        found: dict[str, dict[int, Sequence[int]]] = {}
-        for edit in chain(self.edits_of(Keep), self.edits_of(KeepDirection)):
-            found.setdefault(edit.tensor, {})[edit.dim] = edit.kept
-        return found
+        return kept_by_tensor(self.edits)
 
     def edits_of(self, kind: type[E]) -> tuple[E, ...]:
         """The edits of one class, such as `niwaki.core.edits.SetAttribute`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from niwaki.core.edits.base import Place, Shape, TensorEdit, edited_by_hand, register_edit
+from niwaki.core.edits.base import Edit, Place, Shape, TensorEdit, edited_by_hand, register_edit
 from niwaki.core.positions import Positions
 from niwaki.errors import PlanError
 
@@ -138,6 +138,15 @@ class KeepDirection(_Kept):
 
     def zero_(self, tensor: Tensor) -> None:
         pass
+
+
+def kept_by_tensor(edits: Iterable[Edit]) -> dict[str, dict[int, Sequence[int]]]:
+    """The kept indices of every tensor that some edits cut, by dimension."""
+    found: dict[str, dict[int, Sequence[int]]] = {}
+    for edit in edits:
+        if isinstance(edit, _Kept):
+            found.setdefault(edit.tensor, {})[edit.dim] = edit.kept
+    return found
 
 
 def _chosen(tensor: Tensor, dim: int, kept: Sequence[int]) -> Tensor:
