@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from niwaki.core.space import SearchSpace
+from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.curvature import curvature
-from niwaki.criteria.layers import Layers
 from niwaki.criteria.losses import Loss, check_loss, loss_of
 from niwaki.criteria.observe import ActivationObserver
 from niwaki.criteria.registry import Criterion
 from niwaki.errors import MethodError
 from niwaki.per_unit.index import UnitIndex, unit_parameters
+from niwaki.per_unit.layers import Layers
 from niwaki.per_unit.peers import among
 from niwaki.per_unit.sums import UnitSums, row_sums
 from niwaki.trace.eager import eagerly
@@ -25,16 +25,22 @@ from niwaki.trace.model_state import preserved
 
 
 class Measurement:
-    """Several criteria measured at once: the model runs once per batch. ``by_layer``: each layer scores its part of a
-    unit by itself, see `Layers` and `check_layers`."""
+    """Several criteria measured at once: the model runs once per batch. ``by_layer`` [num_units]: each
+    layer scores its part of a unit by itself, over its mean among these units; see `Layers` and `check_layers`."""
 
     def __init__(
-        self, space: SearchSpace, criteria: Sequence[Criterion], seed: int, probes: int, by_layer: bool
+        self,
+        space: SearchSpace,
+        criteria: Sequence[Criterion],
+        seed: int,
+        probes: int,
+        by_layer: BoolArray | None = None,
     ) -> None:
         self._space, self._criteria, self._seed, self._probes = space, criteria, seed, probes
         self._parameters = unit_parameters(space)
         self._index = UnitIndex.of(space)
-        self._layers = Layers.of(self._index, self._parameters) if by_layer else None
+        self._layers = None if by_layer is None else Layers.of(self._index, self._parameters)
+        self._counted = by_layer
         self._reads = {name for criterion in criteria for name in criterion.reads}
 
     def at_weights(self) -> Tensor:
@@ -104,9 +110,8 @@ class Measurement:
         """Each of ``criteria``, the gradient being the direction of descent: [num_units], or [parts]."""
         if not criteria:
             return []
-        index = self._index if self._layers is None else self._layers.index
         rows: dict[str, list[Tensor]] = {}
-        for bundle in index.bundles:
+        for bundle in self._index.bundles:
             x = bundle.join([self._parameters[name].detach() for name in bundle.names])
             gradient = None
             if gradients:
@@ -115,16 +120,19 @@ class Measurement:
                 gradient = bundle.join([z if g is None else g for g, z in zip(parts, zeros, strict=True)])
             for name, found in row_sums(x, gradient, gradient, bundle.dims, self._reads).items():
                 rows.setdefault(name, []).extend(found)
+        index, unit = self._index, torch.arange(self._index.num_units, device=self._index.entries.device)
         if self._layers is None:
             others = {**among(self._space, self._parameters, self._reads, index.entries), **more}
         else:
-            others = {"group": self._layers.layer}
-        number = torch.arange(index.num_units, device=index.entries.device)
-        sums = UnitSums(index.num_units, number, index.entries, self._seed, **index.total(rows), **others)
+            index, unit, others = self._layers.index, self._layers.unit, {"group": self._layers.layer}
+        sums = UnitSums(self._index.num_units, unit, index.entries, self._seed, **index.total(rows), **others)
         return [criterion.saliency(sums) for criterion in criteria]
 
     def _joined(self, values: Sequence[Tensor]) -> Tensor:
-        return torch.stack([row if self._layers is None else self._layers.joined(row) for row in values])
+        found = torch.stack(list(values))
+        if self._layers is None or self._counted is None:
+            return found
+        return self._layers.joined(found, torch.from_numpy(self._counted).to(found.device))
 
 
 def _sum(total: Mapping[str, Tensor | None], more: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

@@ -134,7 +134,8 @@ def _measure(
 ) -> Tensor:
     if not space.num_units:
         return torch.zeros(len(criteria), 0)
-    measurement = Measurement(space, criteria, seed, probes, by_layer)
+    everything = np.ones(space.num_units, dtype=bool)
+    measurement = Measurement(space, criteria, seed, probes, everything if by_layer else None)
     needy = next((criterion for criterion in criteria if criterion.needs_data), None)
     if needy is None:
         return measurement.at_weights()

@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
+from niwaki.criteria.normalise import Compare
 from niwaki.methods.fades import fade_named
 from niwaki.methods.method import Method
 from niwaki.methods.parts import Target
@@ -62,6 +63,10 @@ class CRIC(Method):
         criteria: registered criteria and their weights.
         window: over how many steps criteria are averaged before V is chosen, and for each look at who is among the
             lowest within a cycle.
+        compare: with which others each unit is compared, as for `niwaki.score` and `niwaki.choose`: those of its
+            ``"group"``, all ``"isomorphic"`` ones, or the whole ``"space"``; ``"layer"`` compares in the group what
+            every layer has scored by itself. In the whole space a unit counts by its score times the sensitivity of its
+            layer.
         seed: for criteria that draw.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
             of the training is cheaper; see `ShrinkPolicy`.
@@ -105,6 +110,7 @@ class CRIC(Method):
         layers: float = 0.5,
         criteria: Mapping[str, float] = WEIGHTS,
         window: int = 10,
+        compare: Compare = "group",
         seed: int = 0,
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
@@ -113,7 +119,9 @@ class CRIC(Method):
         check_budget(budget)
         Schedule.check(schedule)
         target = Target.of(space, budget)
-        scores = TriedScores(units, target, schedule, criteria, window, seed, loss, cycle, cycles, tolerance, layers)
+        scores = TriedScores(
+            units, target, schedule, criteria, window, seed, loss, cycle, cycles, tolerance, layers, compare
+        )
         super().__init__(units, Portions(units, target, schedule, scores), fade_named(schedule.fade)(units), shrink)
 
 

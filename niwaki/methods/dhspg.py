@@ -9,8 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
-from niwaki.criteria.normalise import Compare
-from niwaki.errors import MethodError
+from niwaki.criteria.normalise import Compare, check_compare
 from niwaki.methods.checks import check_number, check_steps
 from niwaki.methods.method import Method
 from niwaki.methods.parts import Target
@@ -92,7 +91,8 @@ class DHSPG(Method):
         tolerance: how much more than the budget asks for G_p may be, as a share of the dense network.
         window: over how many steps the redundancy is averaged (the paper looks at one mini-batch).
         compare: ``"space"`` ranks all units together, as published, and may all but empty a layer; ``"group"`` compares
-            units within their groups.
+            units within their groups, ``"isomorphic"`` within all groups of the same layers in the same arrangement. A
+            cosine has no parts, so there is no ``"layer"``.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
             of the training is cheaper; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over units, which is the specification.
@@ -143,8 +143,7 @@ class DHSPG(Method):
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
         check_number("tolerance", tolerance, 0, 1, "it is a share of the dense network")
         check_steps("window", window, "redundancy is averaged over it")
-        if compare not in ("group", "space"):
-            raise MethodError(f"compare={compare!r} is neither 'group' nor 'space': say among which units to rank.")
+        check_compare(compare, ("group", "isomorphic", "space"))
         units = TrainedUnits(self.label, space, optimizer, vectorised)
         check_budget(budget)
         Schedule.check(schedule)

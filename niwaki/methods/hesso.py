@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
+from niwaki.criteria.normalise import Compare
 from niwaki.methods.fades import fade_named
 from niwaki.methods.method import Method
 from niwaki.methods.parts import Target
@@ -26,9 +27,9 @@ class HESSO(Method):
     by (T - t - 1) / (T - t) on step t = 0 ... T - 1 of the period, which fades what they hold linearly to exact zero.
     Zeros stay zero. Unmarked units take the bare optimizer's step, to the bit.
 
-    What differs from the released code: each criterion is averaged over
-    ``window`` steps before a selection and divided by its mean in the group; Taylor terms use the gradient; the cosine
-    has the sign of DHSPG; selections respect costs, divisibility and the least size of every group.
+    What differs from the released code: each criterion is averaged over ``window`` steps before a selection and divided
+    by its mean in the group, or whatever ``compare`` says; Taylor terms use the gradient; the cosine has the sign of
+    DHSPG; selections respect costs, divisibility and the least size of every group.
 
     Args:
         space: the search space of the model that ``optimizer`` trains.
@@ -43,6 +44,9 @@ class HESSO(Method):
         readmit: choose once more in the middle of each period of four steps or more, among all units that are not yet
             zero: one that has begun to fade returns if it would be kept now, by its scores as if it had not faded.
             Off, as in the paper, selections are final.
+        compare: with which others each unit is compared, as for `niwaki.score` and `niwaki.choose`: those of its
+            ``"group"``, all ``"isomorphic"`` ones, or the whole ``"space"``; ``"layer"`` compares in the group what
+            every layer has scored by itself.
         seed: for criteria that draw.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
             of the training is cheaper; see `ShrinkPolicy`.
@@ -80,6 +84,7 @@ class HESSO(Method):
         criteria: Criteria = WEIGHTS,
         window: int = 10,
         readmit: bool = False,
+        compare: Compare = "group",
         seed: int = 0,
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
@@ -87,7 +92,7 @@ class HESSO(Method):
         units = TrainedUnits(self.label, space, optimizer, vectorised)
         check_budget(budget)
         Schedule.check(schedule)
-        scores = WindowScores(units, schedule, criteria, window, readmit, seed)
+        scores = WindowScores(units, schedule, criteria, window, readmit, seed, compare)
         portions = Portions(units, Target.of(space, budget), schedule, scores)
         super().__init__(units, portions, fade_named(schedule.fade)(units), shrink)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.normalise import Compare
 from niwaki.methods.parts import Selector, Target
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.status import Progress, share
@@ -34,6 +35,11 @@ class PortionScores(ABC):
     @abstractmethod
     def space(self) -> SearchSpace:
         """The space that units are chosen in: that of the method, perhaps with groups that must not lose any."""
+
+    @property
+    @abstractmethod
+    def compare(self) -> Compare:
+        """With which others each unit is compared."""
 
     @abstractmethod
     def before(self, step: int) -> None:
@@ -156,9 +162,14 @@ class Portions(Selector):
         What leaves never returns. Chosen for themselves, the first portions would be of small steps, wherever they are,
         and a group that can only shrink in large ones would come on top of them.
         """
-        space, weight, steps = self.scores.space, self.scores.group_weight(), self.target.steps
-        last = select(space, saliency, self.target.limits, ~here, steps=steps, weight=weight)
-        return select(space, saliency, limits, ~here, steps=steps, weight=weight, staying=last)
+        space, weight, steps, how = (
+            self.scores.space,
+            self.scores.group_weight(),
+            self.target.steps,
+            self.scores.compare,
+        )
+        last = select(space, saliency, self.target.limits, ~here, steps=steps, compare=how, weight=weight)
+        return select(space, saliency, limits, ~here, steps=steps, compare=how, weight=weight, staying=last)
 
     def _mark(self) -> None:
         self._units.mark(self.status == FADING, self.status == ZERO)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from niwaki.core.counts import FloatArray
-from niwaki.core.isomorphic import group_of
 from niwaki.core.space import BoolArray
-from niwaki.criteria.normalise import Compare
+from niwaki.criteria.normalise import Compare, peers_of
 from niwaki.criteria.registry import named
 from niwaki.methods.checks import check_mask, diverged
 from niwaki.methods.parts import Target
@@ -68,7 +67,7 @@ class MostRedundant(Choice):
             raise diverged("scores", step)
         zero = np.isinf(smallness)  # nothing is more redundant
         smallness = np.where(zero, 0.0, smallness)
-        where = group_of(space) if self._compare == "group" else np.zeros(space.num_units, np.int64)
+        where = peers_of(space, self._compare)
         redundancy = 0.5 * _over_norm(cosine, where) + 0.5 * _over_norm(smallness, where)
         most = np.full(where.max() + 1, -np.inf)
         np.maximum.at(most, where, redundancy)

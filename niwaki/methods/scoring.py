@@ -12,8 +12,8 @@ from torch import Tensor
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria import normalise
-from niwaki.criteria.mix import One, Saliencies, name_of, one_per_unit, weights_of
+from niwaki.criteria.mix import One, Saliencies, check_layers, name_of, one_per_unit, weights_of
+from niwaki.criteria.normalise import Compare, check_compare, normalise
 from niwaki.criteria.registry import Criterion, in_training
 from niwaki.errors import MethodError
 from niwaki.methods.checks import diverged
@@ -34,25 +34,30 @@ WEIGHTS: Mapping[str, float] = {
 @dataclass(frozen=True, slots=True, eq=False)
 class Mix:
     """The rows are the registered criteria and then the functions, each in the order it was given in; ``weights``
-    [rows] are theirs."""
+    [rows] are theirs. ``compare``: with which others each unit is compared."""
 
     registered: tuple[Criterion, ...]
     functions: tuple[Saliencies, ...]
     weights: FloatArray
+    compare: Compare = "group"
 
     @classmethod
-    def of(cls, criteria: Criteria, space: SearchSpace) -> Mix:
-        """What the argument ``criteria`` of a method means.
+    def of(cls, criteria: Criteria, space: SearchSpace, compare: Compare = "group") -> Mix:
+        """What the arguments ``criteria`` and ``compare`` of a method mean.
 
         Raises:
-            MethodError: a weight makes no sense, two functions have one name, or a criterion cannot be had in training.
+            MethodError: a weight makes no sense, two functions have one name, a criterion cannot be had in training, or
+                units cannot be compared so.
             UnknownName: there is no criterion of that name.
         """
         given = weights_of({criteria: 1.0} if callable(criteria) else criteria, "criteria")
         registered = [one for one in given if isinstance(one, str)]
         functions = [one for one in given if not isinstance(one, str)]
         weights = np.array([given[one] for one in registered] + [given[one] for one in functions], dtype=np.float64)
-        mix = cls(tuple(in_training(name, space) for name in registered), tuple(functions), weights)
+        check_compare(compare)
+        mix = cls(tuple(in_training(name, space) for name in registered), tuple(functions), weights, compare)
+        if mix.by_layer:
+            check_layers(mix.registered, functions)
         for name in mix.names:
             if mix.names.count(name) > 1:
                 raise MethodError(
@@ -67,9 +72,14 @@ class Mix:
         return [criterion.name for criterion in self.registered] + [name_of(one) for one in self.functions]
 
     @property
-    def data(self) -> dict[str, float]:
-        """The weights by name."""
-        return dict(zip(self.names, self.weights.tolist(), strict=True))
+    def by_layer(self) -> bool:
+        """Whether every layer scores its part of a unit by itself."""
+        return self.compare == "layer"
+
+    def settings(self) -> dict[str, Any]:
+        """The weights by name, and how units are compared unless that is in their group."""
+        weights = dict(zip(self.names, self.weights.tolist(), strict=True))
+        return {"criteria": weights} | ({} if self.compare == "group" else {"compare": self.compare})
 
     @property
     def needs_direction(self) -> bool:
@@ -77,10 +87,16 @@ class Mix:
         return any(criterion.needs_direction for criterion in self.registered)
 
     def values(
-        self, units: Units, seed: int, space: SearchSpace, here: BoolArray, size: Tensor | None = None
+        self,
+        units: Units,
+        seed: int,
+        space: SearchSpace,
+        here: BoolArray,
+        size: Tensor | None = None,
+        by_layer: Tensor | None = None,
     ) -> Tensor:
         """All rows after a step, [rows, len(here)]; see `Units.values`. ``space`` is that of the units ``here``."""
-        measured = units.values(self.registered, seed, size) if self.registered else None
+        measured = units.values(self.registered, seed, size, by_layer) if self.registered else None
         return self.with_functions(measured, space, here, units.device)
 
     def with_functions(
@@ -96,11 +112,13 @@ class Mix:
         return torch.cat(rows)
 
     def weighted(self, means: Tensor, space: SearchSpace, keep: BoolArray, step: int) -> FloatArray:
-        """The weighted sum of the rows of ``means``, each over its mean in the group: [num_units], none negative."""
+        """The weighted sum of the rows of ``means``, each over its mean among the units of ``keep`` that units are
+        compared with: [num_units], none negative."""
         values = means.double().cpu().numpy()
         if not np.isfinite(values[:, keep]).all():
             raise diverged("scores", step)
-        parts = [weight * normalise(space, one, keep) for weight, one in zip(self.weights, values, strict=True)]
+        rows = zip(self.weights, values, strict=True)
+        parts = [weight * normalise(space, one, keep, self.compare) for weight, one in rows]
         return np.where(keep, np.sum(parts, axis=0), 0.0)
 
     def check_size(self, what: str) -> None:

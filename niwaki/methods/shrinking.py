@@ -171,8 +171,11 @@ class LiveUnits(Units):
     def forget(self) -> None:
         self._inner.forget()
 
-    def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
-        values = self._inner.values(measures, seed, None if size is None else size[self._index])
+    def values(
+        self, measures: Sequence[Measure], seed: int, size: Tensor | None = None, by_layer: Tensor | None = None
+    ) -> Tensor:
+        size, by_layer = (None if all is None else all[self._index] for all in (size, by_layer))
+        values = self._inner.values(measures, seed, size, by_layer)
         return values.new_zeros(len(values), len(self._here)).index_copy_(1, self._index, values)
 
     def subset(self, units: BoolArray) -> UnitSubset:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.normalise import Compare
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_number, check_steps
 from niwaki.methods.parts import Target
@@ -47,8 +48,9 @@ class TriedScores(PortionScores):
         cycles: int,
         tolerance: float,
         layers: float,
+        compare: Compare,
     ) -> None:
-        self.sampler = Sampler(units, criteria, window, seed)
+        self.sampler = Sampler(units, criteria, window, seed, compare)
         self.sampler.mix.check_size(units.label)
         check_steps("cycles", cycles, "the most cycles there may be")
         check_number("tolerance", tolerance, 0, 1, "the share of all units below which there is no further cycle")
@@ -75,6 +77,11 @@ class TriedScores(PortionScores):
     def space(self) -> SearchSpace:
         """The whole space."""
         return self._units.space
+
+    @property
+    def compare(self) -> Compare:
+        """As the criteria are."""
+        return self.sampler.mix.compare
 
     def before(self, step: int) -> None:
         """Is there a loss? And where units are scored: keep the parameters."""
@@ -151,8 +158,8 @@ class TriedScores(PortionScores):
 
     def _redundant(self, saliency: FloatArray) -> BoolArray:
         """The units that the whole budget would remove by ``saliency`` [num_units]."""
-        target = self._target
-        return ~select(self.space, saliency, target.limits, steps=target.steps, weight=self.group_weight())
+        target, weight = self._target, self.group_weight()
+        return ~select(self.space, saliency, target.limits, steps=target.steps, compare=self.compare, weight=weight)
 
     def _put_on_trial(self) -> None:
         self._units.engine.forget()

@@ -11,6 +11,7 @@ from torch import Tensor
 from niwaki.core.counts import FloatArray
 from niwaki.core.scalars import whole_seed
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.normalise import Compare
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_steps
 from niwaki.methods.fades import LINEAR
@@ -24,10 +25,10 @@ from niwaki.methods.trained_units import TrainedUnits
 class Sampler:
     """PortionScores all units of a training by a mix of criteria, one sample per step, into the open window."""
 
-    def __init__(self, units: TrainedUnits, criteria: Criteria, window: int, seed: int) -> None:
+    def __init__(self, units: TrainedUnits, criteria: Criteria, window: int, seed: int, compare: Compare) -> None:
         check_steps("window", window, "scores are averaged over it")
         self.seed = whole_seed(seed)
-        self.mix = Mix.of(criteria, units.space)
+        self.mix = Mix.of(criteria, units.space, compare)
         self.units, self.window = units, Window()
 
     def remember(self) -> None:
@@ -38,18 +39,20 @@ class Sampler:
     def sample(self, size: Tensor | None = None) -> Tensor:
         """Score all units as they are, or as if they were ``size`` [num_units] times as large, into the open window;
         the scores [criteria, num_units]."""
-        live = self.units.live
-        values = self.mix.values(self.units.engine, self.seed, live.space, live.here, size)
+        units, live, counted = self.units, self.units.live, None
+        if self.mix.by_layer:  # by the mean of those that a selection would normalise by
+            counted = units.on_device(~units.zero if size is not None else ~(units.zero | units.leaving))
+        values = self.mix.values(units.engine, self.seed, live.space, live.here, size, counted)
         self.window.add(values)
         return values
 
     def weighted(self, means: Tensor, keep: BoolArray, step: int) -> FloatArray:
-        """The weighted sum of criteria [criteria, num_units], each over its mean in the group: [num_units]."""
+        """The weighted sum of criteria [criteria, num_units], each over its mean: [num_units]; see `Mix.weighted`."""
         return self.mix.weighted(means, self.units.space, keep, step)
 
     def settings(self) -> dict[str, Any]:
-        """Criteria and seed."""
-        return {"criteria": self.mix.data, "seed": self.seed}
+        """Criteria, how units are compared, and seed."""
+        return {**self.mix.settings(), "seed": self.seed}
 
 
 @final
@@ -61,9 +64,16 @@ class WindowScores(PortionScores):
     """
 
     def __init__(
-        self, units: TrainedUnits, schedule: Schedule, criteria: Criteria, window: int, readmit: bool, seed: int
+        self,
+        units: TrainedUnits,
+        schedule: Schedule,
+        criteria: Criteria,
+        window: int,
+        readmit: bool,
+        seed: int,
+        compare: Compare,
     ) -> None:
-        self.sampler = Sampler(units, criteria, window, seed)
+        self.sampler = Sampler(units, criteria, window, seed, compare)
         self._timeline = Timeline.of(schedule, int(window))
         if not isinstance(readmit, bool):
             raise MethodError(f"readmit={readmit!r} must be True or False: whether what has begun to fade may return.")
@@ -85,6 +95,11 @@ class WindowScores(PortionScores):
     def space(self) -> SearchSpace:
         """The whole space."""
         return self.sampler.units.space
+
+    @property
+    def compare(self) -> Compare:
+        """As the criteria are."""
+        return self.sampler.mix.compare
 
     def before(self, step: int) -> None:
         """Within a window: see that the direction of the step will be known."""

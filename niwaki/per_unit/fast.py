@@ -16,6 +16,7 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.per_unit.blocks import blocked_sums, blocks_of, row_sums_of, wide
 from niwaki.per_unit.direction import Directions, decay, joined
 from niwaki.per_unit.index import UnitIndex, unit_parameters
+from niwaki.per_unit.layers import Layers
 from niwaki.per_unit.peers import among
 from niwaki.per_unit.protocol import IterateSums, Measure, Units, UnitSubset, UnitUpdate, UpdateRule
 from niwaki.per_unit.sums import DIRECTION_SUMS, UnitSums, enlarged
@@ -53,22 +54,49 @@ class FastUnits(Units):
     def forget(self) -> None:
         self._directions.forget()
 
-    def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
-        index, reads = self._index, {name for measure in measures for name in measure.reads}
+    @cached_property
+    def _layers(self) -> Layers:
+        return Layers.of(self._index, self._parameters)
+
+    def values(
+        self, measures: Sequence[Measure], seed: int, size: Tensor | None = None, by_layer: Tensor | None = None
+    ) -> Tensor:
+        reads = {name for measure in measures for name in measure.reads}
+        index, rows = self._index, self._rows(reads)
+        if by_layer is not None:
+            return self._values_by_layer(measures, seed, size, by_layer, rows)
+        others = among(self._space, self._parameters, reads, index.entries)
+        totals = index.total(rows) if size is None else enlarged(index.total(rows), size)
+        sums = UnitSums(self._of, self._number, index.entries, seed, **totals, **others)
+        return torch.stack([measure.saliency(sums) for measure in measures])
+
+    def _values_by_layer(
+        self,
+        measures: Sequence[Measure],
+        seed: int,
+        size: Tensor | None,
+        counted: Tensor,
+        rows: dict[str, list[Tensor]],
+    ) -> Tensor:
+        layers = self._layers
+        index, number = layers.index, self._number[layers.unit]
+        totals = index.total(rows) if size is None else enlarged(index.total(rows), size[layers.unit])
+        sums = UnitSums(self._of, number, index.entries, seed, group=layers.layer, **totals)
+        return layers.joined(torch.stack([measure.saliency(sums) for measure in measures]), counted)
+
+    def _rows(self, reads: set[str]) -> dict[str, list[Tensor]]:
+        """The sums over rows that are in ``reads``, bundle by bundle."""
         found = [] if reads.isdisjoint(DIRECTION_SUMS) else self._directions.after()
         rows: dict[str, list[Tensor]] = {}
         first = 0
-        for bundle, weights in zip(index.bundles, self._weights, strict=True):
+        for bundle, weights in zip(self._index.bundles, self._weights, strict=True):
             here = found[first : first + len(weights)]
             first += len(weights)
             x, gradient = bundle.join(weights), _joined_gradient([weight.grad for weight in weights], weights)
             direction = joined(here, weights) if here else None
             for name, parts in blocked_sums(x.detach(), gradient, direction, bundle.dims, reads).items():
                 rows.setdefault(name, []).extend(parts)
-        others = among(self._space, self._parameters, reads, index.entries)
-        totals = index.total(rows) if size is None else enlarged(index.total(rows), size)
-        sums = UnitSums(self._of, self._number, index.entries, seed, **totals, **others)
-        return torch.stack([measure.saliency(sums) for measure in measures])
+        return rows
 
     def subset(self, units: BoolArray) -> UnitSubset:
         return FastSubset(self._space, self._optimizer, units)

@@ -41,22 +41,32 @@ class PlainUnits(Units):
     def forget(self) -> None:
         self._directions.forget()
 
-    def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
-        weights, sums = [], []
+    def values(
+        self, measures: Sequence[Measure], seed: int, size: Tensor | None = None, by_layer: Tensor | None = None
+    ) -> Tensor:
+        owners, layers, weights, sums = [], [], [], []  # of each unit, or of what each layer has of it
         found = zip(self._parameters.items(), self._directions.after(), strict=True)
         ways = {name: direction.whole(weight.detach()) for (name, weight), direction in found}
         for number in range(self._space.num_units):
-            x, gradient, direction = [], [], []
+            held: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
             for name, dim, index in entries_of(self._space, number, produces=True):
                 weight = self._parameters[name]
                 grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.to_dense()
-                x.append(weight.detach().index_select(dim, index).flatten())
-                gradient.append(grad.index_select(dim, index).flatten())
-                direction.append(ways[name].index_select(dim, index).flatten())
-            weights.append(torch.cat(x))
-            larger = torch.cat(x) if size is None else torch.cat(x) * size[number]
-            sums.append(_sums(larger, torch.cat(gradient), torch.cat(direction)))
-        group = torch.from_numpy(group_of(self._space))
+                x, gradient, direction = (
+                    part.index_select(dim, index).flatten() for part in (weight.detach(), grad, ways[name])
+                )
+                layer = "" if by_layer is None else name.rpartition(".")[0]
+                held.setdefault(layer, []).append((x, gradient, direction))
+            for layer, pieces in held.items():
+                x, gradient, direction = (torch.cat(column) for column in zip(*pieces, strict=True))
+                owners.append(number)
+                layers.append(layer)
+                weights.append(x)
+                sums.append(_sums(x if size is None else x * size[number], gradient, direction))
+        if by_layer is None:
+            group = torch.from_numpy(group_of(self._space))
+        else:
+            group = torch.tensor([sorted(set(layers)).index(layer) for layer in layers])
         fields = {name: torch.stack([unit[name] for unit in sums]) for name in sums[0]}
         if any("distance" in measure.reads for measure in measures):
             fields["distance"] = torch.stack(
@@ -67,8 +77,11 @@ class PlainUnits(Units):
             )
         if any("scale" in measure.reads for measure in measures):
             fields["scale"] = mean_scales(self._space, self._parameters, fields["square"])
-        units = UnitSums(self._of, self._number, seed=seed, group=group, **fields)
-        return torch.stack([measure.saliency(units) for measure in measures])
+        units = UnitSums(self._of, self._number[owners], seed=seed, group=group, **fields)
+        values = torch.stack([measure.saliency(units) for measure in measures])
+        if by_layer is None:
+            return values
+        return torch.stack([_joined(row, owners, layers, by_layer.tolist()) for row in values])
 
     def subset(self, units: BoolArray) -> UnitSubset:
         return PlainSubset(self._space, self._optimizer, units)
@@ -95,6 +108,19 @@ def _sums(x: Tensor, gradient: Tensor, direction: Tensor) -> dict[str, Tensor]:
         "aligned": (x * direction).sum(),
         "direction_square": direction.square().sum(),
     }
+
+
+def _joined(values: Tensor, owners: list[int], layers: list[str], counted: list[bool]) -> Tensor:
+    """Of each unit the mean, over its layers, of its value over the layer's mean among the units that are counted."""
+    mean = {}
+    for layer in set(layers):
+        parts = zip(values, owners, layers, strict=True)
+        own = [value for value, owner, where in parts if where == layer and counted[owner]]
+        mean[layer] = float(torch.stack(own).mean()) if own else 0.0
+    shares: dict[int, list[Tensor]] = {}
+    for value, owner, layer in zip(values, owners, layers, strict=True):
+        shares.setdefault(owner, []).append(value / mean[layer] if mean[layer] > 0 else value)
+    return torch.stack([torch.stack(shares[owner]).mean() for owner in sorted(shares)])
 
 
 class PlainSubset(UnitSubset):

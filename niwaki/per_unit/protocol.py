@@ -50,12 +50,18 @@ class Units(Protocol):
         """Give the memory of what `remember` keeps back."""
 
     @abstractmethod
-    def values(self, measures: Sequence[Measure], seed: int, size: Tensor | None = None) -> Tensor:
+    def values(
+        self, measures: Sequence[Measure], seed: int, size: Tensor | None = None, by_layer: Tensor | None = None
+    ) -> Tensor:
         """After an optimizer step: each measure of each unit, [measures, num_units]. Does not wait for the device.
 
         All at the new parameters, with the gradient that the step consumed and the direction that it took. With
         ``size`` [num_units] the sums over each unit are taken as if its weights were multiplied by it, where
         gradient and direction are what they are.
+
+        With ``by_layer`` every layer (module) measures its part of a unit by itself: the unit has the mean, over its
+        layers, of that value over the layer's mean. ``by_layer`` [num_units] are the units that the means of layers
+        are taken over. No measure may then look at units as a whole (their distance, their scales).
         """
 
     @abstractmethod

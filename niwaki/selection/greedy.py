@@ -41,8 +41,9 @@ def select(
     ``saliency`` [num_units] is not negative. Units in ``removed`` are never taken back, and units in ``staying`` are
     never removed. ``compare="isomorphic"``: v and C are those of all isomorphic groups together. ``compare="space"``: a
     choice is worth the sum of its saliency, for saliencies that are comparable across groups. ``weight`` [groups]: a
-    group of twice the weight keeps twice the fraction. Where the limits cannot be met, every group ends at its least
-    size; the caller has to compare. Numbers of units that the sizes in the model's code cannot follow are avoided.
+    group of twice the weight keeps twice the fraction, or its saliency counts twice (``"space"``). Where the limits
+    cannot be met, every group ends at its least size; the caller has to compare. Numbers of units that the sizes in the
+    model's code cannot follow are avoided.
     """
     start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
     worth = Worth(space, saliency, start, compare, weight)

@@ -24,7 +24,8 @@ class Worth:
     that of all its peers, or of all units.
 
     ``start`` [num_units] are the present units; units removed before are assumed to have been like them. ``weight``
-    [groups]: of two equal groups, one of twice the weight keeps twice the fraction (its worth counts four times).
+    [groups]: of two equal groups, one of twice the weight keeps twice the fraction (its worth counts four times);
+    with ``compare="space"``, its saliency counts twice.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class Worth:
         self._by_itself = compare == "space"
         self._weight = np.ones(space.num_units) if weight is None else weight[group_of(space)]
         self._peers = peers_of(space, compare)
+        if self._by_itself:
+            saliency = saliency * self._weight
         present = np.bincount(self._peers, weights=start)
         total = np.bincount(self._peers, weights=np.where(start, saliency, 0.0))
         whole = np.maximum(total / np.maximum(present, 1) * np.bincount(self._peers), _TINY)

@@ -313,7 +313,7 @@ def test_errors_are_sentences() -> None:
         (AdaHSPG, {"penalty": float("nan")}, "penalty=nan must be a finite number"),
         (DHSPG, {"amplify": 0.5}, "amplify=0.5 must be a finite number, 1 or more"),
         (DHSPG, {"window": 0}, "window=0 must be a whole number of steps, 1 or more"),
-        (DHSPG, {"compare": "all"}, "compare='all' is neither 'group' nor 'space'"),
+        (DHSPG, {"compare": "all"}, "compare='all' must be one of 'group', 'isomorphic', 'space': it says with which"),
     ):
         with pytest.raises(MethodError, match=message):
             kind(space, whole, budget, SCHEDULE, **options)

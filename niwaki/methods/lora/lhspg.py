@@ -14,6 +14,7 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from niwaki.core.space import SearchSpace, check_space
+from niwaki.criteria.normalise import Compare
 from niwaki.methods.checks import check_number
 from niwaki.methods.lora.merged_scores import MergedScores
 from niwaki.methods.lora.merging import Merging, check_pairs
@@ -99,6 +100,7 @@ class LHSPG(Method):
         epsilon: how readily units are set to zero before their period ends, from 0 to below 1. Where a step takes more
             than 1 - epsilon of a unit, it is zero at once.
         criteria: criteria and their weights, or functions, as in HESSO; here of the space of the merged network.
+        compare: with which others each unit is compared, as in HESSO.
         seed: for criteria that draw.
         vectorised: False runs the plain loop over units, which is the specification.
 
@@ -132,6 +134,7 @@ class LHSPG(Method):
         penalty: float | None = None,
         epsilon: float = 0.0,
         criteria: Criteria = WEIGHTS,
+        compare: Compare = "group",
         seed: int = 0,
         vectorised: bool = True,
     ) -> None:
@@ -149,7 +152,7 @@ class LHSPG(Method):
         units = TrainedUnits(self.label, merged, optimizer, vectorised, Merged(still, space, number))
         check_budget(budget)
         target, line = Target.of(merged, budget), Timeline.of(schedule, 1)
-        scores = MergedScores(units, target, line, criteria, seed, loss, float(protect))
+        scores = MergedScores(units, target, line, criteria, seed, loss, float(protect), compare)
         length, half = penalty, float(epsilon)
         step = RuleUpdate(
             units,

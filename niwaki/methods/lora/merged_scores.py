@@ -12,6 +12,7 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.scalars import whole_seed
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.measure import Measurement
+from niwaki.criteria.normalise import Compare
 from niwaki.errors import BudgetError, MethodError
 from niwaki.methods.checks import check_mask
 from niwaki.methods.lora.pairs import can_leave, held
@@ -37,10 +38,11 @@ class MergedScores(PortionScores):
         seed: int,
         loss: Callable[[], Any] | None,
         protect: float,
+        compare: Compare,
     ) -> None:
         self._units, self._target, self._timeline = units, target, timeline
         self._seed, self._loss, self._protect = whole_seed(seed), loss, protect
-        self._mix = Mix.of(criteria, units.space)
+        self._mix = Mix.of(criteria, units.space, compare)
         needs = [f"the criterion {criterion.name!r}" for criterion in self._mix.registered if criterion.needs_data]
         if loss is not None and not callable(loss):
             raise MethodError(f"loss={loss!r} is not a function. Pass loss=lambda: loss_fn(model(x), y).")
@@ -62,6 +64,11 @@ class MergedScores(PortionScores):
     def space(self) -> SearchSpace:
         """The merged network's, in which protected groups lose nothing."""
         return self._space
+
+    @property
+    def compare(self) -> Compare:
+        """As the criteria are."""
+        return self._mix.compare
 
     def before(self, step: int) -> None:
         """Nothing of a step is needed."""
@@ -102,7 +109,7 @@ class MergedScores(PortionScores):
         """Of W."""
         criteria, loss, measured, units = self._mix.registered, self._loss, None, self._units
         if criteria:
-            measurement = Measurement(self._space, criteria, self._seed, 1, False)
+            measurement = Measurement(self._space, criteria, self._seed, 1, keep if self._mix.by_layer else None)
             if any(criterion.needs_data for criterion in criteria):
                 assert loss is not None
                 measured = measurement.over([None], lambda model, batch: loss())
@@ -129,8 +136,8 @@ class MergedScores(PortionScores):
         """Nothing is only tried."""
 
     def settings(self) -> dict[str, Any]:
-        """Criteria, seed, and how much is protected."""
-        return {"criteria": self._mix.data, "seed": self._seed, "protect": self._protect}
+        """Criteria, how units are compared, seed, and how much is protected."""
+        return {**self._mix.settings(), "seed": self._seed, "protect": self._protect}
 
     def state(self) -> dict[str, Any]:
         """The groups that are protected, once they are known."""

@@ -20,6 +20,7 @@ class Layers:
     unit: Tensor  # [parts]
     layer: Tensor  # [parts]
     num_units: int
+    num_layers: int
 
     @classmethod
     def of(cls, index: UnitIndex, parameters: Mapping[str, Tensor]) -> Layers:
@@ -39,16 +40,20 @@ class Layers:
         sizes = index.entries.new_zeros(len(parts))
         sizes.index_add_(0, part, torch.tensor(entries, device=home).to(sizes)[index.row])
         fine = UnitIndex(len(parts), index.bundles, index.row, part, sizes)
-        return cls(fine, parts % index.num_units, parts // index.num_units, index.num_units)
+        return cls(fine, parts % index.num_units, parts // index.num_units, index.num_units, len(owners))
 
-    def joined(self, values: Tensor) -> Tensor:
-        """One value per unit, [num_units], from ``values`` [parts]: each over the mean of its layer, then the mean over
-        the unit's layers. In a layer whose values are all zero, all parts score zero."""
-        mean = _mean(values, self.layer, int(self.layer.max()) + 1)
-        shares = values / torch.where(mean > 0, mean, 1)[self.layer]
-        return _mean(shares, self.unit, self.num_units)
+    def joined(self, values: Tensor, counted: Tensor) -> Tensor:
+        """Values of units, [rows, num_units], from ``values`` [rows, parts]: each over the mean of its layer, then the
+        mean over the unit's layers. In a layer whose values are all zero, all parts score zero.
+
+        ``counted`` [num_units]: whether the means of layers are taken over the unit. Does not wait for the device.
+        """
+        mean = _mean(values, counted[self.unit], self.layer, self.num_layers)
+        shares = values / torch.where(mean > 0, mean, 1)[:, self.layer]
+        return _mean(shares, torch.ones_like(self.unit, dtype=torch.bool), self.unit, self.num_units)
 
 
-def _mean(values: Tensor, where: Tensor, kinds: int) -> Tensor:
-    total = values.new_zeros(kinds).index_add_(0, where, values)
-    return total / torch.bincount(where, minlength=kinds).clamp(min=1)
+def _mean(values: Tensor, counted: Tensor, where: Tensor, kinds: int) -> Tensor:
+    """The mean of those ``values`` [rows, parts] that are ``counted`` [parts], for each number in ``where``."""
+    total = values.new_zeros(len(values), kinds).index_add_(1, where, torch.where(counted, values, 0))
+    return total / values.new_zeros(kinds).index_add_(0, where, counted.to(values)).clamp(min=1)
