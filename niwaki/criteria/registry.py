@@ -55,7 +55,7 @@ class Criterion:
     @property
     def adds_up(self) -> bool:
         """Whether it can be asked of a part of a unit, since it is made of sums over weights alone."""
-        return set(self.reads) <= ROW_SUMS | {"group"}
+        return set(self.reads) <= ROW_SUMS | {"group", "entries", "number", "num_units", "seed"}
 
 
 _REGISTRY: dict[str, Criterion] = {}

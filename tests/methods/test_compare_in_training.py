@@ -73,7 +73,10 @@ def test_windows_hold_what_score_says_layer_by_layer() -> None:
 
 @pytest.mark.parametrize("compare", COMPARE)
 def test_the_first_portion_is_chosen_so(compare: str) -> None:
-    run = Training("conv", sgd, Budget(macs=0.4), criteria={"magnitude": 1.0}, window=1, compare=compare)
+    """Among units of unlike scales: those of the stream are large."""
+    run = Training("conv", sgd, Budget(units=0.5), criteria={"magnitude": 1.0}, window=1, compare=compare)
+    with torch.no_grad():
+        run.model.stem.weight.mul_(20)
     assert run.method is not None
     portions = run.method.selector
     step = portions.scores.timeline.borders[0]
@@ -82,11 +85,27 @@ def test_the_first_portion_is_chosen_so(compare: str) -> None:
     values = score(run.space, "magnitude", compare=compare).values
     values = normalise(run.space, values, everything, compare)
     last = select(run.space, values, portions.target.limits, compare=compare)
-    dense = portions.target.dense["macs"]
-    share = portions.schedule.portion(SCHEDULE.periods)
-    limits = {"macs": dense - (dense - portions.target.limits["macs"]) * share}
+    dense, share = run.space.num_units, portions.schedule.portion(SCHEDULE.periods)
+    limits = {"units": dense - (dense - portions.target.limits["units"]) * share}
     keep = select(run.space, values, limits, compare=compare, staying=last)
     assert (portions.removed() == ~keep).all() and (~keep).any()
+    if compare == "space":
+        otherwise = select(run.space, values, limits, staying=select(run.space, values, portions.target.limits))
+        assert (keep != otherwise).any() and (keep != select(run.space, values, limits, staying=last)).any()
+
+
+def test_what_leaves_weighs_on_no_mean_of_a_layer() -> None:
+    """Every unit of the network lies in one layer, whose mean is that of its units that are not about to leave."""
+    run = Training("mlp", sgd, Budget(macs=0.4), criteria={"magnitude": 1.0}, compare="layer")
+    assert run.method is not None
+    portions = run.method.selector
+    run.step(portions.scores.timeline.borders[1] - 1)
+    (row,) = portions.scores.sampler.sample().numpy()
+    staying = ~portions.removed()
+    assert not staying.all()
+    for group in run.space.groups:
+        assert row[group.numbers][staying[group.numbers]].mean() == pytest.approx(1)
+        assert row[group.numbers].mean() < 1
 
 
 def test_choices_differ() -> None:
@@ -218,6 +237,48 @@ def test_dhspg_ranks_so(compare: str) -> None:
     assert run.method is not None and run.method.done and run.method.plan().provenance["compare"] == compare
 
 
+class Blocks(nn.Module):
+    """Two blocks of one kind on a stream that may not shrink, and a head of another kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 6)) for _ in range(2))
+        self.head = nn.Sequential(nn.Linear(6, 10, bias=False), nn.ReLU(), nn.Linear(10, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("compare", ["group", "isomorphic", "space"])
+def test_dhspg_finds_what_is_most_redundant_so(compare: str) -> None:
+    """Units of the first block are ten times as small as all others."""
+    torch.manual_seed(0)
+    space = niwaki.search_space(Blocks(), torch.randn(2, 6))
+    method = DHSPG(
+        space,
+        sgd(space.model.parameters()),
+        Budget(units=0.5),
+        niwaki.Schedule(start=1, until=9, periods=1),
+        window=1,
+        tolerance=0.0,
+        compare=compare,
+    )
+    small = 1 + torch.rand(space.num_units) / 10
+    first, second, head = ("blocks.0.0", "blocks.1.0", "head.0")
+    where = {group.name: group.numbers for group in space.groups}
+    small[where[first]] *= 10
+    choice = method.selector.choice
+    choice._choose(1, torch.stack([torch.zeros_like(small), small]))
+    gone = {name: int(choice.units[numbers].sum()) for name, numbers in where.items()}
+    if compare == "group":
+        assert max(gone.values()) - min(gone.values()) <= 2
+    else:
+        assert gone[first] == 9, "one has to stay"
+        assert gone[head] and (gone[second] > 0) == (compare == "space")
+
+
 def test_no_step_waits_for_the_device_layer_by_layer() -> None:
     run = Training("conv", sgd, Budget(macs=0.4), compare="layer")
     assert run.method is not None
@@ -246,7 +307,7 @@ def test_what_cannot_be_compared_so_is_refused() -> None:
         (
             HESSO,
             {"compare": "layer", "criteria": {"geometric_median": 1.0}},
-            "The criterion 'geometric_median' looks at units as a whole, so it cannot score them layer by layer: "
+            "The criterion 'geometric_median' scores units as a whole, so it cannot score them layer by layer: "
             "compare='group', 'isomorphic' or 'space'.",
         ),
         (
