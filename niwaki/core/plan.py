@@ -229,6 +229,13 @@ def smaller_shapes(plan: Plan) -> tuple[TensorShape, ...]:
     return tuple(TensorShape(name, shape) for name, shape in sorted(shapes.items()))
 
 
+def touched_tensors(plan: Plan) -> set[str]:
+    """The names of the tensors that a cut changes, removes or adds."""
+    before = {(one.name, one.shape) for one in plan.shapes}
+    after = {(one.name, one.shape) for one in smaller_shapes(plan)}
+    return {name for name, _ in before ^ after} | plan.changes.keys()
+
+
 def tensor_shapes(model: torch.nn.Module) -> tuple[TensorShape, ...]:
     """Every parameter and buffer once, under its first name, sorted by name."""
     named = {name: tuple(p.shape) for name, p in named_parameters(model)}

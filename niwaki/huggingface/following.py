@@ -15,7 +15,7 @@ import torch
 
 from niwaki.core.integrations import Multiple
 from niwaki.core.names import named_modules, named_parameters
-from niwaki.core.plan import Plan
+from niwaki.core.plan import Plan, touched_tensors
 from niwaki.errors import FileFormatError
 from niwaki.huggingface.configuration import built_from, described, family_of, head_of
 from niwaki.huggingface.families import FAMILIES, Family
@@ -46,9 +46,10 @@ class TransformersIntegration:
     def after_cut(self, small: torch.nn.Module, plan: Plan) -> None:
         """Give the models of transformers in ``small`` configurations with their new sizes, or another
         ``save_pretrained``."""
+        touched = touched_tensors(plan)
         for path, model in pretrained_in(small):
             prefix = f"{path}." if path else ""
-            if not any(name.startswith(prefix) for name in plan.changes):
+            if not any(name.startswith(prefix) for name in touched):
                 continue
             within = [module for module in model.modules() if is_pretrained(module)]
             try:

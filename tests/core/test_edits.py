@@ -105,6 +105,13 @@ def test_what_a_method_zeroed_is_numbered_in_what_is_left() -> None:
 ZEROED = Zeroed((("b", 0),), Positions((1, 2, 3, 4, 6, 7)), Positions((1, 2, 3, 4, 6, 7)))
 
 
+def test_states_go_with_a_power_of_the_scale() -> None:
+    steps, average = torch.tensor(3), torch.tensor([1.0, 2.0])
+    assert torch.equal(Rescale("b", 2.0, 1.0).of_state(average, {0: 0}, lambda: -2), average / 4)
+    same = Rescale("b", 2.0, 1.0).of_state(steps, {}, lambda: 0)
+    assert same.dtype == torch.int64 and same == 3
+
+
 def test_a_plan_of_format_2_has_every_kind() -> None:
     plan = Plan.from_json(STORED)
     assert {type(edit) for edit in plan.edits} == KINDS

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.core.compose import composed, difference
 from niwaki.core.edits import ModuleEdit, Place, TensorEdit, edited_by_hand, register_edit
-from niwaki.core.plan import Plan, smaller_shapes, tensor_shapes
+from niwaki.core.plan import Plan, smaller_shapes, tensor_shapes, touched_tensors
 from niwaki.errors import FileFormatError, PlanError
 from niwaki.surgery.zero import zeroed
 from niwaki.testing.models import random_plan
@@ -166,6 +166,7 @@ def test_the_law() -> None:
     small = niwaki.cut(net, plan)
     assert isinstance(small.block, nn.Identity) and isinstance(net.block, nn.Linear)
     assert tensor_shapes(small) == smaller_shapes(plan)
+    assert {"block.weight", "block.bias", "first.weight", "last.weight"} <= touched_tensors(plan)
     assert torch.equal(niwaki.cut(net, plan)(X), small(X)) and not torch.equal(zeroed(net, plan)(X), net(X))
     before = net(X)
     outcome = niwaki.check(net, plan, X)

@@ -50,7 +50,8 @@ class Rescale(TensorEdit):
         return gradient / self.factor
 
     def of_state(self, state: Tensor, dims: Mapping[int, int], power: Callable[[], int]) -> Tensor:
-        return state * self.factor ** power()
+        exponent = power()
+        return state * self.factor**exponent if exponent else state  # a whole number of steps stays whole
 
     def zero_(self, tensor: Tensor) -> None:
         pass
