@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -15,26 +13,28 @@ from niwaki.trace.graph import Graph, Origin
 
 
 class Producers:
-    """Which parameters make what: those that a method has to set to zero along a dimension whose positions the
-    equations of the rules tie to the positions of what they make. More may be tied to them, which does no harm inside
-    of what vanishes."""
+    """Which parameters make what: those that a method has to set to zero along a dimension that the equations of the
+    rules tie to a dimension of what they make. More may be tied to them, which does no harm inside of what vanishes:
+    whole dimensions are looked at, not their positions, so that this costs little."""
 
     def __init__(self, graph: Graph, constraints: Constraints) -> None:
-        rows = [(left, right) for left, right, _ in constraints.equal]
-        pairs = [pair for left, right in rows for pair in _pairs(left, right)]
-        ones, others = (np.concatenate([pair[side] for pair in pairs] or [np.zeros(0, int)]) for side in (0, 1))
-        joined = coo_array((np.ones(len(ones), bool), (ones, others)), shape=(constraints.ids, constraints.ids))
+        self._starts = np.array([block[0] for block in constraints.blocks], np.int64)
+        ones, others = [0], [0]
+        for left, right, _ in constraints.equal:
+            tied = self._blocks(left) + self._blocks(right)
+            ones += tied[:-1]
+            others += tied[1:]
+        size = len(self._starts) + 1
+        joined = coo_array((np.ones(len(ones), bool), (ones, others)), shape=(size, size))
         _, self._component = connected_components(joined, directed=False)
         marked = constraints.marked()
         zeroed = ~marked[Mark.CONSUMED] | marked[Mark.PRODUCED] | marked[Mark.ZEROED_BY_METHOD]
         zeroed &= ~marked[Mark.DIRECTION]
         self._by_component: dict[int, set[int]] = {}
-        for (value, _), (first, size) in constraints.ids_of.items():
-            if graph.values[value].origin is not Origin.PARAMETER:
-                continue
-            ids = np.arange(first, first + size)
-            for component in np.unique(self._component[ids[zeroed[ids]]]).tolist():
-                self._by_component.setdefault(component, set()).add(value)
+        for (value, _), (first, length) in constraints.ids_of.items():
+            if graph.values[value].origin is Origin.PARAMETER and zeroed[first : first + length].any():
+                (block,) = self._blocks(np.array([first]))
+                self._by_component.setdefault(int(self._component[block]), set()).add(value)
 
     def of(self, label: Label | None) -> set[int] | None:
         """The parameters, by value number, that make a tensor with this ``label`` along a dimension in which it is zero
@@ -43,16 +43,16 @@ class Producers:
             return None
         for axis, zero in zip(label.axes, label.zero, strict=True):
             if zero and axis.free:
-                ids = axis.ids[axis.ids > 0]
-                components: Iterable[int] = np.unique(self._component[ids]).tolist()
+                components = {int(self._component[block]) for block in self._blocks(axis.ids)}
                 return set().union(*(self._by_component.get(component, set()) for component in components))
         return None
 
-
-def _pairs(left: IntArray, right: IntArray) -> Iterable[tuple[IntArray, IntArray]]:
-    """Ids that lie in one row of an equation, whichever side they are on."""
-    rows = np.concatenate([left, right], axis=1)
-    first = rows.max(axis=1)
-    for column in rows.T:
-        inside = column > 0
-        yield first[inside], column[inside]
+    def _blocks(self, ids: IntArray) -> list[int]:
+        """The blocks, numbered from 1, that ``ids`` were handed out in; id 0 was not."""
+        if not ids.size:
+            return []
+        ends = np.searchsorted(self._starts, [ids.min(), ids.max()], side="right").tolist()
+        if ends[0] == ends[1]:
+            return [ends[0]] if ends[0] else []
+        found = np.unique(np.searchsorted(self._starts, ids.reshape(-1), side="right")).tolist()
+        return [block for block in found if block]
