@@ -111,7 +111,7 @@ class Run:
             self.optimizer.step()
             self.seconds += time.process_time() - start
         if self.method is not None and self.method.shrinking is not None:
-            here = self.method.space.cost_of(self.method.remains.here).macs / self.method.space.cost().macs
+            here = self.method.space.cost_of(self.method.units.live.here).macs / self.method.space.cost().macs
             if here != self.sizes[-1]:
                 self.sizes.append(here)
 

@@ -1,5 +1,10 @@
 """Methods: what is removed while a network trains. One file per method, attached to any torch optimizer.
 
+A method is a selector (which units leave, and when) and an update (what happens to them around each step): ``parts``.
+``method`` has all the rest, ``trained_units`` the units that both work on. Selectors: ``portions`` with the scores of
+``window_scores`` (HESSO) or ``tried_scores`` (HESSO-CRIC), ``vanishing`` with the choice of ``redundancy`` (DHSPG).
+Updates: ``linear_fade``, and ``rule_update`` with the rules of each method.
+
 Imports core, trace, per_unit, criteria, surgery and selection.
 """
 
