@@ -34,8 +34,9 @@ def attributes_of(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         own = object.__getattribute__(value, "__dict__")
     except AttributeError:
         own = {}
-    slots = {name: _content(slot, value) for name, slot in slots_of(type(value)).items()}
-    return own, {name: item for name, item in slots.items() if item is not _NOTHING}
+    known = slots_of(type(value))
+    slots = {name: _content(slot, value) for name, slot in known.items()} if known else {}  # most classes have none
+    return own, {name: item for name, item in slots.items() if item is not _NOTHING} if slots else slots
 
 
 def set_attributes(other: Any, own: dict[str, Any], slots: dict[str, Any]) -> None:
@@ -98,14 +99,15 @@ def function_like(function: FunctionType, defaults: Any, keywords: Any, contents
 
 def slots_of(kind: type) -> dict[str, MemberDescriptorType]:
     """The slots of a class and its bases, by name."""
-    if kind not in _SLOTS:
-        _SLOTS[kind] = {
+    known = _SLOTS.get(kind)
+    if known is None:
+        known = _SLOTS[kind] = {
             name: member
             for base in reversed(kind.__mro__)
             for name, member in base.__dict__.items()
             if isinstance(member, MemberDescriptorType) and name != "__dict__"
         }
-    return _SLOTS[kind]
+    return known
 
 
 _SLOTS: WeakKeyDictionary[type, dict[str, MemberDescriptorType]] = WeakKeyDictionary()
