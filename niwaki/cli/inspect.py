@@ -55,6 +55,10 @@ def inspect(
             help="export the network and analyse the program: sizes that are numbers in the source can be pruned there",
         ),
     ] = False,
+    erase: Annotated[
+        bool,
+        typer.Option("--erase", help="also list the structures that could vanish as a whole, and why others cannot"),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON instead of tables")] = False,
 ) -> None:
     """Print what of a network can be pruned, what cannot, and why, without training it.
@@ -63,7 +67,7 @@ def inspect(
     """
     try:
         request = Request(
-            model, parse_inputs(input or ()), classes, parse_shares(keep), check, meta, allow_inexact, as_graph
+            model, parse_inputs(input or ()), classes, parse_shares(keep), check, meta, allow_inexact, as_graph, erase
         )
         if draw_to is not None:
             check_drawable(draw_to)

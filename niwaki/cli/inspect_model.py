@@ -36,6 +36,7 @@ class Request:
     meta: bool = False
     allow_inexact: bool = False
     as_graph: bool = False
+    erase: bool = False
 
 
 def inspect_model(request: Request, say: Say = lambda stage: None) -> tuple[SearchSpace, Inspection]:
@@ -58,7 +59,11 @@ def inspect_model(request: Request, say: Say = lambda stage: None) -> tuple[Sear
     say(f"analysing {request.model}")
     begin = time.perf_counter()
     space = niwaki.search_space(
-        found.model, found.inputs, allow_inexact=request.allow_inexact, as_graph=request.as_graph
+        found.model,
+        found.inputs,
+        allow_inexact=request.allow_inexact,
+        as_graph=request.as_graph,
+        erase=request.erase,
     )
     seconds = time.perf_counter() - begin
     weightless = any(parameter.is_meta for parameter in found.model.parameters())
@@ -80,6 +85,7 @@ def inspect_model(request: Request, say: Say = lambda stage: None) -> tuple[Sear
         law=law,
         notes=space.notes,
         seconds=seconds,
+        structures=space.structures,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from rich.console import RenderableType
@@ -26,6 +27,8 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
     yield from _predictions(found)
     if found.reasons:
         yield from _reasons(found)
+    if found.structures:
+        yield from _structures(found)
     if found.law is not None:
         yield Text(found.law.verdict if found.law.holds else f"NOT EXACT. {found.law.verdict}")
         if any(group.inexact for group in found.groups):
@@ -90,6 +93,30 @@ def _cost(cost: Cost, dense: Cost) -> tuple[str, str, str, str]:
         f"{cost.params:,}",
         f"{cost.params / max(dense.params, 1):.1%}",
     )
+
+
+def _structures(found: Inspection) -> Iterator[RenderableType]:
+    """The structures that can be erased, the most expensive first, and how many cannot for each reason."""
+    erasable = sorted((one for one in found.structures if one.erasable), key=lambda one: (-one.macs, -one.params))
+    yield Text(f"\nStructures: {len(erasable)} of {len(found.structures)} can be erased, each by itself")
+    table = Table()
+    table.add_column("structure", overflow="fold")
+    table.add_column("MACs", justify="right")
+    table.add_column("params", justify="right")
+    table.add_column("added at", overflow="fold")
+    rows: dict[tuple[str, int, int, str], list[str]] = {}
+    for one in erasable:
+        key = (_NUMBER.sub("*", one.name), one.macs, one.params, one.location.brief)
+        rows.setdefault(key, []).append(one.name)
+    for (pattern, macs, params, where), names in list(rows.items())[:_MOST_GROUPS]:
+        name = names[0] if len(names) == 1 else f"{len(names)} x {pattern}"
+        table.add_row(escape(name), f"{macs:,}", f"{params:,}", escape(where))
+    yield table
+    more = sum(map(len, list(rows.values())[_MOST_GROUPS:]))
+    if more:
+        yield Text(f"... and {more} smaller ones.")
+    for reason, number in Counter(one.refused for one in found.structures if one.refused).most_common(_MOST_REASONS):
+        yield Text(f"{number} cannot: {reason}")
 
 
 def _reasons(found: Inspection) -> Iterator[RenderableType]:

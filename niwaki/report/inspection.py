@@ -16,6 +16,7 @@ from niwaki.core.cost import Cost
 from niwaki.core.location import Location
 from niwaki.core.names import named_modules
 from niwaki.core.space import Group, SearchSpace
+from niwaki.core.structures import Structure
 
 INSPECTION_FORMAT = 1
 
@@ -49,6 +50,7 @@ class Inspection:
     ``inputs``: the example inputs that the costs are for. ``coverage``: the fraction of the parameters that lie in at
     least one unit. ``least``: the cost with the fewest possible units in every group. ``criterion``: the one that chose
     the units of the predictions. ``notes``: the parts that were not analysed. ``seconds``: the time of the analysis.
+    ``structures``: what could vanish as a whole, if that was asked for.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Inspection:
     law: Law | None
     notes: tuple[str, ...]
     seconds: float
+    structures: tuple[Structure, ...] = ()
 
     def to_json(self) -> str:
         """The inspection as JSON text with a format number."""

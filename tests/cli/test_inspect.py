@@ -188,6 +188,26 @@ def test_inexact_groups_are_named() -> None:
     assert "features, inexact" in run(f"{tmp}:net", "--allow-inexact").stdout
 
 
+def test_structures_are_listed_where_that_is_asked_for() -> None:
+    (tmp := Path("branch.py")).write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b, self.c, self.d = (nn.Linear(6, 6) for _ in range(4))\n"
+        "    def forward(self, x):\n"
+        "        x = self.a(x)\n"
+        "        x = x + self.b(x).relu()\n"
+        "        return self.d(x + self.c(x).sigmoid())\n"
+    )
+    assert found(f"{tmp}:Net", "--input", "2x6")["structures"] == []
+    content = found(f"{tmp}:Net", "--input", "2x6", "--erase")
+    assert [(one["name"], one["refused"] is None) for one in content["structures"]] == [("b", True), ("c", False)]
+    text = run(f"{tmp}:Net", "--input", "2x6", "--erase").stdout
+    assert "Structures: 1 of 2 can be erased, each by itself" in text and "branch.py:9" in text
+    assert "1 cannot: its result is not zero where its weights are" in text
+
+
 def test_a_broken_law_is_exit_code_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **options: object) -> None:
         raise AssertionError("Random plan 0 (seed 0): first in module 'a'")

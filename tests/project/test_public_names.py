@@ -97,7 +97,7 @@ def test_commands_and_options() -> None:
         },
         "inspect": {
             *("model", "--input", "--classes", "--keep", "--draw", "--check", "--meta", "--allow-inexact", "--json"),
-            "--as-graph",
+            *("--as-graph", "--erase"),
         },
     }
 
