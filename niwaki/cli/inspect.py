@@ -57,7 +57,7 @@ def inspect(
     ] = False,
     erase: Annotated[
         bool,
-        typer.Option("--erase", help="also list the structures that could vanish as a whole, and why others cannot"),
+        typer.Option("--erase", help="also list structures that could vanish as a whole, and why others cannot"),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON instead of tables")] = False,
 ) -> None:
