@@ -29,6 +29,7 @@ class Flow:
     of joins, and last the sink, which all outputs lead to. Arrows point from what makes to what reads.
 
     ``sources``: vertices of the inputs that outputs may depend on. ``outputs``: vertices that make the outputs.
+    ``makers``: per operator and value that it is given, the vertices that have made or written it by then.
     """
 
     graph: rx.PyDiGraph[None, None]
@@ -38,6 +39,7 @@ class Flow:
     outputs: tuple[int, ...]
     sink: int
     joins: dict[int, list[int]] = field(default_factory=dict)  # operator -> vertices of its operands
+    makers: dict[tuple[int, int], frozenset[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph, run: Run) -> Flow:
@@ -65,9 +67,10 @@ class Flow:
                     found.add_edge(vertex, place, None)
                     flow.operands[vertex] = Operand(place, position, number)
                     flow.joins.setdefault(place, []).append(vertex)
-                for maker in makers(number):
+                flow.makers[place, number] = frozenset(makers(number))
+                for maker in flow.makers[place, number]:
                     found.add_edge(maker, vertex, None)
-            for number in _writes(node):
+            for number in writes(node):
                 written[values[number].root] = place
             for output in node.outputs:
                 if output is not None:
@@ -89,7 +92,7 @@ def operands(node: Node) -> list[tuple[int | None, int]]:
     return [(None, number) for number in node.inputs()]
 
 
-def _writes(node: Node) -> Iterable[int]:
+def writes(node: Node) -> Iterable[int]:
     """The values that an operator writes to."""
     for position, name in traits(node.operator).writes:
         given = node.args[position] if position < len(node.args) else node.kwargs.get(name)

@@ -10,6 +10,8 @@ from niwaki.core.location import Location
 from niwaki.core.structures import Structure
 from niwaki.erasing.flow import Flow, Operand
 from niwaki.erasing.operand_tree import OperandTree
+from niwaki.erasing.passing import Passing
+from niwaki.erasing.state import WrittenState
 from niwaki.erasing.validity import Validity
 from niwaki.erasing.vanishing import Producers
 from niwaki.rules.constraints import Constraints
@@ -34,15 +36,17 @@ def structures(graph: Graph, constraints: Constraints, given: Given, ignored: Ma
     if not flow.operands:
         return []
     nesting = OperandTree.of(flow)
-    return _Found(graph, constraints, flow, nesting).described(given, ignored)
+    return _Found(graph, constraints, flow, nesting, given).described(ignored)
 
 
 class _Found:
-    def __init__(self, graph: Graph, constraints: Constraints, flow: Flow, nesting: OperandTree) -> None:
+    def __init__(self, graph: Graph, constraints: Constraints, flow: Flow, nesting: OperandTree, given: Given) -> None:
         self._graph, self._flow, self._nesting = graph, flow, nesting
         self._nodes = graph.runs[0].nodes
-        self._constraints = constraints
+        self._given = given
         self._producers = Producers(graph, constraints)
+        self._passing = Passing(graph, constraints, flow, self._producers, given)
+        self._written = WrittenState.of(graph, flow)
         self._validity = Validity(flow, counted_inputs(graph, flow), nesting)
         macs: Counter[int] = Counter()
         for term in constraints.macs:
@@ -57,7 +61,7 @@ class _Found:
         self._home = {number: nesting.common(places) for number, places in readers(graph, self._nodes).items()}
         self._others = [_OtherRun.of(graph, run) for run in graph.runs[1:] if run.error is None]
 
-    def described(self, given: Given, ignored: Mapping[str, str]) -> list[Structure]:
+    def described(self, ignored: Mapping[str, str]) -> list[Structure]:
         """The structures themselves."""
         nesting, flow = self._nesting, self._flow
         listed = [vertex for vertex in sorted(nesting.around, key=self._by_join) if self._operators[vertex] >= _LISTED]
@@ -76,7 +80,7 @@ class _Found:
                 outer = nesting.around[outer]
             operand = flow.operands[vertex]
             inside = [self._graph.values[parameter] for parameter in sorted(within[vertex])]
-            makers, why = self._made_by(vertex, operand, given, inside, ignored)
+            makers, why = self._made_by(vertex, operand, inside, ignored)
             found.append(
                 Structure(
                     name,
@@ -112,13 +116,13 @@ class _Found:
         return ".".join(common) or "model"
 
     def _made_by(
-        self, vertex: int, operand: Operand, given: Given, inside: Sequence[Value], ignored: Mapping[str, str]
+        self, vertex: int, operand: Operand, inside: Sequence[Value], ignored: Mapping[str, str]
     ) -> tuple[tuple[str, ...], str | None]:
         """The parameters that make the term, and why it cannot be erased; or None."""
-        label = given[operand.join][operand.position]
-        makers = self._producers.of(label)
-        if makers is None:
+        parts = self._producers.along(self._given[operand.join][operand.position])
+        if parts is None:
             return (), "its result is not zero where its weights are"
+        makers = self._producers.of(parts)
         names = tuple(value.name for value in inside if value.number in makers)
         own = {value.number for value in inside}
         shared = [self._graph.values[number].name for number in sorted(makers - own) if self._reads(vertex, number)]
@@ -126,11 +130,16 @@ class _Found:
             return names, f"{shared[0]!r}, which makes its result, is used elsewhere too"
         if not names:
             return (), "nothing but an operator without parameters makes its result"
+        if not self._passing.vanishes(operand, parts, makers & own, lambda one: self._nesting.contains(vertex, one)):
+            return names, "something from outside of it passes through it and is added, too"
         held = next((value.name for value in inside if value.name in ignored), None)
         if held is not None:
             return names, f"{held!r} is ignored by the pattern {ignored[held]!r}"
         if any(not other.has(own, self._nodes[operand.join].location) for other in self._others):
             return names, "another run (in train mode, or of another example call) uses its weights otherwise"
+        told = self._written.read_elsewhere(self._nesting.within(vertex), self._nesting.place)
+        if told is not None:
+            return names, told
         return names, _undefined(self._graph, self._nodes[operand.join], operand) or self._validity.why_not(vertex)
 
     def _reads(self, vertex: int, parameter: int) -> bool:

@@ -7,6 +7,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from niwaki.core.counts import IntArray
+from niwaki.rules.axis import Axis
 from niwaki.rules.constraints import Constraints, Mark
 from niwaki.rules.label import Label
 from niwaki.trace.graph import Graph, Origin
@@ -36,16 +37,27 @@ class Producers:
                 (block,) = self._blocks(np.array([first]))
                 self._by_component.setdefault(int(self._component[block]), set()).add(value)
 
-    def of(self, label: Label | None) -> set[int] | None:
-        """The parameters, by value number, that make a tensor with this ``label`` along a dimension in which it is zero
-        where their units are; None if there is no such dimension."""
+    def along(self, label: Label | None) -> frozenset[int] | None:
+        """What a tensor with this ``label`` is tied to along a dimension that it is zero along where units are: numbers
+        of connected parts. None if there is no such dimension."""
         if label is None:
             return None
-        for axis, zero in zip(label.axes, label.zero, strict=True):
-            if zero and axis.free:
-                components = {int(self._component[block]) for block in self._blocks(axis.ids)}
-                return set().union(*(self._by_component.get(component, set()) for component in components))
-        return None
+        free = (axis for axis, zero in zip(label.axes, label.zero, strict=True) if zero and axis.free)
+        return next((self._parts(axis) for axis in free), None)
+
+    def of(self, parts: frozenset[int]) -> set[int]:
+        """The parameters of these ``parts``, by value number."""
+        return set().union(*(self._by_component.get(part, set()) for part in parts))
+
+    def follows(self, label: Label | None, parts: frozenset[int]) -> bool:
+        """Whether a tensor with this ``label`` is zero along a dimension of ``parts`` where units are."""
+        if label is None:
+            return False
+        free = (axis for axis, zero in zip(label.axes, label.zero, strict=True) if zero and axis.free)
+        return any(self._parts(axis) & parts for axis in free)
+
+    def _parts(self, axis: Axis) -> frozenset[int]:
+        return frozenset(int(self._component[block]) for block in self._blocks(axis.ids))
 
     def _blocks(self, ids: IntArray) -> list[int]:
         """The blocks, numbered from 1, that ``ids`` were handed out in; id 0 was not."""

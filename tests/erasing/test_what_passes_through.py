@@ -1,0 +1,123 @@
+"""Terms that are not zero where the producers inside of a structure are, and structures that write to the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import niwaki
+
+THROUGH = "something from outside of it passes through it and is added, too"
+
+
+class Net(nn.Module):
+    """Layers as wide as a residual stream, and a way through them."""
+
+    def __init__(self, way: Callable[[Net, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.head = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.norm = nn.BatchNorm1d(6)
+        self.memory: Tensor
+        self.register_buffer("memory", torch.zeros(2, 6))
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.way(self, self.stem(x)))
+
+
+def refused(way: Callable[[Net, Tensor], Tensor]) -> list[str | None]:
+    """Why each structure of a network cannot be erased, in the order of the additions."""
+    space = niwaki.search_space(Net(way), torch.randn(2, 3), erase=True)
+    return [one.refused for one in space.structures]
+
+
+def sum_of_three(net: Net, h: Tensor) -> Tensor:
+    y, z = net.a(h), net.b(h)
+    return (h + y) + z
+
+
+def sum_of_three_in_place(net: Net, h: Tensor) -> Tensor:
+    kept = h.clone()
+    z = net.b(h)
+    kept += net.a(h)
+    return kept + z
+
+
+@pytest.mark.parametrize("way", [sum_of_three, sum_of_three_in_place])
+def test_a_sum_that_holds_the_stream_is_no_term_of_a_layer(way: Callable[[Net, Tensor], Tensor]) -> None:
+    """h + a(h) is not zero where a is: the stream, which b reads as well, is in it."""
+    assert refused(way)[-3:] == [None, THROUGH, None]
+
+
+PASSING: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
+    "maximum": lambda net, h, y: torch.maximum(y, h),
+    "where": lambda net, h, y: torch.where(y > 0, y, h),
+    "cat": lambda net, h, y: torch.cat([y[:, :3], h[:, :3]], 1),
+}
+VANISHING: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
+    "gate": lambda net, h, y: y * torch.sigmoid(net.b(h)),
+    "product with the stream": lambda net, h, y: y * h,
+    "norm": lambda net, h, y: net.norm(y),
+    "norm of all": lambda net, h, y: net.norm(y + h),
+    "scale": lambda net, h, y: y * net.b.bias,
+    "bias": lambda net, h, y: y + net.b.bias,
+    "in place": lambda net, h, y: y.relu_().mul_(2),
+    "halves": lambda net, h, y: torch.cat([y[:, :3], net.b(h)[:, :3]], 1),
+}
+
+
+@pytest.mark.parametrize("name", [*PASSING, *VANISHING])
+def test_what_a_branch_adds_is_zero_with_its_producers_alone(name: str) -> None:
+    """Set to zero what is listed, and look at the very term; where the stream passes through, it is not zero."""
+    branch = (PASSING | VANISHING)[name]
+    terms: list[Tensor] = []
+
+    def way(net: Net, h: Tensor) -> Tensor:
+        terms.append(branch(net, h, net.a(h)))
+        return h + terms[-1]
+
+    torch.manual_seed(0)
+    model, x = Net(way).eval(), torch.randn(2, 3)
+    last = niwaki.search_space(model, x, erase=True).structures[-1]
+    assert last.refused == (THROUGH if name in PASSING else None)
+    for of, parameter in model.named_parameters():
+        if of in last.producers:
+            nn.init.zeros_(parameter)
+    with torch.no_grad():
+        model(x)
+    assert bool(terms[-1].any()) == (name in PASSING)
+
+
+def test_a_branch_that_a_later_call_remembers() -> None:
+    """What it writes to a buffer is added in the next call, and does not vanish with its term."""
+
+    def way(net: Net, h: Tensor) -> Tensor:
+        y, before = net.a(h), net.memory.clone()
+        net.memory.copy_(y.detach())
+        return (h + y) * (1 + before)
+
+    assert refused(way) == ["it writes to 'memory', which is read elsewhere too"]
+
+
+def test_a_buffer_of_its_own_vanishes_with_a_branch() -> None:
+    def way(net: Net, h: Tensor) -> Tensor:
+        y = net.norm(net.a(h))
+        net.memory.copy_(y.detach())  # nobody reads it
+        return h + y
+
+    assert refused(way) == [None]
+
+
+def test_a_branch_that_writes_to_an_input() -> None:
+    class Writes(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x)
+            y = self.a(h)
+            x.add_(y[:, :3].detach())
+            return self.head(h + y)
+
+    space = niwaki.search_space(Writes(sum_of_three), torch.randn(2, 3), erase=True)
+    assert space.structures[-1].refused is not None and space.structures[-1].refused.endswith("an input of the model")
