@@ -6,25 +6,48 @@ from collections.abc import Callable, Collection, Mapping
 from typing import final
 
 import torch
+from torch._ops import OpOverload
 
-from niwaki.erasing.flow import Flow, Operand
+from niwaki.erasing.flow import ADDITIONS, Flow, Operand, writes
 from niwaki.erasing.vanishing import Producers
-from niwaki.rules.constraints import Constraints
 from niwaki.rules.label import Label
-from niwaki.trace.graph import Graph, Origin
+from niwaki.trace.graph import Graph, Origin, Ref
 
 aten = torch.ops.aten
-PRODUCTS = frozenset({aten.mul.Tensor, aten.mul_.Tensor, aten.mm.default, aten.bmm.default})
-NORMS = frozenset(
+TWO, FIRST = (0, 1), (1, 2)
+PRODUCTS: Mapping[OpOverload, tuple[tuple[int, ...], int | None]] = {  # the places of factors, and of what is added
+    aten.mul.Tensor: (TWO, None),
+    aten.mul_.Tensor: (TWO, None),
+    aten.mm.default: (TWO, None),
+    aten.bmm.default: (TWO, None),
+    aten.mv.default: (TWO, None),
+    aten.linear.default: (TWO, 2),
+    aten.convolution.default: (TWO, 2),
+    aten.addmm.default: (FIRST, 0),
+    aten.addmv.default: (FIRST, 0),
+    aten.baddbmm.default: (FIRST, 0),
+    aten.native_batch_norm.default: ((1,), 2),
+    aten._native_batch_norm_legit.default: ((1,), 2),
+    aten._native_batch_norm_legit_no_training.default: ((1,), 2),
+    aten.cudnn_batch_norm.default: ((1,), 2),
+    aten.native_group_norm.default: ((1,), 2),
+    aten.native_layer_norm.default: ((2,), 3),
+}
+MIXED = frozenset(  # some entries are of one argument, some of another
     {
-        aten.native_batch_norm.default,
-        aten._native_batch_norm_legit.default,
-        aten._native_batch_norm_legit_no_training.default,
-        aten.cudnn_batch_norm.default,
-        aten.native_layer_norm.default,
-        aten.native_group_norm.default,
+        aten.select_scatter.default,
+        aten.slice_scatter.default,
+        aten.scatter.src,
+        aten.scatter_add.default,
+        aten.index_put.default,
+        aten.index_copy.default,
+        aten.index_add.default,
     }
 )
+QUOTIENTS = frozenset({aten.div.Tensor, aten.div_.Tensor})
+LIFTS = frozenset({aten.clamp_min.default, aten.clamp.default, aten.exp.default, aten.sigmoid.default})  # off zero
+
+NEVER: list[tuple[bool, list[int]]] = [(True, [])]  # none of no numbers is zero
 
 
 @final
@@ -33,22 +56,20 @@ class Passing:
 
     A residual stream and all that is added to it are tied along their units, so the rules' promise that a tensor is
     zero where its units are speaks of the whole stream. Here it is looked what of it holds with the producers inside of
-    a structure alone: an operator makes zeros if all is zero that carries the units to it; a product, if one factor is;
-    a layer or a norm with weights of its own, if these are.
+    a structure alone: an operator makes zeros if all is zero that carries the units to it; a product, a layer or a
+    norm, if one factor is and what it adds; an operator that writes to a part of a tensor, if all that it is given is;
+    a quotient only where what it is divided by does not vanish as well.
     """
 
     def __init__(
         self,
         graph: Graph,
-        constraints: Constraints,
         flow: Flow,
         producers: Producers,
         given: Mapping[int, tuple[Label | None, ...]],
     ) -> None:
         self._values, self._nodes, self._flow = graph.values, graph.runs[0].nodes, flow
         self._producers, self._given = producers, given
-        single = {term.node for term in constraints.macs if len(self._nodes[term.node].outputs) == 1}
-        self._layers = single | {place for place, node in enumerate(self._nodes) if node.operator in NORMS}
 
     def vanishes(
         self, operand: Operand, parts: frozenset[int], producers: Collection[int], inside: Callable[[int], bool]
@@ -56,15 +77,16 @@ class Passing:
         """Whether the term is zero where ``producers`` are. ``parts``: of the dimension that it is zero along;
         ``inside``: whether a vertex is in the structure."""
         every = self._producers.of(parts)
-        carriers: dict[int, list[int]] = {}
+        asked: dict[int, list[tuple[bool, list[int]]]] = {}
         waiting = sorted(self._makers(operand.join, operand.value))
         while waiting:
             place = waiting.pop()
-            if place in carriers or not inside(place) or place >= self._flow.operators:
+            if place in asked or not inside(place) or place >= self._flow.operators:
                 continue
-            carriers[place] = self._carriers(place, parts)
-            for number in carriers[place]:
-                waiting += self._makers(place, number)
+            asked[place] = self._asked(place, parts)
+            for _, numbers in asked[place]:
+                for number in numbers:
+                    waiting += self._makers(place, number)
         zero: dict[int, bool] = {}
 
         def is_zero(place: int, number: int) -> bool:
@@ -73,17 +95,52 @@ class Passing:
             makers = self._makers(place, number)
             return bool(makers) and all(zero.get(maker, False) for maker in makers)
 
-        for place in sorted(carriers):
-            enough = any if self._nodes[place].operator in PRODUCTS and carriers[place] else all
-            zero[place] = enough(is_zero(place, number) for number in carriers[place])
+        for place in sorted(asked):
+            if self._divides_by_zero(place, producers, inside):
+                continue
+            zero[place] = all(
+                (any if one_is_enough else all)(is_zero(place, number) for number in numbers)
+                for one_is_enough, numbers in asked[place]
+            )
         return is_zero(operand.join, operand.value)
 
     def _makers(self, place: int, number: int) -> frozenset[int]:
         return self._flow.makers.get((place, number), frozenset())
 
-    def _carriers(self, place: int, parts: frozenset[int]) -> list[int]:
-        """What carries the units of ``parts`` to an operator: of a layer its weights."""
-        given = list(zip(self._nodes[place].inputs(), self._given[place], strict=True))
-        found = [(number, label) for number, label in given if self._producers.follows(label, parts)]
-        weights = [number for number, label in found if label is not None and label.weight]
-        return weights if place in self._layers and weights else [number for number, _ in found]
+    def _divides_by_zero(self, place: int, producers: Collection[int], inside: Callable[[int], bool]) -> bool:
+        """Whether an operator divides by what ``producers`` make, with nothing in between that is above zero."""
+        node = self._nodes[place]
+        if node.operator not in QUOTIENTS or not isinstance(node.args[1], Ref):
+            return False
+        waiting, seen = [(place, node.args[1].value)], set[int]()
+        while waiting:
+            reader, number = waiting.pop()
+            if number in producers:
+                return True
+            for maker in self._makers(reader, number):
+                if maker not in seen and maker < self._flow.operators and inside(maker) and not self._lifts(maker):
+                    seen.add(maker)
+                    waiting += [(maker, one) for one in self._nodes[maker].inputs()]
+        return False
+
+    def _lifts(self, place: int) -> bool:
+        node = self._nodes[place]
+        return node.operator in LIFTS or (node.operator in ADDITIONS and not isinstance(node.args[1], Ref))
+
+    def _asked(self, place: int, parts: frozenset[int]) -> list[tuple[bool, list[int]]]:
+        """What has to be zero for an operator to make zeros: of each list all, or one where one is enough."""
+        node = self._nodes[place]
+        labels = dict(zip(node.inputs(), self._given[place], strict=True))
+        carriers = [number for number, label in labels.items() if self._producers.follows(label, parts)]
+        if node.operator in PRODUCTS:
+            places, added = PRODUCTS[node.operator]
+            factors = [one.value for one in map(node.args.__getitem__, places) if isinstance(one, Ref)]
+            plus = node.args[added] if added is not None and added < len(node.args) else None
+            asked = [(True, [number for number in factors if number in carriers])]
+            if isinstance(plus, Ref):
+                asked.append((True, [plus.value] if plus.value in carriers else []))
+            return asked
+        if node.operator in MIXED or any(True for _ in writes(node)):
+            entries = [number for number in labels if self._values[number].dtype.is_floating_point]
+            return [(False, entries), *([] if set(entries) <= set(carriers) else NEVER)]
+        return [(False, carriers)]

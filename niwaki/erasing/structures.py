@@ -11,7 +11,7 @@ from niwaki.core.structures import Structure
 from niwaki.erasing.flow import Flow, Operand
 from niwaki.erasing.operand_tree import OperandTree
 from niwaki.erasing.passing import Passing
-from niwaki.erasing.state import WrittenState
+from niwaki.erasing.side_effects import SideEffects
 from niwaki.erasing.validity import Validity
 from niwaki.erasing.vanishing import Producers
 from niwaki.rules.constraints import Constraints
@@ -45,8 +45,8 @@ class _Found:
         self._nodes = graph.runs[0].nodes
         self._given = given
         self._producers = Producers(graph, constraints)
-        self._passing = Passing(graph, constraints, flow, self._producers, given)
-        self._written = WrittenState.of(graph, flow)
+        self._passing = Passing(graph, flow, self._producers, given)
+        self._beside = SideEffects.of(graph, flow)
         self._validity = Validity(flow, counted_inputs(graph, flow), nesting)
         macs: Counter[int] = Counter()
         for term in constraints.macs:
@@ -131,13 +131,13 @@ class _Found:
         if not names:
             return (), "nothing but an operator without parameters makes its result"
         if not self._passing.vanishes(operand, parts, makers & own, lambda one: self._nesting.contains(vertex, one)):
-            return names, "something from outside of it passes through it and is added, too"
+            return names, "something from outside of it may pass through it and be added, too"
         held = next((value.name for value in inside if value.name in ignored), None)
         if held is not None:
             return names, f"{held!r} is ignored by the pattern {ignored[held]!r}"
         if any(not other.has(own, self._nodes[operand.join].location) for other in self._others):
             return names, "another run (in train mode, or of another example call) uses its weights otherwise"
-        told = self._written.read_elsewhere(self._nesting.within(vertex), self._nesting.place)
+        told = self._beside.of_structure(self._nesting.within(vertex), self._nesting.place)
         if told is not None:
             return names, told
         return names, _undefined(self._graph, self._nodes[operand.join], operand) or self._validity.why_not(vertex)

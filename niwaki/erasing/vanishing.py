@@ -30,10 +30,16 @@ class Producers:
         _, self._component = connected_components(joined, directed=False)
         marked = constraints.marked()
         zeroed = ~marked[Mark.CONSUMED] | marked[Mark.PRODUCED] | marked[Mark.ZEROED_BY_METHOD]
-        zeroed &= ~marked[Mark.DIRECTION]
+        directions = {
+            value
+            for (value, _), (first, length) in constraints.ids_of.items()
+            if marked[Mark.DIRECTION][first : first + length].any()
+        }
         self._by_component: dict[int, set[int]] = {}
         for (value, _), (first, length) in constraints.ids_of.items():
-            if graph.values[value].origin is Origin.PARAMETER and zeroed[first : first + length].any():
+            if value in directions or graph.values[value].origin is not Origin.PARAMETER:
+                continue
+            if zeroed[first : first + length].any():
                 (block,) = self._blocks(np.array([first]))
                 self._by_component.setdefault(int(self._component[block]), set()).add(value)
 

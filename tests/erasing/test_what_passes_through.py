@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import niwaki
 
-THROUGH = "something from outside of it passes through it and is added, too"
+THROUGH = "something from outside of it may pass through it and be added, too"
 
 
 class Net(nn.Module):
@@ -52,10 +52,18 @@ def test_a_sum_that_holds_the_stream_is_no_term_of_a_layer(way: Callable[[Net, T
     assert refused(way)[-3:] == [None, THROUGH, None]
 
 
+def written_into(y: Tensor, h: Tensor) -> Tensor:
+    y[:, 0].copy_(h[:, 0])
+    return y
+
+
 PASSING: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "maximum": lambda net, h, y: torch.maximum(y, h),
     "where": lambda net, h, y: torch.where(y > 0, y, h),
     "cat": lambda net, h, y: torch.cat([y[:, :3], h[:, :3]], 1),
+    "added to a product": lambda net, h, y: torch.addmm(h, y, net.b.weight),
+    "written into": lambda net, h, y: written_into(y, h),
+    "nothing over nothing": lambda net, h, y: y / y.norm(dim=1, keepdim=True),
 }
 VANISHING: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "gate": lambda net, h, y: y * torch.sigmoid(net.b(h)),
@@ -65,6 +73,9 @@ VANISHING: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "scale": lambda net, h, y: y * net.b.bias,
     "bias": lambda net, h, y: y + net.b.bias,
     "in place": lambda net, h, y: y.relu_().mul_(2),
+    "product": lambda net, h, y: torch.addmm(y, y, net.b.weight),
+    "normalised": lambda net, h, y: nn.functional.normalize(y),
+    "over more than nothing": lambda net, h, y: y / (y.norm(dim=1, keepdim=True) + 1e-3),
     "halves": lambda net, h, y: torch.cat([y[:, :3], net.b(h)[:, :3]], 1),
 }
 
@@ -89,6 +100,26 @@ def test_what_a_branch_adds_is_zero_with_its_producers_alone(name: str) -> None:
     with torch.no_grad():
         model(x)
     assert bool(terms[-1].any()) == (name in PASSING)
+
+
+def test_the_direction_of_a_weight_norm_stays() -> None:
+    """A direction of zero length would be no number."""
+
+    class Normed(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda net, h: h + net.a(h))
+            nn.utils.parametrizations.weight_norm(self.a)
+
+    (one,) = niwaki.search_space(Normed(), torch.randn(2, 3), erase=True).structures
+    assert one.erasable and set(one.producers) == {"a.bias", "a.parametrizations.weight.original0"}
+
+
+def test_a_branch_whose_values_python_reads() -> None:
+    def way(net: Net, h: Tensor) -> Tensor:
+        y = net.a(h)
+        return h * (2 if float(y.detach().abs().sum()) > 1e-9 else 3) + y
+
+    assert refused(way)[-1] == "Python code reads values of it"
 
 
 def test_a_branch_that_a_later_call_remembers() -> None:
