@@ -95,3 +95,9 @@ def test_examples_run(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, example], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "Exact: the cut network equals the masked one" in done.stdout
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by name: the second one would not be collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
