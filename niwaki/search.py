@@ -122,7 +122,7 @@ def _space(
 ) -> SearchSpace:
     single = isinstance(model, Program)  # eval and train mode are the same
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
-    given: dict[int, tuple[Label | None, ...]] | None = {} if erase else None
+    given: list[dict[int, tuple[Label | None, ...]]] | None = [] if erase else None
     constraints = propagate(graph, allow_inexact=allow_inexact, given=given)
     found = () if given is None else tuple(structures(graph, constraints, given, matching))
     _ignore(graph, constraints, matching)

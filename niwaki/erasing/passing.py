@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from niwaki.erasing.flow import ADDITIONS, Flow, Operand, writes
 from niwaki.erasing.vanishing import Producers
 from niwaki.rules.label import Label
-from niwaki.trace.graph import Graph, Origin, Ref
+from niwaki.trace.graph import Graph, Origin, Ref, Run
 
 aten = torch.ops.aten
 TWO, FIRST = (0, 1), (1, 2)
@@ -45,6 +45,9 @@ MIXED = frozenset(  # some entries are of one argument, some of another
     }
 )
 QUOTIENTS = frozenset({aten.div.Tensor, aten.div_.Tensor})
+INVERSES = frozenset(
+    {aten.reciprocal.default, aten.rsqrt.default, aten.log.default, aten.log2.default, aten.pow.Tensor_Scalar}
+)
 LIFTS = frozenset({aten.clamp_min.default, aten.clamp.default, aten.exp.default, aten.sigmoid.default})  # off zero
 
 NEVER: list[tuple[bool, list[int]]] = [(True, [])]  # none of no numbers is zero
@@ -52,24 +55,26 @@ NEVER: list[tuple[bool, list[int]]] = [(True, [])]  # none of no numbers is zero
 
 @final
 class Passing:
-    """Follows zeros from producers to a term, operator by operator, in the first run.
+    """Follows zeros from producers to a term, operator by operator, in one run.
 
     A residual stream and all that is added to it are tied along their units, so the rules' promise that a tensor is
     zero where its units are speaks of the whole stream. Here it is looked what of it holds with the producers inside of
     a structure alone: an operator makes zeros if all is zero that carries the units to it; a product, a layer or a
     norm, if one factor is and what it adds; an operator that writes to a part of a tensor, if all that it is given is;
-    a quotient only where what it is divided by does not vanish as well.
+    and no quotient of them may divide by what vanishes as well.
     """
 
     def __init__(
         self,
         graph: Graph,
+        run: Run,
         flow: Flow,
         producers: Producers,
         given: Mapping[int, tuple[Label | None, ...]],
     ) -> None:
-        self._values, self._nodes, self._flow = graph.values, graph.runs[0].nodes, flow
+        self._values, self._nodes, self._flow = graph.values, run.nodes, flow
         self._producers, self._given = producers, given
+        self._inverting = [p for p, node in enumerate(run.nodes) if node.operator in QUOTIENTS | INVERSES]
 
     def vanishes(
         self, operand: Operand, parts: frozenset[int], producers: Collection[int], inside: Callable[[int], bool]
@@ -95,24 +100,30 @@ class Passing:
             makers = self._makers(place, number)
             return bool(makers) and all(zero.get(maker, False) for maker in makers)
 
+        if any(self._divides_by_zero(place, producers, inside) for place in self._inverting if inside(place)):
+            return False
         for place in sorted(asked):
-            if self._divides_by_zero(place, producers, inside):
-                continue
             zero[place] = all(
                 (any if one_is_enough else all)(is_zero(place, number) for number in numbers)
                 for one_is_enough, numbers in asked[place]
             )
-        return is_zero(operand.join, operand.value)
+        label = self._given[operand.join][operand.position]
+        return self._producers.follows(label, parts) and is_zero(operand.join, operand.value)
 
     def _makers(self, place: int, number: int) -> frozenset[int]:
         return self._flow.makers.get((place, number), frozenset())
 
     def _divides_by_zero(self, place: int, producers: Collection[int], inside: Callable[[int], bool]) -> bool:
-        """Whether an operator divides by what ``producers`` make, with nothing in between that is above zero."""
+        """Whether an operator divides by what ``producers`` make (or has no value where that is zero), with nothing in
+        between that is above zero."""
         node = self._nodes[place]
-        if node.operator not in QUOTIENTS or not isinstance(node.args[1], Ref):
+        if node.operator in INVERSES and not (node.operator is aten.pow.Tensor_Scalar and node.args[1] >= 0):
+            divisor = node.args[0]
+        elif node.operator in QUOTIENTS:
+            divisor = node.args[1]
+        else:
             return False
-        waiting, seen = [(place, node.args[1].value)], set[int]()
+        waiting, seen = [(place, divisor.value)] if isinstance(divisor, Ref) else [], set[int]()
         while waiting:
             reader, number = waiting.pop()
             if number in producers:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from niwaki.erasing.flow import Flow, writes
-from niwaki.trace.graph import Graph, Origin, Value
+from niwaki.trace.graph import Graph, Origin, Run, Value
 from niwaki.trace.operators import traits
 
 
@@ -23,9 +23,9 @@ class SideEffects:
     weighed: frozenset[int]
 
     @classmethod
-    def of(cls, graph: Graph, flow: Flow) -> SideEffects:
-        """What the first run writes."""
-        run, values = graph.runs[0], graph.values
+    def of(cls, graph: Graph, run: Run, flow: Flow) -> SideEffects:
+        """What a run writes and tells."""
+        values = graph.values
         state = (Origin.BUFFER, Origin.INPUT)
         written = [
             (place, values[values[number].root])

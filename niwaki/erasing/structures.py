@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 from niwaki.core.location import Location
 from niwaki.core.structures import Structure
@@ -23,11 +24,13 @@ Given = Mapping[int, tuple[Label | None, ...]]
 _LISTED = 1  # operators: with fewer, an operand is what an addition is given, and nothing vanishes with it
 
 
-def structures(graph: Graph, constraints: Constraints, given: Given, ignored: Mapping[str, str]) -> list[Structure]:
+def structures(
+    graph: Graph, constraints: Constraints, given: Sequence[Given], ignored: Mapping[str, str]
+) -> list[Structure]:
     """All operands of additions with which something vanishes, in the order of their additions.
 
-    ``given``: the labels of what each operator was given (`propagate`). ``ignored``: parameters that must stay, by
-    name, each with the pattern that says so.
+    ``given``: for each run, the labels of what its operators were given (`propagate`). ``ignored``: parameters that
+    must stay, by name, each with the pattern that says so.
     """
     run = graph.runs[0]
     if run.error is not None:
@@ -40,13 +43,15 @@ def structures(graph: Graph, constraints: Constraints, given: Given, ignored: Ma
 
 
 class _Found:
-    def __init__(self, graph: Graph, constraints: Constraints, flow: Flow, nesting: OperandTree, given: Given) -> None:
+    def __init__(
+        self, graph: Graph, constraints: Constraints, flow: Flow, nesting: OperandTree, given: Sequence[Given]
+    ) -> None:
         self._graph, self._flow, self._nesting = graph, flow, nesting
         self._nodes = graph.runs[0].nodes
-        self._given = given
+        self._given = given[0]
         self._producers = Producers(graph, constraints)
-        self._passing = Passing(graph, flow, self._producers, given)
-        self._beside = SideEffects.of(graph, flow)
+        self._passing = Passing(graph, graph.runs[0], flow, self._producers, given[0])
+        self._beside = SideEffects.of(graph, graph.runs[0], flow)
         self._validity = Validity(flow, counted_inputs(graph, flow), nesting)
         macs: Counter[int] = Counter()
         for term in constraints.macs:
@@ -59,7 +64,11 @@ class _Found:
                 own_operators[nesting.nearest[vertex]] += 1
         self._macs, self._operators = nesting.summed(own_macs), nesting.summed(own_operators)
         self._home = {number: nesting.common(places) for number, places in readers(graph, self._nodes).items()}
-        self._others = [_OtherRun.of(graph, run) for run in graph.runs[1:] if run.error is None]
+        self._others = [
+            _OtherRun.of(graph, run, self._producers, labels)
+            for run, labels in zip(graph.runs[1:], given[1:], strict=True)
+            if run.error is None
+        ]
 
     def described(self, ignored: Mapping[str, str]) -> list[Structure]:
         """The structures themselves."""
@@ -130,12 +139,13 @@ class _Found:
             return names, f"{shared[0]!r}, which makes its result, is used elsewhere too"
         if not names:
             return (), "nothing but an operator without parameters makes its result"
-        if not self._passing.vanishes(operand, parts, makers & own, lambda one: self._nesting.contains(vertex, one)):
+        if not self._passing.vanishes(operand, parts, makers & own, partial(self._nesting.contains, vertex)):
             return names, "something from outside of it may pass through it and be added, too"
         held = next((value.name for value in inside if value.name in ignored), None)
         if held is not None:
             return names, f"{held!r} is ignored by the pattern {ignored[held]!r}"
-        if any(not other.has(own, self._nodes[operand.join].location) for other in self._others):
+        location = self._nodes[operand.join].location
+        if any(not other.agrees(own, location, parts, makers & own) for other in self._others):
             return names, "another run (in train mode, or of another example call) uses its weights otherwise"
         told = self._beside.of_structure(self._nesting.within(vertex), self._nesting.place)
         if told is not None:
@@ -151,22 +161,39 @@ class _Found:
 class _OtherRun:
     """Another run, in which structures have to be what they are in the first."""
 
-    def __init__(self, nodes: Sequence[Node], flow: Flow, nesting: OperandTree, read: Mapping[int, list[int]]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        flow: Flow,
+        nesting: OperandTree,
+        read: Mapping[int, list[int]],
+        passing: Passing,
+        beside: SideEffects,
+    ) -> None:
         self._nodes, self._flow, self._nesting, self._read = nodes, flow, nesting, read
+        self._passing, self._beside = passing, beside
 
     @classmethod
-    def of(cls, graph: Graph, run: Run) -> _OtherRun:
+    def of(cls, graph: Graph, run: Run, producers: Producers, given: Given) -> _OtherRun:
         flow = Flow.of(graph, run)
-        return cls(run.nodes, flow, OperandTree.of(flow), readers(graph, run.nodes))
+        passing, beside = Passing(graph, run, flow, producers, given), SideEffects.of(graph, run, flow)
+        return cls(run.nodes, flow, OperandTree.of(flow), readers(graph, run.nodes), passing, beside)
 
-    def has(self, parameters: Collection[int], location: Location) -> bool:
+    def agrees(
+        self, parameters: Collection[int], location: Location, parts: frozenset[int], producers: Collection[int]
+    ) -> bool:
         """Whether all that reads ``parameters`` reaches the outputs through one operand of the addition at
-        ``location``, if anything reads them."""
+        ``location``, if anything reads them, which is zero where ``producers`` are and leaves nothing behind."""
         places = [place for parameter in parameters for place in self._read.get(parameter, ())]
         operand = self._nesting.common(places) if places else self._nesting.sink
         while operand != self._nesting.sink:
-            if self._nodes[self._flow.operands[operand].join].location == location:
-                return True
+            vertex, term = operand, self._flow.operands[operand]
+            if self._nodes[term.join].location == location:
+                inside = partial(self._nesting.contains, vertex)
+                return (
+                    self._passing.vanishes(term, parts, producers, inside)
+                    and self._beside.of_structure(self._nesting.within(vertex), self._nesting.place) is None
+                )
             operand = self._nesting.around[operand]
         return not places
 

@@ -33,13 +33,13 @@ def propagate(
     allow_inexact: bool = False,
     tolerant: bool = True,
     repeats: bool = True,
-    given: dict[int, tuple[Label | None, ...]] | None = None,
+    given: list[dict[int, tuple[Label | None, ...]]] | None = None,
 ) -> Constraints:
     """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first.
 
     If ``tolerant``, a rule that fails with an error, which is a defect of niwaki, pins what its operator touches. If
     ``repeats``, a call that an earlier run made on the same labels is not labelled again, which is faster.
-    ``given`` is filled with the labels of the tensors that each operator of the first run was given, as they were then.
+    ``given`` is filled, for each run, with the labels of the tensors that its operators were given, as they were then.
     """
     constraints = Constraints([None] * len(graph.values), allow_inexact=allow_inexact)
     constraints.reason("nothing constrains it", None)
@@ -59,6 +59,8 @@ def propagate(
             constraints.sizes.append(claim)
             checked |= {node.call.key: node.call.numbers[0].value for node in (product, comparison)}
         calls.begin()
+        if given is not None:
+            given.append({})
         scaling.begin()
         thrown_away = unused(graph, run) if run.error is None else set()
         read = seen(run)
@@ -66,8 +68,8 @@ def propagate(
             discarded = tuple(number not in read for number in node.outputs if number is not None)
             key = calls.key(node, place in thrown_away, discarded) if repeats and len(graph.runs) > 1 else None
             said = calls.recall(key) if index else None
-            if given is not None and not index:
-                given[place] = tuple(constraints.labels[number] for number in node.inputs())
+            if given is not None:
+                given[-1][place] = tuple(constraints.labels[number] for number in node.inputs())
             if said is None:
                 call = Call(constraints, graph, node, index == 0, run.both, place in thrown_away, discarded)
                 labels = _apply(call, graph, node, find, scaling, tolerant)

@@ -63,6 +63,8 @@ PASSING: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "cat": lambda net, h, y: torch.cat([y[:, :3], h[:, :3]], 1),
     "added to a product": lambda net, h, y: torch.addmm(h, y, net.b.weight),
     "written into": lambda net, h, y: written_into(y, h),
+    "over the root of nothing": lambda net, h, y: y * torch.rsqrt(y.square().sum(1, keepdim=True)),
+    "times a negative power": lambda net, h, y: y * y.square().sum(1, keepdim=True).pow(-0.5),
     "nothing over nothing": lambda net, h, y: y / y.norm(dim=1, keepdim=True),
 }
 VANISHING: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
@@ -74,6 +76,7 @@ VANISHING: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "bias": lambda net, h, y: y + net.b.bias,
     "in place": lambda net, h, y: y.relu_().mul_(2),
     "product": lambda net, h, y: torch.addmm(y, y, net.b.weight),
+    "norm of RMS": lambda net, h, y: y * torch.rsqrt(y.square().mean(1, keepdim=True) + 1e-6),
     "normalised": lambda net, h, y: nn.functional.normalize(y),
     "over more than nothing": lambda net, h, y: y / (y.norm(dim=1, keepdim=True) + 1e-3),
     "halves": lambda net, h, y: torch.cat([y[:, :3], net.b(h)[:, :3]], 1),
@@ -152,3 +155,20 @@ def test_a_branch_that_writes_to_an_input() -> None:
 
     space = niwaki.search_space(Writes(sum_of_three), torch.randn(2, 3), erase=True)
     assert space.structures[-1].refused is not None and space.structures[-1].refused.endswith("an input of the model")
+
+
+def test_another_run_lets_the_stream_through() -> None:
+    """In eval mode the term is zero where its producers are, in train mode it is not; or Python reads it there."""
+
+    def way(net: Net, h: Tensor) -> Tensor:
+        y = net.a(h)
+        return net.b(h) + (torch.maximum(y, h) if net.training else y)
+
+    def told(net: Net, h: Tensor) -> Tensor:
+        y = net.a(h)
+        factor = 2 if net.training and float(y.detach().abs().sum()) > 1e-9 else 1
+        return h * factor + y
+
+    why = "another run (in train mode, or of another example call) uses its weights otherwise"
+    assert refused(way) == [None, why]
+    assert refused(told)[-1] == why
