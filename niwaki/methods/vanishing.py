@@ -121,6 +121,7 @@ class Vanishing(Selector):
         self._units = units
         self._removable: BoolArray = np.zeros(units.space.num_units, dtype=bool)
         self.ended_at: int | None = None
+        self._acting = False  # whether the update has been given its units
 
     def before(self, step: int) -> None:
         """The update may begin."""
@@ -129,8 +130,9 @@ class Vanishing(Selector):
         if self.choice.scores(step):
             self._units.engine.remember()
         chosen = self.choice.chosen(step)
-        if chosen is not None and self._units.subset is None:
+        if chosen is not None and not self._acting:
             self._units.mark(chosen, np.zeros_like(chosen))
+            self._acting = True
 
     def observe(self, step: int) -> None:
         """Let the choice look."""
@@ -145,7 +147,7 @@ class Vanishing(Selector):
         if self.ended_at is not None:
             self._units.clear()
             return
-        early = self._units.subset is not None and self.choice.may_end(step) and self.meets_budget()
+        early = self._acting and self.choice.may_end(step) and self.meets_budget()
         if early or step >= self.schedule.until:
             self._end(step)
 
@@ -255,6 +257,7 @@ class Vanishing(Selector):
         self.choice.restore(state)
         nothing = np.zeros(self._units.space.num_units, dtype=bool)
         self._units.mark(nothing, nothing)
+        self._acting = False
         if self.ended_at is not None:
             self._keep(self._zeros())
 

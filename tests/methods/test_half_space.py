@@ -339,3 +339,10 @@ def test_errors_are_sentences() -> None:
         run.model.stem.weight[0] = float("nan")
     with pytest.raises(MethodError, match="The scores of step 6 are not finite: the training has diverged"):
         run.step(5)
+
+
+def test_nothing_to_remove_ends_at_once() -> None:
+    """A budget that the whole network meets: no unit is chosen, and the method does not wait for its schedule."""
+    run = Training("conv", sgd, Budget(macs=1.0), kind=DHSPG, tolerance=0.0, window=2)
+    run.step(SCHEDULE.start + 12)
+    assert run.method.progress.phase == "done" and not run.marked().any()
