@@ -83,20 +83,20 @@ def timing(
     dtype: str,
     clock: str,
 ) -> Latency:
-    """The microseconds of all passes, summed up."""
+    """Summarise the microseconds of all passes."""
     lower, middle, upper = statistics.quantiles(values, n=4)
     return Latency(middle, lower, upper, len(values), shapes, threads, device, dtype, clock)
 
 
 def compared(times: Mapping[str, Sequence[float]], found: Mapping[str, Latency]) -> Latencies:
-    """All networks beside the first."""
+    """Compare all networks with the first."""
     first = next(iter(times.values()))
     ratios = {name: ratio_of(values, first) for name, values in times.items()}
     return Latencies(found, ratios)
 
 
 def ratio_of(times: Sequence[float], beside: Sequence[float]) -> Ratio:
-    """Of two networks that took turns."""
+    """The ratio of two networks that took turns."""
     lower, middle, upper = statistics.quantiles([one / other for one, other in zip(times, beside, strict=True)], n=4)
     return Ratio(middle, lower, upper)
 
@@ -153,10 +153,10 @@ def latency(
     threads: int | None = None,
     clock: Clock = "wall",
 ) -> Latency | Latencies:
-    """How long one forward pass takes, in eval mode without gradients, on the device of the model.
+    """Measure one forward pass in eval mode without gradients, on the device of the model.
 
     Several networks, given by name, take turns, forwards in one round and backwards in the next, so that a busy moment
-    of the machine meets all of them. They are compared with the first one round by round: the median of these ratios
+    of the machine affects all of them. They are compared with the first one round by round: the median of these ratios
     holds still where the times themselves do not. Each runs three times before anything counts. Accelerators are
     waited for before and after each pass.
 
@@ -311,7 +311,7 @@ def _threads(threads: int | None) -> Iterator[None]:
 
 
 def wait(device: torch.device) -> None:
-    """Until an accelerator, this one of several, has done what it was given."""
+    """Wait until this accelerator has finished all its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""Limits that only a measurement can tell to be met: what networks cost that are cut and run."""
+"""Limits that are measured: the network is cut, run, and compared with the limit."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Limit:
         return self.limit if is_whole(self.limit) else self.limit * dense
 
     def filled(self, kept: float, dense: float) -> float:
-        """How much of the limit is used, 1 being all of it."""
+        """The fraction of the limit that is used; 1 is all of it."""
         return kept / self.amount(dense)
 
 
 def meters(space: SearchSpace, limits: Mapping[str, float | int], example_inputs: Any) -> dict[str, Limit]:
-    """What measures ``limits``.
+    """Make a `Limit` for each of ``limits``.
 
     Raises:
         BudgetError: there are no example inputs, or the model cannot be measured.

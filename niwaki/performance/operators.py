@@ -1,4 +1,4 @@
-"""Which operators one forward pass runs, and how long each of them takes."""
+"""List the operators of one forward pass, and time each of them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The latency of networks that were never run, from how long each operator took in a few that were.
+"""Predict the latency of networks that were not run, from operator times of some that were.
 
 An operator takes t(w) = t(1) (1 - b (1 - w)) nanoseconds where w of its work is left (see `OperatorWork`). The
 slope b, in [0, 1], comes of least squares over the networks that were timed, with what the network as a whole gains
 for its prior: an operator that few units left says little, and all of its time goes in proportion before any is cut.
-What a unit costs is then no matter of its MACs: convolutions of little arithmetic on large images, norms, and weights
+What a unit costs then does not depend on its MACs alone: convolutions of little arithmetic on large images, norms, and weights
 that have to come from memory count by the time they take here, in widths like those that are chosen.
 """
 
@@ -22,7 +22,7 @@ _PRIOR = 0.02  # weighs like a network that has lost a seventh of the operator's
 
 
 class Unpredictable(Exception):
-    """Why operators cannot tell the latency, as the second half of a sentence."""
+    """The reason why operator times cannot predict the latency, as the second half of a sentence."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
