@@ -3,8 +3,8 @@
 An operator takes t(w) = t(1) (1 - b (1 - w)) nanoseconds where w of its work is left (see `OperatorWork`). The
 slope b, in [0, 1], comes of least squares over the networks that were timed, with what the network as a whole gains
 for its prior: an operator that few units left says little, and all of its time goes in proportion before any is cut.
-What a unit costs then does not depend on its MACs alone: convolutions of little arithmetic on large images, norms, and weights
-that have to come from memory count by the time they take here, in widths like those that are chosen.
+What a unit costs then does not depend on its MACs alone: convolutions of little arithmetic on large images, norms, and
+weights that have to come from memory count by the time they take here, in widths like those that are chosen.
 """
 
 from __future__ import annotations
