@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,12 @@ class SearchSpace:
     def num_units(self) -> int:
         """The number of units in all groups together."""
         return self.cost_model.counts.num_units
+
+    @property
+    def places(self) -> tuple[TensorDim, ...]:
+        """``dims``, under their old name."""
+        warnings.warn("space.places is called space.dims now.", DeprecationWarning, stacklevel=2)
+        return self.dims
 
     def cost(self, plan: Plan | None = None) -> Cost:
         """The cost of the model as it is, or as ``plan`` leaves it."""

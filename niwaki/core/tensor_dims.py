@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -63,6 +64,18 @@ class TensorDim:
     units: IntArray
     role: Role
     parameter: bool
+
+    @property
+    def produces(self) -> bool:
+        """``role.produces``, as it was called before there were roles."""
+        warnings.warn("produces is role.produces now.", DeprecationWarning, stacklevel=2)
+        return self.role.produces
+
+    @property
+    def driven(self) -> bool:
+        """``role.zeroed_by_method``, as it was called before there were roles."""
+        warnings.warn("driven is role.zeroed_by_method now.", DeprecationWarning, stacklevel=2)
+        return self.role.zeroed_by_method
 
 
 @dataclass(frozen=True, slots=True, eq=False)

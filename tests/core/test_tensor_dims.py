@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -53,3 +54,13 @@ def test_each_role_is_found() -> None:
     assert roles["last.weight", 1] is Role.ZEROED_CONSUMER
     assert {role.consumes for role in (Role.CONSUMER, Role.ZEROED_CONSUMER)} == {True}
     assert not Role.DIRECTION.consumes and not Role.DIRECTION.produces and not Role.DIRECTION.zeroed_by_method
+
+
+def test_the_old_names_warn() -> None:
+    space = niwaki.search_space(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(1, 3))
+    with pytest.warns(DeprecationWarning, match="space.places is called space.dims now"):
+        assert space.places == space.dims
+    with pytest.warns(DeprecationWarning, match="produces is role.produces now"):
+        assert [dim.produces for dim in space.dims] == [dim.role.produces for dim in space.dims]
+    with pytest.warns(DeprecationWarning, match="driven is role.zeroed_by_method now"):
+        assert [dim.driven for dim in space.dims] == [dim.role.zeroed_by_method for dim in space.dims]
