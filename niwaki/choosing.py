@@ -101,7 +101,7 @@ def choose(
 
 
 def compared(scores: Scores, compare: Compare | None) -> Compare:
-    """Among which units `choose` compares ``scores``: as it is told, else as they were scored, else in the group.
+    """The scope in which `choose` compares ``scores``: the argument's, else that of the scores, else the group.
 
     Raises:
         BudgetError: these are no scores, there is no such way, or it is "layer" and the scores were not taken layer by

@@ -69,7 +69,7 @@ class OperandTree:
         return vertex in self.place and self.place[operand] <= self.place[vertex] < self.end[operand]
 
     def common(self, vertices: list[int]) -> int:
-        """The innermost operand that all of ``vertices`` are in; the sink if there is none."""
+        """The innermost operand that contains all of ``vertices``, or the sink."""
         first, last = (min(self.place.get(v, -1) for v in vertices), max(self.place.get(v, -1) for v in vertices))
         if first < 0:
             return self.sink

@@ -209,7 +209,7 @@ def readers(graph: Graph, nodes: Sequence[Node]) -> dict[int, list[int]]:
 
 
 def counted_inputs(graph: Graph, flow: Flow) -> list[int]:
-    """The inputs that an output may hang on: numbers with a fraction, and whole ones that look up parameters (tokens);
+    """The inputs that keep an output valid: floating-point ones, and whole numbers that look up parameters (tokens);
     the others are masks and positions."""
     values, nodes = graph.values, graph.runs[0].nodes
     looked_up = {

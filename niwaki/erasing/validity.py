@@ -22,7 +22,7 @@ class Validity:
 
     Args:
         flow: of the network.
-        counted: the inputs that an output may hang on, vertices of ``flow.sources``; others are masks and positions.
+        counted: the inputs that keep an output valid, vertices of ``flow.sources``; others are masks and positions.
         nesting: what vanishes with each operand.
     """
 

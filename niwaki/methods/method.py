@@ -216,7 +216,14 @@ class Method:
     @final
     def state(self) -> dict[str, Any]:
         """What changes from step to step, as tensors and plain numbers."""
-        return self.selector.state() | self.update.state()
+        of_selector, of_update = self.selector.state(), self.update.state()
+        shared = sorted(of_selector.keys() & of_update.keys())
+        if shared:
+            raise MethodError(
+                f"The selector and the update of {self.label} both save {shared[0]!r}, so that a checkpoint would hold "
+                "one of the two. Give it another name in one of them."
+            )
+        return of_selector | of_update
 
     @final
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -57,7 +57,27 @@ class Target:
         }
 
 
-class Stateless:
+class Resumable(ABC):
+    """A part of a method whose numbers and state a checkpoint holds, under names that no other part of it uses."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What must be the same when a run is resumed, as plain data; the target is saved beside it."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What changes from step to step, as tensors and plain numbers."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`; zeros themselves are in the model's parameters."""
+
+    @abstractmethod
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
+
+
+class Stateless(Resumable):
     """For a part of a method that has no numbers of its own and keeps nothing from one step to the next."""
 
     @final
@@ -79,7 +99,7 @@ class Stateless:
         """Nothing to check."""
 
 
-class Selector(ABC):
+class Selector(Resumable):
     """Which units leave, and when. Masks of units are [num_units], in the numbers of the dense space.
 
     Around every step of the optimizer, in this order: `before`; the optimizer's step; `observe`, at the weights that it
@@ -142,24 +162,8 @@ class Selector(ABC):
     def take_back(self) -> None:
         """Before the method is detached: undo what was only tried."""
 
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed, beside the target, as plain data."""
 
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """What changes from step to step, as tensors and plain numbers."""
-
-    @abstractmethod
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`; the zeros themselves are in the model's parameters."""
-
-    @abstractmethod
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
-
-
-class Update(ABC):
+class Update(Resumable):
     """What happens to the units that leave, around each step of the optimizer. All others take its step, to the bit."""
 
     @abstractmethod
@@ -173,19 +177,3 @@ class Update(ABC):
     @abstractmethod
     def phase(self, step: int) -> str:
         """What happens on ``step``, in one word."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed, as plain data."""
-
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """What changes from step to step, as tensors and plain numbers, under names that no selector uses."""
-
-    @abstractmethod
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-
-    @abstractmethod
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""

@@ -3,7 +3,7 @@ begins."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Compare
-from niwaki.methods.parts import Selector, Target
+from niwaki.methods.parts import Resumable, Selector, Target
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.status import Progress, share
 from niwaki.methods.trained_units import TrainedUnits
@@ -23,7 +23,7 @@ from niwaki.selection import costs, select
 IMPORTANT, FADING, ZERO = 0, 1, 2
 
 
-class PortionScores(ABC):
+class PortionScores(Resumable):
     """How much the network needs each unit, and when the portions leave."""
 
     @property
@@ -76,22 +76,6 @@ class PortionScores(ABC):
     @abstractmethod
     def take_back(self) -> None:
         """Before the method is detached: undo what was only tried."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed, as plain data."""
-
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """What changes from step to step, as tensors and plain numbers."""
-
-    @abstractmethod
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-
-    @abstractmethod
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
 
 
 @final

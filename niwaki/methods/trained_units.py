@@ -74,7 +74,7 @@ class TrainedUnits:
 
     @cached_property
     def subset(self) -> UnitSubset | None:
-        """The units that the update acts on, or None if there are none."""
+        """The units that the update acts on; None while it acts on no unit."""
         return self.engine.subset(self.leaving) if self.leaving.any() else None
 
     @cached_property

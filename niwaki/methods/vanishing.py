@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -15,14 +15,14 @@ from niwaki.criteria import normalise
 from niwaki.criteria.registry import named
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_mask, diverged
-from niwaki.methods.parts import Selector, Stateless, Target
+from niwaki.methods.parts import Resumable, Selector, Stateless, Target
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.status import Progress, share
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.selection import costs, leaving, select
 
 
-class Choice(ABC):
+class Choice(Resumable):
     """The units that the update acts on, chosen once."""
 
     @abstractmethod
@@ -48,22 +48,6 @@ class Choice(ABC):
     @abstractmethod
     def preference(self) -> FloatArray | float:
         """What the sizes of units are multiplied by before the smallest are taken to meet the budget."""
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What must be the same when a run is resumed, as plain data."""
-
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """What changes from step to step, as tensors and plain numbers."""
-
-    @abstractmethod
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`."""
-
-    @abstractmethod
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
 
 
 @final

@@ -98,6 +98,6 @@ def forms() -> str:
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """A question that names similar names; empty if there are none."""
+    """A question that proposes similar names; an empty text without any."""
     near = difflib.get_close_matches(name, names, n=3)
     return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -14,6 +14,7 @@ from training import sgd
 
 import niwaki
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.errors import MethodError
 from niwaki.methods import Method, registry
 from niwaki.methods.parts import Selector, Stateless, Target, Update
 from niwaki.methods.status import Progress
@@ -190,3 +191,11 @@ def test_a_plan_before_the_end_says_so() -> None:
     run = Run().step(4)
     with pytest.warns(UserWarning, match=f"Toy has not reached the end of its schedule, step {UNTIL}, so this plan is"):
         run.method.plan()
+
+
+def test_parts_that_save_under_one_name_are_refused() -> None:
+    """One of the two would be lost without a word."""
+    run = Run()
+    run.method.update.state = lambda: {"gone": 1}  # type: ignore[method-assign]
+    with pytest.raises(MethodError, match="The selector and the update of Toy both save 'gone', so that a checkpoint"):
+        run.optimizer.state_dict()
