@@ -221,7 +221,7 @@ def _quoted(cause: Exception) -> str:
 
 
 def _foreign_outputs(model: nn.Module, call: ExampleCall) -> str:
-    """Advice about objects among the outputs, which a program cannot return; an empty text where there is no such object."""
+    """Advice about objects among the outputs, which a program cannot return; else an empty text."""
     args, kwargs = call
     with torch.no_grad():
         try:

@@ -346,3 +346,20 @@ def test_nothing_to_remove_ends_at_once() -> None:
     run = Training("conv", sgd, Budget(macs=1.0), kind=DHSPG, tolerance=0.0, window=2)
     run.step(SCHEDULE.start + 12)
     assert run.method.progress.phase == "done" and not run.marked().any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loaded_into_a_method_that_has_acted(kind: str) -> None:
+    """The run goes back to a checkpoint of its own, with the same objects: the rule acts again from there on."""
+    whole, back = training(kind, sgd), training(kind, sgd)
+    early = SCHEDULE.start + 6
+    whole.step(SCHEDULE.until + 2)
+    back.step(early)
+    model, optimizer = (copy.deepcopy(one.state_dict()) for one in (back.model, back.optimizer))
+    back.step(3)
+    back.model.load_state_dict(model)
+    back.optimizer.load_state_dict(optimizer)
+    back.done = early
+    back.step(SCHEDULE.until + 2 - early)
+    for name, value in whole.parameters().items():
+        assert torch.equal(back.parameters()[name], value)
