@@ -91,7 +91,8 @@ def search_space(
 
     Raises:
         TraceError: the model does not run on these inputs, or cannot be exported.
-        UnknownName: a pattern in ``ignored`` matches nothing, or ``layout`` is unknown.
+        UnknownName: a pattern in ``ignored`` matches nothing, ``layout`` is unknown, or
+            a flag is not True or False.
 
     Example:
         >>> import torch, niwaki
@@ -104,6 +105,10 @@ def search_space(
     """
     if layout not in ("free", "uniform"):
         raise UnknownName(f"There is no layout {layout!r}. Choose 'free' or 'uniform' widths across layers.")
+    flags = {"inner": inner, "rehearse": rehearse, "allow_inexact": allow_inexact, "as_graph": as_graph, "erase": erase}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise UnknownName(f"{name}={flag!r} must be True or False.")
     calls = calls_of(model, example_inputs)
     model = program_of(model, calls[0], as_graph)
     with preserved_outside(model.modules()):

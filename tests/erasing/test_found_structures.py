@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import niwaki
 from niwaki.erasing.flow import ADDITIONS, operands
+from niwaki.errors import UnknownName
 from niwaki.networks.torchvision_cpu import load
 from niwaki.testing.models import randomised
 from niwaki.trace import tracer
@@ -241,3 +242,9 @@ def test_every_run_has_a_say() -> None:
     space = niwaki.search_space(Auxiliary(), torch.randn(2, 3), erase=True)
     (branch,) = space.structures
     assert branch.refused == "another run (in train mode, or of another example call) uses its weights otherwise"
+
+
+@pytest.mark.parametrize("flag", ["erase", "inner", "rehearse", "allow_inexact", "as_graph"])
+def test_a_flag_is_true_or_false(flag: str) -> None:
+    with pytest.raises(UnknownName, match=f"{flag}='yes' must be True or False"):
+        niwaki.search_space(nn.Linear(3, 4), torch.randn(1, 3), **{flag: "yes"})  # type: ignore[arg-type]
