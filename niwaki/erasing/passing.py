@@ -5,50 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import final
 
-import torch
-from torch._ops import OpOverload
-
-from niwaki.erasing.flow import ADDITIONS, Flow, Operand, writes
+from niwaki.erasing.flow import Flow, Operand, writes
 from niwaki.erasing.vanishing import Producers
 from niwaki.rules.label import Label
+from niwaki.rules.zeros import LIFTS, MIXTURES, PRODUCTS, QUOTIENTS
 from niwaki.trace.graph import Graph, Origin, Ref, Run
-
-aten = torch.ops.aten
-TWO, FIRST = (0, 1), (1, 2)
-PRODUCTS: Mapping[OpOverload, tuple[tuple[int, ...], int | None]] = {  # the places of factors, and of what is added
-    aten.mul.Tensor: (TWO, None),
-    aten.mul_.Tensor: (TWO, None),
-    aten.mm.default: (TWO, None),
-    aten.bmm.default: (TWO, None),
-    aten.mv.default: (TWO, None),
-    aten.linear.default: (TWO, 2),
-    aten.convolution.default: (TWO, 2),
-    aten.addmm.default: (FIRST, 0),
-    aten.addmv.default: (FIRST, 0),
-    aten.baddbmm.default: (FIRST, 0),
-    aten.native_batch_norm.default: ((1,), 2),
-    aten._native_batch_norm_legit.default: ((1,), 2),
-    aten._native_batch_norm_legit_no_training.default: ((1,), 2),
-    aten.cudnn_batch_norm.default: ((1,), 2),
-    aten.native_group_norm.default: ((1,), 2),
-    aten.native_layer_norm.default: ((2,), 3),
-}
-MIXED = frozenset(  # some entries are of one argument, some of another
-    {
-        aten.select_scatter.default,
-        aten.slice_scatter.default,
-        aten.scatter.src,
-        aten.scatter_add.default,
-        aten.index_put.default,
-        aten.index_copy.default,
-        aten.index_add.default,
-    }
-)
-QUOTIENTS = frozenset({aten.div.Tensor, aten.div_.Tensor})
-INVERSES = frozenset(
-    {aten.reciprocal.default, aten.rsqrt.default, aten.log.default, aten.log2.default, aten.pow.Tensor_Scalar}
-)
-LIFTS = frozenset({aten.clamp_min.default, aten.clamp.default, aten.exp.default, aten.sigmoid.default})  # off zero
 
 NEVER: list[tuple[bool, list[int]]] = [(True, [])]  # none of no numbers is zero
 
@@ -74,7 +35,7 @@ class Passing:
     ) -> None:
         self._values, self._nodes, self._flow = graph.values, run.nodes, flow
         self._producers, self._given = producers, given
-        self._inverting = [p for p, node in enumerate(run.nodes) if node.operator in QUOTIENTS | INVERSES]
+        self._inverting = [p for p, node in enumerate(run.nodes) if node.operator in QUOTIENTS]
 
     def vanishes(
         self, operand: Operand, parts: frozenset[int], producers: Collection[int], inside: Callable[[int], bool]
@@ -117,12 +78,10 @@ class Passing:
         """Whether an operator divides by what ``producers`` make (or has no value where that is zero), with nothing in
         between that is above zero."""
         node = self._nodes[place]
-        if node.operator in INVERSES and not (node.operator is aten.pow.Tensor_Scalar and node.args[1] >= 0):
-            divisor = node.args[0]
-        elif node.operator in QUOTIENTS:
-            divisor = node.args[1]
-        else:
+        said = QUOTIENTS[node.operator]
+        if said.negative is not None and node.argument(said.negative) >= 0:
             return False
+        divisor = node.argument(said.divisor)
         waiting, seen = [(place, divisor.value)] if isinstance(divisor, Ref) else [], set[int]()
         while waiting:
             reader, number = waiting.pop()
@@ -136,7 +95,11 @@ class Passing:
 
     def _lifts(self, place: int) -> bool:
         node = self._nodes[place]
-        return node.operator in LIFTS or (node.operator in ADDITIONS and not isinstance(node.args[1], Ref))
+        said = LIFTS.get(node.operator)
+        if said is None or said.number is None:
+            return said is not None
+        number = node.argument(said.number)
+        return isinstance(number, (int, float)) and number != 0
 
     def _asked(self, place: int, parts: frozenset[int]) -> list[tuple[bool, list[int]]]:
         """What has to be zero for an operator to make zeros: of each list all, or one where one is enough."""
@@ -144,14 +107,14 @@ class Passing:
         labels = dict(zip(node.inputs(), self._given[place], strict=True))
         carriers = [number for number, label in labels.items() if self._producers.follows(label, parts)]
         if node.operator in PRODUCTS:
-            places, added = PRODUCTS[node.operator]
-            factors = [one.value for one in map(node.args.__getitem__, places) if isinstance(one, Ref)]
-            plus = node.args[added] if added is not None and added < len(node.args) else None
+            said = PRODUCTS[node.operator]
+            factors = [one.value for one in map(node.argument, said.factors) if isinstance(one, Ref)]
+            plus = None if said.plus is None else node.argument(said.plus)
             asked = [(True, [number for number in factors if number in carriers])]
             if isinstance(plus, Ref):
                 asked.append((True, [plus.value] if plus.value in carriers else []))
             return asked
-        if node.operator in MIXED or any(True for _ in writes(node)):
+        if node.operator in MIXTURES or any(True for _ in writes(node)):
             entries = [number for number in labels if self._values[number].dtype.is_floating_point]
             return [(False, entries), *([] if set(entries) <= set(carriers) else NEVER)]
         return [(False, carriers)]

@@ -11,6 +11,7 @@ from niwaki.rules.axis import Axis, merge
 from niwaki.rules.call import Call
 from niwaki.rules.label import Label
 from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.zeros import product
 
 aten = torch.ops.aten
 _WINDOW = "a convolution slides over this dimension"
@@ -18,6 +19,7 @@ _WINDOW = "a convolution slides over this dimension"
 
 @nonnegative("input", "weight", "bias")
 @homogeneous("input", "weight", plus="bias")
+@product("input", "weight", plus="bias")
 @rule(aten.convolution.default)
 def convolution(call: Call) -> Label:
     """Channels are (group, channel within the group) on both sides; the weight's is [out, in / groups, *kernel], or

@@ -14,12 +14,14 @@ from niwaki.rules.indexing_read import by_index
 from niwaki.rules.label import Label
 from niwaki.rules.pointwise import broadcast
 from niwaki.rules.registry import mutant, rule, sample
+from niwaki.rules.zeros import mixture
 
 aten = torch.ops.aten
 _WRITTEN = "it is written by index"
 _BY_NUMBER = "rows of it are written by index"
 
 
+@mixture()
 @rule(aten._index_put_impl_.default, aten._unsafe_index_put.default, aten.index_put.default, aten.index_put_.default)
 def index_put(call: Call) -> Label:
     """Dimensions with an index tensor are written by index, the others take the values position by position."""
@@ -39,6 +41,7 @@ def index_put(call: Call) -> Label:
     return call.label(x.axes, zero)
 
 
+@mixture()
 @rule(
     aten.scatter.reduce,
     aten.scatter.src,
@@ -73,6 +76,7 @@ def scatter(call: Call) -> Label:
     return call.label(x.axes, zero)
 
 
+@mixture()
 @rule(aten.index_copy.default, aten.index_copy_.default)
 def index_copy(call: Call) -> Label:
     """Rows are replaced."""
@@ -89,6 +93,7 @@ def index_copy(call: Call) -> Label:
     return call.label(x.axes, zero)
 
 
+@mixture()
 @rule(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor, aten.index_fill_.int_Scalar, aten.index_fill_.int_Tensor)
 def index_fill(call: Call) -> Label:
     """Rows are filled with one number."""
@@ -98,6 +103,7 @@ def index_fill(call: Call) -> Label:
     return call.label(x.axes, [dim != along and call["value"] == 0 and flag for dim, flag in enumerate(x.zero)])
 
 
+@mixture()
 @rule(aten.scatter_reduce.two, aten.scatter_reduce_.two)
 def scatter_reduce(call: Call) -> Label:
     """Entries are added to, multiplied by or compared with those that they are written to."""
@@ -114,6 +120,7 @@ def scatter_reduce(call: Call) -> Label:
     return call.label(x.axes, zero)
 
 
+@mixture()
 @rule(aten.index_add_.default, aten.index_add.default)
 def index_add(call: Call) -> Label:
     """Along ``dim`` rows are added by index; along the others position by position."""
@@ -127,6 +134,7 @@ def index_add(call: Call) -> Label:
     return call.label(x.axes, zero)
 
 
+@mixture()
 @rule(aten.masked_scatter.default, aten.masked_scatter_.default)
 def masked_scatter(call: Call) -> Label:
     """Where the mask is true, entries are taken from ``source`` in order. If the mask is constant along the last

@@ -12,12 +12,14 @@ from niwaki.rules.call import Call
 from niwaki.rules.label import Label
 from niwaki.rules.pointwise import broadcast
 from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
+from niwaki.rules.zeros import product
 
 aten = torch.ops.aten
 
 
 @nonnegative("self", "mat2")
 @homogeneous("self", "mat2")
+@product("self", "mat2")
 @rule(aten.mm.default)
 def mm(call: Call) -> Label:
     """[m, k] @ [k, n]."""
@@ -31,6 +33,7 @@ def _product(call: Call, a: Label, b: Label) -> Label:
 
 
 @homogeneous("mat1", "mat2", plus="self")
+@product("mat1", "mat2", plus="self")
 @rule(aten.addmm.default, aten.addmm_.default, aten._sparse_addmm.default)
 def addmm(call: Call) -> Label:
     """bias + [m, k] @ [k, n]."""
@@ -49,6 +52,7 @@ def _plus(call: Call, bias: Label, product: Label) -> Label:
 
 @nonnegative("self", "mat2")
 @homogeneous("self", "mat2")
+@product("self", "mat2")
 @rule(aten.bmm.default)
 def bmm(call: Call) -> Label:
     """[b, m, k] @ [b, k, n]."""
@@ -65,6 +69,7 @@ def _batched(call: Call, a: Label, b: Label) -> Label:
 
 
 @homogeneous("batch1", "batch2", plus="self")
+@product("batch1", "batch2", plus="self")
 @rule(aten.baddbmm.default, aten.baddbmm_.default)
 def baddbmm(call: Call) -> Label:
     """bias + [b, m, k] @ [b, k, n]."""
@@ -72,6 +77,7 @@ def baddbmm(call: Call) -> Label:
 
 
 @homogeneous("self", "vec")
+@product("self", "vec")
 @rule(aten.mv.default)
 def mv(call: Call) -> Label:
     """[m, k] @ [k]."""
@@ -101,6 +107,7 @@ def vdot(call: Call) -> Label:
     return call.label((), (), a.weight and b.weight)
 
 
+@product("mat", "vec", plus="self")
 @rule(aten.addmv.default, aten.addmv_.default)
 def addmv(call: Call) -> Label:
     """bias + [m, k] @ [k]."""

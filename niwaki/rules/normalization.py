@@ -11,10 +11,12 @@ from niwaki.rules.axis import Axis
 from niwaki.rules.call import Call
 from niwaki.rules.label import Label
 from niwaki.rules.registry import mutant, rule, sample
+from niwaki.rules.zeros import product
 
 aten = torch.ops.aten
 
 
+@product("weight", plus="bias")
 @rule(
     aten.native_batch_norm.default,
     aten._native_batch_norm_legit.default,
@@ -41,6 +43,7 @@ def batch_norm(call: Call) -> list[Label]:
     return [first, *_statistics(call, (axes[1],))]
 
 
+@product("weight", plus="bias")
 @rule(aten.native_layer_norm.default)
 def layer_norm(call: Call) -> list[Label]:
     """The normalised dimensions are averaged over."""
@@ -60,6 +63,7 @@ def layer_norm(call: Call) -> list[Label]:
     return [call.label(x.axes, zero), *_statistics(call, (*x.axes[:-count], *(call.fixed(1) for _ in range(count))))]
 
 
+@product("weight", plus="bias")
 @rule(aten.native_group_norm.default)
 def group_norm(call: Call) -> list[Label]:
     """Whole groups are exact; inside a group one averages."""

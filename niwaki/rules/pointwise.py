@@ -16,6 +16,7 @@ from niwaki.rules.call import Call
 from niwaki.rules.label import Label
 from niwaki.rules.registry import mutant, rule, sample
 from niwaki.rules.trying import zeros_stay
+from niwaki.rules.zeros import lift, product, quotient
 
 aten = torch.ops.aten
 
@@ -103,6 +104,17 @@ rule(
     aten.where.ScalarOther,
     aten.where.ScalarSelf,
 )(pointwise)
+
+product("self", "other", of=(aten.mul.Tensor, aten.mul_.Tensor))(pointwise)
+quotient("other", of=(aten.div.Tensor, aten.div_.Tensor, aten.div.Tensor_mode, aten.div_.Tensor_mode))(pointwise)
+quotient("self", of=(aten.reciprocal.default, aten.reciprocal_.default, aten.rsqrt.default, aten.rsqrt_.default))(
+    pointwise
+)
+quotient("self", of=(aten.log.default, aten.log_.default, aten.log2.default, aten.log10.default))(pointwise)
+quotient("self", negative="exponent", of=(aten.pow.Tensor_Scalar, aten.pow_.Scalar))(pointwise)
+lift(of=(aten.exp.default, aten.sigmoid.default))(pointwise)
+lift("min", of=(aten.clamp_min.default, aten.clamp.default))(pointwise)
+lift("other", of=(aten.add.Tensor, aten.add_.Tensor))(pointwise)
 
 
 class _Of(nn.Module):

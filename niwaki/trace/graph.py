@@ -15,6 +15,7 @@ from niwaki.core.numbers import Expression
 from niwaki.core.repairs import Scalar
 from niwaki.trace.describe import describe_graph
 from niwaki.trace.extent import Place
+from niwaki.trace.operators import argument_of
 from niwaki.trace.powers import Power
 from niwaki.trace.replay import Decision
 
@@ -71,6 +72,11 @@ class Node:
     outputs: tuple[int | None, ...]
     location: Location
     call: PythonCall
+
+    def argument(self, name: str) -> Any:
+        """The argument of this name in the operator's schema, or its default; None if it has neither."""
+        position, default = argument_of(self.operator, name)
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
 
     def inputs(self) -> Iterator[int]:
         """Value numbers of all tensors among the arguments."""

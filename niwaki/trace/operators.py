@@ -43,6 +43,19 @@ class Traits:
 
 
 @cache
+def argument_of(operator: torch._ops.OpOverload, name: str) -> tuple[int, Any]:
+    """The position of an argument in the operator's schema, and its default, if any.
+
+    Raises:
+        KeyError: the operator has no such argument.
+    """
+    for position, argument in enumerate(operator._schema.arguments):
+        if argument.name == name:
+            return position, argument.default_value
+    raise KeyError(f"{operator} has no argument {name!r}.")
+
+
+@cache
 def traits(operator: torch._ops.OpOverload) -> Traits:
     """The traits of an operator."""
     schema = operator._schema
