@@ -17,7 +17,7 @@ from benchmarks.accuracy.networks import CifarResNet
 from benchmarks.accuracy.recipe import Drops, OneCycle, Recipe, Sgd
 from benchmarks.accuracy.task import Task
 from benchmarks.accuracy.where import Where
-from niwaki.networks.small import BUILT_IN
+from niwaki.networks.built_in import BUILT_IN
 
 SMOKE_EPOCHS = 4
 SMOKE_STEPS = 40

@@ -34,7 +34,7 @@ def _directory(value: str | Path) -> Path:
 
 
 _DEFAULT = Recipe()
-_MODEL = "resnet, mlp, timm:NAME, torchvision:NAME or path/to/file.py:factory"
+_MODEL = "resnet, mlp, superresnet, unets, cells, supernet, timm:NAME, torchvision:NAME or path/to/file.py:factory"
 
 
 @app.command()

@@ -1,8 +1,6 @@
-"""The built-in networks: small ones, for small images."""
+"""A residual network and a perceptron for small images."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -74,15 +72,3 @@ class Perceptron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores [B, classes] of images [B, channels, H, W]."""
         return self.layers(x)  # type: ignore[no-any-return]
-
-
-def _scaled(widths: tuple[int, ...], width: float) -> tuple[int, ...]:
-    return tuple(max(1, round(channels * width)) for channels in widths)
-
-
-Factory = Callable[[int, int, tuple[int, int], float], nn.Module]
-
-BUILT_IN: Mapping[str, Factory] = {
-    "resnet": lambda classes, channels, size, width: ResNet(classes, channels, size, _scaled((16, 32, 64), width)),
-    "mlp": lambda classes, channels, size, width: Perceptron(classes, channels, size, _scaled((256, 128), width)),
-}

@@ -90,8 +90,8 @@ def forms() -> str:
     """The forms of names, as part of a sentence.
 
     >>> import niwaki.networks
-    >>> forms()
-    'resnet, mlp, timm:NAME, torchvision:NAME, hf:CLASS/config.json or path/to/file.py:factory'
+    >>> forms()  # doctest: +ELLIPSIS
+    'resnet, mlp, superresnet, unets, cells, supernet, timm:NAME, ... or path/to/file.py:factory'
     """
     known = [candidate.form for candidate in _SOURCES]
     return f"{', '.join(known[:-1])} or {known[-1]}"

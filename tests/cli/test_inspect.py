@@ -407,7 +407,8 @@ def test_forms_of_drawings() -> None:
     [
         (
             ("resnot",),
-            "There is no model 'resnot'. Give resnet, mlp, timm:NAME, torchvision:NAME, hf:CLASS/config.json or",
+            "There is no model 'resnot'. Give resnet, mlp, superresnet, unets, cells, supernet, timm:NAME, "
+            "torchvision:NAME, hf:CLASS/config.json or",
         ),
         (("resnet", "--input", "3 by 4"), "'3 by 4' is not the shape of an input"),
         (("resnet", "--input", "1x4:int3"), "the types are float32"),

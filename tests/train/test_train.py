@@ -185,7 +185,7 @@ def test_built_in_and_file_models(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     assert build_model(f"{mine}:factory", task)(torch.zeros(2, 3, 12, 10)).shape == (2, 5)
     for name, message in {
-        "resnot": "There is no model 'resnot'. Give resnet, mlp, timm:NAME",
+        "resnot": "There is no model 'resnot'. Give resnet, mlp, superresnet, unets, cells, supernet, timm:NAME",
         f"{mine}:absent": "has no function 'absent'",
         f"{mine}:nothing": "returned a int, not a torch.nn.Module",
         f"{mine}:fails": "failed: ValueError: no weights",
