@@ -50,7 +50,7 @@ def _calls() -> list[Call]:
                 sample.build()()
         for norm in (nn.BatchNorm1d(4).train(), nn.BatchNorm1d(4, track_running_stats=False), nn.BatchNorm1d(4).eval()):
             norm(x)
-        aten._native_batch_norm_legit(x, y[0], y[1], None, None, True, 0.1, 1e-5)
+        aten._native_batch_norm_legit(x, y[0], y[1], True, 0.1, 1e-5)
         aten._native_batch_norm_legit(x, y[0], y[1], y[2].clone(), y[0].clone(), True, 0.1, 1e-5)
         aten._native_batch_norm_legit_no_training(x, y[0], y[1], y[2], y[0], 0.1, 1e-5)
         torch.addmv(y[:, 0], x, y[0]), torch.addmv(y[:, 0], x, y[0], beta=2).addmv_(x, y[1])
