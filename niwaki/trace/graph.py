@@ -87,6 +87,21 @@ class Node:
                 yield from (item.value for item in argument if isinstance(item, Ref))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ModuleCall:
+    """One call of a module: the operators from number ``first`` to before ``end`` ran meanwhile.
+
+    ``tensors``: the value numbers of the tensors that it was given, by the number or name of the argument and the
+    places in containers. ``result``: what it returned (`niwaki.trace.module_calls`).
+    """
+
+    module: str
+    first: int
+    end: int
+    tensors: Mapping[tuple[int | str, ...], int]
+    result: Any
+
+
 @dataclass(frozen=True, slots=True)
 class Frozen:
     """A number that left the integers or entered arithmetic on values: a cut must not change it."""
@@ -103,7 +118,7 @@ class Run:
     that depended on data. ``ended``: the number of nodes when Python released a value, by value number; values that are
     not in it were never released. ``both``: the run in eval mode stands for train mode too. ``remade``: buffers, and
     the values in their places at the end. ``escaped``: where values reached code that niwaki does not follow, such as
-    numpy's, by value number.
+    numpy's, by value number. ``calls``: those of modules that returned, the inner ones first.
     """
 
     nodes: tuple[Node, ...]
@@ -117,6 +132,7 @@ class Run:
     both: bool = False
     escaped: Mapping[int, Location] = field(default_factory=dict)
     remade: tuple[tuple[int, int], ...] = ()
+    calls: tuple[ModuleCall, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

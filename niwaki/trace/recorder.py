@@ -22,6 +22,7 @@ from niwaki.trace.gradients import grad_mode_watched
 from niwaki.trace.graph import Frozen, Node, Origin, Ref, Run, Value
 from niwaki.trace.inventory import Inventory
 from niwaki.trace.memory import Memory
+from niwaki.trace.module_calls import ModuleCalls
 from niwaki.trace.operators import Traits, traits
 from niwaki.trace.remade import remade
 from niwaki.trace.replay import Decisions
@@ -111,6 +112,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._nodes, self._frozen, self._inside, self._escaped = [], [], False, {}
         self._ends.nodes, self._ends.ended = self._nodes, {}
         self._writes = Writes(self._parameters)
+        calls = ModuleCalls(self._known_number, self._nodes.__len__)
         error: Exception | None = None
         outputs: tuple[int, ...] = ()
         replaced: tuple[tuple[int, int], ...] = ()
@@ -121,7 +123,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             with ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
-                stack.enter_context(self._lines.watching(model, sys._getframe()))
+                stack.enter_context(self._lines.watching(model, sys._getframe(), calls))
                 token = frozen_sink.set(self._freeze)
                 stack.callback(frozen_sink.reset, token)
                 stack.enter_context(grad_mode_watched(self.asks_for_gradients))
@@ -156,6 +158,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ended=ended,
             escaped=self._escaped,
             remade=replaced,
+            calls=tuple(calls.made),
         )
 
     def survivors(self) -> list[torch.Tensor]:
@@ -180,6 +183,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._read.add(wrapped)
             return wrapped
         return self._add(tensor, Origin.CONSTANT, self._inventory.attribute_of(tensor))
+
+    def _known_number(self, tensor: torch.Tensor) -> int | None:
+        """The value number of a tensor that has one already."""
+        known = self._known.get(id(tensor))
+        return known.number if known is not None and known() is tensor else None
 
     def reads(self, function: Callable[..., Any], tensor: torch.Tensor) -> None:
         number = self.number_of(tensor)

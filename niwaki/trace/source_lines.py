@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from niwaki.core.libraries import EINOPS, TORCH
 from niwaki.core.location import Location, running_at
 from niwaki.trace.inventory import Inventory
+from niwaki.trace.module_calls import ModuleCalls
 
 # Functions of einops are operators to a user's code, as those of torch are.
 _INTERNAL = (TORCH, EINOPS, f"{Path(__file__).parent}{sep}")
@@ -56,18 +57,24 @@ class Lines:
         return known
 
     @contextmanager
-    def watching(self, model: torch.nn.Module, caller: FrameType) -> Iterator[None]:
-        """Inside, ``caller`` calls ``model``."""
+    def watching(self, model: torch.nn.Module, caller: FrameType, calls: ModuleCalls) -> Iterator[None]:
+        """Inside, ``caller`` calls ``model``. The calls of its modules are noted in ``calls``."""
 
         def enter(module: torch.nn.Module, _: Any) -> None:
-            self._modules.append(self._names.get(id(module), self._modules[-1]))
+            name = self._names.get(id(module))
+            self._modules.append(self._modules[-1] if name is None else name)
+            calls.enter(name)
 
-        def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
+        def leave(_: torch.nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             if len(self._modules) > 1:
                 self._modules.pop()
+                calls.leave(args, kwargs, result)
 
         self._outermost, self._model = caller, type(model).__qualname__
-        handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True))
+        handles = (
+            register_module_forward_pre_hook(enter),
+            register_module_forward_hook(leave, with_kwargs=True, always_call=True),
+        )
         try:
             yield
         finally:
