@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ import torch
 from niwaki.core.integrations import registered
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
-from niwaki.erasing.structures import structures
+from niwaki.erasing.erasures import erasures_of
 from niwaki.errors import UnknownName, first_line
 from niwaki.program.entry import calls_of, program_of
 from niwaki.program.module import Program
@@ -129,7 +128,7 @@ def _space(
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
     given: list[dict[int, tuple[Label | None, ...]]] | None = [] if erase else None
     constraints = propagate(graph, allow_inexact=allow_inexact, given=given)
-    found = () if given is None else tuple(structures(graph, constraints, given, matching))
+    erasures = None if given is None else erasures_of(model, graph, constraints, given, matching)
     _ignore(graph, constraints, matching)
     _hold_remade(model, graph, constraints)
     builder = Builder(
@@ -164,9 +163,10 @@ def _space(
         notes += dry_run(graph, constraints, builder, calls)
     remember_beside(model)
     if layout != "uniform":
-        return replace(builder.finished(notes, ()), structures=found)
-    multiples = [rule for known in registered() for rule in known.multiples(model)]
-    return replace(uniform(builder.finished(notes, multiples)), structures=found)
+        space = builder.finished(notes, ())
+    else:
+        space = uniform(builder.finished(notes, [rule for known in registered() for rule in known.multiples(model)]))
+    return space if erasures is None else builder.erasable(space, erasures, erasures.homes())
 
 
 def _unseen(graph: Graph, constraints: Constraints) -> list[str]:

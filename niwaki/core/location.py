@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import basename
 
 
@@ -11,12 +11,14 @@ from os.path import basename
 class Location:
     """A line of Python source and the module (dotted path in the model) that was running it.
 
-    ``line`` is 0 if no line of the user's was involved; ``file`` is then the class of the model.
+    ``line`` is 0 if no line of the user's was involved; ``file`` is then the class of the model. ``node``: the node of
+    its graph that ran, of an exported program.
     """
 
     file: str
     line: int
     module: str = ""
+    node: str = field(default="", compare=False)
 
     @property
     def brief(self) -> str:

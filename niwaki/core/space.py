@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from niwaki.core.cost import Cost, CostModel
 from niwaki.core.counts import FloatArray
 from niwaki.core.describe import describe_group, describe_space
-from niwaki.core.edits import Keep, KeepDirection, SetAttribute
-from niwaki.core.edits.numbers import derived_attributes
 from niwaki.core.location import Location
 from niwaki.core.numbers import Numbers
 from niwaki.core.plan import Plan, TensorShape
-from niwaki.core.positions import Positions
+from niwaki.core.planning import planned
 from niwaki.core.repairs import Repairs
-from niwaki.core.structures import Structure
-from niwaki.core.tensor_dims import Role, Slice, TensorDim
+from niwaki.core.structures import Erasures, Structure
+from niwaki.core.tensor_dims import Slice, TensorDim
 from niwaki.errors import MethodError, PlanError
 
 BoolArray = NDArray[np.bool_]
@@ -34,7 +32,8 @@ class Group:
 
     ``first`` is the number of its first unit among all units of the space: its units are ``first .. first+units-1``.
     ``inexact``: why removing units changes the result although they are zero; None if it does not. There are inexact
-    groups only if `niwaki.search_space` was called with ``allow_inexact=True``.
+    groups only if `niwaki.search_space` was called with ``allow_inexact=True``. ``structure``: the number among the
+    structures of the space, of a group whose only unit is a whole structure.
     """
 
     name: str
@@ -42,6 +41,7 @@ class Group:
     units: int
     slices: tuple[Slice, ...]
     inexact: str | None = None
+    structure: int | None = None
 
     @property
     def numbers(self) -> slice:
@@ -82,7 +82,8 @@ class Pin:
 class SearchSpace:
     """All groups of a model, all pins with their reasons, and the cost of any choice. Owns no weights.
 
-    ``structures``: what can vanish as a whole, where `niwaki.search_space` was asked for it with ``erase=True``.
+    ``erasures``: what can vanish as a whole, where `niwaki.search_space` was asked for it with ``erase=True``. Every
+    structure that can is a group of one unit, after all others.
     """
 
     model: torch.nn.Module
@@ -96,7 +97,12 @@ class SearchSpace:
     ties: tuple[Tie, ...] = ()
     repairs: Repairs = Repairs()
     notes: tuple[str, ...] = ()
-    structures: tuple[Structure, ...] = ()
+    erasures: Erasures | None = None
+
+    @property
+    def structures(self) -> tuple[Structure, ...]:
+        """What could vanish as a whole, erasable or not; none without ``erase=True``."""
+        return () if self.erasures is None else self.erasures.listed
 
     @property
     def num_units(self) -> int:
@@ -159,52 +165,13 @@ class SearchSpace:
     def plan(self, keep: BoolArray, provenance: Mapping[str, Any] | None = None) -> Plan:
         """The self-contained plan that keeps the units with ``keep`` [num_units] true.
 
+        Where that erases a structure, all inside of it goes too, whatever ``keep`` says of it.
+
         Raises:
-            PlanError: a group would lose all of its units, or a size in the model's Python code could not follow.
+            PlanError: a group would lose all of its units, structures cannot be erased together, or a size in the
+                model's Python code could not follow.
         """
-        keep = np.asarray(keep, dtype=bool)
-        if keep.shape != (self.num_units,):
-            raise PlanError(f"keep must be a mask of {self.num_units} units, but has the shape {keep.shape}.")
-        for group in self.groups:
-            if not keep[group.numbers].any():
-                raise PlanError(
-                    f"The plan would remove all {group.units} units of the group {group.name!r}, and the network "
-                    "with them. Keep at least one unit of every group."
-                )
-        alive = np.append(keep, True)
-        keeps: dict[tuple[str, int], Keep | KeepDirection] = {}
-        left: dict[int, Positions | None] = {}  # by the identity of the array, which tied dimensions share
-        for place in self.dims:
-            if id(place.units) not in left:
-                stays = alive[place.units].all(axis=1)
-                left[id(place.units)] = None if stays.all() else Positions(np.flatnonzero(stays))
-            positions = left[id(place.units)]
-            if positions is not None:
-                kind = KeepDirection if place.role is Role.DIRECTION else Keep
-                keeps[place.tensor, place.dim] = kind(place.tensor, place.dim, positions)
-        counts = self.cost_model.counts(keep.astype(np.float64))
-        values, failing = self.numbers.solve(counts)
-        if failing:
-            equation = self.numbers.equations[failing[0]]
-            raise PlanError(
-                f"This choice of units cannot be built: {equation.what} needs {equation.expression} to follow the cut, "
-                f"at {equation.location}, and no value of the attributes does. Choose other units, or pin that "
-                "parameter with `ignored`."
-            )
-        edits = [
-            SetAttribute(attribute.module, attribute.name, attribute.where, value)
-            for attribute, value in values.items()
-            if value != attribute.value
-        ]
-        edits += derived_attributes(self.model, {key: len(one.kept) for key, one in keeps.items()}, edits)
-        repairs, scalars = self.repairs.solve(counts)
-        return Plan(
-            kept={g.name: Positions(np.flatnonzero(keep[g.numbers])) for g in self.groups},
-            units={g.name: g.units for g in self.groups},
-            shapes=self.shapes,
-            edits=(*keeps.values(), *repairs, *edits, *scalars),
-            provenance=dict(provenance or {}),
-        )
+        return planned(self, keep, provenance)
 
     def __str__(self) -> str:
         return describe_space(self)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from niwaki.core.location import Location
+
+if TYPE_CHECKING:
+    from niwaki.core.edits.base import Edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +45,35 @@ class Structure:
     def __str__(self) -> str:
         why = "" if self.refused is None else f"; not erasable: {self.refused}"
         return f"{self.name}: {self.macs:,} MACs, {self.params:,} parameters, added at {self.location.brief}{why}"
+
+
+class Erasures(ABC):
+    """The structures of one network: which of them can vanish together, and what a cut then does. Structures are given
+    by their numbers in ``listed``."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def listed(self) -> tuple[Structure, ...]:
+        """All of them, those that cannot be erased, too."""
+
+    @abstractmethod
+    def why_not(self, erased: Collection[int]) -> str | None:
+        """Why these cannot be erased together, a sentence that names the first that is too many; None if they can."""
+
+    @abstractmethod
+    def gone(self, erased: Collection[int]) -> frozenset[str]:
+        """The tensors that nothing reads any more without these structures: their own, and those that served only
+        them."""
+
+    @abstractmethod
+    def edits(self, erased: Collection[int]) -> tuple[Edit, ...]:
+        """What a cut does to erase them; their producers have no entries left by then."""
+
+    def around(self, number: int) -> tuple[int, ...]:
+        """A structure and those around it, from inside out."""
+        found = [number]
+        while (outer := self.listed[found[-1]].inside) is not None:
+            found.append(outer)
+        return tuple(found)

@@ -3,7 +3,8 @@
 In reading order: ``flow`` is the record of a run as a graph, with a vertex for every operand of an addition;
 ``operand_tree`` says what reaches the outputs through one operand only, and vanishes with it; ``vanishing`` and
 ``passing`` whether a term is zero when its weights are; ``side_effects`` what else it does; ``validity`` whether
-outputs still follow from inputs; ``structures`` lists it all.
+outputs still follow from inputs; ``structures`` lists it all; ``erasures`` says what a choice of them takes along, and
+which edits a cut needs for it.
 
-Imports core, trace and rules.
+Imports core, trace, program, rules and solve.
 """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from niwaki.core.location import Location
@@ -20,33 +21,57 @@ from niwaki.rules.label import Label
 from niwaki.trace.graph import Graph, Node, Origin, Run, Value
 
 Given = Mapping[int, tuple[Label | None, ...]]
+CannotCut = Callable[[Node, int], str | None]
 
 _LISTED = 1  # operators: with fewer, an operand is what an addition is given, and nothing vanishes with it
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FoundStructures:
+    """``listed``: all structures; ``vertices``: of each the vertex of its operand in ``flow``."""
+
+    graph: Graph
+    flow: Flow
+    nesting: OperandTree
+    listed: tuple[Structure, ...]
+    vertices: tuple[int, ...]
+
+
 def structures(
-    graph: Graph, constraints: Constraints, given: Sequence[Given], ignored: Mapping[str, str]
-) -> list[Structure]:
-    """All operands of additions with which something vanishes, in the order of their additions.
+    graph: Graph,
+    constraints: Constraints,
+    given: Sequence[Given],
+    ignored: Mapping[str, str],
+    cannot_cut: CannotCut,
+) -> FoundStructures | None:
+    """All operands of additions with which something vanishes, in the order of their additions; None if no addition
+    was recorded.
 
     ``given``: for each run, the labels of what its operators were given (`propagate`). ``ignored``: parameters that
-    must stay, by name, each with the pattern that says so.
+    must stay, by name, each with the pattern that says so. ``cannot_cut``: why a cut cannot take an operand from an
+    addition.
     """
     run = graph.runs[0]
     if run.error is not None:
-        return []
+        return None
     flow = Flow.of(graph, run)
     if not flow.operands:
-        return []
+        return None
     nesting = OperandTree.of(flow)
-    return _Found(graph, constraints, flow, nesting, given).described(ignored)
+    return _Found(graph, constraints, flow, nesting, given, cannot_cut).described(ignored)
 
 
 class _Found:
     def __init__(
-        self, graph: Graph, constraints: Constraints, flow: Flow, nesting: OperandTree, given: Sequence[Given]
+        self,
+        graph: Graph,
+        constraints: Constraints,
+        flow: Flow,
+        nesting: OperandTree,
+        given: Sequence[Given],
+        cannot_cut: CannotCut,
     ) -> None:
-        self._graph, self._flow, self._nesting = graph, flow, nesting
+        self._graph, self._flow, self._nesting, self._cannot_cut = graph, flow, nesting, cannot_cut
         self._nodes = graph.runs[0].nodes
         self._given = given[0]
         self._producers = Producers(graph, constraints)
@@ -70,7 +95,7 @@ class _Found:
             if run.error is None
         ]
 
-    def described(self, ignored: Mapping[str, str]) -> list[Structure]:
+    def described(self, ignored: Mapping[str, str]) -> FoundStructures:
         """The structures themselves."""
         nesting, flow = self._nesting, self._flow
         listed = [vertex for vertex in sorted(nesting.around, key=self._by_join) if self._operators[vertex] >= _LISTED]
@@ -105,7 +130,7 @@ class _Found:
                     why,
                 )
             )
-        return found
+        return FoundStructures(self._graph, flow, nesting, tuple(found), tuple(listed))
 
     def _by_join(self, vertex: int) -> tuple[int, int]:
         operand = self._flow.operands[vertex]
@@ -150,7 +175,12 @@ class _Found:
         told = self._beside.of_structure(self._nesting.within(vertex), self._nesting.place)
         if told is not None:
             return names, told
-        return names, _undefined(self._graph, self._nodes[operand.join], operand) or self._validity.why_not(vertex)
+        join = self._nodes[operand.join]
+        return names, (
+            _undefined(self._graph, join, operand)
+            or self._validity.why_not(vertex)
+            or self._cannot_cut(join, operand.position)
+        )
 
     def _reads(self, vertex: int, parameter: int) -> bool:
         return any(

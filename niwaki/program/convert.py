@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from niwaki.core.libraries import TORCH
 from niwaki.errors import PlanError, TraceError, first_line
 from niwaki.program.module import REGIONS, Program, Subprogram, needed
+from niwaki.program.nodes import copied_graph, fake_mode, held_by, placeholders
 from niwaki.program.sizes import replaced
 from niwaki.trace.eager import eagerly
 from niwaki.trace.fake import FakeTensors
@@ -71,13 +72,12 @@ def rebuilt(small: Program) -> ExportedProgram:
         PlanError: the sizes do not fit one another; the plan was made for a program with other sizes.
     """
     source = small.source
-    module = copy.deepcopy(source.graph_module)
-    _rename(source.graph_module, module)
+    module = copied_graph(source.graph_module)
     dense = _output_shapes(module.graph)
-    mode = _fake_mode(module.graph)
+    mode = fake_mode(module.graph)
     tensors = {**small.state_dict(keep_vars=True), **dict(small.named_buffers(remove_duplicate=False))}
     given = []
-    for spec, node in zip(source.graph_signature.input_specs, _placeholders(module.graph), strict=True):
+    for spec, node in zip(source.graph_signature.input_specs, placeholders(module.graph), strict=True):
         if spec.kind is InputKind.USER_INPUT:
             given.append(node.meta.get("val"))
         else:
@@ -119,18 +119,6 @@ def _pretended(mode: FakeTensorMode, tensor: torch.Tensor, dense: torch.Tensor) 
         return mode.from_tensor(tensor, static_shapes=True)
 
 
-def _rename(source: fx.GraphModule, made: fx.GraphModule) -> None:
-    """Give the nodes of a copy their original names: copying changes names that Python uses, such as ``input``."""
-    for before, after in zip(source.graph.nodes, made.graph.nodes, strict=True):
-        if after.op == "placeholder":
-            after.target = before.target
-        after.name = before.name
-        if before.op == "get_attr":
-            held = _held(source, before)
-            if isinstance(held, fx.GraphModule):
-                _rename(held, _held(made, after))
-
-
 def _resize(module: fx.GraphModule, block: Subprogram, given: Sequence[Any]) -> Any:
     """Write the numbers of ``block`` into the graph of ``module`` and recompute the metadata of its nodes; returns that
     of the output."""
@@ -147,7 +135,7 @@ def _resize(module: fx.GraphModule, block: Subprogram, given: Sequence[Any]) -> 
         if node.op == "placeholder":
             value = next(rest)
         elif node.op == "get_attr":
-            value = _held(module, node)
+            value = held_by(module, node)
         elif node.op == "call_function":
             if node in calls:  # all but those that only check
                 node.target, (node.args, node.kwargs) = calls[node]
@@ -184,29 +172,10 @@ def _still_true(node: fx.Node) -> bool:
     return node.target is metadata and all(given is None for given in sizes)
 
 
-def _held(module: nn.Module, node: fx.Node) -> Any:
-    held: Any = module
-    assert isinstance(node.target, str)
-    for part in node.target.split("."):
-        held = getattr(held, part)
-    return held
-
-
-def _placeholders(graph: fx.Graph) -> list[fx.Node]:
-    return [node for node in graph.nodes if node.op == "placeholder"]
-
-
 def _output_shapes(graph: fx.Graph) -> list[torch.Size]:
     (output,) = [node for node in graph.nodes if node.op == "output"]
     values = [node.meta.get("val") for node in output.all_input_nodes]
     return [value.shape for value in values if isinstance(value, torch.Tensor)]
-
-
-def _fake_mode(graph: fx.Graph) -> FakeTensorMode:
-    """The mode that the program's metadata belongs to, with its symbols."""
-    values = (node.meta.get("val") for node in graph.nodes)
-    found = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
-    return found if found is not None else FakeTensorMode()
 
 
 def _line(cause: Exception) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from niwaki.core.edits.erase import GraphModule, JoinOperand
 from niwaki.core.libraries import TORCH
 from niwaki.core.location import Location, running_at
 from niwaki.errors import TraceError
+from niwaki.program.erase import why_not_taken, without
 from niwaki.program.sizes import CallNumbers, spelled_out, with_numbers
 
 aten = torch.ops.aten
@@ -125,8 +127,9 @@ class Subprogram(nn.Module):
 
     _script: _Script
 
-    def _read(self, program: ExportedProgram, module: nn.Module, graph: fx.Graph) -> None:
-        """Read the calls and sizes of ``graph``; its inner graphs are attributes of ``module``."""
+    def _read(self, program: ExportedProgram, module: nn.Module, graph: fx.Graph, region: str = "") -> None:
+        """Read the calls and sizes of ``graph``; its inner graphs are attributes of ``module``. ``region``: what comes
+        before the names of its nodes."""
         script = self._script = _Script(program, graph)
         live = needed(graph)
         last = {given: node for node in live for given in node.all_input_nodes}
@@ -138,28 +141,28 @@ class Subprogram(nn.Module):
                     "shapes of their inputs. Cut the model itself, without as_graph."
                 )
             if node.op == "get_attr":
-                self._take(node, module)
+                self._fetch(node, module, region)
             elif node.op == "call_function":
                 over = tuple(given.name for given in node.all_input_nodes if last[given] is node)
-                script.append(self._step(node, over))
+                script.append(self._step(node, over, region))
             elif node.op == "output":
                 script.output = _template(node.args[0])
             elif node.op != "placeholder":
                 raise TraceError(f"The exported program has a node of the kind {node.op!r}, which niwaki cannot run.")
 
-    def _take(self, node: fx.Node, module: nn.Module) -> None:
+    def _fetch(self, node: fx.Node, module: nn.Module, region: str) -> None:
         assert isinstance(node.target, str)
         held: Any = module
         for part in node.target.split("."):
             held = getattr(held, part)
         if isinstance(held, fx.GraphModule):
             block = Subprogram()
-            block._read(self._script.program, held, held.graph)
+            block._read(self._script.program, held, held.graph, f"{region}{node.name}.")
             self.add_module(f"{node.name} region", block)
         else:
             self._script.constants[node.name] = held
 
-    def _step(self, node: fx.Node, over: tuple[str, ...]) -> _Step:
+    def _step(self, node: fx.Node, over: tuple[str, ...], region: str) -> _Step:
         if isinstance(node.target, torch._ops.HigherOrderOperator) and node.target not in REGIONS:
             raise TraceError(
                 f"The exported program contains {node.target}, at {location_of(node)}, which niwaki cannot follow: "
@@ -182,7 +185,7 @@ class Subprogram(nn.Module):
         if sizes:
             self.__dict__[node.name + _SIZES] = tuple(sizes)
         function = REGIONS.get(target) or _CALLED_AS.get(target, target)
-        place = location_of(node)
+        place = replace(location_of(node), node=region + node.name)
         return _Step(node.name, function, _template(args), _template(kwargs), tuple(floats), place, over)
 
     def numbers(self) -> dict[str, CallNumbers]:
@@ -235,7 +238,7 @@ class Subprogram(nn.Module):
         return template
 
 
-class Program(Subprogram):
+class Program(Subprogram, GraphModule):
     """An exported program as a module: its parameters and buffers under their names, its sizes as attributes.
 
     The checks of the program on its own values are skipped. Train and eval mode are the same: the mode was fixed when
@@ -262,6 +265,17 @@ class Program(Subprogram):
     def source(self) -> ExportedProgram:
         """The exported program that it was made from, with the dense sizes and tensors."""
         return self._script.program
+
+    def why_not_taken(self, operand: JoinOperand) -> str | None:
+        return why_not_taken(self.source.graph_module, operand)
+
+    def take(self, operands: Collection[JoinOperand], tensors: Collection[str]) -> None:
+        """As `GraphModule.take`; sizes are those of the dense network again."""
+        for name in tensors:
+            *path, last = name.split(".")
+            delattr(self.get_submodule(".".join(path)), last)
+        program = without(self.source, operands, tensors)
+        self._read(program, program.graph_module, program.graph)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of the program."""

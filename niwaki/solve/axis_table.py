@@ -133,10 +133,13 @@ class Tables:
             for claim in constraints.repairs
         ]
         self.macs = [(float(term.times), [table.number(axis) for axis in term.axes]) for term in constraints.macs]
+        self.multiplying = [term.node for term in constraints.macs]  # the operators of the terms
         ids = {int(block[0]): block[:, None] for block in constraints.blocks if len(block)}
         self.lengths: dict[tuple[str, int], int] = {}  # the axis of each dimension of a parameter
         self.params: list[tuple[float, list[int]]] = []
         self.memory: list[tuple[float, list[int]]] = []
+        self.parameters: list[str] = []  # the tensors of these terms
+        self.tensors: list[str] = []
         for value in graph.values:
             if value.origin not in (Origin.PARAMETER, Origin.BUFFER) or 0 in value.shape:
                 continue
@@ -144,17 +147,21 @@ class Tables:
             for dim in range(len(value.shape)):
                 axes.append(table.number(Axis(ids[constraints.ids_of[value.number, dim][0]])))
             self.memory.append((float(value.dtype.itemsize), axes))
+            self.tensors.append(value.name)
             if value.origin is Origin.PARAMETER:
                 self.params.append((1.0, axes))
+                self.parameters.append(value.name)
                 self.lengths.update(((value.name, dim), axis) for dim, axis in enumerate(axes))
         self.activations = [
             (one, (float(one.bytes), [table.number(axis) for axis in one.axes]))
             for one in lifetimes(graph, constraints)
         ]
+        working = tasks(graph, constraints)
         self.work = [
             (task.operator, [(float(times), [table.number(axis) for axis in axes]) for times, axes in task.terms])
-            for task in tasks(graph, constraints)
+            for task in working
         ]
+        self.working = [task.place for task in working]
         self.rows, self.axis, self.times = table.rows(units)
         self.num_axes = len(table)
         self._first = np.searchsorted(self.axis, np.arange(self.num_axes + 1))

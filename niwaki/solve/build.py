@@ -18,10 +18,12 @@ from niwaki.core.numbers import Numbers
 from niwaki.core.plan import tensor_shapes
 from niwaki.core.repairs import Factor, Repairs, Scalar, ScalarRule, TensorRule
 from niwaki.core.space import BoolArray, Group, Pin, SearchSpace
+from niwaki.core.structures import Erasures
 from niwaki.core.tensor_dims import Role, TensorDim, slices_by_group
 from niwaki.rules.axis import Axis
 from niwaki.rules.constraints import Constraints
 from niwaki.solve.axis_table import Tables, pad
+from niwaki.solve.gates import Homes, with_structures
 from niwaki.solve.groups import SolvedGroups
 from niwaki.solve.required import required
 from niwaki.solve.sizes import pin_unsolved, solve_sizes
@@ -176,6 +178,10 @@ class Builder:
         wanted = required(multiples, self._tables.lengths, {s.name: s.shape for s in space.shapes})
         numbers = Numbers((*space.numbers.equations, *wanted), space.numbers.deciding)
         return replace(space, numbers=numbers, notes=(*notes, *space.notes))
+
+    def erasable(self, space: SearchSpace, erasures: Erasures, homes: Homes) -> SearchSpace:
+        """Add the structures of ``erasures`` that can be erased to a finished ``space``, as groups of one unit."""
+        return with_structures(space, self._tables, erasures, homes)
 
     def _made(self) -> SearchSpace:
         units, tables = self.units, self._tables

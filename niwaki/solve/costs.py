@@ -72,9 +72,11 @@ def _roots(graph: Graph, run: Run) -> dict[int, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OperatorTask:
-    """The work of one operator, as a sum of terms. Each term is a factor times the positions of its axes."""
+    """The work of one operator, as a sum of terms. Each term is a factor times the positions of its axes. ``place``: of
+    the operator in the first run."""
 
     operator: str
+    place: int
     terms: tuple[tuple[int, tuple[Axis, ...]], ...]
 
 
@@ -91,7 +93,7 @@ def tasks(graph: Graph, constraints: Constraints) -> list[OperatorTask]:
             continue
         terms = macs[number] if number in macs else _largest(graph, constraints, node)
         if terms:
-            found.append(OperatorTask(str(node.operator), tuple(terms)))
+            found.append(OperatorTask(str(node.operator), number, tuple(terms)))
     return found
 
 

@@ -16,8 +16,9 @@ from saved import TOKENS, Everything
 import niwaki
 from niwaki.core import edits
 from niwaki.core.compose import composed, difference
-from niwaki.core.edits import Edit, Keep, KeepDirection, Rescale, SetAttribute, SetScalar, Zeroed
+from niwaki.core.edits import Edit, Erase, Keep, KeepDirection, Rescale, SetAttribute, SetScalar, Zeroed
 from niwaki.core.edits.base import edit_from_data, edit_to_data
+from niwaki.core.edits.erase import JoinOperand
 from niwaki.core.plan import Plan, TensorShape
 from niwaki.core.positions import Positions
 from niwaki.errors import PlanError
@@ -26,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 STORED = (ROOT / "tests/files/plan-2/everything/plan.json").read_text()
 SHAPES = (TensorShape("a", (8, 4)), TensorShape("b", (8,)))
 
+BRANCH, OTHER = JoinOperand("branch", "add", 1), JoinOperand("other", "add_2", 0)
+
 # By kind: what is done first, what then, and both at once.
 ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
     (Keep("a", 0, (1, 3, 4, 7)), Keep("a", 0, (0, 2)), Keep("a", 0, (1, 4))),
@@ -33,9 +36,11 @@ ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
     (Rescale("b", 2.0, 1.0), Rescale("b", 4.0, 1.0), Rescale("b", 8.0, 1.0)),
     (SetAttribute("m", "width", (), 4), SetAttribute("m", "width", (), 2), SetAttribute("m", "width", (), 2)),
     (SetScalar("m", "eps", 2.0, True), SetScalar("m", "eps", 4.0, True), SetScalar("m", "eps", 4.0, True)),
+    (Erase((BRANCH,), ("b",)), Erase((OTHER,), ("a",)), Erase((BRANCH, OTHER), ("a", "b"))),
     (Zeroed((("b", 0),), (1, 2), (1, 2)), Zeroed((("b", 0),), (1, 2), (1, 2)), None),
 )
 KINDS = {type(first) for first, _, _ in ROWS}
+OF_FORMAT_2 = KINDS - {Erase}
 
 
 def plan_of(*some: Edit | None) -> Plan:
@@ -74,6 +79,7 @@ BACK: dict[Edit, str | Edit] = {
     ROWS[2][0]: Rescale("b", 0.5, 1.0),
     ROWS[3][0]: "leaves 'width' of the module 'm' as it was in the dense network, but this model was shrunk and has 4",
     ROWS[4][0]: "leaves 'eps' of the module 'm' as it was in the dense network, but this model was shrunk and has 2.0",
+    ROWS[5][0]: "keeps the structure 'branch', which has left this network already",
 }
 
 
@@ -114,7 +120,7 @@ def test_states_go_with_a_power_of_the_scale() -> None:
 
 def test_a_plan_of_format_2_has_every_kind() -> None:
     plan = Plan.from_json(STORED)
-    assert {type(edit) for edit in plan.edits} == KINDS
+    assert {type(edit) for edit in plan.edits} == OF_FORMAT_2
     data = json.loads(STORED)
     assert plan.tensors == {
         name: {int(dim): tuple(kept) for dim, kept in dims.items()} for name, dims in data["tensors"].items()

@@ -13,6 +13,7 @@ from niwaki.core.edits.base import (
     edited_by_hand,
     register_edit,
 )
+from niwaki.core.edits.erase import Erase
 from niwaki.core.edits.keep import Keep, KeepDirection
 from niwaki.core.edits.numbers import SetAttribute, SetScalar
 from niwaki.core.edits.rescale import Rescale
@@ -20,6 +21,7 @@ from niwaki.core.edits.zeroed import Zeroed
 
 __all__ = [
     "Edit",
+    "Erase",
     "Keep",
     "KeepDirection",
     "ModuleEdit",

@@ -1,0 +1,147 @@
+"""What vanishes with any choice of structures, and whether they can vanish together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import final
+
+from torch import nn
+
+from niwaki.core.edits import Edit, Erase
+from niwaki.core.edits.erase import JoinOperand
+from niwaki.core.structures import Erasures, Structure
+from niwaki.erasing.structures import CannotCut, FoundStructures, Given, counted_inputs, structures
+from niwaki.erasing.validity import Validity
+from niwaki.errors import PlanError
+from niwaki.program.module import Program
+from niwaki.rules.constraints import Constraints
+from niwaki.solve.gates import Homes
+from niwaki.trace.graph import Graph, Node, Origin
+
+EditsOf = Callable[[FoundStructures, Collection[int], frozenset[str]], tuple[Edit, ...]]
+
+
+def erasures_of(
+    model: nn.Module, graph: Graph, constraints: Constraints, given: Sequence[Given], ignored: Mapping[str, str]
+) -> FoundErasures | None:
+    """The structures of ``model``; None if there is no addition in it. The arguments are those of `structures`."""
+    if isinstance(model, Program):
+        cannot_cut, edits = _of_graph(model), _from_graph
+    else:
+        cannot_cut, edits = _of_class, _from_class
+    found = structures(graph, constraints, given, ignored, cannot_cut)
+    return None if found is None else FoundErasures(found, edits)
+
+
+def _from_graph(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
+    nodes = found.graph.runs[0].nodes
+    structures = [found.listed[number] for number in sorted(erased)]
+    operands = (JoinOperand(one.name, nodes[one.join].location.node, one.operand) for one in structures)
+    return (Erase(tuple(operands), tuple(sorted(tensors))),)
+
+
+def _of_graph(program: Program) -> CannotCut:
+    def cannot_cut(join: Node, operand: int) -> str | None:
+        why = program.why_not_taken(JoinOperand("", join.location.node, operand))
+        return why and f"the program has nothing to take it from: {why}"
+
+    return cannot_cut
+
+
+def _of_class(join: Node, operand: int) -> str | None:
+    return None
+
+
+def _from_class(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
+    raise PlanError(
+        "Structures are erased from exported programs only: make the space by niwaki.search_space(model, "
+        "example_inputs, as_graph=True, erase=True), and cut by niwaki.cut(model, plan, as_graph=True, ...)."
+    )
+
+
+@final
+class FoundErasures(Erasures):
+    """The structures that were found in the record of a run.
+
+    Args:
+        found: they.
+        edits: what a cut does to erase some of them, by number, and the tensors that then vanish.
+    """
+
+    __slots__ = ("_edits", "_found", "_operand", "_readers")
+
+    def __init__(self, found: FoundStructures, edits: EditsOf) -> None:
+        self._found, self._edits = found, edits
+        self._operand = dict(enumerate(found.vertices))
+        self._readers: dict[int, list[int]] = {}  # parameters and buffers -> the operators that are given them
+        values = found.graph.values
+        for place, node in enumerate(found.graph.runs[0].nodes):
+            for number in node.inputs():
+                root = values[number].root
+                if values[root].origin in (Origin.PARAMETER, Origin.BUFFER):
+                    self._readers.setdefault(root, []).append(place)
+
+    @property
+    def listed(self) -> tuple[Structure, ...]:
+        return self._found.listed
+
+    def why_not(self, erased: Collection[int]) -> str | None:
+        found = self._found
+        validity = Validity(found.flow, counted_inputs(found.graph, found.flow), found.nesting)
+        before: list[str] = []
+        for number in erased:
+            one = self.listed[number]
+            why = one.refused or validity.erase(self._operand[number])
+            if why is not None:
+                beside = f" beside {', '.join(before)}" if before else ""
+                return f"{one.name} cannot be erased{beside}: {why}. Keep it, or keep one of the others."
+            before.append(one.name)
+        return None
+
+    def gone(self, erased: Collection[int]) -> frozenset[str]:
+        living = self._living({self._operand[number] for number in erased})
+        values = self._found.graph.values
+        return frozenset(
+            values[number].name
+            for number, places in self._readers.items()
+            if any(place in self._found.nesting.place for place in places) and living.isdisjoint(places)
+        )
+
+    def edits(self, erased: Collection[int]) -> tuple[Edit, ...]:
+        return self._edits(self._found, erased, self.gone(erased))
+
+    def homes(self) -> Homes:
+        """The smallest structure that can be erased around each operator and each tensor."""
+        number = {vertex: place for place, vertex in self._operand.items() if self.listed[place].erasable}
+        nesting, values = self._found.nesting, self._found.graph.values
+
+        def home(vertex: int) -> Iterator[int]:
+            while vertex != nesting.sink and vertex not in number:
+                vertex = nesting.around[vertex]
+            if vertex != nesting.sink:
+                yield number[vertex]
+
+        operators = {
+            place: it
+            for place in range(self._found.flow.operators)
+            if place in nesting.place
+            for it in home(nesting.nearest[place])
+        }
+        tensors = {
+            values[one].name: it
+            for one, places in self._readers.items()
+            if all(place in nesting.place for place in places)
+            for it in home(nesting.common(places))
+        }
+        return Homes(operators, tensors)
+
+    def _living(self, erased: Collection[int]) -> set[int]:
+        """The vertices that reach an output without the operands ``erased``."""
+        graph, sink = self._found.flow.graph, self._found.flow.sink
+        seen, waiting = {sink}, [sink]
+        while waiting:
+            for maker in graph.predecessor_indices(waiting.pop()):
+                if maker not in seen and maker not in erased:
+                    seen.add(maker)
+                    waiting.append(maker)
+        return seen
