@@ -9,6 +9,7 @@ import numpy as np
 
 from niwaki.core.plan import Plan, smaller_shapes
 from niwaki.core.positions import Positions
+from niwaki.core.renaming import Renaming
 from niwaki.errors import PlanError
 
 
@@ -24,11 +25,12 @@ def difference(done: Plan, plan: Plan) -> Plan:
             "The plan is for another network than the one that this model was cut from. Make it from the search space "
             "of the dense network, or from that of the model as it is now."
         )
-    edits = []
+    edits, names = [], Renaming.of(done)
     for place in {**plan.at, **done.at}:
         first, whole = done.at.get(place), plan.at.get(place)
         one = whole or first
-        edits.append(one and one.left(first, whole, done, plan))
+        left = one and one.left(first, whole, done, plan)
+        edits.append(left and left.renamed(names.after) if names else left)
     return Plan(
         kept={name: _relative(done.kept.get(name), kept) for name, kept in plan.kept.items()},
         units={name: len(done.kept.get(name, range(plan.units[name]))) for name in plan.kept},
@@ -44,12 +46,14 @@ def composed(done: Plan, plan: Plan) -> Plan:
     Raises:
         PlanError: an edit of the two cannot be said of the dense network.
     """
-    edits = []
-    for place in {**done.at, **plan.at}:
-        first, later = done.at.get(place), plan.at.get(place)
+    edits, names = [], Renaming.of(done)
+    then = [edit.renamed(names.before) if names else edit for edit in plan.edits]
+    then_at = {edit.place: edit for edit in then if edit is not None}
+    for place in {**done.at, **then_at}:
+        first, later = done.at.get(place), then_at.get(place)
         one = later or first
         edits.append(one and one.then(first, later))
-    known = all(plan.units.get(name) == len(kept) for name, kept in done.kept.items())
+    known = not names and all(plan.units.get(name) == len(kept) for name, kept in done.kept.items())
     kept: Mapping[str, Sequence[int]] = (
         {name: Positions(np.asarray(done.kept[name])[np.asarray(plan.kept[name])]) for name in done.kept}
         if known

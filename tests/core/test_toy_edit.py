@@ -57,6 +57,10 @@ class Bypass(ModuleEdit):
         for name in [name for name in shapes if name.startswith(f"{self.module}.")]:
             del shapes[name]
 
+    @property
+    def moved(self) -> Mapping[str, str | None]:
+        return {self.module: None}
+
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         self.apply(modules)
         return lambda: modules[""].set_submodule(self.module, modules[self.module])
@@ -70,6 +74,10 @@ class Bypass(ModuleEdit):
         if first is not None and whole is None:
             raise PlanError(f"The module {first.module!r} has been taken away and cannot come back.")
         return None if first is not None else whole
+
+    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
+        module = name(self.module)
+        return None if module is None else Bypass(module)
 
     def to_data(self) -> dict[str, Any]:
         return {"module": self.module}
@@ -126,6 +134,10 @@ class Negate(TensorEdit):
     @classmethod
     def left(cls, first: Self | None, whole: Self | None, done: Plan, plan: Plan) -> Self | None:
         return None if first is not None and whole is not None else first or whole
+
+    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
+        tensor = name(self.tensor)
+        return None if tensor is None else Negate(tensor)
 
     def to_data(self) -> dict[str, Any]:
         return {"tensor": self.tensor}

@@ -63,6 +63,11 @@ class Edit(ABC):
         """
 
     @abstractmethod
+    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
+        """The same edit of a network in which tensors and modules have other names: ``name`` gives them, and None for
+        what is not there. None if nothing is left of it."""
+
+    @abstractmethod
     def to_data(self) -> dict[str, Any]:
         """Its content as JSON has it, by names; `from_data` reads it back."""
 
@@ -144,6 +149,12 @@ class ModuleEdit(Edit):
     def update_shapes(self, shapes: dict[str, Shape]) -> None:
         """Bring the ``shapes`` of the tensors after the cut, by name, up to date: without those that leave with their
         modules, and with those of modules that come instead."""
+
+    @property
+    @abstractmethod
+    def moved(self) -> Mapping[str, str | None]:
+        """The modules and tensors that have another name in their module afterwards, by their path before; None for
+        those that are gone."""
 
     @abstractmethod
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:

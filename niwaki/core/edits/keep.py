@@ -101,6 +101,11 @@ class _Kept(TensorEdit):
         return None if whole is None or len(stays) == len(here) else replace(whole, kept=Positions(found))
 
     @final
+    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
+        tensor = name(self.tensor)
+        return None if tensor is None else replace(self, tensor=tensor)
+
+    @final
     def to_data(self) -> dict[str, Any]:
         return {"tensor": self.tensor, "dim": self.dim, "kept": list(self.kept)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
@@ -81,6 +81,10 @@ class SetAttribute(ModuleEdit):
     def update_shapes(self, shapes: dict[str, Shape]) -> None:
         pass
 
+    @property
+    def moved(self) -> Mapping[str, str | None]:
+        return {}
+
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         return nothing_to_mask
 
@@ -93,6 +97,10 @@ class SetAttribute(ModuleEdit):
         if whole is None and first is not None:
             raise _left_as_it_was(first.path, first.module, first.value)
         return None if first == whole else whole
+
+    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
+        module = name(self.module)
+        return None if module is None else replace(self, module=module)
 
     def to_data(self) -> dict[str, Any]:
         return {"module": self.module, "name": self.name, "where": where_to_json(self.where), "value": self.value}
@@ -144,6 +152,10 @@ class SetScalar(ModuleEdit):
     def update_shapes(self, shapes: dict[str, Shape]) -> None:
         pass
 
+    @property
+    def moved(self) -> Mapping[str, str | None]:
+        return {}
+
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         return nothing_to_mask
 
@@ -156,6 +168,10 @@ class SetScalar(ModuleEdit):
         if whole is None and first is not None:
             raise _left_as_it_was(first.name, first.module, first.value)
         return None if first == whole else whole
+
+    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
+        module = name(self.module)
+        return None if module is None else replace(self, module=module)
 
     def to_data(self) -> dict[str, Any]:
         return {"module": self.module, "name": self.name, "value": self.value, "epsilon": self.epsilon}

@@ -70,6 +70,10 @@ class Rescale(TensorEdit):
         factor = (1.0 if whole is None else whole.factor) / first.factor
         return None if factor == 1 else replace(first, factor=factor)
 
+    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
+        tensor = name(self.tensor)
+        return None if tensor is None else replace(self, tensor=tensor)
+
     def to_data(self) -> dict[str, Any]:
         return {"tensor": self.tensor, "factor": self.factor, "shift": self.shift}
 

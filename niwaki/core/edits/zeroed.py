@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import numpy as np
@@ -64,6 +64,10 @@ class Zeroed(Edit):
             return None
         now = positions[stays] if here is None else np.searchsorted(np.asarray(here), positions[stays])
         return cls(whole.dims, Positions(now), Positions(np.searchsorted(units_here, units[stays])))
+
+    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
+        dims = tuple((new, dim) for tensor, dim in self.dims if (new := name(tensor)) is not None)
+        return replace(self, dims=dims) if dims else None
 
     def to_data(self) -> dict[str, Any]:
         return {"dims": [list(dim) for dim in self.dims], "positions": list(self.positions), "units": list(self.units)}
