@@ -53,7 +53,7 @@ def composed(done: Plan, plan: Plan) -> Plan:
         first, later = done.at.get(place), then_at.get(place)
         one = later or first
         edits.append(one and one.then(first, later))
-    known = not names and all(plan.units.get(name) == len(kept) for name, kept in done.kept.items())
+    known = not names.moves and all(plan.units.get(name) == len(kept) for name, kept in done.kept.items())
     kept: Mapping[str, Sequence[int]] = (
         {name: Positions(np.asarray(done.kept[name])[np.asarray(plan.kept[name])]) for name in done.kept}
         if known

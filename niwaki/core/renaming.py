@@ -32,6 +32,11 @@ class Renaming:
     def __bool__(self) -> bool:
         return bool(self._moved)
 
+    @property
+    def moves(self) -> bool:
+        """Whether something has another name, and is not just gone."""
+        return bool(self._back)
+
     def after(self, name: str) -> str | None:
         """The name of what had this name; None if it is gone."""
         made: list[str] = []

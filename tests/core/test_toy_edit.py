@@ -208,7 +208,9 @@ def test_files(tmp_path: Path) -> None:
 def test_a_file_with_a_kind_that_is_not_known_is_refused() -> None:
     _, plan = planned()
     text = plan.to_json().replace(Bypass.kind, "unheard of")
-    with pytest.raises(PlanError, match=r"has an edit of the kind 'unheard of', and this niwaki knows .*keep, .*rescale"):
+    with pytest.raises(
+        PlanError, match=r"has an edit of the kind 'unheard of', and this niwaki knows .*keep, .*rescale"
+    ):
         Plan.from_json(text)
     with pytest.raises(PlanError, match="Use the niwaki version that wrote it, or import the package that defines"):
         Plan.from_json(text)

@@ -89,6 +89,10 @@ class Erase(ModuleEdit):
         for name in self.tensors:
             shapes.pop(name, None)
 
+    @property
+    def moved(self) -> Mapping[str, str | None]:
+        return dict.fromkeys(self.tensors)
+
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         """What makes the operands is zero by then, and so are they."""
         return nothing_to_mask
@@ -110,6 +114,9 @@ class Erase(ModuleEdit):
             raise _left_already(lost[0])
         rest = tuple(operand for operand in whole.operands if operand not in first.operands)
         return cls(rest, tuple(sorted({*whole.tensors} - {*first.tensors}))) if rest else None
+
+    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
+        return self
 
     def to_data(self) -> dict[str, Any]:
         return {
