@@ -117,4 +117,12 @@ class Passing:
         if node.operator in MIXTURES or any(True for _ in writes(node)):
             entries = [number for number in labels if self._values[number].dtype.is_floating_point]
             return [(False, entries), *([] if set(entries) <= set(carriers) else NEVER)]
-        return [(False, carriers)]
+        divisor = node.argument(QUOTIENTS[node.operator].divisor) if node.operator in QUOTIENTS else None
+        others = set(labels) - set(carriers) - ({divisor.value} if isinstance(divisor, Ref) else set())
+        return [(False, carriers), *(NEVER if any(self._idle(number, labels[number]) for number in others) else [])]
+
+    def _idle(self, number: int, label: Label | None) -> bool:
+        """Whether a tensor counted as zero for the rules only because none of its positions can be removed."""
+        if label is None or not self._values[number].dtype.is_floating_point:
+            return False
+        return any(zero and not axis.free for zero, axis in zip(label.zero, label.axes, strict=True))

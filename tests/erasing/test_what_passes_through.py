@@ -172,3 +172,20 @@ def test_another_run_lets_the_stream_through() -> None:
     why = "another run (in train mode, or of another example call) uses its weights otherwise"
     assert refused(way) == [None, why]
     assert refused(told)[-1] == why
+
+
+def test_a_table_along_a_dimension_that_the_stream_does_not_lose() -> None:
+    """Positions are added to tokens: the table is what is zero along them, and the tokens pass."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.table = nn.Parameter(torch.rand(1, 5, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x)
+            return self.head(h + (h + self.table).clone())
+
+    space = niwaki.search_space(Positions(), torch.randn(2, 5, 3), erase=True)
+    assert [one.refused for one in space.structures] == [THROUGH]
