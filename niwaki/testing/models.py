@@ -11,7 +11,7 @@ from torch import nn
 
 from niwaki.core.names import named_buffers
 from niwaki.core.plan import Plan
-from niwaki.core.space import SearchSpace
+from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import NiwakiError
 from niwaki.search import search_space
 from niwaki.surgery.cut import duplicate
@@ -142,7 +142,13 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def random_plan(space: SearchSpace, rng: np.random.Generator, share: float = 0.5) -> Plan:
-    """A plan that keeps about ``share`` of every group, at random, as far as the ties between groups allow."""
+    """A plan that keeps about ``share`` of every group, at random, as far as the ties between groups allow; and all
+    structures (`niwaki.testing.random_erasure` erases some)."""
+    return space.plan(random_keep(space, rng, share))
+
+
+def random_keep(space: SearchSpace, rng: np.random.Generator, share: float = 0.5) -> BoolArray:
+    """The units that such a plan keeps, as a mask [num_units]."""
     kept = [
         min(group.units, max(least, round(group.units * rng.uniform(0.5, 1.5) * share)))
         for group, least in zip(space.groups, space.least_units(), strict=True)
@@ -154,4 +160,5 @@ def random_plan(space: SearchSpace, rng: np.random.Generator, share: float = 0.5
     keep = np.zeros(space.num_units, dtype=bool)
     for owner, number in zip(space.groups, kept, strict=True):
         keep[owner.first + rng.permutation(owner.units)[:number]] = True
-    return space.plan(keep)
+        keep[owner.numbers] |= owner.structure is not None
+    return keep

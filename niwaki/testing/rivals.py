@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from niwaki.core.names import named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.precision import doubled
+from niwaki.core.renaming import Renaming
 from niwaki.surgery.cut import cut, duplicate
 from niwaki.surgery.zero import zero_out
 from niwaki.trace.structures import ExampleCall, tensors_in
@@ -54,6 +55,7 @@ class Rivals:
 
     def __init__(self, model: nn.Module, plan: Plan, consume: bool = False) -> None:
         self._model, self._plan = None if consume else model, plan
+        self._names = Renaming.of(plan)
         self.refusal = ""
         dense = (model if consume else duplicate(model)).train().double()
         self.small = cut(dense, plan)
@@ -90,7 +92,7 @@ class Rivals:
         """
         small, zero = (without_randomness(network.train()) for network in (self.small, self._zero))
         try:
-            expected = _gradients(zero, call, self._kept)
+            expected = self._of_kept(_gradients(zero, call, self._kept))
         except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError, AttributeError) as cause:
             self.refusal = f"{type(cause).__name__}: {cause}"
             return None
@@ -100,9 +102,14 @@ class Rivals:
         ours = _gradients(small, call, _whole)
         found = _largest(ours, expected)
         if found.deviation > GRADIENT_TOLERANCE and found.deviation < float("inf"):
-            shaken = _gradients(_shaken(duplicate(zero)), call, self._kept)
+            shaken = self._of_kept(_gradients(_shaken(duplicate(zero)), call, self._kept))
             return replace(found, noise=_largest(shaken, expected).deviation)
         return found
+
+    def _of_kept(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of parameters that the cut network has, by their names there."""
+        named = ((self._names.after(name), gradient) for name, gradient in gradients.items())
+        return {name: gradient for name, gradient in named if name is not None}
 
     def _kept(self, name: str, gradient: Tensor) -> Tensor:
         return self._plan.change_of(name).of_gradient(gradient)
