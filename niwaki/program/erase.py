@@ -110,15 +110,17 @@ def _take(module: fx.GraphModule, join: fx.Node, position: int) -> None:
 
 def _is_written(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether anything writes to the memory of the result of a node later."""
-    memory = memories(module)
     nodes = list(module.graph.nodes)
     later = nodes[nodes.index(node) + 1 :]
-    return any(not memory[given].isdisjoint(memory[node]) for other in later for given in _writes(other))
+    written = [given for other in later for given in _writes(other)]
+    memory = memories(module) if written else {}
+    return any(not memory[given].isdisjoint(memory[node]) for given in written)
 
 
 def _remove_dead(module: fx.GraphModule) -> None:
     """Remove what no output follows from. What writes to memory is needed if anything that lives shares that memory."""
-    graph, memory = module.graph, memories(module)
+    graph = module.graph
+    memory = memories(module) if any(True for node in graph.nodes for _ in _writes(node)) else {}
     writing: dict[int, list[fx.Node]] = {}
     for node in graph.nodes:
         for given in _writes(node):
@@ -131,7 +133,7 @@ def _remove_dead(module: fx.GraphModule) -> None:
         if node not in living:
             living.add(node)
             waiting += node.all_input_nodes
-            waiting += [writer for number in memory[node] for writer in writing.get(number, ())]
+            waiting += [writer for number in memory.get(node, ()) for writer in writing.get(number, ())]
     for node in reversed(list(graph.nodes)):
         if node.op != "placeholder" and node not in living:
             graph.erase_node(node)
