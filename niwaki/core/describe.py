@@ -38,7 +38,7 @@ def describe_plan(plan: Plan) -> str:
     touched = [(name, len(k), plan.units[name]) for name, k in plan.kept.items() if len(k) < plan.units[name]]
     for name, stays, units in touched[:_SHOWN_OF_PLAN]:
         block = f" blocks of {width[name]} entries" if name in width else ""
-        lines.append(f"  {name}: keeps {stays} of {units}{block}")
+        lines.append(f"  {name}: keeps {stays} of {units}{block}" if stays or units > 1 else f"  {name}: is erased")
     if len(touched) > _SHOWN_OF_PLAN:
         lines.append(f"  ... and {counted(len(touched) - _SHOWN_OF_PLAN, 'more group')}")
     for kind, edits in _by_kind(plan).items():
@@ -74,13 +74,14 @@ def _mapping(found: Any) -> Mapping[str, Any]:
 def describe_space(space: SearchSpace) -> str:
     """Groups, coverage, costs and the most frequent reasons for pins, in at most some forty lines."""
     dense, least = space.cost(), space.least_cost()
+    groups = space.width_groups
     lines = [
-        f"Search space: {space.num_units:,} units in {counted(len(space.groups), 'group')}; "
+        f"Search space: {sum(group.units for group in groups):,} units in {counted(len(groups), 'group')}; "
         f"{space.coverage:.1%} of the parameters lie in at least one unit",
         f"  dense: {dense}",
         f"  least: {least} (the fewest units left in every group)",
     ]
-    by_size = sorted(space.groups, key=lambda group: -group.units)
+    by_size = sorted(groups, key=lambda group: -group.units)
     for group in by_size[:_SHOWN]:
         tensors = sorted({piece.tensor for piece in group.slices})
         inexact = "" if group.inexact is None else f", inexact: {group.inexact}"

@@ -105,6 +105,11 @@ class SearchSpace:
         return () if self.erasures is None else self.erasures.listed
 
     @property
+    def width_groups(self) -> tuple[Group, ...]:
+        """The groups without those that are structures: their units are what layers get narrower by."""
+        return tuple(group for group in self.groups if group.structure is None)
+
+    @property
     def num_units(self) -> int:
         """The number of units in all groups together."""
         return self.cost_model.counts.num_units
@@ -135,7 +140,8 @@ class SearchSpace:
         return keep
 
     def least_units(self) -> list[int]:
-        """The fewest units that each group can keep: one, or what its tie allows."""
+        """The fewest units that each group can keep: one, or what its tie allows. (Structures stay: whether they can
+        vanish depends on what else does.)"""
         least = [1] * len(self.groups)
         for tie in self.ties:
             for group, step in zip(tie.groups, tie.steps, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from niwaki.core.location import Location
@@ -106,7 +106,7 @@ class _Found:
                 if home in within:
                     within[home].append(parameter)
                 home = nesting.around[home]
-        names = _unique([self._name(vertex) for vertex in listed])
+        names = self._names(listed)
         found = []
         for vertex, name in zip(listed, names, strict=True):
             outer = nesting.around[vertex]
@@ -130,24 +130,39 @@ class _Found:
                     why,
                 )
             )
-        return FoundStructures(self._graph, flow, nesting, tuple(found), tuple(listed))
+        return FoundStructures(self._graph, flow, nesting, _named_apart(found), tuple(listed))
 
     def _by_join(self, vertex: int) -> tuple[int, int]:
         operand = self._flow.operands[vertex]
         return operand.join, operand.position
 
-    def _name(self, vertex: int) -> str:
-        """The innermost module that has all operators of a structure that are given parameters, or all that it has."""
-        nodes = [self._nodes[one] for one in self._nesting.within(vertex) if one < self._flow.operators]
-        values = self._graph.values
-        weighty = [node for node in nodes if any(values[n].origin is Origin.PARAMETER for n in node.inputs())]
-        paths = [node.location.module.split(".") for node in weighty or nodes]
-        common: list[str] = []
-        for steps in zip(*paths, strict=False):
-            if len(set(steps)) > 1:
-                break
-            common.append(steps[0])
-        return ".".join(common) or "model"
+    def _names(self, vertices: Sequence[int]) -> list[str]:
+        """The innermost module that has all operators of a structure that are given parameters (or all that it has).
+        Where several have the same, the largest module that makes the result and has nothing but operators of the
+        structure; where that is another structure's name, or the first is the model, the first and the last such
+        module."""
+        reaching = (node for place, node in enumerate(self._nodes) if place in self._nesting.place)
+        total = Counter(part for node in reaching for part in _modules(node.location.module))
+        inside: dict[int, list[Node]] = {}
+        own: dict[int, list[Node]] = {}
+        for vertex in vertices:
+            places = sorted(one for one in self._nesting.within(vertex) if one < self._flow.operators)
+            inside[vertex] = [self._nodes[place] for place in places]
+            own[vertex] = list(filter(self._weighs, inside[vertex])) or inside[vertex]
+        names = {vertex: _common([node.location.module for node in nodes]) for vertex, nodes in own.items()}
+        times = Counter(names.values())
+        taken = {name for vertex, name in names.items() if self._weighs(own[vertex][-1])}
+        for vertex, name in names.items():
+            if times[name] > 1 or not name:
+                here = Counter(part for node in inside[vertex] for part in _modules(node.location.module))
+                whole = [
+                    next((part for part in _modules(node.location.module) if here[part] == total[part]), name)
+                    for node in (own[vertex][0], own[vertex][-1])
+                ]
+                first, last = whole
+                alone = first == last or (name and last not in taken)
+                names[vertex] = last if alone else f"{first}..{last.removeprefix(f'{name}.')}"
+        return [names[vertex] or "model" for vertex in vertices]
 
     def _made_by(
         self, vertex: int, operand: Operand, inside: Sequence[Value], ignored: Mapping[str, str]
@@ -181,6 +196,10 @@ class _Found:
             or self._validity.why_not(vertex)
             or self._cannot_cut(join, operand.position)
         )
+
+    def _weighs(self, node: Node) -> bool:
+        """Whether an operator is given a parameter."""
+        return any(self._graph.values[number].origin is Origin.PARAMETER for number in node.inputs())
 
     def _reads(self, vertex: int, parameter: int) -> bool:
         return any(
@@ -268,11 +287,35 @@ def _undefined(graph: Graph, join: Node, operand: Operand) -> str | None:
     return None
 
 
-def _unique(names: Sequence[str]) -> list[str]:
-    """The names with a number where several are alike."""
-    total, seen = Counter(names), Counter[str]()
-    found = []
-    for name in names:
-        seen[name] += 1
-        found.append(name if total[name] == 1 else f"{name}:{seen[name]}")
-    return found
+def _modules(path: str) -> list[str]:
+    """A module and those around it, from outside in, without the model.
+
+    >>> _modules("layers.0.mlp")
+    ['layers', 'layers.0', 'layers.0.mlp']
+    """
+    steps = path.split(".") if path else []
+    return [".".join(steps[: end + 1]) for end in range(len(steps))]
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The innermost module that has all of ``paths``."""
+    found: list[str] = []
+    for steps in zip(*(path.split(".") for path in paths), strict=False):
+        if len(set(steps)) > 1:
+            break
+        found.append(steps[0])
+    return ".".join(found)
+
+
+def _named_apart(found: Sequence[Structure]) -> tuple[Structure, ...]:
+    """The structures with a number where several have one name, unless only one of these can be erased: that has it."""
+    times = Counter(one.name for one in found)
+    erasable = Counter(one.name for one in found if one.erasable)
+    seen = Counter[str]()
+    named = []
+    for one in found:
+        if times[one.name] > 1 and not (one.erasable and erasable[one.name] == 1):
+            seen[one.name] += 1
+            one = replace(one, name=f"{one.name}:{seen[one.name]}")
+        named.append(one)
+    return tuple(named)

@@ -84,7 +84,7 @@ def drawing(space: SearchSpace, title: str) -> Drawing:
     number_of = {block.name: number for number, block in enumerate(blocks)}
     figures = {figure.name: figure for figure in group_figures(space)}
     lines = []
-    for group in space.groups:
+    for group in space.width_groups:
         roles: defaultdict[int, set[bool]] = defaultdict(set)
         for piece in group.slices:
             roles[number_of[_owner(piece.tensor)]].add(piece.role.produces)

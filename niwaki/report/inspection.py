@@ -128,7 +128,7 @@ def group_figures(space: SearchSpace) -> tuple[GroupFigures, ...]:
             tensors=tuple(dict.fromkeys(piece.tensor for piece in group.slices if piece.parameter)),
             inexact=group.inexact,
         )
-        for group in space.groups
+        for group in space.width_groups
     ]
     return tuple(sorted(figures, key=lambda figure: (-figure.params, -figure.units)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,22 +33,14 @@ def with_structures(space: SearchSpace, tables: Tables, erasures: Erasures, home
     numbers = [number for number, one in enumerate(erasures.listed) if one.erasable]
     before, after = space.num_units, space.num_units + len(numbers)
     unit = {number: before + place for place, number in enumerate(numbers)}
-    dims = [*_renumbered(space.dims, before, after)]
-    shapes = {one.name: one.shape for one in space.shapes}
-    for number in numbers:
-        for name in erasures.listed[number].producers:
-            if shapes[name]:
-                dims.append(TensorDim(name, 0, np.full((shapes[name][0], 1), unit[number]), Role.PRODUCER, True))
+    dims = _with_owners(space, [(erasures.listed[number].producers, unit[number]) for number in numbers], after)
     starts = np.append([group.first for group in space.groups], range(before, after + 1)).astype(np.int64)
-    names = {group.name for group in space.groups}
     groups = [*space.groups]
     for number in numbers:
-        name = erasures.listed[number].name
-        groups.append(Group(name if name not in names else f"{name} (whole)", unit[number], 1, (), structure=number))
-        names.add(groups[-1].name)
+        groups.append(Group(f"{erasures.listed[number].name} (whole)", unit[number], 1, (), structure=number))
     slices = slices_by_group(dims, starts)
     around = {number: [unit[one] for one in erasures.around(number) if one in unit] for number in numbers}
-    gates = _Gates(space.cost_model, numbers, around, after)
+    gates = _GatedCosts(space.cost_model, numbers, around, after)
     return replace(
         space,
         groups=tuple(replace(group, slices=own) for group, own in zip(groups, slices, strict=True)),
@@ -58,16 +50,42 @@ def with_structures(space: SearchSpace, tables: Tables, erasures: Erasures, home
     )
 
 
-def _renumbered(dims: Sequence[TensorDim], before: int, after: int) -> Iterable[TensorDim]:
-    """The dimensions with ``after`` for no unit; those that shared their units still do."""
-    known: dict[int, IntArray] = {}
-    for dim in dims:
-        if id(dim.units) not in known:
-            known[id(dim.units)] = np.where(dim.units == before, after, dim.units)
-        yield replace(dim, units=known[id(dim.units)])
+def _with_owners(space: SearchSpace, owned: Sequence[tuple[Sequence[str], int]], after: int) -> list[TensorDim]:
+    """The dimensions of a space in which every position of the parameters of ``owned``, each with a unit, belongs to
+    that unit too. ``after``: how many units there are then. Dimensions that shared their units, and are owned alike,
+    still do."""
+    before = space.num_units
+    extra: dict[tuple[str, int], list[int]] = {}
+    new: list[tuple[str, int]] = []
+    ranks = {one.name: len(one.shape) for one in space.shapes}
+    roles = {(dim.tensor, dim.dim): dim.role for dim in space.dims}
+    for names, unit in owned:
+        for name in names:
+            if not ranks[name]:
+                continue  # no dimension that a position could be in; something else in the structure is zero, too
+            found = [dim for dim in range(ranks[name]) if roles.get((name, dim)) is Role.PRODUCER]
+            bare = [dim for dim in range(ranks[name]) if (name, dim) not in roles]
+            key = name, (*found, *bare, 0)[0]
+            if not found and key not in new:
+                new.append(key)
+            extra.setdefault(key, []).append(unit)
+    known: dict[tuple[int, tuple[int, ...]], IntArray] = {}
+    dims = []
+    for dim in space.dims:
+        owners = () if (dim.tensor, dim.dim) in new else tuple(extra.get((dim.tensor, dim.dim), ()))
+        alike = id(dim.units), owners
+        if alike not in known:
+            columns = np.broadcast_to(np.array(owners, np.int64), (len(dim.units), len(owners)))
+            known[alike] = np.column_stack([np.where(dim.units == before, after, dim.units), columns])
+        dims.append(replace(dim, units=known[alike]))
+    lengths = {one.name: one.shape for one in space.shapes}
+    for name, place in new:
+        units = np.tile(np.array(extra[name, place], np.int64), (lengths[name][place], 1))
+        dims.append(TensorDim(name, place, units, Role.PRODUCER, True))
+    return dims
 
 
-class _Gates:
+class _GatedCosts:
     """A cost model with one more axis for every structure, numbered after all others."""
 
     def __init__(self, old: CostModel, numbers: Sequence[int], around: Mapping[int, list[int]], units: int) -> None:

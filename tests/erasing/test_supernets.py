@@ -63,15 +63,15 @@ def test_stacked_unets() -> None:
     assert all(one.erasable for one in added)
     lines = Counter(one.location.line for one in concatenated if one.erasable)
     assert len(concatenated) >= 2 * 2 + 2 * 2 + 1 and max(lines.values()) >= 4
-    whole = found["unets.0:3"]
+    whole = found["unets.0"]
     assert whole.params == sum(p.numel() for p in StackedUnets(3, 2, (4, 6, 8)).unets[0].parameters())
 
 
 def test_cells() -> None:
     """An edge has four candidates with operators, and three partial sums. Nodes add up two and three edges."""
     found = list(listed(CellNetwork(3, 2, 4, cells=1, nodes=2, halving=())).values())
-    by_module = Counter(one.name.rpartition(".")[2] for one in found)
-    assert by_module["separable"] == by_module["dilated"] == by_module["maximum"] == 2 + 3
+    by_module = Counter(one.name.removeprefix("cells.0.edges.").split(".", 2)[-1] for one in found)
+    assert {by_module[name] for name in ("separable", "dilated", "maximum", "separable..dilated")} == {2 + 3}
     names = {one.name: one for one in found}
     for edge in ("0.0", "0.1", "1.0", "1.1", "1.2"):
         for candidate in ("separable", "dilated", "average.1"):
@@ -83,6 +83,12 @@ def test_cells() -> None:
 def test_the_smallest() -> None:
     """Two parallel convolutions and their sum, the chain beside it, the residual block."""
     found = listed(DemoSupNet(3, 2, 4))
-    assert {name for name, one in found.items() if one.erasable} >= {"narrow", "wide", "model", "chain", "residual"}
+    assert {name for name, one in found.items() if one.erasable} >= {
+        "narrow",
+        "wide",
+        "narrow..wide",
+        "chain",
+        "residual",
+    }
     assert found["chain"].params == (4 * 4 * 9 + 4) + 8 + (4 * 4 + 4)
-    assert found["model"].params == found["narrow"].params + found["wide"].params
+    assert found["narrow..wide"].params == found["narrow"].params + found["wide"].params
