@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputSpec
+from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputSpec, TensorArgument
 
 from niwaki.core.edits.erase import JoinOperand
 from niwaki.errors import PlanError
@@ -81,7 +82,7 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
     return ExportedProgram(
         root=module,
         graph=graph,
-        graph_signature=ExportGraphSignature(kept, [*signature.output_specs]),
+        graph_signature=ExportGraphSignature(kept, _outputs(graph, signature)),
         state_dict={name: tensor for name, tensor in program.state_dict.items() if name not in gone},
         range_constraints=copy.deepcopy(program.range_constraints),
         module_call_graph=list(program.module_call_graph),
@@ -91,12 +92,25 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
     )
 
 
+def _outputs(graph: fx.Graph, signature: ExportGraphSignature) -> list[OutputSpec]:
+    """The outputs by their present names: another operand has taken the place of a join that is one."""
+    (returned,) = graph.output_node().args
+    assert isinstance(returned, (list, tuple))
+    return [
+        replace(spec, arg=TensorArgument(node.name))
+        if isinstance(node, fx.Node) and isinstance(spec.arg, TensorArgument)
+        else spec
+        for spec, node in zip(signature.output_specs, returned, strict=True)
+    ]
+
+
 def _take(module: fx.GraphModule, join: fx.Node, position: int) -> None:
-    """Let the other operand take the place of the addition ``join``; a copy of it, where the result is written to."""
+    """Let the other operand take the place of the addition ``join``; a copy of it, where one of the two is written to
+    afterwards."""
     operand, other = join.args[position], join.args[1 - position]
     assert isinstance(operand, fx.Node) and isinstance(other, fx.Node)
     made: fx.Node = other
-    if not (join.target in _IN_PLACE and position == 1) and _is_written(module, join):
+    if not (join.target in _IN_PLACE and position == 1) and _is_written(module, join, (join, other)):
         with module.graph.inserting_before(join):
             made = module.graph.call_function(aten.clone.default, (other,))
         made.meta = {key: join.meta[key] for key in ("val", "stack_trace", "nn_module_stack") if key in join.meta}
@@ -108,13 +122,13 @@ def _take(module: fx.GraphModule, join: fx.Node, position: int) -> None:
     module.graph.erase_node(join)
 
 
-def _is_written(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether anything writes to the memory of the result of a node later."""
+def _is_written(module: fx.GraphModule, join: fx.Node, results: Collection[fx.Node]) -> bool:
+    """Whether anything behind a join writes to the memory of one of ``results``."""
     nodes = list(module.graph.nodes)
-    later = nodes[nodes.index(node) + 1 :]
+    later = nodes[nodes.index(join) + 1 :]
     written = [given for other in later for given in _writes(other)]
     memory = memories(module) if written else {}
-    return any(not memory[given].isdisjoint(memory[node]) for given in written)
+    return any(not memory[given].isdisjoint(memory[result]) for given in written for result in results)
 
 
 def _remove_dead(module: fx.GraphModule) -> None:

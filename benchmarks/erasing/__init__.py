@@ -1,0 +1,1 @@
+"""Erasing: random networks, the law over known ones, the zoos, and what the analysis costs."""
