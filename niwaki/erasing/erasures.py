@@ -36,19 +36,23 @@ def erasures_of(
 def _from_graph(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
     nodes = found.graph.runs[0].nodes
     structures = [found.listed[number] for number in sorted(erased)]
-    operands = (JoinOperand(one.name, nodes[one.join].location.node, one.operand) for one in structures)
+    operands = (
+        JoinOperand(one.name, nodes[one.join].location.node, one.operand, gated=not one.producers) for one in structures
+    )
     return (Erase(tuple(operands), tuple(sorted(tensors))),)
 
 
 def _of_graph(program: Program) -> CannotCut:
-    def cannot_cut(join: Node, operand: int) -> str | None:
+    def cannot_cut(join: Node, operand: int, gated: bool) -> str | None:
         why = program.why_not_taken(JoinOperand("", join.location.node, operand))
         return why and f"the program has nothing to take it from: {why}"
 
     return cannot_cut
 
 
-def _of_class(join: Node, operand: int) -> str | None:
+def _of_class(join: Node, operand: int, gated: bool) -> str | None:
+    if gated:
+        return "nothing but an operator without parameters makes its result; use as_graph=True"
     return None
 
 

@@ -21,7 +21,7 @@ from niwaki.rules.label import Label
 from niwaki.trace.graph import Graph, Node, Origin, Run, Value
 
 Given = Mapping[int, tuple[Label | None, ...]]
-CannotCut = Callable[[Node, int], str | None]
+CannotCut = Callable[[Node, int, bool], str | None]
 
 _LISTED = 1  # operators: with fewer, an operand is what an addition is given, and nothing vanishes with it
 
@@ -49,7 +49,7 @@ def structures(
 
     ``given``: for each run, the labels of what its operators were given (`propagate`). ``ignored``: parameters that
     must stay, by name, each with the pattern that says so. ``cannot_cut``: why a cut cannot take an operand from an
-    addition.
+    addition, or (if the last is true) a gate make it zero before.
     """
     run = graph.runs[0]
     if run.error is not None:
@@ -168,6 +168,8 @@ class _Found:
         self, vertex: int, operand: Operand, inside: Sequence[Value], ignored: Mapping[str, str]
     ) -> tuple[tuple[str, ...], str | None]:
         """The parameters that make the term, and why it cannot be erased; or None."""
+        if not inside:
+            return (), self._why_it_stays(vertex, operand, gated=True)
         parts = self._producers.along(self._given[operand.join][operand.position])
         if parts is None:
             return (), "its result is not zero where its weights are"
@@ -187,14 +189,17 @@ class _Found:
         location = self._nodes[operand.join].location
         if any(not other.agrees(own, location, parts, makers & own) for other in self._others):
             return names, "another run (in train mode, or of another example call) uses its weights otherwise"
-        told = self._beside.of_structure(self._nesting.within(vertex), self._nesting.place)
-        if told is not None:
-            return names, told
+        return names, self._why_it_stays(vertex, operand, gated=False)
+
+    def _why_it_stays(self, vertex: int, operand: Operand, gated: bool) -> str | None:
+        """Why an operand cannot be taken from its join, whatever makes it; None if it can. ``gated``: a gate makes it
+        zero, as nothing else can."""
         join = self._nodes[operand.join]
-        return names, (
-            _undefined(self._graph, join, operand)
+        return (
+            self._beside.of_structure(self._nesting.within(vertex), self._nesting.place)
+            or _undefined(self._graph, join, operand)
             or self._validity.why_not(vertex)
-            or self._cannot_cut(join, operand.position)
+            or self._cannot_cut(join, operand.position, gated)
         )
 
     def _weighs(self, node: Node) -> bool:

@@ -127,6 +127,10 @@ class Subprogram(nn.Module):
 
     _script: _Script
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._closed: dict[str, frozenset[int]] = {}  # calls, and which of their arguments are made zero
+
     def _read(self, program: ExportedProgram, module: nn.Module, graph: fx.Graph, region: str = "") -> None:
         """Read the calls and sizes of ``graph``; its inner graphs are attributes of ``module``. ``region``: what comes
         before the names of its nodes."""
@@ -214,6 +218,8 @@ class Subprogram(nn.Module):
             for step in script:
                 running_at.set(step.location)
                 args, kwargs = (self._filled(given, values, step.name) for given in (step.args, step.kwargs))
+                if step.name in self._closed:
+                    args = _closed(step.function, args, self._closed[step.name])
                 values[step.name] = step.function(*args, **kwargs)
                 if observe is not None:
                     observe(f"{step.name} at {step.location}", values[step.name])
@@ -277,6 +283,18 @@ class Program(Subprogram, GraphModule):
         program = without(self.source, operands, tensors)
         self._read(program, program.graph_module, program.graph)
 
+    def close_gates(self, operands: Collection[JoinOperand]) -> Callable[[], None]:
+        before = self._closed
+        closed = dict(before)
+        for operand in operands:
+            closed[operand.node] = closed.get(operand.node, frozenset()) | {operand.position}
+        self._closed = closed
+
+        def open_again() -> None:
+            self._closed = before
+
+        return open_again
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of the program."""
         signature = self.source.graph_signature
@@ -304,6 +322,15 @@ class Program(Subprogram, GraphModule):
             else:
                 assert spec.target is not None
                 yield _tensor(self, spec.target)
+
+
+def _closed(function: Callable[..., Any], args: tuple[Any, ...], positions: Collection[int]) -> tuple[Any, ...]:
+    """The arguments with zeros at ``positions``; in the same memory if the function writes its result there."""
+    writes = function is aten.add_.Tensor
+    return tuple(
+        given if place not in positions else given.zero_() if writes and place == 0 else torch.zeros_like(given)
+        for place, given in enumerate(args)
+    )
 
 
 _OUTPUTS = (

@@ -223,7 +223,7 @@ def provenance(space: SearchSpace, keep: BoolArray, budget: Budget, **more: Any)
         "budget": {**budget.limits, "round_to": budget.round_to, "min_units": budget.min_units},
         "dense": _plain(space.cost()),
         "kept": _plain(space.cost_of(keep)),
-        "entries_per_unit": {g.name: width for g in space.groups if (width := g.slices[0].index.shape[1]) > 1},
+        "entries_per_unit": {g.name: width for g in space.width_groups if (width := g.slices[0].index.shape[1]) > 1},
         "seed": torch.initial_seed(),
         "niwaki": __version__,
         "torch": torch.__version__,

@@ -62,7 +62,7 @@ def choice(space: SearchSpace, names: Collection[str], width: int = 0) -> np.nda
             keep[group.first : group.first + width] = False
         elif space.structures[group.structure].name in names:
             keep[group.first] = False
-    assert names <= {one.name for one in space.structures if one.erasable}
+    assert {*names} <= {one.name for one in space.structures if one.erasable}
     return keep
 
 
@@ -174,7 +174,7 @@ def test_one_after_the_other(model: nn.Module, space: SearchSpace) -> None:
     assert [one.structure for one in both.edits_of(Erase)[0].operands] == ["inner", "other..norm", "right"]
     assert tensor_shapes(at_once.module()) == smaller_shapes(both)
     assert difference(first, both).edits_of(Erase)[0].operands == later.edits_of(Erase)[0].operands
-    with pytest.raises(PlanError, match=r"keeps 8 positions of 'inner.weight' .* What has left cannot come back"):
+    with pytest.raises(PlanError, match="keeps the structure 'inner', which has left this network already"):
         difference(space.plan(choice(space, {"inner"})), space.plan(choice(space, {"right"})))
 
 
@@ -253,3 +253,49 @@ def test_what_is_written_to_is_a_copy(in_place: bool, named: bool) -> None:
     small = niwaki.cut(model, plan, as_graph=True, example_inputs=x).module()
     expected = model.head(model.stem(x).relu()) + model.side(model.stem(x))
     assert torch.allclose(small(x), expected)
+
+
+class Pools(nn.Module):
+    """Terms that no parameter makes: a pooled picture, and a rescaled one that is written over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.pool, self.head = nn.AvgPool2d(3, 1, 1), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.branch(x) + self.pool(x)
+        y = x * 0.5
+        y += x
+        result: Tensor = self.head(y.relu_().mean((2, 3)))
+        return result
+
+
+def test_operators_without_parameters_have_a_gate() -> None:
+    """The reference is the dense network with zeros in the place of their results."""
+    model = randomised(Pools().eval()).double()
+    space = niwaki.search_space(model, X, as_graph=True, erase=True)
+    whole = {one.name: one for one in space.structures}
+    pool, half = (next(name for name, one in whole.items() if not one.params and key in name) for key in ("pool", "mo"))
+    stem, branch = model.stem(X), model.branch(model.stem(X))
+    expected = {
+        (pool,): 1.5 * branch,
+        (half,): branch + model.pool(stem),
+        (pool, half): branch,
+        ("branch", half): model.pool(stem),
+    }
+    for names, kept in expected.items():
+        plan = Plan.from_json(space.plan(choice(space, names)).to_json())
+        dense = zeroed(program_of(model, ((X,), {}), True), plan)
+        small = niwaki.cut(model, plan, as_graph=True, example_inputs=X).module()
+        by_hand = model.head(kept.relu().mean((2, 3)))
+        assert torch.allclose(dense(X), by_hand) and torch.allclose(small(X), by_hand)
+    masked = niwaki.check(torch.export.export(model, (X,)), plan, X)
+    assert "Exact" in str(masked)
+    in_class = niwaki.search_space(model, X, erase=True)
+    refused = {one.name: one.refused for one in in_class.structures}
+    assert refused[pool] == "nothing but an operator without parameters makes its result; use as_graph=True"
+    scores = niwaki.score(space, "average_magnitude")
+    assert np.isfinite(np.asarray(scores)).all()
+    assert niwaki.choose(space, scores, niwaki.Budget(macs=0.5)).edits_of(Erase) == ()

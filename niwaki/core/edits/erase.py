@@ -20,11 +20,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class JoinOperand:
-    """What the structure ``structure`` gives to a join: the operand number ``position`` of the node ``node``."""
+    """What the structure ``structure`` gives to a join: the operand number ``position`` of the node ``node``.
+    ``gated``: no parameters make it, so that a gate has to make it zero before it is taken."""
 
     structure: str
     node: str
     position: int
+    gated: bool = False
 
 
 class GraphModule(ABC):
@@ -37,6 +39,10 @@ class GraphModule(ABC):
     @abstractmethod
     def take(self, operands: Collection[JoinOperand], tensors: Collection[str]) -> None:
         """Take operands from their joins, and remove what nothing needs any more, ``tensors`` among it."""
+
+    @abstractmethod
+    def close_gates(self, operands: Collection[JoinOperand]) -> Callable[[], None]:
+        """Make operands zero where they join the others, until the result is called."""
 
 
 @final
@@ -94,8 +100,11 @@ class Erase(ModuleEdit):
         return dict.fromkeys(self.tensors)
 
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
-        """What makes the operands is zero by then, and so are they."""
-        return nothing_to_mask
+        """What makes the other operands is zero by then, and so are they."""
+        gated = [operand for operand in self.operands if operand.gated]
+        graph = modules[""]
+        assert isinstance(graph, GraphModule)
+        return graph.close_gates(gated) if gated else nothing_to_mask
 
     @classmethod
     def then(cls, first: Self | None, later: Self | None) -> Self | None:
@@ -120,13 +129,16 @@ class Erase(ModuleEdit):
 
     def to_data(self) -> dict[str, Any]:
         return {
-            "operands": [[one.structure, one.node, one.position] for one in self.operands],
+            "operands": [[one.structure, one.node, one.position, one.gated] for one in self.operands],
             "tensors": list(self.tensors),
         }
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        operands = (JoinOperand(str(name), str(node), int(position)) for name, node, position in data["operands"])
+        operands = (
+            JoinOperand(str(name), str(node), int(position), bool(gated))
+            for name, node, position, gated in data["operands"]
+        )
         return cls(tuple(operands), tuple(map(str, data["tensors"])))
 
     def __str__(self) -> str:
