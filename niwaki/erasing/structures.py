@@ -168,26 +168,27 @@ class _Found:
         self, vertex: int, operand: Operand, inside: Sequence[Value], ignored: Mapping[str, str]
     ) -> tuple[tuple[str, ...], str | None]:
         """The parameters that make the term, and why it cannot be erased; or None."""
-        if not inside:
+        own = (self._nodes[one] for one in self._nesting.within(vertex) if one < self._flow.operators)
+        if not inside and not any(map(self._weighs, own)):
             return (), self._why_it_stays(vertex, operand, gated=True)
         parts = self._producers.along(self._given[operand.join][operand.position])
         if parts is None:
             return (), "its result is not zero where its weights are"
         makers = self._producers.of(parts)
         names = tuple(value.name for value in inside if value.number in makers)
-        own = {value.number for value in inside}
-        shared = [self._graph.values[number].name for number in sorted(makers - own) if self._reads(vertex, number)]
+        numbers = {value.number for value in inside}
+        shared = [self._graph.values[number].name for number in sorted(makers - numbers) if self._reads(vertex, number)]
         if shared:
             return names, f"{shared[0]!r}, which makes its result, is used elsewhere too"
         if not names:
             return (), "nothing but an operator without parameters makes its result"
-        if not self._passing.vanishes(operand, parts, makers & own, partial(self._nesting.contains, vertex)):
+        if not self._passing.vanishes(operand, parts, makers & numbers, partial(self._nesting.contains, vertex)):
             return names, "something from outside of it may pass through it and be added, too"
         held = next((value.name for value in inside if value.name in ignored), None)
         if held is not None:
             return names, f"{held!r} is ignored by the pattern {ignored[held]!r}"
         location = self._nodes[operand.join].location
-        if any(not other.agrees(own, location, parts, makers & own) for other in self._others):
+        if any(not other.agrees(numbers, location, parts, makers & numbers) for other in self._others):
             return names, "another run (in train mode, or of another example call) uses its weights otherwise"
         return names, self._why_it_stays(vertex, operand, gated=False)
 

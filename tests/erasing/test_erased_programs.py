@@ -297,5 +297,5 @@ def test_operators_without_parameters_have_a_gate() -> None:
     refused = {one.name: one.refused for one in in_class.structures}
     assert refused[pool] == "nothing but an operator without parameters makes its result; use as_graph=True"
     scores = niwaki.score(space, "average_magnitude")
-    assert np.isfinite(np.asarray(scores)).all()
+    assert np.isfinite(np.asarray(scores.values)).all()
     assert niwaki.choose(space, scores, niwaki.Budget(macs=0.5)).edits_of(Erase) == ()
