@@ -128,7 +128,7 @@ def _space(
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
     given: list[dict[int, tuple[Label | None, ...]]] | None = [] if erase else None
     constraints = propagate(graph, allow_inexact=allow_inexact, given=given)
-    erasures = None if given is None else erasures_of(model, graph, constraints, given, matching)
+    erasures = None if given is None else erasures_of(model, graph, constraints, given, matching, calls)
     _ignore(graph, constraints, matching)
     _hold_remade(model, graph, constraints)
     builder = Builder(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import final
+from typing import TYPE_CHECKING, final
 
-from niwaki.core.plan import Plan
+if TYPE_CHECKING:
+    from niwaki.core.plan import Plan
 
 
 @final

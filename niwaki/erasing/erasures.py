@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import final
 
 from torch import nn
@@ -10,6 +11,8 @@ from torch import nn
 from niwaki.core.edits import Edit, Erase
 from niwaki.core.edits.erase import JoinOperand
 from niwaki.core.structures import Erasures, Structure
+from niwaki.erasing.class_form import ClassForm
+from niwaki.erasing.class_trial import tried
 from niwaki.erasing.structures import CannotCut, FoundStructures, Given, counted_inputs, structures
 from niwaki.erasing.validity import Validity
 from niwaki.errors import PlanError
@@ -17,20 +20,27 @@ from niwaki.program.module import Program
 from niwaki.rules.constraints import Constraints
 from niwaki.solve.gates import Homes
 from niwaki.trace.graph import Graph, Node, Origin
+from niwaki.trace.structures import ExampleCall
 
 EditsOf = Callable[[FoundStructures, Collection[int], frozenset[str]], tuple[Edit, ...]]
 
 
 def erasures_of(
-    model: nn.Module, graph: Graph, constraints: Constraints, given: Sequence[Given], ignored: Mapping[str, str]
+    model: nn.Module,
+    graph: Graph,
+    constraints: Constraints,
+    given: Sequence[Given],
+    ignored: Mapping[str, str],
+    calls: Sequence[ExampleCall],
 ) -> FoundErasures | None:
-    """The structures of ``model``; None if there is no addition in it. The arguments are those of `structures`."""
-    if isinstance(model, Program):
-        cannot_cut, edits = _of_graph(model), _from_graph
-    else:
-        cannot_cut, edits = _of_class, _from_class
+    """The structures of ``model``; None if there is no addition in it. The arguments are those of `structures`, and the
+    example ``calls``."""
+    of_graph = isinstance(model, Program)
+    cannot_cut = _of_graph(model) if isinstance(model, Program) else _nothing_yet
     found = structures(graph, constraints, given, ignored, cannot_cut)
-    return None if found is None else FoundErasures(found, edits)
+    if found is None:
+        return None
+    return FoundErasures(found, _from_graph) if of_graph else _of_class(model, found, constraints, calls)
 
 
 def _from_graph(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
@@ -50,17 +60,30 @@ def _of_graph(program: Program) -> CannotCut:
     return cannot_cut
 
 
-def _of_class(join: Node, operand: int, gated: bool) -> str | None:
+def _nothing_yet(join: Node, operand: int, gated: bool) -> str | None:
+    """A class is tried when all structures are known."""
     if gated:
         return "nothing but an operator without parameters makes its result; use as_graph=True"
     return None
 
 
-def _from_class(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
-    raise PlanError(
-        "Structures are erased from exported programs only: make the space by niwaki.search_space(model, "
-        "example_inputs, as_graph=True, erase=True), and cut by niwaki.cut(model, plan, as_graph=True, ...)."
-    )
+def _of_class(
+    model: nn.Module, found: FoundStructures, constraints: Constraints, calls: Sequence[ExampleCall]
+) -> FoundErasures:
+    form = ClassForm(model, found, constraints)
+
+    def from_class(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
+        left = form.without(erased, tensors)
+        if left.obstacles:
+            first = left.obstacles[0]
+            raise PlanError(
+                f"{left.edit} cannot be erased together: {first.path!r} cannot be left out of its code, since "
+                f"{first.why}. Choose other structures, or use as_graph=True."
+            )
+        return (left.edit,)
+
+    listed = tried(model, calls, found, form, FoundErasures(found, from_class).gone)
+    return FoundErasures(replace(found, listed=listed), from_class)
 
 
 @final

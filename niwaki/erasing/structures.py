@@ -28,13 +28,15 @@ _LISTED = 1  # operators: with fewer, an operand is what an addition is given, a
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoundStructures:
-    """``listed``: all structures; ``vertices``: of each the vertex of its operand in ``flow``."""
+    """``listed``: all structures; ``vertices``: of each the vertex of its operand in ``flow``. ``producers``: which
+    dimensions are tied to which."""
 
     graph: Graph
     flow: Flow
     nesting: OperandTree
     listed: tuple[Structure, ...]
     vertices: tuple[int, ...]
+    producers: Producers
 
 
 def structures(
@@ -130,7 +132,7 @@ class _Found:
                     why,
                 )
             )
-        return FoundStructures(self._graph, flow, nesting, _named_apart(found), tuple(listed))
+        return FoundStructures(self._graph, flow, nesting, _named_apart(found), tuple(listed), self._producers)
 
     def _by_join(self, vertex: int) -> tuple[int, int]:
         operand = self._flow.operands[vertex]

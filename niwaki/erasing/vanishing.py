@@ -49,7 +49,7 @@ class Producers:
         if label is None:
             return None
         free = (axis for axis, zero in zip(label.axes, label.zero, strict=True) if zero and axis.free)
-        return next((self._parts(axis) for axis in free), None)
+        return next((self.tied(axis) for axis in free), None)
 
     def of(self, parts: frozenset[int]) -> set[int]:
         """The parameters of these ``parts``, by value number."""
@@ -60,9 +60,10 @@ class Producers:
         if label is None:
             return False
         free = (axis for axis, zero in zip(label.axes, label.zero, strict=True) if zero and axis.free)
-        return any(self._parts(axis) & parts for axis in free)
+        return any(self.tied(axis) & parts for axis in free)
 
-    def _parts(self, axis: Axis) -> frozenset[int]:
+    def tied(self, axis: Axis) -> frozenset[int]:
+        """The numbers of the connected parts that the positions of an axis belong to."""
         return frozenset(int(self._component[block]) for block in self._blocks(axis.ids))
 
     def _blocks(self, ids: IntArray) -> list[int]:

@@ -137,7 +137,7 @@ def _rehearse(
         lines = {node.location for node in run.nodes if torch.Tag.nondeterministic_seeded not in node.operator.tags}
         if run.error is None and not lines <= seen:
             seen |= lines
-            with _without_log():
+            with failures_not_logged():
                 tried = _tried(small, call, run)
             problem = comparison.problem(run, tried, start)
             if problem is not None and not (tolerant and problem.detour and comparison.detours_only(run, tried)):
@@ -160,7 +160,7 @@ def _tried(small: torch.nn.Module, call: ExampleCall, run: Run) -> Graph:
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
+def failures_not_logged() -> Iterator[None]:
     """Keep torch from logging failures on fake tensors as errors: some runs have to fail here."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
 

@@ -65,10 +65,11 @@ class Lines:
             self._modules.append(self._modules[-1] if name is None else name)
             calls.enter(name)
 
-        def leave(_: torch.nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        def leave(_: torch.nn.Module, *call: Any) -> None:
+            """``call``: arguments, keywords and result; after an error torch leaves the keywords out."""
             if len(self._modules) > 1:
                 self._modules.pop()
-                calls.leave(args, kwargs, result)
+                calls.leave(*(call if len(call) == 3 else (*call[:1], {}, None)))
 
         self._outermost, self._model = caller, type(model).__qualname__
         handles = (

@@ -15,8 +15,9 @@ from saved import TOKENS, Everything
 
 import niwaki
 from niwaki.core import edits
+from niwaki.core.absent import Container, Fixed, Given, PlainValue, SizeOfArgument, SizeOfTensor, Zeros
 from niwaki.core.compose import composed, difference
-from niwaki.core.edits import Edit, Erase, Keep, KeepDirection, Rescale, SetAttribute, SetScalar, Zeroed
+from niwaki.core.edits import Edit, Erase, EraseModules, Keep, KeepDirection, Rescale, SetAttribute, SetScalar, Zeroed
 from niwaki.core.edits.base import edit_from_data, edit_to_data
 from niwaki.core.edits.erase import JoinOperand
 from niwaki.core.plan import Plan, TensorShape
@@ -29,6 +30,19 @@ SHAPES = (TensorShape("a", (8, 4)), TensorShape("b", (8,)))
 
 BRANCH, OTHER = JoinOperand("branch", "add", 1), JoinOperand("other", "add_2", 0)
 
+ZEROS = Zeros((0,), (SizeOfArgument((0,), 0, ((1, -1, 2, 1),)), SizeOfTensor((("a", 1),)), Fixed(2)), written=True)
+SAID = Container("tuple", (ZEROS, PlainValue(None), Container("dict", (Given(("x", 0)),), ("same",))))
+ONE_HALF = EraseModules(("one",), {"m.0.one": SAID}, ("m.1",), {"m.2": "1"}, ("m.scale",), {("m.2.two", "number"): 1})
+OTHER_HALF = EraseModules(("two",), {"m.0.two": ZEROS})
+BOTH_HALVES = EraseModules(
+    ("one", "two"),
+    {"m.0.one": SAID, "m.0.two": ZEROS},
+    ("m.1",),
+    {"m.2": "1"},
+    ("m.scale",),
+    {("m.2.two", "number"): 1},
+)
+
 # By kind: what is done first, what then, and both at once.
 ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
     (Keep("a", 0, (1, 3, 4, 7)), Keep("a", 0, (0, 2)), Keep("a", 0, (1, 4))),
@@ -37,10 +51,11 @@ ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
     (SetAttribute("m", "width", (), 4), SetAttribute("m", "width", (), 2), SetAttribute("m", "width", (), 2)),
     (SetScalar("m", "eps", 2.0, True), SetScalar("m", "eps", 4.0, True), SetScalar("m", "eps", 4.0, True)),
     (Erase((BRANCH,), ("b",)), Erase((OTHER,), ("a",)), Erase((BRANCH, OTHER), ("a", "b"))),
+    (ONE_HALF, OTHER_HALF, BOTH_HALVES),
     (Zeroed((("b", 0),), (1, 2), (1, 2)), Zeroed((("b", 0),), (1, 2), (1, 2)), None),
 )
 KINDS = {type(first) for first, _, _ in ROWS}
-OF_FORMAT_2 = KINDS - {Erase}
+OF_FORMAT_2 = KINDS - {Erase, EraseModules}
 
 
 def plan_of(*some: Edit | None) -> Plan:
@@ -80,6 +95,7 @@ BACK: dict[Edit, str | Edit] = {
     ROWS[3][0]: "leaves 'width' of the module 'm' as it was in the dense network, but this model was shrunk and has 4",
     ROWS[4][0]: "leaves 'eps' of the module 'm' as it was in the dense network, but this model was shrunk and has 2.0",
     ROWS[5][0]: "keeps the structure 'branch', which has left this network already",
+    ROWS[6][0]: "keeps the structure 'one', which has left this network already",
 }
 
 

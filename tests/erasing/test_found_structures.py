@@ -99,7 +99,7 @@ NETWORKS: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], int]] = {  # how 
     "mobilenet": (pictures(lambda: torchvision.models.mobilenet_v2(width_mult=0.25)), 11),
     "convnext": (pictures(lambda: ConvNeXt([CNBlockConfig(8, 16, 2), CNBlockConfig(16, None, 1)])), 3),
     "vit": (pictures(lambda: VisionTransformer(16, 8, 2, 2, 16, 24), 16), 4),
-    "swin": (pictures(lambda: SwinTransformer([4, 4], 8, [2, 1], [2, 4], [3, 3])), 9),
+    "swin": (pictures(lambda: SwinTransformer([4, 4], 8, [2, 1], [2, 4], [3, 3])), 6),
     "bert": (bert, 6),
     "llama": (lambda: llama(use_cache=False), 4),
     "llama with a cache": (llama, 4),

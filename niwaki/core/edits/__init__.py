@@ -14,6 +14,7 @@ from niwaki.core.edits.base import (
     register_edit,
 )
 from niwaki.core.edits.erase import Erase
+from niwaki.core.edits.erase_modules import EraseModules
 from niwaki.core.edits.keep import Keep, KeepDirection
 from niwaki.core.edits.numbers import SetAttribute, SetScalar
 from niwaki.core.edits.rescale import Rescale
@@ -22,6 +23,7 @@ from niwaki.core.edits.zeroed import Zeroed
 __all__ = [
     "Edit",
     "Erase",
+    "EraseModules",
     "Keep",
     "KeepDirection",
     "ModuleEdit",

@@ -1,0 +1,211 @@
+"""How the modules of a network live on without some structures.
+
+A module of which no operator lives goes. Living code that calls it gets zeros instead, from an `Absent`. An entry of a
+list of modules that has become the identity, such as a pre-norm transformer layer without its two halves, is deleted;
+those behind it move up, and attributes that number layers follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from torch import nn
+
+from niwaki.core.absent import Result
+from niwaki.core.edits import EraseModules
+from niwaki.core.names import named_buffers, named_modules, named_parameters
+from niwaki.erasing.layer_numbers import numbered
+from niwaki.erasing.living import LivingRuns, RunLeft, around
+from niwaki.erasing.returned import NoResult, Returned, same_result
+from niwaki.erasing.structures import FoundStructures
+from niwaki.rules.constraints import Constraints
+from niwaki.trace.graph import ModuleCall, Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why living code cannot do without the module at ``path``."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModulesLeft:
+    """The ``edit`` that erases some structures, and the ``obstacles`` to it."""
+
+    edit: EraseModules
+    obstacles: tuple[Obstacle, ...]
+    runs: Sequence[RunLeft]
+
+
+@final
+class ClassForm:
+    """Decides what becomes of the modules of ``model``.
+
+    ``whole_only``: the paths of lists of modules from which no entry is deleted; whoever tries the edits sets it.
+    """
+
+    def __init__(self, model: nn.Module, found: FoundStructures, constraints: Constraints) -> None:
+        self._found = found
+        self._modules: dict[str, nn.Module] = dict(named_modules(model))
+        inside = {name for structure in found.listed for name in structure.parameters}
+        names = [name for name, _ in named_parameters(model)]
+        self._returned = Returned(found.graph, constraints, found.producers, inside)
+        self._parameters: dict[str, list[str]] = {}  # by the path of each module around them
+        for name in names:
+            for path in around(name.rpartition(".")[0]):
+                self._parameters.setdefault(path, []).append(name)
+        self._shared = _shared(model)
+        self._runs = LivingRuns(found)
+        self._numbers = numbered(self._modules, found.graph)
+        self.whole_only: frozenset[str] = frozenset()
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """The paths of all lists of modules."""
+        return tuple(p for p, module in self._modules.items() if isinstance(module, (nn.ModuleList, nn.Sequential)))
+
+    def without(self, erased: Collection[int], gone: frozenset[str]) -> ModulesLeft:
+        """The modules without the structures of these numbers. ``gone``: the tensors that nothing reads any more."""
+        runs = self._runs.without(erased)
+        living = set().union(*(run.living_modules for run in runs))
+        entries = self._entries(runs, gone)
+        within = {path for path in living if any(outer in entries for outer in around(path))}
+        dead = set().union(*(run.dead_modules for run in runs)) - living
+        outermost = self._outermost(dead, living - within, runs)
+        absent: dict[str, Result] = {}
+        obstacles = []
+        for path in outermost:
+            try:
+                absent[path] = self._result(path, runs, gone, frozenset(outermost))
+            except NoResult as why:
+                obstacles.append(Obstacle(path, str(why)))
+        unset, more = self._unset([*entries, *outermost], living - within, gone)
+        renumbered, numbers = self._counted(entries, [*entries, *outermost])
+        names = tuple(self._found.listed[number].name for number in sorted(erased))
+        edit = EraseModules(names, absent, tuple(entries), renumbered, tuple(unset), numbers)
+        return ModulesLeft(edit, (*obstacles, *more), runs)
+
+    def _outermost(self, dead: Collection[str], living: Collection[str], runs: Sequence[RunLeft]) -> list[str]:
+        """Modules with parameters that nothing of lives, and that are called by code that does."""
+        called = {call.module for run in runs for call in run.run.calls}
+        found: list[str] = []
+        open_to = set(living)
+        for path in self._modules:
+            if path in dead and path in self._parameters and path.rpartition(".")[0] in open_to:
+                if path in called:
+                    found.append(path)
+                else:
+                    open_to.add(path)
+        return found
+
+    def _result(self, path: str, runs: Sequence[RunLeft], gone: frozenset[str], absent: frozenset[str]) -> Result:
+        """What has to stand where the module at ``path`` was."""
+        calls = [(run.run, call) for run in runs for call in run.run.calls if call.module == path]
+        if not calls:
+            raise NoResult("it is used without being called")
+        return same_result(self._returned.result(run, call, gone, absent) for run, call in calls)
+
+    def _entries(self, runs: Sequence[RunLeft], gone: frozenset[str]) -> dict[str, None]:
+        """Entries of lists of modules that return what they are given, and do nothing else any more."""
+        found: dict[str, None] = {}
+        for path, module in self._modules.items():
+            if path in self.whole_only or not isinstance(module, (nn.ModuleList, nn.Sequential)):
+                continue
+            if any(outer in found for outer in around(path)) or not self._is_stack(path, module, runs):
+                continue
+            for key in module._modules:
+                entry = f"{path}.{key}" if path else key
+                own = self._parameters.get(entry, ())
+                if own and gone.issuperset(own) and _is_identity(entry, runs):
+                    found[entry] = None
+        return found
+
+    def _is_stack(self, path: str, module: nn.Module, runs: Sequence[RunLeft]) -> bool:
+        """Whether a list of modules is run one after the other: it is called itself, or its entries are alike; code
+        picks each of different ones by its place."""
+        if isinstance(module, nn.Sequential) and any(call.module == path for run in runs for call in run.run.calls):
+            return True
+        return len({type(entry) for entry in module.children()}) == 1
+
+    def _unset(
+        self, modules: Sequence[str], living: Collection[str], gone: frozenset[str]
+    ) -> tuple[list[str], list[Obstacle]]:
+        """The parameters that living modules lose, and what keeps parameters of the others."""
+        leaving = {name for path in modules for name in self._parameters[path]}
+        obstacles = [
+            Obstacle(path, f"its parameter {name!r} belongs to another module, too")
+            for path in modules
+            for name in self._parameters[path]
+            if any(path not in around(owner) for owner in self._shared.get(name, ()))
+        ]
+        unset = []
+        for name in self._parameters.get("", ()):
+            if name in gone and name not in leaving:
+                path = name.rpartition(".")[0]
+                if path in living:
+                    unset.append(name)
+                else:
+                    obstacles.append(Obstacle(path, f"its parameter {name!r} is read without a call of it"))
+        return unset, obstacles
+
+    def _counted(
+        self, entries: Mapping[str, None], leaving: Sequence[str]
+    ) -> tuple[dict[str, str], dict[tuple[str, str], int]]:
+        """The entries that get another number, with it; and attributes that number layers, with their values."""
+        left = frozenset(leaving)
+
+        def lives(path: str) -> bool:
+            return left.isdisjoint(around(path))
+
+        renumbered: dict[str, str] = {}
+        numbers: dict[tuple[str, str], int] = {}
+        for path in dict.fromkeys([*self._numbers, *(entry.rpartition(".")[0] for entry in entries)]):
+            if not lives(path):
+                continue
+            keys = list(self._modules[path]._modules)
+            prefix = f"{path}." if path else ""
+            stay = [place for place, key in enumerate(keys) if prefix + key not in entries]
+            if keys == [str(place) for place in range(len(keys))]:
+                renumbered |= {prefix + keys[old]: str(new) for new, old in enumerate(stay) if new != old}
+            place_of = {old: new for new, old in enumerate(stay)}
+            for one in self._numbers.get(path, ()):
+                numbers |= one.values(lives, place_of)
+        return renumbered, numbers
+
+
+def _is_identity(path: str, runs: Sequence[RunLeft]) -> bool:
+    """Whether every call of a module returns what it was given, and nothing else that it does reaches an output."""
+    if any(path in left.busy_modules for left in runs):
+        return False
+    calls = [(call, left) for left in runs for call in left.run.calls if call.module == path]
+    return bool(calls) and all(_hands_on(call, left) for call, left in calls)
+
+
+def _hands_on(call: ModuleCall, left: RunLeft) -> bool:
+    """Whether the first tensor that is returned is the first that was given, and the others were given, too."""
+    same: dict[int, int] = {}
+    for join in range(call.first, call.end):
+        if join in left.dissolved:
+            made, rest = left.run.nodes[join].outputs[0], left.dissolved[join]
+            if made is not None and made != rest:
+                same[made] = same.get(rest, rest)
+    given = [same.get(number, number) for number in call.tensors.values()]
+    parts = call.result if isinstance(call.result, (tuple, list)) else (call.result,)
+    made_of = [same.get(part.value, part.value) for part in parts if isinstance(part, Ref)]
+    plain = all(isinstance(part, (Ref, type(None), bool, int, float, str)) for part in parts)
+    return bool(given and made_of) and plain and made_of[0] == given[0] and set(made_of) <= set(given)
+
+
+def _shared(model: nn.Module) -> dict[str, list[str]]:
+    """The modules that hold each tensor that several hold, by its first name."""
+    first: dict[int, str] = {id(tensor): name for name, tensor in (*named_parameters(model), *named_buffers(model))}
+    holders: dict[str, list[str]] = {}
+    for path, module in named_modules(model):
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                holders.setdefault(first[id(tensor)], []).append(path)
+    return {name: paths for name, paths in holders.items() if len(paths) > 1}

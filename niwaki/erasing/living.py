@@ -1,0 +1,125 @@
+"""What still reaches an output of each run without some structures, and which modules it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import final
+
+from niwaki.core.structures import Structure
+from niwaki.erasing.flow import Flow
+from niwaki.erasing.operand_tree import OperandTree
+from niwaki.erasing.structures import FoundStructures, readers
+from niwaki.trace.graph import Graph, Origin, Run
+
+
+@dataclass(frozen=True, eq=False)
+class RunLeft:
+    """A run without the operands ``erased`` of joins. ``living``: the vertices from which an output is still reached;
+    ``useful``: those from which one was."""
+
+    run: Run
+    flow: Flow
+    nesting: OperandTree
+    erased: frozenset[int]
+    living: frozenset[int]
+
+    @cached_property
+    def dead(self) -> tuple[int, ...]:
+        """The operators that no output follows from any more."""
+        return tuple(
+            place for place in range(self.flow.operators) if place in self.nesting.place and place not in self.living
+        )
+
+    @cached_property
+    def dissolved(self) -> dict[int, int]:
+        """The joins of which one operand is left, each with the value of that operand."""
+        found = {}
+        for vertex in self.erased:
+            join = self.flow.operands[vertex].join
+            rest = [other for other in self.flow.joins[join] if other not in self.erased]
+            if len(rest) == 1:
+                found[join] = self.flow.operands[rest[0]].value
+        return found
+
+    def modules(self, places: Iterable[int]) -> set[str]:
+        """The modules that run these operators, and all around them."""
+        return {path for place in places for path in around(self.run.nodes[place].location.module)}
+
+    @cached_property
+    def living_modules(self) -> set[str]:
+        """The modules with an operator that lives."""
+        return self.modules(place for place in self.living if place < self.flow.operators)
+
+    @cached_property
+    def busy_modules(self) -> set[str]:
+        """The modules with an operator that lives and is no join that hands on the operand it has left."""
+        return self.modules(p for p in self.living if p < self.flow.operators and p not in self.dissolved)
+
+    @cached_property
+    def dead_modules(self) -> set[str]:
+        """The modules with an operator that does not."""
+        return self.modules(self.dead)
+
+
+@final
+class LivingRuns:
+    """The runs of a network that did not fail, without any choice of structures."""
+
+    def __init__(self, found: FoundStructures) -> None:
+        self._found = found
+        self._others = [_Run(found.graph, run) for run in found.graph.runs[1:] if run.error is None]
+
+    def without(self, erased: Collection[int]) -> list[RunLeft]:
+        """The runs without the structures of these numbers."""
+        found = self._found
+        first = frozenset(found.vertices[number] for number in erased)
+        left = [_left(found.graph.runs[0], found.flow, found.nesting, first)]
+        for other in self._others:
+            vertices = {other.operand_of(found.listed[number]) for number in erased}
+            left.append(_left(other.run, other.flow, other.nesting, frozenset(vertices - {None})))  # type: ignore[arg-type]
+        return left
+
+
+class _Run:
+    """A run beside the first."""
+
+    def __init__(self, graph: Graph, run: Run) -> None:
+        self.run, self.flow = run, Flow.of(graph, run)
+        self.nesting = OperandTree.of(self.flow)
+        self._read = readers(graph, run.nodes)
+        self._number = {value.name: value.number for value in graph.values if value.origin is Origin.PARAMETER}
+
+    def operand_of(self, structure: Structure) -> int | None:
+        """The vertex of the operand that is this structure; None if nothing reads its parameters."""
+        places = [place for name in structure.parameters for place in self._read.get(self._number[name], ())]
+        operand = self.nesting.common(places) if places else self.nesting.sink
+        while operand != self.nesting.sink:
+            if self.run.nodes[self.flow.operands[operand].join].location == structure.location:
+                return operand
+            operand = self.nesting.around[operand]
+        return None
+
+
+def _left(run: Run, flow: Flow, nesting: OperandTree, erased: frozenset[int]) -> RunLeft:
+    seen, waiting = {flow.sink}, [flow.sink]
+    while waiting:
+        for maker in flow.graph.predecessor_indices(waiting.pop()):
+            if maker not in seen and maker not in erased:
+                seen.add(maker)
+                waiting.append(maker)
+    return RunLeft(run, flow, nesting, erased, frozenset(seen))
+
+
+@cache
+def around(path: str) -> tuple[str, ...]:
+    """The paths of a module and of all around it, the model itself among them."""
+    return tuple(_around(path))
+
+
+def _around(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""

@@ -1,0 +1,181 @@
+"""What has to stand where a module was, so that the code around it lives on: zeros in the form of what it returned."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, final
+
+from niwaki.core.absent import (
+    Container,
+    Fixed,
+    Given,
+    PlainValue,
+    Result,
+    Size,
+    SizeOfArgument,
+    SizeOfTensor,
+    Steps,
+    Zeros,
+)
+from niwaki.erasing.flow import writes
+from niwaki.erasing.lengths import Lengths
+from niwaki.erasing.living import around
+from niwaki.erasing.vanishing import Producers
+from niwaki.rules.constraints import Constraints
+from niwaki.trace.graph import Graph, ModuleCall, Origin, Ref, Run
+from niwaki.trace.module_calls import Argument
+
+_HOMES = 4  # so many tensors are named, since others may be erased later
+
+
+class NoResult(Exception):
+    """What a module returns cannot be told for other inputs."""
+
+
+@final
+class Returned:
+    """Says what modules return, from the record of their calls.
+
+    Args:
+        graph: the record.
+        constraints: what the rules said of it.
+        producers: which dimensions are tied to which.
+        inside: the names of parameters that may be erased.
+    """
+
+    def __init__(self, graph: Graph, constraints: Constraints, producers: Producers, inside: Collection[str]) -> None:
+        self._graph, self._labels, self._producers = graph, constraints.labels, producers
+        self._homes: dict[frozenset[int], list[tuple[str, int]]] = {}
+        parameters = [value for value in graph.values if value.origin is Origin.PARAMETER]
+        for value in sorted(parameters, key=lambda value: value.name in inside):
+            label = self._labels[value.number]
+            for dim, axis in enumerate(label.axes if label is not None else ()):
+                if axis.free:
+                    self._homes.setdefault(producers.tied(axis), []).append((value.name, dim))
+        self._shapes = {value.name: value.shape for value in parameters}
+        self._used: dict[int, _Used] = {}
+
+    def result(self, run: Run, call: ModuleCall, gone: Collection[str], absent: frozenset[str]) -> Result:
+        """What ``call`` returned. ``gone``: parameters that will not be there. ``absent``: modules that will not.
+
+        Raises:
+            NoResult: that cannot be told for other inputs.
+        """
+        return self._of(call.result, run, call, gone, absent)
+
+    def _of(self, part: Any, run: Run, call: ModuleCall, gone: Collection[str], absent: frozenset[str]) -> Result:
+        if isinstance(part, Ref):
+            used, root = self._used_in(run), self._graph.values[part.value].root
+            made_here = any(call.first <= place < call.end for place in used.written.get(root, ()))
+            for steps, number in call.tensors.items():
+                if number == part.value and not made_here:
+                    return Given(steps)
+            try:
+                return self._zeros(part.value, run, call, gone)
+            except NoResult:
+                readers = {run.nodes[place].location.module for place in used.read.get(part.value, ())}
+                if part is call.result or any(absent.isdisjoint(around(module)) for module in readers):
+                    raise
+                return PlainValue(None)
+        if isinstance(part, Argument):
+            return Given(part.steps)
+        if isinstance(part, dict):
+            return Container(
+                "dict", tuple(self._of(item, run, call, gone, absent) for item in part.values()), tuple(part)
+            )
+        if isinstance(part, (tuple, list)):
+            return Container(type(part).__name__, tuple(self._of(item, run, call, gone, absent) for item in part))
+        if isinstance(part, (type(None), bool, int, float, str)):
+            return PlainValue(part)
+        raise NoResult("it returns something else than tensors, plain values, tuples, lists and dictionaries")
+
+    def _zeros(self, number: int, run: Run, call: ModuleCall, gone: Collection[str]) -> Zeros:
+        made, lengths = self._graph.values[number], Lengths(self._graph, run, call)
+        first: str | None = None
+        for steps, given in call.tensors.items():
+            value = self._graph.values[given]
+            if not value.dtype.is_floating_point:
+                if made.dtype.is_floating_point:
+                    return Zeros(steps, None, written=False)
+                continue
+            sizes = [self._size(number, dim, steps, given, lengths, gone) for dim in range(len(made.shape))]
+            if all(size is not None for size in sizes) and made.dtype == value.dtype:
+                written = self._is_written(number, run, call)
+                return Zeros(steps, tuple(size for size in sizes if size is not None), written)
+            odd = next((dim for dim, size in enumerate(sizes) if size is None), 0)
+            first = first or f"the size {made.shape[odd]} of dimension {odd} of what it returns is none of its inputs'"
+        raise NoResult(first or "it is given no tensor that tells the size of what it returns")
+
+    def _size(
+        self, number: int, dim: int, steps: Steps, given: int, lengths: Lengths, gone: Collection[str]
+    ) -> Size | None:
+        """The size of one dimension of value ``number``: as in what the module is given, if that is tied to it; that of
+        a parameter which is tied to it; or whatever the inputs have there, such as the length of a sequence."""
+        made, source = self._graph.values[number].shape, self._graph.values[given].shape
+        label, other = self._labels[number], self._labels[given]
+        here = len(made) == len(source)
+        axis = None if label is None else label.axes[dim]
+        if axis is not None and axis.free:
+            parts = self._producers.tied(axis)
+            if here and made[dim] == source[dim] and other is not None and other.axes[dim].free:
+                if self._producers.tied(other.axes[dim]) == parts:
+                    return SizeOfArgument(steps, dim)
+            homes = [home for home in self._homes.get(parts, ()) if self._shapes[home[0]][home[1]] == made[dim]]
+            living = [home for home in homes if home[0] not in gone]
+            if living:
+                return SizeOfTensor(tuple(living[:_HOMES]))
+            if homes:
+                return Fixed(made[dim])
+        found = lengths.of(number, dim)
+        if found is None and here and source[dim] == made[dim] and not lengths.changes(dim - len(made)):
+            found = SizeOfArgument(steps, dim)
+        return found or (Fixed(1) if made[dim] == 1 else None)
+
+    def _is_written(self, number: int, run: Run, call: ModuleCall) -> bool:
+        """Whether an operator after the call writes to the memory of a value."""
+        root = self._graph.values[number].root
+        return any(place >= call.end for place in self._used_in(run).written.get(root, ()))
+
+    def _used_in(self, run: Run) -> _Used:
+        if id(run) not in self._used:
+            used = self._used[id(run)] = _Used({}, {})
+            for place, node in enumerate(run.nodes):
+                for number in node.inputs():
+                    used.read.setdefault(number, []).append(place)
+                for number in writes(node):
+                    used.written.setdefault(self._graph.values[number].root, []).append(place)
+        return self._used[id(run)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Used:
+    """The operators that read each value, and those that write to each memory."""
+
+    read: dict[int, list[int]]
+    written: dict[int, list[int]]
+
+
+def same_result(results: Iterable[Result]) -> Result:
+    """The one result of at least one call; zeros have memory if any of them needs it.
+
+    Raises:
+        NoResult: the calls returned different things.
+    """
+    first, *others = results
+    for other in others:
+        first = _joined(first, other)
+    return first
+
+
+def _joined(one: Result, other: Result) -> Result:
+    if isinstance(one, Zeros) and isinstance(other, Zeros):
+        if (one.given, one.sizes) == (other.given, other.sizes):
+            return Zeros(one.given, one.sizes, one.written or other.written)
+    elif isinstance(one, Container) and isinstance(other, Container):
+        if (one.kind, one.keys, len(one.items)) == (other.kind, other.keys, len(other.items)):
+            items = (_joined(left, right) for left, right in zip(one.items, other.items, strict=True))
+            return Container(one.kind, tuple(items), one.keys)
+    elif one == other:
+        return one
+    raise NoResult("its calls return different things")
