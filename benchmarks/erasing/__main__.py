@@ -1,18 +1,21 @@
 """What erasing promises, measured.
 
 python -m benchmarks.erasing fuzz --networks 10000
+python -m benchmarks.erasing law --plans 200 [--only llama t5]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.erasing import fuzz
+from benchmarks.erasing import fuzz, law
+from benchmarks.erasing.networks import NETWORKS
 
 
 def main() -> None:
@@ -23,9 +26,15 @@ def main() -> None:
     random.add_argument("--first", type=int, default=0, help="the number of the first network")
     random.add_argument("--plans", type=int, default=4, help="random plans per network")
     random.add_argument("--out", type=Path, default=Path("out/erasing/fuzz"), help="rows, and scripts of failures")
+    known = commands.add_parser("law", help="the law on known networks")
+    known.add_argument("--plans", type=int, default=200, help="random plans per network and form")
+    known.add_argument("--only", nargs="*", default=list(NETWORKS), choices=NETWORKS, metavar="NETWORK")
+    known.add_argument("--forms", nargs="*", default=list(law.FORMS), choices=law.FORMS)
     options = parser.parse_args()
     if options.command == "fuzz":
         fuzz.run(options.networks, options.first, options.plans, options.out)
+    if options.command == "law" and not law.run(options.only, options.forms, options.plans):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
