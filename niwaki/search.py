@@ -60,6 +60,7 @@ def search_space(
     as_graph: bool = False,
     layout: Literal["free", "uniform"] = "free",
     erase: bool = False,
+    required: Sequence[str] = (),
 ) -> SearchSpace:
     """Find the prunable units of ``model``, by running it in eval mode, and in train mode where that may differ.
 
@@ -82,16 +83,19 @@ def search_space(
             keep equal numbers of units, each its own choice, as a configuration with one number for all layers
             requires; for models of transformers (`niwaki.huggingface`) only numbers that the configuration accepts can
             be chosen, such as a hidden width that is a multiple of the number of heads.
-        erase: list, too, which structures could vanish as a whole (``space.structures``): branches of residual blocks,
+        erase: offer, too, structures that can vanish as a whole (``space.structures``): branches of residual blocks,
             halves of transformer layers, anything whose result reaches the rest of the network through an addition
-            only. They are found, and checked one by one; no plan erases them yet.
+            only. Each is a group of one unit, which ``niwaki.choose(..., remove="structures")`` removes. An output
+            that follows from any input always follows from at least one of these.
+        required: with ``erase``, names of inputs (parameters of ``forward``): outputs that follow from one of them go
+            on following from it.
 
     The model is restored exactly, also after an error. The space refers to the model and owns no weights.
 
     Raises:
         TraceError: the model does not run on these inputs, or cannot be exported.
-        UnknownName: a pattern in ``ignored`` matches nothing, ``layout`` is unknown, or
-            a flag is not True or False.
+        UnknownName: a pattern in ``ignored`` matches nothing, ``layout`` is unknown, a flag is not True or False, or no
+            input has a name in ``required``.
 
     Example:
         >>> import torch, niwaki
@@ -111,7 +115,9 @@ def search_space(
     calls = calls_of(model, example_inputs)
     model = program_of(model, calls[0], as_graph)
     with preserved_outside(model.modules()):
-        return _space(model, calls, _matching(model, ignored), inner, rehearse, allow_inexact, layout, erase)
+        return _space(
+            model, calls, _matching(model, ignored), inner, rehearse, allow_inexact, layout, _names(required, erase)
+        )
 
 
 def _space(
@@ -122,13 +128,14 @@ def _space(
     rehearse: bool,
     allow_inexact: bool,
     layout: str,
-    erase: bool,
+    required: tuple[str, ...] | None,
 ) -> SearchSpace:
+    """``required``: None where nothing is to be erased."""
     single = isinstance(model, Program)  # eval and train mode are the same
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
-    given: list[dict[int, tuple[Label | None, ...]]] | None = [] if erase else None
+    given: list[dict[int, tuple[Label | None, ...]]] | None = None if required is None else []
     constraints = propagate(graph, allow_inexact=allow_inexact, given=given)
-    erasures = None if given is None else erasures_of(model, graph, constraints, given, matching, calls)
+    erasures = None if given is None else erasures_of(model, graph, constraints, given, matching, calls, required or ())
     _ignore(graph, constraints, matching)
     _hold_remade(model, graph, constraints)
     builder = Builder(
@@ -194,6 +201,18 @@ def _listed(names: Sequence[str]) -> str:
     owners = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     more = f" and {len(owners) - _NAMED} more" if len(owners) > _NAMED else ""
     return f"{len(names)} of the parameters (in {', '.join(owners[:_NAMED])}{more})"
+
+
+def _names(required: Sequence[str], erase: bool) -> tuple[str, ...] | None:
+    """The names of required inputs; None if nothing is to be erased."""
+    names = (required,) if isinstance(required, str) else required
+    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise UnknownName(f"required={required!r} must be a list of names of inputs, such as ['input_ids'].")
+    if names and not erase:
+        raise UnknownName(
+            f"required={required!r} is for structures that can be erased, and there are none without erase=True."
+        )
+    return tuple(names) if erase else None
 
 
 def _matching(model: torch.nn.Module, ignored: Sequence[str]) -> dict[str, str]:

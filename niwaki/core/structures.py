@@ -47,6 +47,16 @@ class Structure:
         return f"{self.name}: {self.macs:,} MACs, {self.params:,} parameters, added at {self.location.brief}{why}"
 
 
+class Trial(ABC):
+    """Structures that are erased one after the other, as long as that is valid."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def erase(self, number: int) -> str | None:
+        """Erase one more structure if that is valid; else say why not, and leave everything as it is."""
+
+
 class Erasures(ABC):
     """The structures of one network: which of them can vanish together, and what a cut then does. Structures are given
     by their numbers in ``listed``."""
@@ -57,6 +67,10 @@ class Erasures(ABC):
     @abstractmethod
     def listed(self) -> tuple[Structure, ...]:
         """All of them, those that cannot be erased, too."""
+
+    @abstractmethod
+    def trial(self) -> Trial:
+        """A trial in which nothing is erased yet."""
 
     @abstractmethod
     def why_not(self, erased: Collection[int]) -> str | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import nn
 
 from niwaki.core.edits import Edit, Erase
 from niwaki.core.edits.erase import JoinOperand
-from niwaki.core.structures import Erasures, Structure
+from niwaki.core.structures import Erasures, Structure, Trial
 from niwaki.erasing.class_form import ClassForm
 from niwaki.erasing.class_trial import tried
 from niwaki.erasing.structures import CannotCut, FoundStructures, Given, counted_inputs, structures
@@ -32,12 +32,13 @@ def erasures_of(
     given: Sequence[Given],
     ignored: Mapping[str, str],
     calls: Sequence[ExampleCall],
+    required: Sequence[str] = (),
 ) -> FoundErasures | None:
     """The structures of ``model``; None if there is no addition in it. The arguments are those of `structures`, and the
     example ``calls``."""
     of_graph = isinstance(model, Program)
     cannot_cut = _of_graph(model) if isinstance(model, Program) else _nothing_yet
-    found = structures(graph, constraints, given, ignored, cannot_cut)
+    found = structures(graph, constraints, given, ignored, cannot_cut, required)
     if found is None:
         return None
     return FoundErasures(found, _from_graph) if of_graph else _of_class(model, found, constraints, calls)
@@ -87,6 +88,18 @@ def _of_class(
 
 
 @final
+@dataclass(frozen=True, slots=True, eq=False)
+class FoundTrial(Trial):
+    """See `Trial`."""
+
+    found: FoundStructures
+    validity: Validity
+
+    def erase(self, number: int) -> str | None:
+        return self.found.listed[number].refused or self.validity.erase(self.found.vertices[number])
+
+
+@final
 class FoundErasures(Erasures):
     """The structures that were found in the record of a run.
 
@@ -112,13 +125,17 @@ class FoundErasures(Erasures):
     def listed(self) -> tuple[Structure, ...]:
         return self._found.listed
 
-    def why_not(self, erased: Collection[int]) -> str | None:
+    def trial(self) -> FoundTrial:
         found = self._found
-        validity = Validity(found.flow, counted_inputs(found.graph, found.flow), found.nesting)
+        validity = Validity(found.flow, counted_inputs(found.graph, found.flow), found.nesting, found.required)
+        return FoundTrial(found, validity)
+
+    def why_not(self, erased: Collection[int]) -> str | None:
+        trial = self.trial()
         before: list[str] = []
         for number in erased:
             one = self.listed[number]
-            why = one.refused or validity.erase(self._operand[number])
+            why = trial.erase(number)
             if why is not None:
                 beside = f" beside {', '.join(before)}" if before else ""
                 return f"{one.name} cannot be erased{beside}: {why}. Keep it, or keep one of the others."

@@ -16,6 +16,7 @@ from niwaki.erasing.passing import Passing
 from niwaki.erasing.side_effects import SideEffects
 from niwaki.erasing.validity import Validity
 from niwaki.erasing.vanishing import Producers
+from niwaki.errors import UnknownName
 from niwaki.rules.constraints import Constraints
 from niwaki.rules.label import Label
 from niwaki.trace.graph import Graph, Node, Origin, Run, Value
@@ -29,7 +30,8 @@ _LISTED = 1  # operators: with fewer, an operand is what an addition is given, a
 @dataclass(frozen=True, slots=True, eq=False)
 class FoundStructures:
     """``listed``: all structures; ``vertices``: of each the vertex of its operand in ``flow``. ``producers``: which
-    dimensions are tied to which."""
+    dimensions are tied to which. ``required``: vertices of inputs that every output which depends on them has to go on
+    depending on."""
 
     graph: Graph
     flow: Flow
@@ -37,6 +39,7 @@ class FoundStructures:
     listed: tuple[Structure, ...]
     vertices: tuple[int, ...]
     producers: Producers
+    required: tuple[int, ...] = ()
 
 
 def structures(
@@ -45,13 +48,18 @@ def structures(
     given: Sequence[Given],
     ignored: Mapping[str, str],
     cannot_cut: CannotCut,
+    required: Sequence[str] = (),
 ) -> FoundStructures | None:
     """All operands of additions with which something vanishes, in the order of their additions; None if no addition
     was recorded.
 
     ``given``: for each run, the labels of what its operators were given (`propagate`). ``ignored``: parameters that
     must stay, by name, each with the pattern that says so. ``cannot_cut``: why a cut cannot take an operand from an
-    addition, or (if the last is true) a gate make it zero before.
+    addition, or (if the last is true) a gate make it zero before. ``required``: names of inputs that outputs have to go
+    on depending on.
+
+    Raises:
+        UnknownName: no input has one of these names.
     """
     run = graph.runs[0]
     if run.error is not None:
@@ -60,7 +68,19 @@ def structures(
     if not flow.operands:
         return None
     nesting = OperandTree.of(flow)
-    return _Found(graph, constraints, flow, nesting, given, cannot_cut).described(ignored)
+    needed = _inputs_named(graph, flow, required)
+    return _Found(graph, constraints, flow, nesting, given, cannot_cut, needed).described(ignored)
+
+
+def _inputs_named(graph: Graph, flow: Flow, names: Sequence[str]) -> tuple[int, ...]:
+    vertices = {graph.values[number].name: vertex for vertex, number in flow.sources.items()}
+    for name in names:
+        if name not in vertices:
+            raise UnknownName(
+                f"There is no input {name!r} in `required`: the inputs of this model are "
+                f"{', '.join(map(repr, vertices))}."
+            )
+    return tuple(vertices[name] for name in names)
 
 
 class _Found:
@@ -72,6 +92,7 @@ class _Found:
         nesting: OperandTree,
         given: Sequence[Given],
         cannot_cut: CannotCut,
+        required: tuple[int, ...],
     ) -> None:
         self._graph, self._flow, self._nesting, self._cannot_cut = graph, flow, nesting, cannot_cut
         self._nodes = graph.runs[0].nodes
@@ -79,7 +100,8 @@ class _Found:
         self._producers = Producers(graph, constraints)
         self._passing = Passing(graph, graph.runs[0], flow, self._producers, given[0])
         self._beside = SideEffects.of(graph, graph.runs[0], flow)
-        self._validity = Validity(flow, counted_inputs(graph, flow), nesting)
+        self._required = required
+        self._validity = Validity(flow, counted_inputs(graph, flow), nesting, required)
         macs: Counter[int] = Counter()
         for term in constraints.macs:
             macs[term.node] += term.times * math.prod(axis.size for axis in term.axes)
@@ -132,7 +154,8 @@ class _Found:
                     why,
                 )
             )
-        return FoundStructures(self._graph, flow, nesting, _named_apart(found), tuple(listed), self._producers)
+        named = _named_apart(found)
+        return FoundStructures(self._graph, flow, nesting, named, tuple(listed), self._producers, self._required)
 
     def _by_join(self, vertex: int) -> tuple[int, int]:
         operand = self._flow.operands[vertex]

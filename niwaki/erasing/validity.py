@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import final
 
 import rustworkx as rx
@@ -24,18 +24,22 @@ class Validity:
         flow: of the network.
         counted: the inputs that keep an output valid, vertices of ``flow.sources``; others are masks and positions.
         nesting: what vanishes with each operand.
+        required: inputs of which every output goes on depending on all that it depended on.
     """
 
-    def __init__(self, flow: Flow, counted: Iterable[int], nesting: OperandTree) -> None:
+    def __init__(
+        self, flow: Flow, counted: Iterable[int], nesting: OperandTree, required: Collection[int] = ()
+    ) -> None:
         self._flow, self._nesting = flow, nesting
         self._order = {vertex: place for place, vertex in enumerate(rx.topological_sort(flow.graph))}
         self._before = {vertex: flow.graph.predecessor_indices(vertex) for vertex in self._order}
         self._behind = {vertex: flow.graph.successor_indices(vertex) for vertex in self._order}
-        self._own = {vertex: 1 << place for place, vertex in enumerate(counted)}
+        self._own = {vertex: 1 << place for place, vertex in enumerate(dict.fromkeys((*counted, *required)))}
+        self._required = sum(self._own[vertex] for vertex in {*required})
         self._bits: dict[int, int] = {}
         for vertex in self._order:
             self._bits[vertex] = self._seen(vertex, self._bits)
-        self._needed = [vertex for vertex in flow.outputs if self._bits[vertex]]
+        self._needed = [(vertex, self._bits[vertex] & self._required) for vertex in flow.outputs if self._bits[vertex]]
         self._erased: set[int] = set()
 
     @property
@@ -78,8 +82,12 @@ class Validity:
                 if behind not in seen:
                     seen.add(behind)
                     heapq.heappush(waiting, (self._order[behind], behind))
-        if any(not changed.get(output, self._bits[output]) for output in self._needed):
-            return "an output would no longer depend on any input", {}
+        for output, required in self._needed:
+            bits = changed.get(output, self._bits[output])
+            if not bits:
+                return "an output would no longer depend on any input", {}
+            if bits & required != required:
+                return "an output would no longer depend on an input that is required", {}
         return None, changed
 
     def _seen(self, vertex: int, changed: Mapping[int, int], without: int | None = None) -> int:

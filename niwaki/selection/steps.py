@@ -98,10 +98,11 @@ def _shared(space: SearchSpace) -> dict[tuple[str, int], set[int]]:
     number of entries of a unit there depends on the number of the others that are kept. One factor that is a multiple
     is enough."""
     starts = np.array([group.first for group in space.groups], np.int64)
+    widths = sum(group.units for group in space.width_groups)
     found: dict[tuple[str, int], set[int]] = {}
     for place in space.dims:
         if place.units.shape[1] > 1:
-            owned = place.units < space.num_units
+            owned = place.units < widths  # not structures, which take all positions or none
             together = place.units[owned & (owned.sum(axis=1, keepdims=True) > 1)]
             groups = np.unique(np.searchsorted(starts, together, side="right") - 1)
             found.setdefault((place.tensor, place.dim), set()).update(groups.tolist())

@@ -28,7 +28,7 @@ from niwaki.trace.remade import remade
 from niwaki.trace.replay import Decisions
 from niwaki.trace.shape_only import Hollow
 from niwaki.trace.source_lines import Lines
-from niwaki.trace.structures import ExampleCall, contained, map_tensors, objects_in, tensors_in
+from niwaki.trace.structures import ExampleCall, contained, input_names, map_tensors, objects_in, tensors_in
 from niwaki.trace.tracked import frozen_sink
 from niwaki.trace.writes import Writes
 
@@ -118,8 +118,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         replaced: tuple[tuple[int, int], ...] = ()
         args, kwargs = map_tensors(call, lambda tensor: self._pretence.stand_in(tensor).detach().clone())
         given = list(tensors_in((args, kwargs)))
+        names = input_names(model, args, kwargs)
         for tensor in given:
-            self._add(tensor, Origin.INPUT, "model input")
+            self._add(tensor, Origin.INPUT, names.get(id(tensor), "model input"))
         try:
             with ExitStack() as stack:
                 stack.enter_context(torch.no_grad())

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import fields, is_dataclass
@@ -240,3 +241,23 @@ _WHOLE = (  # these hold no tensors, or none that count
     *(int, float, complex, str, bytes, bytearray, range, memoryview, type, type(None)),
     *(torch.nn.Module, torch.Size, torch.dtype, torch.device, ModuleType),
 )
+
+
+def input_names(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[int, str]:
+    """What the tensors among the arguments of a model are called, by identity: their parameter of ``forward``, with a
+    number if it has several; positional ones that ``forward`` has no name for are numbered."""
+    try:
+        known = [
+            name
+            for name, one in inspect.signature(model.forward).parameters.items()
+            if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        ]
+    except (TypeError, ValueError):
+        known = []
+    rest = [f"input {place}" for place in range(len(known), len(args))]
+    found: dict[int, str] = {}
+    for name, value in (*zip([*known, *rest], args, strict=False), *kwargs.items()):
+        own = list(contained((value,)))
+        for place, tensor in enumerate(own):
+            found.setdefault(id(tensor), name if len(own) == 1 else f"{name}[{place}]")
+    return found

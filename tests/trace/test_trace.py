@@ -78,7 +78,7 @@ def test_parameters_are_the_arguments_and_places_are_the_users() -> None:
     assert linear.location.file.endswith("test_trace.py") and product.location.file == linear.location.file
     assert product.location.module == ""
     names = {graph.values[number].name for node in graph.runs[0].nodes for number in node.inputs()}
-    assert {"inner.0.weight", "inner.0.bias", "model input"} <= names
+    assert {"inner.0.weight", "inner.0.bias", "x"} <= names
     assert graph.values[graph.runs[0].outputs[0]].origin is Origin.COMPUTED
 
 
