@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,10 +13,10 @@ from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.criteria.mix import finite
 from niwaki.criteria.normalise import Compare, check_compare
 from niwaki.criteria.score import Scores
-from niwaki.errors import BudgetError
+from niwaki.errors import BudgetError, UnknownName
 from niwaki.performance.fit import fit_latency
 from niwaki.performance.meters import Limit, meters
-from niwaki.selection import select
+from niwaki.selection import check_erased, erase_structures, select
 from niwaki.selection.budget import MODELLED, TRAINED, Budget, check_budget, check_met, provenance, slack_note
 from niwaki.trace.model_state import preserved
 
@@ -28,6 +28,7 @@ def choose(
     *,
     compare: Compare | None = None,
     example_inputs: Any = None,
+    remove: Literal["units", "structures"] = "units",
 ) -> Plan:
     """The plan that keeps the most of ``scores`` and meets every limit of ``budget`` from below.
 
@@ -49,12 +50,15 @@ def choose(
         example_inputs: for ``latency``: the inputs of the measured passes, on the model's device; a tensor or tuple is
             positional, a dict is keywords. ``activations`` are then measured with them too, otherwise they are those
             for the inputs of the search space. The model is not changed.
+        remove: ``units`` makes layers narrower. ``structures`` erases whole ones, of a space made with ``erase=True``:
+            by their score per cost, each if outputs still follow from inputs without it. Measured limits are for units.
 
     Raises:
-        BudgetError: the budget cannot be met; the message gives the least reachable cost and the pins that cause it.
+        BudgetError: the budget cannot be met; the message gives the least reachable cost and the pins that cause it. Or
+            there is nothing to erase.
         MethodError: ``space`` is not a search space, or a score is not finite.
         PlanError: no values of the model's attributes could follow the choice.
-        UnknownName: a pattern in ``budget.round_to`` matches nothing.
+        UnknownName: a pattern in ``budget.round_to`` matches nothing, or ``remove`` is neither.
 
     >>> import niwaki, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
@@ -75,10 +79,21 @@ def choose(
         warnings.warn(
             "The search space has no units, so the plan removes nothing. print(space) tells why.", stacklevel=2
         )
+    if remove not in ("units", "structures"):
+        raise UnknownName(f"remove={remove!r} is not what can be removed: choose 'units' or 'structures'.")
     values = finite(space, scores.values, scores.criterion)
     saliency = values - min(0.0, values.min(initial=0.0))
     limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
     measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
+    if remove == "structures":
+        if measured:
+            raise BudgetError(
+                f"A limit on {', '.join(measured)} is met by measuring networks with narrower layers, not by erasing "
+                "structures. Set a limit in macs, params or memory."
+            )
+        keep = erase_structures(space, saliency, limits)
+        check_erased(space, keep, limits)
+        return space.plan(keep, provenance(space, keep, budget, criterion=scores.criterion, remove=remove))
 
     def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
         if not under or not space.num_units:

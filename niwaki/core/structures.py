@@ -47,7 +47,7 @@ class Structure:
         return f"{self.name}: {self.macs:,} MACs, {self.params:,} parameters, added at {self.location.brief}{why}"
 
 
-class Trial(ABC):
+class ErasureTrial(ABC):
     """Structures that are erased one after the other, as long as that is valid."""
 
     __slots__ = ()
@@ -69,7 +69,7 @@ class Erasures(ABC):
         """All of them, those that cannot be erased, too."""
 
     @abstractmethod
-    def trial(self) -> Trial:
+    def trial(self) -> ErasureTrial:
         """A trial in which nothing is erased yet."""
 
     @abstractmethod

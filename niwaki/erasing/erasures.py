@@ -10,7 +10,7 @@ from torch import nn
 
 from niwaki.core.edits import Edit, Erase
 from niwaki.core.edits.erase import JoinOperand
-from niwaki.core.structures import Erasures, Structure, Trial
+from niwaki.core.structures import Erasures, ErasureTrial, Structure
 from niwaki.erasing.class_form import ClassForm
 from niwaki.erasing.class_trial import tried
 from niwaki.erasing.structures import CannotCut, FoundStructures, Given, counted_inputs, structures
@@ -89,8 +89,8 @@ def _of_class(
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class FoundTrial(Trial):
-    """See `Trial`."""
+class FoundErasureTrial(ErasureTrial):
+    """See `ErasureTrial`."""
 
     found: FoundStructures
     validity: Validity
@@ -125,10 +125,10 @@ class FoundErasures(Erasures):
     def listed(self) -> tuple[Structure, ...]:
         return self._found.listed
 
-    def trial(self) -> FoundTrial:
+    def trial(self) -> FoundErasureTrial:
         found = self._found
         validity = Validity(found.flow, counted_inputs(found.graph, found.flow), found.nesting, found.required)
-        return FoundTrial(found, validity)
+        return FoundErasureTrial(found, validity)
 
     def why_not(self, erased: Collection[int]) -> str | None:
         trial = self.trial()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from inspect import Parameter, Signature
 from typing import Any
 
 import torch
@@ -266,6 +267,9 @@ class Program(Subprogram, GraphModule):
                 )
         _adopt(self, program)
         self._read(program, program.graph_module, program.graph)
+        specs = program.graph_signature.input_specs
+        names = [name for spec, name in zip(specs, self._script.inputs, strict=True) if spec.kind is _USER_INPUT]
+        self.__dict__["__signature__"] = Signature([Parameter(name, _NAMED) for name in names])
 
     @property
     def source(self) -> ExportedProgram:
@@ -333,6 +337,7 @@ def _closed(function: Callable[..., Any], args: tuple[Any, ...], positions: Coll
     )
 
 
+_USER_INPUT, _NAMED = InputKind.USER_INPUT, Parameter.POSITIONAL_OR_KEYWORD
 _OUTPUTS = (
     OutputKind.USER_OUTPUT,
     OutputKind.BUFFER_MUTATION,

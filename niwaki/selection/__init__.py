@@ -6,4 +6,6 @@ from niwaki.selection.levels import leaving as leaving
 from niwaki.selection.objective import costs as costs
 from niwaki.selection.objective import prices as prices
 from niwaki.selection.steps import Widths as Widths
+from niwaki.selection.structures import check_erased as check_erased
+from niwaki.selection.structures import erase_structures as erase_structures
 from niwaki.solve.uniform import uniform as uniform

@@ -245,11 +245,13 @@ _WHOLE = (  # these hold no tensors, or none that count
 
 def input_names(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[int, str]:
     """What the tensors among the arguments of a model are called, by identity: their parameter of ``forward``, with a
-    number if it has several; positional ones that ``forward`` has no name for are numbered."""
+    number if it has several; positional ones that ``forward`` has no name for are numbered. A module of any signature
+    can have its own, as ``__signature__``."""
     try:
+        signature = model.__dict__.get("__signature__") or inspect.signature(model.forward)
         known = [
             name
-            for name, one in inspect.signature(model.forward).parameters.items()
+            for name, one in signature.parameters.items()
             if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
         ]
     except (TypeError, ValueError):
