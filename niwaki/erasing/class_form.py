@@ -53,7 +53,7 @@ class ClassForm:
         self._modules: dict[str, nn.Module] = dict(named_modules(model))
         inside = {name for structure in found.listed for name in structure.parameters}
         names = [name for name, _ in named_parameters(model)]
-        self._returned = Returned(found.graph, constraints, found.producers, inside)
+        self._returned = Returned(found.graph, constraints, inside)
         self._parameters: dict[str, list[str]] = {}  # by the path of each module around them
         for name in names:
             for path in around(name.rpartition(".")[0]):

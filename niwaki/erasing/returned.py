@@ -18,10 +18,10 @@ from niwaki.core.absent import (
     Steps,
     Zeros,
 )
+from niwaki.erasing.alike import Alike
 from niwaki.erasing.flow import writes
 from niwaki.erasing.lengths import Lengths
 from niwaki.erasing.living import around
-from niwaki.erasing.vanishing import Producers
 from niwaki.rules.constraints import Constraints
 from niwaki.trace.graph import Graph, ModuleCall, Origin, Ref, Run
 from niwaki.trace.module_calls import Argument
@@ -40,19 +40,19 @@ class Returned:
     Args:
         graph: the record.
         constraints: what the rules said of it.
-        producers: which dimensions are tied to which.
         inside: the names of parameters that may be erased.
     """
 
-    def __init__(self, graph: Graph, constraints: Constraints, producers: Producers, inside: Collection[str]) -> None:
-        self._graph, self._labels, self._producers = graph, constraints.labels, producers
-        self._homes: dict[frozenset[int], list[tuple[str, int]]] = {}
+    def __init__(self, graph: Graph, constraints: Constraints, inside: Collection[str]) -> None:
+        self._graph, self._labels = graph, constraints.labels
+        self._alike = Alike(constraints)
+        self._homes: dict[tuple[tuple[int, int, int], ...], list[tuple[str, int]]] = {}
         parameters = [value for value in graph.values if value.origin is Origin.PARAMETER]
         for value in sorted(parameters, key=lambda value: value.name in inside):
             label = self._labels[value.number]
             for dim, axis in enumerate(label.axes if label is not None else ()):
                 if axis.free:
-                    self._homes.setdefault(producers.tied(axis), []).append((value.name, dim))
+                    self._homes.setdefault(self._alike.key(axis), []).append((value.name, dim))
         self._shapes = {value.name: value.shape for value in parameters}
         self._used: dict[int, _Used] = {}
 
@@ -117,11 +117,11 @@ class Returned:
         here = len(made) == len(source)
         axis = None if label is None else label.axes[dim]
         if axis is not None and axis.free:
-            parts = self._producers.tied(axis)
+            key = self._alike.key(axis)
             if here and made[dim] == source[dim] and other is not None and other.axes[dim].free:
-                if self._producers.tied(other.axes[dim]) == parts:
+                if self._alike.key(other.axes[dim]) == key:
                     return SizeOfArgument(steps, dim)
-            homes = [home for home in self._homes.get(parts, ()) if self._shapes[home[0]][home[1]] == made[dim]]
+            homes = [home for home in self._homes.get(key, ()) if self._shapes[home[0]][home[1]] == made[dim]]
             living = [home for home in homes if home[0] not in gone]
             if living:
                 return SizeOfTensor(tuple(living[:_HOMES]))

@@ -25,6 +25,14 @@ def test_of_programs(name: str) -> None:
         assert found.erased > 1 and found.kept < 0.8, str(found)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_of_classes(name: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = NETWORKS[name].build()
+    found = check_erasing(model.eval(), inputs, plans=20, least_erasable=0)
+    assert found.plans == 20 and found.forward < 1e-10 and (found.backward or 0.0) < 1e-8
+
+
 class Branches(nn.Module):
     """Two branches beside a stream."""
 
