@@ -45,8 +45,9 @@ def reindex(
         shrunk: False if the model has not been made smaller yet.
 
     Raises:
-        PlanError: the plan does not belong to ``space``; ``model`` is not what the plan leaves; or units of a group
-            overlap with removed units and have lost unequal numbers of positions. Analyse the small network again then.
+        PlanError: the plan does not belong to ``space``; ``model`` is not what the plan leaves; units of a group
+            overlap with removed units and have lost unequal numbers of positions; or the plan erases a structure.
+            Analyse the small network again then.
 
     Example:
         >>> import torch, niwaki
@@ -59,6 +60,13 @@ def reindex(
     """
     model = space.model if model is None else model
     keep = space.keep_of(plan)
+    for group in space.groups:
+        if group.structure is not None and not keep[group.numbers].any():
+            raise PlanError(
+                f"The plan erases {space.structures[group.structure].name!r}, and which structures can be erased "
+                "beside it is known of the dense network only. Analyse the small network again with "
+                "niwaki.search_space."
+            )
     here = {name: tuple(tensor.shape) for name, tensor in (*named_parameters(model), *named_buffers(model))}
     shapes = smaller_shapes(plan)
     for shape in shapes:

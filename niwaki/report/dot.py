@@ -13,7 +13,7 @@ from niwaki.report.drawing import Drawing, PathStop, form
 def dot_text(drawing: Drawing) -> str:
     """Modules are boxes, groups ellipses; arrows lead from the modules that compute a group's units into it, and out to
     those that read them. Reasons that hold parameters back are notes, and colour the frames of the modules that they
-    pin.
+    pin. Structures that can be erased are folders, with dashed lines to what goes with them.
 
     >>> from niwaki.report.drawing import ModuleNode
     >>> print(dot_text(Drawing("net", "nothing", (ModuleNode("conv1", "Conv2d", 9408, ()),), (), ())))
@@ -46,6 +46,10 @@ def dot_text(drawing: Drawing) -> str:
             f"tooltip={_quoted(tooltip)}];"
         )
         out += [f"  {_edge(number, stop)};" for stop in line.stops]
+    for number, whole in enumerate(drawing.structures):
+        label = f"{whole.structure.name}\n{whole.structure.macs:,} MACs, {whole.structure.params:,} parameters"
+        out.append(f"  s{number} [shape=folder, style=dashed, label={_quoted(label)}];")
+        out += [f"  s{number} -> m{block} [style=dashed, arrowhead=none];" for block in whole.blocks]
     for number, reason in enumerate(drawing.reasons):
         if reason.params:
             label = f"pinned: {reason.text}\n{reason.params:,} parameters"

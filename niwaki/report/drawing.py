@@ -1,4 +1,4 @@
-"""A search space as a graph of two kinds of nodes: modules that own tensors, and the groups that run through them.
+"""A search space as a graph: modules that own tensors, the groups that run through them, and structures that hold some.
 
 Each format is one file and one import line in `niwaki.report.draw`.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from niwaki.core.describe import counted
 from niwaki.core.names import named_modules
 from niwaki.core.space import SearchSpace
+from niwaki.core.structures import Structure
 from niwaki.report.inspection import GroupFigures, PinReason, group_figures, line_of, reasons
 
 CHARGED = ("#c2410c", "#b91c1c", "#a16207", "#be185d", "#7e22ce", "#854d0e", "#9f1239", "#6b21a8")
@@ -56,6 +57,16 @@ class GroupPath:
 
 
 @dataclass(frozen=True, slots=True)
+class StructurePath:
+    """A structure that can be erased, and the modules whose parameters go with it, in the order of the model.
+    ``makes``: those that make its result."""
+
+    structure: Structure
+    blocks: tuple[int, ...]
+    makes: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """The content of a drawing, in no particular format."""
 
@@ -64,6 +75,7 @@ class Drawing:
     blocks: tuple[ModuleNode, ...]
     lines: tuple[GroupPath, ...]
     reasons: tuple[PinReason, ...]
+    structures: tuple[StructurePath, ...] = ()
 
     def colour(self, reason: int) -> str:
         """The colour of a reason; reasons that hold back parameters get different ones, as long as there are enough."""
@@ -91,11 +103,24 @@ def drawing(space: SearchSpace, title: str) -> Drawing:
         stops = tuple(PathStop(block, True in roles[block], False in roles[block]) for block in sorted(roles))
         lines.append(GroupPath(figures[group.name], stops))
     lines.sort(key=lambda line: (line.stops[0].block, -line.stops[-1].block))
+    wholes = [
+        StructurePath(
+            one,
+            tuple(sorted({number_of[_owner(name)] for name in one.parameters})),
+            frozenset(number_of[_owner(name)] for name in one.producers),
+        )
+        for one in space.structures
+        if one.erasable and one.parameters
+    ]
+    wholes.sort(key=lambda whole: (whole.blocks[0], -whole.blocks[-1]))
+    units = sum(group.units for group in space.width_groups)
     summary = (
-        f"{space.num_units:,} units in {counted(len(space.groups), 'group')}; {space.coverage:.1%} of the "
+        f"{units:,} units in {counted(len(space.width_groups), 'group')}; {space.coverage:.1%} of the "
         f"{space.cost().params:,} parameters lie in at least one unit."
     )
-    return Drawing(title, summary, blocks, tuple(lines), why)
+    if wholes:
+        summary += f" {counted(len(wholes), 'structure')} can be erased, each by itself."
+    return Drawing(title, summary, blocks, tuple(lines), why, tuple(wholes))
 
 
 def _owner(tensor: str) -> str:
@@ -110,6 +135,7 @@ def _blocks(space: SearchSpace, numbers: dict[str, int]) -> tuple[ModuleNode, ..
         text = f"{leaf} dim {pin.dim}, {pin.count:,} positions: {pin.reason}{where}"
         pins[_owner(pin.parameter)][numbers[pin.reason]].append(text)
     owners = {_owner(place.tensor) for place in space.dims} | set(pins)
+    owners |= {_owner(name) for one in space.structures for name in one.parameters}
     return tuple(
         ModuleNode(
             name=name,

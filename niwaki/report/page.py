@@ -1,13 +1,15 @@
 """Write a drawing as one HTML page without other files: no script, no style sheet, no font.
 
-Modules are rows, groups are lines that stop at the modules they run through, as on a railway map.
+Modules are rows, groups are lines that stop at the modules they run through, as on a railway map. Structures that can
+be erased are dashed lines.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
-from niwaki.report.drawing import Drawing, GroupPath, ModuleNode, PathStop, form
+from niwaki.report.drawing import Drawing, GroupPath, ModuleNode, PathStop, StructurePath, form
 
 _ROW = 22  # heights and widths in pixels
 _TRACK = 16
@@ -30,6 +32,7 @@ code, svg text { font-family: ui-monospace, monospace; font-size: 11px; }
 .map { overflow-x: auto; }
 svg text { fill: var(--ink); } svg .soft { fill: var(--soft); } svg .rule { stroke: var(--rule); }
 .group path { fill: none; stroke-width: 2.5; } .group .ring { fill: var(--paper); stroke-width: 2.5; }
+.whole path { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 4 3; } .whole rect { fill: var(--soft); }
 .group:hover path { stroke-width: 5; } svg:has(.group:hover) .group:not(:hover) { opacity: .15; }
 """
 
@@ -44,7 +47,8 @@ def html_page(drawing: Drawing) -> str:
 <h1>{escape(drawing.title)}</h1>
 <p>{escape(drawing.summary)}</p>
 <p>A row is a module, a line is a group: its units are removed at all its stops together. A filled dot
-computes the units, a ring reads them, a dot in a ring does both. Squares are pins. Point at anything to read more.</p>
+computes the units, a ring reads them, a dot in a ring does both. Squares are pins.{_of_structures(drawing)} Point at
+anything to read more.</p>
 {_reasons(drawing)}
 <div class="map">
 {_map(drawing)}
@@ -52,6 +56,12 @@ computes the units, a ring reads them, a dot in a ring does both. Squares are pi
 </body>
 </html>
 """
+
+
+def _of_structures(drawing: Drawing) -> str:
+    if not drawing.structures:
+        return ""
+    return " A dashed line is a structure that can be erased, with all modules that it stops at."
 
 
 def _reasons(drawing: Drawing) -> str:
@@ -68,8 +78,10 @@ def _reasons(drawing: Drawing) -> str:
 
 
 def _map(drawing: Drawing) -> str:
-    tracks = _tracks(drawing.lines)
-    right = _NAMES + _CHIPS + (max(tracks, default=0) + 1) * _TRACK
+    tracks = _tracks([(line.stops[0].block, line.stops[-1].block) for line in drawing.lines])
+    dashed = _tracks([(whole.blocks[0], whole.blocks[-1]) for whole in drawing.structures])
+    after = max(tracks, default=0) + 1
+    right = _NAMES + _CHIPS + (after + max(dashed, default=-1) + 1) * _TRACK
     labels = _labels(drawing)
     longest = max((len(text) for text in labels.values()), default=0)
     width, height = right + 20 + longest * _LETTER, (len(drawing.blocks) + 1) * _ROW
@@ -78,6 +90,8 @@ def _map(drawing: Drawing) -> str:
         out += _row(drawing, number, block, right)
     for number, (line, track) in enumerate(zip(drawing.lines, tracks, strict=True)):
         out.append(_group(line, _NAMES + _CHIPS + track * _TRACK, f"hsl({number * 137.5 % 360:.0f} 65% 48%)"))
+    for whole, track in zip(drawing.structures, dashed, strict=True):
+        out.append(_whole(whole, _NAMES + _CHIPS + (after + track) * _TRACK))
     out += [f'<text x="{right + 8}" y="{_y(block) + 4}">{escape(text)}</text>' for block, text in labels.items()]
     return "\n".join([*out, "</svg>"])
 
@@ -114,6 +128,17 @@ def _group(line: GroupPath, x: int, colour: str) -> str:
     return f'<g class="group"><title>{title}</title><path stroke="{colour}" d="M{x} {top}V{bottom}"/>{stops}</g>'
 
 
+def _whole(whole: StructurePath, x: int) -> str:
+    one = whole.structure
+    title = escape(f"{one}\n" + "\n".join(one.parameters))
+    top, bottom = _y(whole.blocks[0]), _y(whole.blocks[-1])
+    stops = ""
+    for block in whole.blocks:
+        half = 5 if block in whole.makes else 3
+        stops += f'<rect x="{x - half}" y="{_y(block) - half}" width="{2 * half}" height="{2 * half}"/>'
+    return f'<g class="group whole"><title>{title}</title><path d="M{x} {top}V{bottom}"/>{stops}</g>'
+
+
 def _stop(stop: PathStop, x: int, colour: str) -> str:
     y = _y(stop.block)
     ring = f'<circle class="ring" cx="{x}" cy="{y}" r="5" stroke="{colour}"/>'
@@ -129,12 +154,11 @@ def _labels(drawing: Drawing) -> dict[int, str]:
     return {block: ";  ".join(texts) for block, texts in labels.items()}
 
 
-def _tracks(lines: tuple[GroupPath, ...]) -> list[int]:
-    """For each line, in the order of their first rows, the first free track."""
+def _tracks(lines: Sequence[tuple[int, int]]) -> list[int]:
+    """For each line, from its first to its last row and in the order of the first, the first free track."""
     ends: list[int] = []
     tracks = []
-    for line in lines:
-        first, last = line.stops[0].block, line.stops[-1].block
+    for first, last in lines:
         track = next((track for track, end in enumerate(ends) if end < first), len(ends))
         ends[track : track + 1] = [last]
         tracks.append(track)

@@ -362,6 +362,32 @@ def test_dot_links_groups_to_what_computes_and_reads_them() -> None:
     assert text.count("{") == text.count("}") == 1
 
 
+def test_structures_are_drawn() -> None:
+    """One that holds two modules, the second of which makes its result, and one inside of it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.second = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            result: torch.Tensor = self.head(x + self.second(y + self.inner(y)))
+            return result
+
+    drawn = drawing(niwaki.search_space(Net(), torch.randn(2, 6), erase=True), "net")
+    assert [(one.structure.name, one.blocks, one.makes) for one in drawn.structures] == [
+        ("first..second", (0, 1, 2), {2}),
+        ("inner", (1,), {1}),
+    ]
+    assert drawn.summary.endswith("2 structures can be erased, each by itself.")
+    page, text = html_page(drawn), dot_text(drawn)
+    assert page.count('<g class="group whole">') == 2 and "A dashed line is a structure" in page
+    assert re.findall(r"^  (s\d -> m\d)", text, flags=re.MULTILINE) == ["s0 -> m0", "s0 -> m1", "s0 -> m2", "s1 -> m1"]
+    assert "A dashed line" not in html_page(drawing(niwaki.search_space(Net(), torch.randn(2, 6)), "net"))
+
+
 def test_drawings_escape_names() -> None:
     net = nn.Sequential()
     net.add_module('<b>"&', nn.Linear(4, 8))

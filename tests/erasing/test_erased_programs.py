@@ -192,6 +192,14 @@ def test_a_structure_takes_along_what_is_inside(space: SearchSpace) -> None:
     assert space.keep_of(plan).tolist() == choice(space, {"other..norm"}).tolist()
 
 
+def test_what_is_left_is_analysed_anew(model: nn.Module, space: SearchSpace) -> None:
+    plan = space.plan(choice(space, {"right"}))
+    with pytest.raises(PlanError, match="The plan erases 'right', and which structures can be erased beside it is"):
+        niwaki.reindex(space, plan, shrunk=False)
+    narrower = niwaki.reindex(space, space.plan(choice(space, set(), 2)), shrunk=False)
+    assert [g.units for g in narrower.groups] == [g.units - 2 * (g.structure is None) for g in space.groups]
+
+
 class Chain(nn.Module):
     """Either branch can go, not both: the output would no longer follow from the input."""
 
