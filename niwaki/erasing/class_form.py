@@ -45,12 +45,13 @@ class ModulesLeft:
 class ClassForm:
     """Decides what becomes of the modules of ``model``.
 
-    ``whole_only``: the paths of lists of modules from which no entry is deleted; whoever tries the edits sets it.
+    ``modules``: those of the model by path. ``whole_only``: the paths of lists of modules from which no entry is
+    deleted; whoever tries the edits sets it.
     """
 
     def __init__(self, model: nn.Module, found: FoundStructures, constraints: Constraints) -> None:
         self._found = found
-        self._modules: dict[str, nn.Module] = dict(named_modules(model))
+        self.modules: dict[str, nn.Module] = dict(named_modules(model))
         inside = {name for structure in found.listed for name in structure.parameters}
         names = [name for name, _ in named_parameters(model)]
         self._returned = Returned(found.graph, constraints, inside)
@@ -60,13 +61,13 @@ class ClassForm:
                 self._parameters.setdefault(path, []).append(name)
         self._shared = _shared(model)
         self._runs = LivingRuns(found)
-        self._numbers = numbered(self._modules, found.graph)
+        self._numbers = numbered(self.modules, found.graph)
         self.whole_only: frozenset[str] = frozenset()
 
     @property
     def lists(self) -> tuple[str, ...]:
         """The paths of all lists of modules."""
-        return tuple(p for p, module in self._modules.items() if isinstance(module, (nn.ModuleList, nn.Sequential)))
+        return tuple(p for p, module in self.modules.items() if isinstance(module, (nn.ModuleList, nn.Sequential)))
 
     def without(self, erased: Collection[int], gone: frozenset[str]) -> ModulesLeft:
         """The modules without the structures of these numbers. ``gone``: the tensors that nothing reads any more."""
@@ -94,7 +95,7 @@ class ClassForm:
         called = {call.module for run in runs for call in run.run.calls}
         found: list[str] = []
         open_to = set(living)
-        for path in self._modules:
+        for path in self.modules:
             if path in dead and path in self._parameters and path.rpartition(".")[0] in open_to:
                 if path in called:
                     found.append(path)
@@ -112,7 +113,7 @@ class ClassForm:
     def _entries(self, runs: Sequence[RunLeft], gone: frozenset[str]) -> dict[str, None]:
         """Entries of lists of modules that return what they are given, and do nothing else any more."""
         found: dict[str, None] = {}
-        for path, module in self._modules.items():
+        for path, module in self.modules.items():
             if path in self.whole_only or not isinstance(module, (nn.ModuleList, nn.Sequential)):
                 continue
             if any(outer in found for outer in around(path)) or not self._is_stack(path, module, runs):
@@ -166,7 +167,7 @@ class ClassForm:
         for path in dict.fromkeys([*self._numbers, *(entry.rpartition(".")[0] for entry in entries)]):
             if not lives(path):
                 continue
-            keys = list(self._modules[path]._modules)
+            keys = list(self.modules[path]._modules)
             prefix = f"{path}." if path else ""
             stay = [place for place, key in enumerate(keys) if prefix + key not in entries]
             if keys == [str(place) for place in range(len(keys))]:

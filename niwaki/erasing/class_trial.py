@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -53,41 +53,69 @@ class _ClassTrials:
     ) -> None:
         self._model, self._calls, self._found, self._form, self._gone = model, calls, found, form, gone
         self._failed: dict[int, str] = {}
+        self._beside: set[int] = set()  # what else is erased in each trial
         self._spent = 0
 
     def refused(self) -> dict[int, str]:
         """Why the class cannot live without some structures, by number."""
-        lists, rounds = frozenset(self._form.lists), list(self._rounds())
+        lists, rounds = frozenset(self._form.lists), []
         self._form.whole_only = lists
-        for together in rounds:
+        kinds = {number: self._kind(one) for number, one in enumerate(self._found.listed) if one.erasable}
+        waiting = list(kinds)
+        while waiting:
+            together, self._beside = self._round(waiting, kinds)
+            if not together:
+                break
             self._look(together)
-        self._form.whole_only = frozenset()
+            rounds.append((together, self._beside))
+            fine = {kinds[number] for number in together} - {kinds[number] for number in self._failed}
+            waiting = [number for number in waiting if number not in together and kinds[number] not in fine]
         held: set[str] = set()
-        for together in rounds:
+        for together, self._beside in rounds:
             held |= self._look_at_entries(together, lists)
         self._form.whole_only = frozenset(held)
         return self._failed
 
-    def _rounds(self) -> Iterator[set[int]]:
-        """All structures that can be erased by themselves, in a few sets that can be erased together, none of which is
-        in another."""
+    def _kind(self, one: Structure) -> object:
+        """What is equal for structures of which one is enough to be tried: they are added by the same line, and come
+        from parameters of the same names in modules of the same classes and flags."""
+        outer = one.location.module
+        owners = {path for name in one.parameters for path in around(name.rpartition(".")[0])}
+        flags = [
+            (path.removeprefix(outer), type(module), tuple(i for i in module.__dict__.items() if type(i[1]) is bool))
+            for path in sorted(owners)
+            if path.startswith(outer) and (module := self._form.modules.get(path)) is not None
+        ]
+        names = tuple(name.removeprefix(outer) for name in one.parameters)
+        return one.location.file, one.location.line, one.operand, one.operators, tuple(flags), names
+
+    def _round(self, waiting: list[int], kinds: dict[int, object]) -> tuple[set[int], set[int]]:
+        """Structures that can be erased together, none of which is in another: as many kinds as possible, then as many
+        structures. With them what can be erased beside them, so that less is left to run."""
         found = self._found
-        counted = counted_inputs(found.graph, found.flow)
-        waiting = [number for number, one in enumerate(found.listed) if one.erasable]
-        while waiting:
-            validity = Validity(found.flow, counted, found.nesting)
-            chosen: set[int] = set()
-            outer: set[int] = set()
-            for number in waiting:
-                around = self._around(number)
-                if number not in outer and chosen.isdisjoint(around):
-                    if validity.erase(found.vertices[number]) is None:
-                        chosen.add(number)
-                        outer |= around
-            if not chosen:
-                return
-            yield chosen
-            waiting = [number for number in waiting if number not in chosen]
+        validity = Validity(found.flow, counted_inputs(found.graph, found.flow), found.nesting)
+        members: dict[object, list[int]] = {}
+        for number in waiting:
+            members.setdefault(kinds[number], []).append(number)
+        chosen: set[int] = set()
+        outer: set[int] = set()
+
+        def takes(number: int) -> bool:
+            around = self._around(number)
+            if number in outer | chosen | self._failed.keys() or not chosen.isdisjoint(around):
+                return False
+            if validity.erase(found.vertices[number]) is not None:
+                return False
+            chosen.add(number)
+            outer.update(around)
+            return True
+
+        for alike in sorted(members.values(), key=len):
+            any(map(takes, alike))
+        for number in (*waiting, *kinds):
+            takes(number)
+        waits = set(waiting)
+        return chosen & waits, chosen - waits
 
     def _around(self, number: int) -> set[int]:
         """The structures around one."""
@@ -100,7 +128,7 @@ class _ClassTrials:
 
     def _look(self, together: set[int]) -> None:
         """Find those of some structures that fail, while no entry of a list is deleted."""
-        left = self._left(together)
+        left = self._left(together | self._others)
         for obstacle in left.obstacles:
             places = left.runs[0].dead
             own = {place for place in places if obstacle.path in around(left.runs[0].run.nodes[place].location.module)}
@@ -135,23 +163,32 @@ class _ClassTrials:
     def _look_at_entries(self, together: set[int], lists: frozenset[str]) -> set[str]:
         """The lists of modules from which no entry can be deleted. A structure that is all that an entry computes may
         fail otherwise, if the entry can be deleted."""
-        failed = together & self._failed.keys()
+        form, failed = self._form, together & self._failed.keys()
+        form.whole_only = frozenset()
         whole = {number: path for number in failed if (path := self._whole_entry(number)) is not None}
         good = together - failed
-        chosen = good | whole.keys()
-        edit = self._left(chosen).edit
         held: set[str] = set()
-        if edit.entries and self._why_not(chosen) is not None:
-            paths = {entry.rpartition(".")[0] for entry in edit.entries}
-            for path in sorted(paths):
-                self._form.whole_only = lists - {path}
-                if self._why_not(good | {number for number, where in whole.items() if where == path}) is not None:
-                    held.add(path)
-            self._form.whole_only = frozenset()
+        looked_at: set[str] = set()
+        while True:  # lists inside of entries that are deleted come after these
+            form.whole_only = frozenset(looked_at)
+            chosen = good | {number for number, path in whole.items() if path not in looked_at}
+            paths = {entry.rpartition(".")[0] for entry in self._left(chosen | self._others).edit.entries}
+            if not paths:
+                break
+            looked_at |= paths
+            if self._why_not(chosen) is not None:
+                for path in sorted(paths):
+                    form.whole_only = lists - {path}
+                    if self._why_not(good | {number for number, where in whole.items() if where == path}) is not None:
+                        held.add(path)
         for number, path in whole.items():
-            if path not in held:
+            if path in looked_at - held:
                 del self._failed[number]
         return held
+
+    @property
+    def _others(self) -> set[int]:
+        return self._beside - self._failed.keys()
 
     def _whole_entry(self, number: int) -> str | None:
         """The list of modules of which one entry goes with a structure, if nothing else does."""
@@ -169,7 +206,7 @@ class _ClassTrials:
         if not erased:
             return None
         self._spent += 1
-        left = self._left(erased)
+        left = self._left(self._others.union(erased))
         if left.obstacles:
             return left.obstacles[0].why
         small = _without_content(self._model)
