@@ -35,7 +35,11 @@ def describe_plan(plan: Plan) -> str:
             lines.append(f"  {noun}: {dense[measure]:,} -> {kept[measure]:,} ({share:.1%}{asked})")
     if about.get("tight"):
         lines.append(f"  {about['tight']}")
-    touched = [(name, len(k), plan.units[name]) for name, k in plan.kept.items() if len(k) < plan.units[name]]
+    touched = [
+        (name, len(kept), units)
+        for name, kept in plan.kept.items()
+        if len(kept) < (units := plan.units[name]) and (kept or units == 1)  # else it is inside of what is erased
+    ]
     for name, stays, units in touched[:_SHOWN_OF_PLAN]:
         block = f" blocks of {width[name]} entries" if name in width else ""
         lines.append(f"  {name}: keeps {stays} of {units}{block}" if stays or units > 1 else f"  {name}: is erased")
