@@ -14,6 +14,7 @@ import torch
 from niwaki.core.integrations import registered
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
+from niwaki.erasing.concatenation import RunFlow, concatenated
 from niwaki.erasing.erasures import erasures_of
 from niwaki.errors import UnknownName, first_line
 from niwaki.program.entry import calls_of, program_of
@@ -134,10 +135,16 @@ def _space(
     single = isinstance(model, Program)  # eval and train mode are the same
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
     given: list[dict[int, tuple[Label | None, ...]]] | None = None if required is None else []
-    constraints = propagate(graph, allow_inexact=allow_inexact, given=given)
-    erasures = None if given is None else erasures_of(model, graph, constraints, given, matching, calls, required or ())
+    flows = [] if given is None else [RunFlow.of(graph, run) for run in graph.runs]
+    joined = None if given is None else concatenated(graph, flows)
+    constraints = propagate(
+        graph, allow_inexact=allow_inexact, given=given, structures=None if joined is None else joined.operands
+    )
     _ignore(graph, constraints, matching)
     _hold_remade(model, graph, constraints)
+    erasures = None
+    if given is not None and joined is not None:
+        erasures = erasures_of(model, graph, flows, joined, constraints, given, matching, calls, required or ())
     builder = Builder(
         model, graph, constraints, inner, [it for known in registered() for it in known.looked_after(model)]
     )

@@ -48,7 +48,7 @@ def additions(nodes: Sequence[Node]) -> dict[int, int]:
     """For each operator that adds two tensors, how many did before it."""
     found: dict[int, int] = {}
     for place, node in enumerate(nodes):
-        if any(position is not None for position, _ in operands(node)):
+        if node.operator in ADDITIONS and any(position is not None for position, _ in operands(node)):
             found[place] = len(found)
     return found
 

@@ -30,6 +30,15 @@ class RunLengths:
         """Some of the runs."""
         return RunLengths(self.first[rows], self.end[rows], self.times[rows], self.axis[rows])
 
+    def joined(self, other: RunLengths) -> RunLengths:
+        """These runs and those of ``other``."""
+        return RunLengths(
+            np.concatenate([self.first, other.first]),
+            np.concatenate([self.end, other.end]),
+            np.concatenate([self.times, other.times]),
+            np.concatenate([self.axis, other.axis]),
+        )
+
     def __call__(self, gates: FloatArray | BoolArray) -> FloatArray:
         """The positions [Q] that survive ``gates``."""
         bounds, place = np.unique(np.concatenate([self.first, self.end]), return_inverse=True)

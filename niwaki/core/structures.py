@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """Operators whose results reach the rest of the network through one operand of an addition, and nowhere else.
+    """Operators whose results reach the rest of the network through operands of joins (additions, concatenations), and
+    through nothing else.
 
     ``name``: the module that has all of them that are given parameters, and a number where it has several structures.
-    ``location``: where the addition is; ``join``: its number among the operators of the first run, ``operand``: which
-    of the two that it is given. ``operators``: how many vanish. ``macs`` [multiply-accumulates] and ``params``
-    [entries]: what vanishes with them, of the first example call; ``parameters``: those parameters, by name.
-    ``producers``: those of them that make the term: at zero, the term is zero. ``inside``: the number of the smallest
-    structure around it, if any. ``refused``: why it cannot be erased; None if it can.
+    ``location``: where the join is; ``join``: its number among the operators of the first run, ``operand``: which of
+    those that it is given. ``operators``: how many vanish. ``macs`` [multiply-accumulates] and ``params`` [entries]:
+    what vanishes with them, of the first example call; ``parameters``: those parameters, by name. ``producers``: those
+    of them that make the result: at zero, it is zero. ``inside``: the number of the smallest structure around it, if
+    any. ``refused``: why it cannot be erased; None if it can. ``others``: more joins that it is given to, and their
+    operands. ``concatenated``: the first join is a concatenation.
     """
 
     name: str
@@ -36,6 +38,13 @@ class Structure:
     producers: tuple[str, ...]
     inside: int | None
     refused: str | None
+    others: tuple[tuple[int, int], ...] = ()
+    concatenated: bool = False
+
+    @property
+    def operands(self) -> tuple[tuple[int, int], ...]:
+        """All joins that it is given to, and at which position."""
+        return ((self.join, self.operand), *self.others)
 
     @property
     def erasable(self) -> bool:
@@ -44,7 +53,8 @@ class Structure:
 
     def __str__(self) -> str:
         why = "" if self.refused is None else f"; not erasable: {self.refused}"
-        return f"{self.name}: {self.macs:,} MACs, {self.params:,} parameters, added at {self.location.brief}{why}"
+        how = "concatenated" if self.concatenated else "added"
+        return f"{self.name}: {self.macs:,} MACs, {self.params:,} parameters, {how} at {self.location.brief}{why}"
 
 
 class ErasureTrial(ABC):

@@ -22,9 +22,9 @@ from niwaki.erasing.living import RunLeft, around
 from niwaki.erasing.structures import FoundStructures, counted_inputs
 from niwaki.erasing.validity import Validity
 from niwaki.errors import first_line
-from niwaki.solve.dry_run import failures_not_logged
 from niwaki.surgery.cut import duplicate
 from niwaki.trace.extent import NOTHING
+from niwaki.trace.fake import failures_not_logged
 from niwaki.trace.graph import Graph, Node, Origin, Run
 from niwaki.trace.structures import ExampleCall
 from niwaki.trace.tracer import trace

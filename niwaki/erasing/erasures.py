@@ -11,14 +11,18 @@ from torch import nn
 from niwaki.core.edits import Edit, Erase
 from niwaki.core.edits.erase import JoinOperand
 from niwaki.core.structures import Erasures, ErasureTrial, Structure
+from niwaki.core.tensor_dims import Role
 from niwaki.erasing.class_form import ClassForm
 from niwaki.erasing.class_trial import tried
-from niwaki.erasing.structures import CannotCut, FoundStructures, Given, counted_inputs, structures
+from niwaki.erasing.concatenation import Concatenated, RunFlow
+from niwaki.erasing.flow import ADDITIONS
+from niwaki.erasing.reading import Given
+from niwaki.erasing.structures import CannotCut, FoundStructures, counted_inputs, structures
 from niwaki.erasing.validity import Validity
 from niwaki.errors import PlanError
 from niwaki.program.module import Program
 from niwaki.rules.constraints import Constraints
-from niwaki.solve.gates import Homes
+from niwaki.solve.gates import Absences, Homes, TensorPart
 from niwaki.trace.graph import Graph, Node, Origin
 from niwaki.trace.structures import ExampleCall
 
@@ -28,17 +32,19 @@ EditsOf = Callable[[FoundStructures, Collection[int], frozenset[str]], tuple[Edi
 def erasures_of(
     model: nn.Module,
     graph: Graph,
+    flows: Sequence[RunFlow],
+    joined: Concatenated,
     constraints: Constraints,
     given: Sequence[Given],
     ignored: Mapping[str, str],
     calls: Sequence[ExampleCall],
     required: Sequence[str] = (),
 ) -> FoundErasures | None:
-    """The structures of ``model``; None if there is no addition in it. The arguments are those of `structures`, and the
+    """The structures of ``model``; None if there is no join in it. The arguments are those of `structures`, and the
     example ``calls``."""
     of_graph = isinstance(model, Program)
     cannot_cut = _of_graph(model) if isinstance(model, Program) else _nothing_yet
-    found = structures(graph, constraints, given, ignored, cannot_cut, required)
+    found = structures(graph, flows, joined, constraints, given, ignored, cannot_cut, required)
     if found is None:
         return None
     return FoundErasures(found, _from_graph) if of_graph else _of_class(model, found, constraints, calls)
@@ -47,10 +53,18 @@ def erasures_of(
 def _from_graph(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
     nodes = found.graph.runs[0].nodes
     structures = [found.listed[number] for number in sorted(erased)]
-    operands = (
-        JoinOperand(one.name, nodes[one.join].location.node, one.operand, gated=not one.producers) for one in structures
-    )
+    operands = [
+        JoinOperand(one.name, nodes[join].location.node, position, _is_gated(one, nodes[join]))
+        for one in structures
+        for join, position in one.operands
+    ]
     return (Erase(tuple(operands), tuple(sorted(tensors))),)
+
+
+def _is_gated(structure: Structure, join: Node) -> bool:
+    """Whether nothing but a gate makes an operand zero, where it has to be: what it is concatenated with reads no part
+    of it any more."""
+    return not structure.producers and join.operator in ADDITIONS
 
 
 def _of_graph(program: Program) -> CannotCut:
@@ -71,6 +85,7 @@ def _nothing_yet(join: Node, operand: int, gated: bool) -> str | None:
 def _of_class(
     model: nn.Module, found: FoundStructures, constraints: Constraints, calls: Sequence[ExampleCall]
 ) -> FoundErasures:
+    found = replace(found, listed=tuple(map(_added_once, found.listed)))
     form = ClassForm(model, found, constraints)
 
     def from_class(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
@@ -85,6 +100,13 @@ def _of_class(
 
     listed = tried(model, calls, found, form, FoundErasures(found, from_class).gone)
     return FoundErasures(replace(found, listed=listed), from_class)
+
+
+def _added_once(one: Structure) -> Structure:
+    """A structure, which is refused unless it is one term of one addition."""
+    if one.erasable and (one.concatenated or one.others):
+        return replace(one, refused="the code that concatenates it, or adds it to several, stays; use as_graph=True")
+    return one
 
 
 @final
@@ -177,7 +199,35 @@ class FoundErasures(Erasures):
             if all(place in nesting.place for place in places)
             for it in home(nesting.common(places))
         }
-        return Homes(operators, tensors)
+        absences = Absences(self._found.reading.solution, self._numbered())
+        return Homes(operators, tensors, self._parts(tensors), absences)
+
+    def _numbered(self) -> dict[int, int]:
+        """The structures that can be erased, by the component that their parts of concatenations lie in."""
+        number = {vertex: place for place, vertex in self._operand.items() if self.listed[place].erasable}
+        components = self._found.reading.components.items()
+        return {component: number[vertex] for component, vertex in components if vertex in number}
+
+    def _parts(self, homes: Mapping[str, int]) -> dict[int, list[TensorPart]]:
+        """What goes with the part that a structure has of a concatenation. If it is not zero by itself, what reads it
+        has to be; if nothing that is trained makes it zero, what reads it decides about it. ``homes``: of tensors."""
+        values = self._found.graph.values
+        found: dict[int, list[TensorPart]] = {}
+        for number in self._numbered().values():
+            read = [
+                part
+                for part in self._found.reading.parts(self._operand[number])
+                for home in [homes.get(values[part.value].name)]
+                if home is None or number not in self.around(home)
+            ]
+            made = any(part.role.produces and values[part.value].origin is Origin.PARAMETER for part in read)
+            for part in read:
+                role, value = part.role, values[part.value]
+                if role.consumes and not self.listed[number].producers:
+                    role = Role.ZEROED_CONSUMER if made else Role.PRODUCER
+                parameter = value.origin is Origin.PARAMETER
+                found.setdefault(number, []).append(TensorPart(value.name, part.dim, part.positions, role, parameter))
+        return found
 
     def _living(self, erased: Collection[int]) -> set[int]:
         """The vertices that reach an output without the operands ``erased``."""

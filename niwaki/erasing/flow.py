@@ -12,6 +12,9 @@ from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
 from niwaki.trace.operators import traits
 
 ADDITIONS = frozenset({torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor})
+CONCATENATIONS = frozenset({torch.ops.aten.cat.default})
+
+_GIVEN = (Origin.PARAMETER, Origin.BUFFER, Origin.CONSTANT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,8 @@ class Operand:
 @dataclass(slots=True, eq=False)
 class Flow:
     """``graph``: vertices 0 ... N - 1 are the operators of the run, then come sources (inputs of the model), operands
-    of joins, and last the sink, which all outputs lead to. Arrows point from what makes to what reads.
+    of joins, fans, and last the sink, which all outputs lead to. Arrows point from what makes to what reads. A fan
+    stands between what makes a value and several operands that are this value.
 
     ``sources``: vertices of the inputs that outputs may depend on. ``outputs``: vertices that make the outputs.
     ``makers``: per operator and value that it is given, the vertices that have made or written it by then.
@@ -40,6 +44,7 @@ class Flow:
     sink: int
     joins: dict[int, list[int]] = field(default_factory=dict)  # operator -> vertices of its operands
     makers: dict[tuple[int, int], frozenset[int]] = field(default_factory=dict)
+    fans: dict[int, tuple[int, ...]] = field(default_factory=dict)  # vertex -> vertices of the operands behind it
 
     @classmethod
     def of(cls, graph: Graph, run: Run) -> Flow:
@@ -50,6 +55,7 @@ class Flow:
         flow = cls(found, len(nodes), {}, {}, (), -1)
         made: dict[int, int] = {}  # value -> the operator that made it
         written: dict[int, int] = {}  # memory -> the operator that wrote there last
+        weights = {value.number for value in values if value.origin in _GIVEN}  # and what is made of them alone
         for value in values:
             if value.origin is Origin.INPUT:
                 made[value.number] = written[value.root] = vertex = found.add_node(None)
@@ -60,7 +66,11 @@ class Flow:
             return {maker for maker in known if maker is not None}
 
         for place, node in enumerate(nodes):
-            for position, number in operands(node):
+            given = operands(node)
+            several = {number for position, number in given if position is not None}
+            if several <= weights or any(values[number].shape == (0,) for number in several):
+                given = [(None, number) for number in node.inputs()]
+            for position, number in given:
                 vertex = place
                 if position is not None:
                     vertex = found.add_node(None)
@@ -72,15 +82,39 @@ class Flow:
                     found.add_edge(maker, vertex, None)
             for number in writes(node):
                 written[values[number].root] = place
+            if weights.issuperset(node.inputs()):
+                weights.update(output for output in node.outputs if output is not None)
             for output in node.outputs:
                 if output is not None:
                     made[output] = place
                     if values[output].root == output:
                         written[output] = place
+        flow._add_fans()
         flow.sink = found.add_node(None)
         flow.outputs = tuple(dict.fromkeys(maker for number in run.outputs for maker in sorted(makers(number))))
         found.add_edges_from_no_data([(vertex, flow.sink) for vertex in flow.outputs])
         return flow
+
+    def _add_fans(self) -> None:
+        same: dict[tuple[int, frozenset[int]], list[int]] = {}
+        for vertex, operand in self.operands.items():
+            key = operand.value, self.makers[operand.join, operand.value]
+            same.setdefault(key, []).append(vertex)
+        for (_, makers), vertices in same.items():
+            if makers and len(vertices) > 1:
+                fan = self.graph.add_node(None)
+                self.fans[fan] = tuple(vertices)
+                self.graph.remove_edges_from([(maker, vertex) for maker in makers for vertex in vertices])
+                self.graph.add_edges_from_no_data([(maker, fan) for maker in sorted(makers)])
+                self.graph.add_edges_from_no_data([(fan, vertex) for vertex in vertices])
+
+    def ends(self, vertex: int) -> tuple[int, ...]:
+        """The vertices of the operands that go where all behind ``vertex`` goes, an operand or a fan."""
+        return self.fans.get(vertex, (vertex,))
+
+    def is_end(self, vertex: int) -> bool:
+        """Whether a vertex is an operand or a fan."""
+        return vertex in self.operands or vertex in self.fans
 
 
 def operands(node: Node) -> list[tuple[int | None, int]]:
@@ -89,6 +123,8 @@ def operands(node: Node) -> list[tuple[int | None, int]]:
         two = node.args[:2]
         if len(two) == len(ADDITIONS) and all(isinstance(one, Ref) for one in two):
             return [(position, one.value) for position, one in enumerate(two)]
+    if node.operator in CONCATENATIONS and len(node.args[0]) > 1:
+        return [(position, one.value) for position, one in enumerate(node.args[0])]
     return [(None, number) for number in node.inputs()]
 
 

@@ -96,7 +96,8 @@ class _Run:
         places = [place for name in structure.parameters for place in self._read.get(self._number[name], ())]
         operand = self.nesting.common(places) if places else self.nesting.sink
         while operand != self.nesting.sink:
-            if self.run.nodes[self.flow.operands[operand].join].location == structure.location:
+            known = self.flow.operands.get(operand)
+            if known is not None and self.run.nodes[known.join].location == structure.location:
                 return operand
             operand = self.nesting.around[operand]
         return None

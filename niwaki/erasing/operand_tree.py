@@ -53,8 +53,8 @@ class OperandTree:
             order.append(vertex)
             if vertex != flow.sink:
                 outer = nearest[parent[vertex]]
-                nearest[vertex] = vertex if vertex in flow.operands else outer
-                if vertex in flow.operands:
+                nearest[vertex] = vertex if flow.is_end(vertex) else outer
+                if flow.is_end(vertex):
                     around[vertex] = outer
             waiting.append((vertex, True))
             waiting += [(child, False) for child in reversed(children.get(vertex, []))]

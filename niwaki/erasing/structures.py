@@ -8,30 +8,29 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from niwaki.core.location import Location
 from niwaki.core.structures import Structure
-from niwaki.erasing.flow import Flow, Operand
+from niwaki.erasing.concatenation import Concatenated, RunFlow
+from niwaki.erasing.flow import ADDITIONS, Flow, Operand
 from niwaki.erasing.operand_tree import OperandTree
 from niwaki.erasing.passing import Passing
+from niwaki.erasing.reading import Given, Reading
 from niwaki.erasing.side_effects import SideEffects
 from niwaki.erasing.validity import Validity
 from niwaki.erasing.vanishing import Producers
 from niwaki.errors import UnknownName
 from niwaki.rules.constraints import Constraints
-from niwaki.rules.label import Label
-from niwaki.trace.graph import Graph, Node, Origin, Run, Value
+from niwaki.trace.graph import Graph, Node, Origin, Value
 
-Given = Mapping[int, tuple[Label | None, ...]]
 CannotCut = Callable[[Node, int, bool], str | None]
 
-_LISTED = 1  # operators: with fewer, an operand is what an addition is given, and nothing vanishes with it
+_LISTED = 1  # operators: with fewer, an operand is what a join is given, and nothing vanishes with it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoundStructures:
-    """``listed``: all structures; ``vertices``: of each the vertex of its operand in ``flow``. ``producers``: which
-    dimensions are tied to which. ``required``: vertices of inputs that every output which depends on them has to go on
-    depending on."""
+    """``listed``: all structures; ``vertices``: of each its vertex in ``flow``, an operand or a fan. ``producers``:
+    which dimensions are tied to which; ``reading``: what reads the parts of structures that are concatenated.
+    ``required``: vertices of inputs that every output which depends on them has to go on depending on."""
 
     graph: Graph
     flow: Flow
@@ -39,37 +38,34 @@ class FoundStructures:
     listed: tuple[Structure, ...]
     vertices: tuple[int, ...]
     producers: Producers
+    reading: Reading
     required: tuple[int, ...] = ()
 
 
 def structures(
     graph: Graph,
+    flows: Sequence[RunFlow],
+    joined: Concatenated,
     constraints: Constraints,
     given: Sequence[Given],
     ignored: Mapping[str, str],
     cannot_cut: CannotCut,
     required: Sequence[str] = (),
 ) -> FoundStructures | None:
-    """All operands of additions with which something vanishes, in the order of their additions; None if no addition
-    was recorded.
+    """All operands of joins with which something vanishes, in the order of their joins; None if there is no join.
 
-    ``given``: for each run, the labels of what its operators were given (`propagate`). ``ignored``: parameters that
-    must stay, by name, each with the pattern that says so. ``cannot_cut``: why a cut cannot take an operand from an
-    addition, or (if the last is true) a gate make it zero before. ``required``: names of inputs that outputs have to go
-    on depending on.
+    ``flows``: of all runs; ``joined``: the structures at concatenations. ``given``: for each run, the labels of what
+    its operators were given (`propagate`). ``ignored``: parameters that must stay, by name, each with the pattern that
+    says so. ``cannot_cut``: why a cut cannot take an operand from a join, or (if the last is true) a
+    gate make it zero before. ``required``: names of inputs that outputs have to go on depending on.
 
     Raises:
         UnknownName: no input has one of these names.
     """
-    run = graph.runs[0]
-    if run.error is not None:
+    if graph.runs[0].error is not None or not flows[0].flow.operands:
         return None
-    flow = Flow.of(graph, run)
-    if not flow.operands:
-        return None
-    nesting = OperandTree.of(flow)
-    needed = _inputs_named(graph, flow, required)
-    return _Found(graph, constraints, flow, nesting, given, cannot_cut, needed).described(ignored)
+    needed = _inputs_named(graph, flows[0].flow, required)
+    return _Found(graph, flows, joined, constraints, given, cannot_cut, needed).described(ignored)
 
 
 def _inputs_named(graph: Graph, flow: Flow, names: Sequence[str]) -> tuple[int, ...]:
@@ -87,13 +83,14 @@ class _Found:
     def __init__(
         self,
         graph: Graph,
+        flows: Sequence[RunFlow],
+        joined: Concatenated,
         constraints: Constraints,
-        flow: Flow,
-        nesting: OperandTree,
         given: Sequence[Given],
         cannot_cut: CannotCut,
         required: tuple[int, ...],
     ) -> None:
+        flow, nesting = flows[0].flow, flows[0].nesting
         self._graph, self._flow, self._nesting, self._cannot_cut = graph, flow, nesting, cannot_cut
         self._nodes = graph.runs[0].nodes
         self._given = given[0]
@@ -113,10 +110,11 @@ class _Found:
                 own_operators[nesting.nearest[vertex]] += 1
         self._macs, self._operators = nesting.summed(own_macs), nesting.summed(own_operators)
         self._home = {number: nesting.common(places) for number, places in readers(graph, self._nodes).items()}
+        self._reading = Reading(graph, constraints, given, flows, joined)
         self._others = [
-            _OtherRun.of(graph, run, self._producers, labels)
-            for run, labels in zip(graph.runs[1:], given[1:], strict=True)
-            if run.error is None
+            _OtherRun.of(graph, known, self._producers, labels, joined)
+            for known, labels in zip(flows[1:], given[1:], strict=True)
+            if known.run.error is None
         ]
 
     def described(self, ignored: Mapping[str, str]) -> FoundStructures:
@@ -136,9 +134,9 @@ class _Found:
             outer = nesting.around[vertex]
             while outer != nesting.sink and outer not in number:
                 outer = nesting.around[outer]
-            operand = flow.operands[vertex]
+            operand, *others = self._operands(vertex)
             inside = [self._graph.values[parameter] for parameter in sorted(within[vertex])]
-            makers, why = self._made_by(vertex, operand, inside, ignored)
+            makers, why = self._made_by(vertex, inside, ignored)
             found.append(
                 Structure(
                     name,
@@ -152,14 +150,25 @@ class _Found:
                     makers,
                     number.get(outer),
                     why,
+                    tuple((other.join, other.position) for other in others),
+                    not self._is_added(operand),
                 )
             )
         named = _named_apart(found)
-        return FoundStructures(self._graph, flow, nesting, named, tuple(listed), self._producers, self._required)
+        return FoundStructures(
+            self._graph, flow, nesting, named, tuple(listed), self._producers, self._reading, self._required
+        )
 
     def _by_join(self, vertex: int) -> tuple[int, int]:
-        operand = self._flow.operands[vertex]
+        operand = self._operands(vertex)[0]
         return operand.join, operand.position
+
+    def _operands(self, vertex: int) -> list[Operand]:
+        """The operands that a structure consists of, in the order of their joins."""
+        return [self._flow.operands[end] for end in self._flow.ends(vertex)]
+
+    def _is_added(self, operand: Operand) -> bool:
+        return self._nodes[operand.join].operator in ADDITIONS
 
     def _names(self, vertices: Sequence[int]) -> list[str]:
         """The innermost module that has all operators of a structure that are given parameters (or all that it has).
@@ -190,92 +199,124 @@ class _Found:
         return [names[vertex] or "model" for vertex in vertices]
 
     def _made_by(
-        self, vertex: int, operand: Operand, inside: Sequence[Value], ignored: Mapping[str, str]
+        self, vertex: int, inside: Sequence[Value], ignored: Mapping[str, str]
     ) -> tuple[tuple[str, ...], str | None]:
-        """The parameters that make the term, and why it cannot be erased; or None."""
-        own = (self._nodes[one] for one in self._nesting.within(vertex) if one < self._flow.operators)
-        if not inside and not any(map(self._weighs, own)):
-            return (), self._why_it_stays(vertex, operand, gated=True)
-        parts = self._producers.along(self._given[operand.join][operand.position])
-        if parts is None:
-            return (), "its result is not zero where its weights are"
-        makers = self._producers.of(parts)
-        names = tuple(value.name for value in inside if value.number in makers)
-        numbers = {value.number for value in inside}
-        shared = [self._graph.values[number].name for number in sorted(makers - numbers) if self._reads(vertex, number)]
-        if shared:
-            return names, f"{shared[0]!r}, which makes its result, is used elsewhere too"
-        if not names:
-            return (), "nothing but an operator without parameters makes its result"
-        if not self._passing.vanishes(operand, parts, makers & numbers, partial(self._nesting.contains, vertex)):
-            return names, "something from outside of it may pass through it and be added, too"
+        """The parameters that make the result, and why it cannot be erased; or None. Where it is concatenated, it need
+        not be zero: nothing reads it any more."""
+        operands = self._operands(vertex)
+        added = [operand for operand in operands if self._is_added(operand)]
+        own = [self._nodes[one] for one in self._nesting.within(vertex) if one < self._flow.operators]
+        gated = not inside and not any(map(self._weighs, own))
+        zero = "nothing but an operator without parameters makes its result" if gated else self._zero(vertex, inside)
+        made = zero if isinstance(zero, _Makers) else _NO_MAKERS
+        if added and isinstance(zero, str) and not gated:
+            return (), zero
+        if len(added) < len(operands):
+            why = self._reading.why_not(vertex, zero=isinstance(zero, _Makers))
+            if why is not None:
+                return made.names, why
         held = next((value.name for value in inside if value.name in ignored), None)
         if held is not None:
-            return names, f"{held!r} is ignored by the pattern {ignored[held]!r}"
-        location = self._nodes[operand.join].location
-        if any(not other.agrees(numbers, location, parts, makers & numbers) for other in self._others):
-            return names, "another run (in train mode, or of another example call) uses its weights otherwise"
-        return names, self._why_it_stays(vertex, operand, gated=False)
+            return made.names, f"{held!r} is ignored by the pattern {ignored[held]!r}"
+        numbers = {value.number for value in inside}
+        lines = sorted(str(self._nodes[operand.join].location) for operand in operands)
+        if any(not other.agrees(vertex, numbers, lines, made) for other in self._others):
+            return made.names, "another run (in train mode, or of another example call) uses its weights otherwise"
+        return made.names, self._why_it_stays(vertex, operands, gated)
 
-    def _why_it_stays(self, vertex: int, operand: Operand, gated: bool) -> str | None:
-        """Why an operand cannot be taken from its join, whatever makes it; None if it can. ``gated``: a gate makes it
-        zero, as nothing else can."""
-        join = self._nodes[operand.join]
-        return (
-            self._beside.of_structure(self._nesting.within(vertex), self._nesting.place)
-            or _undefined(self._graph, join, operand)
-            or self._validity.why_not(vertex)
-            or self._cannot_cut(join, operand.position, gated)
-        )
+    def _why_it_stays(self, vertex: int, operands: Sequence[Operand], gated: bool) -> str | None:
+        """Why operands cannot be taken from their joins, whatever makes them; None if they can. ``gated``: a gate makes
+        those that are added zero, as nothing else can."""
+        whys = [
+            self._beside.of_structure(self._nesting.within(vertex), self._nesting.place),
+            *(_undefined(self._graph, self._nodes[one.join], one) for one in operands if self._is_added(one)),
+            self._validity.why_not(vertex),
+            *(self._cannot_cut(self._nodes[one.join], one.position, gated and self._is_added(one)) for one in operands),
+        ]
+        return next((why for why in whys if why is not None), None)
+
+    def _zero(self, vertex: int, inside: Sequence[Value]) -> _Makers | str:
+        """What makes the result of a structure, or why that is not zero where its producers are."""
+        operands = self._operands(vertex)
+        parts = self._producers.along(self._given[operands[0].join][operands[0].position])
+        if parts is None:
+            return "its result is not zero where its weights are"
+        makers = self._producers.of(parts)
+        own = {value.number for value in inside}
+        others = makers - own
+        shared = [self._graph.values[number].name for number in sorted(others & self._reads(vertex))] if others else []
+        if shared:
+            return f"{shared[0]!r}, which makes its result, is used elsewhere too"
+        names = tuple(value.name for value in inside if value.number in makers)
+        if not names:
+            return "nothing but an operator without parameters makes its result"
+        within = partial(self._nesting.contains, vertex)
+        if not all(self._passing.vanishes(operand, parts, makers & own, within) for operand in operands):
+            return "something from outside of it may pass through it and be added, too"
+        return _Makers(parts, frozenset(makers & own), names)
+
+    def _reads(self, vertex: int) -> set[int]:
+        """The values that a structure is given."""
+        places = (one for one in self._nesting.within(vertex) if one < self._flow.operators)
+        return {number for place in places for number in self._nodes[place].inputs()}
 
     def _weighs(self, node: Node) -> bool:
         """Whether an operator is given a parameter."""
         return any(self._graph.values[number].origin is Origin.PARAMETER for number in node.inputs())
 
-    def _reads(self, vertex: int, parameter: int) -> bool:
-        return any(
-            parameter in self._nodes[one].inputs() for one in self._nesting.within(vertex) if one < self._flow.operators
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Makers:
+    """What makes a result that is zero where its ``producers`` are: parameters by value number, and their ``names``.
+    ``parts``: of the dimension that it is zero along. Without any, nothing is said of zeros."""
+
+    parts: frozenset[int]
+    producers: frozenset[int]
+    names: tuple[str, ...]
+
+
+_NO_MAKERS = _Makers(frozenset(), frozenset(), ())
 
 
 class _OtherRun:
     """Another run, in which structures have to be what they are in the first."""
 
     def __init__(
-        self,
-        nodes: Sequence[Node],
-        flow: Flow,
-        nesting: OperandTree,
-        read: Mapping[int, list[int]],
-        passing: Passing,
-        beside: SideEffects,
+        self, graph: Graph, known: RunFlow, passing: Passing, beside: SideEffects, joined: Concatenated
     ) -> None:
-        self._nodes, self._flow, self._nesting, self._read = nodes, flow, nesting, read
-        self._passing, self._beside = passing, beside
+        self._nodes, self._flow, self._nesting = known.run.nodes, known.flow, known.nesting
+        self._read = readers(graph, known.run.nodes)
+        self._passing, self._beside, self._joined = passing, beside, joined
 
     @classmethod
-    def of(cls, graph: Graph, run: Run, producers: Producers, given: Given) -> _OtherRun:
-        flow = Flow.of(graph, run)
-        passing, beside = Passing(graph, run, flow, producers, given), SideEffects.of(graph, run, flow)
-        return cls(run.nodes, flow, OperandTree.of(flow), readers(graph, run.nodes), passing, beside)
+    def of(cls, graph: Graph, known: RunFlow, producers: Producers, given: Given, joined: Concatenated) -> _OtherRun:
+        passing = Passing(graph, known.run, known.flow, producers, given)
+        return cls(graph, known, passing, SideEffects.of(graph, known.run, known.flow), joined)
 
-    def agrees(
-        self, parameters: Collection[int], location: Location, parts: frozenset[int], producers: Collection[int]
-    ) -> bool:
-        """Whether all that reads ``parameters`` reaches the outputs through one operand of the addition at
-        ``location``, if anything reads them, which is zero where ``producers`` are and leaves nothing behind."""
+    def agrees(self, structure: int, parameters: Collection[int], lines: Sequence[str], made: _Makers) -> bool:
+        """Whether all that reads ``parameters`` reaches the outputs through operands of joins at ``lines`` only, if
+        anything reads them, which are zero where its producers are, or parts of ``structure``, and leaves nothing
+        behind."""
         places = [place for parameter in parameters for place in self._read.get(parameter, ())]
-        operand = self._nesting.common(places) if places else self._nesting.sink
-        while operand != self._nesting.sink:
-            vertex, term = operand, self._flow.operands[operand]
-            if self._nodes[term.join].location == location:
+        vertex = self._nesting.common(places) if places else self._nesting.sink
+        while vertex != self._nesting.sink:
+            ends = [self._flow.operands[end] for end in self._flow.ends(vertex)]
+            if sorted(str(self._nodes[end.join].location) for end in ends) == lines:
                 inside = partial(self._nesting.contains, vertex)
                 return (
-                    self._passing.vanishes(term, parts, producers, inside)
+                    all(self._is_it(structure, end) for end in ends)
+                    and (not made.names or all(self._vanishes(end, made, inside) for end in ends))
                     and self._beside.of_structure(self._nesting.within(vertex), self._nesting.place) is None
                 )
-            operand = self._nesting.around[operand]
+            vertex = self._nesting.around[vertex]
         return not places
+
+    def _is_it(self, structure: int, end: Operand) -> bool:
+        node = self._nodes[end.join]
+        return node.operator in ADDITIONS or self._joined.operands.get(node, {}).get(end.position) == structure
+
+    def _vanishes(self, end: Operand, made: _Makers, inside: Callable[[int], bool]) -> bool:
+        return self._passing.vanishes(end, made.parts, made.producers, inside)
 
 
 def readers(graph: Graph, nodes: Sequence[Node]) -> dict[int, list[int]]:

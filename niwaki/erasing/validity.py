@@ -1,4 +1,4 @@
-"""Which structures can be erased together: outputs still follow from an input, every addition keeps an operand."""
+"""Which structures can be erased together: outputs still follow from an input, every join keeps an operand."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class Validity:
         self, flow: Flow, counted: Iterable[int], nesting: OperandTree, required: Collection[int] = ()
     ) -> None:
         self._flow, self._nesting = flow, nesting
+        self._erased: set[int] = set()
+        self._taken: set[int] = set()  # operands
         self._order = {vertex: place for place, vertex in enumerate(rx.topological_sort(flow.graph))}
         self._before = {vertex: flow.graph.predecessor_indices(vertex) for vertex in self._order}
         self._behind = {vertex: flow.graph.successor_indices(vertex) for vertex in self._order}
@@ -40,7 +42,6 @@ class Validity:
         for vertex in self._order:
             self._bits[vertex] = self._seen(vertex, self._bits)
         self._needed = [(vertex, self._bits[vertex] & self._required) for vertex in flow.outputs if self._bits[vertex]]
-        self._erased: set[int] = set()
 
     @property
     def erased(self) -> frozenset[int]:
@@ -57,6 +58,7 @@ class Validity:
         if why is None:
             self._bits |= changed
             self._erased.add(operand)
+            self._taken.update(self._flow.ends(operand))
         return why
 
     def _try(self, operand: int) -> tuple[str | None, dict[int, int]]:
@@ -65,16 +67,17 @@ class Validity:
             if outer in self._erased:
                 return "it is part of what is erased already", {}
             outer = self._nesting.around[outer]
-        join = self._flow.operands[operand].join
-        others = [other for other in self._flow.joins[join] if other != operand and other not in self._erased]
-        if not others:
-            return "nothing would be left to add", {}
-        changed = {operand: 0}
-        waiting = [(self._order[join], join)]
-        seen = {join}
+        ends = self._flow.ends(operand)
+        seen = {self._flow.operands[end].join for end in ends}
+        taken = self._taken.union(ends)
+        if any(taken.issuperset(self._flow.joins[join]) for join in seen):
+            return "nothing would be left to join", {}
+        changed = dict.fromkeys((operand, *ends), 0)
+        waiting = [(self._order[join], join) for join in sorted(seen)]
+        heapq.heapify(waiting)
         while waiting:
             _, vertex = heapq.heappop(waiting)
-            now = self._seen(vertex, changed, operand)
+            now = self._seen(vertex, changed)
             if now == self._bits[vertex]:
                 continue
             changed[vertex] = now
@@ -90,10 +93,11 @@ class Validity:
                 return "an output would no longer depend on an input that is required", {}
         return None, changed
 
-    def _seen(self, vertex: int, changed: Mapping[int, int], without: int | None = None) -> int:
+    def _seen(self, vertex: int, changed: Mapping[int, int]) -> int:
         """The inputs that ``vertex`` depends on."""
+        if vertex in self._taken:
+            return 0
         bits = self._own.get(vertex, 0)
         for maker in self._before[vertex]:
-            if maker != without:
-                bits |= changed.get(maker, self._bits.get(maker, 0))
+            bits |= changed.get(maker, self._bits.get(maker, 0))
         return bits

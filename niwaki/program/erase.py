@@ -14,11 +14,11 @@ from torch.export.graph_signature import ExportGraphSignature, InputSpec, Output
 
 from niwaki.core.edits.erase import JoinOperand
 from niwaki.errors import PlanError
-from niwaki.program.nodes import copied_graph, memories, placeholders
+from niwaki.program.nodes import CONCATENATIONS, copied_graph, memories, placeholders
 
 aten = torch.ops.aten
 _IN_PLACE = {aten.add_.Tensor}
-_JOINS = {aten.add.Tensor, *_IN_PLACE}
+_ADDITIONS = {aten.add.Tensor, *_IN_PLACE}
 
 
 def why_not_taken(module: fx.GraphModule, operand: JoinOperand) -> str | None:
@@ -26,14 +26,21 @@ def why_not_taken(module: fx.GraphModule, operand: JoinOperand) -> str | None:
     node = next((node for node in module.graph.nodes if node.name == operand.node), None)
     if node is None:
         return "its graph has no such node (nothing is erased from regions under no_grad or autocast)"
-    if node.target not in _JOINS:
+    if node.target not in _ADDITIONS | CONCATENATIONS:
         return f"that is a call of {node.target}"
-    two = node.args[:2]
-    if operand.position not in (0, 1) or not all(isinstance(one, fx.Node) for one in two):
+    given = _operands(node)
+    if not 0 <= operand.position < len(given) or len(given) == 1:
         return "it has no such operand"
     if _is_written_over(node, operand.position) and _seen_otherwise(module, node):
         return "what it writes over is used under another name afterwards"
     return None
+
+
+def _operands(join: fx.Node) -> list[fx.Node]:
+    """The tensors that are joined; none if a number is added."""
+    given = join.args[0] if join.target in CONCATENATIONS else join.args[:2]
+    tensors = [one for one in given if isinstance(one, fx.Node)] if isinstance(given, (list, tuple)) else []
+    return tensors if join.target in CONCATENATIONS or len(tensors) == len(join.args[:2]) else []
 
 
 def _is_written_over(join: fx.Node, position: int) -> bool:
@@ -61,9 +68,21 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
     module = copied_graph(program.graph_module)
     graph = module.graph
     nodes = {node.name: node for node in graph.nodes}
+    taken: dict[fx.Node, set[int]] = {}
     for operand in operands:
-        _take(module, nodes[operand.node], operand.position)
+        taken.setdefault(nodes[operand.node], set()).add(operand.position)
+    for join, positions in taken.items():
+        left = [one for position, one in enumerate(_operands(join)) if position not in positions]
+        if not left:
+            raise PlanError(f"The plan erases all operands of the node {join.name!r}, of which one has to stay.")
+        if join.target in CONCATENATIONS:
+            join.args = (left, *join.args[1:])
+        else:
+            _dissolve(module, join, left[0], positions)
     _remove_dead(module)
+    for join in list(graph.nodes):  # only now, so that all sizes fit one another before
+        if join in taken and join.target in CONCATENATIONS and len(_operands(join)) == 1:
+            _dissolve(module, join, _operands(join)[0], ())
     signature = program.graph_signature
     gone = {*tensors}
     kept: list[InputSpec] = []
@@ -104,31 +123,30 @@ def _outputs(graph: fx.Graph, signature: ExportGraphSignature) -> list[OutputSpe
     ]
 
 
-def _take(module: fx.GraphModule, join: fx.Node, position: int) -> None:
-    """Let the other operand take the place of the addition ``join``; a copy of it, where one of the two is written to
-    afterwards."""
-    operand, other = join.args[position], join.args[1 - position]
-    assert isinstance(operand, fx.Node) and isinstance(other, fx.Node)
-    made: fx.Node = other
-    if not (join.target in _IN_PLACE and position == 1) and _is_written(module, join, (join, other)):
+def _dissolve(module: fx.GraphModule, join: fx.Node, left: fx.Node, taken: Collection[int]) -> None:
+    """Let ``left``, the only operand that stays, take the place of ``join``, whose operands ``taken`` go; a copy of it,
+    where either is written to later."""
+    made = left
+    if not (join.target in _IN_PLACE and 0 not in taken) and _is_written(module, join, left):
         with module.graph.inserting_before(join):
-            made = module.graph.call_function(aten.clone.default, (other,))
+            made = module.graph.call_function(aten.clone.default, (left,))
         made.meta = {key: join.meta[key] for key in ("val", "stack_trace", "nn_module_stack") if key in join.meta}
-    if _is_written_over(join, position):  # from here on the operand's name, too, stands for the result
+    if join.target in _IN_PLACE and 0 in taken:  # from here on the operand's name, too, stands for the result
         nodes = list(module.graph.nodes)
         later = set(nodes[nodes.index(join) + 1 :])
-        operand.replace_all_uses_with(made, delete_user_cb=later.__contains__)
+        _operands(join)[0].replace_all_uses_with(made, delete_user_cb=later.__contains__)
     join.replace_all_uses_with(made)
     module.graph.erase_node(join)
 
 
-def _is_written(module: fx.GraphModule, join: fx.Node, results: Collection[fx.Node]) -> bool:
-    """Whether anything behind a join writes to the memory of one of ``results``."""
+def _is_written(module: fx.GraphModule, join: fx.Node, left: fx.Node) -> bool:
+    """Whether anything writes to the memory of a join's result, or of the operand ``left``, later."""
     nodes = list(module.graph.nodes)
     later = nodes[nodes.index(join) + 1 :]
     written = [given for other in later for given in _writes(other)]
     memory = memories(module) if written else {}
-    return any(not memory[given].isdisjoint(memory[result]) for given in written for result in results)
+    own = memory[join] | memory[left] if written else frozenset()
+    return any(not memory[given].isdisjoint(own) for given in written)
 
 
 def _remove_dead(module: fx.GraphModule) -> None:

@@ -11,6 +11,11 @@ from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from niwaki.trace.fake import failures_not_logged
+
+aten = torch.ops.aten
+CONCATENATIONS = frozenset({aten.cat.default, aten.concat.default, aten.concatenate.default})
+
 
 def copied_graph(source: fx.GraphModule) -> fx.GraphModule:
     """A copy with the names of its nodes: copying alone changes names that Python uses, such as ``input``."""
@@ -55,11 +60,13 @@ def memories(module: fx.GraphModule) -> dict[fx.Node, frozenset[int]]:
     """For each node numbers that stand for the memory of its results: nodes that have one in common share it.
 
     The graph is run on fake tensors: schemas do not tell it of all operators (a dropout in eval mode gives back what it
-    was given). What a region or a function without tensors gives may share the memory of all that it is given.
+    was given). Where a concatenation has lost operands, its result still has the size that those behind it expect.
+    What a region gives may share the memory of all that it is given, and so may what an operator gives that does not
+    run.
     """
     values: dict[fx.Node, Any] = {}
     found: dict[fx.Node, frozenset[int]] = {}
-    with torch.no_grad(), fake_mode(module.graph):
+    with torch.no_grad(), fake_mode(module.graph), failures_not_logged():
         for node in module.graph.nodes:
             own = frozenset[int]()
             if node.op == "placeholder":
@@ -67,12 +74,17 @@ def memories(module: fx.GraphModule) -> dict[fx.Node, frozenset[int]]:
             elif node.op == "get_attr":
                 values[node] = held_by(module, node)
             elif node.op == "call_function":
-                if isinstance(node.target, HigherOrderOperator):
+                try:
+                    if node.target in CONCATENATIONS:
+                        values[node] = torch.empty_like(node.meta["val"])
+                    elif not isinstance(node.target, HigherOrderOperator):
+                        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                        values[node] = node.target(*args, **kwargs)
+                except (RuntimeError, ValueError, IndexError, TypeError):
+                    pass
+                if node not in values:
                     values[node] = node.meta.get("val")
                     own = own.union(*(found[given] for given in node.all_input_nodes))
-                else:
-                    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-                    values[node] = node.target(*args, **kwargs)
             tensors = (leaf for leaf in tree_leaves(values.get(node)) if isinstance(leaf, torch.Tensor))
             found[node] = own | {tensor.untyped_storage()._cdata for tensor in tensors}
     return found

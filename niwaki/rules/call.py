@@ -57,8 +57,10 @@ class Call:
         trains: bool,
         unused: bool = False,
         discarded: tuple[bool, ...] = (),
+        structures: Mapping[int, int] | None = None,
     ) -> None:
         self._constraints, self._node, self._counting = constraints, node, counting
+        self._structures = structures or {}
         self.trains, self.unused, self.discarded = trains, unused, discarded
         self._why: dict[str, int] = {}
         self.operator, self.python = node.operator, node.call
@@ -277,6 +279,14 @@ class Call:
     def opaque(self, output: int, why: str = "is not followed") -> Label:
         """The label of an output of which no position can be removed."""
         return self.label([self.fixed(size, why) for size in self.shapes[output]], output=output)
+
+    def operand(self, position: int, axis: Axis) -> Axis:
+        """The part of a join's result that its operand at ``position`` becomes: positions of ``axis``, which also go
+        with the structure that makes the operand, if that may vanish."""
+        if position not in self._structures:
+            return axis
+        absent = np.full((axis.size, 1), self._constraints.absence(self._structures[position]))
+        return Axis(np.concatenate([axis.ids, absent], axis=1), axis.why)
 
     def split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
         """Part ``axis`` into a row-major product of axes of ``sizes``, with new ids where a boundary falls inside."""

@@ -96,6 +96,9 @@ class Constraints:
     notes: dict[str, None] = field(default_factory=dict)  # what rules tell the user, in their order
     touched: list[Touched] = field(default_factory=list)
     blocks: list[IntArray] = field(default_factory=list)  # ids that were handed out together, in ascending order
+    absent: dict[int, int] = field(
+        default_factory=dict
+    )  # structures -> the id that their parts of joins have in common
     ids: int = 1
 
     def __str__(self) -> str:
@@ -107,6 +110,12 @@ class Constraints:
         self.blocks.append(block)
         self.ids += size
         return block[:, None]
+
+    def absence(self, structure: int) -> int:
+        """The id of a structure: a position that has it goes with the structure, and may depend on units as well."""
+        if structure not in self.absent:
+            self.absent[structure] = int(self.allocate(1)[0, 0])
+        return self.absent[structure]
 
     def reason(self, text: str, location: Location | None) -> int:
         """Number a reason."""

@@ -23,13 +23,15 @@ aten = torch.ops.aten
 @rule(aten.cat.default)
 def cat(call: Call) -> Label:
     """One after the other along ``dim``."""
-    tensors = [x for x in call["tensors"] if x.shape != (0,)] or call["tensors"]
+    numbered = [(place, x) for place, x in enumerate(call["tensors"]) if x.shape != (0,)] or [(0, call["tensors"][0])]
+    tensors = [x for _, x in numbered]
     dim = call["dim"] % len(tensors[0].axes)
     axes = []
     for i in range(len(tensors[0].axes)):
         along = [x.axes[i] for x in tensors]
         if i == dim:
-            axes.append(concatenate(along))
+            some = any(axis.free for axis in along)
+            axes.append(concatenate([call.operand(place, x.axes[i]) if some else x.axes[i] for place, x in numbered]))
             continue
         chosen = next((axis for axis in along if axis.free), along[0])
         for axis in along:

@@ -38,6 +38,11 @@ class AxisTable:
             self._axes.append(axis.ids)
         return self._numbers[key]
 
+    @property
+    def arrays(self) -> Sequence[IntArray]:
+        """The ids of the positions of each axis."""
+        return self._axes
+
     def rows(self, units: SolvedGroups) -> tuple[IntArray, IntArray, IntArray]:
         """For each position of each axis, the components that are still free [R, K], 0 padded; the axis number of each
         row [R]; and how many successive positions each row stands for [R]."""
@@ -57,10 +62,10 @@ class AxisTable:
         return table[:, used], np.concatenate([axis for _, axis, _ in pieces]), np.concatenate([n for *_, n in pieces])
 
 
-def stacked(arrays: Sequence[IntArray]) -> IntArray:
-    """Stack arrays of rows, padded with 0 to the widest."""
+def stacked(arrays: Sequence[IntArray], filler: int = 0) -> IntArray:
+    """Stack arrays of rows, padded with ``filler`` to the widest."""
     width = max([1, *(own.shape[1] for own in arrays)])
-    rows = np.zeros((sum(map(len, arrays)), width), dtype=np.int64)
+    rows = np.full((sum(map(len, arrays)), width), filler, dtype=np.int64)
     start = 0
     for own in arrays:
         rows[start : start + len(own), : own.shape[1]] = own
@@ -163,7 +168,7 @@ class Tables:
         ]
         self.working = [task.place for task in working]
         self.rows, self.axis, self.times = table.rows(units)
-        self.num_axes = len(table)
+        self.num_axes, self.arrays = len(table), table.arrays
         self._first = np.searchsorted(self.axis, np.arange(self.num_axes + 1))
 
     def rows_of(self, axis: int) -> tuple[IntArray, IntArray]:

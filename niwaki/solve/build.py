@@ -181,7 +181,7 @@ class Builder:
 
     def erasable(self, space: SearchSpace, erasures: Erasures, homes: Homes) -> SearchSpace:
         """Add the structures of ``erasures`` that can be erased to a finished ``space``, as groups of one unit."""
-        return with_structures(space, self._tables, erasures, homes)
+        return with_structures(space, self.units, self._tables, erasures, homes)
 
     def _made(self) -> SearchSpace:
         units, tables = self.units, self._tables

@@ -7,7 +7,7 @@ layers, in train mode for example, mostly repeats the first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ class Calls:
         if key is not None:
             self._said.setdefault(key, []).append(said)
 
-    def key(self, node: Node, unused: bool, discarded: tuple[bool, ...]) -> int | None:
+    def key(self, node: Node, unused: bool, discarded: tuple[bool, ...], structures: Mapping[int, int]) -> int | None:
         """A key that is equal for calls of which rules say the same; None if that is unknown."""
         values = self._graph.values
         if node.call.powers:  # they release frozen numbers, which each run has of its own
@@ -80,6 +80,7 @@ class Calls:
             node.location,
             unused,
             discarded,
+            tuple(structures.items()),
             tuple([self._argument(argument) for argument in node.args]),
             tuple([(name, self._argument(argument)) for name, argument in node.kwargs.items()]),
             tuple([(values[number].shape, values[number].dtype) for number in node.outputs if number is not None]),

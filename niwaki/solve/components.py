@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,16 +123,23 @@ class _Edges:
         return np.concatenate(self._from), np.concatenate(self._to), np.concatenate(self._why)
 
 
-def solve(constraints: Constraints) -> Components:
-    """Find the least restrictive solution that these steps reach; restricting it further is always allowed."""
+def solve(constraints: Constraints, structures: bool = False) -> Components:
+    """Find the least restrictive solution that these steps reach; restricting it further is always allowed.
+
+    ``structures``: whether structures may vanish. Without, all is solved as if nothing was said of them.
+    """
     blocks = Blocks(constraints)
     equal = list(
         {(id(left), id(right)): (left, right, why) for left, right, why in reversed(constraints.equal)}.values()
     )
     equal.reverse()  # of several with the same arrays, the first; copies cost time, no more
     joined, parts = [], []
+    known: dict[int, int] = {}  # rows -> the first block that is equal to them
     for left, right, why in equal:
         one, other = blocks.number(left), blocks.number(right)
+        if structures and one is None and other is not None:
+            one = known.setdefault(id(left), other)
+            one = None if one == other else one  # so the others are tied to the first, which saves time
         if one is None or other is None:
             parts.append((left, right, why))
         elif one != other:
@@ -146,11 +154,16 @@ def solve(constraints: Constraints) -> Components:
     whole = _Edges()
     whole.add(*np.array(joined, dtype=np.int64).reshape(-1, 3).T)
     short, edges = _shortened(blocks, whole, constraints.ids)
+    absent = [] if structures else list(constraints.absent.values())
+    short[absent] = 0
     for ids, why in single:
         ids = short[ids[ids != 0]].astype(np.int64)
+        ids = ids[ids != 0] if absent else ids
         edges.add(np.zeros_like(ids), ids, why)
     products = []
     for left, right, why in parts:
+        if absent:
+            left, right = _without(absent, left), _without(absent, right)
         left, right = short[left].astype(np.int64), short[right].astype(np.int64)
         if left.shape[1] == right.shape[1] == 1:
             differ = left[:, 0] != right[:, 0]
@@ -175,6 +188,14 @@ def solve(constraints: Constraints) -> Components:
         # In front, so that they are known when the equations that they come from are met again.
         products = [*refining.found, *products]
         refining.found = []
+
+
+def _without(absent: Sequence[int], rows: IntArray) -> IntArray:
+    """The columns of ``rows`` that hold anything but ids that are ``absent``, at least the first."""
+    gone = np.isin(rows, absent)
+    only = gone.any(axis=0) & (gone | (rows == 0)).all(axis=0)
+    only[:1] = False
+    return rows[:, ~only] if only.any() else rows
 
 
 def _shortened(blocks: Blocks, whole: _Edges, ids: int) -> tuple[ShortArray, _Edges]:

@@ -8,9 +8,7 @@ kinds of layers, and not on the number of layers.
 from __future__ import annotations
 
 import itertools
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -27,6 +25,7 @@ from niwaki.solve.masks import hard_keep, slight_keep
 from niwaki.solve.mend import Mending
 from niwaki.surgery.cut import cut_empty, duplicate
 from niwaki.trace.extent import NOTHING
+from niwaki.trace.fake import failures_not_logged
 from niwaki.trace.graph import Graph, Run
 from niwaki.trace.structures import ExampleCall
 from niwaki.trace.tracer import trace
@@ -157,18 +156,3 @@ def _tried(small: torch.nn.Module, call: ExampleCall, run: Run) -> Graph:
         if paths[0] == paths[1]:
             break
     return tried
-
-
-@contextmanager
-def failures_not_logged() -> Iterator[None]:
-    """Keep torch from logging failures on fake tensors as errors: some runs have to fail here."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-
-    def nothing(_: logging.LogRecord) -> bool:
-        return False
-
-    log.addFilter(nothing)
-    try:
-        yield
-    finally:
-        log.removeFilter(nothing)

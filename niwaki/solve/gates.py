@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,28 +12,67 @@ from niwaki.core.counts import Counts, IntArray
 from niwaki.core.space import Group, SearchSpace
 from niwaki.core.structures import Erasures
 from niwaki.core.tensor_dims import Role, TensorDim, slices_by_group
-from niwaki.solve.axis_table import Tables
+from niwaki.solve.axis_table import Tables, count_rows, stacked
+from niwaki.solve.components import Components
+from niwaki.solve.groups import SolvedGroups
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Homes:
     """The smallest structure that each operator of the first run, and each tensor, is in: its number. Those that are in
-    none are missing."""
+    none are missing. ``parts``: of each structure that is concatenated, what reads it; ``absences``: where it is."""
 
     operators: Mapping[int, int]
     tensors: Mapping[str, int]
+    parts: Mapping[int, Sequence[TensorPart]]
+    absences: Absences
 
 
-def with_structures(space: SearchSpace, tables: Tables, erasures: Erasures, homes: Homes) -> SearchSpace:
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorPart:
+    """Positions of one dimension of a tensor that go with a structure."""
+
+    tensor: str
+    dim: int
+    positions: IntArray
+    role: Role
+    parameter: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Absences:
+    """``solution``: the components that positions lie in, if structures may vanish; ``structures``: those of the
+    components that are structures, by their numbers."""
+
+    solution: Components
+    structures: Mapping[int, int]
+
+    def units(self, arrays: Sequence[IntArray], unit: Mapping[int, int], none: int) -> Iterable[tuple[int, IntArray]]:
+        """The axes, by their numbers, with positions that go with structures: their rows of units [n, K], padded with
+        ``none``. ``arrays``: the ids of all axes."""
+        number = np.full(self.solution.size, none)
+        number[list(self.structures)] = [unit[structure] for structure in self.structures.values()]
+        for axis, ids in enumerate(arrays if self.structures else ()):
+            found = number[self.solution.canonical(ids)]
+            some = (found != none).any(axis=0)
+            if some.any():
+                yield axis, found[:, some]
+
+
+def with_structures(
+    space: SearchSpace, units: SolvedGroups, tables: Tables, erasures: Erasures, homes: Homes
+) -> SearchSpace:
     """``space`` with every structure that can be erased as a group of one unit, after all others.
 
-    A structure owns all entries of the parameters that make its result. Where it is erased no operator in it costs
-    anything: each of their terms gets one more axis, whose only position depends on the units of all structures around.
+    A structure owns all entries of the parameters that make its result, and those that read its part of a
+    concatenation. Where it is erased no operator in it costs anything: each of their terms gets one more axis, whose
+    only position depends on the units of all structures around. Axes with its part get shorter.
     """
     numbers = [number for number, one in enumerate(erasures.listed) if one.erasable]
     before, after = space.num_units, space.num_units + len(numbers)
     unit = {number: before + place for place, number in enumerate(numbers)}
     dims = _with_owners(space, [(erasures.listed[number].producers, unit[number]) for number in numbers], after)
+    dims = _with_parts(dims, homes, unit, {one.name: one.shape for one in space.shapes}, after)
     starts = np.append([group.first for group in space.groups], range(before, after + 1)).astype(np.int64)
     groups = [*space.groups]
     for number in numbers:
@@ -46,8 +85,37 @@ def with_structures(space: SearchSpace, tables: Tables, erasures: Erasures, home
         groups=tuple(replace(group, slices=own) for group, own in zip(groups, slices, strict=True)),
         dims=tuple(dims),
         erasures=erasures,
-        cost_model=gates.costs(tables, homes),
+        cost_model=gates.costs(units, tables, homes, unit),
     )
+
+
+def _with_parts(
+    dims: Sequence[TensorDim], homes: Homes, unit: Mapping[int, int], shapes: Mapping[str, Sequence[int]], none: int
+) -> list[TensorDim]:
+    """``dims`` whose positions belong, too, to the structures that they are parts of. ``none`` stands for no unit."""
+    known = {(dim.tensor, dim.dim): dim.role for dim in dims}
+    columns: dict[tuple[str, int, Role, bool], list[IntArray]] = {}
+    for number, parts in homes.parts.items():
+        for part in parts:
+            there = known.get((part.tensor, part.dim), part.role)
+            role = there if part.role is Role.CONSUMER else part.role
+            own = columns.setdefault((part.tensor, part.dim, role, part.parameter), [])
+            column = next((column for column in own if (column[part.positions] == none).all()), None)
+            if column is None:
+                column = np.full(shapes[part.tensor][part.dim], none)
+                own.append(column)
+            column[part.positions] = unit[number]
+    joined: dict[tuple[int, bytes], IntArray] = {}
+    found = []
+    for dim in dims:
+        own = columns.pop((dim.tensor, dim.dim, dim.role, dim.parameter), [])
+        alike = id(dim.units), b"".join(column.tobytes() for column in own)
+        if alike not in joined:
+            joined[alike] = np.column_stack([dim.units, *own]) if own else dim.units
+        found.append(replace(dim, units=joined[alike]))
+    for (tensor, place, role, parameter), own in columns.items():
+        found.append(TensorDim(tensor, place, np.column_stack(own), role, parameter))
+    return found
 
 
 def _with_owners(space: SearchSpace, owned: Sequence[tuple[Sequence[str], int]], after: int) -> list[TensorDim]:
@@ -94,12 +162,12 @@ class _GatedCosts:
         self._axis = {number: self._axes + place for place, number in enumerate(numbers)}
         self._around = [around[number] for number in numbers]
 
-    def costs(self, tables: Tables, homes: Homes) -> CostModel:
+    def costs(self, units: SolvedGroups, tables: Tables, homes: Homes, unit: Mapping[int, int]) -> CostModel:
         """The cost model itself. ``tables``: what the terms of the old one belong to."""
         old, operators = self._old, homes.operators
         peaks, work = old.activations, old.work
         return CostModel(
-            self._counts(),
+            self._counts(self._parted(units, tables, homes.absences, unit)),
             self._terms(old.params, [homes.tensors.get(name) for name in tables.parameters]),
             self._terms(old.macs, [operators.get(place) for place in tables.multiplying]),
             self._terms(old.memory, [homes.tensors.get(name) for name in tables.tensors]),
@@ -115,21 +183,31 @@ class _GatedCosts:
             ),
         )
 
-    def _counts(self) -> Counts:
+    def _parted(self, units: SolvedGroups, tables: Tables, absences: Absences, unit: Mapping[int, int]) -> Counts:
+        """The counts of the axes with parts of structures, which depend on units and structures."""
+        found: list[tuple[int, IntArray]] = []
+        for number, absent in absences.units(tables.arrays, unit, self._units):
+            own = units.of(tables.arrays[number])
+            found.append((number, np.concatenate([np.where(own == len(units), self._units, own), absent], axis=1)))
+        rows = stacked([rows for _, rows in found], self._units)
+        axis = np.repeat([number for number, _ in found], [len(rows) for _, rows in found]).astype(np.int64)
+        return count_rows(rows, axis, np.ones(len(rows), np.int64), self._axes, self._units)
+
+    def _counts(self, parted: Counts) -> Counts:
+        """``parted``: the counts of some axes, in place of the old ones."""
         old, extra = self._old.counts, len(self._around)
-        width = max([old.units.shape[1], *map(len, self._around)])
-        units = np.full((len(old.units) + extra, width), self._units)
-        units[: len(old.units), : old.units.shape[1]] = np.where(old.units == old.num_units, self._units, old.units)
-        for row, around in enumerate(self._around, len(old.units)):
-            units[row, : len(around)] = around
-        axis = np.append(old.axis, np.arange(self._axes, self._axes + extra))
+        others = np.isin(np.arange(self._axes), np.concatenate([parted.axis, parted.runs.axis]), invert=True)
+        kept = others[old.axis]
+        units = np.where(old.units[kept] == old.num_units, self._units, old.units[kept])
+        rows = stacked([units, parted.units, *(np.array([around]) for around in self._around)], self._units)
+        axis = [old.axis[kept], parted.axis, np.arange(self._axes, self._axes + extra)]
         return Counts(
             self._units,
             self._axes + extra,
-            units,
-            np.append(old.times, np.ones(extra)),
-            axis.astype(np.int64),
-            old.runs,
+            rows,
+            np.concatenate([old.times[kept], parted.times, np.ones(extra)]),
+            np.concatenate(axis).astype(np.int64),
+            old.runs[others[old.runs.axis]].joined(parted.runs),
         )
 
     def _terms(self, old: Terms, homes: Sequence[int | None]) -> Terms:

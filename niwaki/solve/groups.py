@@ -93,7 +93,7 @@ class SolvedGroups:
         for (number, dim), (first, size) in constraints.ids_of.items():
             ids = blocks[first] if size else np.zeros(0, dtype=np.int64)
             own = slice(first, first + size)
-            role = _role({mark for mark, of_ids in marked.items() if of_ids[own].any()})
+            role = role_of({mark for mark, of_ids in marked.items() if of_ids[own].any()})
             dims.append(SolvedDim(self.graph.values[number], dim, ids, self.solution.canonical(ids[:, None]), role))
         return dims
 
@@ -261,7 +261,7 @@ class SolvedGroups:
         self._free: dict[int, BoolArray] = {}
 
 
-def _role(marks: Collection[Mark]) -> Role:
+def role_of(marks: Collection[Mark]) -> Role:
     """The role of a dimension, given all marks of its positions."""
     if Mark.DIRECTION in marks:
         return Role.DIRECTION

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,12 +34,14 @@ def propagate(
     tolerant: bool = True,
     repeats: bool = True,
     given: list[dict[int, tuple[Label | None, ...]]] | None = None,
+    structures: Mapping[Node, Mapping[int, int]] | None = None,
 ) -> Constraints:
     """Apply ``find``'s rules to all runs of ``graph``; MACs are counted in the first.
 
     If ``tolerant``, a rule that fails with an error, which is a defect of niwaki, pins what its operator touches. If
     ``repeats``, a call that an earlier run made on the same labels is not labelled again, which is faster.
     ``given`` is filled, for each run, with the labels of the tensors that its operators were given, as they were then.
+    ``structures``: of joins, the number of the structure that makes the operand at a position and may vanish with it.
     """
     constraints = Constraints([None] * len(graph.values), allow_inexact=allow_inexact)
     constraints.reason("nothing constrains it", None)
@@ -66,12 +68,13 @@ def propagate(
         read = seen(run)
         for place, node in enumerate(run.nodes):
             discarded = tuple(number not in read for number in node.outputs if number is not None)
-            key = calls.key(node, place in thrown_away, discarded) if repeats and len(graph.runs) > 1 else None
+            own = structures.get(node, {}) if structures is not None else {}
+            key = calls.key(node, place in thrown_away, discarded, own) if repeats and len(graph.runs) > 1 else None
             said = calls.recall(key) if index else None
             if given is not None:
                 given[-1][place] = tuple(constraints.labels[number] for number in node.inputs())
             if said is None:
-                call = Call(constraints, graph, node, index == 0, run.both, place in thrown_away, discarded)
+                call = Call(constraints, graph, node, index == 0, run.both, place in thrown_away, discarded, own)
                 labels = _apply(call, graph, node, find, scaling, tolerant)
                 axes = [*call.input_axes(), *(axis for made in labels for axis in made.axes)]
                 said = CachedCall(labels, axes, call.resized, call.rescaled, call.understood)

@@ -215,7 +215,7 @@ class Chain(nn.Module):
 def test_errors(space: SearchSpace) -> None:
     x = torch.randn(2, 4)
     chain = niwaki.search_space(Chain(), x, as_graph=True, erase=True)
-    with pytest.raises(PlanError, match=r"^b cannot be erased beside a: nothing would be left to add\. Keep it, or "):
+    with pytest.raises(PlanError, match=r"^b cannot be erased beside a: nothing would be left to join\. Keep it, or "):
         chain.plan(choice(chain, {"a", "b"}))
     plan = chain.plan(choice(chain, {"a"}))
     with pytest.raises(PlanError, match="The plan is for another network: it expects a tensor 'a.bias'"):

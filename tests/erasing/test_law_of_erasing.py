@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,8 +49,13 @@ class Branches(nn.Module):
 
 
 def test_an_operand_taken_for_the_other_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    take = erase._take
-    monkeypatch.setattr(erase, "_take", lambda module, join, position: take(module, join, 1 - position))
+    dissolve = erase._dissolve
+
+    def wrong(module: Any, join: Any, left: Any, taken: Any) -> None:
+        gone = min(taken)
+        dissolve(module, join, erase._operands(join)[gone], {1 - gone})
+
+    monkeypatch.setattr(erase, "_dissolve", wrong)
     with pytest.raises(AssertionError, match=r"Random plan \d \(seed 0\), which erases (a|b|a, b):? "):
         check_erasing(Branches(), torch.randn(2, 3), as_graph=True)
 

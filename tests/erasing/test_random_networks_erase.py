@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,8 +58,13 @@ def test_a_term_that_is_not_zero_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_operand_taken_for_the_other_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    take = erase._take
-    monkeypatch.setattr(erase, "_take", lambda module, join, position: take(module, join, 1 - position))
+    dissolve = erase._dissolve
+
+    def wrong(module: Any, join: Any, left: Any, taken: Any) -> None:
+        gone = min(taken)
+        dissolve(module, join, erase._operands(join)[gone], {1 - gone})
+
+    monkeypatch.setattr(erase, "_dissolve", wrong)
     assert found_by(range(6))
 
 

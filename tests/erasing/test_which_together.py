@@ -136,7 +136,7 @@ def test_each_alone_but_not_together() -> None:
         validity = Validity(flow, [0], OperandTree.of(flow))
         assert validity.why_not(first) is None and validity.why_not(second) is None
         assert validity.erase(first) is None
-        assert validity.erase(second) == "nothing would be left to add"
+        assert validity.erase(second) == "nothing would be left to join"
 
 
 def test_removal_that_disconnects_is_refused() -> None:
@@ -178,4 +178,4 @@ def test_ten_thousand_candidates() -> None:
     nesting = OperandTree.of(flow)
     validity = Validity(flow, [0], nesting)
     assert all(validity.erase(flow.joins[join][1]) is None for join in joins)
-    assert validity.erase(flow.joins[2][0]) == "nothing would be left to add"
+    assert validity.erase(flow.joins[2][0]) == "nothing would be left to join"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 from torch import nn
@@ -110,7 +110,8 @@ class Erase(ModuleEdit):
     def then(cls, first: Self | None, later: Self | None) -> Self | None:
         if first is None or later is None:
             return first or later
-        return cls((*first.operands, *later.operands), tuple(sorted({*first.tensors, *later.tensors})))
+        operands = (_before(first.operands, one) for one in later.operands)
+        return cls((*first.operands, *operands), tuple(sorted({*first.tensors, *later.tensors})))
 
     @classmethod
     def left(cls, first: Self | None, whole: Self | None, done: Plan, plan: Plan) -> Self | None:
@@ -121,7 +122,7 @@ class Erase(ModuleEdit):
         lost = [operand for operand in first.operands if operand not in whole.operands]
         if lost:
             raise _left_already(lost[0])
-        rest = tuple(operand for operand in whole.operands if operand not in first.operands)
+        rest = tuple(_after(first.operands, one) for one in whole.operands if one not in first.operands)
         return cls(rest, tuple(sorted({*whole.tensors} - {*first.tensors}))) if rest else None
 
     def renamed(self, name: Callable[[str], str | None]) -> Self | None:
@@ -145,6 +146,20 @@ class Erase(ModuleEdit):
         names = [one.structure for one in self.operands]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         return f"{', '.join(names[:_SHOWN])}{more}"
+
+
+def _before(taken: Sequence[JoinOperand], operand: JoinOperand) -> JoinOperand:
+    """``operand`` of a network without ``taken``, numbered as in the network that has them."""
+    position = operand.position
+    for gone in sorted(one.position for one in taken if one.node == operand.node):
+        position += gone <= position
+    return replace(operand, position=position)
+
+
+def _after(taken: Sequence[JoinOperand], operand: JoinOperand) -> JoinOperand:
+    """``operand`` of a network that has ``taken``, numbered as in the network without."""
+    gone = [one for one in taken if one.node == operand.node and one.position < operand.position]
+    return replace(operand, position=operand.position - len(gone))
 
 
 def _left_already(operand: JoinOperand) -> PlanError:
