@@ -25,6 +25,7 @@ def main() -> None:
     random.add_argument("--networks", type=int, default=10_000)
     random.add_argument("--first", type=int, default=0, help="the number of the first network")
     random.add_argument("--plans", type=int, default=4, help="random plans per network")
+    random.add_argument("--forms", nargs="*", default=list(fuzz.FORMS), choices=fuzz.FORMS, help="what is cut")
     random.add_argument("--out", type=Path, default=Path("out/erasing/fuzz"), help="rows, and scripts of failures")
     known = commands.add_parser("law", help="the law on known networks")
     known.add_argument("--plans", type=int, default=200, help="random plans per network and form")
@@ -32,7 +33,7 @@ def main() -> None:
     known.add_argument("--forms", nargs="*", default=list(law.FORMS), choices=law.FORMS)
     options = parser.parse_args()
     if options.command == "fuzz":
-        fuzz.run(options.networks, options.first, options.plans, options.out)
+        fuzz.run(options.networks, options.first, options.plans, options.forms, options.out)
     if options.command == "law" and not law.run(options.only, options.forms, options.plans):
         sys.exit(1)
 

@@ -80,7 +80,7 @@ WORLDS = (IMAGES, IMAGES, TOKENS, VECTORS)
 FUNCTIONS = (
     "torch.relu({0})", "torch.relu({0})", "F.gelu({0})", "F.silu({0})", "torch.tanh({0})", "F.leaky_relu({0}, 0.1)",
     "torch.sigmoid({0})", "{0} * 2", "{0} + 1", "-{0}", "{0}.abs()", "{0}.exp()", "{0}.square()",
-    "F.hardswish({0})", "F.dropout({0}, 0.1, self.training)", "{0}.contiguous()",
+    "F.hardswish({0})", "{0}.contiguous()",
 )  # fmt: skip
 IN_PLACE = ("F.relu({0}, inplace=True)", "{0}.mul_(0.5)", "F.silu({0}, inplace=True)", "{0}.tanh_()")
 WIDTHS = (4, 6)
@@ -174,7 +174,7 @@ class _Writer:
             pool = self.member(self.one_of(self.world.pools))
             return self.value(f"{pool}({x})", width, [x])
         if dice < 0.95:
-            return self.value(f"{self.member('nn.Identity()')}({x})", width, [x])
+            return self.value(f"{self.member(self.one_of(('nn.Identity()', 'nn.Dropout(0.1)')))}({x})", width, [x])
         if dice < 0.98:
             shape = "{0}, 1, 1" if self.world is IMAGES else "{0}"
             return self.value(f"{x} * {self.parameter(shape.format(width))}", width, [x])

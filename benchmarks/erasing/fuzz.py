@@ -1,10 +1,10 @@
 """Random networks, random valid sets of their structures: no sub-network may be invalid or inexact.
 
-For each network, by its number: what is listed is looked at by a run (`listing`), then random plans of the exported
-program, every other one with random widths too, must cut to what the zeroed program computes, forward and backward, and
-cost no more than predicted (less, where operators computed in vain before, or served several structures that went). A
-row per network, as a line of JSON; networks that have a row already are not tried again. A failure is written as a
-script that shows it.
+For each network, by its number: what is listed is looked at by a run (`listing`), then random plans for the exported
+program and for the class, every other one with random widths too, must cut to what the zeroed network computes, forward
+and backward, and cost no more than predicted (less, where operators computed in vain before, or served several
+structures that went). A row per network, as a line of JSON; networks that have a row already are not tried again. A
+failure is written as a script that shows it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from niwaki.trace.structures import tensors_in
 from niwaki.verify import TOLERANCE
 
 Row = dict[str, Any]
+FORMS = ("program", "class")
 
 SCRIPT = """{source}
 
@@ -44,24 +46,25 @@ if __name__ == "__main__":
     torch.manual_seed({seed})
     model = Net().double().eval()
     inputs = ({inputs},)
-    space = niwaki.search_space(model, inputs, as_graph=True, erase=True)
+    space = niwaki.search_space(model, inputs, as_graph={as_graph}, erase=True)
     print(space)
     keep = torch.ones(space.num_units, dtype=torch.bool).numpy()
     keep[{gone}] = False
     plan = space.plan(keep)
-    print(niwaki.check(model, plan, inputs, as_graph=True))
+    print(niwaki.check(model, plan, inputs, as_graph={as_graph}))
 """
 
 
 class Problem(Exception):
-    """What is wrong with a network, as a sentence. ``gone``: the units of the plan that showed it."""
+    """What is wrong with a network, as a sentence. ``gone``: the units of the plan that showed it; ``form``: whether
+    that was cut as a program, or as a class."""
 
-    def __init__(self, text: str, gone: list[int] | None = None) -> None:
+    def __init__(self, text: str, form: str = "class", gone: list[int] | None = None) -> None:
         super().__init__(text)
-        self.gone = gone or []
+        self.form, self.gone = form, gone or []
 
 
-def run(networks: int, first: int, plans: int, out: Path) -> None:
+def run(networks: int, first: int, plans: int, forms: Sequence[str], out: Path) -> None:
     """Try the networks ``first`` ... ``first + networks - 1`` that have no row in ``out`` yet, then print the sums."""
     out.mkdir(parents=True, exist_ok=True)
     rows_file = out / "rows.jsonl"
@@ -72,19 +75,19 @@ def run(networks: int, first: int, plans: int, out: Path) -> None:
         for number in range(first, first + networks):
             if number in known:
                 continue
-            row = tried(number, plans, out)
+            row = tried(number, plans, forms, out)
             print(json.dumps(row), file=file, flush=True)
             if "problem" in row:
                 print(f"network {number}: {row['problem']}  ({out / f'network_{number}.py'})", flush=True)
     print(summary([row for row in read(rows_file) if first <= row["network"] < first + networks]))
 
 
-def tried(number: int, plans: int, out: Path | None = None) -> Row:
+def tried(number: int, plans: int, forms: Sequence[str] = FORMS, out: Path | None = None) -> Row:
     """The row of one network; its script is written to ``out`` if something is wrong with it."""
     start = time.process_time()
     network, row = drawn(number), Row(network=number)
     try:
-        _try(network, plans, row)
+        _try(network, plans, forms, row)
     except Problem as problem:
         row["problem"] = str(problem)
         if out is not None:
@@ -92,7 +95,7 @@ def tried(number: int, plans: int, out: Path | None = None) -> Row:
     return row | {"seconds": round(time.process_time() - start, 3)}
 
 
-def _try(network: Drawn, plans: int, row: Row) -> None:
+def _try(network: Drawn, plans: int, forms: Sequence[str], row: Row) -> None:
     model, inputs = network.build()
     model = randomised(model.eval(), network.seed)
     with torch.no_grad():
@@ -100,15 +103,21 @@ def _try(network: Drawn, plans: int, row: Row) -> None:
             row["skipped"] = "its outputs are not finite"
             return
     try:
-        _listed(model, inputs, row)
-        _planned(program_of(model, (inputs, {}), True), inputs, plans, row, np.random.default_rng(network.seed))
+        row |= {"plans": 0, "erased": 0, "costs": 0, "forward": 0.0, "backward": 0.0}
+        in_class = _listed(model, inputs, row)
+        program = program_of(model, (inputs, {}), True)
+        in_program = niwaki.search_space(program, inputs, erase=True, rehearse=False)
+        row["in_program"] = sum(one.erasable for one in in_program.structures)
+        for form, space in (("program", in_program), ("class", in_class)):
+            if form in forms and any(one.erasable for one in space.structures):
+                _planned(form, space, inputs, plans, row, np.random.default_rng(network.seed))
     except Problem:
         raise
     except Exception as cause:
         raise Problem(f"{type(cause).__name__}: {cause}") from cause
 
 
-def _listed(model: nn.Module, inputs: tuple[Tensor, ...], row: Row) -> None:
+def _listed(model: nn.Module, inputs: tuple[Tensor, ...], row: Row) -> niwaki.SearchSpace:
     """What is listed for the class, each structure by itself."""
     space = niwaki.search_space(model, inputs, erase=True, rehearse=False)
     erasable = [one for one in space.structures if one.erasable]
@@ -119,33 +128,39 @@ def _listed(model: nn.Module, inputs: tuple[Tensor, ...], row: Row) -> None:
         for one in erasable:
             if one.join in order and (problem := listing.problem(model, inputs, one, order[one.join])) is not None:
                 raise Problem(problem)
+    return space
 
 
-def _planned(program: nn.Module, inputs: tuple[Tensor, ...], plans: int, row: Row, rng: np.random.Generator) -> None:
-    space = niwaki.search_space(program, inputs, erase=True, rehearse=False)
-    row |= {"in_program": sum(one.erasable for one in space.structures), "plans": 0, "erased": 0}
-    row |= {"costs": 0, "forward": 0.0, "backward": 0.0}
-    for number in range(plans if row["in_program"] else 0):
+def _planned(
+    form: str,
+    space: niwaki.SearchSpace,
+    inputs: tuple[Tensor, ...],
+    plans: int,
+    row: Row,
+    rng: np.random.Generator,
+) -> None:
+    model = space.model
+    for number in range(plans):
         keep = random_erasure(space, rng, float(rng.uniform(0.2, 1.0)), widths=bool(number % 2))
         names = [one.name for one in erased_structures(space, keep)]
         if not names:
             continue
-        gone = np.flatnonzero(~keep).tolist()
+        gone, without = np.flatnonzero(~keep).tolist(), f"{form} without {names}"
         try:
             plan = space.plan(keep)
-            small, predicted = cut(program, plan), space.cost(plan)
-            outputs, gradients = compared(program, plan, (inputs, {}), True)
+            small, predicted = cut(model, plan), space.cost(plan)
+            outputs, gradients = compared(model, plan, (inputs, {}), True)
         except Exception as cause:
-            raise Problem(f"without {names}: {type(cause).__name__}: {cause}", gone) from cause
+            raise Problem(f"{without}: {type(cause).__name__}: {cause}", form, gone) from cause
         if not outputs.within(TOLERANCE[torch.float64]):
-            raise Problem(f"without {names}: outputs {outputs.deviation:.1e} from the zeroed network's", gone)
+            raise Problem(f"{without}: outputs {outputs.deviation:.1e} from the zeroed network's", form, gone)
         if gradients is not None and not gradients.within(GRADIENT_TOLERANCE):
             far = f"the gradient of {gradients.parameter} {gradients.deviation:.1e}"
-            raise Problem(f"without {names}: {far} from the zeroed network's", gone)
-        counted = sum(parameter.numel() for parameter in small.parameters()), _macs(small, inputs)
+            raise Problem(f"{without}: {far} from the zeroed network's", form, gone)
+        counted = sum(parameter.numel() for parameter in small.parameters()), _macs(small.eval(), inputs)
         if counted[0] > predicted.params or counted[1] > predicted.macs:
             said = f"{predicted.params} parameters and {predicted.macs} MACs"
-            raise Problem(f"without {names}: predicted are {said}, counted {counted}", gone)
+            raise Problem(f"{without}: predicted are {said}, counted {counted}", form, gone)
         row["costs"] += counted == (predicted.params, predicted.macs)
         row |= {"plans": row["plans"] + 1, "erased": row["erased"] + len(names)}
         row["forward"] = max(row["forward"], outputs.deviation)
@@ -170,7 +185,14 @@ def _write(network: Drawn, problem: Problem, path: Path) -> None:
     inputs = ", ".join(f"torch.randn({', '.join(map(str, shape))}, dtype=torch.float64)" for shape in network.inputs)
     text = " ".join(str(problem).split())[:300]
     path.write_text(
-        SCRIPT.format(source=network.source, problem=text, seed=network.seed, inputs=inputs, gone=problem.gone)
+        SCRIPT.format(
+            source=network.source,
+            problem=text,
+            seed=network.seed,
+            inputs=inputs,
+            gone=problem.gone,
+            as_graph=problem.form == "program",
+        )
     )
 
 

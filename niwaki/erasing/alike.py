@@ -13,6 +13,10 @@ from niwaki.core.counts import IntArray
 from niwaki.rules.axis import Axis
 from niwaki.rules.constraints import Constraints
 
+Run = tuple[int, int, int]  # the number of a part, the first position in it, how many in order
+Key = tuple[tuple[Run, ...], ...]
+_RUNS = 64  # what is more mixed than that is looked at as if it were of nothing else
+
 
 @final
 class Alike:
@@ -22,48 +26,80 @@ class Alike:
     def __init__(self, constraints: Constraints) -> None:
         self._constraints = constraints
 
-    def key(self, axis: Axis) -> tuple[tuple[int, int, int], ...]:
+    def key(self, axis: Axis) -> Key:
         """The same for two axes that have the same positions, one for one."""
-        return tuple(self._part(column) for column in axis.ids.T)
+        return tuple(self._known(self._runs(column), self._parts) for column in axis.ids.T)
 
-    def _part(self, column: IntArray) -> tuple[int, int, int]:
-        """A number for what has the positions of a column; where it has a part of a dimension only, which part."""
-        block = self._whole(column)
-        return (int(self._component[block]), 0, 0) if block else (-1, int(column.min()), int(column.max()))
+    def _known(self, runs: tuple[Run, ...], parts: IntArray) -> tuple[Run, ...]:
+        """``runs`` of blocks as runs of parts; one run, if there is a block that is all of them in a row."""
+        named = _of_parts(runs, parts)
+        whole = self._rows.get(named)
+        return named if whole is None else ((int(parts[whole]), 0, len(self._constraints.blocks[whole - 1])),)
 
     @cached_property
     def _starts(self) -> IntArray:
         return np.array([block[0] for block in self._constraints.blocks], np.int64)
 
     @cached_property
-    def _component(self) -> IntArray:
-        """For each block of ids, numbered from 1, the blocks that it is tied to one for one."""
-        ones, others = [0], [0]
+    def _rows(self) -> dict[tuple[Run, ...], int]:
+        """What is tied to a whole block, as runs of parts: the block."""
+        return self._solved[1]
+
+    @cached_property
+    def _parts(self) -> IntArray:
+        """For each block, numbered from 1, the part: all blocks that are tied to it one for one."""
+        return self._solved[0]
+
+    @cached_property
+    def _solved(self) -> tuple[IntArray, dict[tuple[Run, ...], int]]:
+        edges: list[tuple[int, int]] = []
+        rows: list[tuple[tuple[Run, ...], int]] = []
         for left, right, _ in self._constraints.equal:
             if left.shape != right.shape:
                 continue
             for a, b in zip(left.T, right.T, strict=True):
-                one, other = self._whole(a), self._whole(b)
-                if one and other and _one_for_one(a, b):
-                    ones.append(one)
-                    others.append(other)
+                one, other = self._runs(a), self._runs(b)
+                if self._whole(one) and self._whole(other):
+                    edges.append((one[0][0], other[0][0]))
+                elif self._whole(one) and other:
+                    rows.append((other, one[0][0]))
+                elif self._whole(other) and one:
+                    rows.append((one, other[0][0]))
+        while True:
+            parts = self._joined(edges)
+            known: dict[tuple[Run, ...], int] = {}
+            more = []
+            for runs, block in rows:
+                first = known.setdefault(_of_parts(runs, parts), block)
+                if parts[first] != parts[block]:
+                    more.append((first, block))
+            if not more:
+                return parts, known
+            edges += more
+
+    def _joined(self, edges: list[tuple[int, int]]) -> IntArray:
         size = len(self._starts) + 1
+        ones, others = np.array(edges, np.int64).reshape(-1, 2).T
         joined = coo_array((np.ones(len(ones), bool), (ones, others)), shape=(size, size))
         _, found = connected_components(joined, directed=False)
         return np.asarray(found, np.int64)
 
-    def _whole(self, column: IntArray) -> int:
-        """The block of which a column has all ids, and no others; 0 if there is none."""
+    def _runs(self, column: IntArray) -> tuple[Run, ...]:
+        """A column of ids as runs of blocks; none if it is more mixed than that, or has positions that always stay."""
         if not column.size or not column.min():
-            return 0
-        first, last = np.searchsorted(self._starts, [column.min(), column.max()], side="right").tolist()
-        length = len(self._constraints.blocks[first - 1])
-        if first != last or column.max() - column.min() + 1 != length:
-            return 0
-        return first if len(column) == length or len(np.unique(column)) == length else 0
+            return ()
+        block = np.searchsorted(self._starts, column, side="right")
+        starts = np.append(0, np.flatnonzero((np.diff(block) != 0) | (np.diff(column) != 1)) + 1)
+        if len(starts) > _RUNS:
+            return ()
+        lengths = np.diff(np.append(starts, len(column)))
+        first = column[starts] - self._starts[block[starts] - 1]
+        return tuple(zip(block[starts].tolist(), first.tolist(), lengths.tolist(), strict=True))
+
+    def _whole(self, runs: tuple[Run, ...]) -> bool:
+        """Whether they are all of a block, in order."""
+        return len(runs) == 1 and runs[0][1:] == (0, len(self._constraints.blocks[runs[0][0] - 1]))
 
 
-def _one_for_one(left: IntArray, right: IntArray) -> bool:
-    """Whether each id on one side stands beside one id of the other only."""
-    pairs = np.unique(np.column_stack([left, right]), axis=0)
-    return len(pairs) == len(np.unique(left)) == len(np.unique(right))
+def _of_parts(runs: tuple[Run, ...], parts: IntArray) -> tuple[Run, ...]:
+    return tuple((int(parts[block]), first, length) for block, first, length in runs)

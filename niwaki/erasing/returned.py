@@ -18,7 +18,7 @@ from niwaki.core.absent import (
     Steps,
     Zeros,
 )
-from niwaki.erasing.alike import Alike
+from niwaki.erasing.alike import Alike, Key
 from niwaki.erasing.flow import writes
 from niwaki.erasing.lengths import Lengths
 from niwaki.erasing.living import around
@@ -46,7 +46,7 @@ class Returned:
     def __init__(self, graph: Graph, constraints: Constraints, inside: Collection[str]) -> None:
         self._graph, self._labels = graph, constraints.labels
         self._alike = Alike(constraints)
-        self._homes: dict[tuple[tuple[int, int, int], ...], list[tuple[str, int]]] = {}
+        self._homes: dict[Key, list[tuple[str, int]]] = {}
         parameters = [value for value in graph.values if value.origin is Origin.PARAMETER]
         for value in sorted(parameters, key=lambda value: value.name in inside):
             label = self._labels[value.number]
@@ -119,9 +119,13 @@ class Returned:
         if axis is not None and axis.free:
             key = self._alike.key(axis)
             if here and made[dim] == source[dim] and other is not None and other.axes[dim].free:
-                if self._alike.key(other.axes[dim]) == key:
+                if all(key) and self._alike.key(other.axes[dim]) == key:
                     return SizeOfArgument(steps, dim)
-            homes = [home for home in self._homes.get(key, ()) if self._shapes[home[0]][home[1]] == made[dim]]
+            homes = [
+                home
+                for home in (self._homes.get(key, ()) if all(key) else ())
+                if self._shapes[home[0]][home[1]] == made[dim]
+            ]
             living = [home for home in homes if home[0] not in gone]
             if living:
                 return SizeOfTensor(tuple(living[:_HOMES]))

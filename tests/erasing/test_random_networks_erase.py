@@ -23,7 +23,7 @@ from niwaki.program import erase
 
 @pytest.mark.parametrize("first", [0, 20, 40])
 def test_random_networks(first: int) -> None:
-    rows = [fuzz.tried(number, plans=2) for number in range(first, first + 20)]
+    rows = [fuzz.tried(number, 2, ["program"]) for number in range(first, first + 20)]
     problems = [f"network {row['network']}: {row['problem']}" for row in rows if "problem" in row]
     assert not problems, "\n".join(problems)
     assert sum(row["erased"] for row in rows) > 15, fuzz.summary(rows)
@@ -49,7 +49,7 @@ def test_networks_are_what_their_numbers_say() -> None:
 
 
 def found_by(numbers: range) -> list[str]:
-    return [row["problem"] for row in (fuzz.tried(number, plans=2) for number in numbers) if "problem" in row]
+    return [row["problem"] for row in (fuzz.tried(number, 2, ["program"]) for number in numbers) if "problem" in row]
 
 
 def test_a_term_that_is_not_zero_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,13 +70,13 @@ def test_an_operand_taken_for_the_other_is_found(monkeypatch: pytest.MonkeyPatch
 
 def test_a_failure_is_written_as_a_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Passing, "vanishes", lambda *_: True)
-    fuzz.run(12, 0, 1, tmp_path)
+    fuzz.run(12, 0, 1, ["program"], tmp_path)
     failed = [row for row in fuzz.read(tmp_path / "rows.jsonl") if "problem" in row]
     script = (tmp_path / f"network_{failed[0]['network']}.py").read_text()
     compile(script, "script", "exec")
     assert drawn(failed[0]["network"]).source in script
     lines = (tmp_path / "rows.jsonl").read_text()
-    fuzz.run(12, 0, 1, tmp_path)
+    fuzz.run(12, 0, 1, ["program"], tmp_path)
     assert (tmp_path / "rows.jsonl").read_text() == lines  # all of them have a row
 
 
