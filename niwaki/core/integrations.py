@@ -38,8 +38,8 @@ class Integration(Protocol):
         """Objects on the modules of ``model`` whose numbers `after_cut` updates, or reports as not updated."""
 
     def after_cut(self, small: torch.nn.Module, plan: Plan) -> None:
-        """Update the configurations of ``small``, which has just been cut by ``plan``. It must not raise, change
-        tensors, or change objects that others may hold."""
+        """Update the configurations of ``small``, which has just been cut by ``plan``. It still says of itself what had
+        been done to it before. It must not raise, change tensors, or change objects that others may hold."""
 
 
 _REGISTERED: list[Integration] = []

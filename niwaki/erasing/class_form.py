@@ -81,7 +81,7 @@ class ClassForm:
         obstacles = []
         for path in outermost:
             try:
-                absent[path] = self._result(path, runs, gone, frozenset(outermost))
+                absent[path] = self._result(path, runs, gone, frozenset([*outermost, *entries]))
             except NoResult as why:
                 obstacles.append(Obstacle(path, str(why)))
         unset, more = self._unset([*entries, *outermost], living - within, gone)

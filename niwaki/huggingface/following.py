@@ -19,6 +19,8 @@ from niwaki.core.plan import Plan, touched_tensors
 from niwaki.errors import FileFormatError
 from niwaki.huggingface.configuration import built_from, described, family_of, head_of
 from niwaki.huggingface.families import FAMILIES, Family
+from niwaki.huggingface.layers import count_anew, shortened
+from niwaki.surgery.history import plan_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,11 +48,14 @@ class TransformersIntegration:
     def after_cut(self, small: torch.nn.Module, plan: Plan) -> None:
         """Give the models of transformers in ``small`` configurations with their new sizes, or another
         ``save_pretrained``."""
-        touched = touched_tensors(plan)
+        touched, done = touched_tensors(plan), plan_of(small)
         for path, model in pretrained_in(small):
             prefix = f"{path}." if path else ""
             if not any(name.startswith(prefix) for name in touched):
                 continue
+            stacks = shortened(plan, done, prefix)
+            if stacks:
+                count_anew(model, stacks)
             within = [module for module in model.modules() if is_pretrained(module)]
             try:
                 follow(model)

@@ -94,9 +94,9 @@ def cut_module(model: torch.nn.Module, plan: Plan) -> torch.nn.Module:
 
 def _made(model: torch.nn.Module, left: Plan, whole: Plan) -> torch.nn.Module:
     small = _carry_out(model, left, contents=True)
-    remember(small, whole)
     for integration in registered():
         integration.after_cut(small, whole)
+    remember(small, whole)
     return small
 
 

@@ -91,9 +91,9 @@ def shrink(
     for module in (model, *copies):
         forget_leftovers(module, like=model)
         edit_modules(module, left)
-        remember(module, whole)
         for integration in registered():
             integration.after_cut(module, whole)
+        remember(module, whole)
 
 
 def _check_alone() -> None:
