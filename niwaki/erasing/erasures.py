@@ -86,6 +86,8 @@ def _of_class(
     model: nn.Module, found: FoundStructures, constraints: Constraints, calls: Sequence[ExampleCall]
 ) -> FoundErasures:
     found = replace(found, listed=tuple(map(_added_once, found.listed)))
+    if not any(one.erasable for one in found.listed):
+        return FoundErasures(found, _from_nothing)
     form = ClassForm(model, found, constraints)
 
     def from_class(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
@@ -100,6 +102,10 @@ def _of_class(
 
     listed = tried(model, calls, found, form, FoundErasures(found, from_class).gone)
     return FoundErasures(replace(found, listed=listed), from_class)
+
+
+def _from_nothing(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
+    raise PlanError("Nothing can be erased from this class.")
 
 
 def _added_once(one: Structure) -> Structure:

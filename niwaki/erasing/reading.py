@@ -163,10 +163,13 @@ class Reading:
         marked = self._constraints.marked()
         for (number, dim), (first, size) in self._constraints.ids_of.items():
             rows = self._solution.canonical(blocks[first][:, None]) if size else np.zeros((0, 1), np.int64)
-            for column in rows.T[self._is_structure[rows].any(axis=0)]:
-                for component in np.unique(column[self._is_structure[column]]).tolist():
+            some = self._is_structure[rows].any(axis=0)
+            if not some.any():
+                continue
+            role = role_of({mark for mark, ids in marked.items() if ids[first : first + size].any()})
+            for column in rows.T[some]:
+                for component in set(column[self._is_structure[column]].tolist()):
                     positions = np.flatnonzero(column == component)
-                    role = role_of({mark for mark, ids in marked.items() if ids[first + positions].any()})
                     found.setdefault(self._structure[component], []).append(ReadPart(number, dim, positions, role))
         return found
 

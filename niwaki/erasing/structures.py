@@ -251,7 +251,7 @@ class _Found:
         if not names:
             return "nothing but an operator without parameters makes its result"
         within = partial(self._nesting.contains, vertex)
-        if not all(self._passing.vanishes(operand, parts, makers & own, within) for operand in operands):
+        if not self._passing.vanishes(operands[0], parts, makers & own, within):  # all are one value
             return "something from outside of it may pass through it and be added, too"
         return _Makers(parts, frozenset(makers & own), names)
 

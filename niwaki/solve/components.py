@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,15 +153,17 @@ def solve(constraints: Constraints, structures: bool = False) -> Components:
     whole = _Edges()
     whole.add(*np.array(joined, dtype=np.int64).reshape(-1, 3).T)
     short, edges = _shortened(blocks, whole, constraints.ids)
-    absent = [] if structures else list(constraints.absent.values())
-    short[absent] = 0
+    absent = None if structures or not constraints.absent else np.zeros(constraints.ids, dtype=bool)
+    if absent is not None:
+        absent[list(constraints.absent.values())] = True
+        short[absent] = 0
     for ids, why in single:
         ids = short[ids[ids != 0]].astype(np.int64)
-        ids = ids[ids != 0] if absent else ids
+        ids = ids if absent is None else ids[ids != 0]
         edges.add(np.zeros_like(ids), ids, why)
     products = []
     for left, right, why in parts:
-        if absent:
+        if absent is not None:
             left, right = _without(absent, left), _without(absent, right)
         left, right = short[left].astype(np.int64), short[right].astype(np.int64)
         if left.shape[1] == right.shape[1] == 1:
@@ -190,9 +191,11 @@ def solve(constraints: Constraints, structures: bool = False) -> Components:
         refining.found = []
 
 
-def _without(absent: Sequence[int], rows: IntArray) -> IntArray:
+def _without(absent: BoolArray, rows: IntArray) -> IntArray:
     """The columns of ``rows`` that hold anything but ids that are ``absent``, at least the first."""
-    gone = np.isin(rows, absent)
+    if rows.shape[1] == 1:
+        return rows
+    gone = absent[rows]
     only = gone.any(axis=0) & (gone | (rows == 0)).all(axis=0)
     only[:1] = False
     return rows[:, ~only] if only.any() else rows
