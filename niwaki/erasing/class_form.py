@@ -31,6 +31,9 @@ class Obstacle:
     path: str
     why: str
 
+    def __str__(self) -> str:
+        return f"{self.path!r} cannot be left out of its code: {self.why}"
+
 
 @dataclass(frozen=True, slots=True)
 class ModulesLeft:

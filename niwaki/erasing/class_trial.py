@@ -134,7 +134,7 @@ class _ClassTrials:
             own = {place for place in places if obstacle.path in around(left.runs[0].run.nodes[place].location.module)}
             for number in together:
                 if not own.isdisjoint(self._found.nesting.within(self._found.vertices[number])):
-                    self._failed.setdefault(number, f"{obstacle.path!r} cannot be left out of its code: {obstacle.why}")
+                    self._failed.setdefault(number, str(obstacle))
         alike: dict[object, set[int]] = {}
         for number in together - self._failed.keys():
             one = self._found.listed[number]
@@ -208,7 +208,7 @@ class _ClassTrials:
         self._spent += 1
         left = self._left(self._others.union(erased))
         if left.obstacles:
-            return left.obstacles[0].why
+            return str(left.obstacles[0])
         small = _without_content(self._model)
         left.edit.apply(dict(named_modules(small)))
         names = Renaming(left.edit.moved)

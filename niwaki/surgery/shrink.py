@@ -31,10 +31,10 @@ def shrink(
     """Cut ``model`` by ``plan`` where it is, in the middle of training.
 
     Module, parameters and buffers stay the objects they are, with fewer entries; gradients, the optimizer's state and
-    averaged copies lose the same entries, and Python attributes follow. So the optimizer still owns all parameters, and
-    hooks, schedulers and gradient scalers, which hold nothing of a parameter's shape, go on. A compiled model compiles
-    once more. What is removed should be zero (`niwaki.check` tells how far from it): then the network computes what it
-    computed before.
+    averaged copies lose the same entries, and Python attributes follow. So the optimizer still owns all parameters (it
+    forgets those of structures that are erased), and hooks, schedulers and gradient scalers, which hold nothing of a
+    parameter's shape, go on. A compiled model compiles once more. What is removed should be zero (`niwaki.check` tells
+    how far from it): then the network computes what it computed before.
 
     Where an RMSNorm gets narrower its weights are rescaled, and the optimizer's averages with them; from then on these
     weights move at another pace than they would have.
@@ -88,12 +88,26 @@ def shrink(
         actions += _smaller_tensors(module, left)
     for action in actions:
         action()
+    before = list(model.parameters())
     for module in (model, *copies):
         forget_leftovers(module, like=model)
         edit_modules(module, left)
         for integration in registered():
             integration.after_cut(module, whole)
         remember(module, whole)
+    if optimizer is not None:
+        _forget(optimizer, before, model)
+
+
+def _forget(optimizer: Optimizer, before: Iterable[Tensor], model: nn.Module) -> None:
+    """Take parameters out of ``optimizer`` that have left the model."""
+    stay = {id(parameter) for parameter in model.parameters()}
+    gone = {id(parameter) for parameter in before if id(parameter) not in stay}
+    for group in optimizer.param_groups if gone else ():
+        for parameter in group["params"]:
+            if id(parameter) in gone:
+                optimizer.state.pop(parameter, None)
+        group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in gone]
 
 
 def _check_alone() -> None:

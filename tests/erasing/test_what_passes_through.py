@@ -97,7 +97,8 @@ def test_what_a_branch_adds_is_zero_with_its_producers_alone(name: str) -> None:
     model, x = Net(way).eval(), torch.randn(2, 3)
     last = niwaki.search_space(model, x, erase=True).structures[-1]
     if name in ("scale", "bias", "product"):  # which only the class cannot do without
-        why = f"its parameter 'b.{'weight' if name == 'product' else 'bias'}' is read without a call of it"
+        read = "b.weight" if name == "product" else "b.bias"
+        why = f"'b' cannot be left out of its code: its parameter '{read}' is read without a call of it"
         assert last.refused == f"{why}; use as_graph=True"
     else:
         assert last.refused == (THROUGH if name in PASSING else None)
