@@ -13,10 +13,10 @@ from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.criteria.mix import finite
 from niwaki.criteria.normalise import Compare, check_compare
 from niwaki.criteria.score import Scores
-from niwaki.errors import BudgetError, UnknownName
+from niwaki.errors import BudgetError
 from niwaki.performance.fit import fit_latency
 from niwaki.performance.meters import Limit, meters
-from niwaki.selection import check_erased, erase_structures, select
+from niwaki.selection import STRUCTURES, check_erased, removal_named, select
 from niwaki.selection.budget import MODELLED, TRAINED, Budget, check_budget, check_met, provenance, slack_note
 from niwaki.trace.model_state import preserved
 
@@ -79,19 +79,18 @@ def choose(
         warnings.warn(
             "The search space has no units, so the plan removes nothing. print(space) tells why.", stacklevel=2
         )
-    if remove not in ("units", "structures"):
-        raise UnknownName(f"remove={remove!r} is not what can be removed: choose 'units' or 'structures'.")
+    removal = removal_named(remove)
     values = finite(space, scores.values, scores.criterion)
     saliency = values - min(0.0, values.min(initial=0.0))
     limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
     measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
-    if remove == "structures":
+    if removal is STRUCTURES:
         if measured:
             raise BudgetError(
                 f"A limit on {', '.join(measured)} is met by measuring networks with narrower layers, not by erasing "
                 "structures. Set a limit in macs, params or memory."
             )
-        keep = erase_structures(space, saliency, limits)
+        keep = removal.select(space, saliency, limits, steps=budget.steps)
         check_erased(space, keep, limits)
         return space.plan(keep, provenance(space, keep, budget, criterion=scores.criterion, remove=remove))
 

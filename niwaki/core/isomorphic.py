@@ -40,4 +40,4 @@ def _signature(group: Group, modules: Mapping[str, object]) -> Hashable:
         owner, _, own = piece.tensor.rpartition(".")
         number = owners.setdefault(owner, len(owners))  # the slices that share a module
         found.append((number, type(modules.get(owner)), own, piece.dim, piece.role.produces, piece.parameter))
-    return tuple(found)
+    return group.structure is not None, tuple(found)

@@ -12,6 +12,7 @@ from niwaki.methods import angle_safe as angle_safe
 from niwaki.methods.adahspg import AdaHSPG as AdaHSPG
 from niwaki.methods.cric import CRIC as CRIC
 from niwaki.methods.dhspg import DHSPG as DHSPG
+from niwaki.methods.h2spg import H2SPG as H2SPG
 from niwaki.methods.hesso import HESSO as HESSO
 from niwaki.methods.hspg import HSPG as HSPG
 from niwaki.methods.linear_fade import LinearFade as LinearFade

@@ -261,7 +261,8 @@ class AdaHSPG(Method):
         check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
         units = TrainedUnits(self.label, space, optimizer, vectorised)
         Schedule.check(schedule)
-        selector = Vanishing(units, Target.of(space, budget), schedule, Everything(units, first=schedule.start))
+        target = Target.of(space, budget)
+        selector = Vanishing(units, target, schedule, Everything(units, target, first=schedule.start))
         super().__init__(units, selector, Alternating(units, schedule, float(penalty)), shrink)
 
 

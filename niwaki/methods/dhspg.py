@@ -63,6 +63,24 @@ class DualHalfSpace(UpdateRule):
         return UnitUpdate(keep=(~ends).to(norm), penalty_step=pull)
 
 
+def usual_penalty(
+    optimizer: Optimizer, penalty: float | None, amplify: float | None, most: float | None
+) -> tuple[float, float, float]:
+    """The numbers of the penalty, those that are None as published for this kind of optimizer.
+
+    Raises:
+        MethodError: one of them makes no sense.
+    """
+    usual = (1e-3, 2.0, 10.0) if follows_gradient(optimizer) else (1e-2, 20.0, 1e3)
+    penalty = usual[0] if penalty is None else penalty
+    amplify = usual[1] if amplify is None else amplify
+    most = usual[2] if most is None else most
+    check_number("penalty", penalty, 0, math.inf, "it weighs the norms of the chosen units against the loss")
+    check_number("amplify", amplify, 1, math.inf, "it multiplies the least penalty that shrinks a unit")
+    check_number("most", most, 1, math.inf, "it caps the penalty of a unit, in penalties")
+    return float(penalty), float(amplify), float(most)
+
+
 class DHSPG(Method):
     """DHSPG on any optimizer: the most redundant units are chosen once and driven to zero; the rest trains plainly.
 
@@ -133,13 +151,7 @@ class DHSPG(Method):
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
-        usual = (1e-3, 2.0, 10.0) if follows_gradient(optimizer) else (1e-2, 20.0, 1e3)
-        penalty = usual[0] if penalty is None else penalty
-        amplify = usual[1] if amplify is None else amplify
-        most = usual[2] if most is None else most
-        check_number("penalty", penalty, 0, math.inf, "it weighs the norms of the chosen units against the loss")
-        check_number("amplify", amplify, 1, math.inf, "it multiplies the least penalty that shrinks a unit")
-        check_number("most", most, 1, math.inf, "it caps the penalty of a unit, in penalties")
+        penalty, amplify, most = usual_penalty(optimizer, penalty, amplify, most)
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
         check_number("tolerance", tolerance, 0, 1, "it is a share of the dense network")
         check_steps("window", window, "redundancy is averaged over it")
@@ -149,7 +161,7 @@ class DHSPG(Method):
         Schedule.check(schedule)
         target = Target.of(space, budget)
         choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare)
-        rule = DualHalfSpace(float(penalty), float(amplify), float(most), float(epsilon))
+        rule = DualHalfSpace(penalty, amplify, most, float(epsilon))
         update = RuleUpdate(units, lambda step, left: rule, lambda step: "half-space", asdict(rule))
         super().__init__(units, Vanishing(units, target, schedule, choice), update, shrink)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
@@ -16,6 +18,7 @@ from niwaki.methods.scoring import WEIGHTS, Criteria
 from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.window_scores import WindowScores
+from niwaki.selection import removal_named
 from niwaki.selection.budget import Budget, check_budget
 
 
@@ -45,8 +48,10 @@ class HESSO(Method):
             zero: one that has begun to fade returns if it would be kept now, by its scores as if it had not faded.
             Off, as in the paper, selections are final.
         compare: with which others each unit is compared, as for `niwaki.score` and `niwaki.choose`: those of its
-            ``"group"``, all ``"isomorphic"`` ones, or the whole ``"space"``; ``"layer"`` compares in the group what
-            every layer has scored by itself.
+            ``"group"`` (the default), all ``"isomorphic"`` ones, or the whole ``"space"``; ``"layer"`` compares in the
+            group what every layer has scored by itself.
+        remove: ``"structures"`` fades whole structures, of a space made with ``erase=True``, instead of units: those of
+            the least score per cost, as long as outputs follow from inputs. They are compared in the whole ``"space"``.
         seed: for criteria that draw.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
             of the training is cheaper; see `ShrinkPolicy`.
@@ -56,7 +61,7 @@ class HESSO(Method):
         BudgetError: the budget cannot be met.
         MethodError: the optimizer does not fit the space, the window or a weight is not a number that makes sense, or
             later: the training diverged before a selection.
-        UnknownName: there is no criterion of that name.
+        UnknownName: there is no criterion of that name, or nothing that ``remove`` could mean.
 
     >>> import niwaki, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
@@ -84,7 +89,8 @@ class HESSO(Method):
         criteria: Criteria = WEIGHTS,
         window: int = 10,
         readmit: bool = False,
-        compare: Compare = "group",
+        compare: Compare | None = None,
+        remove: Literal["units", "structures"] = "units",
         seed: int = 0,
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
@@ -92,8 +98,10 @@ class HESSO(Method):
         units = TrainedUnits(self.label, space, optimizer, vectorised)
         check_budget(budget)
         Schedule.check(schedule)
+        removal = removal_named(remove)
+        compare = removal.compared(compare)
         scores = WindowScores(units, schedule, criteria, window, readmit, seed, compare)
-        portions = Portions(units, Target.of(space, budget), schedule, scores)
+        portions = Portions(units, Target.of(space, budget, removal), schedule, scores)
         super().__init__(units, portions, fade_named(schedule.fade)(units), shrink)
 
 

@@ -147,7 +147,8 @@ class HSPG(Method):
             phase=lambda step: "penalised" if step < schedule.start else "half-space",
             settings={"penalty": float(penalty), "epsilon": float(epsilon)},
         )
-        selector = Vanishing(units, Target.of(space, budget), schedule, Everything(units, first=1))
+        target = Target.of(space, budget)
+        selector = Vanishing(units, target, schedule, Everything(units, target, first=1))
         super().__init__(units, selector, update, shrink)
 
 

@@ -28,6 +28,7 @@ from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import LiveSpace, ShrinkPolicy
 from niwaki.methods.status import Progress, not_ended, not_zero, remainder, warn_of
 from niwaki.methods.trained_units import TrainedUnits
+from niwaki.selection import UNITS
 from niwaki.selection.budget import Budget, provenance, slack_note
 
 KEY = "niwaki"
@@ -192,7 +193,11 @@ class Method:
         keep = ~selector.removed()
         about = {"step": self.step, "method": self.name, **selector.settings(), **self.update.settings()}
         if target.budget is not None:
-            if ended and (told := slack_note(self.space, keep, target.limits, target.budget)):
+            if (
+                ended
+                and target.removal is UNITS
+                and (told := slack_note(self.space, keep, target.limits, target.budget))
+            ):
                 about["tight"] = told
             about = provenance(self.space, keep, target.budget, **about)
         return self.units.plan(keep, about if ended else about | {"ended": False})

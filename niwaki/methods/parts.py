@@ -12,22 +12,23 @@ import numpy as np
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.status import Progress
-from niwaki.selection import Widths, costs, select
+from niwaki.selection import STRUCTURES, UNITS, Removal, Widths, check_erased, costs
 from niwaki.selection.budget import TRAINED, Budget, check_budget, check_met
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
     """What must hold at the end. ``limits`` by measure, none without a budget; ``steps`` in which groups may shrink;
-    ``dense``: the costs of the whole network."""
+    ``dense``: the costs of the whole network; ``removal``: what leaves for it."""
 
     budget: Budget | None
     limits: Mapping[str, float]
     steps: Widths
     dense: Mapping[str, float]
+    removal: Removal = UNITS
 
     @classmethod
-    def of(cls, space: SearchSpace, budget: Budget | None) -> Target:
+    def of(cls, space: SearchSpace, budget: Budget | None, removal: Removal = UNITS) -> Target:
         """The target of a ``budget`` for ``space``.
 
         Raises:
@@ -36,16 +37,19 @@ class Target:
         everything = np.ones(space.num_units, dtype=bool)
         dense = costs(space.cost_model, everything, ("macs", "params"))
         if budget is None:
-            return cls(None, {}, Widths(), dense)
+            return cls(None, {}, Widths(), dense, removal)
         check_budget(budget)
-        target = cls(budget, budget.absolute(space, TRAINED), budget.steps, dense)
+        target = cls(budget, budget.absolute(space, TRAINED), budget.steps, dense, removal)
         target.check_reachable(space)
         return target
 
     def check_reachable(self, space: SearchSpace) -> None:
         """Raise `BudgetError` if no choice of units of ``space`` is within the limits."""
-        least = select(space, np.ones(space.num_units), self.limits, steps=self.steps)
-        check_met(space, least, self.limits, self.steps)
+        least = self.removal.select(space, np.ones(space.num_units), self.limits, steps=self.steps)
+        if self.removal is STRUCTURES:
+            check_erased(space, least, self.limits)
+        else:
+            check_met(space, least, self.limits, self.steps)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -54,6 +58,7 @@ class Target:
             "limits": dict(self.limits),
             "round_to": self.steps.round_to,
             "min_units": self.steps.min_units,
+            **({} if self.removal is UNITS else {"remove": self.removal.name}),
         }
 
 

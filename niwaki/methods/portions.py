@@ -18,7 +18,7 @@ from niwaki.methods.parts import Resumable, Selector, Target
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.status import Progress, share
 from niwaki.methods.trained_units import TrainedUnits
-from niwaki.selection import costs, select
+from niwaki.selection import costs
 
 IMPORTANT, FADING, ZERO = 0, 1, 2
 
@@ -90,6 +90,7 @@ class Portions(Selector):
     def __init__(self, units: TrainedUnits, target: Target, schedule: Schedule, scores: PortionScores) -> None:
         self.target, self.schedule, self.scores = target, schedule, scores
         self._units = units
+        self._candidates = target.removal.candidates(units.space)
         self.status = np.full(units.space.num_units, IMPORTANT, dtype=np.int8)
         self._mark()
 
@@ -120,7 +121,7 @@ class Portions(Selector):
                 self.scores.ready(step)
             self._begin(step, self.schedule.portion(timeline.periods - period))
         here = self.status != ZERO
-        again = self.scores.saliency_again(step, here)
+        again = self.scores.saliency_again(step, here & self._candidates)
         if again is not None:
             self._reselect(again, here)
 
@@ -129,7 +130,7 @@ class Portions(Selector):
         keep = self.status == IMPORTANT
         now = costs(self._units.space.cost_model, keep, self.target.limits)
         limits = {m: now[m] - max(0.0, now[m] - limit) * quota for m, limit in self.target.limits.items()}
-        self.status[keep & ~self._kept(self.scores.saliency(step, keep), keep, limits)] = FADING
+        self.status[keep & ~self._kept(self.scores.saliency(step, keep & self._candidates), keep, limits)] = FADING
         self._mark()
 
     def _reselect(self, saliency: FloatArray, here: BoolArray) -> None:
@@ -152,8 +153,9 @@ class Portions(Selector):
             self.target.steps,
             self.scores.compare,
         )
-        last = select(space, saliency, self.target.limits, ~here, steps=steps, compare=how, weight=weight)
-        return select(space, saliency, limits, ~here, steps=steps, compare=how, weight=weight, staying=last)
+        choose = self.target.removal.select
+        last = choose(space, saliency, self.target.limits, ~here, steps=steps, compare=how, weight=weight)
+        return choose(space, saliency, limits, ~here, steps=steps, compare=how, weight=weight, staying=last)
 
     def _mark(self) -> None:
         self._units.mark(self.status == FADING, self.status == ZERO)
@@ -197,7 +199,7 @@ class Portions(Selector):
             phase=phase,
             period=sum(border <= step for border in borders),
             periods=self.schedule.periods,
-            units=len(self.status),
+            units=int(self._candidates.sum()),
             marked=int((self.status != IMPORTANT).sum()),
             zero=int((self.status == ZERO).sum()),
             macs=share("macs", self._left, self.target.dense),

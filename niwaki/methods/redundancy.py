@@ -1,4 +1,5 @@
-"""DHSPG's choice: the most redundant units, by how the training moves them and how small they are (OTOv2, eq. 5)."""
+"""The choice of DHSPG and H2SPG: the most redundant units, by how training moves them and how small they are (OTOv2,
+eq. 5)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from niwaki.methods.parts import Target
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.vanishing import Choice
-from niwaki.selection import costs, select
+from niwaki.selection import costs
 
 CHECK = 10  # steps between two looks at whether the target is reached
 
@@ -28,7 +29,8 @@ class MostRedundant(Choice):
     """G_p: as many of the most redundant units as bring the network ``tolerance`` below the budget.
 
     Their redundancy is 0.5 c + 0.5 a, from c = cos(x, d) and a = |g| / ||x||, each over its L2 norm, averaged over
-    ``window`` steps from ``schedule.start``. ``compare``: among which units they are ranked.
+    ``window`` steps from ``schedule.start``. ``compare``: among which units they are ranked. ``memory``: the share w of
+    an average s <- w s + (1 - w) s_t that goes on forgetting; 0 for the mean.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class MostRedundant(Choice):
         tolerance: float,
         window: int,
         compare: Compare,
+        memory: float = 0.0,
     ) -> None:
+        self._memory = memory
         self._units, self._target, self._schedule = units, target, schedule
         self._tolerance, self._compare = tolerance, compare
         self._window = max(1, min(window, (schedule.until - schedule.start) // 2))
@@ -55,26 +59,30 @@ class MostRedundant(Choice):
         """Add c and a to the window (a is infinite for a unit that is zero); at its end choose G_p."""
         opposed, magnitude = self._units.engine.values(self._criteria, 0)
         scores = torch.stack([1 - opposed, 1 / magnitude])
-        self._scores = scores if self._scores is None else self._scores.to(scores) + scores
+        if self._scores is not None and self._memory:
+            self._scores = self._memory * self._scores.to(scores) + (1 - self._memory) * scores
+        else:
+            self._scores = scores if self._scores is None else self._scores.to(scores) + scores
         if step >= self._schedule.start + self._window - 1:
             self._choose(step, self._scores)
 
     def _choose(self, step: int, scores: Tensor) -> None:
         """G_p, from the sums [2, num_units] over the window."""
         space, target = self._units.space, self._target
-        cosine, smallness = (scores / self._window).double().cpu().numpy()
+        cosine, smallness = (scores if self._memory else scores / self._window).double().cpu().numpy()
         if not np.isfinite(cosine).all() or not (smallness > 0).all():
             raise diverged("scores", step)
         zero = np.isinf(smallness)  # nothing is more redundant
         smallness = np.where(zero, 0.0, smallness)
-        where = peers_of(space, self._compare)
+        can = target.removal.candidates(space)
+        where = np.where(can, peers_of(space, self._compare), -1) + 1  # what cannot leave is compared with nothing else
         redundancy = 0.5 * _over_norm(cosine, where) + 0.5 * _over_norm(smallness, where)
         most = np.full(where.max() + 1, -np.inf)
         np.maximum.at(most, where, redundancy)
         saliency = np.where(zero, 0.0, most[where] - redundancy)
         dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), target.limits)
         limits = {m: max(0.0, limit - self._tolerance * dense[m]) for m, limit in target.limits.items()}
-        self.units = ~select(space, saliency, limits, steps=target.steps, compare=self._compare)
+        self.units = ~target.removal.select(space, saliency, limits, steps=target.steps, compare=self._compare)
         self._scores = None
         self._units.engine.forget()
 
@@ -96,7 +104,8 @@ class MostRedundant(Choice):
 
     def settings(self) -> dict[str, Any]:
         """Tolerance, window, and among what units are ranked."""
-        return {"tolerance": self._tolerance, "window": self._window, "compare": self._compare}
+        memory = {"memory": self._memory} if self._memory else {}
+        return {"tolerance": self._tolerance, "window": self._window, "compare": self._compare, **memory}
 
     def state(self) -> dict[str, Any]:
         """The open window, or G_p."""

@@ -16,6 +16,7 @@ from niwaki.errors import MethodError
 from niwaki.methods.parts import Update
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.per_unit.protocol import UnitUpdate, UpdateRule
+from niwaki.selection import UNITS
 
 
 @final
@@ -23,7 +24,7 @@ class RuleSteps:
     """One rule after the other on the units that leave.
 
     A rule that says how large units are never sets the largest of a group to zero, since a network that has lost a
-    whole layer is dead.
+    whole layer is dead; but a structure, which is a group of its own, may go.
 
     Raises:
         MethodError: the optimizer has no learning rate.
@@ -59,11 +60,12 @@ class RuleSteps:
         if space is not self._space:  # the model has been shrunk
             self._groups_of(space)
         largest = norm.new_zeros(len(space.groups)).scatter_reduce_(0, self._group, norm, "amax")
-        spare = (norm > 0) & (norm == largest[self._group])
+        spare = (norm > 0) & (norm == largest[self._group]) & self._narrows
         return replace(update, keep=torch.where(spare, 1, torch.as_tensor(update.keep)))
 
     def _groups_of(self, space: SearchSpace) -> None:
         self._space, self._group = space, torch.from_numpy(group_of(space)).to(self._units.device)
+        self._narrows = torch.from_numpy(UNITS.candidates(space)).to(self._units.device)
 
 
 @final

@@ -21,7 +21,8 @@ SHARES = (0.25, 0.5, 0.75)
 
 @torch.no_grad()
 def layer_losses(space: SearchSpace, units: Units, saliency: FloatArray, loss: Callable[[], Any]) -> FloatArray:
-    """The loss as it is, and with the least salient 25, 50 and 75 % of the units of one group at zero, [groups, 4].
+    """The loss as it is, and with the least salient 25, 50 and 75 % of the units of one group at zero, [groups, 4], of
+    all groups but those that are structures.
 
     ``loss()`` is called 1 + 3 * groups times, each time with the same state of the random generators. Everything is as
     it was afterwards, whatever happens inside. In a distributed training these are the
@@ -36,7 +37,7 @@ def layer_losses(space: SearchSpace, units: Units, saliency: FloatArray, loss: C
     reference = _evaluated(space.model, loss)
     rows = []
     try:
-        for group in space.groups:
+        for group in space.width_groups:
             order = group.first + np.argsort(saliency[group.numbers], kind="stable")
             row = [reference]
             for share in SHARES:

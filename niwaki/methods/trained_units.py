@@ -121,7 +121,8 @@ class TrainedUnits:
             space, inner = self.merged.whole, keep
             keep = np.ones(space.num_units, dtype=bool)
             keep[self.merged.number] = inner
-        return space.plan(keep, about).with_edits(zeroed_by_method(space, ~keep))
+        plan = space.plan(keep, about)
+        return plan.with_edits(zeroed_by_method(space, ~keep, plan.lengths))
 
     def _look_up_anew(self) -> None:
         for name in ("subset", "_zeros"):

@@ -24,7 +24,6 @@ from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.trials import Trials
 from niwaki.methods.window_scores import Sampler
 from niwaki.per_unit.protocol import UnitSubset, UnitUpdate
-from niwaki.selection import select
 
 
 @final
@@ -116,7 +115,8 @@ class TriedScores(PortionScores):
         saliency = self.sampler.weighted(self.sampler.window.close(), everything, step)
         if self._layers:
             loss = self._loss_of_closure if self._loss is None else self._loss
-            self.trials.layers = sensitivity(layer_losses(self.space, units.engine, saliency, loss))
+            layers = sensitivity(layer_losses(self.space, units.engine, saliency, loss))
+            self.trials.layers[: len(layers)] = layers  # those of structures, behind them, stay one
         self.trials.trial = self._redundant(saliency)
         self._snapshot = TrainingSnapshot.of(self.space.model, units.optimizer)
         self._next(step)
@@ -159,7 +159,8 @@ class TriedScores(PortionScores):
     def _redundant(self, saliency: FloatArray) -> BoolArray:
         """The units that the whole budget would remove by ``saliency`` [num_units]."""
         target, weight = self._target, self.group_weight()
-        return ~select(self.space, saliency, target.limits, steps=target.steps, compare=self.compare, weight=weight)
+        choose, steps = target.removal.select, target.steps
+        return ~choose(self.space, saliency, target.limits, steps=steps, compare=self.compare, weight=weight)
 
     def _put_on_trial(self) -> None:
         self._units.engine.forget()

@@ -19,7 +19,7 @@ from niwaki.methods.parts import Resumable, Selector, Stateless, Target
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.status import Progress, share
 from niwaki.methods.trained_units import TrainedUnits
-from niwaki.selection import costs, leaving, select
+from niwaki.selection import costs
 
 
 class Choice(Resumable):
@@ -52,10 +52,10 @@ class Choice(Resumable):
 
 @final
 class Everything(Stateless, Choice):
-    """All units, from the step ``first`` on."""
+    """All units that can leave, from the step ``first`` on."""
 
-    def __init__(self, units: TrainedUnits, first: int) -> None:
-        self._all: BoolArray = np.ones(units.space.num_units, dtype=bool)
+    def __init__(self, units: TrainedUnits, target: Target, first: int) -> None:
+        self._all: BoolArray = target.removal.candidates(units.space)
         self._first = first
 
     def scores(self, step: int) -> bool:
@@ -140,7 +140,8 @@ class Vanishing(Selector):
         space, zero = self._units.space, self._zeros()
         keep = self._kept(zero)
         if self.target.limits:
-            keep = select(space, self._sizes(keep, step), self.target.limits, ~keep, steps=self.target.steps)
+            sizes, steps = self._sizes(keep, step), self.target.steps
+            keep = self.target.removal.select(space, sizes, self.target.limits, ~keep, steps=steps)
         self.ended_at = step
         self._keep(zero | ~keep)
         self._units.clear()
@@ -156,6 +157,7 @@ class Vanishing(Selector):
         norms = self._units.engine.values([named("magnitude")], 0)[0].double().cpu().numpy()
         if not np.isfinite(norms[keep]).all():
             raise diverged("weights", step)
+        keep = keep & self.target.removal.candidates(self._units.space)
         return normalise(self._units.space, np.where(keep, norms, 0.0), keep) * self.choice.preference()
 
     def meets_budget(self) -> bool:
@@ -203,7 +205,7 @@ class Vanishing(Selector):
             phase=phase,
             period=int(phase not in ("waiting", "scoring")),
             periods=1,
-            units=units.space.num_units,
+            units=int(self.target.removal.candidates(units.space).sum()),
             marked=int(zero.sum()) if marked is None else marked,
             zero=int(zero.sum()),
             macs=share("macs", left, self.target.dense),
@@ -256,4 +258,4 @@ class Vanishing(Selector):
         return np.asarray(self._units.at_zero.cpu().numpy(), dtype=bool)
 
     def _kept(self, zero: BoolArray) -> BoolArray:
-        return ~leaving(self._units.space, zero, self.target.steps)
+        return ~self.target.removal.leaving(self._units.space, zero, self.target.steps)

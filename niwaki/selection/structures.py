@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -13,45 +13,93 @@ from niwaki.errors import BudgetError
 from niwaki.selection.objective import costs, mixed, prices
 
 
-def erase_structures(space: SearchSpace, saliency: FloatArray, limits: Mapping[str, float]) -> BoolArray:
+def erasable(space: SearchSpace) -> dict[int, int]:
+    """The unit of every structure that can be erased and that weights make, by its number. (Nothing tells what those
+    without parameters are worth: only `SearchSpace.plan` erases them.)"""
+    return {group.structure: group.first for group in space.groups if group.structure is not None and group.slices}
+
+
+def erase_structures(
+    space: SearchSpace,
+    saliency: FloatArray,
+    limits: Mapping[str, float],
+    removed: BoolArray | None = None,
+    staying: BoolArray | None = None,
+) -> BoolArray:
     """The units to keep, [num_units], where whole structures go until every one of ``limits`` is met, or no other can.
 
     H2SPG's greedy selection (Only-Train-Once v3, section 3.3): by increasing saliency, here over the cost that erasing
     saves beside what is erased already, each is erased if outputs still follow from inputs without it, and skipped
-    otherwise. What is inside of an erased structure costs nothing more, and is not asked for. ``saliency`` [num_units]
-    is not negative.
+    otherwise. What is inside of an erased structure costs nothing more, and is not asked for. At last those return, the
+    most salient first, without which the limits are met as well.
+
+    ``saliency`` [num_units] is not negative. Structures in ``removed`` [num_units] are erased from the beginning; those
+    in ``staying`` never are.
     """
-    keep = np.ones(space.num_units, dtype=bool)
-    groups = {group.structure: group.first for group in space.groups if group.structure is not None}
-    if space.erasures is None or not groups:
+    keep = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
+    units = erasable(space)
+    if space.erasures is None or not units:
         return keep
     model, trial = space.cost_model.merged(), space.erasures.trial()
-    dense = costs(model, keep, limits)
-    nested = {number for number in groups if len(space.erasures.around(number)) > 1}
-    waiting, priced = list(groups), False
+    before = [number for number, unit in units.items() if not keep[unit]]
+    for number in before:
+        trial.erase(number)
+    around = {number: {*space.erasures.around(number)} for number in units}
+    nested = {number for number in units if len(around[number]) > 1}
+
+    def without(erased: Collection[int]) -> BoolArray:
+        left = keep.copy()
+        left[[unit for number, unit in units.items() if not around[number].isdisjoint(erased)]] = False
+        return left
+
+    dense, left = costs(model, np.ones_like(keep), limits), without(before)
+    waiting = [number for number, unit in units.items() if left[unit] and not (staying is not None and staying[unit])]
+    priced, erased = False, list[int]()
     while waiting:
-        over = {m: cost - limits[m] for m, cost in costs(model, keep, limits).items() if cost > limits[m]}
+        over = {m: cost - limits[m] for m, cost in costs(model, left, limits).items() if cost > limits[m]}
         if not over:
             break
         if not priced:  # what a structure costs changes only with those inside of it
-            price = mixed(prices(model, keep, over), dense, over)
-            waiting.sort(key=lambda number: (saliency[groups[number]] / price[groups[number]], number), reverse=True)
+            price = mixed(prices(model, left, over), dense, over)
+            waiting.sort(key=lambda number: (saliency[units[number]] / price[units[number]], number), reverse=True)
         number = waiting.pop()
         priced = True
         if trial.erase(number) is None:
-            keep[groups[number]] = False
+            erased.append(number)
             priced = number not in nested
-            inside = {one for one in nested.intersection(waiting) if number in space.erasures.around(one)}
-            keep[[groups[one] for one in inside]] = False
-            waiting = [one for one in waiting if one not in inside] if inside else waiting
-    return keep
+            left[units[number]] = False
+            if inside := {one for one in nested.intersection(waiting) if number in around[one]}:
+                left[[units[one] for one in inside]] = False
+                waiting = [one for one in waiting if one not in inside]
+    for number in sorted(erased, key=lambda number: -saliency[units[number]]):  # steps are coarse: is any left over?
+        back = without({*before, *erased} - {number})
+        if all(cost <= limits[measure] for measure, cost in costs(model, back, limits).items()):
+            left = back
+            erased.remove(number)
+    return left
+
+
+def valid_erasures(space: SearchSpace, gone: BoolArray) -> BoolArray:
+    """The structures of ``gone`` [num_units] that can be erased together: the largest first, each if that is valid."""
+    found = np.zeros(space.num_units, dtype=bool)
+    units = erasable(space)
+    if space.erasures is None or not gone.any():
+        return found
+    trial, listed = space.erasures.trial(), space.structures
+    for number in sorted(units, key=lambda number: (-listed[number].macs, -listed[number].params, number)):
+        unit = units[number]
+        if gone[unit] and (
+            any(found[units[o]] for o in space.erasures.around(number)[1:] if o in units) or trial.erase(number) is None
+        ):
+            found[unit] = True
+    return found
 
 
 def check_erased(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float]) -> None:
     """Raise `BudgetError` if ``keep``, the result of `erase_structures`, costs more than ``limits``, or there is
     nothing to erase."""
-    erasable = [one for one in space.structures if one.erasable]
-    if not erasable:
+    candidates = erasable(space)
+    if not candidates:
         raise BudgetError(
             f"There is no structure that could be erased: {_why_none(space.erasures)} Use remove='units' to make "
             "layers narrower."
@@ -62,7 +110,7 @@ def check_erased(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float
             erased = sum(1 for group in space.groups if group.structure is not None and not keep[group.first])
             limit = f"{measure} <= {limits[measure]:,.0f} ({limits[measure] / dense:.1%} of {dense:,.0f})"
             raise BudgetError(
-                f"The budget {limit} cannot be met by erasing: without {erased} of {len(erasable)} structures "
+                f"The budget {limit} cannot be met by erasing: without {erased} of {len(candidates)} structures "
                 f"{reached:,.0f} ({reached / dense:.1%}) remain, and no other can go beside them. Ask for more "
                 f"{measure}, or make layers narrower too."
             )

@@ -16,6 +16,7 @@ PUBLIC = {
     "CRIC",
     "Checkpoints",
     "DHSPG",
+    "H2SPG",
     "HESSO",
     "HSPG",
     "LHSPG",
@@ -76,7 +77,8 @@ def test_first_parameters() -> None:
         "reestimate_norms": ["model", "batches"],
         "export": ["small", "example_inputs", "path"],
         **dict.fromkeys(
-            ("HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "LHSPG"), ["space", "optimizer", "budget", "schedule"]
+            ("HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "H2SPG", "LHSPG"),
+            ["space", "optimizer", "budget", "schedule"],
         ),
     }
     for name, expected in first.items():

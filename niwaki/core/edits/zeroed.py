@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
@@ -85,13 +85,18 @@ class Zeroed(Edit):
         return f"{len(self.positions)} positions of {self.dims[0][0]} dim {self.dims[0][1]}{more}"
 
 
-def zeroed_by_method(space: SearchSpace, zero: NDArray[np.bool_]) -> tuple[Zeroed, ...]:
+def zeroed_by_method(
+    space: SearchSpace, zero: NDArray[np.bool_], cut: Container[tuple[str, int]] | None = None
+) -> tuple[Zeroed, ...]:
     """The entries that a method sets to zero with the units ``zero`` [num_units]: all that compute these units, and the
-    entries that read them where zeros do not remain zeros on the way."""
+    entries that read them where zeros do not remain zeros on the way. ``cut``: of these dimensions of tensors only,
+    since others may have vanished with a structure around."""
     gone = np.append(zero, False)
     found: dict[int, tuple[Positions, Positions, list[tuple[str, int]]]] = {}
     for place in space.dims:
         if not (place.parameter and place.role.zeroed_by_method):
+            continue
+        if cut is not None and (place.tensor, place.dim) not in cut:
             continue
         if id(place.units) not in found:  # tied dimensions share their units
             owned = gone[place.units]

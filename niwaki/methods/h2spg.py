@@ -1,0 +1,104 @@
+"""H2SPG: hierarchical half-space projected gradient, which erases whole structures (OTOv3, arXiv 2312.09411)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from torch.optim import Optimizer
+
+from niwaki.core.space import SearchSpace
+from niwaki.methods.checks import check_number, check_steps
+from niwaki.methods.dhspg import DualHalfSpace, usual_penalty
+from niwaki.methods.method import Method
+from niwaki.methods.parts import Target
+from niwaki.methods.redundancy import MostRedundant
+from niwaki.methods.rule_update import RuleUpdate
+from niwaki.methods.schedule import Schedule
+from niwaki.methods.trained_units import TrainedUnits
+from niwaki.methods.vanishing import Vanishing
+from niwaki.selection import STRUCTURES
+from niwaki.selection.budget import Budget, check_budget
+
+
+class H2SPG(Method):
+    """H2SPG on any optimizer: redundant structures are chosen once, as a valid set, and driven to zero; the rest trains
+    plainly.
+
+    With x the weights that make the result of a structure and d the direction in which the optimizer moves them:
+
+    * redundancy 0.5 c + 0.5 a, from c = cos(x, d) and a = |x| / ||x||, each over its L2 norm, is averaged over the
+      ``window`` steps from ``schedule.start``: s <- memory s + (1 - memory) s_t;
+    * then structures are erased in thought, by decreasing redundancy (here per cost that goes with them), each if every
+      output still follows from an input without it and skipped otherwise, until the budget is met: G_p. All weights
+      outside of it take the bare optimizer's step from beginning to end, to the bit;
+    * on G_p DHSPG's half-space step, see `niwaki.DHSPG`, until the budget is met; at ``until`` what is left of it is
+      set to zero.
+
+    Args:
+        space: the search space of the model that ``optimizer`` trains, made with ``erase=True``.
+        optimizer: any optimizer that holds all parameters of the space.
+        budget: what must hold at the end.
+        schedule: ``start`` is the first step of the window; the target must be reached at ``until``. Its periods mean
+            nothing here.
+        penalty, amplify, most, epsilon: those of DHSPG.
+        tolerance: how much more than the budget asks for G_p may be, as a share of the dense network.
+        window: over how many steps the redundancy is averaged.
+        memory: how much of the average is left after one more step, from 0 (the mean over the window) to below 1.
+        vectorised: False runs the plain loop over structures, which is the specification.
+
+    Raises:
+        BudgetError: no valid choice of structures meets the budget, or there is none to erase.
+        MethodError: the optimizer does not fit the space, a number makes no sense, or later: the training diverged.
+
+    >>> import niwaki, torch
+    >>> class Net(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.a, self.b, self.head = (torch.nn.Linear(4, n) for n in (4, 4, 2))
+    ...     def forward(self, x):
+    ...         x = x + self.a(x)
+    ...         return self.head(x + self.b(x))
+    >>> model = Net()
+    >>> space = niwaki.search_space(model, torch.randn(2, 4), erase=True)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> method = niwaki.H2SPG(space, optimizer, niwaki.Budget(macs=0.7), niwaki.Schedule(start=5, until=40))
+    >>> for _ in range(40):
+    ...     optimizer.zero_grad()
+    ...     model(torch.randn(8, 4)).square().mean().backward()
+    ...     optimizer.step()
+    >>> small = niwaki.cut(model, method.plan())
+    >>> sum(p.numel() for p in small.parameters())
+    30
+    """
+
+    name, label = "h2spg", "H2SPG"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        optimizer: Optimizer,
+        budget: Budget,
+        schedule: Schedule,
+        *,
+        penalty: float | None = None,
+        amplify: float | None = None,
+        most: float | None = None,
+        epsilon: float = 0.9,
+        tolerance: float = 0.0,
+        window: int = 10,
+        memory: float = 0.9,
+        vectorised: bool = True,
+    ) -> None:
+        check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
+        check_number("tolerance", tolerance, 0, 1, "it is a share of the dense network")
+        check_number("memory", memory, 0, 1, "it is the share of an average that is left after one more step")
+        check_steps("window", window, "redundancy is averaged over it")
+        rule = DualHalfSpace(*usual_penalty(optimizer, penalty, amplify, most), float(epsilon))
+        units = TrainedUnits(self.label, space, optimizer, vectorised)
+        check_budget(budget)
+        Schedule.check(schedule)
+        target = Target.of(space, budget, STRUCTURES)
+        compare = STRUCTURES.compared(None)
+        choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare, float(memory))
+        update = RuleUpdate(units, lambda step, left: rule, lambda step: "half-space", asdict(rule))
+        super().__init__(units, Vanishing(units, target, schedule, choice), update)

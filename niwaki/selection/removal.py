@@ -1,0 +1,140 @@
+"""What a budget removes: units, which makes layers narrower, or whole structures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import final
+
+import numpy as np
+
+from niwaki.core.counts import FloatArray
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.normalise import Compare
+from niwaki.errors import MethodError, UnknownName
+from niwaki.selection.greedy import select
+from niwaki.selection.levels import leaving
+from niwaki.selection.steps import Widths
+from niwaki.selection.structures import erasable, erase_structures, valid_erasures
+
+
+class Removal(ABC):
+    """What can leave, and in which order it does. Masks are [num_units]."""
+
+    name: str
+
+    @abstractmethod
+    def compared(self, compare: Compare | None) -> Compare:
+        """With which others each candidate is compared, if the user says ``compare``.
+
+        Raises:
+            MethodError: they cannot be compared so.
+        """
+
+    @abstractmethod
+    def candidates(self, space: SearchSpace) -> BoolArray:
+        """The units of ``space`` that can leave at all."""
+
+    @abstractmethod
+    def select(
+        self,
+        space: SearchSpace,
+        saliency: FloatArray,
+        limits: Mapping[str, float],
+        removed: BoolArray | None = None,
+        *,
+        steps: Widths,
+        compare: Compare = "group",
+        weight: FloatArray | None = None,
+        staying: BoolArray | None = None,
+    ) -> BoolArray:
+        """The units to keep so that every one of ``limits`` is met, as far as that is possible; see
+        `niwaki.selection.select`."""
+
+    @abstractmethod
+    def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
+        """The units of ``gone`` that a plan can remove."""
+
+
+@final
+class NarrowerLayers(Removal):
+    """Units of width: at least one of every group stays."""
+
+    name = "units"
+
+    def compared(self, compare: Compare | None) -> Compare:
+        return "group" if compare is None else compare
+
+    def candidates(self, space: SearchSpace) -> BoolArray:
+        found = np.ones(space.num_units, dtype=bool)
+        found[sum(group.units for group in space.width_groups) :] = False
+        return found
+
+    def select(
+        self,
+        space: SearchSpace,
+        saliency: FloatArray,
+        limits: Mapping[str, float],
+        removed: BoolArray | None = None,
+        *,
+        steps: Widths,
+        compare: Compare = "group",
+        weight: FloatArray | None = None,
+        staying: BoolArray | None = None,
+    ) -> BoolArray:
+        return select(space, saliency, limits, removed, steps=steps, compare=compare, weight=weight, staying=staying)
+
+    def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
+        return leaving(space, gone & self.candidates(space), steps)
+
+
+@final
+class WholeStructures(Removal):
+    """Structures that weights make, as long as outputs follow from inputs. They are compared in the whole space."""
+
+    name = "structures"
+
+    def compared(self, compare: Compare | None) -> Compare:
+        if compare not in (None, "space"):
+            raise MethodError(
+                f"compare={compare!r} is for units. A structure is alone in its group: structures are compared in the "
+                "whole space."
+            )
+        return "space"
+
+    def candidates(self, space: SearchSpace) -> BoolArray:
+        found = np.zeros(space.num_units, dtype=bool)
+        found[list(erasable(space).values())] = True
+        return found
+
+    def select(
+        self,
+        space: SearchSpace,
+        saliency: FloatArray,
+        limits: Mapping[str, float],
+        removed: BoolArray | None = None,
+        *,
+        steps: Widths,
+        compare: Compare = "space",
+        weight: FloatArray | None = None,
+        staying: BoolArray | None = None,
+    ) -> BoolArray:
+        return erase_structures(space, saliency, limits, removed, staying)
+
+    def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
+        return valid_erasures(space, gone)
+
+
+UNITS, STRUCTURES = NarrowerLayers(), WholeStructures()
+
+
+def removal_named(name: object) -> Removal:
+    """What is meant by the argument ``remove`` of `niwaki.choose` and of methods.
+
+    Raises:
+        UnknownName: nothing is.
+    """
+    for known in (UNITS, STRUCTURES):
+        if name == known.name:
+            return known
+    raise UnknownName(f"remove={name!r} is not what can be removed: choose 'units' or 'structures'.")

@@ -1,0 +1,237 @@
+"""H2SPG, and HESSO on whole structures: valid choices within the budget, nothing else touched, plain equals fast."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import niwaki
+from niwaki.core.edits import EraseModules, Zeroed
+from niwaki.errors import BudgetError, MethodError, UnknownName
+from niwaki.methods.method import Method
+
+STEPS = 30
+
+
+class Net(nn.Module):
+    """Two parallel layers, one of which has to stay; residual branches, one with a branch inside; a wide one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 8), nn.Linear(6, 8)
+        self.steps = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.up, self.inner, self.down = nn.Linear(8, 24), nn.Linear(24, 24), nn.Linear(24, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.left(x) + self.right(x)
+        for step in self.steps:
+            x = x + step(x).tanh()
+        y = self.up(x).relu()
+        x = x + self.down(y + self.inner(y))
+        result: Tensor = self.head(x)
+        return result
+
+
+def hesso(space: niwaki.SearchSpace, optimizer: torch.optim.Optimizer, **more: Any) -> Method:
+    schedule = niwaki.Schedule(start=4, until=STEPS - 4, periods=2)
+    budget = more.pop("budget", niwaki.Budget(macs=0.5))
+    return niwaki.HESSO(space, optimizer, budget, schedule, remove="structures", window=3, **more)
+
+
+def h2spg(space: niwaki.SearchSpace, optimizer: torch.optim.Optimizer, **more: Any) -> Method:
+    budget = more.pop("budget", niwaki.Budget(macs=0.5))
+    schedule = niwaki.Schedule(start=4, until=STEPS - 4)
+    return niwaki.H2SPG(space, optimizer, budget, schedule, window=3, epsilon=0.5, **more)
+
+
+METHODS: dict[str, Callable[..., Method]] = {"hesso": hesso, "h2spg": h2spg}
+
+
+class Run:
+    def __init__(self, kind: str | None, adam: bool = False, **more: Any) -> None:
+        torch.manual_seed(0)
+        self.model = Net().double()
+        self.space = niwaki.search_space(self.model, torch.randn(2, 6).double(), erase=True)
+        make = torch.optim.AdamW if adam else torch.optim.SGD
+        self.optimizer = make(self.model.parameters(), lr=0.02)
+        self.method = None if kind is None else METHODS[kind](self.space, self.optimizer, **more)
+
+    def train(self, first: int = 0, last: int = STEPS) -> Run:
+        for step in range(first, last):
+            generator = torch.Generator().manual_seed(step)
+            x = torch.randn(16, 6, generator=generator).double()
+            self.optimizer.zero_grad()
+            (self.model(x) - x[:, :3].sin()).square().mean().backward()
+            self.optimizer.step()
+        return self
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+
+
+def erased(run: Run) -> set[str]:
+    assert run.method is not None
+    kept = run.space.keep_of(run.method.plan())
+    return {
+        run.space.structures[group.structure].name
+        for group in run.space.groups
+        if group.structure is not None and not kept[group.first]
+    }
+
+
+@pytest.mark.parametrize("adam", [False, True])
+@pytest.mark.parametrize("kind", METHODS)
+def test_the_budget_is_met_by_a_valid_choice_that_is_zero(kind: str, adam: bool) -> None:
+    run = Run(kind, adam).train()
+    assert run.method is not None and run.method.done
+    plan = run.method.plan()
+    assert run.space.cost(plan).macs <= 0.5 * run.space.cost().macs
+    assert len(erased(run) & {"left", "right"}) < 2 and plan.edits_of(EraseModules) and plan.edits_of(Zeroed)
+    small = niwaki.cut(run.model, plan)
+    x = torch.randn(5, 6).double()
+    assert torch.allclose(small(x), run.model(x), atol=1e-12)
+    assert sum(p.numel() for p in small.parameters()) == run.space.cost(plan).params
+    assert f"of {sum(one.erasable for one in run.space.structures)} units" in repr(run.method)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_the_plain_loop_trains_the_same(kind: str) -> None:
+    fast, plain = (Run(kind, vectorised=fast).train() for fast in (True, False))
+    assert erased(fast) == erased(plain)
+    for name, weight in fast.weights.items():
+        assert torch.allclose(weight, plain.weights[name], atol=1e-12), name
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_what_does_not_leave_takes_the_bare_step(kind: str) -> None:
+    """One step after the choice, from the same weights: all but the producers of what leaves is the same to the bit."""
+    run = Run(kind).train(0, STEPS // 2 + 2)
+    bare = Run(None)
+    bare.model.load_state_dict(run.model.state_dict())
+    assert run.method is not None
+    leaving = {
+        name
+        for group in run.space.groups
+        if group.structure is not None and (run.method.units.leaving | run.method.units.zero)[group.first]
+        for name in run.space.structures[group.structure].producers
+    }
+    run.train(STEPS // 2 + 2, STEPS // 2 + 3)
+    bare.train(STEPS // 2 + 2, STEPS // 2 + 3)
+    moved = {name for name, weight in run.weights.items() if not torch.equal(weight, bare.weights[name])}
+    assert moved and moved <= leaving
+
+
+@pytest.mark.parametrize("stop", [6, 12, STEPS - 2])
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_run_resumes_to_the_same_bits(kind: str, stop: int) -> None:
+    whole, first, second = Run(kind, adam=True).train(), Run(kind, adam=True).train(0, stop), Run(kind, adam=True)
+    second.model.load_state_dict(copy.deepcopy(first.model.state_dict()))
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    second.train(stop)
+    assert all(torch.equal(weight, second.weights[name]) for name, weight in whole.weights.items())
+    assert erased(whole) == erased(second)
+
+
+def test_a_support_that_is_known() -> None:
+    """The target needs one of the branches only; the others are driven out, and the loss is what it was."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branches = nn.ModuleList(nn.Linear(6, 3, bias=False) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.branches[0](x[:, :6])
+            for number, branch in enumerate(list(self.branches)[1:], 1):
+                result = result + branch(x[:, 6 * number : 6 * number + 6])
+            return result
+
+    torch.manual_seed(1)
+    model, x = Sum(), torch.randn(256, 24)
+    with torch.no_grad():
+        target = x[:, 12:18] @ torch.randn(6, 3)
+    space = niwaki.search_space(model, x, erase=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = niwaki.H2SPG(
+        space, optimizer, niwaki.Budget(macs=0.25), niwaki.Schedule(start=100, until=300), epsilon=0.1, penalty=0.01
+    )
+    for _ in range(320):
+        optimizer.zero_grad()
+        loss = (model(x) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+    kept = space.keep_of(method.plan())
+    names = {space.structures[g.structure].name: bool(kept[g.first]) for g in space.groups if g.structure is not None}
+    assert [names[f"branches.{number}"] for number in range(4)] == [False, False, True, False]
+    assert float(loss) < 1e-4
+
+
+def test_what_is_left_over_of_a_budget_returns() -> None:
+    """Where the last step was far too large, a smaller structure that was erased before comes back."""
+    run = Run(None)
+    values = np.ones(run.space.num_units)
+    for group in run.space.groups:
+        if group.structure is not None:
+            name = run.space.structures[group.structure].name
+            values[group.first] = {"steps.0": 1e-3, "steps.1": 2e-3}.get(name, 1.0)
+    scores = niwaki.score(run.space, lambda _: values)
+    limit = run.space.cost().macs - 300  # the two save 256, and the next costs the most
+    plan = niwaki.choose(run.space, scores, niwaki.Budget(macs=limit), remove="structures")
+    erased = [edit.structures for edit in plan.edits_of(EraseModules)]
+    assert erased == [("up..down",)] and run.space.cost(plan).macs < limit - 256
+
+
+SCHEDULE = niwaki.Schedule(start=3, until=24, periods=3)
+WIDTHS: dict[str, Callable[..., Method]] = {
+    "hesso": lambda s, o: niwaki.HESSO(s, o, niwaki.Budget(macs=0.6), SCHEDULE, window=3, compare="space"),
+    "cric": lambda s, o: niwaki.CRIC(s, o, niwaki.Budget(macs=0.6), SCHEDULE, window=3, cycle=3, layers=0),
+    "dhspg": lambda s, o: niwaki.DHSPG(s, o, niwaki.Budget(macs=0.6), SCHEDULE, window=3, compare="space"),
+    "hspg": lambda s, o: niwaki.HSPG(s, o, niwaki.Budget(macs=0.6), SCHEDULE, penalty=0.05),
+    "adahspg": lambda s, o: niwaki.AdaHSPG(s, o, niwaki.Budget(macs=0.6), SCHEDULE, penalty=0.05),
+}
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_narrower_layers_are_the_same_in_a_space_with_structures(kind: str) -> None:
+    """To the bit, and in the same plan."""
+    weights, kept = [], []
+    for erase in (False, True):
+        run = Run(None)
+        run.space = niwaki.search_space(run.model, torch.randn(2, 6).double(), erase=erase)
+        method = WIDTHS[kind](run.space, run.optimizer)
+        weights.append(run.train().weights)
+        plan = method.plan()
+        kept.append({group.name: tuple(plan.kept[group.name]) for group in run.space.width_groups})
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    assert kept[0] == kept[1]
+
+
+def test_errors() -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bare = niwaki.search_space(model, torch.randn(2, 6))
+    for method in METHODS.values():
+        with pytest.raises(
+            BudgetError, match="There is no structure that could be erased: the search space was made wi"
+        ):
+            method(bare, optimizer)
+    space = niwaki.search_space(model, torch.randn(2, 6), erase=True)
+    for method in METHODS.values():
+        with pytest.raises(BudgetError, match=r"cannot be met by erasing: without \d of \d structures"):
+            method(space, optimizer, budget=niwaki.Budget(macs=0.01))
+    with pytest.raises(MethodError, match="compare='group' is for units. A structure is alone in its group"):
+        hesso(space, optimizer, compare="group")
+    schedule = niwaki.Schedule(start=1, until=29, periods=2)
+    with pytest.raises(UnknownName, match="remove='layers' is not what can be removed"):
+        niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.5), schedule, remove="layers")  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="memory"):
+        niwaki.H2SPG(space, optimizer, niwaki.Budget(macs=0.5), schedule, memory=2.0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), copy.deepcopy(model).parameters(), strict=True))
