@@ -50,7 +50,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorte
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_names_exists(page: str) -> None:
     """Names of niwaki, and the files that links lead to."""
-    for name in re.findall(r"\bniwaki\.([a-zA-Z_]+)", text(page)):
+    for name in re.findall(r"\bniwaki\.([a-zA-Z_][a-zA-Z0-9_]*)", text(page)):
         assert importlib.util.find_spec(f"niwaki.{name}") or hasattr(niwaki, name), name
     for link in re.findall(r"\]\(([^)]+)\)", text(page)):
         assert (ROOT / page).parent.joinpath(link).is_file(), link
