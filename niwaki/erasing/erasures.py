@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
+import numpy as np
 from torch import nn
 
+from niwaki.core.counts import BoolArray
 from niwaki.core.edits import Edit, Erase
 from niwaki.core.edits.erase import JoinOperand
 from niwaki.core.structures import Erasures, ErasureTrial, Structure
@@ -120,11 +122,19 @@ def _added_once(one: Structure) -> Structure:
 class FoundErasureTrial(ErasureTrial):
     """See `ErasureTrial`."""
 
-    found: FoundStructures
+    erasures: FoundErasures
     validity: Validity
+    chosen: list[int] = field(default_factory=list)
 
     def erase(self, number: int) -> str | None:
-        return self.found.listed[number].refused or self.validity.erase(self.found.vertices[number])
+        found = self.erasures.found
+        why = found.listed[number].refused or self.validity.why_not(found.vertices[number])
+        if why is None:
+            why = self.erasures.without_anything([*self.chosen, number])
+        if why is None:
+            self.validity.erase(found.vertices[number])
+            self.chosen.append(number)
+        return why
 
 
 @final
@@ -153,22 +163,46 @@ class FoundErasures(Erasures):
     def listed(self) -> tuple[Structure, ...]:
         return self._found.listed
 
+    @property
+    def found(self) -> FoundStructures:
+        """What was found."""
+        return self._found
+
     def trial(self) -> FoundErasureTrial:
+        return FoundErasureTrial(self, self._validity())
+
+    def _validity(self) -> Validity:
         found = self._found
-        validity = Validity(found.flow, counted_inputs(found.graph, found.flow), found.nesting, found.required)
-        return FoundErasureTrial(found, validity)
+        return Validity(found.flow, counted_inputs(found.graph, found.flow), found.nesting, found.required)
 
     def why_not(self, erased: Collection[int]) -> str | None:
-        trial = self.trial()
+        validity = self._validity()
         before: list[str] = []
         for number in erased:
             one = self.listed[number]
-            why = trial.erase(number)
+            why = one.refused or validity.erase(self._operand[number])
+            if why is None and len(before) == len(erased) - 1:
+                why = self.without_anything(erased)
             if why is not None:
                 beside = f" beside {', '.join(before)}" if before else ""
                 return f"{one.name} cannot be erased{beside}: {why}. Keep it, or keep one of the others."
             before.append(one.name)
         return None
+
+    def without_anything(self, erased: Collection[int]) -> str | None:
+        """Why these cannot be erased although outputs follow from inputs: all that a parameter reads or makes would go,
+        but what it serves stays. None if there is no such parameter."""
+        values = self._found.graph.values
+        left: dict[tuple[int, int], BoolArray] = {}
+        for number in erased:
+            for part in self._found.reading.parts(self._operand[number]):
+                if values[part.value].origin is Origin.PARAMETER:
+                    key = part.value, part.dim
+                    stays = left.setdefault(key, np.ones(values[part.value].shape[part.dim], dtype=bool))
+                    stays[part.positions] = False
+        empty = [values[number].name for (number, _), stays in left.items() if not stays.any()]
+        gone = self.gone(erased) if empty else frozenset()
+        return next((f"nothing would be left of {name!r}, which is needed" for name in empty if name not in gone), None)
 
     def gone(self, erased: Collection[int]) -> frozenset[str]:
         living = self._living({self._operand[number] for number in erased})

@@ -213,6 +213,7 @@ class _Found:
             return (), zero
         if len(added) < len(operands):
             why = self._reading.why_not(vertex, zero=isinstance(zero, _Makers))
+            why = why or self._empties(vertex, inside)
             if why is not None:
                 return made.names, why
         held = next((value.name for value in inside if value.name in ignored), None)
@@ -223,6 +224,18 @@ class _Found:
         if any(not other.agrees(vertex, numbers, lines, made) for other in self._others):
             return made.names, "another run (in train mode, or of another example call) uses its weights otherwise"
         return made.names, self._why_it_stays(vertex, operands, gated)
+
+    def _empties(self, vertex: int, inside: Sequence[Value]) -> str | None:
+        """Why a parameter outside of a structure would be left without anything; None if there is none."""
+        for part in self._reading.parts(vertex):
+            value = self._graph.values[part.value]
+            if (
+                value.origin is Origin.PARAMETER
+                and len(part.positions) == value.shape[part.dim]
+                and value not in inside
+            ):
+                return f"nothing would be left of {value.name!r}, which is needed"
+        return None
 
     def _why_it_stays(self, vertex: int, operands: Sequence[Operand], gated: bool) -> str | None:
         """Why operands cannot be taken from their joins, whatever makes them; None if they can. ``gated``: a gate makes

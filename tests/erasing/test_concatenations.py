@@ -331,3 +331,37 @@ def test_a_part_that_is_said_to_come_everywhere(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Reading, "read_bare", lambda self, structures: None)
     with pytest.raises(AssertionError):
         check_erasing(Summed(), X, plans=8, as_graph=True)
+
+
+def test_a_layer_that_would_have_nothing_left() -> None:
+    """Halves of a concatenation go to layers of their own: without one half, a layer would have no channel to read."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.ModuleList(nn.Conv2d(3, 4, 1) for _ in range(4))
+            self.second = nn.ModuleList(nn.Conv2d(8, 5, 1) for _ in range(2))
+            self.head = nn.Linear(10, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            halves = torch.cat([layer(x) for layer in self.first], 1).split(8, 1)
+            made = [layer(half) for layer, half in zip(self.second, halves, strict=True)]
+            return self.head(torch.cat(made, 1).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = randomised(Halves().eval()).double(), X.double()
+    space = niwaki.search_space(model, x, as_graph=True, erase=True)
+    assert sorted(one.name for one in space.structures if one.erasable) == [f"first.{n}" for n in range(4)] + [
+        "second.0",
+        "second.1",
+    ]
+    with pytest.raises(NiwakiError, match=r"first.1 cannot be erased beside first.0: nothing would be left of 'second"):
+        space.plan(erased(space, {"first.0", "first.1"}))
+    space.plan(erased(space, {"first.0", "first.1", "second.0"}))
+    trial = space.erasures.trial() if space.erasures is not None else None
+    assert trial is not None
+    numbers = {one.name: number for number, one in enumerate(space.structures)}
+    assert trial.erase(numbers["first.0"]) is None
+    assert "nothing would be left" in (trial.erase(numbers["first.1"]) or "")
+    assert trial.erase(numbers["first.2"]) is None
+    check_erasing(Halves(), X, plans=8, as_graph=True)
