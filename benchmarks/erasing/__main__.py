@@ -2,6 +2,8 @@
 
 python -m benchmarks.erasing fuzz --networks 10000
 python -m benchmarks.erasing law --plans 200 [--only llama t5]
+python -m benchmarks.erasing zoo [--zoo timm] [--read]
+python -m benchmarks.erasing analysis
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.erasing import fuzz, law
+from benchmarks.erasing import analysis, fuzz, law, zoo
 from benchmarks.erasing.networks import NETWORKS
 
 
@@ -31,9 +33,24 @@ def main() -> None:
     known.add_argument("--plans", type=int, default=200, help="random plans per network and form")
     known.add_argument("--only", nargs="*", default=list(NETWORKS), choices=NETWORKS, metavar="NETWORK")
     known.add_argument("--forms", nargs="*", default=list(law.FORMS), choices=law.FORMS)
+    zoos = commands.add_parser("zoo", help="structures of the models of timm and transformers")
+    zoos.add_argument("--zoo", nargs="*", choices=zoo.ZOOS, default=list(zoo.ZOOS))
+    zoos.add_argument("--every", type=int, default=1, help="only every so many models")
+    zoos.add_argument("--plans", type=int, default=4, help="random plans, on every tenth model")
+    zoos.add_argument("--jobs", type=int, default=1, help="processes at once")
+    zoos.add_argument("--seconds", type=float, default=180.0, help="cap on the CPU time of a model")
+    zoos.add_argument("--gigabytes", type=float, default=6.0, help="memory cap per model")
+    zoos.add_argument("--read", action="store_true", help="only the table of the rows in --out")
+    zoos.add_argument("--out", type=Path, default=Path("out/erasing/zoo"), help="rows, and a log per model")
+    cost = commands.add_parser("analysis", help="what erase=True costs, and checking ten thousand candidates")
+    cost.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     if options.command == "fuzz":
         fuzz.run(options.networks, options.first, options.plans, options.forms, options.out)
+    if options.command == "zoo":
+        zoo.sweep(options)
+    if options.command == "analysis":
+        analysis.run(options.rounds)
     if options.command == "law" and not law.run(options.only, options.forms, options.plans):
         sys.exit(1)
 

@@ -134,11 +134,11 @@ NETWORKS: Mapping[str, Network] = {
     "resnet": Network(images(lambda: ResNet(3, 3, (8, 8), (4, 6), 2), 8), 5),
     "resnet, pre-activation": Network(images(PreActivation, 6), 3),
     "resnet of torchvision": Network(images(blocks_of_torchvision, 8), 5),
-    "densenet": Network(images(lambda: DenseNet(4, (2, 2), 6, 2, num_classes=3), 32), 0),
+    "densenet": Network(images(lambda: DenseNet(4, (2, 2), 6, 2, num_classes=3), 32), 4),
     "inception": Network(
-        images(lambda: Classifier(6, [Inception(6, 4, 4, 6, 2, 4, 3), Inception(17, 4, 4, 6, 2, 4, 3)], 17), 6), 0
+        images(lambda: Classifier(6, [Inception(6, 4, 4, 6, 2, 4, 3), Inception(17, 4, 4, 6, 2, 4, 3)], 17), 6), 8
     ),
-    "unet": Network(images(lambda: Classifier(4, [UNet((4, 6, 8), True)], 4), 8), 8),
+    "unet": Network(images(lambda: Classifier(4, [UNet((4, 6, 8), True)], 4), 8), 12),
     "vit": Network(images(lambda: tv.VisionTransformer(8, 4, 2, 2, 12, 10, num_classes=3), 8), 4),
     "swin": Network(images(lambda: tv.SwinTransformer([2, 2], 8, [2, 1], [2, 2], [2, 2], num_classes=3), 8), 6),
     "llama": Network(tokens(lambda: decoder("Llama")), 4),
@@ -146,8 +146,8 @@ NETWORKS: Mapping[str, Network] = {
     "t5": Network(tokens(t5, "decoder_input_ids"), 10),
     "gpt2": Network(tokens(gpt2), 5),
     "bert": Network(bert, 6),
-    "cells": Network(images(lambda: CellNetwork(3, 3, 4, cells=2, nodes=2), 6), 54),
+    "cells": Network(images(lambda: CellNetwork(3, 3, 4, cells=2, nodes=2), 6), 64),
     "super resnet": Network(images(lambda: SuperResNet(3, 3, (4, 6), (1, 2)), 6), 28),
-    "stacked unets": Network(images(lambda: StackedUnets(3, 3, (4, 6, 8)), 6), 22),
-    "supernet": Network(images(lambda: DemoSupNet(3, 3, 4), 6), 5),
+    "stacked unets": Network(images(lambda: StackedUnets(3, 3, (4, 6, 8)), 6), 26),
+    "supernet": Network(images(lambda: DemoSupNet(3, 3, 4), 6), 7),
 }

@@ -146,10 +146,9 @@ def random_erasure(space: SearchSpace, rng: np.random.Generator, share: float = 
     other group, about half of the units go too."""
     keep = random_keep(space, rng) if widths else np.ones(space.num_units, dtype=bool)
     gates = {group.structure: group.first for group in space.groups if group.structure is not None}
-    erased: list[int] = []
+    trial = None if space.erasures is None else space.erasures.trial()
     for number in rng.permutation(sorted(gates)).tolist():
-        if space.erasures is not None and rng.random() < share and space.erasures.why_not([*erased, number]) is None:
-            erased.append(number)
+        if trial is not None and rng.random() < share and trial.erase(number) is None:
             keep[gates[number]] = False
     return keep
 
