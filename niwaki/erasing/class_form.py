@@ -63,6 +63,12 @@ class ClassForm:
             for path in around(name.rpartition(".")[0]):
                 self._parameters.setdefault(path, []).append(name)
         self._shared = _shared(model)
+        # As they are now: a model that is shrunk while it trains has fewer.
+        self._lists = {
+            path: {key: type(entry) for key, entry in module._modules.items()}
+            for path, module in self.modules.items()
+            if isinstance(module, (nn.ModuleList, nn.Sequential))
+        }
         self._runs = LivingRuns(found)
         self._numbers = numbered(self.modules, found.graph)
         self.whole_only: frozenset[str] = frozenset()
@@ -70,7 +76,7 @@ class ClassForm:
     @property
     def lists(self) -> tuple[str, ...]:
         """The paths of all lists of modules."""
-        return tuple(p for p, module in self.modules.items() if isinstance(module, (nn.ModuleList, nn.Sequential)))
+        return tuple(self._lists)
 
     def without(self, erased: Collection[int], gone: frozenset[str]) -> ModulesLeft:
         """The modules without the structures of these numbers. ``gone``: the tensors that nothing reads any more."""
@@ -116,24 +122,24 @@ class ClassForm:
     def _entries(self, runs: Sequence[RunLeft], gone: frozenset[str]) -> dict[str, None]:
         """Entries of lists of modules that return what they are given, and do nothing else any more."""
         found: dict[str, None] = {}
-        for path, module in self.modules.items():
-            if path in self.whole_only or not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        for path, entries in self._lists.items():
+            if path in self.whole_only or any(outer in found for outer in around(path)):
                 continue
-            if any(outer in found for outer in around(path)) or not self._is_stack(path, module, runs):
+            if not self._is_stack(path, runs):
                 continue
-            for key in module._modules:
+            for key in entries:
                 entry = f"{path}.{key}" if path else key
                 own = self._parameters.get(entry, ())
                 if own and gone.issuperset(own) and _is_identity(entry, runs):
                     found[entry] = None
         return found
 
-    def _is_stack(self, path: str, module: nn.Module, runs: Sequence[RunLeft]) -> bool:
+    def _is_stack(self, path: str, runs: Sequence[RunLeft]) -> bool:
         """Whether a list of modules is run one after the other: it is called itself, or its entries are alike; code
         picks each of different ones by its place."""
-        if isinstance(module, nn.Sequential) and any(call.module == path for run in runs for call in run.run.calls):
+        if any(call.module == path for run in runs for call in run.run.calls):
             return True
-        return len({type(entry) for entry in module.children()}) == 1
+        return len(set(self._lists[path].values())) == 1
 
     def _unset(
         self, modules: Sequence[str], living: Collection[str], gone: frozenset[str]
@@ -170,7 +176,7 @@ class ClassForm:
         for path in dict.fromkeys([*self._numbers, *(entry.rpartition(".")[0] for entry in entries)]):
             if not lives(path):
                 continue
-            keys = list(self.modules[path]._modules)
+            keys = list(self._lists[path])
             prefix = f"{path}." if path else ""
             stay = [place for place, key in enumerate(keys) if prefix + key not in entries]
             if keys == [str(place) for place in range(len(keys))]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +65,8 @@ def count_anew(model: PreTrainedModel, stacks: Sequence[Stack]) -> None:
     """Give ``model``, and all in it that have a configuration, configurations with the numbers of layers that it has.
     Where none builds a model with that many, its configuration stays as it is."""
     config = model.config
-    for stack in stacks:
-        found = _counted(model, config, stack)
+    for number, stack in enumerate(stacks):
+        found = _counted(model, config, stack, {other.path for other in stacks[number + 1 :]})
         if found is None:
             return
         config = found
@@ -83,8 +83,9 @@ def count_anew(model: PreTrainedModel, stacks: Sequence[Stack]) -> None:
             module.__dict__["config"] = _as_in(own, others[path].__dict__["config"], stacks)
 
 
-def _counted(model: PreTrainedModel, config: Any, stack: Stack) -> Any:
-    """The configuration in which one number, or several of one value, counts the layers of ``stack`` as it is now."""
+def _counted(model: PreTrainedModel, config: Any, stack: Stack, later: Collection[str]) -> Any:
+    """The configuration in which one number, or several of one value, counts the layers of ``stack`` as it is now.
+    ``later``: the paths of other lists that are not what the configuration says."""
     names = [
         (part, name)
         for part, holder in enumerate(_parts(config))
@@ -95,7 +96,7 @@ def _counted(model: PreTrainedModel, config: Any, stack: Stack) -> Any:
     for trial in [[], *trials, names]:
         with contextlib.suppress(Exception):  # a configuration may raise any error
             made = _with(config, trial, stack)
-            if _fits(model, made, stack):
+            if _fits(model, made, stack, later):
                 return made
     return None
 
@@ -114,14 +115,15 @@ def _with(config: Any, names: Sequence[tuple[int, str]], stack: Stack) -> Any:
     return made
 
 
-def _fits(model: PreTrainedModel, config: Any, stack: Stack) -> bool:
+def _fits(model: PreTrainedModel, config: Any, stack: Stack, later: Collection[str]) -> bool:
     """Whether a model that is built from ``config`` has as many layers there, and elsewhere what it had."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         built = type(model)(copy.deepcopy(config))
     there = _lengths(dict(named_modules(built)))
     here = _lengths(dict(named_modules(model)))
     return there.get(stack.path) == stack.left and all(
-        there.get(path) in (length, None) or path.startswith(f"{stack.path}.") for path, length in here.items()
+        there.get(path) in (length, None) or path in later or path.startswith(f"{stack.path}.")
+        for path, length in here.items()
     )
 
 

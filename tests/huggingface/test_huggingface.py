@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_families import FAMILIES, build, uniform
-from safetensors.torch import load_file, save_file
+from huggingface_fresh import greedy, in_a_fresh_process
 
 import niwaki
 from niwaki.errors import FileFormatError
@@ -45,54 +43,6 @@ def test_chosen_widths_fit_a_configuration(macs: float, tmp_path: Path) -> None:
     )
     huggingface.save_pretrained(small, tmp_path / "out", FAMILIES["T5"][2]())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_heads"] < space.model.config.num_heads
-
-
-# In a fresh process, in another directory: the library alone, the checkpoint, and the inputs.
-SCRIPT = """
-import sys
-import importlib.util
-import torch
-sys.modules["torchvision"] = None  # the one installed here may not fit the torch
-assert importlib.util.find_spec("niwaki") is None, "niwaki is on the path"
-import transformers
-from safetensors.torch import load_file, save_file
-for job in sys.argv[1:]:
-    folder, auto = job.split("=")
-    model, told = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True)
-    assert not any(told.values()), told
-    inputs = load_file(folder + "/inputs.test")
-    with torch.no_grad():
-        found = {"logits": model.eval()(**inputs).logits}
-        if model.can_generate():
-            ids = {"input_ids": inputs["input_ids"]}
-            found["tokens"] = model.generate(**ids, max_new_tokens=6, do_sample=False, use_cache=True, pad_token_id=0)
-    save_file(found, folder + "/outputs.test")
-"""
-
-
-def in_a_fresh_process(jobs: dict[Path, tuple[str, dict[str, Any]]]) -> dict[Path, dict[str, torch.Tensor]]:
-    """Without niwaki: neither in the working directory nor installed there."""
-    for folder, (_, inputs) in jobs.items():
-        save_file(inputs, folder / "inputs.test")
-    home = next(iter(jobs))
-    finder = f"import sys; sys.path[:] = [p for p in sys.path if p != {str(Path(niwaki.__file__).parents[1])!r}]\n"
-    finder += "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
-    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HOME": str(home)}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", finder + SCRIPT, *(f"{folder}={auto}" for folder, (auto, _) in jobs.items())],
-        cwd=home,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {folder: load_file(folder / "outputs.test") for folder in jobs}
-
-
-def greedy(model: Any, inputs: dict[str, Any], cache: bool) -> torch.Tensor:
-    ids = {"input_ids": inputs["input_ids"]}
-    made: torch.Tensor = model.generate(**ids, max_new_tokens=6, do_sample=False, use_cache=cache, pad_token_id=0)
-    return made
 
 
 @pytest.mark.parametrize(
