@@ -83,7 +83,8 @@ def search_space(
         layout: ``uniform`` ties groups that are alike (of one size, with the same role in modules of one class). They
             keep equal numbers of units, each its own choice, as a configuration with one number for all layers
             requires; for models of transformers (`niwaki.huggingface`) only numbers that the configuration accepts can
-            be chosen, such as a hidden width that is a multiple of the number of heads.
+            be chosen, such as a hidden width that is a multiple of the number of heads. With ``erase``, only whole
+            layers are erased.
         erase: offer, too, structures that can vanish as a whole (``space.structures``): branches of residual blocks,
             halves of transformer layers, anything whose result reaches the rest of the network through an addition
             only. Each is a group of one unit, which ``niwaki.choose(..., remove="structures")`` removes. An output
@@ -113,6 +114,11 @@ def search_space(
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise UnknownName(f"{name}={flag!r} must be True or False.")
+    if erase and as_graph and layout == "uniform":
+        raise UnknownName(
+            "erase=True erases whole layers of the model's class with layout='uniform', and an exported program has no "
+            "layers. Leave out as_graph=True or layout='uniform'."
+        )
     calls = calls_of(model, example_inputs)
     model = program_of(model, calls[0], as_graph)
     with preserved_outside(model.modules()):
@@ -144,7 +150,9 @@ def _space(
     _hold_remade(model, graph, constraints)
     erasures = None
     if given is not None and joined is not None:
-        erasures = erasures_of(model, graph, flows, joined, constraints, given, matching, calls, required or ())
+        erasures = erasures_of(
+            model, graph, flows, joined, constraints, given, matching, calls, required or (), layout == "uniform"
+        )
     builder = Builder(
         model, graph, constraints, inner, [it for known in registered() for it in known.looked_after(model)]
     )

@@ -95,6 +95,10 @@ class Erasures(ABC):
     def edits(self, erased: Collection[int]) -> tuple[Edit, ...]:
         """What a cut does to erase them; their producers have no entries left by then."""
 
+    @abstractmethod
+    def together(self, number: int) -> tuple[int, ...]:
+        """The structures that are erased with one or not at all, itself among them."""
+
     def around(self, number: int) -> tuple[int, ...]:
         """A structure and those around it, from inside out."""
         found = [number]

@@ -41,15 +41,18 @@ def erasures_of(
     ignored: Mapping[str, str],
     calls: Sequence[ExampleCall],
     required: Sequence[str] = (),
+    whole_layers: bool = False,
 ) -> FoundErasures | None:
-    """The structures of ``model``; None if there is no join in it. The arguments are those of `structures`, and the
-    example ``calls``."""
+    """The structures of ``model``; None if there is no join in it. The arguments are those of `structures`, the example
+    ``calls``, and whether only ``whole_layers`` may be erased, entries of lists of modules."""
     of_graph = isinstance(model, Program)
     cannot_cut = _of_graph(model) if isinstance(model, Program) else _nothing_yet
     found = structures(graph, flows, joined, constraints, given, ignored, cannot_cut, required)
     if found is None:
         return None
-    return FoundErasures(found, _from_graph) if of_graph else _of_class(model, found, constraints, calls)
+    if of_graph:
+        return FoundErasures(found, _from_graph)
+    return _of_class(model, found, constraints, calls, whole_layers)
 
 
 def _from_graph(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
@@ -85,7 +88,11 @@ def _nothing_yet(join: Node, operand: int, gated: bool) -> str | None:
 
 
 def _of_class(
-    model: nn.Module, found: FoundStructures, constraints: Constraints, calls: Sequence[ExampleCall]
+    model: nn.Module,
+    found: FoundStructures,
+    constraints: Constraints,
+    calls: Sequence[ExampleCall],
+    whole_layers: bool,
 ) -> FoundErasures:
     found = replace(found, listed=tuple(map(_added_once, found.listed)))
     if not any(one.erasable for one in found.listed):
@@ -100,10 +107,45 @@ def _of_class(
                 f"{left.edit} cannot be erased together: {first.path!r} cannot be left out of its code, since "
                 f"{first.why}. Choose other structures, or use as_graph=True."
             )
+        if whole_layers and left.edit.absent:
+            half = next(iter(left.edit.absent))
+            raise PlanError(
+                f"With layout='uniform' only whole layers are erased, and the plan leaves {half!r} out of a layer that "
+                "stays. Erase the rest of that layer, too."
+            )
         return (left.edit,)
 
     listed = tried(model, calls, found, form, FoundErasures(found, from_class).gone)
-    return FoundErasures(replace(found, listed=listed), from_class)
+    erasures = FoundErasures(replace(found, listed=listed), from_class)
+    if not whole_layers:
+        return erasures
+    layers = _layers(form, erasures)
+    inside = {number for layer in layers for number in layer}
+    listed = tuple(
+        one if number in inside or not one.erasable else replace(one, refused=_NO_LAYER)
+        for number, one in enumerate(listed)
+    )
+    return FoundErasures(replace(found, listed=listed), from_class, layers)
+
+
+_NO_LAYER = "it is no whole layer, and layout='uniform' has no words for a layer without it"
+
+
+def _layers(form: ClassForm, erasures: FoundErasures) -> list[tuple[int, ...]]:
+    """The structures that make up each entry of a list of modules which can be deleted."""
+    listed = erasures.listed
+    outermost = [
+        number
+        for number, one in enumerate(listed)
+        if one.erasable and not any(listed[outer].erasable for outer in erasures.around(number)[1:])
+    ]
+    entries = form.without(outermost, erasures.gone(outermost)).edit.entries
+    layers = []
+    for entry in entries:
+        own = tuple(n for n in outermost if all(name.startswith(f"{entry}.") for name in listed[n].parameters))
+        if form.without(own, erasures.gone(own)).edit.entries == (entry,):
+            layers.append(own)
+    return layers
 
 
 def _from_nothing(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
@@ -144,12 +186,14 @@ class FoundErasures(Erasures):
     Args:
         found: they.
         edits: what a cut does to erase some of them, by number, and the tensors that then vanish.
+        layers: structures that are erased together or not at all.
     """
 
-    __slots__ = ("_edits", "_found", "_operand", "_readers")
+    __slots__ = ("_edits", "_found", "_layer", "_operand", "_readers")
 
-    def __init__(self, found: FoundStructures, edits: EditsOf) -> None:
+    def __init__(self, found: FoundStructures, edits: EditsOf, layers: Sequence[tuple[int, ...]] = ()) -> None:
         self._found, self._edits = found, edits
+        self._layer = {number: layer for layer in layers for number in layer}
         self._operand = dict(enumerate(found.vertices))
         self._readers: dict[int, list[int]] = {}  # parameters and buffers -> the operators that are given them
         values = found.graph.values
@@ -167,6 +211,9 @@ class FoundErasures(Erasures):
     def found(self) -> FoundStructures:
         """What was found."""
         return self._found
+
+    def together(self, number: int) -> tuple[int, ...]:
+        return self._layer.get(number, (number,))
 
     def trial(self) -> FoundErasureTrial:
         return FoundErasureTrial(self, self._validity())

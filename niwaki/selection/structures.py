@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import chain
 
 import numpy as np
 
@@ -16,7 +17,11 @@ from niwaki.selection.objective import costs, mixed, prices
 def erasable(space: SearchSpace) -> dict[int, int]:
     """The unit of every structure that can be erased and that weights make, by its number. (Nothing tells what those
     without parameters are worth: only `SearchSpace.plan` erases them.)"""
-    return {group.structure: group.first for group in space.groups if group.structure is not None and group.slices}
+    return {
+        group.structure: group.first
+        for group in space.groups
+        if group.structure is not None and any(piece.role.produces for piece in group.slices)
+    }
 
 
 def erase_structures(
@@ -53,29 +58,35 @@ def erase_structures(
         return left
 
     dense, left = costs(model, np.ones_like(keep), limits), without(before)
-    waiting = [number for number, unit in units.items() if left[unit] and not (staying is not None and staying[unit])]
-    priced, erased = False, list[int]()
+    may = {n for n, unit in units.items() if left[unit] and not (staying is not None and staying[unit])}
+    blocks = dict.fromkeys(space.erasures.together(number) for number in units)
+    waiting = [block for block in blocks if may.issuperset(block)]
+    members = {block: [units[number] for number in block] for block in waiting}
+    priced, erased = False, list[tuple[int, ...]]()
     while waiting:
         over = {m: cost - limits[m] for m, cost in costs(model, left, limits).items() if cost > limits[m]}
         if not over:
             break
         if not priced:  # what a structure costs changes only with those inside of it
             price = mixed(prices(model, left, over), dense, over)
-            waiting.sort(key=lambda number: (saliency[units[number]] / price[units[number]], number), reverse=True)
-        number = waiting.pop()
+            key = {block: saliency[own].sum() / price[own].sum() for block, own in members.items()}
+            waiting.sort(key=lambda block: (key[block], block), reverse=True)
+        block = waiting.pop()
         priced = True
-        if trial.erase(number) is None:
-            erased.append(number)
-            priced = number not in nested
-            left[units[number]] = False
-            if inside := {one for one in nested.intersection(waiting) if number in around[one]}:
+        if len(block) > 1 and space.erasures.why_not([*before, *chain(*erased), *block]) is not None:
+            continue
+        if all(trial.erase(number) is None for number in block):
+            erased.append(block)
+            priced = nested.isdisjoint(block)
+            left[members[block]] = False
+            if inside := {one for one in nested if not around[one].isdisjoint(block)}:
                 left[[units[one] for one in inside]] = False
-                waiting = [one for one in waiting if one not in inside]
-    for number in sorted(erased, key=lambda number: -saliency[units[number]]):  # steps are coarse: is any left over?
-        back = without({*before, *erased} - {number})
+                waiting = [one for one in waiting if inside.isdisjoint(one)]
+    for block in sorted(erased, key=lambda block: -saliency[members[block]].sum()):  # steps are coarse: is any left?
+        back = without({*before, *chain(*erased)} - {*block})
         if all(cost <= limits[measure] for measure, cost in costs(model, back, limits).items()):
             left = back
-            erased.remove(number)
+            erased.remove(block)
     return left
 
 
@@ -87,11 +98,10 @@ def valid_erasures(space: SearchSpace, gone: BoolArray) -> BoolArray:
         return found
     trial, listed = space.erasures.trial(), space.structures
     for number in sorted(units, key=lambda number: (-listed[number].macs, -listed[number].params, number)):
-        unit = units[number]
-        if gone[unit] and (
-            any(found[units[o]] for o in space.erasures.around(number)[1:] if o in units) or trial.erase(number) is None
-        ):
-            found[unit] = True
+        outer = [units[one] for one in space.erasures.around(number)[1:] if one in units]
+        whole = all(gone[units[one]] for one in space.erasures.together(number))
+        if whole and (found[outer].any() or trial.erase(number) is None):
+            found[units[number]] = True
     return found
 
 
