@@ -1,8 +1,10 @@
 """Erasing: which operators, branches, blocks and layers can vanish as a whole, and which of them together.
 
-In reading order: ``flow`` is the record of a run as a graph, with a vertex for every operand of an addition;
+In reading order: ``flow`` is the record of a run as a graph, with a vertex for every operand of a join (an
+addition; ``stacked``: a stack that is summed; a concatenation);
 ``operand_tree`` says what reaches the outputs through one operand only, and vanishes with it; ``vanishing`` and
-``passing`` whether a term is zero when its weights are; ``side_effects`` what else it does; ``validity`` whether
+``passing`` whether a term is zero when its weights are; ``concatenation`` and ``reading`` what reads the part of a
+concatenation; ``side_effects`` what else it does; ``validity`` whether
 outputs still follow from inputs; ``structures`` lists it all; ``erasures`` says what a choice of them takes along, and
 which edits a cut needs for it. In a network of modules, ``class_form`` decides what stands where modules were
 (``living``, ``lengths``, ``returned``) and which numbers of layers follow (``layer_numbers``), and ``class_trial``

@@ -17,7 +17,7 @@ from niwaki.core.tensor_dims import Role
 from niwaki.erasing.class_form import ClassForm
 from niwaki.erasing.class_trial import tried
 from niwaki.erasing.concatenation import Concatenated, RunFlow
-from niwaki.erasing.flow import ADDITIONS
+from niwaki.erasing.flow import CONCATENATIONS
 from niwaki.erasing.reading import Given
 from niwaki.erasing.structures import CannotCut, FoundStructures, counted_inputs, structures
 from niwaki.erasing.validity import Validity
@@ -69,7 +69,7 @@ def _from_graph(found: FoundStructures, erased: Collection[int], tensors: frozen
 def _is_gated(structure: Structure, join: Node) -> bool:
     """Whether nothing but a gate makes an operand zero, where it has to be: what it is concatenated with reads no part
     of it any more."""
-    return not structure.producers and join.operator in ADDITIONS
+    return not structure.producers and join.operator not in CONCATENATIONS
 
 
 def _of_graph(program: Program) -> CannotCut:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import rustworkx as rx
 import torch
 
+from niwaki.erasing.stacked import added_stacks
 from niwaki.trace.graph import Graph, Node, Origin, Ref, Run
 from niwaki.trace.operators import traits
 
@@ -65,8 +66,11 @@ class Flow:
             known = (made.get(number), written.get(values[number].root))
             return {maker for maker in known if maker is not None}
 
+        added = added_stacks(graph, run)
         for place, node in enumerate(nodes):
             given = operands(node)
+            if place in added:
+                given = [(position, number) for position, number in enumerate(node.inputs())]
             several = {number for position, number in given if position is not None}
             if several <= weights or any(values[number].shape == (0,) for number in several):
                 given = [(None, number) for number in node.inputs()]

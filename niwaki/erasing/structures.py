@@ -10,7 +10,7 @@ from functools import partial
 
 from niwaki.core.structures import Structure
 from niwaki.erasing.concatenation import Concatenated, RunFlow
-from niwaki.erasing.flow import ADDITIONS, Flow, Operand
+from niwaki.erasing.flow import ADDITIONS, CONCATENATIONS, Flow, Operand
 from niwaki.erasing.operand_tree import OperandTree
 from niwaki.erasing.passing import Passing
 from niwaki.erasing.reading import Given, Reading
@@ -168,7 +168,7 @@ class _Found:
         return [self._flow.operands[end] for end in self._flow.ends(vertex)]
 
     def _is_added(self, operand: Operand) -> bool:
-        return self._nodes[operand.join].operator in ADDITIONS
+        return self._nodes[operand.join].operator not in CONCATENATIONS
 
     def _names(self, vertices: Sequence[int]) -> list[str]:
         """The innermost module that has all operators of a structure that are given parameters (or all that it has).
@@ -326,7 +326,7 @@ class _OtherRun:
 
     def _is_it(self, structure: int, end: Operand) -> bool:
         node = self._nodes[end.join]
-        return node.operator in ADDITIONS or self._joined.operands.get(node, {}).get(end.position) == structure
+        return node.operator not in CONCATENATIONS or self._joined.operands.get(node, {}).get(end.position) == structure
 
     def _vanishes(self, end: Operand, made: _Makers, inside: Callable[[int], bool]) -> bool:
         return self._passing.vanishes(end, made.parts, made.producers, inside)
@@ -362,6 +362,8 @@ def counted_inputs(graph: Graph, flow: Flow) -> list[int]:
 
 def _undefined(graph: Graph, join: Node, operand: Operand) -> str | None:
     """Why an addition without this operand would be something else; None if it is what is left."""
+    if join.operator not in ADDITIONS:
+        return None
     (made,) = [graph.values[number] for number in join.outputs if number is not None]
     other = next(graph.values[given.value] for place, given in enumerate(join.args[:2]) if place != operand.position)
     if (other.shape, other.dtype) != (made.shape, made.dtype):

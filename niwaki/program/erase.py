@@ -19,6 +19,9 @@ from niwaki.program.nodes import CONCATENATIONS, copied_graph, memories, placeho
 aten = torch.ops.aten
 _IN_PLACE = {aten.add_.Tensor}
 _ADDITIONS = {aten.add.Tensor, *_IN_PLACE}
+_STACKS = {aten.stack.default}
+_LISTED = CONCATENATIONS | _STACKS  # joins whose first argument is a list
+_SUM, _MEAN = aten.sum.dim_IntList, aten.mean.dim
 
 
 def why_not_taken(module: fx.GraphModule, operand: JoinOperand) -> str | None:
@@ -26,7 +29,7 @@ def why_not_taken(module: fx.GraphModule, operand: JoinOperand) -> str | None:
     node = next((node for node in module.graph.nodes if node.name == operand.node), None)
     if node is None:
         return "its graph has no such node (nothing is erased from regions under no_grad or autocast)"
-    if node.target not in _ADDITIONS | CONCATENATIONS:
+    if node.target not in _ADDITIONS | _LISTED or not _is_added(node):
         return f"that is a call of {node.target}"
     given = _operands(node)
     if not 0 <= operand.position < len(given) or len(given) == 1:
@@ -38,9 +41,24 @@ def why_not_taken(module: fx.GraphModule, operand: JoinOperand) -> str | None:
 
 def _operands(join: fx.Node) -> list[fx.Node]:
     """The tensors that are joined; none if a number is added."""
-    given = join.args[0] if join.target in CONCATENATIONS else join.args[:2]
+    given = join.args[0] if join.target in _LISTED else join.args[:2]
     tensors = [one for one in given if isinstance(one, fx.Node)] if isinstance(given, (list, tuple)) else []
-    return tensors if join.target in CONCATENATIONS or len(tensors) == len(join.args[:2]) else []
+    return tensors if join.target in _LISTED or len(tensors) == len(join.args[:2]) else []
+
+
+def _is_added(join: fx.Node) -> bool:
+    """Whether a stack is only summed or averaged; true of other joins."""
+    return join.target not in _STACKS or all(user.target in (_SUM, _MEAN) for user in join.users)
+
+
+def _divide_as_before(graph: fx.Graph, stack: fx.Node, left: int) -> None:
+    """Let averages over a stack of which ``left`` operands stay divide by the number that there were."""
+    for mean in [user for user in stack.users if user.target is _MEAN]:
+        others = {*mean.users}
+        with graph.inserting_after(mean):
+            scaled = graph.call_function(aten.mul.Tensor, (mean, left / len(_operands(stack))))
+        scaled.meta = {key: mean.meta[key] for key in ("val", "stack_trace", "nn_module_stack") if key in mean.meta}
+        mean.replace_all_uses_with(scaled, delete_user_cb=others.__contains__)
 
 
 def _is_written_over(join: fx.Node, position: int) -> bool:
@@ -75,7 +93,9 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
         left = [one for position, one in enumerate(_operands(join)) if position not in positions]
         if not left:
             raise PlanError(f"The plan erases all operands of the node {join.name!r}, of which one has to stay.")
-        if join.target in CONCATENATIONS:
+        if join.target in _LISTED:
+            if join.target in _STACKS:
+                _divide_as_before(graph, join, len(left))
             join.args = (left, *join.args[1:])
         else:
             _dissolve(module, join, left[0], positions)

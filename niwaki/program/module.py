@@ -330,6 +330,8 @@ class Program(Subprogram, GraphModule):
 
 def _closed(function: Callable[..., Any], args: tuple[Any, ...], positions: Collection[int]) -> tuple[Any, ...]:
     """The arguments with zeros at ``positions``; in the same memory if the function writes its result there."""
+    if isinstance(args[0], (list, tuple)):
+        return (list(_closed(function, tuple(args[0]), positions)), *args[1:])
     writes = function is aten.add_.Tensor
     return tuple(
         given if place not in positions else given.zero_() if writes and place == 0 else torch.zeros_like(given)
