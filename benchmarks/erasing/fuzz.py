@@ -26,10 +26,9 @@ import niwaki
 from benchmarks.erasing import listing
 from benchmarks.erasing.drawn import Drawn, drawn
 from niwaki.program.entry import program_of
-from niwaki.surgery.cut import cut
-from niwaki.testing.erasing import compared, erased_structures, random_erasure
+from niwaki.testing.erasing import erased_structures, random_erasure
 from niwaki.testing.models import randomised
-from niwaki.testing.rivals import GRADIENT_TOLERANCE
+from niwaki.testing.rivals import GRADIENT_TOLERANCE, Rivals
 from niwaki.trace import tracer
 from niwaki.trace.structures import tensors_in
 from niwaki.verify import TOLERANCE
@@ -104,12 +103,11 @@ def _try(network: Drawn, plans: int, forms: Sequence[str], row: Row) -> None:
             return
     try:
         row |= {"plans": 0, "erased": 0, "costs": 0, "forward": 0.0, "backward": 0.0}
-        in_class = _listed(model, inputs, row)
-        program = program_of(model, (inputs, {}), True)
-        in_program = niwaki.search_space(program, inputs, erase=True, rehearse=False)
-        row["in_program"] = sum(one.erasable for one in in_program.structures)
-        for form, space in (("program", in_program), ("class", in_class)):
-            if form in forms and any(one.erasable for one in space.structures):
+        for form in forms:
+            subject = program_of(model, (inputs, {}), form == "program")
+            space = niwaki.search_space(subject, inputs, erase=True, rehearse=False)
+            _listed(form, space, inputs, row)
+            if row[f"erasable in {form}"]:
                 _planned(form, space, inputs, plans, row, np.random.default_rng(network.seed))
     except Problem:
         raise
@@ -117,18 +115,20 @@ def _try(network: Drawn, plans: int, forms: Sequence[str], row: Row) -> None:
         raise Problem(f"{type(cause).__name__}: {cause}") from cause
 
 
-def _listed(model: nn.Module, inputs: tuple[Tensor, ...], row: Row) -> niwaki.SearchSpace:
-    """What is listed for the class, each structure by itself."""
-    space = niwaki.search_space(model, inputs, erase=True, rehearse=False)
+def _listed(form: str, space: niwaki.SearchSpace, inputs: tuple[Tensor, ...], row: Row) -> None:
+    """Each structure by itself, without a cut."""
+    model = space.model
     erasable = [one for one in space.structures if one.erasable]
-    row |= {"listed": len(space.structures), "erasable": len(erasable)}
-    row["refused"] = dict(Counter(_brief(one.refused) for one in space.structures if one.refused is not None))
-    if erasable:
-        order = listing.additions(tracer.trace(model, tracer.example_calls(inputs)).runs[0].nodes)
-        for one in erasable:
-            if one.join in order and (problem := listing.problem(model, inputs, one, order[one.join])) is not None:
-                raise Problem(problem)
-    return space
+    row |= {f"listed in {form}": len(space.structures), f"erasable in {form}": len(erasable)}
+    row.setdefault("refused", {})[form] = dict(
+        Counter(_brief(one.refused) for one in space.structures if one.refused is not None)
+    )
+    order = listing.additions(tracer.trace(model, tracer.example_calls(inputs)).runs[0].nodes) if erasable else {}
+    for one in erasable:
+        if one.join in order and one.producers and not one.others:
+            problem = listing.problem(model, inputs, one, order[one.join])
+            if problem is not None:
+                raise Problem(problem, form)
 
 
 def _planned(
@@ -148,8 +148,9 @@ def _planned(
         gone, without = np.flatnonzero(~keep).tolist(), f"{form} without {names}"
         try:
             plan = space.plan(keep)
-            small, predicted = cut(model, plan), space.cost(plan)
-            outputs, gradients = compared(model, plan, (inputs, {}), True)
+            rivals, predicted = Rivals(model, plan), space.cost(plan)
+            small = rivals.small
+            outputs, gradients = rivals.outputs((inputs, {})), rivals.gradients((inputs, {}))
         except Exception as cause:
             raise Problem(f"{without}: {type(cause).__name__}: {cause}", form, gone) from cause
         if not outputs.within(TOLERANCE[torch.float64]):
@@ -178,7 +179,9 @@ def _brief(refused: str) -> str:
     """A reason without names and sizes."""
     if refused.startswith("what it is added to is ["):
         return "what it is added to has to be stretched"
-    return refused.rpartition("', which")[2] if "', which" in refused else refused
+    if "', which" in refused:
+        return f"what{refused.rpartition(chr(39) + ', which')[2]}"
+    return refused.split(" has to stay: ")[0]
 
 
 def _write(network: Drawn, problem: Problem, path: Path) -> None:
@@ -209,18 +212,22 @@ def summary(rows: list[Row]) -> str:
     def total(what: str) -> int:
         return sum(row.get(what, 0) for row in done)
 
-    refused: Counter[str] = Counter()
-    for row in done:
-        refused.update(row.get("refused", {}))
-    lines = [
-        f"{len(rows)} networks ({len(rows) - len(done)} skipped: not finite), {total('listed')} structures, "
-        f"{total('erasable')} erasable ({total('in_program')} in the exported programs)",
+    lines = [f"{len(rows)} networks ({len(rows) - len(done)} skipped: not finite)"]
+    for form in FORMS:
+        if any(f"listed in {form}" in row for row in done):
+            listed, erasable = total(f"listed in {form}"), total(f"erasable in {form}")
+            lines.append(f"{form}: {listed} structures, {erasable} erasable")
+    lines += [
         f"{total('plans')} plans, which erase {total('erased')} structures; outputs within "
         f"{max((row.get('forward', 0.0) for row in done), default=0.0):.1e}, gradients within "
         f"{max((row.get('backward', 0.0) for row in done), default=0.0):.1e}",
         f"as many parameters and MACs as predicted after {total('costs')} of them, fewer after the others",
         f"{len(problems)} with a problem{': ' if problems else ''}{', '.join(map(str, problems[:20]))}",
         f"{sum(row['seconds'] for row in rows):.0f} CPU seconds",
-        *(f"  {count} x not erasable: {reason}" for reason, count in refused.most_common()),
     ]
+    for form in FORMS:
+        refused: Counter[str] = Counter()
+        for row in done:
+            refused.update(row.get("refused", {}).get(form, {}))
+        lines += [f"  {count} x not erasable in {form}: {reason}" for reason, count in refused.most_common()]
     return "\n".join(lines)
