@@ -11,10 +11,12 @@ from niwaki.rules.joining import cut_out
 from niwaki.rules.label import Label
 from niwaki.rules.reductions import over
 from niwaki.rules.registry import mutant, nonnegative, rule, sample
+from niwaki.rules.zeros import lift
 
 aten = torch.ops.aten
 
 
+@lift(of=(aten._softmax.default,))
 @nonnegative(of=(aten._softmax.default, aten._safe_softmax.default))
 @rule(aten._softmax.default, aten._log_softmax.default, aten._safe_softmax.default)
 def softmax(call: Call) -> Label:

@@ -54,7 +54,19 @@ def _calls() -> list[Call]:
         aten._native_batch_norm_legit(x, y[0], y[1], y[2].clone(), y[0].clone(), True, 0.1, 1e-5)
         aten._native_batch_norm_legit_no_training(x, y[0], y[1], y[2], y[0], 0.1, 1e-5)
         torch.addmv(y[:, 0], x, y[0]), torch.addmv(y[:, 0], x, y[0], beta=2).addmv_(x, y[1])
-        x.reciprocal(), x.rsqrt(), x.log(), x.log2(), x.log10(), x.pow(-0.5), x.exp(), x.sigmoid(), x / y, x + 1e-3
+        (
+            x.reciprocal(),
+            x.rsqrt(),
+            x.log(),
+            x.log2(),
+            x.log10(),
+            x.pow(-0.5),
+            x.exp(),
+            x.sigmoid(),
+            x.softmax(1),
+            x / y,
+            x + 1e-3,
+        )
         torch.div(x, y, rounding_mode="floor"), torch.mul(x, y)
         for two in ("div_", "mul_", "add_"):
             getattr(x.clone(), two)(y if two != "add_" else 0.5)
