@@ -87,8 +87,9 @@ def search_space(
             layers are erased.
         erase: offer, too, structures that can vanish as a whole (``space.structures``): branches of residual blocks,
             halves of transformer layers, inception branches, anything whose result reaches the rest of the network
-            through additions and concatenations only. Each is a group of one unit, which ``niwaki.choose(..., remove="structures")`` removes. An output
-            that follows from any input always follows from at least one of these.
+            through additions and concatenations only. Each is a group of one unit, which
+            ``niwaki.choose(..., remove="structures")`` removes. An output that follows from any input always follows
+            from at least one of these.
         required: with ``erase``, names of inputs (parameters of ``forward``): outputs that follow from one of them go
             on following from it.
 
