@@ -74,7 +74,21 @@ class _ClassTrials:
         for together, self._beside in rounds:
             held |= self._look_at_entries(together, lists)
         self._form.whole_only = frozenset(held)
+        self._look_at_unset(kinds)
         return self._failed
+
+    def _look_at_unset(self, kinds: dict[int, object]) -> None:
+        """Code may ask whether a parameter is None, and do something else for all of a module: what unsets one must be
+        fine by itself, too, and not only beside others."""
+        self._beside = set()
+        looked_at: dict[object, str | None] = {}
+        for number in [number for number in kinds if number not in self._failed]:
+            kind = kinds[number]
+            if kind not in looked_at:
+                looked_at[kind] = self._why_not({number}) if self._left({number}).edit.unset else None
+            why = looked_at[kind]
+            if why is not None:
+                self._failed[number] = why
 
     def _kind(self, one: Structure) -> object:
         """What is equal for structures of which one is enough to be tried: they are added by the same line, and come
