@@ -65,6 +65,9 @@ def train(
     shrink: Annotated[
         bool, typer.Option("--shrink", help="remove units as they reach zero: the rest of the run is cheaper")
     ] = _DEFAULT.shrink,
+    erase: Annotated[
+        bool, typer.Option("--erase", help="erase whole branches and blocks instead of units (h2spg, hesso)")
+    ] = _DEFAULT.erase,
     out: Annotated[Path, typer.Option(parser=_directory, metavar="PATH", help="output directory")] = Path("out"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint in --out")] = False,
@@ -89,6 +92,7 @@ def train(
         "prune_start": prune_start,
         "prune_until": prune_until,
         "shrink": shrink,
+        "erase": erase,
     }
     recipe = _resumed(context, options, out) if resume else Recipe(**options)
     console = Console()

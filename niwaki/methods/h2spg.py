@@ -12,6 +12,7 @@ from niwaki.methods.dhspg import DualHalfSpace, usual_penalty
 from niwaki.methods.method import Method
 from niwaki.methods.parts import Target
 from niwaki.methods.redundancy import MostRedundant
+from niwaki.methods.registry import register
 from niwaki.methods.rule_update import RuleUpdate
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.trained_units import TrainedUnits
@@ -102,3 +103,6 @@ class H2SPG(Method):
         choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare, float(memory))
         update = RuleUpdate(units, lambda step, left: rule, lambda step: "half-space", asdict(rule))
         super().__init__(units, Vanishing(units, target, schedule, choice), update)
+
+
+register(H2SPG.name, lambda t: H2SPG(t.space, t.optimizer, t.budget, t.schedule), erases=True, narrows=False)

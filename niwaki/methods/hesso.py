@@ -105,4 +105,10 @@ class HESSO(Method):
         super().__init__(units, portions, fade_named(schedule.fade)(units), shrink)
 
 
-register(HESSO.name, lambda t: HESSO(t.space, t.optimizer, t.budget, t.schedule, shrink=t.shrink))
+register(
+    HESSO.name,
+    lambda t: HESSO(
+        t.space, t.optimizer, t.budget, t.schedule, remove="structures" if t.erase else "units", shrink=t.shrink
+    ),
+    erases=True,
+)

@@ -18,7 +18,7 @@ from niwaki.selection.budget import Budget
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
     """What a training loop has to offer to a method. ``loss()``: the loss of the batch at hand, computed anew.
-    ``shrink``: whether the network may get smaller on the way."""
+    ``shrink``: whether the network may get smaller on the way. ``erase``: whether whole structures leave, not units."""
 
     space: SearchSpace
     optimizer: Optimizer
@@ -26,17 +26,31 @@ class Training:
     schedule: Schedule
     loss: Callable[[], Tensor]
     shrink: bool = False
+    erase: bool = False
 
 
 Build = Callable[[Training], Method]
 _REGISTRY: dict[str, Build] = {}
+_ERASING: dict[str, bool] = {}  # whether units can leave, by the names of methods that can erase structures
 
 
-def register(name: str, build: Build) -> None:
-    """Let ``build``, which attaches a method with its default arguments, be known under ``name``."""
+def register(name: str, build: Build, *, erases: bool = False, narrows: bool = True) -> None:
+    """Let ``build``, which attaches a method with its default arguments, be known under ``name``: one that can erase
+    structures, make layers narrower, or both."""
     if name in _REGISTRY:
         raise MethodError(f"There is already a method {name!r}. Give the new one another name.")
     _REGISTRY[name] = build
+    if erases:
+        _ERASING[name] = narrows
+
+
+def erasing() -> dict[str, bool]:
+    """The methods that can erase structures, and whether they can make layers narrower instead.
+
+    >>> erasing()
+    {'h2spg': False, 'hesso': True}
+    """
+    return dict(_ERASING)
 
 
 def methods() -> dict[str, Build]:
@@ -57,4 +71,10 @@ def attach(name: str, training: Training) -> Method:
     """
     if name not in _REGISTRY:
         raise UnknownName(f"There is no method {name!r}. Registered are: {', '.join(sorted(_REGISTRY))}.")
+    if training.erase and name not in _ERASING:
+        raise MethodError(
+            f"{name} makes layers narrower, and erases no structures. Those that do are {', '.join(sorted(_ERASING))}."
+        )
+    if not training.erase and not _ERASING.get(name, True):
+        raise MethodError(f"{name} erases whole structures. Ask for that (erase=True, or --erase on the command line).")
     return _REGISTRY[name](training)

@@ -93,14 +93,16 @@ class TrainingRun:
         self.model = build_model(recipe.model, task, recipe.width).to(device)
         check_scores(self.model, self.batches.example(2), task, recipe.model)
         self.optimizer = self._optimizer()
-        self.space = niwaki.search_space(self.model, self.batches.example())
+        self.space = niwaki.search_space(self.model, self.batches.example(), erase=recipe.erase)
         self.method: Method | None = None
         self._batch: tuple[Tensor, Tensor] | None = None
         if recipe.method != "none":
             schedule = recipe.schedule(self.steps)
             self.method = attach(
                 recipe.method,
-                Training(self.space, self.optimizer, recipe.budget(), schedule, self._loss, recipe.shrink),
+                Training(
+                    self.space, self.optimizer, recipe.budget(), schedule, self._loss, recipe.shrink, recipe.erase
+                ),
             )
         self._shapes = _shapes(self.model.state_dict())
         self.step = 0

@@ -22,7 +22,8 @@ class Recipe:
     ``keep_macs`` and ``keep_params`` are fractions to keep in (0, 1] or absolute numbers above 1. Pruning begins after
     the fraction ``prune_start`` of all optimizer steps and is complete at ``prune_until``; in the rest of the run the
     network recovers. ``width`` multiplies the widths of a built-in network. ``shrink``: units that have reached zero
-    are removed during the training, which makes the rest of the run cheaper.
+    are removed during the training, which makes the rest of the run cheaper. ``erase``: whole structures leave the
+    network, such as branches and blocks, instead of units.
     """
 
     model: str = "resnet"
@@ -43,6 +44,7 @@ class Recipe:
     periods: int = 10
     width: float = 1.0
     shrink: bool = False
+    erase: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

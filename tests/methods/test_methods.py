@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 import niwaki
 from niwaki.cli.app import app
+from niwaki.core.edits import EraseModules
 from niwaki.errors import MethodError, UnknownName
 from niwaki.methods import HESSO, Schedule
-from niwaki.methods.registry import Training, attach, methods, register
+from niwaki.methods.registry import Training, attach, erasing, methods, register
 from niwaki.selection.budget import Budget
 from niwaki.train import job
 from niwaki.train.checkpoint import read_checkpoint, write_checkpoint
@@ -26,26 +27,50 @@ from niwaki.train.recipe import Recipe
 SHORT = Recipe(model="mlp", epochs=4, batch_size=128, periods=3, prune_until=0.6, width=0.25, keep_macs=0.4)
 
 
+def short(name: str, erase: bool = False) -> Recipe:
+    """A short recipe of a method; on a super-network where structures are erased."""
+    if erase or not erasing().get(name, True):
+        return replace(SHORT, method=name, model="supernet", erase=True, keep_macs=0.6)
+    return replace(SHORT, method=name)
+
+
 @pytest.mark.parametrize("name", sorted(methods()))
 def test_every_method_trains_by_its_name(name: str, tmp_path: Path) -> None:
-    report = job.train(replace(SHORT, method=name), tmp_path / "out", Silent(), measure_seconds=0.02)
+    report = job.train(short(name), tmp_path / "out", Silent(), measure_seconds=0.02)
     plan = niwaki.Plan.from_json((tmp_path / "out/plan.json").read_text())
     assert plan.provenance["method"] == report.recipe["method"] == name
-    assert report.small.macs <= 0.4 * report.dense.macs and report.check["holds"]
+    assert report.small.macs <= short(name).keep_macs * report.dense.macs and report.check["holds"]
+
+
+@pytest.mark.parametrize("name", sorted(erasing()))
+def test_structures_are_erased_by_the_main_job(name: str, tmp_path: Path) -> None:
+    report = job.train(short(name, erase=True), tmp_path / "out", Silent(), measure_seconds=0.02)
+    plan = niwaki.Plan.from_json((tmp_path / "out/plan.json").read_text())
+    assert plan.edits_of(EraseModules) and report.small.macs <= 0.6 * report.dense.macs and report.check["holds"]
+
+
+def test_what_a_method_cannot_do_is_said(tmp_path: Path) -> None:
+    cpu, images = torch.device("cpu"), load_images("digits", 0)
+    with pytest.raises(
+        MethodError, match="dhspg makes layers narrower, and erases no structures. Those that do are h2spg"
+    ):
+        TrainingRun(replace(short("dhspg"), erase=True), images, cpu)
+    with pytest.raises(MethodError, match=r"h2spg erases whole structures. Ask for that \(erase=True, or --erase"):
+        TrainingRun(replace(SHORT, method="h2spg"), images, cpu)
 
 
 @pytest.mark.parametrize("name", sorted(methods()))
 def test_every_method_resumes_in_the_main_job(name: str, tmp_path: Path) -> None:
     """Through the files of a run, wherever it stops: the same bits."""
     images, cpu = load_images("digits", 0), torch.device("cpu")
-    whole = TrainingRun(replace(SHORT, method=name), images, cpu)
+    whole = TrainingRun(short(name), images, cpu)
     stops = range(0, whole.steps, 9)
     for step in stops:
         whole.advance(Silent(), step)
         write_checkpoint(tmp_path / str(step), whole.checkpoint())
     whole.advance(Silent())
     for step in stops:
-        resumed = TrainingRun(replace(SHORT, method=name), images, cpu)
+        resumed = TrainingRun(short(name), images, cpu)
         resumed.restore(read_checkpoint(tmp_path / str(step)))
         resumed.advance(Silent())
         for value, other in zip(resumed.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
@@ -55,13 +80,13 @@ def test_every_method_resumes_in_the_main_job(name: str, tmp_path: Path) -> None
 
 def test_the_command_line_offers_every_method() -> None:
     told = " ".join(CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output.split())
-    assert "adahspg, dhspg, hesso, hesso-cric, hspg or none" in told
+    assert "adahspg, dhspg, h2spg, hesso, hesso-cric, hspg or none" in told
 
 
 def test_names_are_the_classes_own_and_stand_in_one_place() -> None:
     """One plug-in is one file and one import line: no other file of the package knows the name of a method."""
     root = Path(niwaki.__file__).parent
-    assert set(methods()) == {"hesso", "hesso-cric", "hspg", "adahspg", "dhspg"}
+    assert set(methods()) == {"hesso", "hesso-cric", "hspg", "adahspg", "dhspg", "h2spg"}
     for name in methods():
         said = [
             str(path.relative_to(root))
@@ -82,7 +107,7 @@ def test_unknown_and_doubled_names() -> None:
         Schedule(start=1, until=20),
         lambda: model(torch.zeros(1, 6)).sum(),
     )
-    with pytest.raises(UnknownName, match=r"There is no method 'magic'. Registered are: adahspg, dhspg, hesso"):
+    with pytest.raises(UnknownName, match=r"There is no method 'magic'. Registered are: adahspg, dhspg, h2spg, hesso"):
         attach("magic", training)
     with pytest.raises(MethodError, match="There is already a method 'hesso'. Give the new one another name"):
         register("hesso", lambda t: HESSO(t.space, t.optimizer, t.budget, t.schedule))

@@ -14,7 +14,7 @@ from processes import side_by_side
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.methods.registry import Training, attach, methods
+from niwaki.methods.registry import Training, attach, erasing, methods
 from niwaki.networks.torchvision_cpu import load
 
 SCHEDULE = niwaki.Schedule(start=6, until=26, periods=5)
@@ -25,6 +25,23 @@ def network() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 12), nn.Linear(12, 4)
     )
+
+
+class Branches(nn.Module):
+    """Residual branches, for methods that erase whole structures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 4)
+        self.branches = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for branch in self.branches:
+            x = x + branch(x)
+        result: Tensor = self.head(x.relu().mean((2, 3)))
+        return result
 
 
 def images(count: int = 64) -> tuple[Tensor, Tensor]:
@@ -183,17 +200,18 @@ def test_lightning(shrink: Any, tmp_path: Path) -> None:
 
 def trained(rank: int, name: str, wrap: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, Any]:
     """On the half of the images that is this process's."""
-    model, (x, y) = network(), images()
+    erase = not erasing().get(name, True)
+    model, (x, y) = Branches() if erase else network(), images()
     x, y = x[rank::2], y[rank::2]
     wrapped = wrap(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    space = niwaki.search_space(model, x[:1])
+    space = niwaki.search_space(model, x[:1], erase=erase)
     batch = x[:8], y[:8]
 
     def loss() -> Tensor:
         return nn.functional.cross_entropy(wrapped(batch[0]), batch[1])
 
-    method = attach(name, Training(space, optimizer, niwaki.Budget(macs=0.5), SCHEDULE, loss, False))
+    method = attach(name, Training(space, optimizer, niwaki.Budget(macs=0.5), SCHEDULE, loss, False, erase))
     for step in range(30):
         start = step * 8 % len(x)
         batch = x[start : start + 8], y[start : start + 8]
