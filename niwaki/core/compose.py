@@ -25,15 +25,18 @@ def difference(done: Plan, plan: Plan) -> Plan:
             "The plan is for another network than the one that this model was cut from. Make it from the search space "
             "of the dense network, or from that of the model as it is now."
         )
-    edits, names = [], Renaming.of(done)
+    edits, names, erased = [], Renaming.of(done), Renaming.of(plan)
     for place in {**plan.at, **done.at}:
         first, whole = done.at.get(place), plan.at.get(place)
+        if whole is None and first is not None and erased and first.renamed(erased.after) is None:
+            continue  # what it has changed goes
         one = whole or first
         left = one and one.left(first, whole, done, plan)
         edits.append(left and left.renamed(names.after) if names else left)
+    groups = {name: _left_of(name, done, plan) for name in plan.kept}
     return Plan(
-        kept={name: _relative(done.kept.get(name), kept) for name, kept in plan.kept.items()},
-        units={name: len(done.kept.get(name, range(plan.units[name]))) for name in plan.kept},
+        kept={name: kept for name, (kept, _) in groups.items()},
+        units={name: units for name, (_, units) in groups.items()},
         shapes=smaller_shapes(done),
         edits=tuple(edit for edit in edits if edit is not None),
         provenance=plan.provenance,
@@ -68,5 +71,10 @@ def composed(done: Plan, plan: Plan) -> Plan:
     )
 
 
-def _relative(here: Sequence[int] | None, kept: Sequence[int]) -> Positions:
-    return Positions(kept) if here is None else Positions(np.searchsorted(np.asarray(here), np.asarray(kept)))
+def _left_of(name: str, done: Plan, plan: Plan) -> tuple[Sequence[int], int]:
+    """The units of a group that stay, and how many ``done`` left; as ``plan`` has them, where ``done`` numbers other
+    units (a network that was analysed again has groups of its own)."""
+    here, kept = np.asarray(done.kept.get(name, ())), np.asarray(plan.kept[name])
+    if done.units.get(name) != plan.units[name] or not np.isin(kept, here).all():
+        return plan.kept[name], plan.units[name]
+    return Positions(np.searchsorted(here, kept)), len(here)

@@ -57,6 +57,11 @@ class Structure:
         return f"{self.name}: {self.macs:,} MACs, {self.params:,} parameters, {how} at {self.location.brief}{why}"
 
 
+def group_of(structure: str) -> str:
+    """The name of the group of one unit that the structure of this name is."""
+    return f"{structure} (whole)"
+
+
 class ErasureTrial(ABC):
     """Structures that are erased one after the other, as long as that is valid."""
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputSpec, TensorArgument
+from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputKind, OutputSpec, TensorArgument
 
 from niwaki.core.edits.erase import JoinOperand
 from niwaki.errors import PlanError
+from niwaki.program.memory import SharedMemory, written
 from niwaki.program.nodes import CONCATENATIONS, copied_graph, memories, placeholders
 
 aten = torch.ops.aten
@@ -22,11 +23,12 @@ _ADDITIONS = {aten.add.Tensor, *_IN_PLACE}
 _STACKS = {aten.stack.default}
 _LISTED = CONCATENATIONS | _STACKS  # joins whose first argument is a list
 _SUM, _MEAN = aten.sum.dim_IntList, aten.mean.dim
+_WRITTEN_BACK = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
 
 
-def why_not_taken(module: fx.GraphModule, operand: JoinOperand) -> str | None:
-    """Why ``module`` has no join with this operand and another; None if it does."""
-    node = next((node for node in module.graph.nodes if node.name == operand.node), None)
+def why_not_taken(memory: SharedMemory, nodes: Mapping[str, fx.Node], operand: JoinOperand) -> str | None:
+    """Why a graph with these ``nodes``, by name, has no join with this operand and another; None if it does."""
+    node = nodes.get(operand.node)
     if node is None:
         return "its graph has no such node (nothing is erased from regions under no_grad or autocast)"
     if node.target not in _ADDITIONS | _LISTED or not _is_added(node):
@@ -34,7 +36,7 @@ def why_not_taken(module: fx.GraphModule, operand: JoinOperand) -> str | None:
     given = _operands(node)
     if not 0 <= operand.position < len(given) or len(given) == 1:
         return "it has no such operand"
-    if _is_written_over(node, operand.position) and _seen_otherwise(module, node):
+    if _is_written_over(node, operand.position) and memory.used_otherwise(node, given[0]):
         return "what it writes over is used under another name afterwards"
     return None
 
@@ -51,13 +53,14 @@ def _is_added(join: fx.Node) -> bool:
     return join.target not in _STACKS or all(user.target in (_SUM, _MEAN) for user in join.users)
 
 
-def _divide_as_before(graph: fx.Graph, stack: fx.Node, left: int) -> None:
+def _divide_as_before(memory: SharedMemory, stack: fx.Node, left: int) -> None:
     """Let averages over a stack of which ``left`` operands stay divide by the number that there were."""
     for mean in [user for user in stack.users if user.target is _MEAN]:
         others = {*mean.users}
-        with graph.inserting_after(mean):
-            scaled = graph.call_function(aten.mul.Tensor, (mean, left / len(_operands(stack))))
+        with mean.graph.inserting_after(mean):
+            scaled = mean.graph.call_function(aten.mul.Tensor, (mean, left / len(_operands(stack))))
         scaled.meta = {key: mean.meta[key] for key in ("val", "stack_trace", "nn_module_stack") if key in mean.meta}
+        memory.stands_for(scaled, mean)
         mean.replace_all_uses_with(scaled, delete_user_cb=others.__contains__)
 
 
@@ -66,19 +69,9 @@ def _is_written_over(join: fx.Node, position: int) -> bool:
     return join.target in _IN_PLACE and position == 0
 
 
-def _seen_otherwise(module: fx.GraphModule, join: fx.Node) -> bool:
-    """Whether anything behind an addition in place uses the memory of its result by the name of an earlier node, other
-    than the operand itself."""
-    nodes = list(module.graph.nodes)
-    place, operand = nodes.index(join), join.args[0]
-    earlier = set(nodes[:place]) - {operand}
-    used = {given for later in nodes[place + 1 :] for given in later.all_input_nodes} & earlier
-    memory = memories(module) if used else {}
-    return any(not memory[given].isdisjoint(memory[join]) for given in used)
-
-
 def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors: Collection[str]) -> ExportedProgram:
-    """A copy of ``program``, sharing its tensors, without ``operands`` and all that served only them.
+    """A copy of ``program``, sharing its tensors, without ``operands`` and all that served only them. ``tensors``: what
+    goes by its first name goes by its others too.
 
     Raises:
         PlanError: something else needs one of ``tensors``, which have to go.
@@ -86,6 +79,7 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
     module = copied_graph(program.graph_module)
     graph = module.graph
     nodes = {node.name: node for node in graph.nodes}
+    memory = SharedMemory(module)
     taken: dict[fx.Node, set[int]] = {}
     for operand in operands:
         taken.setdefault(nodes[operand.node], set()).add(operand.position)
@@ -95,16 +89,16 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
             raise PlanError(f"The plan erases all operands of the node {join.name!r}, of which one has to stay.")
         if join.target in _LISTED:
             if join.target in _STACKS:
-                _divide_as_before(graph, join, len(left))
+                _divide_as_before(memory, join, len(left))
             join.args = (left, *join.args[1:])
         else:
-            _dissolve(module, join, left[0], positions)
+            _dissolve(memory, join, left[0], positions)
+    signature, gone = program.graph_signature, _by_all_names(program, tensors)
+    written_back = _without_writes(graph, signature, gone)
     _remove_dead(module)
     for join in list(graph.nodes):  # only now, so that all sizes fit one another before
         if join in taken and join.target in CONCATENATIONS and len(_operands(join)) == 1:
-            _dissolve(module, join, _operands(join)[0], ())
-    signature = program.graph_signature
-    gone = {*tensors}
+            _dissolve(memory, join, _operands(join)[0], ())
     kept: list[InputSpec] = []
     for spec, node in zip(signature.input_specs, placeholders(graph), strict=True):
         if spec.target not in gone:
@@ -121,7 +115,7 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
     return ExportedProgram(
         root=module,
         graph=graph,
-        graph_signature=ExportGraphSignature(kept, _outputs(graph, signature)),
+        graph_signature=ExportGraphSignature(kept, _outputs(graph, written_back)),
         state_dict={name: tensor for name, tensor in program.state_dict.items() if name not in gone},
         range_constraints=copy.deepcopy(program.range_constraints),
         module_call_graph=list(program.module_call_graph),
@@ -131,7 +125,34 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
     )
 
 
-def _outputs(graph: fx.Graph, signature: ExportGraphSignature) -> list[OutputSpec]:
+def _by_all_names(program: ExportedProgram, tensors: Collection[str]) -> set[str]:
+    """``tensors`` and what is tied to them."""
+    held = {**program.state_dict, **program.constants}
+    own = {id(held[name]) for name in tensors if name in held}
+    return {*tensors} | {name for name, tensor in held.items() if id(tensor) in own}
+
+
+def _without_writes(graph: fx.Graph, signature: ExportGraphSignature, gone: Collection[str]) -> list[OutputSpec]:
+    """Take from the outputs what is written to buffers and parameters in the end, where these are ``gone`` or it
+    follows from others that are; what is left of the outputs."""
+    follows = {
+        node for spec, node in zip(signature.input_specs, placeholders(graph), strict=True) if spec.target in gone
+    }
+    for node in graph.nodes:
+        if not follows.isdisjoint(node.all_input_nodes):
+            follows.add(node)
+    output = graph.output_node()
+    (returned,) = output.args
+    assert isinstance(returned, (list, tuple))
+    stays = [
+        spec.kind not in _WRITTEN_BACK or (spec.target not in gone and node not in follows)
+        for spec, node in zip(signature.output_specs, returned, strict=True)
+    ]
+    output.args = (tuple(compress(returned, stays)),)
+    return list(compress(signature.output_specs, stays))
+
+
+def _outputs(graph: fx.Graph, specs: Sequence[OutputSpec]) -> list[OutputSpec]:
     """The outputs by their present names: another operand has taken the place of a join that is one."""
     (returned,) = graph.output_node().args
     assert isinstance(returned, (list, tuple))
@@ -139,43 +160,35 @@ def _outputs(graph: fx.Graph, signature: ExportGraphSignature) -> list[OutputSpe
         replace(spec, arg=TensorArgument(node.name))
         if isinstance(node, fx.Node) and isinstance(spec.arg, TensorArgument)
         else spec
-        for spec, node in zip(signature.output_specs, returned, strict=True)
+        for spec, node in zip(specs, returned, strict=True)
     ]
 
 
-def _dissolve(module: fx.GraphModule, join: fx.Node, left: fx.Node, taken: Collection[int]) -> None:
+def _dissolve(memory: SharedMemory, join: fx.Node, left: fx.Node, taken: Collection[int]) -> None:
     """Let ``left``, the only operand that stays, take the place of ``join``, whose operands ``taken`` go; a copy of it,
     where either is written to later."""
-    made = left
-    if not (join.target in _IN_PLACE and 0 not in taken) and _is_written(module, join, left):
-        with module.graph.inserting_before(join):
-            made = module.graph.call_function(aten.clone.default, (left,))
+    made, place = left, memory.place[join]
+    over = any(_is_written_over(join, position) for position in taken)
+    if (over or join.target not in _IN_PLACE) and memory.is_written_behind(join, left):
+        with join.graph.inserting_before(join):
+            made = join.graph.call_function(aten.clone.default, (left,))
         made.meta = {key: join.meta[key] for key in ("val", "stack_trace", "nn_module_stack") if key in join.meta}
-    if join.target in _IN_PLACE and 0 in taken:  # from here on the operand's name, too, stands for the result
-        nodes = list(module.graph.nodes)
-        later = set(nodes[nodes.index(join) + 1 :])
-        _operands(join)[0].replace_all_uses_with(made, delete_user_cb=later.__contains__)
+        memory.stands_for(made, join)
+    else:
+        memory.hand_over(join, left)
+    if over:  # from here on the operand's name, too, stands for the result
+        _operands(join)[0].replace_all_uses_with(made, delete_user_cb=lambda user: memory.place[user] > place)
     join.replace_all_uses_with(made)
-    module.graph.erase_node(join)
-
-
-def _is_written(module: fx.GraphModule, join: fx.Node, left: fx.Node) -> bool:
-    """Whether anything writes to the memory of a join's result, or of the operand ``left``, later."""
-    nodes = list(module.graph.nodes)
-    later = nodes[nodes.index(join) + 1 :]
-    written = [given for other in later for given in _writes(other)]
-    memory = memories(module) if written else {}
-    own = memory[join] | memory[left] if written else frozenset()
-    return any(not memory[given].isdisjoint(own) for given in written)
+    join.graph.erase_node(join)
 
 
 def _remove_dead(module: fx.GraphModule) -> None:
     """Remove what no output follows from. What writes to memory is needed if anything that lives shares that memory."""
     graph = module.graph
-    memory = memories(module) if any(True for node in graph.nodes for _ in _writes(node)) else {}
+    memory = memories(module) if any(True for node in graph.nodes for _ in written(node)) else {}
     writing: dict[int, list[fx.Node]] = {}
     for node in graph.nodes:
-        for given in _writes(node):
+        for given in written(node):
             for number in memory[given]:
                 writing.setdefault(number, []).append(node)
     living: set[fx.Node] = set()
@@ -189,16 +202,3 @@ def _remove_dead(module: fx.GraphModule) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op != "placeholder" and node not in living:
             graph.erase_node(node)
-
-
-def _writes(node: fx.Node) -> Iterator[fx.Node]:
-    """The arguments that a node writes to."""
-    if not isinstance(node.target, OpOverload):
-        return
-    schema = node.target._schema.arguments
-    given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
-    for argument in schema:
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = given.get(argument.name)
-            items = value if isinstance(value, (list, tuple)) else [value]
-            yield from (one for one in items if isinstance(one, fx.Node))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -21,6 +22,7 @@ from niwaki.core.libraries import TORCH
 from niwaki.core.location import Location, running_at
 from niwaki.errors import TraceError
 from niwaki.program.erase import why_not_taken, without
+from niwaki.program.memory import SharedMemory
 from niwaki.program.sizes import CallNumbers, spelled_out, with_numbers
 
 aten = torch.ops.aten
@@ -118,6 +120,16 @@ class _Script(list[_Step]):
         self.constants: dict[str, Any] = {}
         self.output: Any = None
 
+    @cached_property
+    def nodes(self) -> dict[str, fx.Node]:
+        """The nodes of the program's own graph, by name."""
+        return {node.name: node for node in self.program.graph.nodes}
+
+    @cached_property
+    def memory(self) -> SharedMemory:
+        """Which of these nodes share memory."""
+        return SharedMemory(self.program.graph_module)
+
     def __deepcopy__(self, memo: object) -> _Script:
         return self
 
@@ -133,8 +145,8 @@ class Subprogram(nn.Module):
         self._closed: dict[str, frozenset[int]] = {}  # calls, and which of their arguments are made zero
 
     def _read(self, program: ExportedProgram, module: nn.Module, graph: fx.Graph, region: str = "") -> None:
-        """Read the calls and sizes of ``graph``; its inner graphs are attributes of ``module``. ``region``: what comes
-        before the names of its nodes."""
+        """Read the calls of ``graph``, and the sizes of those that have none yet; its inner graphs are attributes of
+        ``module``. ``region``: what comes before the names of its nodes."""
         script = self._script = _Script(program, graph)
         live = needed(graph)
         last = {given: node for node in live for given in node.all_input_nodes}
@@ -160,10 +172,12 @@ class Subprogram(nn.Module):
         held: Any = module
         for part in node.target.split("."):
             held = getattr(held, part)
+        name = f"{node.name} region"
         if isinstance(held, fx.GraphModule):
-            block = Subprogram()
+            block = self._modules.get(name) or Subprogram()
+            assert isinstance(block, Subprogram)
             block._read(self._script.program, held, held.graph, f"{region}{node.name}.")
-            self.add_module(f"{node.name} region", block)
+            self.add_module(name, block)
         else:
             self._script.constants[node.name] = held
 
@@ -183,12 +197,12 @@ class Subprogram(nn.Module):
 
         def keep_float(value: float) -> _Float:
             floats.append(f"{node.name}{_FLOAT}{len(floats)}")
-            self.__dict__[floats[-1]] = value
+            self.__dict__.setdefault(floats[-1], value)
             return _Float(floats[-1])
 
         args, kwargs = with_numbers(target, arguments, keep_size, keep_float)
         if sizes:
-            self.__dict__[node.name + _SIZES] = tuple(sizes)
+            self.__dict__.setdefault(node.name + _SIZES, tuple(sizes))
         function = REGIONS.get(target) or _CALLED_AS.get(target, target)
         place = replace(location_of(node), node=region + node.name)
         return _Step(node.name, function, _template(args), _template(kwargs), tuple(floats), place, over)
@@ -277,14 +291,14 @@ class Program(Subprogram, GraphModule):
         return self._script.program
 
     def why_not_taken(self, operand: JoinOperand) -> str | None:
-        return why_not_taken(self.source.graph_module, operand)
+        return why_not_taken(self._script.memory, self._script.nodes, operand)
 
     def take(self, operands: Collection[JoinOperand], tensors: Collection[str]) -> None:
-        """As `GraphModule.take`; sizes are those of the dense network again."""
-        for name in tensors:
+        """As `GraphModule.take`; the sizes of calls that stay are what they are."""
+        source, program = self.source, without(self.source, operands, tensors)
+        for name in (source.state_dict.keys() | source.constants) - (program.state_dict.keys() | program.constants):
             *path, last = name.split(".")
             delattr(self.get_submodule(".".join(path)), last)
-        program = without(self.source, operands, tensors)
         self._read(program, program.graph_module, program.graph)
 
     def close_gates(self, operands: Collection[JoinOperand]) -> Callable[[], None]:

@@ -10,7 +10,7 @@ import numpy as np
 from niwaki.core.cost import CostModel, PeakMemory, Terms
 from niwaki.core.counts import Counts, IntArray
 from niwaki.core.space import Group, SearchSpace
-from niwaki.core.structures import Erasures
+from niwaki.core.structures import Erasures, group_of
 from niwaki.core.tensor_dims import Role, TensorDim, slices_by_group
 from niwaki.solve.axis_table import Tables, count_rows, stacked
 from niwaki.solve.components import Components
@@ -76,7 +76,7 @@ def with_structures(
     starts = np.append([group.first for group in space.groups], range(before, after + 1)).astype(np.int64)
     groups = [*space.groups]
     for number in numbers:
-        groups.append(Group(f"{erasures.listed[number].name} (whole)", unit[number], 1, (), structure=number))
+        groups.append(Group(group_of(erasures.listed[number].name), unit[number], 1, (), structure=number))
     slices = slices_by_group(dims, starts)
     around = {number: [unit[one] for one in erasures.around(number) if one in unit] for number in numbers}
     gates = _GatedCosts(space.cost_model, numbers, around, after)

@@ -17,6 +17,7 @@ from niwaki.core.plan import Plan, smaller_shapes, tensor_shapes
 from niwaki.core.space import SearchSpace
 from niwaki.errors import FileFormatError, PlanError
 from niwaki.program.entry import program_of
+from niwaki.program.nodes import memories
 from niwaki.surgery.zero import zeroed
 from niwaki.testing.models import randomised
 
@@ -307,3 +308,131 @@ def test_operators_without_parameters_have_a_gate() -> None:
     scores = niwaki.score(space, "average_magnitude")
     assert np.isfinite(np.asarray(scores.values)).all()
     assert niwaki.choose(space, scores, niwaki.Budget(macs=0.5)).edits_of(Erase) == ()
+
+
+class Residual(nn.Module):
+    """Blocks whose additions write in place, as torchvision's do."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Linear(4, 4), nn.ModuleList(nn.Linear(4, 4) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            y = block(x)
+            y += x
+            x = y.relu_()
+        return x
+
+
+def test_memory_is_followed_once_per_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not once per structure: the graph is run for it."""
+    runs: list[object] = []
+
+    def counted(module: torch.fx.GraphModule) -> dict[torch.fx.Node, frozenset[int]]:
+        runs.append(module)
+        return memories(module)
+
+    monkeypatch.setattr("niwaki.program.memory.memories", counted)
+    model, x = Residual(6).double(), torch.randn(2, 4, dtype=torch.float64)
+    found = niwaki.search_space(model, x, as_graph=True, erase=True)
+    assert sum(one.erasable for one in found.structures) == 6 and len(runs) == 1
+    keep = np.ones(found.num_units, dtype=bool)
+    keep[1::2] = False
+    small = niwaki.cut(found.model.source, found.plan(keep))  # type: ignore[call-overload]
+    assert len(runs) <= 3
+    zero = zeroed(program_of(model, ((x,), {}), True), found.plan(keep))
+    assert torch.allclose(small.module()(x), zero(x))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.down.weight = self.up.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        result: Tensor = x + self.down(self.up(x).relu())
+        return result
+
+
+def test_tied_weights_go_by_all_their_names() -> None:
+    x = torch.randn(2, 4)
+    found = niwaki.search_space(Tied(), x, as_graph=True, erase=True)
+    small = niwaki.cut(Tied(), found.plan(choice(found, {"up..down"})), as_graph=True, example_inputs=x)
+    assert set(small.state_dict) == {"stem.weight", "stem.bias"}
+    assert niwaki.search_space(small, erase=True).structures == ()
+
+
+class Counting(nn.Module):
+    """A branch that keeps a sum of what it computes."""
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("total", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.branch(x)
+        self.total.add_(y.sum().detach())
+        return x + y
+
+
+def test_what_is_written_to_a_buffer_goes_with_what_it_follows_from() -> None:
+    """In a decomposed program the new value of a buffer is one of its outputs."""
+    x, model = torch.randn(2, 4), Counting()
+    program = torch.export.export(model, (x,)).run_decompositions({})
+    found = niwaki.search_space(program, erase=True)
+    small = niwaki.cut(program, found.plan(choice(found, {"branch"})))
+    assert len(program.graph_signature.output_specs) == 2 and len(small.graph_signature.output_specs) == 1
+    assert torch.allclose(small.module()(x), model.stem(x))
+
+
+def test_narrower_first_and_erased_then() -> None:
+    """What a first plan did to sizes of the program stays where a later one erases."""
+    torch.manual_seed(0)
+    model, x = Reshaped().double(), torch.randn(3, 4, dtype=torch.float64)
+    dense = niwaki.search_space(model, x, as_graph=True, erase=True)
+    first = dense.plan(choice(dense, set(), 1))
+    small = niwaki.cut(model, first, as_graph=True, example_inputs=x)
+    again = niwaki.search_space(small, erase=True)
+    later = again.plan(choice(again, {"branch"}))
+    both = Plan.from_json(composed(first, later).to_json())
+    at_once = niwaki.cut(model, both, as_graph=True, example_inputs=x)
+    assert torch.allclose(at_once.module()(x), niwaki.cut(small, later).module()(x))
+    assert torch.allclose(niwaki.cut(small, difference(first, both)).module()(x), at_once.module()(x))
+
+
+class Reshaped(nn.Module):
+    """Heads whose number is a number of the program, one branch around another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.branch = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.back, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.up(x).view(3, 2, 3)
+        y = (y + self.branch(x).view(3, 2, 3)).reshape(3, 6)
+        result: Tensor = self.head(x + self.back(y))
+        return result
+
+
+def test_what_is_inside_goes_first_and_what_is_around_it_then() -> None:
+    """Two plans for the dense network: the later one erases what the first left of a structure."""
+    model, x = Reshaped().double(), torch.randn(3, 4, dtype=torch.float64)
+    dense = niwaki.search_space(model, x, as_graph=True, erase=True)
+    inner = next(one for one in dense.structures if one.inside is not None and one.erasable)
+    outer = dense.structures[inner.inside or 0]
+    first, whole = dense.plan(choice(dense, {inner.name})), dense.plan(choice(dense, {outer.name}))
+    small = niwaki.cut(model, first, as_graph=True, example_inputs=x)
+    at_once = niwaki.cut(model, whole, as_graph=True, example_inputs=x)
+    smaller = niwaki.cut(small, difference(first, whole))
+    assert set(smaller.state_dict) == set(at_once.state_dict)
+    assert torch.allclose(smaller.module()(x), at_once.module()(x))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 from torch import nn
 
 from niwaki.core.edits.base import ModuleEdit, Place, Shape, edited_by_hand, nothing_to_mask, register_edit
+from niwaki.core.structures import group_of
 from niwaki.errors import PlanError
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ class Erase(ModuleEdit):
             if first is not None:
                 raise _left_already(first.operands[0])
             return whole
-        lost = [operand for operand in first.operands if operand not in whole.operands]
+        kept = [one for one in first.operands if len(plan.kept.get(group_of(one.structure), range(1)))]
+        lost = [one for one in kept if one not in whole.operands]
         if lost:
             raise _left_already(lost[0])
         rest = tuple(_after(first.operands, one) for one in whole.operands if one not in first.operands)
