@@ -26,7 +26,7 @@ import niwaki
 from benchmarks.erasing import listing
 from benchmarks.erasing.drawn import Drawn, drawn
 from niwaki.program.entry import program_of
-from niwaki.testing.erasing import erased_structures, random_erasure
+from niwaki.testing.erasing import erased_structures, random_erasing_plan
 from niwaki.testing.models import randomised
 from niwaki.testing.rivals import GRADIENT_TOLERANCE, Rivals
 from niwaki.trace import tracer
@@ -141,13 +141,17 @@ def _planned(
 ) -> None:
     model = space.model
     for number in range(plans):
-        keep = random_erasure(space, rng, float(rng.uniform(0.2, 1.0)), widths=bool(number % 2))
+        share = float(rng.uniform(0.2, 1.0))
+        try:
+            keep, plan, less = random_erasing_plan(space, rng, share, widths=bool(number % 2))
+        except Exception as cause:
+            raise Problem(f"{form}: no plan: {type(cause).__name__}: {cause}", form) from cause
+        row["fewer"] = row.get("fewer", 0) + less
         names = [one.name for one in erased_structures(space, keep)]
         if not names:
             continue
         gone, without = np.flatnonzero(~keep).tolist(), f"{form} without {names}"
         try:
-            plan = space.plan(keep)
             rivals, predicted = Rivals(model, plan), space.cost(plan)
             small = rivals.small
             outputs, gradients = rivals.outputs((inputs, {})), rivals.gradients((inputs, {}))
@@ -222,6 +226,7 @@ def summary(rows: list[Row]) -> str:
         f"{max((row.get('forward', 0.0) for row in done), default=0.0):.1e}, gradients within "
         f"{max((row.get('backward', 0.0) for row in done), default=0.0):.1e}",
         f"as many parameters and MACs as predicted after {total('costs')} of them, fewer after the others",
+        f"{total('fewer')} times a class could not do without all that was drawn",
         f"{len(problems)} with a problem{': ' if problems else ''}{', '.join(map(str, problems[:20]))}",
         f"{sum(row['seconds'] for row in rows):.0f} CPU seconds",
     ]

@@ -12,8 +12,9 @@ from torch import nn
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.core.structures import Structure
-from niwaki.errors import NiwakiError
+from niwaki.errors import NiwakiError, PlanError
 from niwaki.program.entry import program_of
+from niwaki.program.module import Program
 from niwaki.search import search_space
 from niwaki.surgery.cut import duplicate
 from niwaki.testing.models import random_keep, randomised
@@ -24,6 +25,8 @@ from niwaki.trace.tracer import example_calls
 from niwaki.trace.warmup import warm_up
 from niwaki.verify import TOLERANCE
 
+_REFUSALS = 8  # of choices in a row, each half as large as the one before
+
 
 @dataclass(frozen=True, slots=True)
 class ErasingReport:
@@ -32,7 +35,8 @@ class ErasingReport:
     ``listed`` structures were found, of which ``erasable`` can be erased by themselves. ``plans`` random plans were
     tried, which erased ``erased`` structures on average and kept the fraction ``kept`` of the parameters. ``forward``
     and ``backward`` are the largest deviations of outputs and of gradients, relative to the largest entry;
-    ``backward`` is None where there are no gradients in float64.
+    ``backward`` is None where there are no gradients in float64. ``refused``: how many random sets the user's class
+    could not do without all at once, so that fewer were erased.
     """
 
     listed: int
@@ -42,6 +46,7 @@ class ErasingReport:
     kept: float
     forward: float
     backward: float | None
+    refused: int = 0
 
     def __str__(self) -> str:
         backward = "not run" if self.backward is None else f"within {self.backward:.1e}"
@@ -98,13 +103,16 @@ def check_erasing(
         if erasable < least_erasable:
             raise AssertionError(_too_few(space, erasable, least_erasable))
         rng = np.random.default_rng(seed)
-        forward, backward = 0.0, None
+        forward, backward, refused = 0.0, None, 0
         kept: list[float] = []
         erased: list[int] = []
         for number in range(plans):
-            keep = random_erasure(space, rng, share, widths=bool(number % 2))
             try:
-                plan = space.plan(keep)
+                keep, plan, less = random_erasing_plan(space, rng, share, widths=bool(number % 2))
+            except NiwakiError as cause:
+                raise AssertionError(f"There is no random plan {number} (seed {seed}): {cause}") from cause
+            refused += less
+            try:
                 outputs, gradients = compared(subject, plan, calls[0], train)
             except (NiwakiError, RuntimeError, ValueError, TypeError, IndexError, AttributeError) as cause:
                 raise AssertionError(f"{_said(space, keep, number, seed)}: {cause}") from cause
@@ -130,6 +138,7 @@ def check_erasing(
         float(np.mean(kept or [1.0])),
         forward,
         backward,
+        refused,
     )
 
 
@@ -138,6 +147,26 @@ def compared(model: nn.Module, plan: Plan, call: ExampleCall, train: bool) -> tu
     none)."""
     rivals = Rivals(model, plan)
     return rivals.outputs(call), rivals.gradients(call) if train else None
+
+
+def random_erasing_plan(
+    space: SearchSpace, rng: np.random.Generator, share: float = 0.5, widths: bool = False
+) -> tuple[BoolArray, Plan, int]:
+    """A `random_erasure`, its plan, and how often the class could not do without all that was drawn, so that half as
+    much was drawn again.
+
+    Raises:
+        PlanError: it cannot do without anything that was drawn, or it is an exported program.
+    """
+    refused = 0
+    while True:
+        keep = random_erasure(space, rng, share / 2**refused, widths)
+        try:
+            return keep, space.plan(keep), refused
+        except PlanError:
+            if isinstance(space.model, Program) or refused >= _REFUSALS:
+                raise
+            refused += 1
 
 
 def random_erasure(space: SearchSpace, rng: np.random.Generator, share: float = 0.5, widths: bool = False) -> BoolArray:
