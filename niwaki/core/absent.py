@@ -36,6 +36,13 @@ class SizeOfTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class SumOfTensors:
+    """The sizes of what is concatenated, added up."""
+
+    sizes: tuple[SizeOfTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SizeOfArgument:
     """The size of dimension ``dim`` of the argument at ``given``, after some ``steps``: a window that is slid over it,
     for example."""
@@ -45,7 +52,7 @@ class SizeOfArgument:
     steps: tuple[LengthStep, ...] = ()
 
 
-Size = Fixed | SizeOfTensor | SizeOfArgument
+Size = Fixed | SizeOfTensor | SumOfTensors | SizeOfArgument
 
 
 class Result(ABC):
@@ -99,10 +106,7 @@ class Zeros(Result):
     def fixed(self, length: LengthOf) -> Self:
         if self.sizes is None:
             return self
-        return replace(
-            self,
-            sizes=tuple(Fixed(length(size.dims)) if isinstance(size, SizeOfTensor) else size for size in self.sizes),
-        )
+        return replace(self, sizes=tuple(_fixed(size, length) for size in self.sizes))
 
     def to_data(self) -> dict[str, Any]:
         sizes = None if self.sizes is None else [_size_to_data(size) for size in self.sizes]
@@ -247,9 +251,19 @@ def stepped(length: int, steps: tuple[LengthStep, ...]) -> int:
     return length
 
 
+def _fixed(size: Size, length: LengthOf) -> Size:
+    if isinstance(size, SumOfTensors):
+        return Fixed(sum(length(one.dims) for one in size.sizes))
+    return Fixed(length(size.dims)) if isinstance(size, SizeOfTensor) else size
+
+
 def _renamed(size: Size, name: Callable[[str], str | None]) -> Size:
-    if not isinstance(size, SizeOfTensor):
-        return size
+    if isinstance(size, SumOfTensors):
+        return SumOfTensors(tuple(_of_renamed(one, name) for one in size.sizes))
+    return _of_renamed(size, name) if isinstance(size, SizeOfTensor) else size
+
+
+def _of_renamed(size: SizeOfTensor, name: Callable[[str], str | None]) -> SizeOfTensor:
     return SizeOfTensor(tuple((new, dim) for tensor, dim in size.dims if (new := name(tensor)) is not None))
 
 
@@ -258,6 +272,8 @@ def _size_to_data(size: Size) -> Any:
         return size.size
     if isinstance(size, SizeOfTensor):
         return [[tensor, dim] for tensor, dim in size.dims]
+    if isinstance(size, SumOfTensors):
+        return {"sum": [_size_to_data(one) for one in size.sizes]}
     return {"given": list(size.given), "dim": size.dim, "steps": [list(step) for step in size.steps]}
 
 
@@ -266,6 +282,9 @@ def _size_from_data(data: Any) -> Size:
         return Fixed(data)
     if isinstance(data, list):
         return SizeOfTensor(tuple((str(tensor), int(dim)) for tensor, dim in data))
+    if "sum" in data:
+        parts = [_size_from_data(one) for one in data["sum"]]
+        return SumOfTensors(tuple(one for one in parts if isinstance(one, SizeOfTensor)))
     steps: list[LengthStep] = []
     for step in data["steps"]:
         times, plus, over, more = map(int, step)

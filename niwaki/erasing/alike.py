@@ -30,6 +30,18 @@ class Alike:
         """The same for two axes that have the same positions, one for one."""
         return tuple(self._known(self._runs(column), self._parts) for column in axis.ids.T)
 
+    def in_a_row(self, key: Key) -> tuple[Key, ...]:
+        """What has the positions of this ``key`` one after another, as in a concatenation; nothing if that is one."""
+        if len(key) != 1 or not key[0]:
+            return ()
+        runs = key[0] if len(key[0]) > 1 else self._made_of.get(key[0][0][0], ())
+        return tuple(((run,),) for run in runs)
+
+    @cached_property
+    def _made_of(self) -> dict[int, tuple[Run, ...]]:
+        """The runs of parts that a part is, all in a row."""
+        return {int(self._parts[block]): runs for runs, block in self._rows.items() if len(runs) > 1}
+
     def _known(self, runs: tuple[Run, ...], parts: IntArray) -> tuple[Run, ...]:
         """``runs`` of blocks as runs of parts; one run, if there is a block that is all of them in a row."""
         named = _of_parts(runs, parts)

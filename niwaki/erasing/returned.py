@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,6 +16,7 @@ from niwaki.core.absent import (
     SizeOfArgument,
     SizeOfTensor,
     Steps,
+    SumOfTensors,
     Zeros,
 )
 from niwaki.erasing.alike import Alike, Key
@@ -121,20 +122,27 @@ class Returned:
             if here and made[dim] == source[dim] and other is not None and other.axes[dim].free:
                 if all(key) and self._alike.key(other.axes[dim]) == key:
                     return SizeOfArgument(steps, dim)
-            homes = [
-                home
-                for home in (self._homes.get(key, ()) if all(key) else ())
-                if self._shapes[home[0]][home[1]] == made[dim]
-            ]
-            living = [home for home in homes if home[0] not in gone]
-            if living:
-                return SizeOfTensor(tuple(living[:_HOMES]))
+            homes = self._homes_of(key, made[dim])
+            living = self._living(homes, gone)
+            if living is not None:
+                return living
+            parts = [self._living(self._homes_of(part, part[0][0][2]), gone) for part in self._alike.in_a_row(key)]
+            if parts and all(part is not None for part in parts):
+                return SumOfTensors(tuple(part for part in parts if part is not None))
             if homes:
                 return Fixed(made[dim])
         found = lengths.of(number, dim)
         if found is None and here and source[dim] == made[dim] and not lengths.changes(dim - len(made)):
             found = SizeOfArgument(steps, dim)
         return found or (Fixed(1) if made[dim] == 1 else None)
+
+    def _homes_of(self, key: Key, size: int) -> list[tuple[str, int]]:
+        """The dimensions of parameters that are tied to what has this ``key``."""
+        return [(name, dim) for name, dim in self._homes.get(key, ()) if all(key) and self._shapes[name][dim] == size]
+
+    def _living(self, homes: Sequence[tuple[str, int]], gone: Collection[str]) -> SizeOfTensor | None:
+        living = [home for home in homes if home[0] not in gone]
+        return SizeOfTensor(tuple(living[:_HOMES])) if living else None
 
     def _is_written(self, number: int, run: Run, call: ModuleCall) -> bool:
         """Whether an operator after the call writes to the memory of a value."""
