@@ -19,17 +19,19 @@ _Place = tuple[Location, int]  # of a concatenation: how often this line was run
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunFlow:
-    """The flow of one run, and what vanishes with each operand."""
+    """The flow of one run, and what vanishes with each operand. ``fanned``: the operands behind fans."""
 
     run: Run
     flow: Flow
     nesting: OperandTree
+    fanned: frozenset[int]
 
     @classmethod
     def of(cls, graph: Graph, run: Run) -> RunFlow:
         """By the record of the run."""
         flow = Flow.of(graph, run)
-        return cls(run, flow, OperandTree.of(flow))
+        fanned = frozenset(end for ends in flow.fans.values() for end in ends)
+        return cls(run, flow, OperandTree.of(flow), fanned)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +63,7 @@ def concatenated(graph: Graph, flows: Sequence[RunFlow]) -> Concatenated:
     for vertex in sorted(first.nesting.around):
         ends = [flow.operands[end] for end in flow.ends(vertex)]
         joins = [end.join for end in ends if nodes[end.join].operator in CONCATENATIONS]
-        if not joins or not any(one < flow.operators for one in first.nesting.within(vertex)):
+        if not joins or not is_structure(first, vertex):
             continue
         for join in joins:
             if join not in added:
@@ -86,6 +88,24 @@ def concatenated(graph: Graph, flows: Sequence[RunFlow]) -> Concatenated:
                 refused |= dict.fromkeys(found[location, time].values(), why)
     left = {node: {p: one for p, one in given.items() if one not in refused} for node, given in operands.items()}
     return Concatenated({node: given for node, given in left.items() if given}, refused)
+
+
+def is_structure(known: RunFlow, vertex: int) -> bool:
+    """Whether anything vanishes with an operand or a fan: operators, or a skip of what lives on, which is concatenated
+    once and is not itself a concatenation (as what each layer of a chain hands on)."""
+    flow, nesting = known.flow, known.nesting
+    if any(one < flow.operators for one in nesting.within(vertex)):
+        return True
+    if vertex in flow.fans or vertex in known.fanned:
+        return False
+    operand = flow.operands[vertex]
+    made = [maker for maker in flow.makers[operand.join, operand.value] if maker < flow.operators]
+    nodes = known.run.nodes
+    return (
+        nodes[operand.join].operator in CONCATENATIONS
+        and bool(made)
+        and all(nodes[maker].operator not in CONCATENATIONS for maker in made)
+    )
 
 
 def _places(run: Run) -> dict[int, _Place]:

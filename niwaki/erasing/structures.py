@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from niwaki.core.structures import Structure
-from niwaki.erasing.concatenation import Concatenated, RunFlow
+from niwaki.erasing.concatenation import Concatenated, RunFlow, is_structure
 from niwaki.erasing.flow import ADDITIONS, CONCATENATIONS, Flow, Operand
 from niwaki.erasing.operand_tree import OperandTree
 from niwaki.erasing.passing import Passing
@@ -22,8 +22,6 @@ from niwaki.rules.constraints import Constraints
 from niwaki.trace.graph import Graph, Node, Origin, Value
 
 CannotCut = Callable[[Node, int, bool], str | None]
-
-_LISTED = 1  # operators: with fewer, an operand is what a join is given, and nothing vanishes with it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +88,7 @@ class _Found:
         cannot_cut: CannotCut,
         required: tuple[int, ...],
     ) -> None:
-        flow, nesting = flows[0].flow, flows[0].nesting
+        self._known, flow, nesting = flows[0], flows[0].flow, flows[0].nesting
         self._graph, self._flow, self._nesting, self._cannot_cut = graph, flow, nesting, cannot_cut
         self._nodes = graph.runs[0].nodes
         self._given = given[0]
@@ -120,7 +118,7 @@ class _Found:
     def described(self, ignored: Mapping[str, str]) -> FoundStructures:
         """The structures themselves."""
         nesting, flow = self._nesting, self._flow
-        listed = [vertex for vertex in sorted(nesting.around, key=self._by_join) if self._operators[vertex] >= _LISTED]
+        listed = [vertex for vertex in sorted(nesting.around, key=self._by_join) if is_structure(self._known, vertex)]
         number = {vertex: place for place, vertex in enumerate(listed)}
         within: dict[int, list[int]] = {vertex: [] for vertex in listed}
         for parameter, home in self._home.items():
@@ -181,7 +179,7 @@ class _Found:
         own: dict[int, list[Node]] = {}
         for vertex in vertices:
             places = sorted(one for one in self._nesting.within(vertex) if one < self._flow.operators)
-            inside[vertex] = [self._nodes[place] for place in places]
+            inside[vertex] = [self._nodes[place] for place in places or self._skipped(vertex)]
             own[vertex] = list(filter(self._weighs, inside[vertex])) or inside[vertex]
         names = {vertex: _common([node.location.module for node in nodes]) for vertex, nodes in own.items()}
         times = Counter(names.values())
@@ -196,7 +194,13 @@ class _Found:
                 first, last = whole
                 alone = first == last or (name and last not in taken)
                 names[vertex] = last if alone else f"{first}..{last.removeprefix(f'{name}.')}"
-        return [names[vertex] or "model" for vertex in vertices]
+        skips = {vertex for vertex in vertices if not self._operators[vertex]}
+        return [f"{'skip of ' * (vertex in skips)}{names[vertex] or 'model'}" for vertex in vertices]
+
+    def _skipped(self, vertex: int) -> list[int]:
+        """What makes an operand with which nothing but itself vanishes."""
+        operand = self._flow.operands[vertex]
+        return sorted(one for one in self._flow.makers[operand.join, operand.value] if one < self._flow.operators)
 
     def _made_by(
         self, vertex: int, inside: Sequence[Value], ignored: Mapping[str, str]

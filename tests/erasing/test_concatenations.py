@@ -67,7 +67,7 @@ class DenseBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Two skips, one through a convolution; what comes from below is a structure with all that is below it."""
+    """Two skips, one of them through a convolution; what comes from below is a structure with all that is below it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,8 +106,8 @@ class Shuffled(nn.Module):
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # how many structures can be erased
     "branches": (Branches, 7),
     "dense block": (lambda: DenseBlock(False), 3),
-    "dense block, chained": (lambda: DenseBlock(True), 3),
-    "U-Net": (UNet, 3),
+    "dense block, chained": (lambda: DenseBlock(True), 4),  # and the first of them reads a skip
+    "U-Net": (UNet, 4),
     "shuffled": (Shuffled, 3),
 }
 
