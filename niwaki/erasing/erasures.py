@@ -17,7 +17,7 @@ from niwaki.core.tensor_dims import Role
 from niwaki.erasing.class_form import ClassForm
 from niwaki.erasing.class_trial import tried
 from niwaki.erasing.concatenation import Concatenated, RunFlow
-from niwaki.erasing.flow import CONCATENATIONS
+from niwaki.erasing.flow import ADDITIONS, CONCATENATIONS
 from niwaki.erasing.reading import Given
 from niwaki.erasing.structures import CannotCut, FoundStructures, counted_inputs, structures
 from niwaki.erasing.validity import Validity
@@ -94,7 +94,7 @@ def _of_class(
     calls: Sequence[ExampleCall],
     whole_layers: bool,
 ) -> FoundErasures:
-    found = replace(found, listed=tuple(map(_added_once, found.listed)))
+    found = replace(found, listed=tuple(_added_once(one, found.graph.runs[0].nodes[one.join]) for one in found.listed))
     if not any(one.erasable for one in found.listed):
         return FoundErasures(found, _from_nothing)
     form = ClassForm(model, found, constraints)
@@ -152,10 +152,11 @@ def _from_nothing(found: FoundStructures, erased: Collection[int], tensors: froz
     raise PlanError("Nothing can be erased from this class.")
 
 
-def _added_once(one: Structure) -> Structure:
+def _added_once(one: Structure, join: Node) -> Structure:
     """A structure, which is refused unless it is one term of one addition."""
-    if one.erasable and (one.concatenated or one.others):
-        return replace(one, refused="the code that concatenates it, or adds it to several, stays; use as_graph=True")
+    if one.erasable and (join.operator not in ADDITIONS or one.others):
+        why = "the code that concatenates or stacks it, or adds it to several, stays; use as_graph=True"
+        return replace(one, refused=why)
     return one
 
 

@@ -9,12 +9,14 @@ import numpy as np
 
 from niwaki.core.cost import CostModel, PeakMemory, Terms
 from niwaki.core.counts import Counts, IntArray
+from niwaki.core.numbers import Numbers
 from niwaki.core.space import Group, SearchSpace
 from niwaki.core.structures import Erasures, group_of
 from niwaki.core.tensor_dims import Role, TensorDim, slices_by_group
 from niwaki.solve.axis_table import Tables, count_rows, stacked
 from niwaki.solve.components import Components
 from niwaki.solve.groups import SolvedGroups
+from niwaki.solve.sizes import equations_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,12 +82,16 @@ def with_structures(
     slices = slices_by_group(dims, starts)
     around = {number: [unit[one] for one in erasures.around(number) if one in unit] for number in numbers}
     gates = _GatedCosts(space.cost_model, numbers, around, after)
+    cost_model = gates.costs(units, tables, homes, unit)
+    moving = cost_model.counts.varies()[: tables.num_axes]
+    numbers_left = _with_more(space.numbers, equations_of(tables, moving)[0]) if homes.parts else space.numbers
     return replace(
         space,
         groups=tuple(replace(group, slices=own) for group, own in zip(groups, slices, strict=True)),
         dims=tuple(dims),
         erasures=erasures,
-        cost_model=gates.costs(units, tables, homes, unit),
+        cost_model=cost_model,
+        numbers=numbers_left,
     )
 
 
@@ -116,6 +122,18 @@ def _with_parts(
     for (tensor, place, role, parameter), own in columns.items():
         found.append(TensorDim(tensor, place, np.column_stack(own), role, parameter))
     return found
+
+
+def _with_more(known: Numbers, more: Numbers) -> Numbers:
+    """``known`` and the equations of ``more`` that are not among them: those that only structures can break."""
+    place = {id(equation): number for number, equation in enumerate(known.equations)}
+    equations = [*known.equations]
+    for equation in more.equations:
+        if id(equation) not in place:
+            place[id(equation)] = len(equations)
+            equations.append(equation)
+    deciding = {attribute: place[id(more.equations[number])] for attribute, number in more.deciding.items()}
+    return Numbers(tuple(equations), deciding | dict(known.deciding))
 
 
 def _with_owners(space: SearchSpace, owned: Sequence[tuple[Sequence[str], int]], after: int) -> list[TensorDim]:

@@ -38,7 +38,7 @@ def solve_sizes(units: SolvedGroups, tables: Tables) -> Numbers:
             _find_ties(units, tables, bound)
         counts = tables.counts(units)
         varies = counts.varies()
-        numbers, known = _equations(tables, varies)
+        numbers, known = equations_of(tables, varies)
         failing: set[int] = set()
         trials = itertools.chain(separating_masks(units, rng), (random_keep(units, rng) for _ in range(_TRIALS)))
         for number, keep in enumerate(trials, start=1):
@@ -63,7 +63,7 @@ def pin_unsolved(units: SolvedGroups, tables: Tables, keep: BoolArray) -> bool:
     Return whether any of them was free."""
     counts = tables.counts(units)
     varies = counts.varies()
-    numbers, _ = _equations(tables, varies)
+    numbers, _ = equations_of(tables, varies)
     failing = numbers.solve(counts(keep.astype(np.float64)))[1]
     return _pin_failing(units, tables, failing, numbers, varies)
 
@@ -80,7 +80,7 @@ def _find_ties(units: SolvedGroups, tables: Tables, bound: Collection[int]) -> N
     """Find ties that keep all ``bound`` equations true: for each group, the whole number of units in one step."""
     counts = tables.counts(units)
     varies = counts.varies()
-    numbers, known = _equations(tables, varies)
+    numbers, known = equations_of(tables, varies)
     chosen = [index for index, number in enumerate(known) if number in bound]
     slopes = _Slopes(numbers, counts, units.starts)
     matrix = np.array([slopes.residual(index) for index in chosen]).reshape(len(chosen), len(units.starts) - 1)
@@ -261,7 +261,7 @@ class _Slopes:
         return np.zeros(self._groups)
 
 
-def _equations(tables: Tables, varies: BoolArray) -> tuple[Numbers, list[int]]:
+def equations_of(tables: Tables, varies: BoolArray) -> tuple[Numbers, list[int]]:
     """The equations that a cut could break, and the index of each in ``tables``. Each attribute is decided by its
     simplest equation that varies."""
     moving: list[bool] = varies.tolist()

@@ -19,6 +19,7 @@ from niwaki.core.edits.erase import Erase
 from niwaki.core.space import SearchSpace
 from niwaki.erasing.reading import Reading, ReadPart
 from niwaki.errors import NiwakiError
+from niwaki.solve import gates
 from niwaki.testing.erasing import check_erasing
 from niwaki.testing.models import randomised
 
@@ -108,7 +109,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # how many structu
     "dense block": (lambda: DenseBlock(False), 3),
     "dense block, chained": (lambda: DenseBlock(True), 4),  # and the first of them reads a skip
     "U-Net": (UNet, 4),
-    "shuffled": (Shuffled, 3),
+    "shuffled": (Shuffled, 5),
 }
 
 
@@ -129,8 +130,9 @@ def test_widths_are_the_same_beside_structures(name: str) -> None:
     assert [(g.name, g.first, g.units) for g in plain.groups] == [(g.name, g.first, g.units) for g in alive]
     for ours, theirs in zip(plain.groups, alive, strict=True):
         assert list(map(str, ours.slices)) == list(map(str, theirs.slices))
-    assert plain.numbers.deciding == beside.numbers.deciding and plain.ties == beside.ties
-    assert list(map(str, plain.numbers.equations)) == list(map(str, beside.numbers.equations))
+    assert plain.numbers.deciding.items() <= beside.numbers.deciding.items() and plain.ties == beside.ties
+    ours, theirs = (list(map(str, space.numbers.equations)) for space in (plain, beside))
+    assert ours == theirs[: len(ours)]
 
 
 def test_which_slices_go() -> None:
@@ -298,7 +300,7 @@ def test_what_is_left_is_copied_where_it_is_written_to() -> None:
 
     torch.manual_seed(0)
     report = check_erasing(Written(), torch.randn(5, 3), plans=4, as_graph=True)
-    assert report.erasable == 3
+    assert report.erasable == 4
 
 
 def forgets_a_reader(parts: list[ReadPart]) -> list[ReadPart]:
@@ -365,3 +367,22 @@ def test_a_layer_that_would_have_nothing_left() -> None:
     assert "nothing would be left" in (trial.erase(numbers["first.1"]) or "")
     assert trial.erase(numbers["first.2"]) is None
     check_erasing(Halves(), X, plans=8, as_graph=True)
+
+
+def test_a_size_that_only_a_structure_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No width behind the concatenation can change, since its operands are outputs; its flat size can."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1), nn.Linear(9 * 64, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            a, b = self.a(x), self.b(x)
+            return a, b, self.head(torch.cat([a, torch.relu(b)], 1).reshape(2, 576))
+
+    torch.manual_seed(0)
+    assert check_erasing(Flat(), X, plans=4, as_graph=True, least_erasable=2).erased > 0
+    monkeypatch.setattr(gates, "_with_more", lambda known, _: known)
+    with pytest.raises(AssertionError):
+        check_erasing(Flat(), X, plans=4, as_graph=True)

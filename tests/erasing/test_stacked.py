@@ -57,7 +57,6 @@ def test_the_law(name: str) -> None:
     torch.manual_seed(0)
     report = check_erasing(Branches(JOINS[name]), X, plans=6, as_graph=True, least_erasable=4)
     assert report.erasable == report.listed == 4 and report.erased > 1
-    assert check_erasing(Branches(JOINS[name]), X, plans=2).erasable == 3  # a class has no gate for pooling
 
 
 @pytest.mark.parametrize("name", JOINS)
