@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from niwaki.core.edits.erase import Erase
 from niwaki.core.space import SearchSpace
 from niwaki.erasing.reading import Reading, ReadPart
 from niwaki.errors import NiwakiError
+from niwaki.networks.torchvision_cpu import load
 from niwaki.solve import gates
 from niwaki.testing.erasing import check_erasing
 from niwaki.testing.models import randomised
@@ -121,10 +124,15 @@ def test_the_law(name: str) -> None:
     assert report.erasable == erasable and report.erased > 0.4
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+ZOO = ["squeezenet1_1", "shufflenet_v2_x0_5", "densenet121"]
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *ZOO])
 def test_widths_are_the_same_beside_structures(name: str) -> None:
-    model = NETWORKS[name][0]()
-    plain, beside = niwaki.search_space(model, X), niwaki.search_space(model, X, erase=True)
+    load()
+    build = NETWORKS[name][0] if name in NETWORKS else partial(import_module("torchvision").models.get_model, name)
+    model, x = build().eval(), X if name in NETWORKS else torch.randn(1, 3, 64, 64)
+    plain, beside = niwaki.search_space(model, x), niwaki.search_space(model, x, erase=True)
     assert list(map(str, plain.pins)) == list(map(str, beside.pins)) and plain.coverage == beside.coverage
     alive = [group for group in beside.groups if group.structure is None]
     assert [(g.name, g.first, g.units) for g in plain.groups] == [(g.name, g.first, g.units) for g in alive]
