@@ -7,8 +7,8 @@ addition; ``stacked``: a stack that is summed; a concatenation);
 concatenation; ``side_effects`` what else it does; ``validity`` whether
 outputs still follow from inputs; ``structures`` lists it all; ``erasures`` says what a choice of them takes along, and
 which edits a cut needs for it. In a network of modules, ``class_form`` decides what stands where modules were
-(``living``, ``lengths``, ``returned``) and which numbers of layers follow (``layer_numbers``), and ``class_trial``
-tries that.
+(``living``, ``lengths``, ``returned``, ``emptied``) and which numbers of layers follow (``layer_numbers``), and
+``class_trial`` tries that.
 
 Imports core, trace, program, rules, surgery and solve.
 """

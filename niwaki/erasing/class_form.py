@@ -16,9 +16,10 @@ from torch import nn
 from niwaki.core.absent import Result
 from niwaki.core.edits import EraseModules
 from niwaki.core.names import named_buffers, named_modules, named_parameters
+from niwaki.erasing.emptied import emptied, mixed
 from niwaki.erasing.layer_numbers import numbered
 from niwaki.erasing.living import LivingRuns, RunLeft, around
-from niwaki.erasing.returned import NoResult, Returned, same_result
+from niwaki.erasing.returned import Missing, NoResult, Returned, same_result
 from niwaki.erasing.structures import FoundStructures
 from niwaki.rules.constraints import Constraints
 from niwaki.trace.graph import ModuleCall, Ref
@@ -78,8 +79,9 @@ class ClassForm:
         """The paths of all lists of modules."""
         return tuple(self._lists)
 
-    def without(self, erased: Collection[int], gone: frozenset[str]) -> ModulesLeft:
-        """The modules without the structures of these numbers. ``gone``: the tensors that nothing reads any more."""
+    def without(self, erased: Collection[int], gone: frozenset[str], dense: bool = False) -> ModulesLeft:
+        """The modules without the structures of these numbers. ``gone``: the tensors that nothing reads any more.
+        ``dense``: for a network whose other tensors are as they were, which read zeros where they are concatenated."""
         runs = self._runs.without(erased)
         living = set().union(*(run.living_modules for run in runs))
         entries = self._entries(runs, gone)
@@ -87,12 +89,17 @@ class ClassForm:
         dead = set().union(*(run.dead_modules for run in runs)) - living
         outermost = self._outermost(dead, living - within, runs)
         absent: dict[str, Result] = {}
-        obstacles = []
+        without = emptied(self._found.graph, runs, [*outermost, *entries], dead)
+        outermost += without.modules
+        missing = Missing(gone, frozenset([*outermost, *entries]), () if dense else without.values)
+        obstacles = [Obstacle(*kept) for kept in without.kept.items()]
         for path in outermost:
             try:
-                absent[path] = self._result(path, runs, gone, frozenset([*outermost, *entries]))
+                absent[path] = self._result(path, runs, missing)
             except NoResult as why:
                 obstacles.append(Obstacle(path, str(why)))
+        mixing = mixed(self._found.graph, runs, missing.modules, missing.fixed)
+        obstacles += [Obstacle(*found) for found in dict(mixing).items()]
         unset, more = self._unset([*entries, *outermost], living - within, gone)
         renumbered, numbers = self._counted(entries, [*entries, *outermost])
         names = tuple(self._found.listed[number].name for number in sorted(erased))
@@ -112,12 +119,12 @@ class ClassForm:
                     open_to.add(path)
         return found
 
-    def _result(self, path: str, runs: Sequence[RunLeft], gone: frozenset[str], absent: frozenset[str]) -> Result:
+    def _result(self, path: str, runs: Sequence[RunLeft], missing: Missing) -> Result:
         """What has to stand where the module at ``path`` was."""
         calls = [(run.run, call) for run in runs for call in run.run.calls if call.module == path]
         if not calls:
             raise NoResult("it is used without being called")
-        return same_result(self._returned.result(run, call, gone, absent) for run, call in calls)
+        return same_result(self._returned.result(run, call, missing) for run, call in calls)
 
     def _entries(self, runs: Sequence[RunLeft], gone: frozenset[str]) -> dict[str, None]:
         """Entries of lists of modules that return what they are given, and do nothing else any more."""
@@ -145,11 +152,11 @@ class ClassForm:
         self, modules: Sequence[str], living: Collection[str], gone: frozenset[str]
     ) -> tuple[list[str], list[Obstacle]]:
         """The parameters that living modules lose, and what keeps parameters of the others."""
-        leaving = {name for path in modules for name in self._parameters[path]}
+        leaving = {name for path in modules for name in self._parameters.get(path, ())}
         obstacles = [
             Obstacle(path, f"its parameter {name!r} belongs to another module, too")
             for path in modules
-            for name in self._parameters[path]
+            for name in self._parameters.get(path, ())
             if any(path not in around(owner) for owner in self._shared.get(name, ()))
         ]
         unset = []

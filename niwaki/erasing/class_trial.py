@@ -61,6 +61,11 @@ class _ClassTrials:
         lists, rounds = frozenset(self._form.lists), []
         self._form.whole_only = lists
         kinds = {number: self._kind(one) for number, one in enumerate(self._found.listed) if one.erasable}
+        for number in [number for number in kinds if self._found.listed[number].concatenated]:
+            alone = self._form.without({number}, self._gone({number})).obstacles
+            if alone:  # something passes through it, which may be gone where it is tried with others
+                self._failed[number] = str(alone[0])
+                del kinds[number]
         waiting = list(kinds)
         while waiting:
             together, self._beside = self._round(waiting, kinds)
@@ -68,7 +73,7 @@ class _ClassTrials:
                 break
             self._look(together)
             rounds.append((together, self._beside))
-            fine = {kinds[number] for number in together} - {kinds[number] for number in self._failed}
+            fine = {kinds[number] for number in together} - {kinds.get(number) for number in self._failed}
             waiting = [number for number in waiting if number not in together and kinds[number] not in fine]
         held: set[str] = set()
         for together, self._beside in rounds:
@@ -213,7 +218,7 @@ class _ClassTrials:
         return edit.entries[0].rpartition(".")[0]
 
     def _left(self, erased: Collection[int]) -> ModulesLeft:
-        return self._form.without(erased, self._gone(erased))
+        return self._form.without(erased, self._gone(erased), dense=True)
 
     def _why_not(self, erased: Collection[int]) -> str | None:
         """What goes wrong in the model without these structures; None if nothing does."""

@@ -94,7 +94,7 @@ def _of_class(
     calls: Sequence[ExampleCall],
     whole_layers: bool,
 ) -> FoundErasures:
-    found = replace(found, listed=tuple(_added_once(one, found.graph.runs[0].nodes[one.join]) for one in found.listed))
+    found = replace(found, listed=tuple(_summed_or_listed(one, found.graph) for one in found.listed))
     if not any(one.erasable for one in found.listed):
         return FoundErasures(found, _from_nothing)
     form = ClassForm(model, found, constraints)
@@ -152,11 +152,11 @@ def _from_nothing(found: FoundStructures, erased: Collection[int], tensors: froz
     raise PlanError("Nothing can be erased from this class.")
 
 
-def _added_once(one: Structure, join: Node) -> Structure:
-    """A structure, which is refused unless it is one term of one addition."""
-    if one.erasable and (join.operator not in ADDITIONS or one.others):
-        why = "the code that concatenates or stacks it, or adds it to several, stays; use as_graph=True"
-        return replace(one, refused=why)
+def _summed_or_listed(one: Structure, graph: Graph) -> Structure:
+    """A structure, which is refused unless it is added or concatenated."""
+    joins = {graph.runs[0].nodes[join].operator for join, _ in one.operands}
+    if one.erasable and not joins <= ADDITIONS | CONCATENATIONS:
+        return replace(one, refused="the code that stacks it stays; use as_graph=True")
     return one
 
 

@@ -8,7 +8,7 @@ from functools import cache, cached_property
 from typing import final
 
 from niwaki.core.structures import Structure
-from niwaki.erasing.flow import Flow
+from niwaki.erasing.flow import ADDITIONS, Flow
 from niwaki.erasing.operand_tree import OperandTree
 from niwaki.erasing.structures import FoundStructures, readers
 from niwaki.trace.graph import Graph, Origin, Run
@@ -34,14 +34,19 @@ class RunLeft:
 
     @cached_property
     def dissolved(self) -> dict[int, int]:
-        """The joins of which one operand is left, each with the value of that operand."""
-        found = {}
-        for vertex in self.erased:
-            join = self.flow.operands[vertex].join
-            rest = [other for other in self.flow.joins[join] if other not in self.erased]
-            if len(rest) == 1:
+        """The additions of which one operand is left, each with the value of that operand."""
+        found, taken = {}, set(self.ends)
+        for end in self.ends:
+            join = self.flow.operands[end].join
+            rest = [other for other in self.flow.joins[join] if other not in taken]
+            if len(rest) == 1 and self.run.nodes[join].operator in ADDITIONS:
                 found[join] = self.flow.operands[rest[0]].value
         return found
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The operands of joins that go."""
+        return tuple(end for vertex in self.erased for end in self.flow.ends(vertex))
 
     def modules(self, places: Iterable[int]) -> set[str]:
         """The modules that run these operators, and all around them."""
@@ -96,8 +101,8 @@ class _Run:
         places = [place for name in structure.parameters for place in self._read.get(self._number[name], ())]
         operand = self.nesting.common(places) if places else self.nesting.sink
         while operand != self.nesting.sink:
-            known = self.flow.operands.get(operand)
-            if known is not None and self.run.nodes[known.join].location == structure.location:
+            joins = (self.flow.operands[end].join for end in self.flow.ends(operand))
+            if any(self.run.nodes[join].location == structure.location for join in joins):
                 return operand
             operand = self.nesting.around[operand]
         return None

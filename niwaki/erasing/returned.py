@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from niwaki.core.absent import (
@@ -34,6 +34,18 @@ class NoResult(Exception):
     """What a module returns cannot be told for other inputs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What is not there any more: ``parameters`` and ``modules`` by name, and values of which nothing is left along a
+    dimension. ``fixed``: values that are as wide as they were, since nothing is left that tells how wide they are now;
+    filled by `Returned.result`."""
+
+    parameters: frozenset[str]
+    modules: frozenset[str]
+    empty: Collection[tuple[int, int]] = ()
+    fixed: set[tuple[int, int]] = field(default_factory=set)
+
+
 @final
 class Returned:
     """Says what modules return, from the record of their calls.
@@ -57,15 +69,15 @@ class Returned:
         self._shapes = {value.name: value.shape for value in parameters}
         self._used: dict[int, _Used] = {}
 
-    def result(self, run: Run, call: ModuleCall, gone: Collection[str], absent: frozenset[str]) -> Result:
-        """What ``call`` returned. ``gone``: parameters that will not be there. ``absent``: modules that will not.
+    def result(self, run: Run, call: ModuleCall, missing: Missing) -> Result:
+        """What ``call`` returned.
 
         Raises:
             NoResult: that cannot be told for other inputs.
         """
-        return self._of(call.result, run, call, gone, absent)
+        return self._of(call.result, run, call, missing)
 
-    def _of(self, part: Any, run: Run, call: ModuleCall, gone: Collection[str], absent: frozenset[str]) -> Result:
+    def _of(self, part: Any, run: Run, call: ModuleCall, missing: Missing) -> Result:
         if isinstance(part, Ref):
             used, root = self._used_in(run), self._graph.values[part.value].root
             made_here = any(call.first <= place < call.end for place in used.written.get(root, ()))
@@ -73,25 +85,23 @@ class Returned:
                 if number == part.value and not made_here:
                     return Given(steps)
             try:
-                return self._zeros(part.value, run, call, gone)
+                return self._zeros(part.value, run, call, missing)
             except NoResult:
                 readers = {run.nodes[place].location.module for place in used.read.get(part.value, ())}
-                if part is call.result or any(absent.isdisjoint(around(module)) for module in readers):
+                if part is call.result or any(missing.modules.isdisjoint(around(module)) for module in readers):
                     raise
                 return PlainValue(None)
         if isinstance(part, Argument):
             return Given(part.steps)
         if isinstance(part, dict):
-            return Container(
-                "dict", tuple(self._of(item, run, call, gone, absent) for item in part.values()), tuple(part)
-            )
+            return Container("dict", tuple(self._of(item, run, call, missing) for item in part.values()), tuple(part))
         if isinstance(part, (tuple, list)):
-            return Container(type(part).__name__, tuple(self._of(item, run, call, gone, absent) for item in part))
+            return Container(type(part).__name__, tuple(self._of(item, run, call, missing) for item in part))
         if isinstance(part, (type(None), bool, int, float, str)):
             return PlainValue(part)
         raise NoResult("it returns something else than tensors, plain values, tuples, lists and dictionaries")
 
-    def _zeros(self, number: int, run: Run, call: ModuleCall, gone: Collection[str]) -> Zeros:
+    def _zeros(self, number: int, run: Run, call: ModuleCall, missing: Missing) -> Zeros:
         made, lengths = self._graph.values[number], Lengths(self._graph, run, call)
         first: str | None = None
         for steps, given in call.tensors.items():
@@ -100,7 +110,7 @@ class Returned:
                 if made.dtype.is_floating_point:
                     return Zeros(steps, None, written=False)
                 continue
-            sizes = [self._size(number, dim, steps, given, lengths, gone) for dim in range(len(made.shape))]
+            sizes = [self._size(number, dim, steps, given, lengths, missing) for dim in range(len(made.shape))]
             if all(size is not None for size in sizes) and made.dtype == value.dtype:
                 written = self._is_written(number, run, call)
                 return Zeros(steps, tuple(size for size in sizes if size is not None), written)
@@ -108,11 +118,11 @@ class Returned:
             first = first or f"the size {made.shape[odd]} of dimension {odd} of what it returns is none of its inputs'"
         raise NoResult(first or "it is given no tensor that tells the size of what it returns")
 
-    def _size(
-        self, number: int, dim: int, steps: Steps, given: int, lengths: Lengths, gone: Collection[str]
-    ) -> Size | None:
+    def _size(self, number: int, dim: int, steps: Steps, given: int, lengths: Lengths, missing: Missing) -> Size | None:
         """The size of one dimension of value ``number``: as in what the module is given, if that is tied to it; that of
         a parameter which is tied to it; or whatever the inputs have there, such as the length of a sequence."""
+        if (number, dim) in missing.empty:
+            return Fixed(0)
         made, source = self._graph.values[number].shape, self._graph.values[given].shape
         label, other = self._labels[number], self._labels[given]
         here = len(made) == len(source)
@@ -123,13 +133,17 @@ class Returned:
                 if all(key) and self._alike.key(other.axes[dim]) == key:
                     return SizeOfArgument(steps, dim)
             homes = self._homes_of(key, made[dim])
-            living = self._living(homes, gone)
+            living = self._living(homes, missing.parameters)
             if living is not None:
                 return living
-            parts = [self._living(self._homes_of(part, part[0][0][2]), gone) for part in self._alike.in_a_row(key)]
+            parts = [
+                self._living(self._homes_of(part, part[0][0][2]), missing.parameters)
+                for part in self._alike.in_a_row(key)
+            ]
             if parts and all(part is not None for part in parts):
                 return SumOfTensors(tuple(part for part in parts if part is not None))
             if homes:
+                missing.fixed.add((number, dim))
                 return Fixed(made[dim])
         found = lengths.of(number, dim)
         if found is None and here and source[dim] == made[dim] and not lengths.changes(dim - len(made)):

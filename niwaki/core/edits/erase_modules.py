@@ -55,7 +55,7 @@ class EraseModules(ModuleEdit):
         return (*self.absent, *self.entries)
 
     def check(self, plan: Plan) -> None:
-        for path in self._paths:
+        for path in self.entries:
             if not any(name.startswith(f"{path}.") for name in plan.dense):
                 raise edited_by_hand(f"erases a module {path!r}, of which the network it is for has no tensor")
         for name in self.unset:
