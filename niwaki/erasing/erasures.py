@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
+import rustworkx as rx
 from torch import nn
 
 from niwaki.core.counts import BoolArray
@@ -128,6 +129,7 @@ def _of_class(
     return FoundErasures(replace(found, listed=listed), from_class, layers)
 
 
+_MOST_SERVED = 4  # structures; what serves more of them counts as if it always stayed
 _NO_LAYER = "it is no whole layer, and layout='uniform' has no words for a layer without it"
 
 
@@ -265,7 +267,7 @@ class FoundErasures(Erasures):
         return self._edits(self._found, erased, self.gone(erased))
 
     def homes(self) -> Homes:
-        """The smallest structure that can be erased around each operator and each tensor."""
+        """The structures that each operator and each tensor is in, or serves."""
         number = {vertex: place for place, vertex in self._operand.items() if self.listed[place].erasable}
         nesting, values = self._found.nesting, self._found.graph.values
 
@@ -275,20 +277,41 @@ class FoundErasures(Erasures):
             if vertex != nesting.sink:
                 yield number[vertex]
 
+        served = self._served(number)
         operators = {
-            place: it
+            place: served.get(place) or tuple(home(nesting.nearest[place]))
             for place in range(self._found.flow.operators)
             if place in nesting.place
-            for it in home(nesting.nearest[place])
         }
-        tensors = {
-            values[one].name: it
-            for one, places in self._readers.items()
-            if all(place in nesting.place for place in places)
-            for it in home(nesting.common(places))
-        }
+        tensors: dict[str, tuple[int, ...]] = {}
+        for one, places in self._readers.items():
+            if all(place in nesting.place for place in places):
+                several = self._outermost({number for place in places for number in served.get(place, ())})
+                shared = len(several) <= _MOST_SERVED and all(place in served for place in places)
+                tensors[values[one].name] = tuple(sorted(several) if shared else home(nesting.common(places)))
         absences = Absences(self._found.reading.solution, self._numbered())
-        return Homes(operators, tensors, self._parts(tensors), absences)
+        inside = {name: found[0] for name, found in tensors.items() if len(found) == 1}
+        return Homes(operators, tensors, self._parts(inside), absences)
+
+    def _served(self, number: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
+        """The few structures without which nothing needs an operator any more, where nothing else does. ``number``: of
+        the vertices of those that can be erased."""
+        flow = self._found.flow
+        found: dict[int, frozenset[int]] = {}
+        for vertex in reversed(rx.topological_sort(flow.graph)):
+            if vertex in number:
+                found[vertex] = frozenset({number[vertex]})
+                continue
+            behind = flow.graph.successor_indices(vertex)
+            if behind and all(one in found for one in behind):
+                union = self._outermost(frozenset().union(*(found[one] for one in behind)))
+                if len(union) <= _MOST_SERVED:
+                    found[vertex] = union
+        return {vertex: tuple(sorted(served)) for vertex, served in found.items()}
+
+    def _outermost(self, numbers: Collection[int]) -> frozenset[int]:
+        """Without those that are in another: it takes them along."""
+        return frozenset(one for one in numbers if not any(outer in numbers for outer in self.around(one)[1:]))
 
     def _numbered(self) -> dict[int, int]:
         """The structures that can be erased, by the component that their parts of concatenations lie in."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from niwaki.core.numbers import Numbers
 from niwaki.core.space import Group, SearchSpace
 from niwaki.core.structures import Erasures, group_of
 from niwaki.core.tensor_dims import Role, TensorDim, slices_by_group
-from niwaki.solve.axis_table import Tables, count_rows, stacked
+from niwaki.solve.axis_table import Tables, count_rows, pad, stacked
 from niwaki.solve.components import Components
 from niwaki.solve.groups import SolvedGroups
 from niwaki.solve.sizes import equations_of
@@ -21,11 +22,12 @@ from niwaki.solve.sizes import equations_of
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Homes:
-    """The smallest structure that each operator of the first run, and each tensor, is in: its number. Those that are in
-    none are missing. ``parts``: of each structure that is concatenated, what reads it; ``absences``: where it is."""
+    """The structures without which nothing needs an operator of the first run, or a tensor, any more: the smallest that
+    it is in, or several that it serves. ``parts``: of each structure that is concatenated, what reads it; ``absences``:
+    where it is."""
 
-    operators: Mapping[int, int]
-    tensors: Mapping[str, int]
+    operators: Mapping[int, Sequence[int]]
+    tensors: Mapping[str, Sequence[int]]
     parts: Mapping[int, Sequence[TensorPart]]
     absences: Absences
 
@@ -68,7 +70,8 @@ def with_structures(
 
     A structure owns all entries of the parameters that make its result, and those that read its part of a
     concatenation. Where it is erased no operator in it costs anything: each of their terms gets one more axis, whose
-    only position depends on the units of all structures around. Axes with its part get shorter.
+    only position depends on the units of all structures around. What serves several structures is gone when they all
+    are. Axes with the part of a structure get shorter.
     """
     numbers = [number for number, one in enumerate(erasures.listed) if one.erasable]
     before, after = space.num_units, space.num_units + len(numbers)
@@ -184,21 +187,20 @@ class _GatedCosts:
         """The cost model itself. ``tables``: what the terms of the old one belong to."""
         old, operators = self._old, homes.operators
         peaks, work = old.activations, old.work
+        if peaks is not None:
+            terms, row = self._terms(peaks.terms, [operators.get(moment, ()) for moment in peaks.born.tolist()])
+            peaks = PeakMemory(terms, peaks.born[row], peaks.died[row])
+        if work is not None:
+            places = [tables.working[number] for number in work.operator.tolist()]
+            terms, row = self._terms(work.terms, [operators.get(place, ()) for place in places])
+            work = replace(work, terms=terms, operator=work.operator[row])
         return CostModel(
             self._counts(self._parted(units, tables, homes.absences, unit)),
-            self._terms(old.params, [homes.tensors.get(name) for name in tables.parameters]),
-            self._terms(old.macs, [operators.get(place) for place in tables.multiplying]),
-            self._terms(old.memory, [homes.tensors.get(name) for name in tables.tensors]),
-            peaks
-            and PeakMemory(
-                self._terms(peaks.terms, [operators.get(moment) for moment in peaks.born.tolist()]),
-                peaks.born,
-                peaks.died,
-            ),
-            work
-            and replace(
-                work, terms=self._terms(work.terms, [operators.get(tables.working[n]) for n in work.operator.tolist()])
-            ),
+            self._terms(old.params, [homes.tensors.get(name, ()) for name in tables.parameters])[0],
+            self._terms(old.macs, [operators.get(place, ()) for place in tables.multiplying])[0],
+            self._terms(old.memory, [homes.tensors.get(name, ()) for name in tables.tensors])[0],
+            peaks,
+            work,
         )
 
     def _parted(self, units: SolvedGroups, tables: Tables, absences: Absences, unit: Mapping[int, int]) -> Counts:
@@ -228,8 +230,19 @@ class _GatedCosts:
             old.runs[others[old.runs.axis]].joined(parted.runs),
         )
 
-    def _terms(self, old: Terms, homes: Sequence[int | None]) -> Terms:
-        """``homes``: the structure of each term."""
+    def _terms(self, old: Terms, homes: Sequence[Sequence[int]]) -> tuple[Terms, IntArray]:
+        """The terms with the gates of their structures, ``homes``, and the old row of each. What serves structures a
+        and b is needed as long as one of them is there, a + b - a b: three terms."""
         none = self._axes + len(self._around)
-        own = np.array([none if home is None else self._axis.get(home, none) for home in homes], np.int64)
-        return Terms(old.constant, np.column_stack([np.where(old.axes == self._axes, none, old.axes), own]))
+        row: list[int] = []
+        sign: list[float] = []
+        gates: list[list[int]] = []
+        for number, several in enumerate(homes):
+            own = [self._axis[one] for one in several if one in self._axis]
+            choices = [some for size in range(1, len(own) + 1) for some in combinations(own, size)] or [()]
+            row += [number] * len(choices)
+            sign += [-1.0 if some and len(some) % 2 == 0 else 1.0 for some in choices]
+            gates += map(list, choices)
+        axes = np.where(old.axes == self._axes, none, old.axes)
+        rows = np.array(row, np.int64)
+        return Terms(old.constant[rows] * np.array(sign), np.column_stack([axes[rows], pad(gates, none)])), rows

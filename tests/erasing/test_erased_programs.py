@@ -122,8 +122,11 @@ def test_a_cut_program_computes_what_the_zeroed_one_does(
 
 def test_what_served_only_what_is_erased_goes_too(model: nn.Module, space: SearchSpace) -> None:
     for names, gone in (({"left"}, False), ({"left", "right"}, True)):
-        small = niwaki.cut(model, space.plan(choice(space, names)), as_graph=True, example_inputs=X)
+        plan = space.plan(choice(space, names))
+        small = niwaki.cut(model, plan, as_graph=True, example_inputs=X)
         assert gone == ("served.weight" not in small.state_dict)
+        left, cost = niwaki.search_space(small).cost(), space.cost(plan)
+        assert (left.params, left.macs, left.memory) == (cost.params, cost.macs, cost.memory)
     assert {"norm.weight", "norm.running_mean", "other.bias"}.isdisjoint(
         one.name for one in smaller_shapes(space.plan(choice(space, {"other..norm"})))
     )
