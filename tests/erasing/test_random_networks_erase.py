@@ -29,6 +29,14 @@ def test_random_networks(first: int) -> None:
     assert sum(row["erased"] for row in rows) > 15, fuzz.summary(rows)
 
 
+@pytest.mark.parametrize("number", [20, 40, 44, 59, 81, 120])
+def test_absent_modules_beside_concatenations(number: int) -> None:
+    """In these, zeros in the user's class stand beside a concatenation and have to be as wide as its parts."""
+    row = fuzz.tried(number, 3, ["class"])
+    assert "problem" not in row, row["problem"]
+    assert row["erased"] > 0
+
+
 def test_networks_are_what_their_numbers_say() -> None:
     """The same source for the same number, other ones for others, and many ways to write a network among them."""
     sources = [drawn(number).source for number in range(200)]
