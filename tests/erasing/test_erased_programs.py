@@ -105,7 +105,7 @@ def test_widths_are_those_of_a_space_without_structures(model: nn.Module, space:
 
 
 @pytest.mark.parametrize("width", [0, 3])
-@pytest.mark.parametrize("names", CHOICES, ids=" ".join)
+@pytest.mark.parametrize("names", CHOICES, ids=lambda names: " ".join(sorted(names)))
 def test_a_cut_program_computes_what_the_zeroed_one_does(
     model: nn.Module, space: SearchSpace, names: set[str], width: int
 ) -> None:
