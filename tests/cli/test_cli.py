@@ -87,7 +87,10 @@ def test_train_on_an_archive_with_a_model_from_a_file(niwaki, tmp_path: Path) ->
         (("--model", "nowhere.py:net"), "There is no file 'nowhere.py'"),
         (("--model", "wrong.py:wrong_size"), "The model 'wrong.py:wrong_size' cannot take images of 1x8x8"),
         (("--model", "wrong.py:unbounded", "--epochs", "4"), "The loss became"),
-        (("--method", "magic"), "There is no method 'magic'. Choose adahspg, dhspg, hesso, hesso-cric, hspg or none."),
+        (
+            ("--method", "magic"),
+            "There is no method 'magic'. Choose adahspg, dhspg, h2spg, hesso, hesso-cric, hspg or none.",
+        ),
         (("--keep-macs", "0.0001"), "macs"),
         (("--keep-macs", "0"), "macs=0.0 is not a budget"),
         (("--keep-params", "-3"), "params=-3.0 is not a budget"),

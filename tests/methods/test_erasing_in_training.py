@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.core.edits import EraseModules, Zeroed
+from niwaki.core.edits import Erase, EraseModules, Zeroed
 from niwaki.errors import BudgetError, MethodError, UnknownName
 from niwaki.methods.method import Method
 
@@ -175,18 +175,18 @@ def test_a_support_that_is_known() -> None:
 
 
 def test_what_is_left_over_of_a_budget_returns() -> None:
-    """Where the last step was far too large, a smaller structure that was erased before comes back."""
-    run = Run(None)
-    values = np.ones(run.space.num_units)
-    for group in run.space.groups:
+    """Where the last step was far too large, smaller structures that were erased before come back."""
+    space = niwaki.search_space(Net(), torch.randn(2, 6), erase=True, as_graph=True)
+    values = np.ones(space.num_units)
+    for group in space.groups:
         if group.structure is not None:
-            name = run.space.structures[group.structure].name
+            name = space.structures[group.structure].name
             values[group.first] = {"steps.0": 1e-3, "steps.1": 2e-3}.get(name, 1.0)
-    scores = niwaki.score(run.space, lambda _: values)
-    limit = run.space.cost().macs - 300  # the two save 256, and the next costs the most
-    plan = niwaki.choose(run.space, scores, niwaki.Budget(macs=limit), remove="structures")
-    erased = [edit.structures for edit in plan.edits_of(EraseModules)]
-    assert erased == [("up..down",)] and run.space.cost(plan).macs < limit - 256
+    scores = niwaki.score(space, lambda _: values)
+    limit = space.cost().macs - 300  # the two save 256, and the next costs the most
+    plan = niwaki.choose(space, scores, niwaki.Budget(macs=limit), remove="structures")
+    (edit,) = plan.edits_of(Erase)
+    assert [one.structure for one in edit.operands] == ["up..down"] and space.cost(plan).macs < limit - 256
 
 
 SCHEDULE = niwaki.Schedule(start=3, until=24, periods=3)

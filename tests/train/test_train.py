@@ -211,7 +211,10 @@ def test_zoo_models() -> None:
 
 def test_bad_recipes_are_sentences() -> None:
     for options, message in (
-        ({"method": "magic"}, "There is no method 'magic'. Choose adahspg, dhspg, hesso, hesso-cric, hspg or none."),
+        (
+            {"method": "magic"},
+            "There is no method 'magic'. Choose adahspg, dhspg, h2spg, hesso, hesso-cric, hspg or none.",
+        ),
         ({"epochs": 0}, "epochs is 0, but must be at least 1."),
         ({"lr": float("nan")}, "lr is nan, but must be a finite number above 0."),
         ({"prune_start": 0.6}, "from the fraction 0.6 of all steps until"),
