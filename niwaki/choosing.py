@@ -68,6 +68,9 @@ def choose(
     (60, 30)
     """
     check_space(space)
+    removal = removal_named(remove)
+    if removal is STRUCTURES:
+        removal.compared(compare)  # a choice of structures that would ignore it is refused
     compare = compared(scores, compare)
     check_budget(budget, training=False)
     if np.shape(scores.values) != (space.num_units,):
@@ -79,7 +82,6 @@ def choose(
         warnings.warn(
             "The search space has no units, so the plan removes nothing. print(space) tells why.", stacklevel=2
         )
-    removal = removal_named(remove)
     values = finite(space, scores.values, scores.criterion)
     saliency = values - min(0.0, values.min(initial=0.0))
     limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)

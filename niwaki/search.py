@@ -226,7 +226,7 @@ def _names(required: Sequence[str], erase: bool) -> tuple[str, ...] | None:
         raise UnknownName(f"required={required!r} must be a list of names of inputs, such as ['input_ids'].")
     if names and not erase:
         raise UnknownName(
-            f"required={required!r} is for structures that can be erased, and there are none without erase=True."
+            f"required={required!r} is for structures that can be erased, which are looked for with erase=True only."
         )
     return tuple(names) if erase else None
 

@@ -35,7 +35,7 @@ def main() -> None:
     known.add_argument("--forms", nargs="*", default=list(law.FORMS), choices=law.FORMS)
     zoos = commands.add_parser("zoo", help="structures of the models of timm and transformers")
     zoos.add_argument("--zoo", nargs="*", choices=zoo.ZOOS, default=list(zoo.ZOOS))
-    zoos.add_argument("--every", type=int, default=1, help="only every so many models")
+    zoos.add_argument("--every", type=int, default=1, help="look at every n-th model only")
     zoos.add_argument("--plans", type=int, default=4, help="random plans, on every tenth model")
     zoos.add_argument("--jobs", type=int, default=1, help="processes at once")
     zoos.add_argument("--seconds", type=float, default=180.0, help="cap on the CPU time of a model")

@@ -27,7 +27,7 @@ from niwaki.rules.constraints import Constraints
 from niwaki.trace.graph import Graph, ModuleCall, Origin, Ref, Run
 from niwaki.trace.module_calls import Argument
 
-_HOMES = 4  # so many tensors are named, since others may be erased later
+_HOMES = 4  # tensors that a size is read from: the first may be erased later
 
 
 class NoResult(Exception):
@@ -95,8 +95,9 @@ class Returned:
             return Given(part.steps)
         if isinstance(part, dict):
             return Container("dict", tuple(self._of(item, run, call, missing) for item in part.values()), tuple(part))
-        if isinstance(part, (tuple, list)):
-            return Container(type(part).__name__, tuple(self._of(item, run, call, missing) for item in part))
+        if type(part) in (tuple, list):  # a named tuple has names that a plain one lacks
+            kind = "tuple" if isinstance(part, tuple) else "list"
+            return Container(kind, tuple(self._of(item, run, call, missing) for item in part))
         if isinstance(part, (type(None), bool, int, float, str)):
             return PlainValue(part)
         raise NoResult("it returns something else than tensors, plain values, tuples, lists and dictionaries")
@@ -115,7 +116,9 @@ class Returned:
                 written = self._is_written(number, run, call)
                 return Zeros(steps, tuple(size for size in sizes if size is not None), written)
             odd = next((dim for dim, size in enumerate(sizes) if size is None), 0)
-            first = first or f"the size {made.shape[odd]} of dimension {odd} of what it returns is none of its inputs'"
+            first = (
+                first or f"the size {made.shape[odd]} of dimension {odd} of what it returns is not a size of any input"
+            )
         raise NoResult(first or "it is given no tensor that tells the size of what it returns")
 
     def _size(self, number: int, dim: int, steps: Steps, given: int, lengths: Lengths, missing: Missing) -> Size | None:

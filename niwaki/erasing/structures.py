@@ -50,7 +50,7 @@ def structures(
     cannot_cut: CannotCut,
     required: Sequence[str] = (),
 ) -> FoundStructures | None:
-    """All operands of joins with which something vanishes, in the order of their joins; None if there is no join.
+    """All structures, in the order of the joins that they are given to; None if the network has no join.
 
     ``flows``: of all runs; ``joined``: the structures at concatenations. ``given``: for each run, the labels of what
     its operators were given (`propagate`). ``ignored``: parameters that must stay, by name, each with the pattern that
@@ -230,7 +230,7 @@ class _Found:
         return made.names, self._why_it_stays(vertex, operands, gated)
 
     def _empties(self, vertex: int, inside: Sequence[Value]) -> str | None:
-        """Why a parameter outside of a structure would be left without anything; None if there is none."""
+        """Why a parameter outside of a structure would have nothing left to read; None if every one has."""
         for part in self._reading.parts(vertex):
             value = self._graph.values[part.value]
             if (
@@ -266,7 +266,7 @@ class _Found:
             return f"{shared[0]!r}, which makes its result, is used elsewhere too"
         names = tuple(value.name for value in inside if value.number in makers)
         if not names:
-            return "nothing but an operator without parameters makes its result"
+            return "none of its parameters that has units makes its result"
         within = partial(self._nesting.contains, vertex)
         if not self._passing.vanishes(operands[0], parts, makers & own, within):  # all are one value
             return "something from outside of it may pass through it and be added, too"

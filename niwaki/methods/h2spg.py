@@ -48,7 +48,7 @@ class H2SPG(Method):
         vectorised: False runs the plain loop over structures, which is the specification.
 
     Raises:
-        BudgetError: no valid choice of structures meets the budget, or there is none to erase.
+        BudgetError: no valid choice of structures meets the budget, or the space has no structure to erase.
         MethodError: the optimizer does not fit the space, a number makes no sense, or later: the training diverged.
 
     >>> import niwaki, torch

@@ -43,7 +43,7 @@ MIXTURES: set[OpOverload] = set()
 
 
 def product(*factors: str, plus: str | None = None, of: Iterable[OpOverload] = ()) -> Callable[[R], R]:
-    """Declare that the operators ``of`` a rule (all that it was registered for, if there are none) multiply: see
+    """Declare that the operators ``of`` a rule (by default all that it is registered for) multiply their inputs: see
     `Product`. Of others it is assumed that they make zeros where all that they are given is zero."""
 
     def register(function: R) -> R:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.edits import Erase
-from niwaki.errors import BudgetError, PlanError, UnknownName
+from niwaki.errors import BudgetError, MethodError, PlanError, UnknownName
 
 X = torch.randn(2, 8)
 
@@ -113,6 +113,8 @@ def test_other_errors() -> None:
     scores = niwaki.score(space, "magnitude")
     with pytest.raises(UnknownName, match="remove='layers' is not what can be removed: choose 'units' or 'structures'"):
         niwaki.choose(space, scores, niwaki.Budget(macs=0.5), remove="layers")  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="compare='group' is for units. A structure is alone in its group"):
+        niwaki.choose(space, scores, niwaki.Budget(macs=0.5), compare="group", remove="structures")
     with pytest.raises(BudgetError, match="A limit on latency is met by measuring networks with narrower layers"):
         niwaki.choose(space, scores, niwaki.Budget(latency=0.5), example_inputs=X, remove="structures")
     plan = niwaki.choose(space, scores, niwaki.Budget(macs=0.9), remove="structures")

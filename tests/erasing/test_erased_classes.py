@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections import namedtuple
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -337,3 +338,30 @@ def test_a_plan_for_another_class_is_refused() -> None:
     damaged = Plan.from_json(plan.to_json().replace('"entries": ["features.1.0"]', '"entries": ["features.1.7"]'))
     with pytest.raises(PlanError, match=r"erases a module 'features\.1\.7', of which the network it is for has no"):
         niwaki.cut(model, damaged)
+
+
+def test_names_of_a_result_are_not_lost() -> None:
+    """A named tuple would come back as a plain one: the class is refused, with the reason."""
+    names = namedtuple("names", "y aux")
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Any:
+            return names(self.layer(x), None)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.named, self.head = Named(), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(x + self.named(x).y)
+            return result
+
+    (one,) = niwaki.search_space(Net(), torch.randn(2, 6), erase=True).structures
+    assert (
+        one.refused is not None and "'named' cannot be left out of its code: it returns something else" in one.refused
+    )
