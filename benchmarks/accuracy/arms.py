@@ -14,7 +14,7 @@ from benchmarks.accuracy.setting import DEFAULT_MOMENT, Setting
 from benchmarks.accuracy.training import Training
 from niwaki.methods import registry
 
-_LEFT_OUT = {"hesso", "lhspg", *(name for name, narrows in registry.erasing().items() if not narrows)}
+_LEFT_OUT = {"hesso", "lhspg"}
 SCORED = 10  # batches that a criterion with a gradient sees
 
 
@@ -25,7 +25,7 @@ Train = Callable[[Setting], Training]
 class Arm:
     """``cuts``: it has a budget. ``prunes``: it has a moment; ``own`` is the moment of its defaults, if it has one.
     ``gradual``: it needs some steps to prune in, so that it has no moment 0. ``baseline``: not one of niwaki's methods.
-    ``needs_widths``: of HESSO's network."""
+    ``needs_widths``: of HESSO's network. ``erases``: whole structures leave, of a task whose network has some."""
 
     train: Train
     cuts: bool = True
@@ -34,6 +34,7 @@ class Arm:
     gradual: bool = False
     baseline: bool = True
     needs_widths: bool = False
+    erases: bool = False
 
 
 def dense(setting: Setting) -> Training:
@@ -47,6 +48,17 @@ def narrow(setting: Setting) -> Training:
     """The final widths of HESSO's network, from the first step, with fresh weights."""
     assert setting.widths is not None
     run = Training(setting.task, setting.seed, setting.widths)
+    run.advance()
+    return run
+
+
+def random_subnetwork(setting: Setting) -> Training:
+    """A random valid choice of structures within the budget is all there is from the first step, with fresh weights."""
+    run = Training(setting.task, setting.seed)
+    space = run.space(erase=True)
+    scores = niwaki.score(space, "random", seed=setting.seed)
+    run.cut(niwaki.choose(space, scores, setting.budget, remove="structures"))
+    setting.task.renew(run.model)
     run.advance()
     return run
 
@@ -71,20 +83,27 @@ class OneShot:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """A method prunes between the start and the moment; then training goes on."""
+    """A method prunes, or erases, between the start and the moment; then training goes on."""
 
-    build: registry.Build
+    name: str
+    erase: bool = False
 
     def __call__(self, setting: Setting) -> Training:
         run = Training(setting.task, setting.seed)
-        run.attach(self.build, setting.budget, niwaki.Schedule(start=setting.start, until=setting.until))
+        schedule = niwaki.Schedule(start=setting.start, until=setting.until)
+        run.attach(self.name, setting.budget, schedule, self.erase)
         run.advance()
         return run
 
 
-def method(name: str) -> Arm:
+def method(name: str, erase: bool = False) -> Arm:
     """A registered method with its default arguments."""
-    return Arm(Pruned(registry.methods()[name]), own=DEFAULT_MOMENT, gradual=True, baseline=False)
+    return Arm(Pruned(name, erase), own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=erase)
+
+
+def _narrowing() -> list[str]:
+    narrows = registry.erasing()
+    return [name for name in sorted(registry.methods()) if name not in _LEFT_OUT and narrows.get(name, True)]
 
 
 ARMS: Mapping[str, Arm] = {
@@ -97,5 +116,8 @@ ARMS: Mapping[str, Arm] = {
     "taylor2": Arm(OneShot("taylor2", SCORED)),
     "torch-pruning": Arm(peers.GroupNorm(), gradual=True),
     "torch-pruning-taylor": Arm(peers.Taylor()),
-    **{name: method(name) for name in sorted(registry.methods()) if name not in _LEFT_OUT},
+    **{name: method(name) for name in _narrowing()},
+    "random-structures": Arm(random_subnetwork, prunes=False, erases=True),
+    "h2spg": method("h2spg", erase=True),
+    "hesso-structures": method("hesso", erase=True),
 }

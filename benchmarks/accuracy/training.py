@@ -39,14 +39,16 @@ class Training:
         self._batches = task.batches(seed)
         self._batch: Any = None
 
-    def space(self, rehearse: bool = True) -> niwaki.SearchSpace:
-        """What can leave the network as it is."""
-        return niwaki.search_space(self.model, self.task.example(), self.task.ignored, rehearse=rehearse)
+    def space(self, rehearse: bool = True, erase: bool = False) -> niwaki.SearchSpace:
+        """What can leave the network as it is; with ``erase`` whole structures, too."""
+        return niwaki.search_space(self.model, self.task.example(), self.task.ignored, rehearse=rehearse, erase=erase)
 
-    def attach(self, build: registry.Build, budget: niwaki.Budget, schedule: niwaki.Schedule) -> None:
-        """Let a method prune, and cut the network when its schedule is over."""
+    def attach(self, name: str, budget: niwaki.Budget, schedule: niwaki.Schedule, erase: bool = False) -> None:
+        """Let a method prune, or ``erase``, and cut the network when its schedule is over."""
         self._until = schedule.until
-        self._method = build(registry.Training(self.space(), self.optimizer, budget, schedule, self._loss))
+        space = self.space(erase=erase)
+        training = registry.Training(space, self.optimizer, budget, schedule, self._loss, erase=erase)
+        self._method = registry.attach(name, training)
 
     def advance(self, until: int | None = None, before_step: Callable[[], None] | None = None) -> None:
         """Train up to the step ``until`` (default: the end); ``before_step`` is called when gradients are there."""

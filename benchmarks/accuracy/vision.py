@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from niwaki.networks.built_in import BUILT_IN
 
 SMOKE_EPOCHS = 4
 SMOKE_STEPS = 40
+Build = Callable[[], nn.Module]
+RESNET8 = partial(CifarResNet, 10, 1, blocks=1)
 RESNET20 = Path(__file__).parent / "weights/cifar10_resnet20.safetensors"  # the dense network of seed 0
 
 
@@ -37,21 +40,20 @@ def digits(where: Where, seed: int) -> Task:
     return ImageTask("digits", recipe, data, build, where.device, (Shift(1),), about="resnet 16-32-64")
 
 
-def fashion(where: Where, seed: int) -> Task:
-    """Recipe A: all of Fashion-MNIST, one residual block to a stage."""
+def fashion(
+    where: Where,
+    seed: int,
+    name: str = "fashion",
+    build: Build = RESNET8,
+    about: str = "resnet8 16-32-64",
+) -> Task:
+    """Recipe A: all of Fashion-MNIST, by default with one residual block to a stage."""
     data = where.images(datasets.fashion(where.path("fashion_mnist/fashion_mnist.npz")))
     epochs, batch = (SMOKE_EPOCHS, 64) if where.smoke else (10, 128)
     recipe = Recipe(steps(data, epochs, batch), batch, 0.1, 5e-4, Sgd(0.9, nesterov=True), OneCycle(0.2))
     return ImageTask(
-        "fashion",
-        recipe,
-        data,
-        partial(CifarResNet, 10, 1, blocks=1),
-        where.device,
-        (Flip(), Shift(2)),
-        CrossEntropy(0.1),
-        about="resnet8 16-32-64",
-    )
+        name, recipe, data, build, where.device, (Flip(), Shift(2)), CrossEntropy(0.1), about=about
+    )  # fmt: skip
 
 
 def airbench(where: Where, seed: int, epochs: int = 8) -> Task:

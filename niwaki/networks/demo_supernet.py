@@ -16,11 +16,12 @@ class DemoSupNet(nn.Module):
         classes: of the images.
         channels: of the images.
         width: channels of all feature maps.
+        stride: of the stem.
     """
 
-    def __init__(self, classes: int, channels: int, width: int = 16) -> None:
+    def __init__(self, classes: int, channels: int, width: int = 16, stride: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1), nn.BatchNorm2d(width), nn.ReLU())
         self.narrow = nn.Conv2d(width, width, 1)
         self.wide = nn.Conv2d(width, width, 3, padding=1)
         self.chain = nn.Sequential(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,25 +35,33 @@ from benchmarks.accuracy.tasks import TASKS
 from benchmarks.accuracy.text import fresh
 from benchmarks.accuracy.training import Training
 from benchmarks.accuracy.where import Where
-from niwaki.methods.registry import methods
 from niwaki.networks.small import ResNet
+from niwaki.networks.super_resnet import SuperResNet
 from niwaki.networks.torchvision_cpu import load
 
 CPU = Where(None, torch.device("cpu"))
+SMALL = partial(ResNet, 10, 1, (8, 8), (8, 16), 1)
 RESULTS = Path(command.__file__).parent / "results"
 
 
-def brief(where: Where, seed: int, steps: int = 60, lr: float = 0.05, adam: bool = False) -> Task:
+def brief(
+    where: Where,
+    seed: int,
+    steps: int = 60,
+    lr: float = 0.05,
+    adam: bool = False,
+    build: Callable[[], torch.nn.Module] = SMALL,
+) -> Task:
     """The digits, a network of four layers, a few steps."""
     recipe = Recipe(steps, 32, lr, optimizer=Adam() if adam else Sgd())
-    return ImageTask("digits", recipe, digits(seed), partial(ResNet, 10, 1, (8, 8), (8, 16), 1), where.device)
+    return ImageTask("digits", recipe, digits(seed), build, where.device)
 
 
 def macs(task: Task, model: torch.nn.Module) -> int:
     return niwaki.search_space(model, task.example(), rehearse=False).cost().macs
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if not arm.startswith("torch-pruning")])
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if not (arm.startswith("torch-pruning") or ARMS[arm].erases)])
 def test_every_arm_learns_within_the_budget(arm: str) -> None:
     task = brief(CPU, 0)
     run = ARMS[arm].train(Setting(task, 0, 0.5, widths=(5, 5, 11, 11) if ARMS[arm].needs_widths else None))
@@ -60,6 +69,16 @@ def test_every_arm_learns_within_the_budget(arm: str) -> None:
     assert run.step == task.recipe.steps
     assert share == 1 if arm == "dense" else 0.42 < share <= 0.5
     assert task.evaluate(run.model) > 0.2  # of ten classes
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if ARMS[arm].erases])
+def test_every_arm_that_erases_learns_within_the_budget(arm: str) -> None:
+    task = brief(CPU, 0, build=partial(SuperResNet, 10, 1, (8, 16), (1, 1), (1, 3)))
+    run = ARMS[arm].train(Setting(task, 0, 0.6))
+    assert run.step == task.recipe.steps
+    assert 0.2 < macs(task, run.model) / macs(task, task.network()) <= 0.6
+    dense, small = (len(list(model.modules())) for model in (task.network(), run.model))
+    assert small < dense and task.evaluate(run.model) > 0.2  # of ten classes
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.startswith("torch-pruning")])
@@ -90,7 +109,7 @@ def test_a_cut_in_the_middle_changes_nothing(adam: bool) -> None:
     cut, whole = Training(task, 0), Training(task, 0)
     schedule = niwaki.Schedule(start=4, until=14)
     for run in (cut, whole):
-        run.attach(methods()["hesso"], niwaki.Budget(macs=0.5), schedule)
+        run.attach("hesso", niwaki.Budget(macs=0.5), schedule)
         run.advance(schedule.until - 1)
         run.model.double()
     whole._until = 1_000  # which is never reached: it stays as large as it is
@@ -320,7 +339,7 @@ def test_airbench_learns_as_its_recipe_says() -> None:
 
 def test_a_unit_of_airbench_that_has_faded_is_zero_behind_its_norm() -> None:
     run = Training(airbench(CPU, 20), 0)
-    run.attach(methods()["hesso"], niwaki.Budget(macs=0.5), niwaki.Schedule(start=2, until=14))
+    run.attach("hesso", niwaki.Budget(macs=0.5), niwaki.Schedule(start=2, until=14))
     method = run._method
     run._until = 1_000
     run.advance()
