@@ -39,6 +39,7 @@ TASKS: Mapping[str, Build] = {
     "cifar10-resnet20": vision.resnet20,
     "cifar10-finetune-200-steps": vision.finetuned,
     "cifar10-finetune-5-epochs": partial(vision.finetuned, epochs=5),
+    "cifar10-darts": vision.darts,
     "shakespeare": text.shakespeare,
     "stories": text.stories,
     "cifar10-resnet56": partial(vision.gpu, layers=56, blocks=9, widths=(16, 32, 64)),

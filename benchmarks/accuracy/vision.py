@@ -19,6 +19,7 @@ from benchmarks.accuracy.recipe import Drops, OneCycle, Recipe, Sgd
 from benchmarks.accuracy.task import Task
 from benchmarks.accuracy.where import Where
 from niwaki.networks.built_in import BUILT_IN
+from niwaki.networks.cells import CellNetwork
 
 SMOKE_EPOCHS = 4
 SMOKE_STEPS = 40
@@ -125,6 +126,23 @@ def gpu(where: Where, seed: int, layers: int, blocks: int, widths: tuple[int, ..
         (Flip(), Shift(4)),
         about=f"resnet{layers} {'-'.join(map(str, widths))}, bfloat16",
         fast=True,
+    )
+
+
+def darts(where: Where, seed: int) -> Task:
+    """Eight cells of four nodes with all candidates on all edges, trained as DARTS trains while it searches."""
+    data = where.images(datasets.cifar10(where.path("cifar10")))
+    length, batch = (50, 8) if where.smoke else (steps(data, 50, 64), 64)
+    recipe = Recipe(length, batch, 0.025, 3e-4, Sgd(0.9))
+    return ImageTask(
+        "cifar10-darts",
+        recipe,
+        data,
+        partial(CellNetwork, 10, 3, 16, cells=8, nodes=4, halving=(2, 5)),
+        where.device,
+        (Flip(), Shift(4)),
+        about="8 cells of 4 nodes, width 16",
+        channels_last=True,
     )
 
 

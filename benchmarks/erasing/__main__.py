@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.erasing import analysis, fuzz, law, zoo
-from benchmarks.erasing.networks import NETWORKS
+from benchmarks.erasing.networks import LARGE, NETWORKS
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     random.add_argument("--out", type=Path, default=Path("out/erasing/fuzz"), help="rows, and scripts of failures")
     known = commands.add_parser("law", help="the law on known networks")
     known.add_argument("--plans", type=int, default=200, help="random plans per network and form")
-    known.add_argument("--only", nargs="*", default=list(NETWORKS), choices=NETWORKS, metavar="NETWORK")
+    known.add_argument("--only", nargs="*", default=[*NETWORKS, *LARGE], choices=[*NETWORKS, *LARGE], metavar="NETWORK")
     known.add_argument("--forms", nargs="*", default=list(law.FORMS), choices=law.FORMS)
     zoos = commands.add_parser("zoo", help="structures of the models of timm and transformers")
     zoos.add_argument("--zoo", nargs="*", choices=zoo.ZOOS, default=list(zoo.ZOOS))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.erasing.networks import NETWORKS
+from benchmarks.erasing.networks import LARGE, NETWORKS
 from niwaki.errors import NiwakiError
 from niwaki.testing import check_erasing
 
@@ -25,7 +25,7 @@ def run(names: Sequence[str], forms: Sequence[str], plans: int) -> bool:
     for name in names:
         for form in forms:
             torch.manual_seed(0)
-            model, inputs = NETWORKS[name].build()
+            model, inputs = (NETWORKS | LARGE)[name].build()
             start = time.process_time()
             try:
                 found = check_erasing(model.eval(), inputs, plans=plans, as_graph=FORMS[form], least_erasable=0)

@@ -151,3 +151,6 @@ NETWORKS: Mapping[str, Network] = {
     "stacked unets": Network(images(lambda: StackedUnets(3, 3, (4, 6, 8)), 6), 26),
     "supernet": Network(images(lambda: DemoSupNet(3, 3, 4), 6), 7),
 }
+LARGE: Mapping[str, Network] = {  # too slow for the tests
+    "darts, 8 cells": Network(images(lambda: CellNetwork(10, 3, 16, 8, 4, (2, 5)), 8), 592),
+}
