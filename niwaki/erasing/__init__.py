@@ -6,7 +6,8 @@ addition; ``stacked``: a stack that is summed; a concatenation);
 ``passing`` whether a term is zero when its weights are; ``concatenation`` and ``reading`` what reads the part of a
 concatenation; ``side_effects`` what else it does; ``validity`` whether
 outputs still follow from inputs; ``structures`` lists it all; ``erasures`` says what a choice of them takes along, and
-which edits a cut needs for it. In a network of modules, ``class_form`` decides what stands where modules were
+which edits a cut needs for it. In a network of modules, ``gated`` finds those that make terms without parameters,
+``class_form`` decides what stands where modules were
 (``living``, ``lengths``, ``returned``, ``emptied``) and which numbers of layers follow (``layer_numbers``), and
 ``class_trial`` tries that.
 

@@ -87,7 +87,8 @@ class ClassForm:
         entries = self._entries(runs, gone)
         within = {path for path in living if any(outer in entries for outer in around(path))}
         dead = set().union(*(run.dead_modules for run in runs)) - living
-        outermost = self._outermost(dead, living - within, runs)
+        gates = [path for number in erased if (path := self._found.listed[number].gate) is not None]
+        outermost = self._outermost(dead, living - within, runs, gates)
         absent: dict[str, Result] = {}
         without = emptied(self._found.graph, runs, [*outermost, *entries], dead)
         outermost += without.modules
@@ -95,7 +96,7 @@ class ClassForm:
         obstacles = [Obstacle(*kept) for kept in without.kept.items()]
         for path in outermost:
             try:
-                absent[path] = self._result(path, runs, missing)
+                absent[path] = self._result(path, runs, missing, zero=path in gates)
             except NoResult as why:
                 obstacles.append(Obstacle(path, str(why)))
         mixing = mixed(self._found.graph, runs, missing.modules, missing.fixed)
@@ -103,28 +104,34 @@ class ClassForm:
         unset, more = self._unset([*entries, *outermost], living - within, gone)
         renumbered, numbers = self._counted(entries, [*entries, *outermost])
         names = tuple(self._found.listed[number].name for number in sorted(erased))
-        edit = EraseModules(names, absent, tuple(entries), renumbered, tuple(unset), numbers)
+        left = {*outermost, *entries}
+        obstacles += [Obstacle(path, _NO_CODE) for path in gates if left.isdisjoint(around(path))]
+        edit = EraseModules(names, absent, tuple(entries), renumbered, tuple(unset), numbers, tuple(sorted(gates)))
         return ModulesLeft(edit, (*obstacles, *more), runs)
 
-    def _outermost(self, dead: Collection[str], living: Collection[str], runs: Sequence[RunLeft]) -> list[str]:
-        """Modules with parameters that nothing of lives, and that are called by code that does."""
+    def _outermost(
+        self, dead: Collection[str], living: Collection[str], runs: Sequence[RunLeft], gates: Collection[str]
+    ) -> list[str]:
+        """Modules with parameters or ``gates`` that nothing of lives, and that are called by code that does."""
         called = {call.module for run in runs for call in run.run.calls}
         found: list[str] = []
         open_to = set(living)
+        around_gates = {outer for path in gates for outer in around(path)} - set(living)
         for path in self.modules:
-            if path in dead and path in self._parameters and path.rpartition(".")[0] in open_to:
+            ends = path in around_gates or (path in dead and path in self._parameters)
+            if ends and path.rpartition(".")[0] in open_to:
                 if path in called:
                     found.append(path)
                 else:
                     open_to.add(path)
         return found
 
-    def _result(self, path: str, runs: Sequence[RunLeft], missing: Missing) -> Result:
-        """What has to stand where the module at ``path`` was."""
+    def _result(self, path: str, runs: Sequence[RunLeft], missing: Missing, zero: bool) -> Result:
+        """What has to stand where the module at ``path`` was. ``zero``: zeros, also where it handed something on."""
         calls = [(run.run, call) for run in runs for call in run.run.calls if call.module == path]
         if not calls:
             raise NoResult("it is used without being called")
-        return same_result(self._returned.result(run, call, missing) for run, call in calls)
+        return same_result(self._returned.result(run, call, missing, zero) for run, call in calls)
 
     def _entries(self, runs: Sequence[RunLeft], gone: frozenset[str]) -> dict[str, None]:
         """Entries of lists of modules that return what they are given, and do nothing else any more."""
@@ -192,6 +199,9 @@ class ClassForm:
             for one in self._numbers.get(path, ()):
                 numbers |= one.values(lives, place_of)
         return renumbered, numbers
+
+
+_NO_CODE = "nothing else runs in the code that calls it"
 
 
 def _is_identity(path: str, runs: Sequence[RunLeft]) -> bool:

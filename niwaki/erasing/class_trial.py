@@ -100,6 +100,7 @@ class _ClassTrials:
         from parameters of the same names in modules of the same classes and flags."""
         outer = one.location.module
         owners = {path for name in one.parameters for path in around(name.rpartition(".")[0])}
+        owners.update(around(one.gate) if one.gate is not None else ())
         flags = [
             (path.removeprefix(outer), type(module), tuple(i for i in module.__dict__.items() if type(i[1]) is bool))
             for path in sorted(owners)
@@ -228,7 +229,7 @@ class _ClassTrials:
         left = self._left(self._others.union(erased))
         if left.obstacles:
             return str(left.obstacles[0])
-        small = _without_content(self._model)
+        small = without_content(self._model)
         left.edit.apply(dict(named_modules(small)))
         names = Renaming(left.edit.moved)
         runs = {id(one.run): one for one in left.runs}
@@ -248,7 +249,7 @@ class _ClassTrials:
         return None
 
 
-def _without_content(model: nn.Module) -> nn.Module:
+def without_content(model: nn.Module) -> nn.Module:
     """A copy that shares the memory of the parameters."""
     lent: dict[int, object] = {
         id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad) for parameter in model.parameters()

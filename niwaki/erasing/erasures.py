@@ -19,6 +19,7 @@ from niwaki.erasing.class_form import ClassForm
 from niwaki.erasing.class_trial import tried
 from niwaki.erasing.concatenation import Concatenated, RunFlow
 from niwaki.erasing.flow import ADDITIONS, CONCATENATIONS
+from niwaki.erasing.gated import gate_modules
 from niwaki.erasing.reading import Given
 from niwaki.erasing.structures import CannotCut, FoundStructures, counted_inputs, structures
 from niwaki.erasing.validity import Validity
@@ -26,7 +27,7 @@ from niwaki.errors import PlanError
 from niwaki.program.module import Program
 from niwaki.rules.constraints import Constraints
 from niwaki.solve.gates import Absences, Homes, TensorPart
-from niwaki.trace.graph import Graph, Node, Origin
+from niwaki.trace.graph import Graph, Node, Origin, Run
 from niwaki.trace.structures import ExampleCall
 
 EditsOf = Callable[[FoundStructures, Collection[int], frozenset[str]], tuple[Edit, ...]]
@@ -46,14 +47,13 @@ def erasures_of(
 ) -> FoundErasures | None:
     """The structures of ``model``; None if there is no join in it. The arguments are those of `structures`, the example
     ``calls``, and whether only ``whole_layers`` may be erased, entries of lists of modules."""
-    of_graph = isinstance(model, Program)
-    cannot_cut = _of_graph(model) if isinstance(model, Program) else _nothing_yet
-    found = structures(graph, flows, joined, constraints, given, ignored, cannot_cut, required)
-    if found is None:
-        return None
-    if of_graph:
-        return FoundErasures(found, _from_graph)
-    return _of_class(model, found, constraints, calls, whole_layers)
+    if isinstance(model, Program):
+        found = structures(graph, flows, joined, constraints, given, ignored, _of_graph(model), required)
+        return None if found is None else FoundErasures(found, _from_graph)
+    gates = gate_modules(model, calls, graph, flows)
+    cannot_cut = _by_modules(graph.runs[0], flows[0], gates)
+    found = structures(graph, flows, joined, constraints, given, ignored, cannot_cut, required, gates)
+    return None if found is None else _of_class(model, found, constraints, calls, whole_layers)
 
 
 def _from_graph(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
@@ -81,11 +81,19 @@ def _of_graph(program: Program) -> CannotCut:
     return cannot_cut
 
 
-def _nothing_yet(join: Node, operand: int, gated: bool) -> str | None:
-    """A class is tried when all structures are known."""
-    if gated:
-        return "nothing but an operator without parameters makes its result; use as_graph=True"
-    return None
+def _by_modules(run: Run, known: RunFlow, gates: Sequence[Mapping[str, int]]) -> CannotCut:
+    """A class is tried when all structures are known; this is about terms that only a gate makes zero."""
+    made = {
+        (run.nodes[known.flow.operands[end].join], known.flow.operands[end].position)
+        for here in gates[:1]
+        for vertex in here.values()
+        for end in known.flow.ends(vertex)
+    }
+
+    def cannot_cut(join: Node, operand: int, gated: bool) -> str | None:
+        return _NO_MODULE if gated and (join, operand) not in made else None
+
+    return cannot_cut
 
 
 def _of_class(
@@ -129,6 +137,7 @@ def _of_class(
     return FoundErasures(replace(found, listed=listed), from_class, layers)
 
 
+_NO_MODULE = "it has no parameters, and no module that is called once makes its result; use as_graph=True"
 _MOST_SERVED = 4  # structures; what serves more of them counts as if it always stayed
 _NO_LAYER = "it is no whole layer, and layout='uniform' has no words for a layer without it"
 
@@ -139,7 +148,8 @@ def _layers(form: ClassForm, erasures: FoundErasures) -> list[tuple[int, ...]]:
     outermost = [
         number
         for number, one in enumerate(listed)
-        if one.erasable and not any(listed[outer].erasable for outer in erasures.around(number)[1:])
+        if one.erasable and one.gate is None
+        if not any(listed[outer].erasable for outer in erasures.around(number)[1:])
     ]
     entries = form.without(outermost, erasures.gone(outermost)).edit.entries
     layers = []

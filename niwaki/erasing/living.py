@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import final
@@ -74,7 +74,11 @@ class LivingRuns:
 
     def __init__(self, found: FoundStructures) -> None:
         self._found = found
-        self._others = [_Run(found.graph, run) for run in found.graph.runs[1:] if run.error is None]
+        self._others = [
+            _Run(found.graph, run, found.gates[number] if found.gates else {})
+            for number, run in enumerate(found.graph.runs)
+            if number and run.error is None
+        ]
 
     def without(self, erased: Collection[int]) -> list[RunLeft]:
         """The runs without the structures of these numbers."""
@@ -90,14 +94,16 @@ class LivingRuns:
 class _Run:
     """A run beside the first."""
 
-    def __init__(self, graph: Graph, run: Run) -> None:
-        self.run, self.flow = run, Flow.of(graph, run)
+    def __init__(self, graph: Graph, run: Run, gates: Mapping[str, int]) -> None:
+        self.run, self.flow, self._gates = run, Flow.of(graph, run), gates
         self.nesting = OperandTree.of(self.flow)
         self._read = readers(graph, run.nodes)
         self._number = {value.name: value.number for value in graph.values if value.origin is Origin.PARAMETER}
 
     def operand_of(self, structure: Structure) -> int | None:
         """The vertex of the operand that is this structure; None if nothing reads its parameters."""
+        if structure.gate is not None:
+            return self._gates.get(structure.gate)
         places = [place for name in structure.parameters for place in self._read.get(self._number[name], ())]
         operand = self.nesting.common(places) if places else self.nesting.sink
         while operand != self.nesting.sink:

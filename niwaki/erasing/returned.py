@@ -69,12 +69,14 @@ class Returned:
         self._shapes = {value.name: value.shape for value in parameters}
         self._used: dict[int, _Used] = {}
 
-    def result(self, run: Run, call: ModuleCall, missing: Missing) -> Result:
-        """What ``call`` returned.
+    def result(self, run: Run, call: ModuleCall, missing: Missing, zero: bool = False) -> Result:
+        """What ``call`` returned. ``zero``: it is one tensor, of which zeros take the place although it was given.
 
         Raises:
             NoResult: that cannot be told for other inputs.
         """
+        if zero:
+            return self._zeros(call.result.value, run, call, missing)
         return self._of(call.result, run, call, missing)
 
     def _of(self, part: Any, run: Run, call: ModuleCall, missing: Missing) -> Result:

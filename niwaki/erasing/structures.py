@@ -28,7 +28,8 @@ CannotCut = Callable[[Node, int, bool], str | None]
 class FoundStructures:
     """``listed``: all structures; ``vertices``: of each its vertex in ``flow``, an operand or a fan. ``producers``:
     which dimensions are tied to which; ``reading``: what reads the parts of structures that are concatenated.
-    ``required``: vertices of inputs that every output which depends on them has to go on depending on."""
+    ``required``: vertices of inputs that every output which depends on them has to go on depending on. ``gates``: of
+    each run the vertices that modules without parameters make, by the path of the module."""
 
     graph: Graph
     flow: Flow
@@ -38,6 +39,7 @@ class FoundStructures:
     producers: Producers
     reading: Reading
     required: tuple[int, ...] = ()
+    gates: Sequence[Mapping[str, int]] = ()
 
 
 def structures(
@@ -49,13 +51,15 @@ def structures(
     ignored: Mapping[str, str],
     cannot_cut: CannotCut,
     required: Sequence[str] = (),
+    gates: Sequence[Mapping[str, int]] = (),
 ) -> FoundStructures | None:
     """All structures, in the order of the joins that they are given to; None if the network has no join.
 
     ``flows``: of all runs; ``joined``: the structures at concatenations. ``given``: for each run, the labels of what
     its operators were given (`propagate`). ``ignored``: parameters that must stay, by name, each with the pattern that
     says so. ``cannot_cut``: why a cut cannot take an operand from a join, or (if the last is true) a
-    gate make it zero before. ``required``: names of inputs that outputs have to go on depending on.
+    gate make it zero before. ``required``: names of inputs that outputs have to go on depending on. ``gates``: see
+    `FoundStructures`; these are structures, whatever vanishes with them.
 
     Raises:
         UnknownName: no input has one of these names.
@@ -63,7 +67,7 @@ def structures(
     if graph.runs[0].error is not None or not flows[0].flow.operands:
         return None
     needed = _inputs_named(graph, flows[0].flow, required)
-    return _Found(graph, flows, joined, constraints, given, cannot_cut, needed).described(ignored)
+    return _Found(graph, flows, joined, constraints, given, cannot_cut, needed, gates).described(ignored)
 
 
 def _inputs_named(graph: Graph, flow: Flow, names: Sequence[str]) -> tuple[int, ...]:
@@ -87,6 +91,7 @@ class _Found:
         given: Sequence[Given],
         cannot_cut: CannotCut,
         required: tuple[int, ...],
+        gates: Sequence[Mapping[str, int]],
     ) -> None:
         self._known, flow, nesting = flows[0], flows[0].flow, flows[0].nesting
         self._graph, self._flow, self._nesting, self._cannot_cut = graph, flow, nesting, cannot_cut
@@ -95,7 +100,8 @@ class _Found:
         self._producers = Producers(graph, constraints)
         self._passing = Passing(graph, graph.runs[0], flow, self._producers, given[0])
         self._beside = SideEffects.of(graph, graph.runs[0], flow)
-        self._required = required
+        self._required, self._gates = required, gates
+        self._gate = {vertex: path for here in gates[:1] for path, vertex in here.items()}
         self._validity = Validity(flow, counted_inputs(graph, flow), nesting, required)
         macs: Counter[int] = Counter()
         for term in constraints.macs:
@@ -118,7 +124,11 @@ class _Found:
     def described(self, ignored: Mapping[str, str]) -> FoundStructures:
         """The structures themselves."""
         nesting, flow = self._nesting, self._flow
-        listed = [vertex for vertex in sorted(nesting.around, key=self._by_join) if is_structure(self._known, vertex)]
+        listed = [
+            vertex
+            for vertex in sorted(nesting.around, key=self._by_join)
+            if vertex in self._gate or is_structure(self._known, vertex)
+        ]
         number = {vertex: place for place, vertex in enumerate(listed)}
         within: dict[int, list[int]] = {vertex: [] for vertex in listed}
         for parameter, home in self._home.items():
@@ -126,9 +136,9 @@ class _Found:
                 if home in within:
                     within[home].append(parameter)
                 home = nesting.around[home]
-        names = self._names(listed)
+        names = self._names([vertex for vertex in listed if is_structure(self._known, vertex)]) | self._gate
         found = []
-        for vertex, name in zip(listed, names, strict=True):
+        for vertex in listed:
             outer = nesting.around[vertex]
             while outer != nesting.sink and outer not in number:
                 outer = nesting.around[outer]
@@ -137,7 +147,7 @@ class _Found:
             makers, why = self._made_by(vertex, inside, ignored)
             found.append(
                 Structure(
-                    name,
+                    names[vertex],
                     self._nodes[operand.join].location,
                     operand.join,
                     operand.position,
@@ -150,11 +160,20 @@ class _Found:
                     why,
                     tuple((other.join, other.position) for other in others),
                     not self._is_added(operand),
+                    self._gate.get(vertex),
                 )
             )
         named = _named_apart(found)
         return FoundStructures(
-            self._graph, flow, nesting, named, tuple(listed), self._producers, self._reading, self._required
+            self._graph,
+            flow,
+            nesting,
+            named,
+            tuple(listed),
+            self._producers,
+            self._reading,
+            self._required,
+            self._gates,
         )
 
     def _by_join(self, vertex: int) -> tuple[int, int]:
@@ -168,7 +187,7 @@ class _Found:
     def _is_added(self, operand: Operand) -> bool:
         return self._nodes[operand.join].operator not in CONCATENATIONS
 
-    def _names(self, vertices: Sequence[int]) -> list[str]:
+    def _names(self, vertices: Sequence[int]) -> dict[int, str]:
         """The innermost module that has all operators of a structure that are given parameters (or all that it has).
         Where several have the same, the largest module that makes the result and has nothing but operators of the
         structure; where that is another structure's name, or the first is the model, the first and the last such
@@ -195,7 +214,7 @@ class _Found:
                 alone = first == last or (name and last not in taken)
                 names[vertex] = last if alone else f"{first}..{last.removeprefix(f'{name}.')}"
         skips = {vertex for vertex in vertices if not self._operators[vertex]}
-        return [f"{'skip of ' * (vertex in skips)}{names[vertex] or 'model'}" for vertex in vertices]
+        return {vertex: f"{'skip of ' * (vertex in skips)}{name or 'model'}" for vertex, name in names.items()}
 
     def _skipped(self, vertex: int) -> list[int]:
         """What makes an operand with which nothing but itself vanishes."""

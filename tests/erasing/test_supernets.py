@@ -35,9 +35,9 @@ def listed(model: nn.Module, side: int = 8) -> dict[str, Structure]:
 
 
 def test_a_super_resnet() -> None:
-    """Each layer has three kernels and a sum of two; each block its branch, and a projection where the width grows."""
+    """Each layer has three kernels and a sum of two; each block its branch and its shortcut."""
     found = listed(SuperResNet(3, 2, (4, 6), (1, 2)))
-    assert len(found) == 3 * (2 * (3 + 1) + 1) + 1
+    assert len(found) == 3 * (2 * (3 + 1) + 2)
     assert all(one.erasable for one in found.values())
     assert found["stages.1.0.shortcut"].params == 4 * 6 + 2 * 6
     seven = found["stages.0.0.second.branches.2"]
@@ -48,9 +48,10 @@ def test_a_super_resnet() -> None:
 
 
 def test_blocks_of_a_super_resnet() -> None:
-    """Any of the four blocks of a stage can vanish, and so can all of them."""
+    """Any of the four blocks of a stage can vanish, and so can all of them; or the shortcut beside one."""
     found = listed(SuperResNet(3, 2, (4,), (4,), kernels=(3,)))
-    assert [name for name, one in found.items() if one.erasable] == [f"stages.0.{block}" for block in range(4)]
+    names = [name for block in range(4) for name in (f"stages.0.{block}", f"stages.0.{block}.shortcut")]
+    assert [name for name, one in found.items() if one.erasable] == names
 
 
 def test_stacked_unets() -> None:

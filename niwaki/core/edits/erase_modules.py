@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from niwaki.core.absent import Absent, Result, result_from_data
 from niwaki.core.edits.base import ModuleEdit, Place, Shape, edited_by_hand, nothing_to_mask, register_edit
@@ -29,7 +30,8 @@ class EraseModules(ModuleEdit):
     ``structures``: their names. ``absent``: modules that return zeros from now on, by path, in the form of what they
     returned. ``entries``: whole entries of lists of modules that are deleted; ``renumbered``: those that then have
     another number, with it. ``unset``: parameters that modules that live have no more. ``numbers``: attributes that
-    number layers, as (path of the module, name), with their new value.
+    number layers, as (path of the module, name), with their new value. ``gated``: modules whose result is a structure
+    that no parameters make, so that only a gate makes it zero before.
     """
 
     kind: ClassVar[str] = "erase modules"
@@ -40,6 +42,7 @@ class EraseModules(ModuleEdit):
     renumbered: Mapping[str, str] = field(default_factory=dict, hash=False)
     unset: tuple[str, ...] = ()
     numbers: Mapping[tuple[str, str], int] = field(default_factory=dict, hash=False)
+    gated: tuple[str, ...] = ()
 
     @property
     def place(self) -> Place:
@@ -63,7 +66,7 @@ class EraseModules(ModuleEdit):
                 raise edited_by_hand(f"erases a tensor {name!r}, which the network it is for does not have")
 
     def check_model(self, modules: Mapping[str, nn.Module]) -> None:
-        for path in chain(self._paths, self.renumbered, (path for path, _ in self.numbers)):
+        for path in chain(self._paths, self.renumbered, (path for path, _ in self.numbers), self.gated):
             if path not in modules:
                 raise edited_by_hand(f"erases {self}, and the model has no module {path!r}")
         for path in (*self.entries, *self.renumbered):
@@ -111,8 +114,14 @@ class EraseModules(ModuleEdit):
         return {**dict.fromkeys((*self._paths, *self.unset)), **self.renumbered}
 
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
-        """What makes the terms is zero by then, and so are they."""
-        return nothing_to_mask
+        """What makes the other terms is zero by then, and so are they."""
+        gates = [modules[path].register_forward_hook(_closed) for path in self.gated]
+
+        def open_again() -> None:
+            for gate in gates:
+                gate.remove()
+
+        return open_again if gates else nothing_to_mask
 
     @classmethod
     def then(cls, first: Self | None, later: Self | None) -> Self | None:
@@ -126,6 +135,7 @@ class EraseModules(ModuleEdit):
             _outside({**first.renumbered, **later.renumbered}, entries),
             tuple(_outside(dict.fromkeys((*first.unset, *later.unset)), entries)),
             {key: value for key, value in {**first.numbers, **later.numbers}.items() if not _within(key[0], entries)},
+            tuple(dict.fromkeys((*first.gated, *later.gated))),
         )
 
     @classmethod
@@ -150,6 +160,7 @@ class EraseModules(ModuleEdit):
             whole.renumbered,
             tuple(name for name in whole.unset if name not in first.unset),
             {key: value for key, value in whole.numbers.items() if first.numbers.get(key) != value},
+            tuple(path for path in whole.gated if path not in first.gated),
         )
 
     def renamed(self, name: Callable[[str], str | None]) -> Self | None:
@@ -162,6 +173,7 @@ class EraseModules(ModuleEdit):
             {path: number for path, number in moved.items() if path.rpartition(".")[2] != number},
             tuple(now[path] for path in self.unset if path in now),
             {(new, key): value for (path, key), value in self.numbers.items() if (new := name(path)) is not None},
+            tuple(new for path in self.gated if (new := name(path)) is not None),
         )
 
     def to_data(self) -> dict[str, Any]:
@@ -172,6 +184,7 @@ class EraseModules(ModuleEdit):
             "renumbered": dict(self.renumbered),
             "unset": list(self.unset),
             "numbers": [[path, name, value] for (path, name), value in self.numbers.items()],
+            "gated": list(self.gated),
         }
 
     @classmethod
@@ -183,11 +196,16 @@ class EraseModules(ModuleEdit):
             {str(path): str(number) for path, number in data["renumbered"].items()},
             tuple(map(str, data["unset"])),
             {(str(path), str(name)): int(value) for path, name, value in data["numbers"]},
+            tuple(map(str, data.get("gated", ()))),
         )
 
     def __str__(self) -> str:
         more = f" and {len(self.structures) - _SHOWN} more" if len(self.structures) > _SHOWN else ""
         return f"{', '.join(self.structures[:_SHOWN])}{more}"
+
+
+def _closed(module: nn.Module, args: Any, result: Tensor) -> Tensor:
+    return torch.zeros_like(result)
 
 
 def _delete(container: nn.Module, path: str, entries: set[str], renumbered: Mapping[str, str]) -> None:
