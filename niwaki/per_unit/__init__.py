@@ -3,7 +3,8 @@
 ``index``: which rows of which parameters are a unit. ``layers``: the same, taken apart by module. ``sums``, ``peers``:
 what criteria read of it. ``protocol``: what methods do to units; ``plain`` is the specification, ``fast`` gives the
 same with a handful of operations per parameter, in ``blocks`` that fit a cache. ``direction``: which way the optimizer
-moved; ``known_directions``: optimizers that keep it in their state. Imports core.
+moved; ``known_directions``: optimizers that keep it in their state. ``unit_gates``: factors of units that carry
+gradients. Imports core.
 """
 
 from niwaki.per_unit import known_directions as known_directions
