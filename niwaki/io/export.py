@@ -21,7 +21,7 @@ from niwaki.io.atomic import flush_directory, flush_file
 from niwaki.program.convert import exported
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
-from niwaki.trace.structures import ExampleCall
+from niwaki.trace.structures import ExampleCall, input_names
 from niwaki.trace.tracer import example_calls
 
 _CLOSE = 1e-4  # relative to the largest value of an output
@@ -82,8 +82,16 @@ def export(
     for trial, wanted in zip(trials, expected, strict=True):
         _compare("The exported program", lambda args, kwargs: run(*args, **kwargs), trial, wanted)
     if path is not None:
-        _write_onnx(program, Path(path), trials, expected)
+        _write_onnx(program, Path(path), trials, expected, _renamed(small, program, call))
     return program
+
+
+def _renamed(small: nn.Module, program: ExportedProgram, call: ExampleCall) -> dict[str, str]:
+    """The names of inputs that ``small``, which is a program itself, has and ``program`` has lost, by those there."""
+    names = input_names(small, *call)
+    given = zip(program.graph_signature.user_inputs, tree_leaves(call), strict=True)
+    found = {str(old): names.get(id(value), "") for old, value in given}
+    return {old: new for old, new in found.items() if new.isidentifier() and new not in found}
 
 
 def _bound(small: nn.Module, call: ExampleCall) -> dict[str, Any]:
@@ -173,7 +181,11 @@ def _compare(what: str, run: Callable[[Any, Any], Any], call: ExampleCall, expec
 
 
 def _write_onnx(
-    program: ExportedProgram, path: Path, trials: list[ExampleCall], expected: list[dict[str, Tensor]]
+    program: ExportedProgram,
+    path: Path,
+    trials: list[ExampleCall],
+    expected: list[dict[str, Tensor]],
+    renamed: Mapping[str, str],
 ) -> None:
     try:
         import onnxruntime
@@ -188,10 +200,12 @@ def _write_onnx(
             warnings.simplefilter("ignore")
             made = torch.onnx.export(program, dynamo=True, verbose=False)
         assert made is not None
+        for value in made.model.graph.inputs:
+            value.name = renamed.get(str(value.name), value.name)
         made.save(beside / path.name)
         session = onnxruntime.InferenceSession(str(beside / path.name), providers=["CPUExecutionProvider"])
         for trial, wanted in zip(trials, expected, strict=True):
-            _compare("The ONNX file", lambda *call: _run_onnx(session, program, call), trial, wanted)
+            _compare("The ONNX file", lambda *call: _run_onnx(session, program, call, renamed), trial, wanted)
         files = sorted(beside.iterdir(), key=lambda file: file.name == path.name)  # the weights first
         for file in files:
             flush_file(file)
@@ -208,8 +222,9 @@ def _write_onnx(
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _run_onnx(session: Any, program: ExportedProgram, call: ExampleCall) -> list[Tensor]:
-    given = dict(zip(program.graph_signature.user_inputs, tree_leaves(call), strict=True))
+def _run_onnx(session: Any, program: ExportedProgram, call: ExampleCall, renamed: Mapping[str, str]) -> list[Tensor]:
+    names = [renamed.get(str(name), str(name)) for name in program.graph_signature.user_inputs]
+    given = dict(zip(names, tree_leaves(call), strict=True))
     wanted = {item.name for item in session.get_inputs()}
-    feed = {str(name): value.detach().cpu().numpy() for name, value in given.items() if name in wanted}
+    feed = {name: value.detach().cpu().numpy() for name, value in given.items() if name in wanted}
     return [torch.from_numpy(value) for value in session.run(None, feed)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from saved import IMAGES, Net, plan_for
@@ -177,3 +178,44 @@ def test_a_difference_is_an_error_that_names_the_output(tmp_path: Path, monkeypa
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ExportError, match=r"Writing ONNX needs the package onnxscript: pip install niwaki\[onnx\]"):
         niwaki.export(Net().eval(), IMAGES, path)
+
+
+class Blocks(nn.Module):
+    """A stream to which two branches are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.first = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.second = nn.Conv2d(6, 6, 1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        y = torch.relu(x + self.first(x))
+        return self.head((y + self.second(y)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("erased", ["first", "second"])
+def test_networks_without_structures_in_both_formats(erased: str, tmp_path: Path) -> None:
+    """A class with an `Absent` in it, and a program without the operand, for other batches and sizes too."""
+    model, free = Blocks().eval(), {"x": (0, 2)}
+    small = {}
+    for as_graph in (False, True):
+        space = niwaki.search_space(model, IMAGES, erase=True, as_graph=as_graph)
+        keep = np.arange(space.num_units) % 3 > 0  # narrower, too
+        for group in space.groups:
+            if group.structure is not None:
+                keep[group.first] = space.structures[group.structure].name != erased
+        small[as_graph] = niwaki.cut(space.model, space.plan(keep))
+    path = tmp_path / "class.onnx"
+    program = niwaki.export(small[False], IMAGES, path, dynamic=free)
+    assert not any(name.startswith(erased) for name, _ in program.named_parameters())
+    for rows, side in ((2, 8), (3, 5)):
+        x = torch.randn(rows, 3, side, 8)
+        expected = small[False](x)
+        for found in (program.module()(x), run(path, x=x)[0]):
+            assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, 3, 8, 8)
+    niwaki.export(small[True], x, tmp_path / "program.onnx")
+    assert torch.allclose(run(tmp_path / "program.onnx", x=x)[0], small[False](x), rtol=1e-4, atol=1e-5)
