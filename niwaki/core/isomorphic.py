@@ -20,6 +20,14 @@ def group_of(space: SearchSpace) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return numbers
 
 
+def peer_groups(space: SearchSpace) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The same, but all structures under one number: each is alone in its group, and they are compared together."""
+    numbers = group_of(space)
+    alone = [group.first for group in space.groups if group.structure is not None]
+    numbers[alone] = len(space.width_groups)
+    return numbers
+
+
 def classes_of(space: SearchSpace) -> IntArray:
     """The number of the class of each group, [groups]; groups of one class are isomorphic.
 

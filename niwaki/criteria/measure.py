@@ -16,10 +16,11 @@ from niwaki.criteria.losses import Loss, check_loss, loss_of
 from niwaki.criteria.observe import ActivationObserver
 from niwaki.criteria.registry import Criterion
 from niwaki.errors import MethodError
-from niwaki.per_unit.index import UnitIndex, unit_parameters
+from niwaki.per_unit.index import UnitIndex, scored_parameters
 from niwaki.per_unit.layers import Layers
 from niwaki.per_unit.peers import among
 from niwaki.per_unit.sums import UnitSums, row_sums
+from niwaki.per_unit.whole import saliencies
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
 
@@ -37,8 +38,8 @@ class Measurement:
         by_layer: BoolArray | None = None,
     ) -> None:
         self._space, self._criteria, self._seed, self._probes = space, criteria, seed, probes
-        self._parameters = unit_parameters(space)
-        self._index = UnitIndex.of(space)
+        self._parameters = scored_parameters(space)
+        self._index = UnitIndex.of(space, self._parameters)
         self._layers = None if by_layer is None else Layers.of(self._index, self._parameters)
         self._counted = by_layer
         self._reads = {name for criterion in criteria for name in criterion.reads}
@@ -126,7 +127,8 @@ class Measurement:
         else:
             index, unit, others = self._layers.index, self._layers.unit, {"group": self._layers.layer}
         sums = UnitSums(self._index.num_units, unit, index.entries, self._seed, **index.total(rows), **others)
-        return [criterion.saliency(sums) for criterion in criteria]
+        whole = self._index.whole if self._layers is None else None
+        return list(saliencies(criteria, sums, whole))
 
     def _joined(self, values: Sequence[Tensor]) -> Tensor:
         found = torch.stack(list(values))

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from niwaki.core.counts import FloatArray, IntArray
-from niwaki.core.isomorphic import classes_of, group_of
+from niwaki.core.isomorphic import classes_of, group_of, peer_groups
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError, NiwakiError
 
@@ -27,11 +27,13 @@ def check_compare(value: object, allowed: Sequence[Compare] = COMPARE, error: ty
 
 def peers_of(space: SearchSpace, compare: Compare) -> IntArray:
     """The number of the set of units within which each unit is compared, [num_units]. Scores that were taken layer by
-    layer are compared within the group."""
+    layer are compared within the group. Structures are one set, however other units are compared."""
     if compare == "space":
         return np.zeros(space.num_units, np.int64)
-    groups = group_of(space)
-    return classes_of(space)[groups] if compare == "isomorphic" else groups
+    if compare != "isomorphic":
+        return peer_groups(space)
+    classes, whole = classes_of(space), np.array([group.structure is not None for group in space.groups], dtype=bool)
+    return np.where(whole, len(classes), classes)[group_of(space)]
 
 
 def normalise(space: SearchSpace, values: FloatArray, keep: BoolArray, compare: Compare = "group") -> FloatArray:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from niwaki.core.dying import homes, structure_units
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
@@ -80,22 +82,38 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._energy[numbers] += torch.linalg.svdvals(own).sum(1) if own.shape[2] > 1 else own.norm(dim=(1, 2))
 
     def fields(self) -> dict[str, Tensor]:
-        """``active`` and ``energy`` [num_units] since the last call: means over all reads.
+        """``active`` and ``energy`` [num_units] since the last call: means over all reads. A structure has the mean of
+        the units inside of it, or of all units if there are none.
 
         Raises:
             MethodError: no activations of some group were observed.
         """
-        unseen = [group.name for group in self._space.groups if not bool(self._reads[group.numbers].all())]
+        groups = self._space.width_groups
+        unseen = [group.name for group in groups if not bool(self._reads[group.numbers].all())]
         if unseen:
             raise MethodError(
                 f"No matrix product or convolution read units of {len(unseen)} of the "
-                f"{len(self._space.groups)} groups, first {unseen[0]!r}, so their activations are not known. loss_fn "
+                f"{len(groups)} groups, first {unseen[0]!r}, so their activations are not known. loss_fn "
                 "must run the model's own parameters (no copy of them, no autocast); or choose a criterion that needs "
                 "no activations."
             )
-        found = {"active": self._active / self._reads, "energy": self._energy / self._reads}
+        reads = self._reads.clamp(min=1)
+        sums = {"active": self._active, "energy": self._energy}
+        found = {name: self._of_structures(total / reads) for name, total in sums.items()}
         self._active, self._energy, self._reads = self._like.new_zeros(3, self._space.num_units)
         return found
+
+    def _of_structures(self, values: Tensor) -> Tensor:
+        """``values`` [num_units] of units, and for each structure the mean over those that it has inside."""
+        units = structure_units(self._space)
+        if self._space.erasures is None or not units:
+            return values
+        home = homes(self._space, units)
+        every = np.isin(np.arange(len(values)), list(units.values()), invert=True)
+        for number, unit in units.items():
+            inside = every & np.isin(home, [one for one in units if number in self._space.erasures.around(one)])
+            values[unit] = values[torch.from_numpy(inside if inside.any() else every).to(values.device)].mean()
+        return values
 
 
 def _read_by(

@@ -64,6 +64,10 @@ def score(
         probes: Hessian-vector products per batch, for criteria that need them (``hessian``).
         among: the earlier name of ``compare``; it warns.
 
+    A structure, of a space made with ``erase=True``, is scored by all weights that die with it: by what the criterion
+    says of their mean weight, times their number, which is comparable between structures of any size. Criteria of
+    activations take the mean over the units inside of it instead.
+
     The model is restored: parameters, gradients, modes, buffers and attributes; so are the random states of Python,
     numpy and torch.
 

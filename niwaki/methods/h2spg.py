@@ -25,15 +25,15 @@ class H2SPG(Method):
     """H2SPG on any optimizer: redundant structures are chosen once, as a valid set, and driven to zero; the rest trains
     plainly.
 
-    With x the weights that make the result of a structure and d the direction in which the optimizer moves them:
-
-    * redundancy 0.5 c + 0.5 a, from c = cos(x, d) and a = |x| / ||x||, each over its L2 norm, is averaged over the
-      ``window`` steps from ``schedule.start``: s <- memory s + (1 - memory) s_t;
-    * then structures are erased in thought, by decreasing redundancy (here per cost that goes with them), each if every
-      output still follows from an input without it and skipped otherwise, until the budget is met: G_p. All weights
-      outside of it take the bare optimizer's step from beginning to end, to the bit;
-    * on G_p DHSPG's half-space step, see `niwaki.DHSPG`, until the budget is met; at ``until`` what is left of it is
-      set to zero.
+    * With x all weights that die with a structure and d the direction in which the optimizer moves them, redundancy
+      0.5 c + 0.5 a, from c = cos(x, d) and a = sqrt(|x|) / ||x||, each over its L2 norm, is averaged over the
+      ``window`` steps from ``schedule.start``: s <- memory s + (1 - memory) s_t. (The paper's |x| / ||x|| is larger for
+      larger structures.)
+    * Then structures are erased in thought, by decreasing redundancy, each if every output still follows from an input
+      without it and skipped otherwise, until the budget is met: G_p. All weights outside of it take the bare
+      optimizer's step from beginning to end, to the bit.
+    * The weights that make the results of G_p take DHSPG's half-space step, see `niwaki.DHSPG`, until the budget is
+      met; at ``until`` what is left of them is set to zero. All else goes with the cut.
 
     Args:
         space: the search space of the model that ``optimizer`` trains, made with ``erase=True``.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from niwaki.core.counts import FloatArray
+from niwaki.core.dying import structure_units
 from niwaki.core.space import BoolArray
 from niwaki.criteria.normalise import Compare, peers_of
 from niwaki.criteria.registry import named
@@ -19,7 +20,7 @@ from niwaki.methods.parts import Target
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.vanishing import Choice
-from niwaki.selection import costs
+from niwaki.selection import costs, mixed, prices
 
 CHECK = 10  # steps between two looks at whether the target is reached
 
@@ -29,7 +30,8 @@ class MostRedundant(Choice):
     """G_p: as many of the most redundant units as bring the network ``tolerance`` below the budget.
 
     Their redundancy is 0.5 c + 0.5 a, from c = cos(x, d) and a = |g| / ||x||, each over its L2 norm, averaged over
-    ``window`` steps from ``schedule.start``. ``compare``: among which units they are ranked. ``memory``: the share w of
+    ``window`` steps from ``schedule.start``. Of structures, x is all that dies with them, and a = sqrt(|g|) / ||x||,
+    which does not grow with their size. ``compare``: among which units they are ranked. ``memory``: the share w of
     an average s <- w s + (1 - w) s_t that goes on forgetting; 0 for the mean.
     """
 
@@ -57,7 +59,7 @@ class MostRedundant(Choice):
 
     def observe(self, step: int) -> None:
         """Add c and a to the window (a is infinite for a unit that is zero); at its end choose G_p."""
-        opposed, magnitude = self._units.engine.values(self._criteria, 0)
+        opposed, magnitude = self._units.engine.values(self._criteria, 0) / self._units.engine.weights
         scores = torch.stack([1 - opposed, 1 / magnitude])
         if self._scores is not None and self._memory:
             self._scores = self._memory * self._scores.to(scores) + (1 - self._memory) * scores
@@ -80,7 +82,11 @@ class MostRedundant(Choice):
         most = np.full(where.max() + 1, -np.inf)
         np.maximum.at(most, where, redundancy)
         saliency = np.where(zero, 0.0, most[where] - redundancy)
-        dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), target.limits)
+        everything = np.ones(space.num_units, dtype=bool)
+        dense = costs(space.cost_model, everything, target.limits)
+        whole = list(structure_units(space).values())
+        if whole:  # by redundancy alone: what they are worth grows with what they cost
+            saliency[whole] *= mixed(prices(space.cost_model, everything, target.limits), dense, target.limits)[whole]
         limits = {m: max(0.0, limit - self._tolerance * dense[m]) for m, limit in target.limits.items()}
         self.units = ~target.removal.select(space, saliency, limits, steps=target.steps, compare=self._compare)
         self._scores = None

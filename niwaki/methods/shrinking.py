@@ -165,6 +165,11 @@ class LiveUnits(Units):
     def device(self) -> torch.device:
         return self._inner.device
 
+    @property
+    def weights(self) -> Tensor:
+        inner = self._inner.weights
+        return inner.new_ones(len(self._here)).index_copy_(0, self._index, inner)
+
     def remember(self) -> None:
         self._inner.remember()
 

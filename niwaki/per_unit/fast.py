@@ -15,11 +15,12 @@ from niwaki.core.counts import IntArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.per_unit.blocks import blocked_sums, blocks_of, row_sums_of, wide
 from niwaki.per_unit.direction import Directions, decay, joined
-from niwaki.per_unit.index import UnitIndex, unit_parameters
+from niwaki.per_unit.index import UnitIndex, scored_parameters, trained, unit_parameters
 from niwaki.per_unit.layers import Layers
 from niwaki.per_unit.peers import among
 from niwaki.per_unit.protocol import IterateSums, Measure, Units, UnitSubset, UnitUpdate, UpdateRule
 from niwaki.per_unit.sums import DIRECTION_SUMS, UnitSums, enlarged
+from niwaki.per_unit.whole import saliencies, weights_of
 
 Rows = list[tuple[Tensor, int, Tensor]]  # (parameter, dimension, positions)
 
@@ -34,8 +35,8 @@ class FastUnits(Units):
         self, space: SearchSpace, optimizer: Optimizer, numbers: IntArray | None = None, of: int | None = None
     ) -> None:
         self._space, self._optimizer = space, optimizer
-        self._parameters = unit_parameters(space)
-        self._index = UnitIndex.of(space)
+        self._parameters = trained(scored_parameters(space), optimizer)
+        self._index = UnitIndex.of(space, self._parameters)
         self._of = space.num_units if of is None else of
         numbers = np.arange(space.num_units) if numbers is None else numbers
         self._number = torch.from_numpy(numbers).to(self._index.entries.device)
@@ -47,6 +48,10 @@ class FastUnits(Units):
     @property
     def device(self) -> torch.device:
         return self._index.entries.device
+
+    @cached_property
+    def weights(self) -> Tensor:
+        return weights_of(self._index.entries, self._index.whole)
 
     def remember(self) -> None:
         self._directions.remember()
@@ -68,7 +73,7 @@ class FastUnits(Units):
         others = among(self._space, self._parameters, reads, index.entries)
         totals = index.total(rows) if size is None else enlarged(index.total(rows), size)
         sums = UnitSums(self._of, self._number, index.entries, seed, **totals, **others)
-        return torch.stack([measure.saliency(sums) for measure in measures])
+        return saliencies(measures, sums, index.whole)
 
     def _values_by_layer(
         self,

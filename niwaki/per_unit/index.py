@@ -1,21 +1,24 @@
 """Sums over units without a loop over units: every unit is a segment of rows of the parameters.
 
 A row is one position of one dimension that produces units, with all entries behind it (a filter of a convolution, a
-scale of a norm). A sum over a unit is the sum of its rows; rows of several units count for each of them.
+scale of a norm). A sum over a unit is the sum of its rows; rows of several units count for each of them. A structure is
+made of all rows of all parameters that die with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from niwaki.core.counts import IntArray
+from niwaki.core.dying import dying_parameters
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
-from niwaki.core.tensor_dims import TensorDim
 from niwaki.errors import MethodError
 
 
@@ -31,9 +34,29 @@ def unit_parameters(space: SearchSpace) -> dict[str, torch.nn.Parameter]:
     Raises:
         MethodError: the model has been shrunk since the space was found, whose positions would mean others now.
     """
-    touched = {place.tensor for place in space.dims if place.parameter and place.role.zeroed_by_method}
+    return _unchanged(space, {place.tensor for place in space.dims if place.parameter and place.role.zeroed_by_method})
+
+
+def scored_parameters(space: SearchSpace) -> dict[str, torch.nn.Parameter]:
+    """The same, and those that die with structures without being of any unit themselves.
+
+    Raises:
+        MethodError: the model has been shrunk since.
+    """
+    found = unit_parameters(space)
+    dying = _unchanged(space, dying_parameters(space))
+    return found | {name: p for name, p in dying.items() if p.is_floating_point() or p.is_complex()}
+
+
+def trained(parameters: Mapping[str, torch.nn.Parameter], optimizer: Optimizer) -> dict[str, torch.nn.Parameter]:
+    """Those of ``parameters`` that ``optimizer`` holds: what it does not hold has no direction."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in parameters.items() if id(parameter) in held}
+
+
+def _unchanged(space: SearchSpace, names: Collection[str]) -> dict[str, torch.nn.Parameter]:
     expected = {shape.name: shape.shape for shape in space.shapes}
-    found = {name: value for name, value in named_parameters(space.model) if name in touched}
+    found = {name: value for name, value in named_parameters(space.model) if name in names}
     for name, value in found.items():
         if tuple(value.shape) != expected[name]:
             raise MethodError(
@@ -62,7 +85,7 @@ class UnitIndex:
 
     ``bundles`` in the order of the rows; for each bundle the rows of its first dimension, then of its second, ... Pair
     i says that row ``row[i]`` belongs to unit ``unit[i]``. ``entries`` [num_units]: the number of weights |x_g| of
-    each unit.
+    each unit. ``whole`` [num_units]: the units that are structures; None if there are none.
     """
 
     num_units: int
@@ -70,15 +93,13 @@ class UnitIndex:
     row: Tensor  # [pairs] int64
     unit: Tensor  # [pairs] int64
     entries: Tensor  # [num_units]
+    whole: Tensor | None = None  # [num_units]
 
     @classmethod
-    def of(cls, space: SearchSpace) -> UnitIndex:
-        """The index of all producing dimensions of the parameters of ``space``."""
-        parameters = unit_parameters(space)
-        by_tensor: dict[str, list[TensorDim]] = {}
-        for place in space.dims:
-            if place.role.produces and place.parameter:
-                by_tensor.setdefault(place.tensor, []).append(place)
+    def of(cls, space: SearchSpace, parameters: Mapping[str, Tensor]) -> UnitIndex:
+        """The index of all producing dimensions of the parameters of ``space``, and of all that die with structures
+        and are among ``parameters``."""
+        by_tensor = _rows_of(space, parameters)
         vectors: dict[tuple[torch.device, torch.dtype], list[str]] = {}
         bundles: list[Bundle] = []
         for name, places in by_tensor.items():
@@ -86,19 +107,19 @@ class UnitIndex:
             if value.dim() == 1:
                 vectors.setdefault((value.device, value.dtype), []).append(name)
             else:
-                bundles.append(Bundle((name,), tuple(place.dim for place in places)))
+                bundles.append(Bundle((name,), tuple(dim for dim, _ in places)))
         bundles += [Bundle(tuple(names), (0,)) for names in vectors.values()]
 
         sentinel, first = space.num_units, 0
         rows, units, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
         for bundle in bundles:
             for name in bundle.names:
-                for place in by_tensor[name]:
-                    position, column = np.nonzero(place.units < sentinel)
+                for _, owners in by_tensor[name]:
+                    position, column = np.nonzero(owners < sentinel)
                     rows.append(first + position)
-                    units.append(place.units[position, column])
-                    sizes.append(np.full(len(position), parameters[name].numel() / len(place.units)))
-                    first += len(place.units)
+                    units.append(owners[position, column])
+                    sizes.append(np.full(len(position), parameters[name].numel() / len(owners)))
+                    first += len(owners)
         unit = np.concatenate(units)
         entries = np.bincount(unit, weights=np.concatenate(sizes), minlength=sentinel)
         device, dtype = _home(parameters.values())
@@ -108,6 +129,7 @@ class UnitIndex:
             row=torch.from_numpy(np.concatenate(rows)).to(device),
             unit=torch.from_numpy(unit).to(device),
             entries=torch.from_numpy(entries).to(device, dtype),
+            whole=structures_of(space, device),
         )
 
     def total(self, rows: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
@@ -119,6 +141,30 @@ class UnitIndex:
         sums = table.new_zeros(len(rows), self.num_units)
         sums.index_add_(1, self.unit, table.index_select(1, self.row))
         return dict(zip(rows, sums, strict=True))
+
+
+def _rows_of(space: SearchSpace, parameters: Mapping[str, Tensor]) -> dict[str, list[tuple[int, IntArray]]]:
+    """The dimensions of each parameter that sums are taken behind, each with the units [n, K] of its positions. All
+    rows of one dimension of a parameter that dies with a structure are that structure's, once."""
+    found: dict[str, list[tuple[int, IntArray]]] = {}
+    for place in space.dims:
+        if place.role.produces and place.parameter:
+            found.setdefault(place.tensor, []).append((place.dim, place.units))
+    for name, owners in dying_parameters(space).items():
+        if name in parameters:
+            places = found.get(name, [(0, np.empty((len(parameters[name]), 0), np.int64))])
+            others = [(dim, np.where(np.isin(units, owners), space.num_units, units)) for dim, units in places]
+            dim, units = others[0]
+            others[0] = dim, np.column_stack([units, np.tile(np.array(owners, np.int64), (len(units), 1))])
+            found[name] = others
+    return found
+
+
+def structures_of(space: SearchSpace, device: torch.device) -> Tensor | None:
+    """Which units are structures, [num_units] on ``device``; None if none is."""
+    whole = np.zeros(space.num_units, dtype=bool)
+    whole[[group.first for group in space.groups if group.structure is not None]] = True
+    return torch.from_numpy(whole).to(device) if whole.any() else None
 
 
 def _home(parameters: Iterable[Tensor]) -> tuple[torch.device, torch.dtype]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from niwaki.core.isomorphic import group_of
+from niwaki.core.dying import dying_parameters
+from niwaki.core.isomorphic import peer_groups
 from niwaki.core.names import named_modules
 from niwaki.core.space import Group, SearchSpace
 from niwaki.core.tensor_dims import TensorDim
@@ -24,7 +25,7 @@ def among(
     ``like`` is."""
     found: dict[str, Tensor] = {}
     if "group" in reads:
-        found["group"] = torch.from_numpy(group_of(space)).to(like.device)
+        found["group"] = torch.from_numpy(peer_groups(space)).to(like.device)
     if "distance" in reads:
         parts = [_vectors(group, parameters).to(like) for group in space.groups]
         found["distance"] = torch.cat([torch.cdist(x, x).sum(1) for x in parts])
@@ -51,15 +52,13 @@ def scale_dims(space: SearchSpace) -> list[TensorDim]:
     Raises:
         MethodError: some group runs through no BatchNorm with a scale.
     """
-    scales = {
-        f"{name}.weight" if name else "weight"
-        for name, module in named_modules(space.model)
-        if isinstance(module, _BatchNorm) and module.affine
-    }
+    scales = _scales(space)
     places = [place for place in space.dims if place.tensor in scales and place.role.produces]
+    dying = dying_parameters(space)
     has = np.zeros(space.num_units + 1, dtype=bool)
     for place in places:
         has[place.units.reshape(-1)] = True
+    has[[unit for name in scales for unit in dying.get(name, ())]] = True
     bare = [group.name for group in space.groups if not has[group.numbers].all()]
     if bare:
         raise MethodError(
@@ -71,7 +70,7 @@ def scale_dims(space: SearchSpace) -> list[TensorDim]:
 
 
 def mean_scales(space: SearchSpace, parameters: Mapping[str, Tensor], like: Tensor) -> Tensor:
-    """The mean |scale| of each unit, [num_units], where and as ``like`` is."""
+    """The mean |scale| of each unit, [num_units], where and as ``like`` is; of a structure, that of all inside."""
     total, number = like.new_zeros(2, space.num_units + 1)
     for place in scale_dims(space):
         units = torch.from_numpy(place.units).to(like.device)  # [n, K]
@@ -79,4 +78,19 @@ def mean_scales(space: SearchSpace, parameters: Mapping[str, Tensor], like: Tens
         total.index_add_(0, units.reshape(-1), size.reshape(-1))
         number.index_add_(0, units.reshape(-1), torch.ones_like(size).reshape(-1))
     mean: Tensor = (total / number)[:-1]
+    inside: dict[int, list[Tensor]] = {}
+    for name, owners in dying_parameters(space).items():
+        for unit in owners if name in _scales(space) else ():
+            inside.setdefault(unit, []).append(parameters[name].detach().abs().to(like))
+    for unit, sizes in inside.items():
+        mean[unit] = torch.cat(sizes).mean()
     return mean
+
+
+def _scales(space: SearchSpace) -> frozenset[str]:
+    """The parameters that are the scale of a BatchNorm."""
+    return frozenset(
+        f"{name}.weight" if name else "weight"
+        for name, module in named_modules(space.model)
+        if isinstance(module, _BatchNorm) and module.affine
+    )

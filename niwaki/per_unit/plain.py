@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from niwaki.core.counts import IntArray
-from niwaki.core.isomorphic import group_of
+from niwaki.core.dying import dying_parameters
+from niwaki.core.isomorphic import group_of, peer_groups
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.per_unit.direction import Directions, decay
-from niwaki.per_unit.index import as_real, unit_parameters
+from niwaki.per_unit.index import as_real, scored_parameters, structures_of, trained, unit_parameters
 from niwaki.per_unit.peers import mean_scales
 from niwaki.per_unit.protocol import Measure, UnitIterates, Units, UnitSubset, UnitUpdate, UpdateRule
 from niwaki.per_unit.sums import UnitSums
+from niwaki.per_unit.whole import saliencies, weights_of
 
 
 class PlainUnits(Units):
@@ -28,7 +30,8 @@ class PlainUnits(Units):
         self._space, self._optimizer = space, optimizer
         self._of = space.num_units if of is None else of
         self._number = torch.from_numpy(np.arange(space.num_units) if numbers is None else numbers)
-        self._parameters = unit_parameters(space)
+        self._parameters = trained(scored_parameters(space), optimizer)
+        self._dying, self._whole = dying_parameters(space), structures_of(space, self.device)
         self._directions = Directions(optimizer, list(self._parameters.values()))
 
     @property
@@ -49,7 +52,7 @@ class PlainUnits(Units):
         ways = {name: direction.whole(weight.detach()) for (name, weight), direction in found}
         for number in range(self._space.num_units):
             held: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
-            for name, dim, index in entries_of(self._space, number, produces=True):
+            for name, dim, index in self._scored(number):
                 weight = self._parameters[name]
                 grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.to_dense()
                 x, gradient, direction = (
@@ -64,24 +67,43 @@ class PlainUnits(Units):
                 weights.append(x)
                 sums.append(_sums(x if size is None else x * size[number], gradient, direction))
         if by_layer is None:
-            group = torch.from_numpy(group_of(self._space))
+            group = torch.from_numpy(peer_groups(self._space))
         else:
             group = torch.tensor([sorted(set(layers)).index(layer) for layer in layers])
         fields = {name: torch.stack([unit[name] for unit in sums]) for name in sums[0]}
         if any("distance" in measure.reads for measure in measures):
+            alike = group_of(self._space)  # of equally many weights each: a structure is alone
             fields["distance"] = torch.stack(
                 [
-                    torch.stack([(x - y).norm() for y, h in zip(weights, group, strict=True) if g == h]).sum()
-                    for x, g in zip(weights, group, strict=True)
+                    torch.stack([(x - y).norm() for y, h in zip(weights, alike, strict=True) if g == h]).sum()
+                    for x, g in zip(weights, alike, strict=True)
                 ]
             )
         if any("scale" in measure.reads for measure in measures):
             fields["scale"] = mean_scales(self._space, self._parameters, fields["square"])
         units = UnitSums(self._of, self._number[owners], seed=seed, group=group, **fields)
-        values = torch.stack([measure.saliency(units) for measure in measures])
+        values = saliencies(measures, units, self._whole if by_layer is None else None)
         if by_layer is None:
             return values
         return torch.stack([_joined(row, owners, layers, by_layer.tolist()) for row in values])
+
+    @property
+    def weights(self) -> Tensor:
+        number = torch.zeros(self._space.num_units)
+        for unit in range(self._space.num_units):
+            for name, dim, index in self._scored(unit):
+                weight = self._parameters[name]
+                number[unit] += len(index) * weight.numel() / weight.shape[dim]
+        return weights_of(number, self._whole)
+
+    def _scored(self, number: int) -> Iterator[tuple[str, int, Tensor]]:
+        """What a unit is scored by: what produces it, and of a structure all that dies with it."""
+        gone = [name for name, units in self._dying.items() if number in units and name in self._parameters]
+        for name in gone:
+            yield name, 0, torch.arange(len(self._parameters[name]))
+        for name, dim, index in entries_of(self._space, number, produces=True):
+            if name not in gone:
+                yield name, dim, index
 
     def subset(self, units: BoolArray) -> UnitSubset:
         return PlainSubset(self._space, self._optimizer, units)

@@ -41,6 +41,11 @@ class Units(Protocol):
     def device(self) -> torch.device:
         """Where `values` are."""
 
+    @property
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """How many weights the value of a structure is a sum of, and 1 for other units, [num_units]."""
+
     @abstractmethod
     def remember(self) -> None:
         """Before an optimizer step: keep what its direction cannot be known without afterwards; see `Directions`."""
@@ -55,9 +60,10 @@ class Units(Protocol):
     ) -> Tensor:
         """After an optimizer step: each measure of each unit, [measures, num_units]. Does not wait for the device.
 
-        All at the new parameters, with the gradient that the step consumed and the direction that it took. With
-        ``size`` [num_units] the sums over each unit are taken as if its weights were multiplied by it, where
-        gradient and direction are what they are.
+        All at the new parameters, with the gradient that the step consumed and the direction that it took. A structure
+        is measured by all weights that die with it, see `niwaki.per_unit.whole`. With ``size`` [num_units] the sums
+        over each unit are taken as if its weights were multiplied by it, where gradient and direction are what they
+        are.
 
         With ``by_layer`` every layer (module) measures its part of a unit by itself: the unit has the mean, over its
         layers, of that value over the layer's mean. ``by_layer`` [num_units] are the units that the means of layers

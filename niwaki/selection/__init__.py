@@ -4,6 +4,7 @@ from niwaki.selection.greedy import next_step as next_step
 from niwaki.selection.greedy import select as select
 from niwaki.selection.levels import leaving as leaving
 from niwaki.selection.objective import costs as costs
+from niwaki.selection.objective import mixed as mixed
 from niwaki.selection.objective import prices as prices
 from niwaki.selection.removal import STRUCTURES as STRUCTURES
 from niwaki.selection.removal import UNITS as UNITS

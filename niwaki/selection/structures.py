@@ -35,8 +35,9 @@ def erase_structures(
 
     H2SPG's greedy selection (Only-Train-Once v3, section 3.3): by increasing saliency, here over the cost that erasing
     saves beside what is erased already, each is erased if outputs still follow from inputs without it, and skipped
-    otherwise. What is inside of an erased structure costs nothing more, and is not asked for. At last those return, the
-    most salient first, without which the limits are met as well.
+    otherwise. What is inside of an erased structure costs nothing more, and is not asked for; what has been erased from
+    the inside of a structure is no longer part of its saliency. At last those return, the most salient first, without
+    which the limits are met as well.
 
     ``saliency`` [num_units] is not negative. Structures in ``removed`` [num_units] are erased from the beginning; those
     in ``staying`` never are.
@@ -63,13 +64,14 @@ def erase_structures(
     waiting = [block for block in blocks if may.issuperset(block)]
     members = {block: [units[number] for number in block] for block in waiting}
     priced, erased = False, list[tuple[int, ...]]()
+    inner = saliency.copy()  # without what is erased inside
     while waiting:
         over = {m: cost - limits[m] for m, cost in costs(model, left, limits).items() if cost > limits[m]}
         if not over:
             break
-        if not priced:  # what a structure costs changes only with those inside of it
+        if not priced:  # what a structure costs, and is worth, changes only with those inside of it
             price = mixed(prices(model, left, over), dense, over)
-            key = {block: saliency[own].sum() / price[own].sum() for block, own in members.items()}
+            key = {block: inner[own].sum() / price[own].sum() for block, own in members.items()}
             waiting.sort(key=lambda block: (key[block], block), reverse=True)
         block = waiting.pop()
         priced = True
@@ -79,6 +81,9 @@ def erase_structures(
             erased.append(block)
             priced = nested.isdisjoint(block)
             left[members[block]] = False
+            for number in block:
+                outer = [units[one] for one in space.erasures.around(number)[1:] if one in units]
+                inner[outer] = (inner[outer] - inner[units[number]]).clip(min=0)
             if inside := {one for one in nested if not around[one].isdisjoint(block)}:
                 left[[units[one] for one in inside]] = False
                 waiting = [one for one in waiting if inside.isdisjoint(one)]

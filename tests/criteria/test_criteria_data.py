@@ -168,7 +168,7 @@ def test_curvature_is_the_hessian_of_each_unit() -> None:
     grads = torch.autograd.grad(loss(model, batch), list(parameters.values()), create_graph=True)
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=space.num_units)), dtype=torch.double)
     table = dict(zip(parameters, grads, strict=True))
-    found = curvature(space, UnitIndex.of(space), parameters, table, signs)
+    found = curvature(space, UnitIndex.of(space, unit_parameters(space)), parameters, table, signs)
     assert max(expected) > 1e-3
     np.testing.assert_allclose(found.detach(), expected, rtol=1e-10, atol=1e-14)
     values = score(space, "hessian", [batch], loss, probes=300).values

@@ -48,7 +48,7 @@ def test_places_and_slices_say_the_same(name: str) -> None:
     build, shape = NETS[name]
     model = build()
     space = niwaki.search_space(model, torch.randn(1, *shape))
-    index = UnitIndex.of(space)
+    index = UnitIndex.of(space, unit_parameters(space))
     entries = [
         sum(
             unit_parameters(space)[tensor].index_select(dim, positions).numel()
