@@ -24,8 +24,8 @@ class Structure:
     what vanishes with them, of the first example call; ``parameters``: those parameters, by name. ``producers``: those
     of them that make the result: at zero, it is zero. ``inside``: the number of the smallest structure around it, if
     any. ``refused``: why it cannot be erased; None if it can. ``others``: more joins that it is given to, and their
-    operands. ``concatenated``: the first join is a concatenation. ``gate``: the module that makes it, if no parameters
-    do: a gate on what this module returns makes it zero.
+    operands. ``concatenated``: the first join is a concatenation. ``gates``: modules without parameters that make it,
+    or a part of it, beside those parameters: gates on what these return make it zero.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Structure:
     refused: str | None
     others: tuple[tuple[int, int], ...] = ()
     concatenated: bool = False
-    gate: str | None = None
+    gates: tuple[str, ...] = ()
 
     @property
     def operands(self) -> tuple[tuple[int, int], ...]:

@@ -87,7 +87,7 @@ class ClassForm:
         entries = self._entries(runs, gone)
         within = {path for path in living if any(outer in entries for outer in around(path))}
         dead = set().union(*(run.dead_modules for run in runs)) - living
-        gates = [path for number in erased if (path := self._found.listed[number].gate) is not None]
+        gates = [path for number in sorted(erased) for path in self._found.listed[number].gates]
         outermost = self._outermost(dead, living - within, runs, gates)
         absent: dict[str, Result] = {}
         without = emptied(self._found.graph, runs, [*outermost, *entries], dead)
@@ -106,7 +106,9 @@ class ClassForm:
         names = tuple(self._found.listed[number].name for number in sorted(erased))
         left = {*outermost, *entries}
         obstacles += [Obstacle(path, _NO_CODE) for path in gates if left.isdisjoint(around(path))]
-        edit = EraseModules(names, absent, tuple(entries), renumbered, tuple(unset), numbers, tuple(sorted(gates)))
+        edit = EraseModules(
+            names, absent, tuple(entries), renumbered, tuple(unset), numbers, tuple(dict.fromkeys(gates))
+        )
         return ModulesLeft(edit, (*obstacles, *more), runs)
 
     def _outermost(

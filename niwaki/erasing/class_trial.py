@@ -76,9 +76,12 @@ class _ClassTrials:
             fine = {kinds[number] for number in together} - {kinds.get(number) for number in self._failed}
             waiting = [number for number in waiting if number not in together and kinds[number] not in fine]
         held: set[str] = set()
+        looked_at: set[str] = set()
         for together, self._beside in rounds:
-            held |= self._look_at_entries(together, lists)
-        self._form.whole_only = frozenset(held)
+            looked, kept = self._look_at_entries(together, lists)
+            looked_at |= looked
+            held |= kept
+        self._form.whole_only = lists - (looked_at - held)
         self._look_at_unset(kinds)
         return self._failed
 
@@ -100,7 +103,7 @@ class _ClassTrials:
         from parameters of the same names in modules of the same classes and flags."""
         outer = one.location.module
         owners = {path for name in one.parameters for path in around(name.rpartition(".")[0])}
-        owners.update(around(one.gate) if one.gate is not None else ())
+        owners.update(outer for path in one.gates for outer in around(path))
         flags = [
             (path.removeprefix(outer), type(module), tuple(i for i in module.__dict__.items() if type(i[1]) is bool))
             for path in sorted(owners)
@@ -180,9 +183,9 @@ class _ClassTrials:
             if reason is not None:
                 self._search(half, reason)
 
-    def _look_at_entries(self, together: set[int], lists: frozenset[str]) -> set[str]:
-        """The lists of modules from which no entry can be deleted. A structure that is all that an entry computes may
-        fail otherwise, if the entry can be deleted."""
+    def _look_at_entries(self, together: set[int], lists: frozenset[str]) -> tuple[set[str], set[str]]:
+        """The lists of modules from which entries were deleted, and those of them where that fails. A structure that is
+        all that an entry computes may fail otherwise, if the entry can be deleted."""
         form, failed = self._form, together & self._failed.keys()
         form.whole_only = frozenset()
         whole = {number: path for number in failed if (path := self._whole_entry(number)) is not None}
@@ -204,7 +207,7 @@ class _ClassTrials:
         for number, path in whole.items():
             if path in looked_at - held:
                 del self._failed[number]
-        return held
+        return looked_at, held
 
     @property
     def _others(self) -> set[int]:

@@ -27,7 +27,7 @@ from niwaki.errors import PlanError
 from niwaki.program.module import Program
 from niwaki.rules.constraints import Constraints
 from niwaki.solve.gates import Absences, Homes, TensorPart
-from niwaki.trace.graph import Graph, Node, Origin, Run
+from niwaki.trace.graph import Graph, Node, Origin
 from niwaki.trace.structures import ExampleCall
 
 EditsOf = Callable[[FoundStructures, Collection[int], frozenset[str]], tuple[Edit, ...]]
@@ -51,8 +51,7 @@ def erasures_of(
         found = structures(graph, flows, joined, constraints, given, ignored, _of_graph(model), required)
         return None if found is None else FoundErasures(found, _from_graph)
     gates = gate_modules(model, calls, graph, flows)
-    cannot_cut = _by_modules(graph.runs[0], flows[0], gates)
-    found = structures(graph, flows, joined, constraints, given, ignored, cannot_cut, required, gates)
+    found = structures(graph, flows, joined, constraints, given, ignored, _nothing_yet, required, gates)
     return None if found is None else _of_class(model, found, constraints, calls, whole_layers)
 
 
@@ -74,26 +73,16 @@ def _is_gated(structure: Structure, join: Node) -> bool:
 
 
 def _of_graph(program: Program) -> CannotCut:
-    def cannot_cut(join: Node, operand: int, gated: bool) -> str | None:
+    def cannot_cut(join: Node, operand: int) -> str | None:
         why = program.why_not_taken(JoinOperand("", join.location.node, operand))
         return why and f"the program has nothing to take it from: {why}"
 
     return cannot_cut
 
 
-def _by_modules(run: Run, known: RunFlow, gates: Sequence[Mapping[str, int]]) -> CannotCut:
-    """A class is tried when all structures are known; this is about terms that only a gate makes zero."""
-    made = {
-        (run.nodes[known.flow.operands[end].join], known.flow.operands[end].position)
-        for here in gates[:1]
-        for vertex in here.values()
-        for end in known.flow.ends(vertex)
-    }
-
-    def cannot_cut(join: Node, operand: int, gated: bool) -> str | None:
-        return _NO_MODULE if gated and (join, operand) not in made else None
-
-    return cannot_cut
+def _nothing_yet(join: Node, operand: int) -> str | None:
+    """A class is tried when all structures are known."""
+    return None
 
 
 def _of_class(
@@ -137,7 +126,6 @@ def _of_class(
     return FoundErasures(replace(found, listed=listed), from_class, layers)
 
 
-_NO_MODULE = "it has no parameters, and no module that is called once makes its result; use as_graph=True"
 _MOST_SERVED = 4  # structures; what serves more of them counts as if it always stayed
 _NO_LAYER = "it is no whole layer, and layout='uniform' has no words for a layer without it"
 
@@ -148,7 +136,7 @@ def _layers(form: ClassForm, erasures: FoundErasures) -> list[tuple[int, ...]]:
     outermost = [
         number
         for number, one in enumerate(listed)
-        if one.erasable and one.gate is None
+        if one.erasable and not one.gates
         if not any(listed[outer].erasable for outer in erasures.around(number)[1:])
     ]
     entries = form.without(outermost, erasures.gone(outermost)).edit.entries

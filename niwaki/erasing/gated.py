@@ -17,13 +17,14 @@ from torch import nn
 
 from niwaki.core.names import named_modules, named_parameters
 from niwaki.erasing.class_trial import without_content
+from niwaki.erasing.closing import adds_nothing
 from niwaki.erasing.concatenation import RunFlow, is_structure
 from niwaki.erasing.flow import ADDITIONS
 from niwaki.erasing.living import around
 from niwaki.erasing.structures import readers
 from niwaki.trace.extent import NOTHING
 from niwaki.trace.fake import failures_not_logged
-from niwaki.trace.graph import Graph, ModuleCall, Node, Ref
+from niwaki.trace.graph import Graph, ModuleCall, Ref
 from niwaki.trace.structures import ExampleCall
 from niwaki.trace.tracer import trace
 
@@ -98,20 +99,11 @@ def _is_added(known: RunFlow, vertex: int) -> bool:
 
 
 def _before_nothing(known: RunFlow, reader: int, value: int) -> int:
-    """What ``value`` was before zeros were added to it, as Python's ``sum`` begins."""
+    """What ``value`` was before the number 0 was added to it."""
     for place in known.flow.makers.get((reader, value), ()):
-        if place < known.flow.operators and _adds_nothing(known.run.nodes[place]):
+        if place < known.flow.operators and adds_nothing(known.run.nodes[place]):
             return _before_nothing(known, place, known.run.nodes[place].args[0].value)
     return value
-
-
-def _adds_nothing(node: Node) -> bool:
-    return (
-        node.operator in ADDITIONS
-        and isinstance(node.args[0], Ref)
-        and type(node.args[1]) in (int, float)
-        and node.args[1] == 0
-    )
 
 
 def _handed_on(
@@ -149,7 +141,7 @@ def _skips(known: RunFlow) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         own = [place for place in known.nesting.within(vertex) if place < flow.operators]
         if not own and not writes:  # (what is written over is the stream itself)
             yield (operand.join, operand.position), (operand.value, vertex)
-        if len(own) == 1 and _adds_nothing(nodes[own[0]]):
+        if len(own) == 1 and adds_nothing(nodes[own[0]]):
             yield (own[0], 0), (nodes[own[0]].args[0].value, vertex)
 
 

@@ -102,9 +102,8 @@ class _Run:
 
     def operand_of(self, structure: Structure) -> int | None:
         """The vertex of the operand that is this structure; None if nothing reads its parameters."""
-        if structure.gate is not None:
-            return self._gates.get(structure.gate)
         places = [place for name in structure.parameters for place in self._read.get(self._number[name], ())]
+        places += [self._gates[path] for path in structure.gates if path in self._gates]
         operand = self.nesting.common(places) if places else self.nesting.sink
         while operand != self.nesting.sink:
             joins = (self.flow.operands[end].join for end in self.flow.ends(operand))

@@ -38,10 +38,15 @@ class Passing:
         self._inverting = [p for p, node in enumerate(run.nodes) if node.operator in QUOTIENTS]
 
     def vanishes(
-        self, operand: Operand, parts: frozenset[int], producers: Collection[int], inside: Callable[[int], bool]
+        self,
+        operand: Operand,
+        parts: frozenset[int],
+        producers: Collection[int],
+        inside: Callable[[int], bool],
+        closed: Collection[tuple[int, int]] = (),
     ) -> bool:
         """Whether the term is zero where ``producers`` are. ``parts``: of the dimension that it is zero along;
-        ``inside``: whether a vertex is in the structure."""
+        ``inside``: whether a vertex is in the structure; ``closed``: operators, and values that are zero there."""
         every = self._producers.of(parts)
         asked: dict[int, list[tuple[bool, list[int]]]] = {}
         waiting = sorted(self._makers(operand.join, operand.value))
@@ -56,6 +61,8 @@ class Passing:
         zero: dict[int, bool] = {}
 
         def is_zero(place: int, number: int) -> bool:
+            if (place, number) in closed:
+                return True
             if self._values[number].origin is Origin.PARAMETER:
                 return number in producers or number not in every
             makers = self._makers(place, number)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from niwaki.core.structures import Structure
+from niwaki.erasing.closing import Closing
 from niwaki.erasing.concatenation import Concatenated, RunFlow, is_structure
 from niwaki.erasing.flow import ADDITIONS, CONCATENATIONS, Flow, Operand
 from niwaki.erasing.operand_tree import OperandTree
@@ -21,7 +22,10 @@ from niwaki.errors import UnknownName
 from niwaki.rules.constraints import Constraints
 from niwaki.trace.graph import Graph, Node, Origin, Value
 
-CannotCut = Callable[[Node, int, bool], str | None]
+CannotCut = Callable[[Node, int], str | None]
+_OPEN: frozenset[str] = frozenset()  # gates: all of them
+_PASSES = "something from outside of it may pass through it and be added, too"
+_NO_MODULE = "it has no parameters, and no module that is called once makes its result; use as_graph=True"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,15 +55,15 @@ def structures(
     ignored: Mapping[str, str],
     cannot_cut: CannotCut,
     required: Sequence[str] = (),
-    gates: Sequence[Mapping[str, int]] = (),
+    gates: Sequence[Mapping[str, int]] | None = None,
 ) -> FoundStructures | None:
     """All structures, in the order of the joins that they are given to; None if the network has no join.
 
     ``flows``: of all runs; ``joined``: the structures at concatenations. ``given``: for each run, the labels of what
     its operators were given (`propagate`). ``ignored``: parameters that must stay, by name, each with the pattern that
-    says so. ``cannot_cut``: why a cut cannot take an operand from a join, or (if the last is true) a
-    gate make it zero before. ``required``: names of inputs that outputs have to go on depending on. ``gates``: see
-    `FoundStructures`; these are structures, whatever vanishes with them.
+    says so. ``cannot_cut``: why a cut cannot take an operand from a join. ``required``: names of inputs that
+    outputs have to go on depending on. ``gates``: see `FoundStructures`; these are structures, whatever vanishes with
+    them. None where any operand can have a gate.
 
     Raises:
         UnknownName: no input has one of these names.
@@ -91,7 +95,7 @@ class _Found:
         given: Sequence[Given],
         cannot_cut: CannotCut,
         required: tuple[int, ...],
-        gates: Sequence[Mapping[str, int]],
+        gates: Sequence[Mapping[str, int]] | None,
     ) -> None:
         self._known, flow, nesting = flows[0], flows[0].flow, flows[0].nesting
         self._graph, self._flow, self._nesting, self._cannot_cut = graph, flow, nesting, cannot_cut
@@ -101,7 +105,8 @@ class _Found:
         self._passing = Passing(graph, graph.runs[0], flow, self._producers, given[0])
         self._beside = SideEffects.of(graph, graph.runs[0], flow)
         self._required, self._gates = required, gates
-        self._gate = {vertex: path for here in gates[:1] for path, vertex in here.items()}
+        closing = [Closing(known, here) for known, here in zip(flows, gates or [{}] * len(flows), strict=True)]
+        self._closing = closing[0]
         self._validity = Validity(flow, counted_inputs(graph, flow), nesting, required)
         macs: Counter[int] = Counter()
         for term in constraints.macs:
@@ -116,8 +121,8 @@ class _Found:
         self._home = {number: nesting.common(places) for number, places in readers(graph, self._nodes).items()}
         self._reading = Reading(graph, constraints, given, flows, joined)
         self._others = [
-            _OtherRun.of(graph, known, self._producers, labels, joined)
-            for known, labels in zip(flows[1:], given[1:], strict=True)
+            _OtherRun.of(graph, known, self._producers, labels, joined, closed)
+            for known, labels, closed in zip(flows[1:], given[1:], closing[1:], strict=True)
             if known.run.error is None
         ]
 
@@ -127,7 +132,7 @@ class _Found:
         listed = [
             vertex
             for vertex in sorted(nesting.around, key=self._by_join)
-            if vertex in self._gate or is_structure(self._known, vertex)
+            if vertex in self._closing.paths or is_structure(self._known, vertex)
         ]
         number = {vertex: place for place, vertex in enumerate(listed)}
         within: dict[int, list[int]] = {vertex: [] for vertex in listed}
@@ -136,7 +141,9 @@ class _Found:
                 if home in within:
                     within[home].append(parameter)
                 home = nesting.around[home]
-        names = self._names([vertex for vertex in listed if is_structure(self._known, vertex)]) | self._gate
+        names = self._names([vertex for vertex in listed if is_structure(self._known, vertex)]) | dict(
+            self._closing.paths
+        )
         found = []
         for vertex in listed:
             outer = nesting.around[vertex]
@@ -144,10 +151,10 @@ class _Found:
                 outer = nesting.around[outer]
             operand, *others = self._operands(vertex)
             inside = [self._graph.values[parameter] for parameter in sorted(within[vertex])]
-            makers, why = self._made_by(vertex, inside, ignored)
+            makers, closed, why = self._made_by(vertex, inside, ignored)
             found.append(
                 Structure(
-                    names[vertex],
+                    names[vertex] if inside or len(closed) < 2 else _from_to(self._closing.in_order(closed)),
                     self._nodes[operand.join].location,
                     operand.join,
                     operand.position,
@@ -160,7 +167,7 @@ class _Found:
                     why,
                     tuple((other.join, other.position) for other in others),
                     not self._is_added(operand),
-                    self._gate.get(vertex),
+                    self._closing.in_order(closed),
                 )
             )
         named = _named_apart(found)
@@ -173,7 +180,7 @@ class _Found:
             self._producers,
             self._reading,
             self._required,
-            self._gates,
+            self._gates or (),
         )
 
     def _by_join(self, vertex: int) -> tuple[int, int]:
@@ -223,30 +230,35 @@ class _Found:
 
     def _made_by(
         self, vertex: int, inside: Sequence[Value], ignored: Mapping[str, str]
-    ) -> tuple[tuple[str, ...], str | None]:
-        """The parameters that make the result, and why it cannot be erased; or None. Where it is concatenated, it need
-        not be zero: nothing reads it any more."""
+    ) -> tuple[tuple[str, ...], frozenset[str], str | None]:
+        """The parameters that make the result, the gates that have to be closed, and why it cannot be erased; or None.
+        Where it is concatenated, it need not be zero: nothing reads it any more."""
         operands = self._operands(vertex)
         added = [operand for operand in operands if self._is_added(operand)]
         own = [self._nodes[one] for one in self._nesting.within(vertex) if one < self._flow.operators]
         gated = not inside and not any(map(self._weighs, own))
-        zero = "nothing but an operator without parameters makes its result" if gated else self._zero(vertex, inside)
+        closed = self._closing.of_sum(vertex) if gated and added else _OPEN
+        zero = _NO_MODULE if gated else self._zero(vertex, inside)
+        if zero == _PASSES and added and (gates := self._closing.inside(vertex)):
+            again = self._zero(vertex, inside, gates)
+            closed, zero = (gates, again) if isinstance(again, _Makers) else (_OPEN, zero)
         made = zero if isinstance(zero, _Makers) else _NO_MAKERS
-        if added and isinstance(zero, str) and not gated:
-            return (), zero
+        if added and isinstance(zero, str) and not (gated and (closed or self._gates is None)):
+            return (), _OPEN, zero
         if len(added) < len(operands):
             why = self._reading.why_not(vertex, zero=isinstance(zero, _Makers))
             why = why or self._empties(vertex, inside)
             if why is not None:
-                return made.names, why
+                return made.names, closed, why
         held = next((value.name for value in inside if value.name in ignored), None)
         if held is not None:
-            return made.names, f"{held!r} is ignored by the pattern {ignored[held]!r}"
+            return made.names, closed, f"{held!r} is ignored by the pattern {ignored[held]!r}"
         numbers = {value.number for value in inside}
         lines = sorted(str(self._nodes[operand.join].location) for operand in operands)
-        if any(not other.agrees(vertex, numbers, lines, made) for other in self._others):
-            return made.names, "another run (in train mode, or of another example call) uses its weights otherwise"
-        return made.names, self._why_it_stays(vertex, operands, gated)
+        if any(not other.agrees(vertex, numbers, lines, made, closed) for other in self._others):
+            why = "another run (in train mode, or of another example call) uses its weights otherwise"
+            return made.names, closed, why
+        return made.names, closed, self._why_it_stays(vertex, operands)
 
     def _empties(self, vertex: int, inside: Sequence[Value]) -> str | None:
         """Why a parameter outside of a structure would have nothing left to read; None if every one has."""
@@ -260,19 +272,19 @@ class _Found:
                 return f"nothing would be left of {value.name!r}, which is needed"
         return None
 
-    def _why_it_stays(self, vertex: int, operands: Sequence[Operand], gated: bool) -> str | None:
-        """Why operands cannot be taken from their joins, whatever makes them; None if they can. ``gated``: a gate makes
-        those that are added zero, as nothing else can."""
+    def _why_it_stays(self, vertex: int, operands: Sequence[Operand]) -> str | None:
+        """Why operands cannot be taken from their joins, whatever makes them; None if they can."""
         whys = [
             self._beside.of_structure(self._nesting.within(vertex), self._nesting.place),
             *(_undefined(self._graph, self._nodes[one.join], one) for one in operands if self._is_added(one)),
             self._validity.why_not(vertex),
-            *(self._cannot_cut(self._nodes[one.join], one.position, gated and self._is_added(one)) for one in operands),
+            *(self._cannot_cut(self._nodes[one.join], one.position) for one in operands),
         ]
         return next((why for why in whys if why is not None), None)
 
-    def _zero(self, vertex: int, inside: Sequence[Value]) -> _Makers | str:
-        """What makes the result of a structure, or why that is not zero where its producers are."""
+    def _zero(self, vertex: int, inside: Sequence[Value], closed: frozenset[str] = _OPEN) -> _Makers | str:
+        """What makes the result of a structure, or why that is not zero where its producers and the gates ``closed``
+        are."""
         operands = self._operands(vertex)
         parts = self._producers.along(self._given[operands[0].join][operands[0].position])
         if parts is None:
@@ -287,8 +299,9 @@ class _Found:
         if not names:
             return "none of its parameters that has units makes its result"
         within = partial(self._nesting.contains, vertex)
-        if not self._passing.vanishes(operands[0], parts, makers & own, within):  # all are one value
-            return "something from outside of it may pass through it and be added, too"
+        terms = self._closing.terms(closed)
+        if not self._passing.vanishes(operands[0], parts, makers & own, within, terms):  # all are one value
+            return _PASSES
         return _Makers(parts, frozenset(makers & own), names)
 
     def _reads(self, vertex: int) -> set[int]:
@@ -318,22 +331,44 @@ class _OtherRun:
     """Another run, in which structures have to be what they are in the first."""
 
     def __init__(
-        self, graph: Graph, known: RunFlow, passing: Passing, beside: SideEffects, joined: Concatenated
+        self,
+        graph: Graph,
+        known: RunFlow,
+        passing: Passing,
+        beside: SideEffects,
+        joined: Concatenated,
+        closing: Closing,
     ) -> None:
         self._nodes, self._flow, self._nesting = known.run.nodes, known.flow, known.nesting
         self._read = readers(graph, known.run.nodes)
-        self._passing, self._beside, self._joined = passing, beside, joined
+        self._passing, self._beside, self._joined, self._closing = passing, beside, joined, closing
 
     @classmethod
-    def of(cls, graph: Graph, known: RunFlow, producers: Producers, given: Given, joined: Concatenated) -> _OtherRun:
+    def of(
+        cls,
+        graph: Graph,
+        known: RunFlow,
+        producers: Producers,
+        given: Given,
+        joined: Concatenated,
+        closing: Closing,
+    ) -> _OtherRun:
         passing = Passing(graph, known.run, known.flow, producers, given)
-        return cls(graph, known, passing, SideEffects.of(graph, known.run, known.flow), joined)
+        return cls(graph, known, passing, SideEffects.of(graph, known.run, known.flow), joined, closing)
 
-    def agrees(self, structure: int, parameters: Collection[int], lines: Sequence[str], made: _Makers) -> bool:
-        """Whether all that reads ``parameters`` reaches the outputs through operands of joins at ``lines`` only, if
-        anything reads them, which are zero where its producers are, or parts of ``structure``, and leaves nothing
-        behind."""
+    def agrees(
+        self,
+        structure: int,
+        parameters: Collection[int],
+        lines: Sequence[str],
+        made: _Makers,
+        closed: frozenset[str],
+    ) -> bool:
+        """Whether all that reads ``parameters`` or is behind the gates ``closed`` reaches the outputs through operands
+        of joins at ``lines`` only, if there is any, which are zero where its producers and gates are, or parts of
+        ``structure``, and leaves nothing behind."""
         places = [place for parameter in parameters for place in self._read.get(parameter, ())]
+        places += self._closing.vertices(closed)
         vertex = self._nesting.common(places) if places else self._nesting.sink
         while vertex != self._nesting.sink:
             ends = [self._flow.operands[end] for end in self._flow.ends(vertex)]
@@ -341,7 +376,8 @@ class _OtherRun:
                 inside = partial(self._nesting.contains, vertex)
                 return (
                     all(self._is_it(structure, end) for end in ends)
-                    and (not made.names or all(self._vanishes(end, made, inside) for end in ends))
+                    and (not made.names or all(self._vanishes(end, made, inside, closed) for end in ends))
+                    and (bool(made.names) or not closed or self._closing.of_sum(vertex) == closed)
                     and self._beside.of_structure(self._nesting.within(vertex), self._nesting.place) is None
                 )
             vertex = self._nesting.around[vertex]
@@ -351,8 +387,8 @@ class _OtherRun:
         node = self._nodes[end.join]
         return node.operator not in CONCATENATIONS or self._joined.operands.get(node, {}).get(end.position) == structure
 
-    def _vanishes(self, end: Operand, made: _Makers, inside: Callable[[int], bool]) -> bool:
-        return self._passing.vanishes(end, made.parts, made.producers, inside)
+    def _vanishes(self, end: Operand, made: _Makers, inside: Callable[[int], bool], closed: frozenset[str]) -> bool:
+        return self._passing.vanishes(end, made.parts, made.producers, inside, self._closing.terms(closed))
 
 
 def readers(graph: Graph, nodes: Sequence[Node]) -> dict[int, list[int]]:
@@ -415,6 +451,17 @@ def _common(paths: Sequence[str]) -> str:
             break
         found.append(steps[0])
     return ".".join(found)
+
+
+def _from_to(paths: Sequence[str]) -> str:
+    """The first and the last of some modules.
+
+    >>> _from_to(["edges.0", "edges.2"])
+    'edges.0..2'
+    """
+    first, *_, last = paths
+    common = _common([first, last])
+    return f"{first}..{last.removeprefix(f'{common}.')}"
 
 
 def _named_apart(found: Sequence[Structure]) -> tuple[Structure, ...]:

@@ -87,9 +87,12 @@ def test_candidates_of_a_cell() -> None:
     torch.manual_seed(0)
     model = Cell().eval().double()
     space = niwaki.search_space(model, X, erase=True)
-    assert [one.name for one in space.structures if one.erasable] == [f"edges.{edge}" for edge in range(4)]
-    for gone in ((0,), (1,), (2,), (0, 2, 3)):
-        plan = without(space, [f"edges.{edge}" for edge in gone])
+    names = ["edges.0", "edges.1", "edges.0..1", "edges.2", "edges.0..2", "edges.3"]
+    assert [one.name for one in space.structures if one.erasable] == names
+    sets = {("edges.0..1",): (0, 1), ("edges.0..2",): (0, 1, 2), ("edges.0..1", "edges.3"): (0, 1, 3)}
+    sets |= {(f"edges.{edge}",): (edge,) for edge in range(4)} | {("edges.0", "edges.2", "edges.3"): (0, 2, 3)}
+    for erased, gone in sets.items():
+        plan = without(space, erased)
         small: Any = niwaki.cut(model, plan)
         assert [isinstance(edge, Absent) for edge in small.edges] == [edge in gone for edge in range(4)]
         for x in (X, torch.randn(3, 3, 5, 7, dtype=torch.float64)):
@@ -168,6 +171,20 @@ def test_plans_in_a_row_and_files(tmp_path: Path) -> None:
         niwaki.cut(niwaki.cut(model, whole), first)
     niwaki.save(small, tmp_path / "out")
     assert torch.equal(niwaki.load(Cell().eval().double(), tmp_path / "out")(X), small(X))
+
+
+def test_what_a_gated_term_passes_through() -> None:
+    """An edge of a cell is zero where its weights and the gates of its other candidates are."""
+    torch.manual_seed(0)
+    model: Any = CellNetwork(3, 3, 4, cells=1, nodes=2, halving=()).eval().double()
+    space = niwaki.search_space(model, X, erase=True)
+    (edge,) = [one for one in space.structures if one.name == "cells.0.edges.0.1"]
+    assert edge.erasable and edge.gates == ("cells.0.edges.0.1.maximum", "cells.0.edges.0.1.skip")
+    plan = without(space, ["cells.0.edges.0.1"])
+    small: Any = niwaki.cut(model, plan)
+    assert isinstance(small.cells[0].edges[0][1], Absent)
+    model.cells[0].edges[0][1].register_forward_hook(lambda *call: torch.zeros_like(call[-1]))
+    assert torch.allclose(small(X), model(X)) and torch.allclose(zeroed(model, plan)(X), model(X))
 
 
 def test_methods_leave_out_what_they_cannot_score() -> None:
