@@ -15,12 +15,14 @@ from niwaki.selection.objective import costs, mixed, prices
 
 
 def erasable(space: SearchSpace) -> dict[int, int]:
-    """The unit of every structure that can be erased and that weights make, by its number. (Nothing tells what those
-    without parameters are worth: only `SearchSpace.plan` erases them.)"""
+    """The unit of every structure that can be erased and that weights make, by its number. (Nothing tells what a part is
+    worth that only a gate makes zero: only `SearchSpace.plan` erases such structures.)"""
     return {
         group.structure: group.first
         for group in space.groups
-        if group.structure is not None and any(piece.role.produces for piece in group.slices)
+        if group.structure is not None
+        and not space.structures[group.structure].gates
+        and any(piece.role.produces for piece in group.slices)
     }
 
 

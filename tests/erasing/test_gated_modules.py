@@ -19,6 +19,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.errors import PlanError
 from niwaki.networks.cells import CellNetwork
+from niwaki.selection.structures import erasable
 from niwaki.surgery.zero import masked, zeroed
 from niwaki.testing import check_erasing
 
@@ -187,7 +188,15 @@ def test_what_a_gated_term_passes_through() -> None:
     assert torch.allclose(small(X), model(X)) and torch.allclose(zeroed(model, plan)(X), model(X))
 
 
-def test_methods_leave_out_what_they_cannot_score() -> None:
+def test_an_edge_with_a_gate_is_left_alone_by_methods() -> None:
+    model = CellNetwork(3, 3, 4, cells=1, nodes=2, halving=()).eval()
+    space = niwaki.search_space(model, X.float(), erase=True)
+    gated = {number for number, one in enumerate(space.structures) if one.gates}
+    assert any(space.structures[number].producers for number in gated)
+    assert gated.isdisjoint(erasable(space)) and erasable(space)
+
+
+def test_choose_leaves_out_what_it_cannot_score() -> None:
     model = Cell().eval()
     space = niwaki.search_space(model, X.float(), erase=True)
     scores = niwaki.score(space, "average_magnitude")
