@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from niwaki.core.edits.base import Factor
 from niwaki.core.edits.erase import GraphModule, JoinOperand
 from niwaki.core.libraries import TORCH
 from niwaki.core.location import Location, running_at
@@ -142,7 +143,7 @@ class Subprogram(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._closed: dict[str, frozenset[int]] = {}  # calls, and which of their arguments are made zero
+        self._gates: dict[str, dict[int, tuple[Factor, ...]]] = {}  # calls, and what is made of some of their arguments
 
     def _read(self, program: ExportedProgram, module: nn.Module, graph: fx.Graph, region: str = "") -> None:
         """Read the calls of ``graph``, and the sizes of those that have none yet; its inner graphs are attributes of
@@ -233,8 +234,8 @@ class Subprogram(nn.Module):
             for step in script:
                 running_at.set(step.location)
                 args, kwargs = (self._filled(given, values, step.name) for given in (step.args, step.kwargs))
-                if step.name in self._closed:
-                    args = _closed(step.function, args, self._closed[step.name])
+                if step.name in self._gates:
+                    args = _gated(step.function, args, self._gates[step.name])
                 values[step.name] = step.function(*args, **kwargs)
                 if observe is not None:
                     observe(f"{step.name} at {step.location}", values[step.name])
@@ -301,17 +302,17 @@ class Program(Subprogram, GraphModule):
             delattr(self.get_submodule(".".join(path)), last)
         self._read(program, program.graph_module, program.graph)
 
-    def close_gates(self, operands: Collection[JoinOperand]) -> Callable[[], None]:
-        before = self._closed
-        closed = dict(before)
+    def gate(self, operands: Collection[JoinOperand], factor: Factor) -> Callable[[], None]:
         for operand in operands:
-            closed[operand.node] = closed.get(operand.node, frozenset()) | {operand.position}
-        self._closed = closed
+            gates = self._gates.setdefault(operand.node, {})
+            gates[operand.position] = (*gates.get(operand.position, ()), factor)
 
-        def open_again() -> None:
-            self._closed = before
+        def ungate() -> None:
+            for operand in operands:
+                gates = self._gates[operand.node]
+                gates[operand.position] = tuple(one for one in gates[operand.position] if one is not factor)
 
-        return open_again
+        return ungate
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs of the program."""
@@ -342,15 +343,19 @@ class Program(Subprogram, GraphModule):
                 yield _tensor(self, spec.target)
 
 
-def _closed(function: Callable[..., Any], args: tuple[Any, ...], positions: Collection[int]) -> tuple[Any, ...]:
-    """The arguments with zeros at ``positions``; in the same memory if the function writes its result there."""
+def _gated(
+    function: Callable[..., Any], args: tuple[Any, ...], gates: Mapping[int, tuple[Factor, ...]]
+) -> tuple[Any, ...]:
+    """The arguments with what ``gates`` make of those at some positions; in the same memory if the function writes its
+    result there."""
     if isinstance(args[0], (list, tuple)):
-        return (list(_closed(function, tuple(args[0]), positions)), *args[1:])
-    writes = function is aten.add_.Tensor
-    return tuple(
-        given if place not in positions else given.zero_() if writes and place == 0 else torch.zeros_like(given)
-        for place, given in enumerate(args)
-    )
+        return (list(_gated(function, tuple(args[0]), gates)), *args[1:])
+    found = list(args)
+    for place, factors in gates.items():
+        for factor in factors:
+            writes = function is aten.add_.Tensor and place == 0
+            found[place] = found[place].copy_(factor(found[place].clone())) if writes else factor(found[place])
+    return tuple(found)
 
 
 _USER_INPUT, _NAMED = InputKind.USER_INPUT, Parameter.POSITIONAL_OR_KEYWORD

@@ -15,8 +15,8 @@ from niwaki.selection.objective import costs, mixed, prices
 
 
 def erasable(space: SearchSpace) -> dict[int, int]:
-    """The unit of every structure that can be erased and that weights make, by its number. (Nothing tells what a part is
-    worth that only a gate makes zero: only `SearchSpace.plan` erases such structures.)"""
+    """The unit of every structure that can be erased and that weights make, by its number. (Nothing tells what a part
+    is worth that only a gate makes zero: only `SearchSpace.plan` erases such structures.)"""
     return {
         group.structure: group.first
         for group in space.groups

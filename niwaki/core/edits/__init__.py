@@ -6,6 +6,7 @@ A new kind is one file here, with a class that is decorated with `register_edit`
 
 from niwaki.core.edits.base import (
     Edit,
+    GatedEdit,
     ModuleEdit,
     Place,
     TensorChange,
@@ -24,6 +25,7 @@ __all__ = [
     "Edit",
     "Erase",
     "EraseModules",
+    "GatedEdit",
     "Keep",
     "KeepDirection",
     "ModuleEdit",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Place = tuple[Hashable, ...]
 Shape = tuple[int, ...]
+Factor = Callable[[Tensor], Tensor]  # what becomes of a result behind a gate: a tensor of the same shape
 E = TypeVar("E", bound="type[Edit]")
 
 
@@ -160,6 +161,26 @@ class ModuleEdit(Edit):
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         """Make the dense model compute what the cut one does, as far as zeros in tensors do not; the result undoes
         that."""
+
+
+class GatedEdit(ModuleEdit):
+    """An edit that erases terms, some of which no parameters make: a gate makes these zero before."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def is_gated(self) -> bool:
+        """Whether there are such terms."""
+
+    @abstractmethod
+    def gate(self, modules: Mapping[str, nn.Module], factor: Factor) -> Callable[[], None]:
+        """Let ``factor`` make something else of each such term in the dense network, until the result is called."""
+
+
+def closed(result: Tensor) -> Tensor:
+    """What is behind a gate of 0."""
+    return torch.zeros_like(result)
 
 
 def nothing_to_mask() -> None:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 from torch import nn
 
-from niwaki.core.edits.base import ModuleEdit, Place, Shape, edited_by_hand, nothing_to_mask, register_edit
+from niwaki.core.edits.base import (
+    Factor,
+    GatedEdit,
+    Place,
+    Shape,
+    closed,
+    edited_by_hand,
+    nothing_to_mask,
+    register_edit,
+)
 from niwaki.core.structures import group_of
 from niwaki.errors import PlanError
 
@@ -42,14 +51,14 @@ class GraphModule(ABC):
         """Take operands from their joins, and remove what nothing needs any more, ``tensors`` among it."""
 
     @abstractmethod
-    def close_gates(self, operands: Collection[JoinOperand]) -> Callable[[], None]:
-        """Make operands zero where they join the others, until the result is called."""
+    def gate(self, operands: Collection[JoinOperand], factor: Factor) -> Callable[[], None]:
+        """Let ``factor`` make something else of operands where they join the others, until the result is called."""
 
 
 @final
 @register_edit
 @dataclass(frozen=True, slots=True)
-class Erase(ModuleEdit):
+class Erase(GatedEdit):
     """The ``operands`` of joins that go, with all that served only them. ``tensors``: those parameters and buffers."""
 
     kind: ClassVar[str] = "erase"
@@ -102,10 +111,16 @@ class Erase(ModuleEdit):
 
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         """What makes the other operands is zero by then, and so are they."""
-        gated = [operand for operand in self.operands if operand.gated]
+        return self.gate(modules, closed) if self.is_gated else nothing_to_mask
+
+    @property
+    def is_gated(self) -> bool:
+        return any(operand.gated for operand in self.operands)
+
+    def gate(self, modules: Mapping[str, nn.Module], factor: Factor) -> Callable[[], None]:
         graph = modules[""]
         assert isinstance(graph, GraphModule)
-        return graph.close_gates(gated) if gated else nothing_to_mask
+        return graph.gate([operand for operand in self.operands if operand.gated], factor)
 
     @classmethod
     def then(cls, first: Self | None, later: Self | None) -> Self | None:

@@ -7,11 +7,19 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
-import torch
 from torch import Tensor, nn
 
 from niwaki.core.absent import Absent, Result, result_from_data
-from niwaki.core.edits.base import ModuleEdit, Place, Shape, edited_by_hand, nothing_to_mask, register_edit
+from niwaki.core.edits.base import (
+    Factor,
+    GatedEdit,
+    Place,
+    Shape,
+    closed,
+    edited_by_hand,
+    nothing_to_mask,
+    register_edit,
+)
 from niwaki.core.renaming import Renaming
 from niwaki.errors import PlanError
 
@@ -24,7 +32,7 @@ _SHOWN = 3
 @final
 @register_edit
 @dataclass(frozen=True, slots=True)
-class EraseModules(ModuleEdit):
+class EraseModules(GatedEdit):
     """Structures that are erased from the modules of a network.
 
     ``structures``: their names. ``absent``: modules that return zeros from now on, by path, in the form of what they
@@ -115,13 +123,20 @@ class EraseModules(ModuleEdit):
 
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
         """What makes the other terms is zero by then, and so are they."""
-        gates = [modules[path].register_forward_hook(_closed) for path in self.gated]
+        return self.gate(modules, closed) if self.is_gated else nothing_to_mask
 
-        def open_again() -> None:
-            for gate in gates:
-                gate.remove()
+    @property
+    def is_gated(self) -> bool:
+        return bool(self.gated)
 
-        return open_again if gates else nothing_to_mask
+    def gate(self, modules: Mapping[str, nn.Module], factor: Factor) -> Callable[[], None]:
+        handles = [modules[path].register_forward_hook(_Behind(factor)) for path in self.gated]
+
+        def ungate() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return ungate
 
     @classmethod
     def then(cls, first: Self | None, later: Self | None) -> Self | None:
@@ -204,8 +219,14 @@ class EraseModules(ModuleEdit):
         return f"{', '.join(self.structures[:_SHOWN])}{more}"
 
 
-def _closed(module: nn.Module, args: Any, result: Tensor) -> Tensor:
-    return torch.zeros_like(result)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Behind:
+    """A forward hook that hands on what ``factor`` makes of the result."""
+
+    factor: Factor
+
+    def __call__(self, module: nn.Module, args: Any, result: Tensor) -> Tensor:
+        return self.factor(result)
 
 
 def _delete(container: nn.Module, path: str, entries: set[str], renumbered: Mapping[str, str]) -> None:

@@ -1,0 +1,118 @@
+"""Gates of terms that no parameters make: numbers that what such a term is multiplied by, from 1 (there) to 0 (gone).
+
+A pooled picture or a shortcut has no weights that a method could score or drive to zero. Its gate stands for them: the
+gradient of the loss by the gate is the sum of the term times its own gradient, as for a weight of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.core.edits import GatedEdit
+from niwaki.core.names import named_modules
+from niwaki.core.space import SearchSpace
+from niwaki.errors import MethodError
+
+
+@final
+class Gates:
+    """The gates of a search space: one for each structure that can be erased and that no parameters make, or not alone.
+
+    While they are attached to the model, `values` [gates] multiply these terms, and get gradients as parameters do. A
+    term in several structures is multiplied by the gates of all. They are not among the parameters of the model.
+
+    A copy of a model with gates attached, such as `copy.deepcopy` or `niwaki.cut` makes, and one that has been pickled,
+    computes on with the gates as they were: gates of its own, which nothing changes any more.
+
+    Args:
+        space: made with ``erase=True``. ``structures``: the numbers of those with a gate, in ``space.structures``.
+
+    Example:
+        >>> import niwaki, torch
+        >>> from niwaki.per_unit.gates import Gates
+        >>> class Net(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b = torch.nn.Linear(4, 8), torch.nn.Linear(8, 8)
+        ...         self.pool = torch.nn.AvgPool1d(3, 1, 1)
+        ...     def forward(self, x):
+        ...         x = self.a(x)
+        ...         return self.b(x) + self.pool(x)
+        >>> model, x = Net(), torch.randn(2, 4)
+        >>> gates = Gates(niwaki.search_space(model, x, erase=True))
+        >>> gates.names
+        ('pool',)
+        >>> with gates.attached(model):
+        ...     model(x).sum().backward()
+        >>> torch.allclose(gates.values.grad, model.pool(model.a(x)).sum())
+        True
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.structures: tuple[int, ...] = ()
+        self._edits: list[GatedEdit] = []
+        for number, one in enumerate(space.structures):
+            if space.erasures is not None and one.erasable and (one.gates or not one.producers):
+                for edit in space.erasures.edits([number]):
+                    if isinstance(edit, GatedEdit) and edit.is_gated:
+                        self.structures += (number,)
+                        self._edits.append(edit)
+        self.names = tuple(space.structures[number].name for number in self.structures)
+        self.values = nn.Parameter(torch.ones(len(self.structures)))
+        self._undoing: list[Callable[[], None]] = []
+
+    def __len__(self) -> int:
+        return len(self.structures)
+
+    def attach(self, model: nn.Module) -> None:
+        """Let the gates multiply their terms in ``model``, the one of the search space or a copy of it, on whose device
+        they are from then on.
+
+        Raises:
+            MethodError: they are attached already.
+            PlanError: it is another model.
+        """
+        if self._undoing:
+            raise MethodError("These gates are attached to a model already. Call detach() first.")
+        modules = dict(named_modules(model))
+        for edit in self._edits:
+            edit.check_model(modules)
+        device = next((one.device for one in model.parameters() if not one.is_meta), self.values.device)
+        self.values.data = self.values.data.to(device)
+        for place, edit in enumerate(self._edits):
+            self._undoing.append(edit.gate(modules, _Gate(self, place)))
+
+    def detach(self) -> None:
+        """Leave the model as it was, whatever the values of the gates; nothing where they are not attached."""
+        while self._undoing:
+            self._undoing.pop()()
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Attach them to ``model`` inside."""
+        self.attach(model)
+        try:
+            yield
+        finally:
+            self.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not attached to what the original is attached to."""
+        return {**self.__dict__, "_undoing": []}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Gate:
+    """Multiplies a tensor by a gate."""
+
+    gates: Gates
+    number: int
+
+    def __call__(self, result: Tensor) -> Tensor:
+        return result * self.gates.values[self.number].to(result)
