@@ -1,0 +1,157 @@
+"""One step of a mask generator's training: the task's loss under its gates, and what the gates cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from niwaki.core.space import SearchSpace
+from niwaki.errors import MethodError
+from niwaki.masks.protocol import MaskGenerator
+from niwaki.per_unit.index import UnitIndex, unit_parameters
+from niwaki.per_unit.sums import squares
+from niwaki.per_unit.unit_gates import UnitGates
+from niwaki.selection.soft_costs import budget_loss
+
+
+@dataclass(frozen=True, slots=True)
+class MaskStep:
+    """What a step found before it moved: the ``loss`` of the task under the drawn gates, and how far the mask without
+    noise is from the ``budget``, as log(max(a, b) / min(a, b))."""
+
+    loss: float
+    budget: float
+
+
+class MaskTraining:
+    """Trains ``generator`` so that the task's loss is small under its gates and their cost meets ``limits``:
+
+        loss(model under gates with noise) + budget_weight * R(cost of the gates without noise)
+
+    R is `niwaki.selection.soft_costs.budget_loss`. The cost is that of the mask without noise, which is the one that
+    is used in the end: with half of the gates undecided, the two cost the same only by chance.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        generator: MaskGenerator,
+        limits: Mapping[str, float],
+        steps: int,
+        *,
+        budget_weight: float = 4.0,
+        lr: float | None = None,
+        weight_decay: float = 1e-2,
+        seed: int = 0,
+    ) -> None:
+        self.generator, self.gates = generator, UnitGates(space)
+        self._space, self._limits, self._weight = space, dict(limits), budget_weight
+        self._rate = generator.travel / steps if lr is None else lr
+        self._noise = torch.Generator().manual_seed(seed)
+        self.optimizer = torch.optim.AdamW(
+            generator.parameters(), lr=self._rate, weight_decay=weight_decay, betas=(0.9, 0.99)
+        )
+
+    def step(self, function: Callable[[nn.Module], Any], progress: float) -> MaskStep:
+        """One step on ``function(model)``, the loss of some batch, at the share ``progress`` of all steps (0 to 1),
+        along which the learning rate falls to a twentieth. The model and its gradients are not touched.
+
+        Raises:
+            MethodError: the loss is not a finite scalar, or does not depend on the gates. Nothing has changed then.
+        """
+        noise = self._noise.get_state()
+        try:
+            return self._step(function, progress)
+        except BaseException:
+            self._noise.set_state(noise)
+            raise
+
+    def _step(self, function: Callable[[nn.Module], Any], progress: float) -> MaskStep:
+        with torch.enable_grad():
+            drawn, plain = self.generator.gates(self._noise), self.generator.gates()
+            loss, gradient = self.gates.gradient(drawn.hard, function)
+            gradient = _over_processes(checked(loss, gradient))
+            budget = self._weight * budget_loss(self._space.cost_model, plain.hard, self._limits)
+            (price,) = torch.autograd.grad(budget, plain.hard, retain_graph=True)
+            gradient = gradient * (
+                price.norm() / gradient.norm().clamp(min=1e-30) * max(0.0, 1 - progress / 0.75)
+            ).clamp(max=1)
+            self.optimizer.zero_grad()
+            torch.autograd.backward([drawn.hard, plain.hard], [gradient, price])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate * (0.05 + 0.95 * (1 - progress))
+        self.optimizer.step()
+        units = sum(self.generator.sizes)
+        self.generator.observe(gradient[:units].detach(), unit_norms(self._space)[:units])
+        return MaskStep(float(loss), float(budget.detach()) / self._weight)
+
+    def state(self) -> dict[str, Any]:
+        """The generator, its optimizer, and the state of the noise: tensors and plain numbers."""
+        return {
+            "generator": {name: value.clone() for name, value in self.generator.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "noise": self._noise.get_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._noise.set_state(state["noise"].cpu())
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
+        here = {name: value.shape for name, value in self.generator.state_dict().items()}
+        if {name: value.shape for name, value in state["generator"].items()} != here:
+            raise ValueError("its mask generator is another one")
+        torch.Generator().set_state(state["noise"].cpu())
+        if len(state["optimizer"]["param_groups"][0]["params"]) != len(list(self.generator.parameters())):
+            raise ValueError("the optimizer of its mask generator is that of another one")
+
+
+def checked(loss: Any, gradient: Tensor | None) -> Tensor:
+    """The gradient of a ``loss`` by gates.
+
+    Raises:
+        MethodError: the loss is not a finite scalar, or does not depend on the gates.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__qualname__}"
+        raise MethodError(f"loss_fn must return the scalar loss of a batch, but returned {what}. Return its mean.")
+    if not bool(torch.isfinite(loss)):
+        raise MethodError(
+            f"The loss of a batch under a mask is {loss.item()}, so no mask can be learnt from it. Look for non-finite "
+            "data or a diverged model."
+        )
+    if gradient is None:
+        raise MethodError(
+            "The loss that loss_fn returned does not depend on any unit of the search space, so no mask can be learnt "
+            "from it. Compute it from the model passed to loss_fn, without torch.no_grad() and without .item()."
+        )
+    return gradient
+
+
+def unit_norms(space: SearchSpace) -> Tensor:
+    """The norm of the weights that make each unit, [num_units]."""
+    parameters = unit_parameters(space)
+    index = UnitIndex.of(space, parameters)
+    rows = [
+        part
+        for bundle in index.bundles
+        for part in squares(bundle.join([parameters[name].detach() for name in bundle.names]), bundle.dims)
+    ]
+    return index.total({"square": rows})["square"].sqrt()
+
+
+def _over_processes(gradient: Tensor) -> Tensor:
+    """The mean over the processes of a distributed training, each of which has looked at a batch of its own: all of
+    them take the same step, so that their masks stay the same."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return gradient
+    total = gradient.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()

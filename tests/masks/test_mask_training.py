@@ -1,0 +1,169 @@
+"""A generator alone, on a network that does not change: it meets budgets, and minds the loss."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import niwaki
+from niwaki.errors import MethodError
+from niwaki.masks import generators
+from niwaki.masks.training import MaskTraining, unit_norms
+from niwaki.networks.small import ResNet
+from niwaki.selection.budget import Budget
+
+
+class Frozen:
+    """A small trained network, its batch, and a generator in training."""
+
+    def __init__(self, name: str = "independent", share: float = 0.5, steps: int = 100, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.Sequential(
+            nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 4)
+        )
+        self.x, self.y = torch.randn(64, 8), torch.randint(0, 4, (64,))
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2)
+        for _ in range(30):
+            optimizer.zero_grad()
+            self.loss(self.model).backward()
+            optimizer.step()
+        self.space = niwaki.search_space(self.model, self.x[:1])
+        self.generator = generators()[name](self.space, seed=0)
+        self.steps, self.done = steps, 0
+        self.training = MaskTraining(
+            self.space, self.generator, Budget(macs=share).absolute(self.space), steps, **options
+        )
+
+    def loss(self, model: nn.Module) -> Tensor:
+        return nn.functional.cross_entropy(model(self.x), self.y)
+
+    def run(self, number: int) -> Frozen:
+        for _ in range(number):
+            self.training.step(self.loss, self.done / self.steps)
+            self.done += 1
+        return self
+
+    def mask(self) -> Tensor:
+        return self.generator.gates().hard.detach()
+
+    def macs(self) -> float:
+        return self.space.cost_of(self.mask().numpy() > 0.5).macs / self.space.cost().macs
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("gru", 0.2), ("gru", 0.9), ("transformer", 0.5), ("independent", 0.35), ("shared", 0.5)]
+)
+def test_it_meets_its_budget(name: str, share: float) -> None:
+    frozen = Frozen(name, share, steps=300).run(300)
+    assert abs(frozen.macs() - share) <= 0.005
+
+
+def test_it_meets_its_budget_from_below() -> None:
+    frozen = Frozen("independent", 0.6, steps=300)
+    with torch.no_grad():
+        frozen.generator.get_parameter("values").sub_(4.0)
+    assert frozen.macs() < 0.3
+    assert abs(frozen.run(300).macs() - 0.6) <= 0.005
+
+
+def test_it_keeps_what_the_loss_needs() -> None:
+    """Its mask is better than masks of the same cost that are drawn."""
+    frozen = Frozen("gru", 0.35, steps=200).run(200)
+    learnt = float(frozen.training.gates.value(frozen.mask(), frozen.loss).detach())
+    keep = frozen.mask()
+    drawn = []
+    for seed in range(10):
+        order = torch.cat(
+            [
+                part + torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+                for part, n in ((0, 256), (256, 256))
+            ]
+        )
+        drawn.append(float(frozen.training.gates.value(keep[order], frozen.loss).detach()))
+    assert learnt < min(drawn)
+
+
+def test_the_model_is_not_touched() -> None:
+    frozen = Frozen()
+    frozen.loss(frozen.model).backward()
+    before = copy.deepcopy(frozen.model.state_dict())
+    gradients = [
+        (parameter.grad, parameter.grad.clone())
+        for parameter in frozen.model.parameters()
+        if parameter.grad is not None
+    ]
+    random = torch.get_rng_state()
+    frozen.run(3)
+    assert all(torch.equal(value, before[name]) for name, value in frozen.model.state_dict().items())
+    for parameter, (gradient, value) in zip(frozen.model.parameters(), gradients, strict=True):
+        assert parameter.grad is gradient and torch.equal(gradient, value)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("name", sorted(generators()))
+def test_it_resumes_to_the_same_bits(name: str) -> None:
+    whole, first, again = Frozen(name).run(9), Frozen(name).run(4), Frozen(name)
+    state = copy.deepcopy(first.training.state())
+    again.training.check_state(state)
+    again.training.restore(state)
+    again.done = 4
+    again.run(5)
+    for mine, other in zip(again.generator.state_dict().values(), whole.generator.state_dict().values(), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (lambda model: 1.0, "loss_fn must return the scalar loss of a batch, but returned a float. Return its mean."),
+        (
+            lambda model: model(torch.ones(2, 8)),
+            "loss_fn must return the scalar loss of a batch, but returned a tensor of shape [2, 4]. Return its mean.",
+        ),
+        (
+            lambda model: model(torch.full((1, 8), math.nan)).sum(),
+            "The loss of a batch under a mask is nan, so no mask can be learnt from it. Look for non-finite data or a "
+            "diverged model.",
+        ),
+        (
+            lambda model: model[4].bias.sum(),
+            "The loss that loss_fn returned does not depend on any unit of the search space, so no mask can be learnt "
+            "from it. Compute it from the model passed to loss_fn, without torch.no_grad() and without .item().",
+        ),
+    ],
+)
+def test_a_loss_that_teaches_nothing_is_refused(loss: Any, says: str) -> None:
+    """And the noise is drawn again by the next step."""
+    frozen, other = Frozen().run(2), Frozen().run(2)
+    with pytest.raises(MethodError, match=f"^{re.escape(says)}$"):
+        frozen.training.step(loss, 0.5)
+    assert torch.equal(frozen.run(1).mask(), other.run(1).mask())
+    assert torch.equal(frozen.training.state()["noise"], other.training.state()["noise"])
+
+
+def test_a_state_of_another_generator_is_refused() -> None:
+    one, other = Frozen("gru"), Frozen("transformer")
+    with pytest.raises(ValueError, match="its mask generator is another one"):
+        one.training.check_state(other.training.state())
+
+
+def test_norms_are_those_of_what_makes_units() -> None:
+    torch.manual_seed(0)
+    model = ResNet(3, 3, (8, 8), (6,), blocks=1)
+    space = niwaki.search_space(model, torch.randn(1, 3, 8, 8))
+    expected = []
+    for group in space.groups:
+        pieces = [piece for piece in group.slices if piece.parameter and piece.role.produces]
+        for unit in range(group.units):
+            parts = [
+                model.get_parameter(piece.tensor).index_select(piece.dim, torch.from_numpy(piece.index[unit])).flatten()
+                for piece in pieces
+            ]
+            expected.append(torch.cat(parts).norm())
+    torch.testing.assert_close(unit_norms(space), torch.stack(expected).detach())
