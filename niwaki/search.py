@@ -183,13 +183,17 @@ def _space(
     if single:
         notes.append("This is the space of an exported program: it does not cover other inputs or train mode.")
     if rehearse:
-        notes += dry_run(graph, constraints, builder, calls)
+        notes += dry_run(graph, constraints, builder, calls, copied=erasures is not None)
     remember_beside(model)
     if layout != "uniform":
         space = builder.finished(notes, ())
     else:
         space = uniform(builder.finished(notes, [rule for known in registered() for rule in known.multiples(model)]))
-    return space if erasures is None else builder.erasable(space, erasures, erasures.homes())
+    if erasures is None:
+        return space
+    if builder.copy_fault is not None:
+        erasures = erasures.refused(builder.copy_fault)
+    return builder.erasable(space, erasures, erasures.homes())
 
 
 def _unseen(graph: Graph, constraints: Constraints) -> list[str]:

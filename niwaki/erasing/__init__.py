@@ -9,7 +9,8 @@ outputs still follow from inputs; ``structures`` lists it all; ``erasures`` says
 which edits a cut needs for it. In a network of modules, ``gated`` finds those that make terms without parameters,
 ``closing`` says which gates make what zero, ``class_form`` decides what stands where modules were
 (``living``, ``lengths``, ``returned``, ``emptied``) and which numbers of layers follow (``layer_numbers``), and
-``class_trial`` tries that.
+``class_trial`` tries that (``trial_runs``), one module of each kind (``stand_ins``), in the network itself
+(``edited``).
 
-Imports core, trace, program, rules, surgery and solve.
+Imports core, trace, program, rules and solve.
 """

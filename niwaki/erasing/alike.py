@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from functools import cached_property
 from typing import final
 
@@ -25,10 +26,16 @@ class Alike:
 
     def __init__(self, constraints: Constraints) -> None:
         self._constraints = constraints
+        self._keys: dict[int, tuple[IntArray, Key]] = {}  # by the identity of an array, which must not be freed then
+        self._cut: dict[int, tuple[IntArray, tuple[tuple[Run, ...], ...]]] = {}
 
     def key(self, axis: Axis) -> Key:
         """The same for two axes that have the same positions, one for one."""
-        return tuple(self._known(self._runs(column), self._parts) for column in axis.ids.T)
+        known = self._keys.get(id(axis.ids))
+        if known is None:
+            key = tuple(self._known(runs, self._parts) for runs in self._columns(axis.ids))
+            known = self._keys[id(axis.ids)] = axis.ids, key
+        return known[1]
 
     def in_a_row(self, key: Key) -> tuple[Key, ...]:
         """What has the positions of this ``key`` one after another, as in a concatenation; nothing if that is one."""
@@ -53,6 +60,10 @@ class Alike:
         return np.array([block[0] for block in self._constraints.blocks], np.int64)
 
     @cached_property
+    def _sorted(self) -> list[int]:
+        return self._starts.tolist()  # type: ignore[no-any-return]
+
+    @cached_property
     def _rows(self) -> dict[tuple[Run, ...], int]:
         """What is tied to a whole block, as runs of parts: the block."""
         return self._solved[1]
@@ -69,8 +80,7 @@ class Alike:
         for left, right, _ in self._constraints.equal:
             if left.shape != right.shape:
                 continue
-            for a, b in zip(left.T, right.T, strict=True):
-                one, other = self._runs(a), self._runs(b)
+            for one, other in zip(self._columns(left), self._columns(right), strict=True):
                 if self._whole(one) and self._whole(other):
                     edges.append((one[0][0], other[0][0]))
                 elif self._whole(one) and other:
@@ -96,10 +106,22 @@ class Alike:
         _, found = connected_components(joined, directed=False)
         return np.asarray(found, np.int64)
 
+    def _columns(self, ids: IntArray) -> tuple[tuple[Run, ...], ...]:
+        """Each column of ids as runs; many equations have the same arrays."""
+        known = self._cut.get(id(ids))
+        if known is None:
+            known = self._cut[id(ids)] = ids, tuple(map(self._runs, ids.T))
+        return known[1]
+
     def _runs(self, column: IntArray) -> tuple[Run, ...]:
         """A column of ids as runs of blocks; none if it is more mixed than that, or has positions that always stay."""
         if not column.size or not column.min():
             return ()
+        begin, end = int(column[0]), int(column[-1])
+        if end - begin + 1 == len(column) and bool((column[1:] - column[:-1] == 1).all()):
+            number = bisect_right(self._sorted, begin)
+            if bisect_right(self._sorted, end) == number:
+                return ((number, begin - self._sorted[number - 1], len(column)),)
         block = np.searchsorted(self._starts, column, side="right")
         starts = np.append(0, np.flatnonzero((np.diff(block) != 0) | (np.diff(column) != 1)) + 1)
         if len(starts) > _RUNS:

@@ -16,6 +16,7 @@ from torch import nn
 from niwaki.core.absent import Result
 from niwaki.core.edits import EraseModules
 from niwaki.core.names import named_buffers, named_modules, named_parameters
+from niwaki.erasing.concatenation import RunFlow
 from niwaki.erasing.emptied import emptied, mixed
 from niwaki.erasing.layer_numbers import numbered
 from niwaki.erasing.living import LivingRuns, RunLeft, around
@@ -43,17 +44,20 @@ class ModulesLeft:
     edit: EraseModules
     obstacles: tuple[Obstacle, ...]
     runs: Sequence[RunLeft]
+    missing: Missing
 
 
 @final
 class ClassForm:
-    """Decides what becomes of the modules of ``model``.
+    """Decides what becomes of the modules of ``model``. ``flows``: those of its runs.
 
     ``modules``: those of the model by path. ``whole_only``: the paths of lists of modules from which no entry is
     deleted; whoever tries the edits sets it.
     """
 
-    def __init__(self, model: nn.Module, found: FoundStructures, constraints: Constraints) -> None:
+    def __init__(
+        self, model: nn.Module, found: FoundStructures, flows: Sequence[RunFlow], constraints: Constraints
+    ) -> None:
         self._found = found
         self.modules: dict[str, nn.Module] = dict(named_modules(model))
         inside = {name for structure in found.listed for name in structure.parameters}
@@ -70,7 +74,7 @@ class ClassForm:
             for path, module in self.modules.items()
             if isinstance(module, (nn.ModuleList, nn.Sequential))
         }
-        self._runs = LivingRuns(found)
+        self._runs = LivingRuns(found, flows)
         self._numbers = numbered(self.modules, found.graph)
         self.whole_only: frozenset[str] = frozenset()
 
@@ -96,7 +100,7 @@ class ClassForm:
         obstacles = [Obstacle(*kept) for kept in without.kept.items()]
         for path in outermost:
             try:
-                absent[path] = self._result(path, runs, missing, zero=path in gates)
+                absent[path] = self.result(path, runs, missing, zero=path in gates)
             except NoResult as why:
                 obstacles.append(Obstacle(path, str(why)))
         mixing = mixed(self._found.graph, runs, missing.modules, missing.fixed)
@@ -109,7 +113,16 @@ class ClassForm:
         edit = EraseModules(
             names, absent, tuple(entries), renumbered, tuple(unset), numbers, tuple(dict.fromkeys(gates))
         )
-        return ModulesLeft(edit, (*obstacles, *more), runs)
+        return ModulesLeft(edit, (*obstacles, *more), runs, missing)
+
+    def entries(self, erased: Collection[int], gone: frozenset[str]) -> tuple[str, ...]:
+        """The entries of lists of modules that are deleted without these structures."""
+        return tuple(self._entries(self._runs.without(erased), gone))
+
+    def may_unset(self, erased: Collection[int], gone: frozenset[str]) -> bool:
+        """Whether a module with an operator that lives may lose a parameter."""
+        living = set().union(*(run.living_modules for run in self._runs.without(erased)))
+        return any(name.rpartition(".")[0] in living for name in gone)
 
     def _outermost(
         self, dead: Collection[str], living: Collection[str], runs: Sequence[RunLeft], gates: Collection[str]
@@ -128,8 +141,12 @@ class ClassForm:
                     open_to.add(path)
         return found
 
-    def _result(self, path: str, runs: Sequence[RunLeft], missing: Missing, zero: bool) -> Result:
-        """What has to stand where the module at ``path`` was. ``zero``: zeros, also where it handed something on."""
+    def result(self, path: str, runs: Sequence[RunLeft], missing: Missing, zero: bool = False) -> Result:
+        """What has to stand where the module at ``path`` was. ``zero``: zeros, also where it handed something on.
+
+        Raises:
+            NoResult: nothing can.
+        """
         calls = [(run.run, call) for run in runs for call in run.run.calls if call.module == path]
         if not calls:
             raise NoResult("it is used without being called")

@@ -6,28 +6,21 @@ network is gone.
 
 from __future__ import annotations
 
-import itertools
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import final
 
 from torch import nn
 
-from niwaki.core.names import named_modules
-from niwaki.core.renaming import Renaming
+from niwaki.core.absent import Result
 from niwaki.core.structures import Structure
 from niwaki.erasing.class_form import ClassForm, ModulesLeft
-from niwaki.erasing.living import RunLeft, around
+from niwaki.erasing.living import around
+from niwaki.erasing.stand_ins import StandIns
 from niwaki.erasing.structures import FoundStructures, counted_inputs
+from niwaki.erasing.trial_runs import TrialRuns
 from niwaki.erasing.validity import Validity
-from niwaki.errors import first_line
-from niwaki.surgery.cut import duplicate
-from niwaki.trace.extent import NOTHING
-from niwaki.trace.fake import failures_not_logged
-from niwaki.trace.graph import Graph, Node, Origin, Run
 from niwaki.trace.structures import ExampleCall
-from niwaki.trace.tracer import trace
 
 _AS_GRAPH = "use as_graph=True"
 _PATIENCE = 24  # trials, after which what is alike to something that fails is refused with it
@@ -51,10 +44,12 @@ class _ClassTrials:
     def __init__(
         self, model: nn.Module, calls: Sequence[ExampleCall], found: FoundStructures, form: ClassForm, gone: Gone
     ) -> None:
-        self._model, self._calls, self._found, self._form, self._gone = model, calls, found, form, gone
+        self._found, self._form, self._gone = found, form, gone
+        self._runs, self._stand_ins = TrialRuns(model, calls, found.graph), StandIns(form.modules)
         self._failed: dict[int, str] = {}
         self._beside: set[int] = set()  # what else is erased in each trial
         self._spent = 0
+        self._known: dict[tuple[frozenset[int], frozenset[str]], ModulesLeft] = {}
 
     def refused(self) -> dict[int, str]:
         """Why the class cannot live without some structures, by number."""
@@ -93,7 +88,8 @@ class _ClassTrials:
         for number in [number for number in kinds if number not in self._failed]:
             kind = kinds[number]
             if kind not in looked_at:
-                looked_at[kind] = self._why_not({number}) if self._left({number}).edit.unset else None
+                unset = self._form.may_unset({number}, self._gone({number})) and self._left({number}).edit.unset
+                looked_at[kind] = self._why_not({number}) if unset else None
             why = looked_at[kind]
             if why is not None:
                 self._failed[number] = why
@@ -195,7 +191,8 @@ class _ClassTrials:
         while True:  # lists inside of entries that are deleted come after these
             form.whole_only = frozenset(looked_at)
             chosen = good | {number for number, path in whole.items() if path not in looked_at}
-            paths = {entry.rpartition(".")[0] for entry in self._left(chosen | self._others).edit.entries}
+            erased = chosen | self._others
+            paths = {entry.rpartition(".")[0] for entry in form.entries(erased, self._gone(erased))}
             if not paths:
                 break
             looked_at |= paths
@@ -222,7 +219,10 @@ class _ClassTrials:
         return edit.entries[0].rpartition(".")[0]
 
     def _left(self, erased: Collection[int]) -> ModulesLeft:
-        return self._form.without(erased, self._gone(erased), dense=True)
+        key = frozenset(erased), self._form.whole_only
+        if key not in self._known:
+            self._known[key] = self._form.without(erased, self._gone(erased), dense=True)
+        return self._known[key]
 
     def _why_not(self, erased: Collection[int]) -> str | None:
         """What goes wrong in the model without these structures; None if nothing does."""
@@ -232,64 +232,12 @@ class _ClassTrials:
         left = self._left(self._others.union(erased))
         if left.obstacles:
             return str(left.obstacles[0])
-        small = without_content(self._model)
-        left.edit.apply(dict(named_modules(small)))
-        names = Renaming(left.edit.moved)
-        runs = {id(one.run): one for one in left.runs}
-        seen: set[object] = set()
-        for run, call in zip(self._found.graph.runs, itertools.cycle(self._calls), strict=False):
-            lines = {node.location for node in run.nodes}
-            if id(run) in runs and not lines <= seen:
-                seen |= lines
-                with failures_not_logged():
-                    tried = trace(
-                        small, [call], (run.training,), required=True, failing=True, decided=run.decisions,
-                        extent=NOTHING,
-                    )  # fmt: skip
-                why = _difference(self._found.graph, runs[id(run)], tried, names)
-                if why is not None:
-                    return why
-        return None
 
+        def returned(path: str) -> Result:
+            return self._form.result(path, left.runs, left.missing)
 
-def without_content(model: nn.Module) -> nn.Module:
-    """A copy that shares the memory of the parameters."""
-    lent: dict[int, object] = {
-        id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad) for parameter in model.parameters()
-    }
-    return duplicate(model, lent)
-
-
-def _difference(graph: Graph, left: RunLeft, tried: Graph, names: Renaming) -> str | None:
-    """What a run does otherwise than the dense one without what was erased: it fails, gives other shapes, or calls
-    other operators with parameters."""
-    again = tried.runs[0]
-    if again.error is not None:
-        return f"its code fails without it: {type(again.error).__qualname__}: {first_line(again.error)}"
-    dead = frozenset(left.dead)
-    expected = [
-        (place, node.operator, tuple(map(names.after, read)))
-        for place, node in enumerate(left.run.nodes)
-        if place not in dead and (read := _parameters(graph, node))
-    ]
-    found = [
-        (place, node.operator, read) for place, node in enumerate(again.nodes) if (read := _parameters(tried, node))
-    ]
-    if [called[1:] for called in found] != [called[1:] for called in expected]:
-        return "its code calls other modules without it"
-    if _outputs(tried, again, [place for place, *_ in found]) != _outputs(
-        graph, left.run, [place for place, *_ in expected]
-    ):
-        return "its code returns something else without it"
-    return None
-
-
-def _outputs(graph: Graph, run: Run, called: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
-    """The shape of each output, and how many of the operators ``called`` come before the one that made it."""
-    made = {number: place for place, node in enumerate(run.nodes) for number in node.outputs if number is not None}
-    return [(graph.values[number].shape, bisect_left(called, made.get(number, -1))) for number in run.outputs]
-
-
-def _parameters(graph: Graph, node: Node) -> tuple[str, ...]:
-    values = (graph.values[number] for number in node.inputs())
-    return tuple(value.name for value in values if value.origin is Origin.PARAMETER)
+        joining = {self._found.listed[number].location.module for number in self._others.union(erased)} - {""}
+        stand_ins = self._stand_ins.of(joining, left.edit, left.runs, returned)
+        if stand_ins and self._runs.difference(left, stand_ins) is None:
+            return None
+        return self._runs.difference(left, {})

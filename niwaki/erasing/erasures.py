@@ -52,7 +52,7 @@ def erasures_of(
         return None if found is None else FoundErasures(found, _from_graph)
     gates = gate_modules(model, calls, graph, flows)
     found = structures(graph, flows, joined, constraints, given, ignored, _nothing_yet, required, gates)
-    return None if found is None else _of_class(model, found, constraints, calls, whole_layers)
+    return None if found is None else _of_class(model, found, flows, constraints, calls, whole_layers)
 
 
 def _from_graph(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
@@ -88,6 +88,7 @@ def _nothing_yet(join: Node, operand: int) -> str | None:
 def _of_class(
     model: nn.Module,
     found: FoundStructures,
+    flows: Sequence[RunFlow],
     constraints: Constraints,
     calls: Sequence[ExampleCall],
     whole_layers: bool,
@@ -95,7 +96,7 @@ def _of_class(
     found = replace(found, listed=tuple(_summed_or_listed(one, found.graph) for one in found.listed))
     if not any(one.erasable for one in found.listed):
         return FoundErasures(found, _from_nothing)
-    form = ClassForm(model, found, constraints)
+    form = ClassForm(model, found, flows, constraints)
 
     def from_class(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
         left = form.without(erased, tensors)
@@ -213,6 +214,11 @@ class FoundErasures(Erasures):
         """What was found."""
         return self._found
 
+    def refused(self, why: str) -> FoundErasures:
+        """The same structures, none of which can be erased, because ``why``."""
+        listed = tuple(replace(one, refused=one.refused or why) for one in self.listed)
+        return FoundErasures(replace(self._found, listed=listed), self._edits)
+
     def together(self, number: int) -> tuple[int, ...]:
         return self._layer.get(number, (number,))
 
@@ -287,7 +293,8 @@ class FoundErasures(Erasures):
                 several = self._outermost({number for place in places for number in served.get(place, ())})
                 shared = len(several) <= _MOST_SERVED and all(place in served for place in places)
                 tensors[values[one].name] = tuple(sorted(several) if shared else home(nesting.common(places)))
-        absences = Absences(self._found.reading.solution, self._numbered())
+        solution = self._found.reading.solution
+        absences = None if solution is None else Absences(solution, self._numbered())
         inside = {name: found[0] for name, found in tensors.items() if len(found) == 1}
         return Homes(operators, tensors, self._parts(inside), absences)
 

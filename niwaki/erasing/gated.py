@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import cycle
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from torch import nn
 
 from niwaki.core.names import named_modules, named_parameters
-from niwaki.erasing.class_trial import without_content
 from niwaki.erasing.closing import adds_nothing
 from niwaki.erasing.concatenation import RunFlow, is_structure
+from niwaki.erasing.edited import running
 from niwaki.erasing.flow import ADDITIONS
 from niwaki.erasing.living import around
 from niwaki.erasing.structures import readers
@@ -147,13 +148,13 @@ def _skips(known: RunFlow) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
 
 def _read_from(model: nn.Module, call: ExampleCall, known: RunFlow, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     """The only operator that reads what each of these modules returns, and at which position, if there is one."""
-    copy = without_content(model)
-    modules = dict(named_modules(copy))
-    for path in paths:
-        modules[path].__dict__["forward"] = _copied(modules[path].forward)
-    with failures_not_logged():
+    modules = dict(named_modules(model))
+    with ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(running(modules[path], _copied(modules[path].forward)))
+        stack.enter_context(failures_not_logged())
         traced = trace(
-            copy, [call], (known.run.training,), required=True, failing=True, decided=known.run.decisions,
+            model, [call], (known.run.training,), required=True, failing=True, decided=known.run.decisions,
             extent=NOTHING,
         )  # fmt: skip
     nodes, marks = traced.runs[0].nodes, dict[int, str]()

@@ -24,6 +24,7 @@ class Lengths:
 
     def __init__(self, graph: Graph, run: Run, call: ModuleCall) -> None:
         self._graph, self._nodes, self._call = graph, run.nodes, call
+        self._known: dict[tuple[int, int], SizeOfArgument | None] = {}
         self._given = {number: steps for steps, number in reversed([*call.tensors.items()])}
         self._makers: dict[int, list[int]] = {}
         for place in range(call.first, call.end):
@@ -33,6 +34,12 @@ class Lengths:
 
     def of(self, number: int, dim: int) -> SizeOfArgument | None:
         """The length of dimension ``dim`` of value ``number``; None if no way to an argument is understood."""
+        key = number, dim
+        if key not in self._known:
+            self._known[key] = self._found(number, dim)
+        return self._known[key]
+
+    def _found(self, number: int, dim: int) -> SizeOfArgument | None:
         shape = self._graph.values[number].shape
         here = dim - len(shape)
         waiting: list[tuple[int, int, tuple[LengthStep, ...]]] = [(number, self._call.end, ())]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import final
 
 from niwaki.core.structures import Structure
+from niwaki.erasing.concatenation import RunFlow
 from niwaki.erasing.flow import ADDITIONS, Flow
 from niwaki.erasing.operand_tree import OperandTree
 from niwaki.erasing.structures import FoundStructures, readers
@@ -70,14 +71,14 @@ class RunLeft:
 
 @final
 class LivingRuns:
-    """The runs of a network that did not fail, without any choice of structures."""
+    """The runs of a network that did not fail, without any choice of structures. ``flows``: those of all its runs."""
 
-    def __init__(self, found: FoundStructures) -> None:
+    def __init__(self, found: FoundStructures, flows: Sequence[RunFlow]) -> None:
         self._found = found
         self._others = [
-            _Run(found.graph, run, found.gates[number] if found.gates else {})
-            for number, run in enumerate(found.graph.runs)
-            if number and run.error is None
+            _Run(found.graph, known, found.gates[number] if found.gates else {})
+            for number, known in enumerate(flows)
+            if number and known.run.error is None
         ]
 
     def without(self, erased: Collection[int]) -> list[RunLeft]:
@@ -94,10 +95,9 @@ class LivingRuns:
 class _Run:
     """A run beside the first."""
 
-    def __init__(self, graph: Graph, run: Run, gates: Mapping[str, int]) -> None:
-        self.run, self.flow, self._gates = run, Flow.of(graph, run), gates
-        self.nesting = OperandTree.of(self.flow)
-        self._read = readers(graph, run.nodes)
+    def __init__(self, graph: Graph, known: RunFlow, gates: Mapping[str, int]) -> None:
+        self.run, self.flow, self.nesting, self._gates = known.run, known.flow, known.nesting, gates
+        self._read = readers(graph, known.run.nodes)
         self._number = {value.name: value.number for value in graph.values if value.origin is Origin.PARAMETER}
 
     def operand_of(self, structure: Structure) -> int | None:

@@ -55,11 +55,11 @@ class Reading:
         joined: Concatenated,
     ) -> None:
         self._graph, self._constraints, self._joined = graph, constraints, joined
-        self._solution = solve(constraints, structures=True)
+        self._solved = solve(constraints, structures=True) if constraints.absent else None
         self._refused: dict[int, str] = dict(joined.refused)
         self._bare: set[int] = set()
         self._structure = self._components()
-        self._is_structure = np.zeros(self._solution.size, dtype=bool)
+        self._is_structure = np.zeros(0 if self._solved is None else self._solved.size, dtype=bool)
         self._is_structure[list(self._structure)] = True
         self._known: dict[int, tuple[IntArray, frozenset[int]]] = {}
         self._parts = self._find_parts()
@@ -70,9 +70,14 @@ class Reading:
                 first += len(known.run.nodes)
 
     @property
-    def solution(self) -> Components:
-        """The components, of which ``structures`` are some."""
-        return self._solution
+    def solution(self) -> Components | None:
+        """The components, of which ``components`` are some; None where nothing may vanish from a concatenation."""
+        return self._solved
+
+    @property
+    def _solution(self) -> Components:
+        assert self._solved is not None
+        return self._solved
 
     @property
     def components(self) -> Mapping[int, int]:

@@ -68,6 +68,7 @@ class Returned:
                     self._homes.setdefault(self._alike.key(axis), []).append((value.name, dim))
         self._shapes = {value.name: value.shape for value in parameters}
         self._used: dict[int, _Used] = {}
+        self._lengths: dict[int, Lengths] = {}
 
     def result(self, run: Run, call: ModuleCall, missing: Missing, zero: bool = False) -> Result:
         """What ``call`` returned. ``zero``: it is one tensor, of which zeros take the place although it was given.
@@ -105,7 +106,7 @@ class Returned:
         raise NoResult("it returns something else than tensors, plain values, tuples, lists and dictionaries")
 
     def _zeros(self, number: int, run: Run, call: ModuleCall, missing: Missing) -> Zeros:
-        made, lengths = self._graph.values[number], Lengths(self._graph, run, call)
+        made, lengths = self._graph.values[number], self._lengths_in(run, call)
         first: str | None = None
         for steps, given in call.tensors.items():
             value = self._graph.values[given]
@@ -167,6 +168,11 @@ class Returned:
         """Whether an operator after the call writes to the memory of a value."""
         root = self._graph.values[number].root
         return any(place >= call.end for place in self._used_in(run).written.get(root, ()))
+
+    def _lengths_in(self, run: Run, call: ModuleCall) -> Lengths:
+        if id(call) not in self._lengths:
+            self._lengths[id(call)] = Lengths(self._graph, run, call)
+        return self._lengths[id(call)]
 
     def _used_in(self, run: Run) -> _Used:
         if id(run) not in self._used:

@@ -20,6 +20,7 @@ class Producers:
 
     def __init__(self, graph: Graph, constraints: Constraints) -> None:
         self._starts = np.array([block[0] for block in constraints.blocks], np.int64)
+        self._known: dict[int, tuple[IntArray, list[int]]] = {}  # by the identity of ids, which must not be freed then
         ones, others = [0], [0]
         for left, right, _ in constraints.equal:
             tied = self._blocks(left) + self._blocks(right)
@@ -68,6 +69,12 @@ class Producers:
 
     def _blocks(self, ids: IntArray) -> list[int]:
         """The blocks, numbered from 1, that ``ids`` were handed out in; id 0 was not."""
+        known = self._known.get(id(ids))
+        if known is None:
+            known = self._known[id(ids)] = ids, self._found(ids)
+        return known[1]
+
+    def _found(self, ids: IntArray) -> list[int]:
         if not ids.size:
             return []
         ends = np.searchsorted(self._starts, [ids.min(), ids.max()], side="right").tolist()

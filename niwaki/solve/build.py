@@ -53,6 +53,7 @@ class Builder:
         self._pin_contradicting_repairs()
         self._numbers = solve_sizes(self.units, self._tables)
         self._space: SearchSpace | None = None  # the present space
+        self.copy_fault: str | None = None  # what a copy of the model does otherwise, if a rehearsal found that
 
     def _pin_contradicting_repairs(self) -> None:
         """Pin what would need a parameter or attribute to be repaired in two different ways."""

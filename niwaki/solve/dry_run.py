@@ -37,8 +37,11 @@ _PATIENCE = 10  # attempts after which more operators count as alike
 _DRAWS = 8  # random plans, until the numbers in Python can follow one
 
 
-def dry_run(graph: Graph, constraints: Constraints, builder: Builder, calls: Sequence[ExampleCall]) -> list[str]:
-    """Pin in ``builder`` what does not survive a random plan. Return notes about what could not be mended."""
+def dry_run(
+    graph: Graph, constraints: Constraints, builder: Builder, calls: Sequence[ExampleCall], copied: bool = False
+) -> list[str]:
+    """Pin in ``builder`` what does not survive a random plan. Return notes about what could not be mended. ``copied``:
+    a copy is tried even if no unit can be cut from it."""
     rng, mending = np.random.default_rng(0), Mending(graph, constraints, builder)
     pairs, only_pairs = True, False  # whether groups of two keep one unit; whether nothing else is cut
     again = False  # whether successful steps are tried one by one: 18 - 3 * 4 is a multiple of 3, 18 - 4 is not
@@ -47,7 +50,7 @@ def dry_run(graph: Graph, constraints: Constraints, builder: Builder, calls: Seq
     for attempt in range(_ATTEMPTS):
         drawn = _drawn(builder, rng, pairs, not only_pairs, again) if len(builder.units) else None
         if drawn is None:
-            return []
+            return [] if attempt or not copied else _pinned_for_copying(graph, constraints, builder, calls)
         plan, keep = drawn
         model = builder.space().model
         problem = _rehearse(cut_empty(model, plan), graph, constraints, builder, calls, keep, tolerant=only_pairs)
@@ -64,14 +67,9 @@ def dry_run(graph: Graph, constraints: Constraints, builder: Builder, calls: Seq
         again = False
         if not only_pairs and mending.hold_steps(problem, breadth):
             continue
-        fault = None if compared else _fault_of_copying(model, graph, constraints, builder, calls)
-        if fault is not None:
-            told = fault.told(constraints)
-            builder.pin_everything(f"a copy of the model is another network: {told}")
-            return [
-                "A copy of the model computes something else than the model, and niwaki cuts a copy, so everything is "
-                f"pinned: {told}. An identity (`is`, `id`), a global name or a registry may tell the two apart."
-            ]
+        notes = [] if compared else _pinned_for_copying(graph, constraints, builder, calls)
+        if notes:
+            return notes
         compared = True
         if not mending.pin(problem, breadth, only_pairs) and not (only_pairs and mending.pin(problem, breadth, False)):
             failure = problem.told(constraints)
@@ -99,6 +97,21 @@ def _drawn(
         if not builder.pin_failing(keep):
             builder.pin_everything(f"no rehearsed plan can be built: {failure}")
     return None
+
+
+def _pinned_for_copying(
+    graph: Graph, constraints: Constraints, builder: Builder, calls: Sequence[ExampleCall]
+) -> list[str]:
+    """Pin everything if a copy of the model is another network. Return the note about that."""
+    fault = _fault_of_copying(builder.space().model, graph, constraints, builder, calls)
+    if fault is None:
+        return []
+    builder.copy_fault = f"a copy of the model is another network: {fault.told(constraints)}"
+    builder.pin_everything(builder.copy_fault)
+    return [
+        "A copy of the model computes something else than the model, and niwaki cuts a copy, so everything is pinned: "
+        f"{fault.told(constraints)}. An identity (`is`, `id`), a global name or a registry may tell the two apart."
+    ]
 
 
 def _fault_of_copying(

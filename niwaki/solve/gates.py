@@ -24,12 +24,12 @@ from niwaki.solve.sizes import equations_of
 class Homes:
     """The structures without which nothing needs an operator of the first run, or a tensor, any more: the smallest that
     it is in, or several that it serves. ``parts``: of each structure that is concatenated, what reads it; ``absences``:
-    where it is."""
+    where these are, if there are any."""
 
     operators: Mapping[int, Sequence[int]]
     tensors: Mapping[str, Sequence[int]]
     parts: Mapping[int, Sequence[TensorPart]]
-    absences: Absences
+    absences: Absences | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,10 +203,13 @@ class _GatedCosts:
             work,
         )
 
-    def _parted(self, units: SolvedGroups, tables: Tables, absences: Absences, unit: Mapping[int, int]) -> Counts:
+    def _parted(
+        self, units: SolvedGroups, tables: Tables, absences: Absences | None, unit: Mapping[int, int]
+    ) -> Counts:
         """The counts of the axes with parts of structures, which depend on units and structures."""
         found: list[tuple[int, IntArray]] = []
-        for number, absent in absences.units(tables.arrays, unit, self._units):
+        known = () if absences is None else absences.units(tables.arrays, unit, self._units)
+        for number, absent in known:
             own = units.of(tables.arrays[number])
             found.append((number, np.concatenate([np.where(own == len(units), self._units, own), absent], axis=1)))
         rows = stacked([rows for _, rows in found], self._units)

@@ -1,0 +1,97 @@
+"""Run a network without some structures, and compare what it does with the record of its run with all of them."""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import final
+
+from torch import nn
+
+from niwaki.core.absent import Result
+from niwaki.core.names import named_parameters
+from niwaki.core.renaming import Renaming
+from niwaki.erasing.class_form import ModulesLeft
+from niwaki.erasing.edited import edited
+from niwaki.erasing.living import RunLeft, around
+from niwaki.erasing.stand_ins import with_stand_ins
+from niwaki.errors import first_line
+from niwaki.trace.extent import NOTHING
+from niwaki.trace.fake import failures_not_logged
+from niwaki.trace.graph import Graph, Node, Origin, Run
+from niwaki.trace.structures import ExampleCall
+from niwaki.trace.tracer import trace
+
+
+@final
+class TrialRuns:
+    """Runs ``model``, of which ``graph`` is the record, on the example ``calls``."""
+
+    def __init__(self, model: nn.Module, calls: Sequence[ExampleCall], graph: Graph) -> None:
+        self._model, self._calls, self._graph = model, calls, graph
+        self._shapes = {name: parameter.shape for name, parameter in named_parameters(model)}
+
+    def difference(self, left: ModulesLeft, stand_ins: Mapping[str, Result]) -> str | None:
+        """What the model does otherwise after the edit of ``left``; None if nothing. Zeros stand for the modules at the
+        paths ``stand_ins`` meanwhile, which are not looked into."""
+        edit = with_stand_ins(left.edit, stand_ins)
+        dense = {path: result.fixed(self._length) for path, result in edit.absent.items()}
+        names = Renaming(edit.moved)
+        runs = {id(one.run): one for one in left.runs}
+        seen: set[object] = set()
+        with edited(self._model, replace(edit, absent=dense)), failures_not_logged():
+            for run, call in zip(self._graph.runs, itertools.cycle(self._calls), strict=False):
+                lines = {node.location for node in run.nodes}
+                if id(run) in runs and not lines <= seen:
+                    seen |= lines
+                    tried = trace(
+                        self._model, [call], (run.training,), required=True, failing=True, decided=run.decisions,
+                        extent=NOTHING,
+                    )  # fmt: skip
+                    why = _difference(self._graph, runs[id(run)], tried, names, frozenset(stand_ins))
+                    if why is not None:
+                        return why
+        return None
+
+    def _length(self, dims: tuple[tuple[str, int], ...]) -> int:
+        (name, dim), *_ = dims
+        return self._shapes[name][dim]
+
+
+def _difference(graph: Graph, left: RunLeft, tried: Graph, names: Renaming, stand_ins: frozenset[str]) -> str | None:
+    """What a run does otherwise than the dense one without what was erased: it fails, gives other shapes, or calls
+    other operators with parameters."""
+    again = tried.runs[0]
+    if again.error is not None:
+        return f"its code fails without it: {type(again.error).__qualname__}: {first_line(again.error)}"
+    dead = frozenset(left.dead)
+    expected = [
+        (place, node.operator, tuple(map(names.after, read)))
+        for place, node in enumerate(left.run.nodes)
+        if place not in dead
+        and (read := _parameters(graph, node))
+        and stand_ins.isdisjoint(around(node.location.module))
+    ]
+    found = [
+        (place, node.operator, read) for place, node in enumerate(again.nodes) if (read := _parameters(tried, node))
+    ]
+    if [called[1:] for called in found] != [called[1:] for called in expected]:
+        return "its code calls other modules without it"
+    if _outputs(tried, again, [place for place, *_ in found]) != _outputs(
+        graph, left.run, [place for place, *_ in expected]
+    ):
+        return "its code returns something else without it"
+    return None
+
+
+def _outputs(graph: Graph, run: Run, called: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
+    """The shape of each output, and how many of the operators ``called`` come before the one that made it."""
+    made = {number: place for place, node in enumerate(run.nodes) for number in node.outputs if number is not None}
+    return [(graph.values[number].shape, bisect_left(called, made.get(number, -1))) for number in run.outputs]
+
+
+def _parameters(graph: Graph, node: Node) -> tuple[str, ...]:
+    values = (graph.values[number] for number in node.inputs())
+    return tuple(value.name for value in values if value.origin is Origin.PARAMETER)
