@@ -16,8 +16,17 @@ from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.performance.fit import fit_latency
 from niwaki.performance.meters import Limit, meters
-from niwaki.selection import STRUCTURES, check_erased, removal_named, select
-from niwaki.selection.budget import MODELLED, TRAINED, Budget, check_budget, check_met, provenance, slack_note
+from niwaki.selection import BOTH, STRUCTURES, UNITS, removal_named, select
+from niwaki.selection.budget import (
+    MODELLED,
+    TRAINED,
+    Budget,
+    check_budget,
+    check_left,
+    check_met,
+    provenance,
+    slack_note,
+)
 from niwaki.trace.model_state import preserved
 
 
@@ -28,7 +37,7 @@ def choose(
     *,
     compare: Compare | None = None,
     example_inputs: Any = None,
-    remove: Literal["units", "structures"] = "units",
+    remove: Literal["units", "structures", "both"] = "units",
 ) -> Plan:
     """The plan that keeps the most of ``scores`` and meets every limit of ``budget`` from below.
 
@@ -51,7 +60,11 @@ def choose(
             positional, a dict is keywords. ``activations`` are then measured with them too, otherwise they are those
             for the inputs of the search space. The model is not changed.
         remove: ``units`` makes layers narrower. ``structures`` erases whole ones, of a space made with ``erase=True``:
-            by their score per cost, each if outputs still follow from inputs without it. Measured limits are for units.
+            by their score per cost, each if outputs still follow from inputs without it. ``both`` does what keeps most
+            for the budget: a unit inside of a structure is paid for once, by the unit or by the structure. In the whole
+            ``space`` scores add up as they are, and a structure is worth its own, or that of the units inside of it if
+            that is more; otherwise a unit of the mean score of its group is worth what it costs, and so is a structure
+            of the mean score per weight. Measured limits are for units.
 
     Raises:
         BudgetError: the budget cannot be met; the message gives the least reachable cost and the pins that cause it. Or
@@ -86,15 +99,18 @@ def choose(
     saliency = values - min(0.0, values.min(initial=0.0))
     limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
     measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
-    if removal is STRUCTURES:
+    if removal is not UNITS:
         if measured:
             raise BudgetError(
                 f"A limit on {', '.join(measured)} is met by measuring networks with narrower layers, not by erasing "
                 "structures. Set a limit in macs, params or memory."
             )
-        keep = removal.select(space, saliency, limits, steps=budget.steps)
-        check_erased(space, keep, limits)
-        return space.plan(keep, provenance(space, keep, budget, criterion=scores.criterion, remove=remove))
+        keep = removal.select(space, saliency, limits, steps=budget.steps, compare=compare)
+        check_left(space, removal, keep, limits, budget.steps)
+        how: dict[str, Any] = {"compare": compare} if removal is BOTH and compare != "group" else {}
+        if removal is BOTH and (told := slack_note(space, keep, limits, budget)):
+            how["tight"] = told
+        return space.plan(keep, provenance(space, keep, budget, criterion=scores.criterion, remove=remove, **how))
 
     def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
         if not under or not space.num_units:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 
@@ -19,6 +19,7 @@ from niwaki.methods.scoring import WEIGHTS
 from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.tried_scores import TriedScores
+from niwaki.selection import removal_named
 from niwaki.selection.budget import Budget, check_budget
 
 
@@ -67,6 +68,9 @@ class CRIC(Method):
             ``"group"``, all ``"isomorphic"`` ones, or the whole ``"space"``; ``"layer"`` compares in the group what
             every layer has scored by itself. In the whole space a unit counts by its score times the sensitivity of its
             layer.
+        remove: ``"structures"`` tries and fades whole structures, of a space made with ``erase=True``, instead of
+            units, and layers do not count. ``"both"``: units and structures, whichever is worth less for what it costs;
+            see `niwaki.choose`.
         seed: for criteria that draw.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
             of the training is cheaper; see `ShrinkPolicy`.
@@ -76,7 +80,7 @@ class CRIC(Method):
         BudgetError: the budget cannot be met.
         MethodError: the optimizer does not fit the space, a number makes no sense, the schedule has no room for a
             cycle, or later: there is no loss, it is not a finite scalar, or the training diverged before a selection.
-        UnknownName: there is no criterion of that name.
+        UnknownName: there is no criterion of that name, or nothing that ``remove`` could mean.
 
     >>> import niwaki, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
@@ -110,7 +114,8 @@ class CRIC(Method):
         layers: float = 0.5,
         criteria: Mapping[str, float] = WEIGHTS,
         window: int = 10,
-        compare: Compare = "group",
+        compare: Compare | None = None,
+        remove: Literal["units", "structures", "both"] = "units",
         seed: int = 0,
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
@@ -118,7 +123,9 @@ class CRIC(Method):
         units = TrainedUnits(self.label, space, optimizer, vectorised)
         check_budget(budget)
         Schedule.check(schedule)
-        target = Target.of(space, budget)
+        removal = removal_named(remove)
+        compare = removal.compared(compare)
+        target = Target.of(space, budget, removal)
         scores = TriedScores(
             units, target, schedule, criteria, window, seed, loss, cycle, cycles, tolerance, layers, compare
         )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Literal
 
 from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
+from niwaki.errors import MethodError
 from niwaki.methods.checks import check_number, check_steps
 from niwaki.methods.dhspg import DualHalfSpace, usual_penalty
 from niwaki.methods.method import Method
@@ -17,7 +19,7 @@ from niwaki.methods.rule_update import RuleUpdate
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.vanishing import Vanishing
-from niwaki.selection import STRUCTURES
+from niwaki.selection import UNITS, removal_named
 from niwaki.selection.budget import Budget, check_budget
 
 
@@ -45,6 +47,8 @@ class H2SPG(Method):
         tolerance: how much more than the budget asks for G_p may be, as a share of the dense network.
         window: over how many steps the redundancy is averaged.
         memory: how much of the average is left after one more step, from 0 (the mean over the window) to below 1.
+        remove: ``"both"`` chooses units beside structures, by DHSPG's redundancy in their groups, whichever is worth
+            less for what it costs; see `niwaki.choose`.
         vectorised: False runs the plain loop over structures, which is the specification.
 
     Raises:
@@ -88,6 +92,7 @@ class H2SPG(Method):
         tolerance: float = 0.0,
         window: int = 10,
         memory: float = 0.9,
+        remove: Literal["structures", "both"] = "structures",
         vectorised: bool = True,
     ) -> None:
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
@@ -98,8 +103,11 @@ class H2SPG(Method):
         units = TrainedUnits(self.label, space, optimizer, vectorised)
         check_budget(budget)
         Schedule.check(schedule)
-        target = Target.of(space, budget, STRUCTURES)
-        compare = STRUCTURES.compared(None)
+        removal = removal_named(remove)
+        if removal is UNITS:
+            raise MethodError("H2SPG erases structures, perhaps beside units. For units alone use niwaki.DHSPG.")
+        target = Target.of(space, budget, removal)
+        compare = removal.compared(None)
         choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare, float(memory))
         update = RuleUpdate(units, lambda step, left: rule, lambda step: "half-space", asdict(rule))
         super().__init__(units, Vanishing(units, target, schedule, choice), update)

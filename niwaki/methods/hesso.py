@@ -52,6 +52,7 @@ class HESSO(Method):
             group what every layer has scored by itself.
         remove: ``"structures"`` fades whole structures, of a space made with ``erase=True``, instead of units: those of
             the least score per cost, as long as outputs follow from inputs. They are compared in the whole ``"space"``.
+            ``"both"``: units and structures, whichever is worth less for what it costs; see `niwaki.choose`.
         seed: for criteria that draw.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
             of the training is cheaper; see `ShrinkPolicy`.
@@ -90,7 +91,7 @@ class HESSO(Method):
         window: int = 10,
         readmit: bool = False,
         compare: Compare | None = None,
-        remove: Literal["units", "structures"] = "units",
+        remove: Literal["units", "structures", "both"] = "units",
         seed: int = 0,
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,

@@ -12,8 +12,8 @@ import numpy as np
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.status import Progress
-from niwaki.selection import STRUCTURES, UNITS, Removal, Widths, check_erased, costs
-from niwaki.selection.budget import TRAINED, Budget, check_budget, check_met
+from niwaki.selection import UNITS, Removal, Widths, costs
+from niwaki.selection.budget import TRAINED, Budget, check_budget, check_left
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,10 +46,7 @@ class Target:
     def check_reachable(self, space: SearchSpace) -> None:
         """Raise `BudgetError` if no choice of units of ``space`` is within the limits."""
         least = self.removal.select(space, np.ones(space.num_units), self.limits, steps=self.steps)
-        if self.removal is STRUCTURES:
-            check_erased(space, least, self.limits)
-        else:
-            check_met(space, least, self.limits, self.steps)
+        check_left(space, self.removal, least, self.limits, self.steps)
 
     @property
     def data(self) -> dict[str, Any]:

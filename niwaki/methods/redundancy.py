@@ -20,7 +20,7 @@ from niwaki.methods.parts import Target
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.vanishing import Choice
-from niwaki.selection import costs, mixed, prices
+from niwaki.selection import STRUCTURES, costs, mixed, prices
 
 CHECK = 10  # steps between two looks at whether the target is reached
 
@@ -85,8 +85,10 @@ class MostRedundant(Choice):
         everything = np.ones(space.num_units, dtype=bool)
         dense = costs(space.cost_model, everything, target.limits)
         whole = list(structure_units(space).values())
-        if whole:  # by redundancy alone: what they are worth grows with what they cost
+        if whole and target.removal is STRUCTURES:  # by redundancy alone: they are worth more if they cost more
             saliency[whole] *= mixed(prices(space.cost_model, everything, target.limits), dense, target.limits)[whole]
+        elif whole:  # per weight
+            saliency *= self._units.engine.weights.double().cpu().numpy()
         limits = {m: max(0.0, limit - self._tolerance * dense[m]) for m, limit in target.limits.items()}
         self.units = ~target.removal.select(space, saliency, limits, steps=target.steps, compare=self._compare)
         self._scores = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.trials import Trials
 from niwaki.methods.window_scores import Sampler
 from niwaki.per_unit.protocol import UnitSubset, UnitUpdate
+from niwaki.selection import STRUCTURES
 
 
 @final
@@ -58,6 +58,9 @@ class TriedScores(PortionScores):
             raise MethodError(f"loss={loss!r} is not a function. Pass loss=lambda: loss_fn(model(x), y).")
         self._loss, self._tolerance, self._layers = loss, float(tolerance), float(layers)
         self._units, self._target, self._schedule = units, target, schedule
+        self._candidates = target.removal.candidates(units.space)
+        if target.removal is STRUCTURES:
+            self._layers = 0.0
         self._width = Timeline.of(schedule, int(window)).window
         self._opens = schedule.start + self._width - 1  # the step after which V is first chosen
         self._cycle, self._cycles = fitting_cycles(schedule, self._opens, cycle, int(cycles))
@@ -111,8 +114,8 @@ class TriedScores(PortionScores):
 
     def _open(self, step: int) -> None:
         """At the end of the first window: the layers' sensitivity, the first V, and the moment to come back to."""
-        units, everything = self._units, np.ones(self.space.num_units, dtype=bool)
-        saliency = self.sampler.weighted(self.sampler.window.close(), everything, step)
+        units = self._units
+        saliency = self.sampler.weighted(self.sampler.window.close(), self._candidates, step)
         if self._layers:
             loss = self._loss_of_closure if self._loss is None else self._loss
             layers = sensitivity(layer_losses(self.space, units.engine, saliency, loss))
@@ -124,7 +127,7 @@ class TriedScores(PortionScores):
     def _next(self, step: int) -> None:
         """The next cycle, if V is worth it; else the end."""
         trials = self.trials
-        if trials.trial.sum() > self._tolerance * self.space.num_units and trials.cycle < self._cycles:
+        if trials.trial.sum() > self._tolerance * self._candidates.sum() and trials.cycle < self._cycles:
             trials.cycle, trials.began = trials.cycle + 1, step
             self._put_on_trial()
         else:
@@ -146,8 +149,7 @@ class TriedScores(PortionScores):
     def _close(self, step: int) -> None:
         """The end of a cycle: who newly came to be among the lowest? And back to where it began."""
         self.take_back()
-        everything = np.ones(self.space.num_units, dtype=bool)
-        means = [self.sampler.weighted(mean, everything, step) for mean in self.trials.windows]
+        means = [self.sampler.weighted(mean, self._candidates, step) for mean in self.trials.windows]
         self.trials.next([self._redundant(saliency) for saliency in means])
         self._next(step)
 

@@ -6,10 +6,12 @@ from niwaki.selection.levels import leaving as leaving
 from niwaki.selection.objective import costs as costs
 from niwaki.selection.objective import mixed as mixed
 from niwaki.selection.objective import prices as prices
+from niwaki.selection.removal import BOTH as BOTH
 from niwaki.selection.removal import STRUCTURES as STRUCTURES
 from niwaki.selection.removal import UNITS as UNITS
 from niwaki.selection.removal import Removal as Removal
 from niwaki.selection.removal import removal_named as removal_named
 from niwaki.selection.steps import Widths as Widths
 from niwaki.selection.structures import check_erased as check_erased
+from niwaki.selection.structures import check_some as check_some
 from niwaki.solve.uniform import uniform as uniform

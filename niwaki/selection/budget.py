@@ -18,7 +18,7 @@ from niwaki.core.scalars import is_number as is_number
 from niwaki.core.scalars import is_whole as is_whole
 from niwaki.core.space import BoolArray, Pin, SearchSpace
 from niwaki.errors import BudgetError
-from niwaki.selection import Widths, costs, next_step
+from niwaki.selection import STRUCTURES, UNITS, Removal, Widths, check_erased, check_some, costs, next_step
 from niwaki.version import __version__
 
 MODELLED = ("macs", "params", "units", "memory")
@@ -129,7 +129,8 @@ class Budget:
                 )
         least = costs(space.cost_model, space.least_keep(), modelled)
         for measure, limit in modelled.items():
-            if is_whole(limit) and measure != "units" and limit <= _PERCENT and limit < least[measure]:
+            few = is_whole(limit) and measure != "units" and limit <= _PERCENT and space.erasures is None
+            if few and limit < least[measure]:
                 raise BudgetError(
                     f"{measure}={limit} asks for {limit} {measure} in all, and the network cannot have fewer than "
                     f"{least[measure]:,.0f}. Did you mean {measure}={limit / _PERCENT:g}, {limit} %?"
@@ -180,12 +181,27 @@ def check_budget(budget: object, *, training: bool = True) -> None:
         )
 
 
+def check_left(
+    space: SearchSpace, removal: Removal, keep: BoolArray, limits: Mapping[str, float], steps: Widths = _FREE
+) -> None:
+    """Raise `BudgetError` if ``keep``, what ``removal`` has chosen, costs more than ``limits``, or where structures are
+    to go and there is none; and `UnknownName` as `check_met` does."""
+    if removal is not UNITS:
+        check_some(space)
+    if removal is STRUCTURES:
+        check_erased(space, keep, limits)
+    else:
+        check_met(space, keep, limits, steps)
+
+
 def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], steps: Widths = _FREE) -> None:
     """Raise `BudgetError` if ``keep``, the result of a selection, costs more than ``limits``, and `UnknownName` if a
     pattern of ``steps`` matches nothing."""
     steps.check(space)
     reached = costs(space.cost_model, keep, limits)
     sizes = f" ({steps})" if steps != _FREE else ""
+    erased = sum(1 for group in space.groups if group.structure is not None and not keep[group.first])
+    sizes += f" and without {erased} structures" if erased else ""
     for measure, limit in limits.items():
         if reached[measure] <= limit:
             continue
@@ -205,7 +221,7 @@ def slack_note(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float],
         return None
     step = next_step(space, keep, limits, budget.steps)
     if step is None:
-        return None
+        return _coarse(space, keep, limits, tightest, reached[tightest])
     units, more = step
     names = dict.fromkeys(g.name for g in space.groups if ((units >= g.first) & (units < g.first + g.units)).any())
     over = max(limits, key=lambda measure: more[measure] / max(limits[measure], 1.0))
@@ -213,6 +229,26 @@ def slack_note(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float],
         f"{tightest} is {reached[tightest]:,.0f}, {1 - reached[tightest] / limits[tightest]:.1%} under its limit of "
         f"{limits[tightest]:,.0f}. The finest possible step, {len(units)} more of the units of {', '.join(names)}, "
         f"would make {over} {more[over]:,.0f}, with a limit of {limits[over]:,.0f}."
+    )
+
+
+def _coarse(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], tightest: str, now: float) -> str | None:
+    """The same where all units are there, and only structures are not; None if none is erased."""
+    back = {}
+    for group in space.groups:
+        if group.structure is not None and not keep[group.first]:
+            more = keep.copy()
+            more[group.first] = True
+            cost = costs(space.cost_model, more, limits)[tightest]
+            if cost > now:  # else something around it is erased
+                back[space.structures[group.structure].name] = cost
+    if not back:
+        return None
+    name = min(back, key=lambda name: back[name])
+    return (
+        f"{tightest} is {now:,.0f}, {1 - now / limits[tightest]:.1%} under its limit of {limits[tightest]:,.0f}. All "
+        f"units outside of what is erased are kept, and with the smallest structure, {name}, it would be "
+        f"{back[name]:,.0f}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a budget removes: units, which makes layers narrower, or whole structures."""
+"""What a budget removes: units, which makes layers narrower, whole structures, or both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Compare
-from niwaki.errors import MethodError, UnknownName
+from niwaki.errors import BudgetError, MethodError, UnknownName
+from niwaki.selection.both import erase_and_narrow
 from niwaki.selection.greedy import select
 from niwaki.selection.levels import leaving
 from niwaki.selection.steps import Widths
@@ -125,7 +126,44 @@ class WholeStructures(Removal):
         return valid_erasures(space, gone)
 
 
-UNITS, STRUCTURES = NarrowerLayers(), WholeStructures()
+@final
+class Both(Removal):
+    """Units and structures, under one budget."""
+
+    name = "both"
+
+    def compared(self, compare: Compare | None) -> Compare:
+        return "group" if compare is None else compare
+
+    def candidates(self, space: SearchSpace) -> BoolArray:
+        return UNITS.candidates(space) | STRUCTURES.candidates(space)
+
+    def select(
+        self,
+        space: SearchSpace,
+        saliency: FloatArray,
+        limits: Mapping[str, float],
+        removed: BoolArray | None = None,
+        *,
+        steps: Widths,
+        compare: Compare = "group",
+        weight: FloatArray | None = None,
+        staying: BoolArray | None = None,
+    ) -> BoolArray:
+        if "units" in limits:
+            raise BudgetError(
+                "A number of units cannot be shared out between units and whole structures. Set a limit in macs, "
+                "params or memory for remove='both'."
+            )
+        return erase_and_narrow(
+            space, saliency, limits, removed, steps=steps, compare=compare, weight=weight, staying=staying
+        )
+
+    def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
+        return UNITS.leaving(space, gone, steps) | STRUCTURES.leaving(space, gone, steps)
+
+
+UNITS, STRUCTURES, BOTH = NarrowerLayers(), WholeStructures(), Both()
 
 
 def removal_named(name: object) -> Removal:
@@ -134,7 +172,7 @@ def removal_named(name: object) -> Removal:
     Raises:
         UnknownName: nothing is.
     """
-    for known in (UNITS, STRUCTURES):
+    for known in (UNITS, STRUCTURES, BOTH):
         if name == known.name:
             return known
-    raise UnknownName(f"remove={name!r} is not what can be removed: choose 'units' or 'structures'.")
+    raise UnknownName(f"remove={name!r} is not what can be removed: choose 'units', 'structures' or 'both'.")

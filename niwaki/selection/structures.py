@@ -112,15 +112,18 @@ def valid_erasures(space: SearchSpace, gone: BoolArray) -> BoolArray:
     return found
 
 
-def check_erased(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float]) -> None:
-    """Raise `BudgetError` if ``keep``, the result of `erase_structures`, costs more than ``limits``, or there is
-    nothing to erase."""
-    candidates = erasable(space)
-    if not candidates:
+def check_some(space: SearchSpace) -> None:
+    """Raise `BudgetError` if there is nothing to erase."""
+    if not erasable(space):
         raise BudgetError(
             f"There is no structure that could be erased: {_why_none(space.erasures)} Use remove='units' to make "
             "layers narrower."
         )
+
+
+def check_erased(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float]) -> None:
+    """Raise `BudgetError` if ``keep``, the result of `erase_structures`, costs more than ``limits``."""
+    candidates = erasable(space)
     for measure, reached in costs(space.cost_model, keep, limits).items():
         if reached > limits[measure]:
             dense = costs(space.cost_model, np.ones_like(keep), limits)[measure]

@@ -111,7 +111,9 @@ def test_nothing_to_erase() -> None:
 def test_other_errors() -> None:
     space = space_of(1)
     scores = niwaki.score(space, "magnitude")
-    with pytest.raises(UnknownName, match="remove='layers' is not what can be removed: choose 'units' or 'structures'"):
+    with pytest.raises(
+        UnknownName, match="remove='layers' is not what can be removed: choose 'units', 'structures' or 'both'"
+    ):
         niwaki.choose(space, scores, niwaki.Budget(macs=0.5), remove="layers")  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="compare='group' is for units. A structure is alone in its group"):
         niwaki.choose(space, scores, niwaki.Budget(macs=0.5), compare="group", remove="structures")

@@ -1,9 +1,11 @@
-"""H2SPG, and HESSO on whole structures: valid choices within the budget, nothing else touched, plain equals fast."""
+"""H2SPG, HESSO and CRIC on structures, alone and beside units: valid choices in the budget, nothing else touched,
+plain equals fast."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,14 @@ class Net(nn.Module):
 def hesso(space: niwaki.SearchSpace, optimizer: torch.optim.Optimizer, **more: Any) -> Method:
     schedule = niwaki.Schedule(start=4, until=STEPS - 4, periods=2)
     budget = more.pop("budget", niwaki.Budget(macs=0.5))
-    return niwaki.HESSO(space, optimizer, budget, schedule, remove="structures", window=3, **more)
+    return niwaki.HESSO(space, optimizer, budget, schedule, **{"remove": "structures", "window": 3} | more)
+
+
+def cric(space: niwaki.SearchSpace, optimizer: torch.optim.Optimizer, **more: Any) -> Method:
+    schedule = niwaki.Schedule(start=3, until=STEPS - 4, periods=2)
+    budget = more.pop("budget", niwaki.Budget(macs=0.5))
+    more = {"remove": "structures", "window": 2, "cycle": 3, "cycles": 2, "layers": 0.0} | more
+    return niwaki.CRIC(space, optimizer, budget, schedule, **more)
 
 
 def h2spg(space: niwaki.SearchSpace, optimizer: torch.optim.Optimizer, **more: Any) -> Method:
@@ -51,7 +60,14 @@ def h2spg(space: niwaki.SearchSpace, optimizer: torch.optim.Optimizer, **more: A
     return niwaki.H2SPG(space, optimizer, budget, schedule, window=3, epsilon=0.5, **more)
 
 
-METHODS: dict[str, Callable[..., Method]] = {"hesso": hesso, "h2spg": h2spg}
+METHODS: dict[str, Callable[..., Method]] = {
+    "hesso": hesso,
+    "cric": cric,
+    "h2spg": h2spg,
+    "hesso both": partial(hesso, remove="both"),
+    "cric both": partial(cric, remove="both"),
+    "h2spg both": partial(h2spg, remove="both"),
+}
 
 
 class Run:
@@ -94,12 +110,14 @@ def test_the_budget_is_met_by_a_valid_choice_that_is_zero(kind: str, adam: bool)
     assert run.method is not None and run.method.done
     plan = run.method.plan()
     assert run.space.cost(plan).macs <= 0.5 * run.space.cost().macs
-    assert len(erased(run) & {"left", "right"}) < 2 and plan.edits_of(EraseModules) and plan.edits_of(Zeroed)
+    assert len(erased(run) & {"left", "right"}) < 2 and plan.edits_of(Zeroed)
+    assert plan.edits_of(EraseModules) or "both" in kind
     small = niwaki.cut(run.model, plan)
     x = torch.randn(5, 6).double()
     assert torch.allclose(small(x), run.model(x), atol=1e-12)
     assert sum(p.numel() for p in small.parameters()) == run.space.cost(plan).params
-    assert f"of {sum(one.erasable for one in run.space.structures)} units" in repr(run.method)
+    narrows = sum(group.units for group in run.space.width_groups) if "both" in kind else 0
+    assert f"of {sum(one.erasable for one in run.space.structures) + narrows} units" in repr(run.method)
 
 
 @pytest.mark.parametrize("kind", METHODS)
@@ -118,10 +136,11 @@ def test_what_does_not_leave_takes_the_bare_step(kind: str) -> None:
     bare.model.load_state_dict(run.model.state_dict())
     assert run.method is not None
     leaving = {
-        name
+        piece.tensor
         for group in run.space.groups
-        if group.structure is not None and (run.method.units.leaving | run.method.units.zero)[group.first]
-        for name in run.space.structures[group.structure].producers
+        if (run.method.units.leaving | run.method.units.zero)[group.numbers].any()
+        for piece in group.slices
+        if piece.role.zeroed_by_method
     }
     run.train(STEPS // 2 + 2, STEPS // 2 + 3)
     bare.train(STEPS // 2 + 2, STEPS // 2 + 3)
@@ -224,9 +243,12 @@ def test_errors() -> None:
         ):
             method(bare, optimizer)
     space = niwaki.search_space(model, torch.randn(2, 6), erase=True)
-    for method in METHODS.values():
-        with pytest.raises(BudgetError, match=r"cannot be met by erasing: without \d of \d structures"):
-            method(space, optimizer, budget=niwaki.Budget(macs=0.01))
+    for name, method in METHODS.items():
+        least = (
+            r"with every group at its least size and without \d s" if "both" in name else r"by erasing: without \d of"
+        )
+        with pytest.raises(BudgetError, match=f"cannot be met.* {least}"):
+            method(space, optimizer, budget=niwaki.Budget(macs=0.001))
     with pytest.raises(MethodError, match="compare='group' is for units. A structure is alone in its group"):
         hesso(space, optimizer, compare="group")
     schedule = niwaki.Schedule(start=1, until=29, periods=2)
