@@ -42,8 +42,8 @@ def erase_and_narrow(
 ) -> BoolArray:
     """The units to keep, [num_units], structures among them, so that every one of ``limits`` is met.
 
-    A choice is worth the sum of what it keeps (`Values`). For a sweep over the price of a cost, lambda, this is taken
-    apart: a unit stays if it is worth more than lambda times what it costs, and then, from the innermost structures
+    A choice is worth the sum of what it keeps, see `CommonScale`. For a sweep over the price of a cost, lambda, this is
+    taken apart: a unit stays if it is worth more than lambda times what it costs, and then, from the innermost structures
     outwards, a structure stays if what is left of it is worth more than lambda times what that costs. Each set of
     structures that some lambda erases, if outputs still follow from inputs, is filled up to the limits by `select`,
     which sees to ``steps``, ties and sizes; so are those that a greedy selection by worth per cost passes through. The
@@ -60,7 +60,7 @@ def erase_and_narrow(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Values:
+class CommonScale:
     """What units and structures are worth on one scale: a choice is worth the sum of the units that it keeps, and of
     the structures that it does not erase, without those that are inside of one that it does.
 
@@ -82,7 +82,7 @@ class Values:
         price: FloatArray,
         compare: Compare,
         weight: FloatArray | None = None,
-    ) -> Values:
+    ) -> CommonScale:
         """The values of the structures ``units`` (their units, by number) and of all other units.
 
         ``compare="space"``: saliencies are taken as they are, so that they add up; a structure is worth its own, or
@@ -143,7 +143,7 @@ class _Sweep:
         self.dense = costs(self.model, everything, limits)
         self.present = self._without(self.before)
         dense_price = mixed(prices(self.model, everything, limits), self.dense, self.dense)
-        self.values = Values.of(space, self.units, self.around, start, saliency, dense_price, compare, weight)
+        self.values = CommonScale.of(space, self.units, self.around, start, saliency, dense_price, compare, weight)
         self._blocks = self._candidates()
         self._known: dict[frozenset[Block], tuple[float, BoolArray] | None] = {}
 

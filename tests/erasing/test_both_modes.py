@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.core.dying import structure_units
 from niwaki.errors import BudgetError
-from niwaki.selection.both import Values
+from niwaki.selection.both import CommonScale
 
 
 class Branches(nn.Module):
@@ -56,7 +56,7 @@ def all_choices(space: niwaki.SearchSpace) -> Iterator[np.ndarray]:
         yield np.concatenate(bits)
 
 
-def worth(space: niwaki.SearchSpace, values: Values, keep: np.ndarray) -> float:
+def worth(space: niwaki.SearchSpace, values: CommonScale, keep: np.ndarray) -> float:
     """By the definition: what is kept and not inside of something erased."""
     units = structure_units(space)
     total = 0.0
@@ -66,9 +66,9 @@ def worth(space: niwaki.SearchSpace, values: Values, keep: np.ndarray) -> float:
     return total
 
 
-def values_of(space: niwaki.SearchSpace, saliency: np.ndarray) -> Values:
+def values_of(space: niwaki.SearchSpace, saliency: np.ndarray) -> CommonScale:
     everything = np.ones(space.num_units, dtype=bool)
-    return Values.of(space, structure_units(space), around(space), everything, saliency, saliency, "space")
+    return CommonScale.of(space, structure_units(space), around(space), everything, saliency, saliency, "space")
 
 
 def test_what_a_choice_is_worth() -> None:
