@@ -43,8 +43,8 @@ def erase_and_narrow(
     """The units to keep, [num_units], structures among them, so that every one of ``limits`` is met.
 
     A choice is worth the sum of what it keeps, see `CommonScale`. For a sweep over the price of a cost, lambda, this is
-    taken apart: a unit stays if it is worth more than lambda times what it costs, and then, from the innermost structures
-    outwards, a structure stays if what is left of it is worth more than lambda times what that costs. Each set of
+    taken apart: a unit stays if it is worth more than lambda times what it costs, and then, from the innermost
+    structures outwards, a structure stays if what is left of it is worth more than lambda times what that costs. Each set of
     structures that some lambda erases, if outputs still follow from inputs, is filled up to the limits by `select`,
     which sees to ``steps``, ties and sizes; so are those that a greedy selection by worth per cost passes through. The
     one that keeps most wins, after single structures have been tried on both sides of it.
