@@ -23,6 +23,7 @@ from niwaki.erasing.validity import Validity
 from niwaki.trace.structures import ExampleCall
 
 _AS_GRAPH = "use as_graph=True"
+_TWO = 2
 _PATIENCE = 24  # trials, after which what is alike to something that fails is refused with it
 
 Gone = Callable[[Collection[int]], frozenset[str]]
@@ -49,13 +50,15 @@ class _ClassTrials:
         self._failed: dict[int, str] = {}
         self._beside: set[int] = set()  # what else is erased in each trial
         self._spent = 0
+        self._joining = {one.location.module for one in found.listed} - {""}
+        self._confirmed: set[str] = set()  # what goes wrong with stand-ins, and without them
         self._known: dict[tuple[frozenset[int], frozenset[str]], ModulesLeft] = {}
 
     def refused(self) -> dict[int, str]:
         """Why the class cannot live without some structures, by number."""
         lists, rounds = frozenset(self._form.lists), []
         self._form.whole_only = lists
-        kinds = {number: self._kind(one) for number, one in enumerate(self._found.listed) if one.erasable}
+        kinds = self._kinds = {number: self._kind(one) for number, one in enumerate(self._found.listed) if one.erasable}
         for number in [number for number in kinds if self._found.listed[number].concatenated]:
             alone = self._form.without({number}, self._gone({number})).obstacles
             if alone:  # something passes through it, which may be gone where it is tried with others
@@ -173,11 +176,25 @@ class _ClassTrials:
             if len(together) == 1 or self._spent > _PATIENCE:
                 self._failed |= dict.fromkeys(together, why)
                 return
-            parts = [{number} for number in sorted(together)]
+            parts = [{number} for number in sorted(self._without_whole_kinds(together))]
+            if not parts:
+                return
         for half in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
             reason = self._why_not(set().union(*half))
             if reason is not None:
                 self._search(half, reason)
+
+    def _without_whole_kinds(self, together: set[int]) -> set[int]:
+        """Those of some structures, which fail together, whose kind does not fail as a whole: its first and its last
+        structure, each by itself."""
+        members: dict[object, list[int]] = {}
+        for number in sorted(together):
+            members.setdefault(self._kinds[number], []).append(number)
+        for alike in members.values():
+            first = self._why_not({alike[0]}) if len(alike) > _TWO else None
+            if first is not None and self._why_not({alike[-1]}) is not None:
+                self._failed |= dict.fromkeys(alike, first)
+        return together - self._failed.keys()
 
     def _look_at_entries(self, together: set[int], lists: frozenset[str]) -> tuple[set[str], set[str]]:
         """The lists of modules from which entries were deleted, and those of them where that fails. A structure that is
@@ -236,8 +253,11 @@ class _ClassTrials:
         def returned(path: str) -> Result:
             return self._form.result(path, left.runs, left.missing)
 
-        joining = {self._found.listed[number].location.module for number in self._others.union(erased)} - {""}
-        stand_ins = self._stand_ins.of(joining, left.edit, left.runs, returned)
-        if stand_ins and self._runs.difference(left, stand_ins) is None:
-            return None
-        return self._runs.difference(left, {})
+        stand_ins = self._stand_ins.of(self._joining, left.edit, left.runs, returned)
+        why = self._runs.difference(left, stand_ins)
+        if not stand_ins or why is None or why in self._confirmed:
+            return why
+        again = self._runs.difference(left, {})
+        if again == why:
+            self._confirmed.add(why)
+        return again

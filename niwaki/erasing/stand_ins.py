@@ -1,8 +1,8 @@
 """Modules that do the same, operator by operator: one of them is tried, the others hand on zeros.
 
-Layers repeat. Of those with the same classes, settings and operators, from which the same is erased, one shows whether
-the code lives on; an `Absent` stands for each of the others meanwhile, so that a network of a hundred layers is tried
-as fast as one of two.
+Layers repeat. Of those with the same classes, settings and operators, from which the same is erased, or nothing, one
+shows whether the code lives on; an `Absent` stands for each of the others meanwhile, so that a network of a hundred
+layers is tried as fast as one of two.
 """
 
 from __future__ import annotations

@@ -154,3 +154,10 @@ def test_the_network_is_restored() -> None:
     assert {path: dict(module._modules) for path, module in model.named_modules()} == children
     now = dict(model.named_parameters())
     assert now.keys() == weights.keys() and all(now[name] is weights[name] for name in now)
+
+
+def test_a_kind_that_fails_is_refused_after_few_trials(operators: list[int]) -> None:
+    """All at once, then the first and the last of the kind, each with and without what stands for others."""
+    space = niwaki.search_space(Stack(*["type"] * 12), torch.randn(2, 3), erase=True)
+    assert not any(one.erasable for one in space.structures)
+    assert len(operators) <= 6
