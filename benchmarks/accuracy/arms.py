@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 import niwaki
 from benchmarks.accuracy import peers
 from benchmarks.accuracy.setting import DEFAULT_MOMENT, Setting
@@ -56,7 +58,10 @@ def random_subnetwork(setting: Setting) -> Training:
     """A random valid choice of structures within the budget is all there is from the first step, with fresh weights."""
     run = Training(setting.task, setting.seed)
     space = run.space(erase=True)
-    scores = niwaki.score(space, "random", seed=setting.seed)
+    drawn = np.random.default_rng(setting.seed).random(space.num_units)
+    for group in space.groups:  # over the cost, only the draw counts
+        drawn[group.first] *= 1 if group.structure is None else max(1, space.structures[group.structure].macs)
+    scores = niwaki.score(space, lambda _: drawn)
     run.cut(niwaki.choose(space, scores, setting.budget, remove="structures"))
     setting.task.renew(run.model)
     run.advance()
@@ -87,18 +92,19 @@ class Pruned:
 
     name: str
     erase: bool = False
+    narrow: bool = False
 
     def __call__(self, setting: Setting) -> Training:
         run = Training(setting.task, setting.seed)
         schedule = niwaki.Schedule(start=setting.start, until=setting.until)
-        run.attach(self.name, setting.budget, schedule, self.erase)
+        run.attach(self.name, setting.budget, schedule, self.erase, self.narrow)
         run.advance()
         return run
 
 
-def method(name: str, erase: bool = False) -> Arm:
+def method(name: str, erase: bool = False, narrow: bool = False) -> Arm:
     """A registered method with its default arguments."""
-    return Arm(Pruned(name, erase), own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=erase)
+    return Arm(Pruned(name, erase, narrow), own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=erase)
 
 
 def _narrowing() -> list[str]:
@@ -120,4 +126,7 @@ ARMS: Mapping[str, Arm] = {
     "random-structures": Arm(random_subnetwork, prunes=False, erases=True),
     "h2spg": method("h2spg", erase=True),
     "hesso-structures": method("hesso", erase=True),
+    "hesso-cric-structures": method("hesso-cric", erase=True),
+    "h2spg-both": method("h2spg", erase=True, narrow=True),
+    "hesso-both": method("hesso", erase=True, narrow=True),
 }

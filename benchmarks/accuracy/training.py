@@ -43,11 +43,13 @@ class Training:
         """What can leave the network as it is; with ``erase`` whole structures, too."""
         return niwaki.search_space(self.model, self.task.example(), self.task.ignored, rehearse=rehearse, erase=erase)
 
-    def attach(self, name: str, budget: niwaki.Budget, schedule: niwaki.Schedule, erase: bool = False) -> None:
-        """Let a method prune, or ``erase``, and cut the network when its schedule is over."""
+    def attach(
+        self, name: str, budget: niwaki.Budget, schedule: niwaki.Schedule, erase: bool = False, narrow: bool = False
+    ) -> None:
+        """Let a method prune, or ``erase`` (and ``narrow`` as well), and cut the network when its schedule is over."""
         self._until = schedule.until
         space = self.space(erase=erase)
-        training = registry.Training(space, self.optimizer, budget, schedule, self._loss, erase=erase)
+        training = registry.Training(space, self.optimizer, budget, schedule, self._loss, erase=erase, narrow=narrow)
         self._method = registry.attach(name, training)
 
     def advance(self, until: int | None = None, before_step: Callable[[], None] | None = None) -> None:

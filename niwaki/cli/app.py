@@ -66,8 +66,12 @@ def train(
         bool, typer.Option("--shrink", help="remove units as they reach zero: the rest of the run is cheaper")
     ] = _DEFAULT.shrink,
     erase: Annotated[
-        bool, typer.Option("--erase", help="erase whole branches and blocks instead of units (h2spg, hesso)")
+        bool,
+        typer.Option("--erase", help="erase whole branches and blocks instead of units (h2spg, hesso, hesso-cric)"),
     ] = _DEFAULT.erase,
+    narrow: Annotated[
+        bool, typer.Option("--narrow", help="with --erase: remove units as well, whichever is worth less for its cost")
+    ] = _DEFAULT.narrow,
     out: Annotated[Path, typer.Option(parser=_directory, metavar="PATH", help="output directory")] = Path("out"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint in --out")] = False,
@@ -93,6 +97,7 @@ def train(
         "prune_until": prune_until,
         "shrink": shrink,
         "erase": erase,
+        "narrow": narrow,
     }
     recipe = _resumed(context, options, out) if resume else Recipe(**options)
     console = Console()

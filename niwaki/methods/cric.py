@@ -132,4 +132,8 @@ class CRIC(Method):
         super().__init__(units, Portions(units, target, schedule, scores), fade_named(schedule.fade)(units), shrink)
 
 
-register(CRIC.name, lambda t: CRIC(t.space, t.optimizer, t.budget, t.schedule, loss=t.loss, shrink=t.shrink))
+register(
+    CRIC.name,
+    lambda t: CRIC(t.space, t.optimizer, t.budget, t.schedule, loss=t.loss, remove=t.remove, shrink=t.shrink),
+    erases=True,
+)

@@ -113,4 +113,9 @@ class H2SPG(Method):
         super().__init__(units, Vanishing(units, target, schedule, choice), update)
 
 
-register(H2SPG.name, lambda t: H2SPG(t.space, t.optimizer, t.budget, t.schedule), erases=True, narrows=False)
+register(
+    H2SPG.name,
+    lambda t: H2SPG(t.space, t.optimizer, t.budget, t.schedule, remove="both" if t.narrow else "structures"),
+    erases=True,
+    narrows=False,
+)

@@ -108,8 +108,6 @@ class HESSO(Method):
 
 register(
     HESSO.name,
-    lambda t: HESSO(
-        t.space, t.optimizer, t.budget, t.schedule, remove="structures" if t.erase else "units", shrink=t.shrink
-    ),
+    lambda t: HESSO(t.space, t.optimizer, t.budget, t.schedule, remove=t.remove, shrink=t.shrink),
     erases=True,
 )

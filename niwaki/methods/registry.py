@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -18,7 +19,8 @@ from niwaki.selection.budget import Budget
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
     """What a training loop has to offer to a method. ``loss()``: the loss of the batch at hand, computed anew.
-    ``shrink``: whether the network may get smaller on the way. ``erase``: whether whole structures leave, not units."""
+    ``shrink``: whether the network may get smaller on the way. ``erase``: whether whole structures leave, not units;
+    ``narrow``: whether units leave beside them."""
 
     space: SearchSpace
     optimizer: Optimizer
@@ -27,6 +29,14 @@ class Training:
     loss: Callable[[], Tensor]
     shrink: bool = False
     erase: bool = False
+    narrow: bool = False
+
+    @property
+    def remove(self) -> Literal["units", "structures", "both"]:
+        """What leaves, in the word of the methods."""
+        if not self.erase:
+            return "units"
+        return "both" if self.narrow else "structures"
 
 
 Build = Callable[[Training], Method]
@@ -48,7 +58,7 @@ def erasing() -> dict[str, bool]:
     """The methods that can erase structures, and whether they can make layers narrower instead.
 
     >>> erasing()
-    {'h2spg': False, 'hesso': True}
+    {'hesso-cric': True, 'h2spg': False, 'hesso': True}
     """
     return dict(_ERASING)
 
@@ -69,6 +79,11 @@ def attach(name: str, training: Training) -> Method:
         UnknownName: there is none; the message lists those there are.
         NiwakiError: the method does not fit the training.
     """
+    if training.narrow and not training.erase:
+        raise MethodError(
+            "narrow=True (--narrow) makes layers narrower beside erasing structures. Without erase=True (--erase) "
+            "methods make layers narrower anyway."
+        )
     if name not in _REGISTRY:
         raise UnknownName(f"There is no method {name!r}. Registered are: {', '.join(sorted(_REGISTRY))}.")
     if training.erase and name not in _ERASING:

@@ -44,10 +44,10 @@ def erase_and_narrow(
 
     A choice is worth the sum of what it keeps, see `CommonScale`. For a sweep over the price of a cost, lambda, this is
     taken apart: a unit stays if it is worth more than lambda times what it costs, and then, from the innermost
-    structures outwards, a structure stays if what is left of it is worth more than lambda times what that costs. Each set of
-    structures that some lambda erases, if outputs still follow from inputs, is filled up to the limits by `select`,
-    which sees to ``steps``, ties and sizes; so are those that a greedy selection by worth per cost passes through. The
-    one that keeps most wins, after single structures have been tried on both sides of it.
+    structures outwards, a structure stays if what is left of it is worth more than lambda times what that costs. Each
+    set of structures that some lambda erases, if outputs still follow from inputs, is filled up to the limits by
+    `select`, which sees to ``steps``, ties and sizes; so are those that a greedy selection by worth per cost passes
+    through. The one that keeps most wins, after a few structures have been exchanged for others.
 
     Units inside of what is erased cost nothing any more, and are reported as kept. The other arguments: see
     `niwaki.selection.select`.
@@ -252,14 +252,16 @@ class _Sweep:
                 yield block
 
     def _greedy(self, over: Mapping[str, float]) -> Iterator[frozenset[Block]]:
-        """What is erased after each step of a greedy selection of structures alone."""
+        """What is erased after each step of a greedy selection of structures alone, by worth per cost and by cost."""
         price = self._price(self.present, over)
         whole = self._wholes(self.present)
         key = {b: sum(whole[n] for n in b) / sum(price[self.units[n]] for n in b) for b in self._blocks}
-        erased: list[Block] = []
-        for block in self._valid(sorted(self._blocks, key=lambda block: (key[block], block))):
-            erased.append(block)
-            yield frozenset(erased)
+        saved = {block: -sum(price[self.units[n]] for n in block) for block in self._blocks}
+        for order in (key, saved):
+            erased: list[Block] = []
+            for block in self._valid(sorted(self._blocks, key=lambda block: (order[block], block))):
+                erased.append(block)
+                yield frozenset(erased)
 
     def _swept(self, over: Mapping[str, float]) -> Iterator[frozenset[Block]]:
         """What is erased at each of many prices of a cost."""

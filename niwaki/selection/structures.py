@@ -41,9 +41,42 @@ def erase_structures(
     the inside of a structure is no longer part of its saliency. At last those return, the most salient first, without
     which the limits are met as well.
 
+    Where the limits are not met by then, since what went has left others without which outputs would hang in the air,
+    it is done once more without each structure that went, and by decreasing cost; of the choices that meet the limits
+    that of the most saliency is taken.
+
     ``saliency`` [num_units] is not negative. Structures in ``removed`` [num_units] are erased from the beginning; those
     in ``staying`` never are.
     """
+    staying = np.zeros(space.num_units, dtype=bool) if staying is None else staying
+    first = _erased(space, saliency, saliency, limits, removed, staying)
+    units = list(erasable(space).values())
+    present = np.ones_like(first) if removed is None else ~removed
+
+    def met(keep: BoolArray) -> bool:
+        return all(cost <= limits[m] for m, cost in costs(space.cost_model, keep, limits).items())
+
+    if met(first) or not units:
+        return first
+    others = [_erased(space, np.ones_like(saliency), saliency, limits, removed, staying)]
+    for unit in units:
+        if present[unit] and not first[unit]:
+            barred = staying.copy()
+            barred[unit] = True
+            others.append(_erased(space, saliency, saliency, limits, removed, barred))
+    found = [keep for keep in others if met(keep)]
+    return max(found, key=lambda keep: float(saliency[units][keep[units]].sum()), default=first)
+
+
+def _erased(
+    space: SearchSpace,
+    order: FloatArray,
+    saliency: FloatArray,
+    limits: Mapping[str, float],
+    removed: BoolArray | None,
+    staying: BoolArray,
+) -> BoolArray:
+    """The greedy selection itself, by ``order`` [num_units] over cost."""
     keep = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
     units = erasable(space)
     if space.erasures is None or not units:
@@ -61,12 +94,12 @@ def erase_structures(
         return left
 
     dense, left = costs(model, np.ones_like(keep), limits), without(before)
-    may = {n for n, unit in units.items() if left[unit] and not (staying is not None and staying[unit])}
+    may = {n for n, unit in units.items() if left[unit] and not staying[unit]}
     blocks = dict.fromkeys(space.erasures.together(number) for number in units)
     waiting = [block for block in blocks if may.issuperset(block)]
     members = {block: [units[number] for number in block] for block in waiting}
     priced, erased = False, list[tuple[int, ...]]()
-    inner = saliency.copy()  # without what is erased inside
+    inner = order.copy()  # without what is erased inside
     while waiting:
         over = {m: cost - limits[m] for m, cost in costs(model, left, limits).items() if cost > limits[m]}
         if not over:

@@ -101,7 +101,14 @@ class TrainingRun:
             self.method = attach(
                 recipe.method,
                 Training(
-                    self.space, self.optimizer, recipe.budget(), schedule, self._loss, recipe.shrink, recipe.erase
+                    self.space,
+                    self.optimizer,
+                    recipe.budget(),
+                    schedule,
+                    self._loss,
+                    recipe.shrink,
+                    recipe.erase,
+                    recipe.narrow,
                 ),
             )
         self._shapes = _shapes(self.model.state_dict())

@@ -23,7 +23,8 @@ class Recipe:
     the fraction ``prune_start`` of all optimizer steps and is complete at ``prune_until``; in the rest of the run the
     network recovers. ``width`` multiplies the widths of a built-in network. ``shrink``: units that have reached zero
     are removed during the training, which makes the rest of the run cheaper. ``erase``: whole structures leave the
-    network, such as branches and blocks, instead of units.
+    network, such as branches and blocks, instead of units; with ``narrow`` units leave beside them, whichever is worth
+    less for what it costs.
     """
 
     model: str = "resnet"
@@ -45,6 +46,7 @@ class Recipe:
     width: float = 1.0
     shrink: bool = False
     erase: bool = False
+    narrow: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -177,3 +177,22 @@ def test_what_serves_two_structures_costs_nothing_without_both() -> None:
         keep = np.ones(space.num_units, dtype=bool)
         keep[[units[name] for name in names]] = False
         assert space.cost(space.plan(keep)).params == layers * (8 * 8 + 8)
+
+
+def test_what_went_first_may_have_to_return() -> None:
+    """Of two parallel layers the cheap one is worth least, but only without the other the budget is met."""
+
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.thin = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8)), nn.Linear(8, 8)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(self.wide(x) + self.thin(x))
+            return result
+
+    space = niwaki.search_space(Parallel(), X, erase=True)
+    scores = scores_of(space, {"wide": 1.0, "thin": 1e-4})
+    assert erased(space, niwaki.choose(space, scores, niwaki.Budget(macs=0.95), remove="structures")) == {"thin"}
+    assert erased(space, niwaki.choose(space, scores, niwaki.Budget(macs=0.5), remove="structures")) == {"wide"}

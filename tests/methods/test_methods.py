@@ -42,11 +42,16 @@ def test_every_method_trains_by_its_name(name: str, tmp_path: Path) -> None:
     assert report.small.macs <= short(name).keep_macs * report.dense.macs and report.check["holds"]
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("name", sorted(erasing()))
-def test_structures_are_erased_by_the_main_job(name: str, tmp_path: Path) -> None:
-    report = job.train(short(name, erase=True), tmp_path / "out", Silent(), measure_seconds=0.02)
+def test_structures_are_erased_by_the_main_job(name: str, narrow: bool, tmp_path: Path) -> None:
+    recipe = replace(short(name, erase=True), narrow=narrow, keep_macs=0.4)
+    report = job.train(recipe, tmp_path / "out", Silent(), measure_seconds=0.02)
     plan = niwaki.Plan.from_json((tmp_path / "out/plan.json").read_text())
-    assert plan.edits_of(EraseModules) and report.small.macs <= 0.6 * report.dense.macs and report.check["holds"]
+    assert report.small.macs <= 0.4 * report.dense.macs and report.check["holds"]
+    assert plan.provenance["method"] == name and (narrow or plan.edits_of(EraseModules))
+    widths = [name for name in plan.kept if not name.endswith("(whole)") and plan.kept[name]]
+    assert narrow or all(len(plan.kept[name]) == plan.units[name] for name in widths)
 
 
 def test_what_a_method_cannot_do_is_said(tmp_path: Path) -> None:
@@ -55,6 +60,8 @@ def test_what_a_method_cannot_do_is_said(tmp_path: Path) -> None:
         MethodError, match="dhspg makes layers narrower, and erases no structures. Those that do are h2spg"
     ):
         TrainingRun(replace(short("dhspg"), erase=True), images, cpu)
+    with pytest.raises(MethodError, match=r"narrow=True \(--narrow\) makes layers narrower beside erasing structures"):
+        TrainingRun(replace(SHORT, narrow=True), images, cpu)
     with pytest.raises(MethodError, match=r"h2spg erases whole structures. Ask for that \(erase=True, or --erase"):
         TrainingRun(replace(SHORT, method="h2spg"), images, cpu)
 

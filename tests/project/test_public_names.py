@@ -95,7 +95,7 @@ def test_commands_and_options() -> None:
         "train": {
             *("--model", "--data", "--method", "--keep-macs", "--keep-params", "--epochs", "--batch-size", "--lr"),
             *("--seed", "--prune-start", "--prune-until", "--out", "--device", "--resume", "--overwrite"),
-            *("--checkpoint-every", "--shrink", "--erase"),
+            *("--checkpoint-every", "--shrink", "--erase", "--narrow"),
         },
         "inspect": {
             *("model", "--input", "--classes", "--keep", "--draw", "--check", "--meta", "--allow-inexact", "--json"),
