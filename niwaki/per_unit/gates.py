@@ -21,7 +21,7 @@ from niwaki.errors import MethodError
 
 
 @final
-class Gates:
+class TermGates:
     """The gates of a search space: one for each structure that can be erased and that no parameters make, or not alone.
 
     While they are attached to the model, `values` [gates] multiply these terms, and get gradients as parameters do. A
@@ -35,7 +35,7 @@ class Gates:
 
     Example:
         >>> import niwaki, torch
-        >>> from niwaki.per_unit.gates import Gates
+        >>> from niwaki.per_unit.gates import TermGates
         >>> class Net(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -45,7 +45,7 @@ class Gates:
         ...         x = self.a(x)
         ...         return self.b(x) + self.pool(x)
         >>> model, x = Net(), torch.randn(2, 4)
-        >>> gates = Gates(niwaki.search_space(model, x, erase=True))
+        >>> gates = TermGates(niwaki.search_space(model, x, erase=True))
         >>> gates.names
         ('pool',)
         >>> with gates.attached(model):
@@ -111,7 +111,7 @@ class Gates:
 class _Gate:
     """Multiplies a tensor by a gate."""
 
-    gates: Gates
+    gates: TermGates
     number: int
 
     def __call__(self, result: Tensor) -> Tensor:

@@ -302,7 +302,7 @@ class Program(Subprogram, GraphModule):
             delattr(self.get_submodule(".".join(path)), last)
         self._read(program, program.graph_module, program.graph)
 
-    def gate(self, operands: Collection[JoinOperand], factor: Factor) -> Callable[[], None]:
+    def put_gates(self, operands: Collection[JoinOperand], factor: Factor) -> Callable[[], None]:
         for operand in operands:
             gates = self._gates.setdefault(operand.node, {})
             gates[operand.position] = (*gates.get(operand.position, ()), factor)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.errors import MethodError, PlanError
-from niwaki.per_unit.gates import Gates
+from niwaki.per_unit.gates import TermGates
 from niwaki.program.entry import program_of
 from niwaki.surgery.zero import zeroed
 
@@ -47,7 +47,7 @@ def model_of(form: str) -> Any:
 def test_values_and_gradients(form: str) -> None:
     model = model_of(form)
     space = niwaki.search_space(model, X if form == "class" else None, erase=True)
-    gates = Gates(space)
+    gates = TermGates(space)
     assert len(gates) == len(gates.names) >= 2 and (form == "program" or {"pool", "skip", "largest"} < {*gates.names})
     before = model(X)
     with gates.attached(model):
@@ -72,7 +72,7 @@ def test_values_and_gradients(form: str) -> None:
 def test_at_zero_it_is_the_reference(form: str) -> None:
     model = model_of(form)
     space = niwaki.search_space(model, X if form == "class" else None, erase=True)
-    gates = Gates(space)
+    gates = TermGates(space)
     units = {group.structure: group.first for group in space.groups if group.structure is not None}
     for place, number in enumerate(gates.structures):
         keep = np.ones(space.num_units, dtype=bool)
@@ -84,7 +84,7 @@ def test_at_zero_it_is_the_reference(form: str) -> None:
 
 def test_copies_keep_the_gates_that_they_had() -> None:
     model = model_of("class")
-    gates = Gates(niwaki.search_space(model, X, erase=True))
+    gates = TermGates(niwaki.search_space(model, X, erase=True))
     gates.attach(model)
     with torch.no_grad():
         gates.values.fill_(0.5)
@@ -108,9 +108,9 @@ def plain(model: nn.Module) -> niwaki.Plan:
 
 def test_errors() -> None:
     model = model_of("class")
-    gates = Gates(niwaki.search_space(model, X, erase=True))
+    gates = TermGates(niwaki.search_space(model, X, erase=True))
     with gates.attached(model), pytest.raises(MethodError, match="attached to a model already"):
         gates.attach(model)
     with pytest.raises(PlanError, match="the model has no module 'pool'"):
         gates.attach(nn.Linear(3, 3))
-    assert len(Gates(niwaki.search_space(model, X))) == 0
+    assert len(TermGates(niwaki.search_space(model, X))) == 0

@@ -51,7 +51,7 @@ class GraphModule(ABC):
         """Take operands from their joins, and remove what nothing needs any more, ``tensors`` among it."""
 
     @abstractmethod
-    def gate(self, operands: Collection[JoinOperand], factor: Factor) -> Callable[[], None]:
+    def put_gates(self, operands: Collection[JoinOperand], factor: Factor) -> Callable[[], None]:
         """Let ``factor`` make something else of operands where they join the others, until the result is called."""
 
 
@@ -120,7 +120,7 @@ class Erase(GatedEdit):
     def gate(self, modules: Mapping[str, nn.Module], factor: Factor) -> Callable[[], None]:
         graph = modules[""]
         assert isinstance(graph, GraphModule)
-        return graph.gate([operand for operand in self.operands if operand.gated], factor)
+        return graph.put_gates([operand for operand in self.operands if operand.gated], factor)
 
     @classmethod
     def then(cls, first: Self | None, later: Self | None) -> Self | None:
