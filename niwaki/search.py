@@ -14,6 +14,7 @@ import torch
 from niwaki.core.integrations import registered
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
+from niwaki.erasing.bypasses import bypasses_of
 from niwaki.erasing.concatenation import RunFlow, concatenated
 from niwaki.erasing.erasures import erasures_of
 from niwaki.errors import UnknownName, first_line
@@ -75,8 +76,8 @@ def search_space(
             too; they overlap with the outer ones.
         rehearse: cut by a random plan, run the result, and pin dimensions whose sizes are not as expected.
         allow_inexact: also offer units whose removal changes the result although they are zero: the width that a
-            LayerNorm or a softmax runs over. Their groups have the reason in ``group.inexact``, and a cut is exact only
-            for plans that keep all their units.
+            LayerNorm or a softmax runs over; with ``erase``, whole post-norm layers. Their groups have the reason in
+            ``group.inexact``, and a cut is exact only for plans that keep all their units.
         as_graph: export the model and analyse the program: all sizes in it can follow a cut, also those that are
             numbers in the source. Such a plan is for ``niwaki.cut(..., as_graph=True)``. The program is that of eval
             mode, for one call and its shapes.
@@ -142,7 +143,9 @@ def _space(
     single = isinstance(model, Program)  # eval and train mode are the same
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
     given: list[dict[int, tuple[Label | None, ...]]] | None = None if required is None else []
-    flows = [] if given is None else [RunFlow.of(graph, run) for run in graph.runs]
+    inexact = allow_inexact and given is not None and not single
+    bypasses = bypasses_of(model, graph) if inexact else [()] * len(graph.runs)
+    flows = [] if given is None else [RunFlow.of(graph, *one) for one in zip(graph.runs, bypasses, strict=True)]
     joined = None if given is None else concatenated(graph, flows)
     constraints = propagate(
         graph, allow_inexact=allow_inexact, given=given, structures=None if joined is None else joined.operands

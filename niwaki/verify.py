@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from niwaki.core.edits import EraseModules
 from niwaki.core.names import named_modules
 from niwaki.core.plan import Plan
 from niwaki.core.precision import doubled
@@ -32,6 +33,7 @@ from niwaki.trace.refusals import does_not_run
 from niwaki.trace.structures import ExampleCall, map_tensors, others_in, tensors_in
 from niwaki.trace.warmup import warm_up
 
+_SHOWN = 3  # layers
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -43,6 +45,9 @@ class Check:
     which is the model with its removed units at zero, relative to the largest output. ``holds``: whether it is within
     ``tolerance``. ``diverges``: the first module (or call of a program) whose outputs differ, if the cut is not exact.
 
+    ``inexact``: whole layers that the plan leaves out. No zeros do that: in the masked network they hand on what they
+    are given.
+
     Whether the removed units were zero. ``distance``: the same measure between the masked network and the unchanged
     model. Where it is large, the cut network is as far from the model, exact or not.
     """
@@ -52,6 +57,7 @@ class Check:
     holds: bool
     diverges: str | None
     distance: float
+    inexact: tuple[str, ...] = ()
 
     @property
     def zero(self) -> bool:
@@ -63,6 +69,13 @@ class Check:
         return f"{self._exactness()} {self._zeros()}"
 
     def _exactness(self) -> str:
+        if self.holds and self.inexact:
+            return (
+                f"Inexact: the plan leaves out {_listed(self.inexact)}, which no zeros do. The cut network equals the "
+                f"masked one in which {'these layers hand' if len(self.inexact) > 1 else 'this layer hands'} on what "
+                f"{'they are' if len(self.inexact) > 1 else 'it is'} given (max. relative difference "
+                f"{self.deviation:.1e}, allowed {self.tolerance:.0e})."
+            )
         if self.holds:
             return (
                 "Exact: the cut network equals the masked one (max. relative difference "
@@ -150,7 +163,8 @@ def _checked(model: torch.nn.Module, plan: Plan, calls: tuple[ExampleCall, ...])
         departure = _departure(model, plan, calls)
         if departure > TOLERANCE[torch.float32]:
             deviation, holds, diverges = departure, False, "the exported program made of the cut module"
-    return Check(deviation, tolerance, holds, diverges, distance)
+    inexact = tuple(path for edit in plan.edits_of(EraseModules) for path in edit.layers)
+    return Check(deviation, tolerance, holds, diverges, distance, inexact)
 
 
 def _copies_of(
@@ -195,6 +209,11 @@ def _departure(model: Program, plan: Plan, calls: tuple[ExampleCall, ...]) -> fl
     assert isinstance(small, Program)
     program = rebuilt(small).module()
     return max(difference(_run(program, call, None), _run(small, call, None)) for call in calls)
+
+
+def _listed(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return f"{', '.join(map(repr, paths[:_SHOWN]))}{more}"
 
 
 def _percent(share: float) -> str:

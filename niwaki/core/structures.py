@@ -25,7 +25,8 @@ class Structure:
     of them that make the result: at zero, it is zero. ``inside``: the number of the smallest structure around it, if
     any. ``refused``: why it cannot be erased; None if it can. ``others``: more joins that it is given to, and their
     operands. ``concatenated``: the first join is a concatenation. ``gates``: modules without parameters that make it,
-    or a part of it, beside those parameters: gates on what these return make it zero.
+    or a part of it, beside those parameters: gates on what these return make it zero. ``layer``: the layer that it is
+    as a whole, if what that is given takes the place of what it returns: this is inexact, no zeros do that.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Structure:
     others: tuple[tuple[int, int], ...] = ()
     concatenated: bool = False
     gates: tuple[str, ...] = ()
+    layer: str | None = None
 
     @property
     def operands(self) -> tuple[tuple[int, int], ...]:
@@ -55,8 +57,9 @@ class Structure:
 
     def __str__(self) -> str:
         why = "" if self.refused is None else f"; not erasable: {self.refused}"
-        how = "concatenated" if self.concatenated else "added"
-        return f"{self.name}: {self.macs:,} MACs, {self.params:,} parameters, {how} at {self.location.brief}{why}"
+        how = "left out" if self.layer is not None else "concatenated" if self.concatenated else "added"
+        where = f"{how} at {self.location.brief}{', inexact' * (self.layer is not None)}"
+        return f"{self.name}: {self.macs:,} MACs, {self.params:,} parameters, {where}{why}"
 
 
 def group_of(structure: str) -> str:

@@ -87,16 +87,18 @@ class ClassForm:
         """The modules without the structures of these numbers. ``gone``: the tensors that nothing reads any more.
         ``dense``: for a network whose other tensors are as they were, which read zeros where they are concatenated."""
         runs = self._runs.without(erased)
-        living = set().union(*(run.living_modules for run in runs))
+        left_out = {one.path for run in runs for one in run.bypassed}
+        living = set().union(*(run.living_modules for run in runs), *(around(path)[1:] for path in left_out))
         entries = self._entries(runs, gone)
         within = {path for path in living if any(outer in entries for outer in around(path))}
-        dead = set().union(*(run.dead_modules for run in runs)) - living
+        dead = set().union(*(run.dead_modules for run in runs)) - living - entries.keys()
         gates = [path for number in sorted(erased) for path in self._found.listed[number].gates]
         outermost = self._outermost(dead, living - within, runs, gates)
         absent: dict[str, Result] = {}
         without = emptied(self._found.graph, runs, [*outermost, *entries], dead)
         outermost += without.modules
-        missing = Missing(gone, frozenset([*outermost, *entries]), () if dense else without.values)
+        bypassed = {result: given for run in runs for result, given in run.handed_on.items()}
+        missing = Missing(gone, frozenset([*outermost, *entries]), () if dense else without.values, bypassed=bypassed)
         obstacles = [Obstacle(*kept) for kept in without.kept.items()]
         for path in outermost:
             try:
@@ -110,9 +112,11 @@ class ClassForm:
         names = tuple(self._found.listed[number].name for number in sorted(erased))
         left = {*outermost, *entries}
         obstacles += [Obstacle(path, _NO_CODE) for path in gates if left.isdisjoint(around(path))]
-        edit = EraseModules(
-            names, absent, tuple(entries), renumbered, tuple(unset), numbers, tuple(dict.fromkeys(gates))
-        )
+        layers = {
+            path: self.result(path, runs, Missing(gone, frozenset(), bypassed=bypassed)) for path in sorted(left_out)
+        }
+        closed = tuple(dict.fromkeys(gates))
+        edit = EraseModules(names, absent, tuple(entries), renumbered, tuple(unset), numbers, closed, layers)
         return ModulesLeft(edit, (*obstacles, *more), runs, missing)
 
     def entries(self, erased: Collection[int], gone: frozenset[str]) -> tuple[str, ...]:
@@ -233,7 +237,7 @@ def _is_identity(path: str, runs: Sequence[RunLeft]) -> bool:
 
 def _hands_on(call: ModuleCall, left: RunLeft) -> bool:
     """Whether the first tensor that is returned is the first that was given, and the others were given, too."""
-    same: dict[int, int] = {}
+    same = {**left.handed_on}
     for join in range(call.first, call.end):
         if join in left.dissolved:
             made, rest = left.run.nodes[join].outputs[0], left.dissolved[join]

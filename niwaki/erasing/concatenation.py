@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from niwaki.core.location import Location
-from niwaki.erasing.flow import ADDITIONS, CONCATENATIONS, Flow
+from niwaki.erasing.flow import ADDITIONS, CONCATENATIONS, Bypass, Flow
 from niwaki.erasing.operand_tree import OperandTree
 from niwaki.rules.zeros import PRODUCTS
 from niwaki.trace.graph import Graph, Node, Ref, Run
@@ -27,9 +27,9 @@ class RunFlow:
     fanned: frozenset[int]
 
     @classmethod
-    def of(cls, graph: Graph, run: Run) -> RunFlow:
-        """By the record of the run."""
-        flow = Flow.of(graph, run)
+    def of(cls, graph: Graph, run: Run, bypasses: Sequence[Bypass] = ()) -> RunFlow:
+        """By the record of the run. ``bypasses``: see `Flow.of`."""
+        flow = Flow.of(graph, run, bypasses)
         fanned = frozenset(end for ends in flow.fans.values() for end in ends)
         return cls(run, flow, OperandTree.of(flow), fanned)
 
@@ -61,7 +61,7 @@ def concatenated(graph: Graph, flows: Sequence[RunFlow]) -> Concatenated:
     places = _places(first.run)
     added: dict[int, bool] = {}
     for vertex in sorted(first.nesting.around):
-        ends = [flow.operands[end] for end in flow.ends(vertex)]
+        ends = [flow.operands[end] for end in flow.ends(vertex) if flow.operands[end].join not in flow.bypasses]
         joins = [end.join for end in ends if nodes[end.join].operator in CONCATENATIONS]
         if not joins or not is_structure(first, vertex):
             continue
@@ -96,7 +96,7 @@ def is_structure(known: RunFlow, vertex: int) -> bool:
     flow, nesting = known.flow, known.nesting
     if any(one < flow.operators for one in nesting.within(vertex)):
         return True
-    if vertex in flow.fans or vertex in known.fanned:
+    if vertex in flow.fans or vertex in known.fanned or flow.operands[vertex].join in flow.bypasses:
         return False
     operand = flow.operands[vertex]
     made = [maker for maker in flow.makers[operand.join, operand.value] if maker < flow.operators]
@@ -132,6 +132,9 @@ def _is_added(graph: Graph, known: RunFlow, join: int) -> bool:
             else:
                 behind = [place]
             for one in behind:
+                if one in known.flow.bypasses and one not in seen:
+                    seen.add(one)
+                    waiting.append(one)
                 if one in seen or one >= known.flow.operators or not _keeps_entries(graph, nodes[one]):
                     continue
                 seen.add(one)

@@ -121,6 +121,8 @@ def _starts(left: RunLeft) -> Iterator[tuple[int, int, int]]:
     """The values that are concatenated no more, along which dimension, and the concatenation."""
     for end in left.ends:
         operand = left.flow.operands[end]
+        if operand.join in left.flow.bypasses:
+            continue
         node = left.run.nodes[operand.join]
         if node.operator in CONCATENATIONS:
             dim = node.args[1] if len(node.args) > 1 else 0

@@ -156,7 +156,7 @@ def _from_nothing(found: FoundStructures, erased: Collection[int], tensors: froz
 def _summed_or_listed(one: Structure, graph: Graph) -> Structure:
     """A structure, which is refused unless it is added or concatenated."""
     joins = {graph.runs[0].nodes[join].operator for join, _ in one.operands}
-    if one.erasable and not joins <= ADDITIONS | CONCATENATIONS:
+    if one.erasable and one.layer is None and not joins <= ADDITIONS | CONCATENATIONS:
         return replace(one, refused="the code that stacks it stays; use as_graph=True")
     return one
 

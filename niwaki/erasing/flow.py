@@ -27,6 +27,18 @@ class Operand:
     value: int
 
 
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """The only call of the layer at ``path``, operators ``first`` to before ``end``: what it is ``given`` can take the
+    place of its ``result``, both numbers of values."""
+
+    path: str
+    first: int
+    end: int
+    given: int
+    result: int
+
+
 @dataclass(slots=True, eq=False)
 class Flow:
     """``graph``: vertices 0 ... N - 1 are the operators of the run, then come sources (inputs of the model), operands
@@ -35,6 +47,7 @@ class Flow:
 
     ``sources``: vertices of the inputs that outputs may depend on. ``outputs``: vertices that make the outputs.
     ``makers``: per operator and value that it is given, the vertices that have made or written it by then.
+    ``bypasses``: vertices of joins that are no operators: of what a layer is given, and what it returns.
     """
 
     graph: rx.PyDiGraph[None, None]
@@ -46,10 +59,12 @@ class Flow:
     joins: dict[int, list[int]] = field(default_factory=dict)  # operator -> vertices of its operands
     makers: dict[tuple[int, int], frozenset[int]] = field(default_factory=dict)
     fans: dict[int, tuple[int, ...]] = field(default_factory=dict)  # vertex -> vertices of the operands behind it
+    bypasses: dict[int, Bypass] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, graph: Graph, run: Run) -> Flow:
-        """The flow of ``run``. Memory that is written in place is made anew by the operator that writes."""
+    def of(cls, graph: Graph, run: Run, bypasses: Sequence[Bypass] = ()) -> Flow:
+        """The flow of ``run``. Memory that is written in place is made anew by the operator that writes. ``bypasses``:
+        of layers, in the order in which these end, inner ones first."""
         nodes, values = run.nodes, graph.values
         found: rx.PyDiGraph[None, None] = rx.PyDiGraph(multigraph=False)
         found.add_nodes_from([None] * len(nodes))
@@ -97,7 +112,27 @@ class Flow:
         flow.sink = found.add_node(None)
         flow.outputs = tuple(dict.fromkeys(maker for number in run.outputs for maker in sorted(makers(number))))
         found.add_edges_from_no_data([(vertex, flow.sink) for vertex in flow.outputs])
+        flow._add_bypasses(bypasses, made)
         return flow
+
+    def _add_bypasses(self, bypasses: Sequence[Bypass], made: dict[int, int]) -> None:
+        stands: dict[int, int] = {}  # for an operator, the last join that hands on its result
+        for one in bypasses:
+            maker = made[one.result]
+            last = stands.get(maker, maker)
+            given = next(
+                makers for place in range(one.first, one.end) if (makers := self.makers.get((place, one.given)))
+            )
+            join, past, through = self.graph.add_node(None), self.graph.add_node(None), self.graph.add_node(None)
+            behind = list(self.graph.successor_indices(last))
+            self.graph.remove_edges_from([(last, vertex) for vertex in behind])
+            self.graph.add_edges_from_no_data([(join, vertex) for vertex in behind])
+            self.graph.add_edges_from_no_data([(last, through), (through, join), (past, join)])
+            self.graph.add_edges_from_no_data([(stands.get(vertex, vertex), past) for vertex in sorted(given)])
+            self.operands |= {past: Operand(join, 0, one.given), through: Operand(join, 1, one.result)}
+            self.joins[join], self.bypasses[join], stands[maker] = [past, through], one, join
+            self.makers |= {(join, one.given): given, (join, one.result): frozenset({maker})}
+        self.outputs = tuple(stands.get(vertex, vertex) for vertex in self.outputs)
 
     def _add_fans(self) -> None:
         same: dict[tuple[int, frozenset[int]], list[int]] = {}
@@ -111,6 +146,11 @@ class Flow:
                 self.graph.remove_edges_from([(maker, vertex) for maker in makers for vertex in vertices])
                 self.graph.add_edges_from_no_data([(maker, fan) for maker in sorted(makers)])
                 self.graph.add_edges_from_no_data([(fan, vertex) for vertex in vertices])
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """The vertices of what layers return, where they can be left out, by the path of the layer."""
+        return {one.path: self.joins[join][1] for join, one in self.bypasses.items()}
 
     def ends(self, vertex: int) -> tuple[int, ...]:
         """The vertices of the operands that go where all behind ``vertex`` goes, an operand or a fan."""

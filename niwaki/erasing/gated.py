@@ -95,8 +95,8 @@ def _made(graph: Graph, known: RunFlow, calls: Iterable[ModuleCall]) -> Iterator
 
 
 def _is_added(known: RunFlow, vertex: int) -> bool:
-    ends = [known.flow.operands[end] for end in known.flow.ends(vertex)]
-    return any(known.run.nodes[end.join].operator in ADDITIONS for end in ends)
+    joins = {known.flow.operands[end].join for end in known.flow.ends(vertex)} - known.flow.bypasses.keys()
+    return any(known.run.nodes[join].operator in ADDITIONS for join in joins)
 
 
 def _before_nothing(known: RunFlow, reader: int, value: int) -> int:

@@ -9,7 +9,7 @@ from typing import final
 
 from niwaki.core.structures import Structure
 from niwaki.erasing.concatenation import RunFlow
-from niwaki.erasing.flow import ADDITIONS, Flow
+from niwaki.erasing.flow import ADDITIONS, Bypass, Flow
 from niwaki.erasing.operand_tree import OperandTree
 from niwaki.erasing.structures import FoundStructures, readers
 from niwaki.trace.graph import Graph, Origin, Run
@@ -39,9 +39,25 @@ class RunLeft:
         found, taken = {}, set(self.ends)
         for end in self.ends:
             join = self.flow.operands[end].join
+            if join in self.flow.bypasses:
+                continue
             rest = [other for other in self.flow.joins[join] if other not in taken]
             if len(rest) == 1 and self.run.nodes[join].operator in ADDITIONS:
                 found[join] = self.flow.operands[rest[0]].value
+        return found
+
+    @cached_property
+    def bypassed(self) -> tuple[Bypass, ...]:
+        """The layers that are left out as a whole, in the order in which they end."""
+        joins = {self.flow.operands[end].join for end in self.ends}
+        return tuple(one for join, one in self.flow.bypasses.items() if join in joins)
+
+    @cached_property
+    def handed_on(self) -> dict[int, int]:
+        """The results of layers that are left out, and what takes the place of each."""
+        found: dict[int, int] = {}
+        for one in self.bypassed:
+            found[one.result] = found.get(one.given, one.given)
         return found
 
     @cached_property
@@ -102,11 +118,13 @@ class _Run:
 
     def operand_of(self, structure: Structure) -> int | None:
         """The vertex of the operand that is this structure; None if nothing reads its parameters."""
+        if structure.layer is not None:
+            return self.flow.layers[structure.layer]
         places = [place for name in structure.parameters for place in self._read.get(self._number[name], ())]
         places += [self._gates[path] for path in structure.gates if path in self._gates]
         operand = self.nesting.common(places) if places else self.nesting.sink
         while operand != self.nesting.sink:
-            joins = (self.flow.operands[end].join for end in self.flow.ends(operand))
+            joins = {self.flow.operands[end].join for end in self.flow.ends(operand)} - self.flow.bypasses.keys()
             if any(self.run.nodes[join].location == structure.location for join in joins):
                 return operand
             operand = self.nesting.around[operand]

@@ -192,7 +192,7 @@ class _Follower:
         """The structures that each operator vanishes with."""
         found: dict[int, set[int]] = {}
         flow, nesting = self._run.flow, self._run.nesting
-        for place in flow.joins:
+        for place in flow.joins.keys() - flow.bypasses.keys():
             for position, structure in self._reading.operands.get(self._run.run.nodes[place], {}).items():
                 for end in flow.joins[place]:
                     if flow.operands[end].position == position:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -38,12 +38,13 @@ class NoResult(Exception):
 class Missing:
     """What is not there any more: ``parameters`` and ``modules`` by name, and values of which nothing is left along a
     dimension. ``fixed``: values that are as wide as they were, since nothing is left that tells how wide they are now;
-    filled by `Returned.result`."""
+    filled by `Returned.result`. ``bypassed``: results of layers, of which what these are given takes the place."""
 
     parameters: frozenset[str]
     modules: frozenset[str]
     empty: Collection[tuple[int, int]] = ()
     fixed: set[tuple[int, int]] = field(default_factory=set)
+    bypassed: Mapping[int, int] = field(default_factory=dict)
 
 
 @final
@@ -84,8 +85,10 @@ class Returned:
         if isinstance(part, Ref):
             used, root = self._used_in(run), self._graph.values[part.value].root
             made_here = any(call.first <= place < call.end for place in used.written.get(root, ()))
+            handed_on = missing.bypassed.get(part.value, part.value)
             for steps, number in call.tensors.items():
-                if number == part.value and not made_here:
+                same = missing.bypassed.get(number, number) == handed_on
+                if same and (handed_on != part.value or not made_here):
                     return Given(steps)
             try:
                 return self._zeros(part.value, run, call, missing)

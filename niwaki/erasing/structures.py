@@ -42,8 +42,8 @@ class FoundStructures:
     vertices: tuple[int, ...]
     producers: Producers
     reading: Reading
-    required: tuple[int, ...] = ()
-    gates: Sequence[Mapping[str, int]] = ()
+    required: tuple[int, ...]
+    gates: Sequence[Mapping[str, int]]
 
 
 def structures(
@@ -141,22 +141,24 @@ class _Found:
                 if home in within:
                     within[home].append(parameter)
                 home = nesting.around[home]
-        names = self._names([vertex for vertex in listed if is_structure(self._known, vertex)]) | dict(
-            self._closing.paths
-        )
+        layers = {vertex: f"all of {path}" for path, vertex in flow.layers.items()}
+        own = [vertex for vertex in listed if vertex not in layers and is_structure(self._known, vertex)]
+        names = {**self._names(own), **self._closing.paths, **layers}
         found = []
         for vertex in listed:
             outer = nesting.around[vertex]
             while outer != nesting.sink and outer not in number:
                 outer = nesting.around[outer]
             operand, *others = self._operands(vertex)
+            layer = flow.bypasses.get(operand.join)
+            join = operand.join if layer is None else max(flow.makers[operand.join, operand.value])
             inside = [self._graph.values[parameter] for parameter in sorted(within[vertex])]
             makers, closed, why = self._made_by(vertex, inside, ignored)
             found.append(
                 Structure(
                     names[vertex] if inside or len(closed) < 2 else _from_to(self._closing.in_order(closed)),
-                    self._nodes[operand.join].location,
-                    operand.join,
+                    self._nodes[join].location,
+                    join,
                     operand.position,
                     self._operators[vertex],
                     self._macs[vertex],
@@ -168,6 +170,7 @@ class _Found:
                     tuple((other.join, other.position) for other in others),
                     not self._is_added(operand),
                     self._closing.in_order(closed),
+                    None if layer is None else layer.path,
                 )
             )
         named = _named_apart(found)
@@ -192,7 +195,7 @@ class _Found:
         return [self._flow.operands[end] for end in self._flow.ends(vertex)]
 
     def _is_added(self, operand: Operand) -> bool:
-        return self._nodes[operand.join].operator not in CONCATENATIONS
+        return operand.join in self._flow.bypasses or self._nodes[operand.join].operator not in CONCATENATIONS
 
     def _names(self, vertices: Sequence[int]) -> dict[int, str]:
         """The innermost module that has all operators of a structure that are given parameters (or all that it has).
@@ -234,6 +237,8 @@ class _Found:
         """The parameters that make the result, the gates that have to be closed, and why it cannot be erased; or None.
         Where it is concatenated, it need not be zero: nothing reads it any more."""
         operands = self._operands(vertex)
+        if operands[0].join in self._flow.bypasses:
+            return (), _OPEN, self._why_layer_stays(vertex, inside, ignored)
         added = [operand for operand in operands if self._is_added(operand)]
         own = [self._nodes[one] for one in self._nesting.within(vertex) if one < self._flow.operators]
         gated = not inside and not any(map(self._weighs, own))
@@ -259,6 +264,13 @@ class _Found:
             why = "another run (in train mode, or of another example call) uses its weights otherwise"
             return made.names, closed, why
         return made.names, closed, self._why_it_stays(vertex, operands)
+
+    def _why_layer_stays(self, vertex: int, inside: Sequence[Value], ignored: Mapping[str, str]) -> str | None:
+        held = next((value.name for value in inside if value.name in ignored), None)
+        if held is not None:
+            return f"{held!r} is ignored by the pattern {ignored[held]!r}"
+        beside = self._beside.of_structure(self._nesting.within(vertex), self._nesting.place)
+        return beside or self._validity.why_not(vertex)
 
     def _empties(self, vertex: int, inside: Sequence[Value]) -> str | None:
         """Why a parameter outside of a structure would have nothing left to read; None if every one has."""
@@ -372,7 +384,8 @@ class _OtherRun:
         vertex = self._nesting.common(places) if places else self._nesting.sink
         while vertex != self._nesting.sink:
             ends = [self._flow.operands[end] for end in self._flow.ends(vertex)]
-            if sorted(str(self._nodes[end.join].location) for end in ends) == lines:
+            at = [str(self._nodes[end.join].location) for end in ends if end.join not in self._flow.bypasses]
+            if sorted(at) == lines:
                 inside = partial(self._nesting.contains, vertex)
                 return (
                     all(self._is_it(structure, end) for end in ends)

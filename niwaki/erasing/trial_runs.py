@@ -79,17 +79,20 @@ def _difference(graph: Graph, left: RunLeft, tried: Graph, names: Renaming, stan
     ]
     if [called[1:] for called in found] != [called[1:] for called in expected]:
         return "its code calls other modules without it"
-    if _outputs(tried, again, [place for place, *_ in found]) != _outputs(
-        graph, left.run, [place for place, *_ in expected]
+    outputs = [left.handed_on.get(number, number) for number in left.run.outputs]
+    if _outputs(tried, again, again.outputs, [place for place, *_ in found]) != _outputs(
+        graph, left.run, outputs, [place for place, *_ in expected]
     ):
         return "its code returns something else without it"
     return None
 
 
-def _outputs(graph: Graph, run: Run, called: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
-    """The shape of each output, and how many of the operators ``called`` come before the one that made it."""
+def _outputs(
+    graph: Graph, run: Run, outputs: Sequence[int], called: Sequence[int]
+) -> list[tuple[tuple[int, ...], int]]:
+    """The shape of each of ``outputs``, and how many of the operators ``called`` come before the one that made it."""
     made = {number: place for place, node in enumerate(run.nodes) for number in node.outputs if number is not None}
-    return [(graph.values[number].shape, bisect_left(called, made.get(number, -1))) for number in run.outputs]
+    return [(graph.values[number].shape, bisect_left(called, made.get(number, -1))) for number in outputs]
 
 
 def _parameters(graph: Graph, node: Node) -> tuple[str, ...]:

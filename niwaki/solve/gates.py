@@ -81,7 +81,9 @@ def with_structures(
     starts = np.append([group.first for group in space.groups], range(before, after + 1)).astype(np.int64)
     groups = [*space.groups]
     for number in numbers:
-        groups.append(Group(group_of(erasures.listed[number].name), unit[number], 1, (), structure=number))
+        one = erasures.listed[number]
+        why = None if one.layer is None else "no zeros make a network without the whole layer"
+        groups.append(Group(group_of(one.name), unit[number], 1, (), inexact=why, structure=number))
     slices = slices_by_group(dims, starts)
     around = {number: [unit[one] for one in erasures.around(number) if one in unit] for number in numbers}
     gates = _GatedCosts(space.cost_model, numbers, around, after)

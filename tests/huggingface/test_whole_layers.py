@@ -94,3 +94,28 @@ def test_layers_leave_while_training() -> None:
 def test_programs_have_no_layers(model: transformers.LlamaForCausalLM) -> None:
     with pytest.raises(UnknownName, match="an exported program has no layers. Leave out as_graph=True or layout="):
         niwaki.search_space(model, X, erase=True, layout="uniform", as_graph=True)
+
+
+def test_post_norm_layers(tmp_path: Path) -> None:
+    """Only where inexact structures are asked for: the configuration has a layer less."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2, vocab_size=31
+    )
+    model = transformers.BertModel(config).eval()
+    exact = niwaki.search_space(model, X, erase=True, layout="uniform")
+    assert not any(one.erasable for one in exact.structures)
+    space = niwaki.search_space(model, X, erase=True, layout="uniform", allow_inexact=True)
+    erasable = [number for number, one in enumerate(space.structures) if one.erasable]
+    assert [space.structures[number].layer for number in erasable] == [f"encoder.layer.{i}" for i in range(4)]
+    keep = np.ones(space.num_units, dtype=bool)
+    for group in space.groups:
+        keep[group.numbers] = group.structure not in (erasable[0], erasable[2])
+    plan = space.plan(keep)
+    outcome = niwaki.check(model, plan, X)
+    assert outcome.holds and outcome.inexact == ("encoder.layer.0", "encoder.layer.2")
+    small = niwaki.cut(model, plan)
+    small.save_pretrained(tmp_path)
+    again = transformers.AutoModel.from_pretrained(tmp_path)
+    assert again.config.num_hidden_layers == len(again.encoder.layer) == 2
+    assert torch.equal(again(**X)[0], small(**X)[0])

@@ -39,7 +39,8 @@ class EraseModules(GatedEdit):
     returned. ``entries``: whole entries of lists of modules that are deleted; ``renumbered``: those that then have
     another number, with it. ``unset``: parameters that modules that live have no more. ``numbers``: attributes that
     number layers, as (path of the module, name), with their new value. ``gated``: modules whose result is a structure
-    that no parameters make, so that only a gate makes it zero before.
+    that no parameters make, so that only a gate makes it zero before. ``layers``: what is handed on where whole layers
+    are left out, by path, which is inexact: no zeros make a network without them.
     """
 
     kind: ClassVar[str] = "erase modules"
@@ -51,6 +52,7 @@ class EraseModules(GatedEdit):
     unset: tuple[str, ...] = ()
     numbers: Mapping[tuple[str, str], int] = field(default_factory=dict, hash=False)
     gated: tuple[str, ...] = ()
+    layers: Mapping[str, Result] = field(default_factory=dict, hash=False)
 
     @property
     def place(self) -> Place:
@@ -74,7 +76,7 @@ class EraseModules(GatedEdit):
                 raise edited_by_hand(f"erases a tensor {name!r}, which the network it is for does not have")
 
     def check_model(self, modules: Mapping[str, nn.Module]) -> None:
-        for path in chain(self._paths, self.renumbered, (path for path, _ in self.numbers), self.gated):
+        for path in chain(self._paths, self.renumbered, (path for path, _ in self.numbers), self.gated, self.layers):
             if path not in modules:
                 raise edited_by_hand(f"erases {self}, and the model has no module {path!r}")
         for path in (*self.entries, *self.renumbered):
@@ -122,8 +124,19 @@ class EraseModules(GatedEdit):
         return {**dict.fromkeys((*self._paths, *self.unset)), **self.renumbered}
 
     def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
-        """What makes the other terms is zero by then, and so are they."""
-        return self.gate(modules, closed) if self.is_gated else nothing_to_mask
+        """What makes the other terms is zero by then, and so are they. Whole layers hand on what they are given."""
+        handles = [
+            modules[path].register_forward_hook(_HandsOn(result), with_kwargs=True)
+            for path, result in self.layers.items()
+        ]
+        opening = self.gate(modules, closed) if self.is_gated else nothing_to_mask
+
+        def unmask() -> None:
+            opening()
+            for handle in handles:
+                handle.remove()
+
+        return unmask
 
     @property
     def is_gated(self) -> bool:
@@ -151,6 +164,7 @@ class EraseModules(GatedEdit):
             tuple(_outside(dict.fromkeys((*first.unset, *later.unset)), entries)),
             {key: value for key, value in {**first.numbers, **later.numbers}.items() if not _within(key[0], entries)},
             tuple(dict.fromkeys((*first.gated, *later.gated))),
+            {**first.layers, **later.layers},
         )
 
     @classmethod
@@ -176,6 +190,7 @@ class EraseModules(GatedEdit):
             tuple(name for name in whole.unset if name not in first.unset),
             {key: value for key, value in whole.numbers.items() if first.numbers.get(key) != value},
             tuple(path for path in whole.gated if path not in first.gated),
+            {path: result for path, result in whole.layers.items() if path not in first.layers},
         )
 
     def renamed(self, name: Callable[[str], str | None]) -> Self | None:
@@ -189,6 +204,7 @@ class EraseModules(GatedEdit):
             tuple(now[path] for path in self.unset if path in now),
             {(new, key): value for (path, key), value in self.numbers.items() if (new := name(path)) is not None},
             tuple(new for path in self.gated if (new := name(path)) is not None),
+            {new: result.renamed(name) for path, result in self.layers.items() if (new := name(path)) is not None},
         )
 
     def to_data(self) -> dict[str, Any]:
@@ -200,6 +216,7 @@ class EraseModules(GatedEdit):
             "unset": list(self.unset),
             "numbers": [[path, name, value] for (path, name), value in self.numbers.items()],
             "gated": list(self.gated),
+            "layers": {path: result.to_data() for path, result in self.layers.items()},
         }
 
     @classmethod
@@ -212,11 +229,22 @@ class EraseModules(GatedEdit):
             tuple(map(str, data["unset"])),
             {(str(path), str(name)): int(value) for path, name, value in data["numbers"]},
             tuple(map(str, data.get("gated", ()))),
+            {str(path): result_from_data(result) for path, result in data.get("layers", {}).items()},
         )
 
     def __str__(self) -> str:
         more = f" and {len(self.structures) - _SHOWN} more" if len(self.structures) > _SHOWN else ""
-        return f"{', '.join(self.structures[:_SHOWN])}{more}"
+        return f"{', '.join(self.structures[:_SHOWN])}{more}{' (inexact)' * bool(self.layers)}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _HandsOn:
+    """A forward hook that returns ``result`` instead."""
+
+    result: Result
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Any:
+        return self.result.of(args, kwargs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
