@@ -23,6 +23,43 @@ def group_soft_threshold(y: Tensor, threshold: float) -> Tensor:
     return torch.mul(y, soft_factor(y.norm(), threshold))
 
 
+def metric_soft_threshold(y: Tensor, h: Tensor, threshold: float) -> Tensor:
+    """The prox of ``threshold * ||z||`` in the metric h: argmin_z threshold * ||z|| + sum_i h_i (z_i - y_i)^2 / 2.
+
+    It is z_i = h_i y_i / (h_i + threshold / r) with r = ||z||, and zero if and only if ||h y|| <= threshold.
+
+    >>> metric_soft_threshold(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 2.0]), 2.0)
+    tensor([2.4000, 3.2000])
+    >>> metric_soft_threshold(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 2.0]), 10.0)
+    tensor([0., 0.])
+    """
+    r, limit = y.new_zeros(()), y.new_tensor(threshold)
+    for _ in range(_NEWTON):
+        r = longer(r, *metric_sums((h * y).square(), h, r, limit))
+    return torch.where(limit > 0, metric_factor(h, r, limit) * y, y)
+
+
+def metric_sums(square: Tensor, h: Tensor, r: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Of S(r) = sum_i (h_i y_i)^2 / (h_i r + t)^2 and of -S'(r) / 2, the summands added up; ``square`` = (h y)^2."""
+    ratio = square / (h * r + threshold).square()
+    return ratio.sum(), (ratio * h / (h * r + threshold)).sum()
+
+
+def longer(r: Tensor, total: Tensor, slope: Tensor) -> Tensor:
+    """One step of Newton's method towards S(r) = 1, on the inverse square root of S.
+
+    That is a power mean of linear functions of r: it is concave and increases, so that no step from below overshoots,
+    and where all h are alike the first is exact. r stays 0 where S(0) <= 1.
+    """
+    tiny = torch.finfo(total.dtype).tiny
+    return torch.where(total > 1, r + total * (total.sqrt() - 1) / slope.clamp(min=tiny), r)
+
+
+def metric_factor(h: Tensor, r: Tensor, threshold: Tensor) -> Tensor:
+    """h r / (h r + t): what entries are multiplied by; 0 where r is."""
+    return h * r / (h * r + threshold).clamp(min=torch.finfo(h.dtype).tiny)
+
+
 def hard_threshold(y: Tensor, threshold: float) -> Tensor:
     """The prox of ``threshold^2 / 2`` for every ``z`` that is not zero: ``y`` if it is longer, else zero.
 
