@@ -6,7 +6,7 @@
 
 from niwaki.masks.gru import GRUController as GRUController
 from niwaki.masks.independent import IndependentLogits as IndependentLogits
-from niwaki.masks.protocol import Gates as Gates
+from niwaki.masks.protocol import MaskGates as MaskGates
 from niwaki.masks.protocol import MaskGenerator as MaskGenerator
 from niwaki.masks.registry import generators as generators
 from niwaki.masks.shared_head import SharedHead as SharedHead

@@ -17,7 +17,7 @@ BASE = 3.0  # added to what networks give, so that they begin with all units
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gates:
+class MaskGates:
     """The gates of all units, each [num_units].
 
     ``logits``: positive for a unit that is kept. ``soft``: between 0 and 1. ``hard``: 0 or 1, with the gradient of
@@ -69,7 +69,7 @@ class MaskGenerator(nn.Module, ABC):
         ``size`` [sum(sizes)]. For generators that look at the network that they prune."""
 
     @final
-    def gates(self, noise: torch.Generator | None = None) -> Gates:
+    def gates(self, noise: torch.Generator | None = None) -> MaskGates:
         """The gates with logistic noise, drawn from ``noise`` (on the CPU); or as they are, without chance.
 
         With u uniform in (0, 1), logistic noise is log(u) - log(1 - u), the difference of two Gumbel variables:
@@ -87,7 +87,7 @@ class MaskGenerator(nn.Module, ABC):
             soft = torch.sigmoid(drawn / TEMPERATURE)
         mask = ((drawn >= 0) | self._protected(drawn.detach())).to(soft)
         hard = mask + (soft - soft.detach())  # in this order, so that it is exactly 0 or 1
-        return Gates(*(self._padded(values, fill) for values, fill in ((logits, BASE), (soft, 1.0), (hard, 1.0))))
+        return MaskGates(*(self._padded(values, fill) for values, fill in ((logits, BASE), (soft, 1.0), (hard, 1.0))))
 
     def _padded(self, values: Tensor, fill: float) -> Tensor:
         return values if not self._structures else torch.cat([values, values.new_full((self._structures,), fill)])

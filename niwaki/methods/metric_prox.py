@@ -23,7 +23,7 @@ _STEPS = 12  # of Newton's method; about six where the entries of h differ a tho
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lengths:
+class UnitLengths:
     """Of each unit [num_units], with y its weights and h their metric: ||y||, ||h y|| and the number of weights."""
 
     norm: Tensor
@@ -31,7 +31,7 @@ class Lengths:
     entries: Tensor
 
 
-Strength = Callable[[Lengths], Tensor]  # the threshold of each unit, [num_units]
+Strength = Callable[[UnitLengths], Tensor]  # the threshold of each unit, [num_units]
 
 
 class MetricProx(ABC):
@@ -81,7 +81,7 @@ class PlainProx(MetricProx):
         for number in self._numbers:
             y, h = self._vectors(number, parameters, metrics)
             lengths[:, number] = torch.stack([y.norm(), (h * y).norm(), y.new_tensor(float(len(y)))])
-        threshold = strength(Lengths(*lengths))
+        threshold = strength(UnitLengths(*lengths))
         for number in self._numbers:
             y, h = self._vectors(number, parameters, metrics)
             limit, r = threshold[number], y.new_zeros(())
@@ -109,7 +109,7 @@ class PlainProx(MetricProx):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Rows:
+class _RowsAlong:
     """The rows of a block along one of its dimensions, and one unit of each: ``unit`` [n], padded with num_units."""
 
     block: int
@@ -139,7 +139,9 @@ class FastProx(MetricProx):
         self._blocks = blocks_of(space, optimizer, units)
         inside = np.append(units, False)
         self._rows = [
-            _Rows(number, dim, torch.from_numpy(np.where(inside[column], column, space.num_units)).to(self._device))
+            _RowsAlong(
+                number, dim, torch.from_numpy(np.where(inside[column], column, space.num_units)).to(self._device)
+            )
             for number, block in enumerate(self._blocks)
             for dim, table in zip(block.dims, block.units, strict=True)
             for column in table.T
@@ -157,7 +159,7 @@ class FastProx(MetricProx):
             rows.total(y.square(), norm)
             rows.total(squares[rows.block], weighted)
             rows.total(torch.ones_like(y), entries)
-        found = strength(Lengths(norm[:-1].sqrt(), weighted[:-1].sqrt(), entries[:-1]))
+        found = strength(UnitLengths(norm[:-1].sqrt(), weighted[:-1].sqrt(), entries[:-1]))
         limit = torch.cat([torch.where(self._concerned, found.to(norm), 0), norm.new_zeros(1)])
         r = self._empty()
         for _ in range(_STEPS):
@@ -178,7 +180,7 @@ class FastProx(MetricProx):
 
     def _under(
         self, squares: list[Tensor], hs: list[Tensor], r: Tensor, limit: Tensor
-    ) -> Iterator[tuple[_Rows, Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[_RowsAlong, Tensor, Tensor, Tensor]]:
         """Of each kind of rows (h y)^2, h and h r + t; of what has no threshold, a number that does no harm."""
         for rows in self._rows:
             h = hs[rows.block]

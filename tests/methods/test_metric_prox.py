@@ -13,7 +13,7 @@ from torch import Tensor
 from training import Training, adamw, sgd, two_rates
 
 from niwaki.errors import MethodError
-from niwaki.methods.metric_prox import FastProx, Lengths, PlainProx
+from niwaki.methods.metric_prox import FastProx, PlainProx, UnitLengths
 from niwaki.methods.proximal import group_soft_threshold, metric_soft_threshold
 from niwaki.per_unit.metric import metric, metric_of, metrics
 
@@ -70,7 +70,7 @@ def test_the_fast_path_does_what_the_plain_loop_does(net: str, name: str, by_rat
     units[-1] = True
     zeros = []
 
-    def strength(lengths: Lengths) -> Tensor:
+    def strength(lengths: UnitLengths) -> Tensor:
         share = torch.linspace(0.0, 1.3, len(units), dtype=lengths.norm.dtype)
         return share * lengths.weighted * (lengths.entries / lengths.entries.clamp(min=1))
 
@@ -102,7 +102,7 @@ def test_its_fixed_point_minimises_loss_and_penalty(name: str) -> None:
         "rmsprop": lambda: torch.optim.RMSprop([x], lr=2e-3),
         "adagrad": lambda: torch.optim.Adagrad([x], lr=0.3),
     }[name]()
-    for _ in range(3000):
+    for _ in range(1500):
         optimizer.zero_grad()
         (scale * (x - target).square()).sum().div(2).backward()
         optimizer.step()
