@@ -13,10 +13,11 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Compare
 from niwaki.errors import BudgetError, MethodError, UnknownName
 from niwaki.selection.both import erase_and_narrow
+from niwaki.selection.exchange import exchange_structures
 from niwaki.selection.greedy import select
 from niwaki.selection.levels import leaving
 from niwaki.selection.steps import Widths
-from niwaki.selection.structures import erasable, erase_structures, valid_erasures
+from niwaki.selection.structures import erasable, valid_erasures
 
 
 class Removal(ABC):
@@ -120,7 +121,7 @@ class WholeStructures(Removal):
         weight: FloatArray | None = None,
         staying: BoolArray | None = None,
     ) -> BoolArray:
-        return erase_structures(space, saliency, limits, removed, staying)
+        return exchange_structures(space, saliency, limits, removed, staying)
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
         return valid_erasures(space, gone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.core.edits import Erase
 from niwaki.errors import BudgetError, MethodError, PlanError, UnknownName
+from niwaki.selection import costs
 
 X = torch.randn(2, 8)
 
@@ -73,12 +75,58 @@ def test_a_structure_is_priced_with_what_is_inside() -> None:
     and takes the other along."""
     space = space_of()
     around = next(one.name for one in space.structures if one.erasable and one.macs == 4 * 64)
-    plan = niwaki.choose(space, scores_of(space, {around: 1.9}), niwaki.Budget(macs=0.9), remove="structures")
+    plan = niwaki.choose(space, scores_of(space, {around: 1.9}), niwaki.Budget(macs=0.76), remove="structures")
     assert erased(space, plan) == {around, "inner"}
     plan = niwaki.choose(
         space, scores_of(space, {around: 1.9, "inner": 0.5}), niwaki.Budget(macs=0.8), remove="structures"
     )
     assert erased(space, plan) > {"inner"} and around not in erased(space, plan)
+
+
+class Sized(nn.Module):
+    """Residual branches of different widths."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.up = nn.ModuleList(nn.Linear(4, size, bias=False) for size in sizes)
+        self.down = nn.ModuleList(nn.Linear(size, 4, bias=False) for size in sizes)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(torch.relu(up(x)))
+        result: Tensor = self.head(x)
+        return result
+
+
+def test_a_large_structure_does_not_go_where_small_ones_are_enough() -> None:
+    """By score per cost the large branch is second, and would go alone in the end: 30 where 7 are enough."""
+    space = niwaki.search_space(Sized(28, 60, 10), X[:, :4], erase=True)
+    names = [one.name for one in space.structures]
+    scores = scores_of(space, dict(zip(names, (1.0, 30.0, 6.0), strict=True)))
+    plan = niwaki.choose(space, scores, niwaki.Budget(macs=space.cost().macs - 30 * 16), remove="structures")
+    assert erased(space, plan) == {names[0], names[2]}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_choices_are_about_as_good_as_the_best(seed: int) -> None:
+    """Beside all subsets that meet the budget."""
+    rng = np.random.default_rng(seed)
+    space = niwaki.search_space(Sized(*rng.integers(2, 60, 7).tolist()), X[:, :4], erase=True)
+    units = [group.first for group in space.groups if group.structure is not None]
+    values = np.ones(space.num_units)
+    values[units] = rng.random(7) * [space.structures[n].params for n in range(7)]
+    limit = round(space.cost().macs * 0.5)
+    best = np.inf
+    for choice in itertools.product([False, True], repeat=7):
+        keep = np.ones(space.num_units, dtype=bool)
+        keep[units] = ~np.array(choice)
+        if costs(space.cost_model, keep, {"macs": limit})["macs"] <= limit:
+            best = min(best, float(values[units][list(choice)].sum()))
+    plan = niwaki.choose(space, niwaki.score(space, lambda _: values), niwaki.Budget(macs=limit), remove="structures")
+    gone = ~space.keep_of(plan)[units]
+    assert space.cost(plan).macs <= limit
+    assert best <= values[units][gone].sum() <= 1.15 * best + 1e-9
 
 
 def test_what_would_disconnect_is_skipped() -> None:
