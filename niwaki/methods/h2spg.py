@@ -17,6 +17,7 @@ from niwaki.methods.redundancy import MostRedundant
 from niwaki.methods.registry import register
 from niwaki.methods.rule_update import RuleUpdate
 from niwaki.methods.schedule import Schedule
+from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.vanishing import Vanishing
 from niwaki.selection import UNITS, removal_named
@@ -49,6 +50,8 @@ class H2SPG(Method):
         memory: how much of the average is left after one more step, from 0 (the mean over the window) to below 1.
         remove: ``"both"`` chooses units beside structures, by DHSPG's redundancy in their groups, whichever is worth
             less for what it costs; see `niwaki.choose`.
+        shrink: True lets what has reached zero for good leave the model in place as soon as that pays, so that the rest
+            of the training is cheaper; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over structures, which is the specification.
 
     Raises:
@@ -93,6 +96,7 @@ class H2SPG(Method):
         window: int = 10,
         memory: float = 0.9,
         remove: Literal["structures", "both"] = "structures",
+        shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
@@ -110,12 +114,14 @@ class H2SPG(Method):
         compare = removal.compared(None)
         choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare, float(memory))
         update = RuleUpdate(units, lambda step, left: rule, lambda step: "half-space", asdict(rule))
-        super().__init__(units, Vanishing(units, target, schedule, choice), update)
+        super().__init__(units, Vanishing(units, target, schedule, choice), update, shrink)
 
 
 register(
     H2SPG.name,
-    lambda t: H2SPG(t.space, t.optimizer, t.budget, t.schedule, remove="both" if t.narrow else "structures"),
+    lambda t: H2SPG(
+        t.space, t.optimizer, t.budget, t.schedule, remove="both" if t.narrow else "structures", shrink=t.shrink
+    ),
     erases=True,
     narrows=False,
 )

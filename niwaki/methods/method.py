@@ -28,7 +28,7 @@ from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import LiveSpace, ShrinkPolicy
 from niwaki.methods.status import Progress, not_ended, not_zero, remainder, warn_of
 from niwaki.methods.trained_units import TrainedUnits
-from niwaki.selection import UNITS
+from niwaki.selection import STRUCTURES
 from niwaki.selection.budget import Budget, provenance, slack_note
 
 KEY = "niwaki"
@@ -132,6 +132,7 @@ class Method:
         Call it between two steps, after ``optimizer.step()``. `plan` goes on speaking of the dense network, which
         `niwaki.cut`, `niwaki.check` and `niwaki.save` understand. A checkpoint of a model that has been shrunk loads
         into a dense one, with its optimizer's state, in either order: the weights wait until that has shrunk the model.
+        Where structures have left, load the optimizer's state first: the names of weights may be others since.
 
         Args:
             ema: averaged copies of the model, besides those that the method was given.
@@ -195,7 +196,7 @@ class Method:
         if target.budget is not None:
             if (
                 ended
-                and target.removal is UNITS
+                and target.removal is not STRUCTURES
                 and (told := slack_note(self.space, keep, target.limits, target.budget))
             ):
                 about["tight"] = told
@@ -334,6 +335,10 @@ class Method:
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             raise damaged(self.name, cause) from cause
         self._loading = saved
+        if self.units.live.erases(remains):  # parameters leave the optimizer, which torch compares with what it loads
+            with torch.no_grad():
+                ema = () if self.shrinking is None else self.shrinking.ema
+                self.units.live.restore(remains, ema, self.optimizer)
 
     def _load(self, optimizer: Optimizer) -> None:
         take_trace(optimizer)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from niwaki.core.compose import difference
+from niwaki.core.dying import structure_units
 from niwaki.core.edits.zeroed import zeroed_by_method
+from niwaki.core.left_to_train import left_to_train
 from niwaki.core.plan import Plan, smaller_shapes, tensor_shapes
 from niwaki.core.reindex import reindex
 from niwaki.core.scalars import is_number
@@ -84,11 +86,12 @@ class LiveSpace:
         self._past: list[BoolArray] = []  # what was here before each shrink
         self._idle = 0.0  # steps' worth of multiply-accumulates on zeros since the last shrink
         self._gone, self._share = 0, 0.0
+        self._left = 0  # how many units had been asked to leave when it last shrank
 
     def pays(self, gone: BoolArray, policy: ShrinkPolicy) -> bool:
         """Count one more step with the units ``gone`` [num_units] at zero: does it pay to let them leave now?"""
         number = int(gone.sum())
-        if number == self._dense.num_units - int(self.here.sum()):
+        if number == self._left:
             return False
         if number != self._gone:
             now, then = (self._dense.cost_of(keep).macs for keep in (self.here, ~gone))
@@ -104,11 +107,13 @@ class LiveSpace:
             ShrinkError: a state cannot follow.
         """
         plan = self._dense.plan(~gone)
-        left = reindex(self._dense, plan, shrunk=False)
+        here = self._dense.keep_of(plan)  # without what is inside of structures that are erased
+        erases = (~here)[list(structure_units(self._dense).values())].any()
+        left = left_to_train(self._dense, plan) if erases else reindex(self._dense, plan, shrunk=False)
         shrink(self._dense.model, plan, optimizer, ema)
         self._past.append(self.here)
-        self.space, self.here = left, ~gone
-        self._idle, self._gone, self._share = 0.0, 0, 0.0
+        self.space, self.here = left, here
+        self._left, self._idle, self._gone, self._share = int(gone.sum()), 0.0, 0, 0.0
 
     def shapes(self, here: BoolArray) -> dict[str, tuple[int, ...]]:
         """The shapes of the tensors of the model with the units ``here`` [num_units], by name."""
@@ -145,11 +150,19 @@ class LiveSpace:
                 "What has left cannot come back: build model, optimizer and method anew, then load."
             )
 
-    def restore(self, data: Mapping[str, Any], ema: Sequence[nn.Module] = ()) -> None:
-        """Bring the model to the size of a checkpoint whose optimizer state is loaded already."""
+    def erases(self, data: Mapping[str, Any]) -> bool:
+        """Whether structures have left the model of a checkpoint that are still here."""
+        whole = list(structure_units(self._dense).values())
+        return bool((self.here & ~data["here"].cpu().numpy())[whole].any())
+
+    def restore(
+        self, data: Mapping[str, Any], ema: Sequence[nn.Module] = (), optimizer: Optimizer | None = None
+    ) -> None:
+        """Bring the model to the size of a checkpoint whose optimizer state is loaded already, or that of ``optimizer``
+        with it."""
         gone = ~data["here"].cpu().numpy()
         if (gone & self.here).any():
-            self.leave(gone, None, ema)
+            self.leave(gone, optimizer, ema)
         self._idle, self._gone, self._share = float(data["idle"]), 0, 0.0
 
 

@@ -159,6 +159,36 @@ def test_a_run_resumes_to_the_same_bits(kind: str, stop: int) -> None:
     assert erased(whole) == erased(second)
 
 
+@pytest.mark.parametrize("kind", METHODS)
+def test_what_is_zero_leaves_in_mid_training(kind: str) -> None:
+    """Modules too: the rest trains as it would have, and the plan is the same."""
+    whole, small = Run(kind).train(), Run(kind, shrink=niwaki.ShrinkPolicy(cost=0.1)).train()
+    assert small.method is not None and whole.method is not None
+    left = dict(small.model.named_parameters())
+    assert sum(p.numel() for p in left.values()) == small.space.cost(small.method.plan()).params
+    assert small.method.plan().kept == whole.method.plan().kept
+    held = {id(parameter) for group in small.optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in left.values()}
+    x = torch.randn(5, 6).double()
+    assert torch.allclose(small.model(x), whole.model(x), atol=1e-10)
+    assert torch.allclose(niwaki.cut(small.model, small.method.plan())(x), small.model(x))
+
+
+@pytest.mark.parametrize("stop", [13, STEPS - 2])
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_run_that_has_shrunk_resumes_to_the_same_bits(kind: str, stop: int) -> None:
+    def run() -> Run:
+        return Run(kind, adam=True, shrink=niwaki.ShrinkPolicy(cost=0.1))
+
+    whole, first, second = run().train(), run().train(0, stop), run()
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    second.model.load_state_dict(copy.deepcopy(first.model.state_dict()))
+    second.train(stop)
+    assert whole.weights.keys() == second.weights.keys()
+    assert all(torch.equal(weight, second.weights[name]) for name, weight in whole.weights.items())
+    assert erased(whole) == erased(second)
+
+
 def test_a_support_that_is_known() -> None:
     """The target needs one of the branches only; the others are driven out, and the loss is what it was."""
 
