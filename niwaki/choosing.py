@@ -105,8 +105,8 @@ def choose(
                 f"A limit on {', '.join(measured)} is met by measuring networks with narrower layers, not by erasing "
                 "structures. Set a limit in macs, params or memory."
             )
-        keep = removal.select(space, saliency, limits, steps=budget.steps, compare=compare)
-        check_left(space, removal, keep, limits, budget.steps)
+        keep = removal.select(space, saliency, limits, steps=budget.steps, compare=compare, experts=True)
+        check_left(space, removal, keep, limits, budget.steps, experts=True)
         how: dict[str, Any] = {"compare": compare} if removal is BOTH and compare != "group" else {}
         if removal is BOTH and (told := slack_note(space, keep, limits, budget)):
             how["tight"] = told

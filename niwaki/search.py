@@ -16,7 +16,9 @@ from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.erasing.bypasses import bypasses_of
 from niwaki.erasing.concatenation import RunFlow, concatenated
-from niwaki.erasing.erasures import erasures_of
+from niwaki.erasing.erasures import FoundErasures, erasures_of
+from niwaki.erasing.experts import ErasableExperts, with_experts
+from niwaki.erasing.routers import chosen_among
 from niwaki.errors import UnknownName, first_line
 from niwaki.program.entry import calls_of, program_of
 from niwaki.program.module import Program
@@ -157,9 +159,8 @@ def _space(
         erasures = erasures_of(
             model, graph, flows, joined, constraints, given, matching, calls, required or (), layout == "uniform"
         )
-    builder = Builder(
-        model, graph, constraints, inner, [it for known in registered() for it in known.looked_after(model)]
-    )
+    looked_after = [it for known in registered() for it in known.looked_after(model)]
+    builder = Builder(model, graph, constraints, inner, looked_after)
     notes = [
         f"The model does not run in train mode ({type(run.error).__qualname__}: {first_line(run.error)}), so only its "
         "eval mode was analysed."
@@ -183,20 +184,28 @@ def _space(
             "smaller. Return them beside the others if they have to keep their size."
         )
     notes += [*constraints.notes, *_unseen(graph, constraints)]
+    if single and given is not None and (chosen := chosen_among(graph, constraints, given)):
+        notes.append(
+            f"Whole experts leave the class of a model, and no exported program: {chosen[0]!r} chooses among some "
+            "here. Use as_graph=False to erase them."
+        )
     if single:
         notes.append("This is the space of an exported program: it does not cover other inputs or train mode.")
     if rehearse:
-        notes += dry_run(graph, constraints, builder, calls, copied=erasures is not None)
+        notes += dry_run(graph, constraints, builder, calls, copied=given is not None)
     remember_beside(model)
     if layout != "uniform":
         space = builder.finished(notes, ())
     else:
         space = uniform(builder.finished(notes, [rule for known in registered() for rule in known.multiples(model)]))
-    if erasures is None:
-        return space
-    if builder.copy_fault is not None:
+    if erasures is not None and builder.copy_fault is not None:
         erasures = erasures.refused(builder.copy_fault)
-    return builder.erasable(space, erasures, erasures.homes())
+    found: FoundErasures | ErasableExperts | None = erasures
+    if given is not None and not single:
+        found = with_experts(
+            erasures, space, graph, constraints, given, matching, calls, looked_after, builder.copy_fault
+        )
+    return space if found is None else builder.erasable(space, found, found.homes())
 
 
 def _unseen(graph: Graph, constraints: Constraints) -> list[str]:

@@ -27,6 +27,7 @@ from niwaki.core.edits.older import edits_of_older
 from niwaki.core.json_text import item_a_line
 from niwaki.core.names import named_buffers, named_modules, named_parameters, plain_json
 from niwaki.core.positions import Positions
+from niwaki.core.renaming import Renaming
 from niwaki.errors import PlanError
 
 PLAN_FORMAT = 3  # 1 had no repairs; 1 and 2 had a key for each kind of edit
@@ -223,7 +224,12 @@ def _shapes(data: Mapping[str, Any]) -> tuple[TensorShape, ...]:
 
 def smaller_shapes(plan: Plan) -> tuple[TensorShape, ...]:
     """Names and shapes of the tensors after the cut."""
-    shapes = {one.name: plan.change_of(one.name).shape_of(one.shape) for one in plan.shapes}
+    names = Renaming.of(plan)
+    shapes = {
+        name: plan.change_of(one.name).shape_of(one.shape)
+        for one in plan.shapes
+        if (name := names.after(one.name)) is not None
+    }
     for edit in plan.module_edits:
         edit.update_shapes(shapes)
     return tuple(TensorShape(name, shape) for name, shape in sorted(shapes.items()))

@@ -122,7 +122,21 @@ class SearchSpace:
 
     def cost(self, plan: Plan | None = None) -> Cost:
         """The cost of the model as it is, or as ``plan`` leaves it."""
-        return self.cost_of(np.ones(self.num_units, dtype=bool) if plan is None else self.keep_of(plan))
+        return self.cost_of(np.ones(self.num_units, dtype=bool) if plan is None else self._routed(self.keep_of(plan)))
+
+    def _routed(self, keep: BoolArray) -> BoolArray:
+        """``keep`` with the units inside of experts that are erased: others, which are counted as being as wide, get
+        their tokens."""
+        erased = [
+            self.structures[group.structure]
+            for group in self.groups
+            if group.structure is not None and not keep[group.first]
+        ]
+        own = {name for one in erased if one.router is not None for name in one.producers}
+        for group in self.width_groups if own else ():
+            if all(piece.tensor in own for piece in group.slices):
+                keep[group.numbers] = True
+        return keep
 
     def cost_of(self, keep: FloatArray | BoolArray) -> Cost:
         """The cost when the units with ``keep`` [num_units] true are kept."""

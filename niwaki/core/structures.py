@@ -27,6 +27,8 @@ class Structure:
     operands. ``concatenated``: the first join is a concatenation. ``gates``: modules without parameters that make it,
     or a part of it, beside those parameters: gates on what these return make it zero. ``layer``: the layer that it is
     as a whole, if what that is given takes the place of what it returns: this is inexact, no zeros do that.
+    ``router``: of an expert, what chooses it: there its number is the ``operand``, and the operator that makes its
+    logit is the ``join``; ``macs`` are those of the logit, since other experts get its tokens.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Structure:
     concatenated: bool = False
     gates: tuple[str, ...] = ()
     layer: str | None = None
+    router: str | None = None
 
     @property
     def operands(self) -> tuple[tuple[int, int], ...]:
@@ -58,6 +61,7 @@ class Structure:
     def __str__(self) -> str:
         why = "" if self.refused is None else f"; not erasable: {self.refused}"
         how = "left out" if self.layer is not None else "concatenated" if self.concatenated else "added"
+        how = how if self.router is None else f"chosen by {self.router}"
         where = f"{how} at {self.location.brief}{', inexact' * (self.layer is not None)}"
         return f"{self.name}: {self.macs:,} MACs, {self.params:,} parameters, {where}{why}"
 

@@ -39,6 +39,7 @@ def erase_and_narrow(
     compare: Compare = "group",
     weight: FloatArray | None = None,
     staying: BoolArray | None = None,
+    experts: bool = False,
 ) -> BoolArray:
     """The units to keep, [num_units], structures among them, so that every one of ``limits`` is met.
 
@@ -53,9 +54,9 @@ def erase_and_narrow(
     `niwaki.selection.select`.
     """
     start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
-    if space.erasures is None or not erasable(space):
+    if space.erasures is None or not erasable(space, experts):
         return select(space, saliency, limits, removed, steps=steps, compare=compare, weight=weight, staying=staying)
-    sweep = _Sweep(space, space.erasures, saliency, limits, start, steps, compare, weight, staying)
+    sweep = _Sweep(space, space.erasures, saliency, limits, start, steps, compare, weight, staying, experts)
     return sweep.best()
 
 
@@ -131,12 +132,13 @@ class _Sweep:
         compare: Compare,
         weight: FloatArray | None,
         staying: BoolArray | None,
+        experts: bool,
     ) -> None:
         self.space, self.erasures, self.limits, self.start = space, erasures, limits, start
         self._saliency, self._steps, self._compare, self._weight = saliency, steps, compare, weight
         self._staying = np.zeros_like(start) if staying is None else staying
         self.model: Final[CostModel] = space.cost_model.merged()
-        self.units = erasable(space)
+        self.units = erasable(space, experts)
         self.around = {n: [one for one in erasures.around(n) if one in self.units] for n in self.units}
         self.before = [number for number, unit in self.units.items() if not start[unit]]
         everything = np.ones_like(start)

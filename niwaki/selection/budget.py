@@ -182,14 +182,19 @@ def check_budget(budget: object, *, training: bool = True) -> None:
 
 
 def check_left(
-    space: SearchSpace, removal: Removal, keep: BoolArray, limits: Mapping[str, float], steps: Widths = _FREE
+    space: SearchSpace,
+    removal: Removal,
+    keep: BoolArray,
+    limits: Mapping[str, float],
+    steps: Widths = _FREE,
+    experts: bool = False,
 ) -> None:
     """Raise `BudgetError` if ``keep``, what ``removal`` has chosen, costs more than ``limits``, or where structures are
     to go and there is none; and `UnknownName` as `check_met` does."""
     if removal is not UNITS:
-        check_some(space)
+        check_some(space, experts)
     if removal is STRUCTURES:
-        check_erased(space, keep, limits)
+        check_erased(space, keep, limits, experts)
     else:
         check_met(space, keep, limits, steps)
 

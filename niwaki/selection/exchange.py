@@ -22,6 +22,7 @@ def exchange_structures(
     limits: Mapping[str, float],
     removed: BoolArray | None = None,
     staying: BoolArray | None = None,
+    experts: bool = False,
 ) -> BoolArray:
     """The units to keep, [num_units]: what `erase_structures` keeps, or other structures that are worth more.
 
@@ -31,8 +32,8 @@ def exchange_structures(
     """
     held = np.zeros(space.num_units, dtype=bool) if staying is None else staying.copy()
     there = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
-    keep = erase_structures(space, saliency, limits, removed, held)
-    model, units = space.cost_model.merged(), erasable(space)
+    keep = erase_structures(space, saliency, limits, removed, held, experts)
+    model, units = space.cost_model.merged(), erasable(space, experts)
 
     def unused(kept: BoolArray) -> float:
         return min((1 - cost / limits[m] for m, cost in costs(model, kept, limits).items() if limits[m]), default=0.0)
@@ -52,7 +53,7 @@ def exchange_structures(
         for unit in sorted(outermost(keep), key=lambda unit: -saliency[unit])[:_TRIALS]:
             also = held.copy()
             also[unit] = True
-            found.append((erase_structures(space, saliency, limits, removed, also), also))
+            found.append((erase_structures(space, saliency, limits, removed, also, experts), also))
         better = [(erased(kept), place) for place, (kept, _) in enumerate(found) if unused(kept) >= 0]
         least, place = min(better, default=(np.inf, 0))
         if least >= erased(keep):

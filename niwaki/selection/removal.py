@@ -49,9 +49,10 @@ class Removal(ABC):
         compare: Compare = "group",
         weight: FloatArray | None = None,
         staying: BoolArray | None = None,
+        experts: bool = False,
     ) -> BoolArray:
         """The units to keep so that every one of ``limits`` is met, as far as that is possible; see
-        `niwaki.selection.select`."""
+        `niwaki.selection.select`. ``experts``: structures may be experts of routers."""
 
     @abstractmethod
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
@@ -83,6 +84,7 @@ class NarrowerLayers(Removal):
         compare: Compare = "group",
         weight: FloatArray | None = None,
         staying: BoolArray | None = None,
+        experts: bool = False,
     ) -> BoolArray:
         return select(space, saliency, limits, removed, steps=steps, compare=compare, weight=weight, staying=staying)
 
@@ -120,8 +122,9 @@ class WholeStructures(Removal):
         compare: Compare = "space",
         weight: FloatArray | None = None,
         staying: BoolArray | None = None,
+        experts: bool = False,
     ) -> BoolArray:
-        return exchange_structures(space, saliency, limits, removed, staying)
+        return exchange_structures(space, saliency, limits, removed, staying, experts)
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
         return valid_erasures(space, gone)
@@ -150,6 +153,7 @@ class Both(Removal):
         compare: Compare = "group",
         weight: FloatArray | None = None,
         staying: BoolArray | None = None,
+        experts: bool = False,
     ) -> BoolArray:
         if "units" in limits:
             raise BudgetError(
@@ -157,7 +161,15 @@ class Both(Removal):
                 "params or memory for remove='both'."
             )
         return erase_and_narrow(
-            space, saliency, limits, removed, steps=steps, compare=compare, weight=weight, staying=staying
+            space,
+            saliency,
+            limits,
+            removed,
+            steps=steps,
+            compare=compare,
+            weight=weight,
+            staying=staying,
+            experts=experts,
         )
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:

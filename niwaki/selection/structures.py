@@ -14,14 +14,16 @@ from niwaki.errors import BudgetError
 from niwaki.selection.objective import costs, mixed, prices
 
 
-def erasable(space: SearchSpace) -> dict[int, int]:
+def erasable(space: SearchSpace, experts: bool = False) -> dict[int, int]:
     """The unit of every structure that can be erased and that weights make, by its number. (Nothing tells what a part
-    is worth that only a gate makes zero: only `SearchSpace.plan` erases such structures.)"""
+    is worth that only a gate makes zero: only `SearchSpace.plan` erases such structures.) ``experts``: those of routers
+    are among them, which no method can drive to zero: a router goes on choosing an expert whose weights are zero."""
     return {
         group.structure: group.first
         for group in space.groups
         if group.structure is not None
         and not space.structures[group.structure].gates
+        and (experts or space.structures[group.structure].router is None)
         and any(piece.role.produces for piece in group.slices)
     }
 
@@ -32,6 +34,7 @@ def erase_structures(
     limits: Mapping[str, float],
     removed: BoolArray | None = None,
     staying: BoolArray | None = None,
+    experts: bool = False,
 ) -> BoolArray:
     """The units to keep, [num_units], where whole structures go until every one of ``limits`` is met, or no other can.
 
@@ -42,15 +45,15 @@ def erase_structures(
     which the limits are met as well.
 
     Where the limits are not met by then, since what went has left others without which outputs would hang in the air,
-    it is done once more without each structure that went, and by decreasing cost; of the choices that meet the limits
-    that of the most saliency is taken.
+    it is done once more without each structure that went (experts are not in the way of others), and by decreasing
+    cost; of the choices that meet the limits that of the most saliency is taken.
 
     ``saliency`` [num_units] is not negative. Structures in ``removed`` [num_units] are erased from the beginning; those
-    in ``staying`` never are.
+    in ``staying`` never are, and experts of routers only with ``experts``.
     """
     staying = np.zeros(space.num_units, dtype=bool) if staying is None else staying
-    first = _erased(space, saliency, saliency, limits, removed, staying)
-    units = list(erasable(space).values())
+    first = _erased(space, saliency, saliency, limits, removed, staying, experts)
+    units = list(erasable(space, experts).values())
     present = np.ones_like(first) if removed is None else ~removed
 
     def met(keep: BoolArray) -> bool:
@@ -58,12 +61,12 @@ def erase_structures(
 
     if met(first) or not units:
         return first
-    others = [_erased(space, np.ones_like(saliency), saliency, limits, removed, staying)]
-    for unit in units:
+    others = [_erased(space, np.ones_like(saliency), saliency, limits, removed, staying, experts)]
+    for unit in erasable(space).values():
         if present[unit] and not first[unit]:
             barred = staying.copy()
             barred[unit] = True
-            others.append(_erased(space, saliency, saliency, limits, removed, barred))
+            others.append(_erased(space, saliency, saliency, limits, removed, barred, experts))
     found = [keep for keep in others if met(keep)]
     return max(found, key=lambda keep: float(saliency[units][keep[units]].sum()), default=first)
 
@@ -75,10 +78,11 @@ def _erased(
     limits: Mapping[str, float],
     removed: BoolArray | None,
     staying: BoolArray,
+    experts: bool,
 ) -> BoolArray:
     """The greedy selection itself, by ``order`` [num_units] over cost."""
     keep = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
-    units = erasable(space)
+    units = erasable(space, experts)
     if space.erasures is None or not units:
         return keep
     model, trial = space.cost_model.merged(), space.erasures.trial()
@@ -145,18 +149,26 @@ def valid_erasures(space: SearchSpace, gone: BoolArray) -> BoolArray:
     return found
 
 
-def check_some(space: SearchSpace) -> None:
+def check_some(space: SearchSpace, experts: bool = False) -> None:
     """Raise `BudgetError` if there is nothing to erase."""
-    if not erasable(space):
+    if not erasable(space, experts):
+        if erasable(space, experts=True):
+            raise BudgetError(
+                "There is no structure that a method could drive to zero: all that can be erased are experts, and a "
+                "router goes on choosing an expert whose weights are zero. Erase experts before or after the "
+                "training: niwaki.choose(space, scores, budget, remove='structures')."
+            )
         raise BudgetError(
             f"There is no structure that could be erased: {_why_none(space.erasures)} Use remove='units' to make "
             "layers narrower."
         )
 
 
-def check_erased(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float]) -> None:
+def check_erased(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], experts: bool = False) -> None:
     """Raise `BudgetError` if ``keep``, the result of `erase_structures`, costs more than ``limits``."""
-    candidates = erasable(space)
+    candidates = erasable(space, experts)
+    left_out = len(erasable(space, experts=True)) - len(candidates)
+    stay = f" ({left_out} experts stay while a method trains; niwaki.choose can erase them.)" if left_out else ""
     for measure, reached in costs(space.cost_model, keep, limits).items():
         if reached > limits[measure]:
             dense = costs(space.cost_model, np.ones_like(keep), limits)[measure]
@@ -165,7 +177,7 @@ def check_erased(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float
             raise BudgetError(
                 f"The budget {limit} cannot be met by erasing: without {erased} of {len(candidates)} structures "
                 f"{reached:,.0f} ({reached / dense:.1%}) remain, and no other can go beside them. Ask for more "
-                f"{measure}, or make layers narrower too."
+                f"{measure}, or make layers narrower too.{stay}"
             )
 
 

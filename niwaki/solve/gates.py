@@ -23,13 +23,24 @@ from niwaki.solve.sizes import equations_of
 @dataclass(frozen=True, slots=True, eq=False)
 class Homes:
     """The structures without which nothing needs an operator of the first run, or a tensor, any more: the smallest that
-    it is in, or several that it serves. ``parts``: of each structure that is concatenated, what reads it; ``absences``:
-    where these are, if there are any."""
+    it is in, or several that it serves. ``parts``: of each structure that is concatenated, what reads it, and of each
+    expert its slices; ``absences``: where the former are, if there are any, and ``split``: where the latter."""
 
     operators: Mapping[int, Sequence[int]]
     tensors: Mapping[str, Sequence[int]]
     parts: Mapping[int, Sequence[TensorPart]]
     absences: Absences | None
+    split: Sequence[SplitAxis] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SplitAxis:
+    """An axis with one position for each of ``structures``: dimensions of ``tensors``, and of the products that
+    operators multiply (by the number of the term of multiply-accumulates, and the place in it)."""
+
+    structures: Sequence[int]
+    tensors: Sequence[tuple[str, int]]
+    macs: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +97,7 @@ def with_structures(
         groups.append(Group(group_of(one.name), unit[number], 1, (), inexact=why, structure=number))
     slices = slices_by_group(dims, starts)
     around = {number: [unit[one] for one in erasures.around(number) if one in unit] for number in numbers}
-    gates = _GatedCosts(space.cost_model, numbers, around, after)
+    gates = _GatedCosts(space.cost_model, numbers, around, after, homes.split, unit)
     cost_model = gates.costs(units, tables, homes, unit)
     moving = cost_model.counts.varies()[: tables.num_axes]
     numbers_left = _with_more(space.numbers, equations_of(tables, moving)[0]) if homes.parts else space.numbers
@@ -177,18 +188,29 @@ def _with_owners(space: SearchSpace, owned: Sequence[tuple[Sequence[str], int]],
 
 
 class _GatedCosts:
-    """A cost model with one more axis for every structure, numbered after all others."""
+    """A cost model with one more axis for every structure, numbered after all others, and one for every axis that
+    structures share after these."""
 
-    def __init__(self, old: CostModel, numbers: Sequence[int], around: Mapping[int, list[int]], units: int) -> None:
+    def __init__(
+        self,
+        old: CostModel,
+        numbers: Sequence[int],
+        around: Mapping[int, list[int]],
+        units: int,
+        split: Sequence[SplitAxis],
+        unit: Mapping[int, int],
+    ) -> None:
         self._old, self._units = old, units
         self._axes = old.counts.num_axes
         self._axis = {number: self._axes + place for place, number in enumerate(numbers)}
         self._around = [around[number] for number in numbers]
+        self._split, self._shares = split, [[unit[number] for number in one.structures] for one in split]
 
     def costs(self, units: SolvedGroups, tables: Tables, homes: Homes, unit: Mapping[int, int]) -> CostModel:
         """The cost model itself. ``tables``: what the terms of the old one belong to."""
         old, operators = self._old, homes.operators
         peaks, work = old.activations, old.work
+        params, macs, memory = self._shared(tables)
         if peaks is not None:
             terms, row = self._terms(peaks.terms, [operators.get(moment, ()) for moment in peaks.born.tolist()])
             peaks = PeakMemory(terms, peaks.born[row], peaks.died[row])
@@ -198,12 +220,26 @@ class _GatedCosts:
             work = replace(work, terms=terms, operator=work.operator[row])
         return CostModel(
             self._counts(self._parted(units, tables, homes.absences, unit)),
-            self._terms(old.params, [homes.tensors.get(name, ()) for name in tables.parameters])[0],
-            self._terms(old.macs, [operators.get(place, ()) for place in tables.multiplying])[0],
-            self._terms(old.memory, [homes.tensors.get(name, ()) for name in tables.tensors])[0],
+            self._terms(params, [homes.tensors.get(name, ()) for name in tables.parameters])[0],
+            self._terms(macs, [operators.get(place, ()) for place in tables.multiplying])[0],
+            self._terms(memory, [homes.tensors.get(name, ()) for name in tables.tensors])[0],
             peaks,
             work,
         )
+
+    def _shared(self, tables: Tables) -> tuple[Terms, Terms, Terms]:
+        """The terms of parameters, multiply-accumulates and memory, with the axes that structures share."""
+        old = self._old
+        found = [Terms(terms.constant, terms.axes.copy()) for terms in (old.params, old.macs, old.memory)]
+        rows = [{name: row for row, name in enumerate(names)} for names in (tables.parameters, tables.tensors)]
+        for axis, one in enumerate(self._split, self._axes + len(self._around)):
+            for terms, row in ((found[0], rows[0]), (found[2], rows[1])):
+                for name, dim in one.tensors:
+                    if name in row:
+                        terms.axes[row[name], dim] = axis
+            for number, column in one.macs:
+                found[1].axes[number, column] = axis
+        return found[0], found[1], found[2]
 
     def _parted(
         self, units: SolvedGroups, tables: Tables, absences: Absences | None, unit: Mapping[int, int]
@@ -224,13 +260,19 @@ class _GatedCosts:
         others = np.isin(np.arange(self._axes), np.concatenate([parted.axis, parted.runs.axis]), invert=True)
         kept = others[old.axis]
         units = np.where(old.units[kept] == old.num_units, self._units, old.units[kept])
-        rows = stacked([units, parted.units, *(np.array([around]) for around in self._around)], self._units)
-        axis = [old.axis[kept], parted.axis, np.arange(self._axes, self._axes + extra)]
+        shared = [np.array(own)[:, None] for own in self._shares]
+        rows = stacked([units, parted.units, *(np.array([around]) for around in self._around), *shared], self._units)
+        axis = [
+            old.axis[kept],
+            parted.axis,
+            np.arange(self._axes, self._axes + extra),
+            *(np.full(len(own), self._axes + extra + number) for number, own in enumerate(self._shares)),
+        ]
         return Counts(
             self._units,
-            self._axes + extra,
+            self._axes + extra + len(shared),
             rows,
-            np.concatenate([old.times[kept], parted.times, np.ones(extra)]),
+            np.concatenate([old.times[kept], parted.times, np.ones(extra + sum(map(len, shared)))]),
             np.concatenate(axis).astype(np.int64),
             old.runs[others[old.runs.axis]].joined(parted.runs),
         )
@@ -238,7 +280,7 @@ class _GatedCosts:
     def _terms(self, old: Terms, homes: Sequence[Sequence[int]]) -> tuple[Terms, IntArray]:
         """The terms with the gates of their structures, ``homes``, and the old row of each. What serves structures a
         and b is needed as long as one of them is there, a + b - a b: three terms."""
-        none = self._axes + len(self._around)
+        none = self._axes + len(self._around) + len(self._split)
         row: list[int] = []
         sign: list[float] = []
         gates: list[list[int]] = []

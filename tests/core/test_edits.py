@@ -17,9 +17,21 @@ import niwaki
 from niwaki.core import edits
 from niwaki.core.absent import Container, Fixed, Given, PlainValue, SizeOfArgument, SizeOfTensor, Zeros
 from niwaki.core.compose import composed, difference
-from niwaki.core.edits import Edit, Erase, EraseModules, Keep, KeepDirection, Rescale, SetAttribute, SetScalar, Zeroed
+from niwaki.core.edits import (
+    Edit,
+    Erase,
+    EraseExperts,
+    EraseModules,
+    Keep,
+    KeepDirection,
+    Rescale,
+    SetAttribute,
+    SetScalar,
+    Zeroed,
+)
 from niwaki.core.edits.base import edit_from_data, edit_to_data
 from niwaki.core.edits.erase import JoinOperand
+from niwaki.core.edits.erase_experts import ExpertList
 from niwaki.core.plan import Plan, TensorShape
 from niwaki.core.positions import Positions
 from niwaki.errors import PlanError
@@ -43,6 +55,10 @@ BOTH_HALVES = EraseModules(
     {("m.2.two", "number"): 1},
 )
 
+FOUR, THREE = ExpertList("m.experts", ("0", "1", "2", "3")), ExpertList("m.experts", ("0", "1", "2"))
+ONE_GONE = EraseExperts("b", "m.gate", 4, (0, 1, 3), (FOUR,))
+TWO_GONE = EraseExperts("b", "m.gate", 4, (0, 3), (FOUR,))
+
 # By kind: what is done first, what then, and both at once.
 ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
     (Keep("a", 0, (1, 3, 4, 7)), Keep("a", 0, (0, 2)), Keep("a", 0, (1, 4))),
@@ -52,10 +68,11 @@ ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
     (SetScalar("m", "eps", 2.0, True), SetScalar("m", "eps", 4.0, True), SetScalar("m", "eps", 4.0, True)),
     (Erase((BRANCH,), ("b",)), Erase((OTHER,), ("a",)), Erase((BRANCH, OTHER), ("a", "b"))),
     (ONE_HALF, OTHER_HALF, BOTH_HALVES),
+    (ONE_GONE, EraseExperts("b", "m.gate", 3, (0, 2), (THREE,)), TWO_GONE),
     (Zeroed((("b", 0),), (1, 2), (1, 2)), Zeroed((("b", 0),), (1, 2), (1, 2)), None),
 )
 KINDS = {type(first) for first, _, _ in ROWS}
-OF_FORMAT_2 = KINDS - {Erase, EraseModules}
+OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules}
 
 
 def plan_of(*some: Edit | None) -> Plan:
@@ -96,6 +113,7 @@ BACK: dict[Edit, str | Edit] = {
     ROWS[4][0]: "leaves 'eps' of the module 'm' as it was in the dense network, but this model was shrunk and has 2.0",
     ROWS[5][0]: "keeps the structure 'branch', which has left this network already",
     ROWS[6][0]: "keeps the structure 'one', which has left this network already",
+    ROWS[7][0]: "keeps expert 2 of the router 'b', which has left this network already",
 }
 
 

@@ -15,6 +15,7 @@ from niwaki.core.edits.base import (
     register_edit,
 )
 from niwaki.core.edits.erase import Erase
+from niwaki.core.edits.erase_experts import EraseExperts
 from niwaki.core.edits.erase_modules import EraseModules
 from niwaki.core.edits.keep import Keep, KeepDirection
 from niwaki.core.edits.numbers import SetAttribute, SetScalar
@@ -24,6 +25,7 @@ from niwaki.core.edits.zeroed import Zeroed
 __all__ = [
     "Edit",
     "Erase",
+    "EraseExperts",
     "EraseModules",
     "GatedEdit",
     "Keep",

@@ -148,8 +148,8 @@ class ModuleEdit(Edit):
 
     @abstractmethod
     def update_shapes(self, shapes: dict[str, Shape]) -> None:
-        """Bring the ``shapes`` of the tensors after the cut, by name, up to date: without those that leave with their
-        modules, and with those of modules that come instead."""
+        """Add those of modules that come instead to the ``shapes`` of the tensors after the cut, by their new names.
+        What is `moved` has its new name there already, or is gone."""
 
     @property
     @abstractmethod

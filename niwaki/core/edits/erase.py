@@ -102,8 +102,7 @@ class Erase(GatedEdit):
         graph.take(self.operands, self.tensors)
 
     def update_shapes(self, shapes: dict[str, Shape]) -> None:
-        for name in self.tensors:
-            shapes.pop(name, None)
+        """Nothing comes instead."""
 
     @property
     def moved(self) -> Mapping[str, str | None]:
