@@ -203,8 +203,9 @@ def _space(
     found: FoundErasures | ErasableExperts | None = erasures
     if given is not None and not single:
         found = with_experts(
-            erasures, space, graph, constraints, given, matching, calls, looked_after, builder.copy_fault
-        )
+            erasures, space, graph, constraints, given, matching, calls, looked_after, layout == "uniform",
+            builder.copy_fault,
+        )  # fmt: skip
     return space if found is None else builder.erasable(space, found, found.homes())
 
 

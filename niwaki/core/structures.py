@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,6 +112,10 @@ class Erasures(ABC):
     @abstractmethod
     def together(self, number: int) -> tuple[int, ...]:
         """The structures that are erased with one or not at all, itself among them."""
+
+    def blocks(self, worth: Mapping[int, float]) -> list[tuple[int, ...]]:
+        """The structures ``worth`` something, by number, in blocks that are erased as a whole or not at all."""
+        return list(dict.fromkeys(map(self.together, worth)))
 
     def around(self, number: int) -> tuple[int, ...]:
         """A structure and those around it, from inside out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -38,11 +38,12 @@ def with_experts(
     ignored: Mapping[str, str],
     calls: Sequence[ExampleCall],
     looked_after: Sequence[object],
+    equal: bool,
     fault: str | None = None,
 ) -> FoundErasures | ErasableExperts | None:
     """``erasures`` and the experts of a module: those of every router, which are tried. ``space``: the units of the
-    module; ``looked_after``: objects on modules whose numbers an integration updates. ``fault``: why nothing
-    can be cut from it. The other arguments are those of `structures`."""
+    module; ``looked_after``: objects on modules whose numbers an integration updates. ``equal``: all routers of as many
+    experts keep equally many. ``fault``: why nothing can be cut from it. The other arguments: see `structures`."""
     taken = {(dim.tensor, dim.dim) for dim in space.dims}
     decided = {(one.module, one.name, one.where) for one in space.numbers.deciding}
     found = routers(space.model, graph, constraints, given, taken, decided, looked_after)
@@ -51,7 +52,7 @@ def with_experts(
     modes = sorted({mode for run in graph.runs if run.error is None for mode in {run.training, run.both}})
     trials = ExpertTrials(space.model, _narrow(space), calls[0], modes)
     tried = [replace(router, why=fault) if fault is not None else trials.tried(router) for router in found]
-    return ErasableExperts(space.model, erasures, tried, graph, constraints, ignored)
+    return ErasableExperts(space.model, erasures, tried, graph, constraints, ignored, equal)
 
 
 def _narrow(space: SearchSpace) -> Plan | None:
@@ -117,9 +118,10 @@ class ErasableExperts(Erasures):
         joined: the structures at joins; None if there are none.
         found: the routers, those refused that cannot lose experts.
         ignored: parameters that must stay, each with the pattern that says so.
+        equal: whether all routers of as many experts keep equally many.
     """
 
-    __slots__ = ("_constraints", "_experts", "_first", "_joined", "_listed", "_values")
+    __slots__ = ("_constraints", "_equal", "_experts", "_first", "_joined", "_listed", "_values")
 
     def __init__(
         self,
@@ -129,8 +131,9 @@ class ErasableExperts(Erasures):
         graph: Graph,
         constraints: Constraints,
         ignored: Mapping[str, str],
+        equal: bool,
     ) -> None:
-        self._joined, self._constraints = joined, constraints
+        self._joined, self._constraints, self._equal = joined, constraints, equal
         self._values = graph.values
         before = () if joined is None else joined.listed
         self._first = len(before)
@@ -211,6 +214,22 @@ class ErasableExperts(Erasures):
     def together(self, number: int) -> tuple[int, ...]:
         return self._joined.together(number) if self._joined and self.is_joined(number) else (number,)
 
+    def blocks(self, worth: Mapping[int, float]) -> list[tuple[int, ...]]:
+        joined = {number: each for number, each in worth.items() if self.is_joined(number)}
+        found = [] if self._joined is None else self._joined.blocks(joined)
+        alone = [(number,) for number in worth if not self.is_joined(number)]
+        return [*found, *(self._ranked(worth) if self._equal else alone)]
+
+    def _ranked(self, worth: Mapping[int, float]) -> Iterator[tuple[int, ...]]:
+        """The experts that are worth least to each router, then the second least, and so on."""
+        own: dict[int, dict[str, list[int]]] = {}
+        for number in worth:
+            if not self.is_joined(number):
+                router = self._router(number)
+                own.setdefault(router.experts, {}).setdefault(router.weight, []).append(number)
+        for by_router in own.values():
+            yield from zip(*(sorted(one, key=lambda n: (worth[n], n)) for one in by_router.values()), strict=False)
+
     def trial(self) -> _Trial:
         return _Trial(self, None if self._joined is None else self._joined.trial())
 
@@ -237,7 +256,25 @@ class ErasableExperts(Erasures):
                 return f"{self.listed[number].name} cannot be erased: {why}. Keep it, or keep one of the others."
             before.append(number)
         joined = [one for one in erased if self.is_joined(one)]
-        return self._joined.why_not(joined) if self._joined is not None and joined else None
+        why = self._joined.why_not(joined) if self._joined is not None and joined else None
+        return why or (self._why_unequal(erased) if self._equal else None)
+
+    def _why_unequal(self, erased: Collection[int]) -> str | None:
+        """Why routers cannot have lost these: others of as many experts keep more. None if they can."""
+        left: dict[int, dict[str, int]] = {}
+        for number in range(self._first, len(self.listed)):
+            if set(self.around(number)[1:]).isdisjoint(erased):
+                router = self._router(number)
+                keeps = left.setdefault(router.experts, {})
+                keeps[router.weight] = keeps.get(router.weight, 0) + (number not in erased)
+        for keeps in left.values():
+            (most, some), (least, few) = (pick(keeps.items(), key=lambda item: item[1]) for pick in (max, min))
+            if some != few:
+                return (
+                    f"With layout='uniform' all routers keep equally many experts, and the plan leaves {some} to "
+                    f"{most!r} and {few} to {least!r}. Erase as many of each."
+                )
+        return None
 
     def gone(self, erased: Collection[int]) -> frozenset[str]:
         joined = [one for one in erased if self.is_joined(one)]

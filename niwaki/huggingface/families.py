@@ -44,6 +44,39 @@ _DECODER = Family(
     scaled={"q_norm": "q_proj", "k_norm": "k_proj"},
     multiples=(("hidden_size", "num_attention_heads"),),
 )
+_MIXTURE = (  # of experts; the stacked weights are [experts, rows, columns]
+    Size("hidden_size", r".*embed_tokens\.weight", 1),
+    Size("num_attention_heads", _LAYER + r"\bq_proj\.weight", 0, heads=True),
+    Size("num_key_value_heads", _LAYER + r"\bk_proj\.weight", 0, heads=True),
+)
+_INNER = _LAYER + r"\bmlp\.experts\.down_proj"
+_ROUTER = _LAYER + r"\bmlp\.gate\.weight"
+_QWEN_MIXTURE = Family(
+    sizes=(
+        *_MIXTURE,
+        Size("intermediate_size", _LAYER + r"\bmlp\.gate_proj\.weight", 0),
+        Size("moe_intermediate_size", _INNER, 2),
+        Size("shared_expert_intermediate_size", _LAYER + r"\bshared_expert\.gate_proj\.weight", 0),
+        Size("num_experts", _ROUTER, 0),
+    ),
+    head=("head_dim", "head_dim"),
+    epsilon="rms_norm_eps",
+    scaled={"q_norm": "q_proj", "k_norm": "k_proj"},
+    multiples=(("hidden_size", "num_attention_heads"),),
+)
+
+
+def _mixture(experts: str) -> Family:
+    """One whose experts have the width of layers, and their number the name ``experts``."""
+    return Family(
+        sizes=(*_MIXTURE, Size("intermediate_size", _INNER, 2), Size(experts, _ROUTER, 0)),
+        head=("head_dim", "head_dim"),
+        epsilon="rms_norm_eps",
+        scaled={"q_norm": "q_proj", "k_norm": "k_proj"},
+        multiples=(("hidden_size", "num_attention_heads"),),
+    )
+
+
 _T5 = Family(
     sizes=(
         Size("d_model", r"shared\.weight", 1),
@@ -68,8 +101,12 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family((Size("n_inner", r".*\bh\.(\d+)\.mlp\.c_fc\.weight", 1),)),
     "llama": _DECODER,
     "mistral": _DECODER,
+    "mixtral": _mixture("num_local_experts"),
+    "olmoe": _mixture("num_experts"),
     "qwen2": _DECODER,
+    "qwen2_moe": _QWEN_MIXTURE,
     "qwen3": _DECODER,
+    "qwen3_moe": _QWEN_MIXTURE,
     "mt5": _T5,
     "t5": _T5,
     "vit": _VIT,

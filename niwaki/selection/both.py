@@ -237,7 +237,7 @@ class _Sweep:
     def _candidates(self) -> list[Block]:
         """The structures that can still be erased, with those that only go together."""
         may = {n for n, unit in self.units.items() if self.present[unit] and not self._staying[unit]}
-        blocks = dict.fromkeys(self.erasures.together(number) for number in self.units)
+        blocks = self.erasures.blocks({number: float(self._saliency[unit]) for number, unit in self.units.items()})
         return [block for block in blocks if may.issuperset(block)]
 
     def _valid(self, ordered: Sequence[Block]) -> Iterator[Block]:

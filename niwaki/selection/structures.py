@@ -99,7 +99,7 @@ def _erased(
 
     dense, left = costs(model, np.ones_like(keep), limits), without(before)
     may = {n for n, unit in units.items() if left[unit] and not staying[unit]}
-    blocks = dict.fromkeys(space.erasures.together(number) for number in units)
+    blocks = space.erasures.blocks({number: float(saliency[unit]) for number, unit in units.items()})
     waiting = [block for block in blocks if may.issuperset(block)]
     members = {block: [units[number] for number in block] for block in waiting}
     priced, erased = False, list[tuple[int, ...]]()
