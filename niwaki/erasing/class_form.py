@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import final
 
 from torch import nn
@@ -39,12 +40,14 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class ModulesLeft:
-    """The ``edit`` that erases some structures, and the ``obstacles`` to it."""
+    """The ``edit`` that erases some structures, and the ``obstacles`` to it. ``staying``: parameters of code that lives
+    on and reads them, though nothing follows from it."""
 
     edit: EraseModules
     obstacles: tuple[Obstacle, ...]
     runs: Sequence[RunLeft]
     missing: Missing
+    staying: frozenset[str]
 
 
 @final
@@ -107,7 +110,9 @@ class ClassForm:
                 obstacles.append(Obstacle(path, str(why)))
         mixing = mixed(self._found.graph, runs, missing.modules, missing.fixed)
         obstacles += [Obstacle(*found) for found in dict(mixing).items()]
-        unset, more = self._unset([*entries, *outermost], living - within, gone)
+        factors = frozenset().union(*(self._found.factors[number] for number in erased))
+        lost, more = self._unset([*entries, *outermost], living - within, gone)
+        unset, staying = [name for name in lost if name not in factors], factors.intersection(lost)
         renumbered, numbers = self._counted(entries, [*entries, *outermost])
         names = tuple(self._found.listed[number].name for number in sorted(erased))
         left = {*outermost, *entries}
@@ -117,7 +122,12 @@ class ClassForm:
         }
         closed = tuple(dict.fromkeys(gates))
         edit = EraseModules(names, absent, tuple(entries), renumbered, tuple(unset), numbers, closed, layers)
-        return ModulesLeft(edit, (*obstacles, *more), runs, missing)
+        return ModulesLeft(edit, (*obstacles, *more), runs, missing, staying)
+
+    def staying(self, erased: Collection[int], gone: frozenset[str]) -> frozenset[str]:
+        """The parameters that code reads which lives on without these structures, though nothing follows from it."""
+        factors = (self._found.factors[number] for number in erased)
+        return frozenset() if gone.isdisjoint(chain(*factors)) else self.without(erased, gone).staying
 
     def entries(self, erased: Collection[int], gone: frozenset[str]) -> tuple[str, ...]:
         """The entries of lists of modules that are deleted without these structures."""

@@ -31,6 +31,7 @@ from niwaki.trace.graph import Graph, Node, Origin
 from niwaki.trace.structures import ExampleCall
 
 EditsOf = Callable[[FoundStructures, Collection[int], frozenset[str]], tuple[Edit, ...]]
+Staying = Callable[[Collection[int], frozenset[str]], frozenset[str]]
 
 
 def erasures_of(
@@ -115,7 +116,7 @@ def _of_class(
         return (left.edit,)
 
     listed = tried(model, calls, found, form, FoundErasures(found, from_class).gone)
-    erasures = FoundErasures(replace(found, listed=listed), from_class)
+    erasures = FoundErasures(replace(found, listed=listed), from_class, staying=form.staying)
     if not whole_layers:
         return erasures
     layers = _layers(form, erasures)
@@ -124,7 +125,7 @@ def _of_class(
         one if number in inside or not one.erasable else replace(one, refused=_NO_LAYER)
         for number, one in enumerate(listed)
     )
-    return FoundErasures(replace(found, listed=listed), from_class, layers)
+    return FoundErasures(replace(found, listed=listed), from_class, layers, form.staying)
 
 
 _MOST_SERVED = 4  # structures; what serves more of them counts as if it always stayed
@@ -181,6 +182,10 @@ class FoundErasureTrial(ErasureTrial):
         return why
 
 
+def _nothing_stays(erased: Collection[int], gone: frozenset[str]) -> frozenset[str]:
+    return frozenset()
+
+
 @final
 class FoundErasures(Erasures):
     """The structures that were found in the record of a run.
@@ -189,12 +194,19 @@ class FoundErasures(Erasures):
         found: they.
         edits: what a cut does to erase some of them, by number, and the tensors that then vanish.
         layers: structures that are erased together or not at all.
+        staying: which of the tensors that nothing follows from any more stay, without some structures.
     """
 
-    __slots__ = ("_edits", "_found", "_layer", "_operand", "_readers")
+    __slots__ = ("_edits", "_found", "_layer", "_operand", "_readers", "_staying")
 
-    def __init__(self, found: FoundStructures, edits: EditsOf, layers: Sequence[tuple[int, ...]] = ()) -> None:
-        self._found, self._edits = found, edits
+    def __init__(
+        self,
+        found: FoundStructures,
+        edits: EditsOf,
+        layers: Sequence[tuple[int, ...]] = (),
+        staying: Staying = _nothing_stays,
+    ) -> None:
+        self._found, self._edits, self._staying = found, edits, staying
         self._layer = {number: layer for layer in layers for number in layer}
         self._operand = dict(enumerate(found.vertices))
         self._readers: dict[int, list[int]] = {}  # parameters and buffers -> the operators that are given them
@@ -217,7 +229,7 @@ class FoundErasures(Erasures):
     def refused(self, why: str) -> FoundErasures:
         """The same structures, none of which can be erased, because ``why``."""
         listed = tuple(replace(one, refused=one.refused or why) for one in self.listed)
-        return FoundErasures(replace(self._found, listed=listed), self._edits)
+        return FoundErasures(replace(self._found, listed=listed), self._edits, staying=self._staying)
 
     def together(self, number: int) -> tuple[int, ...]:
         return self._layer.get(number, (number,))
@@ -261,11 +273,12 @@ class FoundErasures(Erasures):
     def gone(self, erased: Collection[int]) -> frozenset[str]:
         living = self._living({self._operand[number] for number in erased})
         values = self._found.graph.values
-        return frozenset(
+        gone = frozenset(
             values[number].name
             for number, places in self._readers.items()
             if any(place in self._found.nesting.place for place in places) and living.isdisjoint(places)
         )
+        return gone - self._staying(erased, gone)
 
     def edits(self, erased: Collection[int]) -> tuple[Edit, ...]:
         return self._edits(self._found, erased, self.gone(erased))
@@ -296,6 +309,9 @@ class FoundErasures(Erasures):
         solution = self._found.reading.solution
         absences = None if solution is None else Absences(solution, self._numbered())
         inside = {name: found[0] for name, found in tensors.items() if len(found) == 1}
+        for one in sorted(number.values(), key=lambda one: -len(self.around(one))):  # what is around decides
+            outer = tuple(home(nesting.around[self._operand[one]]))
+            tensors |= dict.fromkeys(self._found.factors[one], outer)
         return Homes(operators, tensors, self._parts(inside), absences)
 
     def _served(self, number: Mapping[int, int]) -> dict[int, tuple[int, ...]]:

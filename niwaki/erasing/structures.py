@@ -11,7 +11,9 @@ from functools import partial
 from niwaki.core.structures import Structure
 from niwaki.erasing.closing import Closing
 from niwaki.erasing.concatenation import Concatenated, RunFlow, is_structure
+from niwaki.erasing.factors import Factors
 from niwaki.erasing.flow import ADDITIONS, CONCATENATIONS, Flow, Operand
+from niwaki.erasing.naming import from_to, innermost, modules_of, named_apart
 from niwaki.erasing.operand_tree import OperandTree
 from niwaki.erasing.passing import Passing
 from niwaki.erasing.reading import Given, Reading
@@ -33,7 +35,8 @@ class FoundStructures:
     """``listed``: all structures; ``vertices``: of each its vertex in ``flow``, an operand or a fan. ``producers``:
     which dimensions are tied to which; ``reading``: what reads the parts of structures that are concatenated.
     ``required``: vertices of inputs that every output which depends on them has to go on depending on. ``gates``: of
-    each run the vertices that modules without parameters make, by the path of the module."""
+    each run the vertices that modules without parameters make, by the path of the module. ``factors``: of each
+    structure the parameters that multiply its term in the code around it, whatever they are."""
 
     graph: Graph
     flow: Flow
@@ -44,6 +47,7 @@ class FoundStructures:
     reading: Reading
     required: tuple[int, ...]
     gates: Sequence[Mapping[str, int]]
+    factors: tuple[frozenset[str], ...]
 
 
 def structures(
@@ -118,7 +122,9 @@ class _Found:
                 own_macs[nesting.nearest[vertex]] += macs[vertex]
                 own_operators[nesting.nearest[vertex]] += 1
         self._macs, self._operators = nesting.summed(own_macs), nesting.summed(own_operators)
-        self._home = {number: nesting.common(places) for number, places in readers(graph, self._nodes).items()}
+        read = readers(graph, self._nodes)
+        self._home = {number: nesting.common(places) for number, places in read.items()}
+        self._factors = Factors(self._nodes, read)
         self._reading = Reading(graph, constraints, given, flows, joined)
         self._others = [
             _OtherRun.of(graph, known, self._producers, labels, joined, closed)
@@ -145,6 +151,7 @@ class _Found:
         own = [vertex for vertex in listed if vertex not in layers and is_structure(self._known, vertex)]
         names = {**self._names(own), **self._closing.paths, **layers}
         found = []
+        factors: list[frozenset[str]] = []
         for vertex in listed:
             outer = nesting.around[vertex]
             while outer != nesting.sink and outer not in number:
@@ -153,10 +160,12 @@ class _Found:
             layer = flow.bypasses.get(operand.join)
             join = operand.join if layer is None else max(flow.makers[operand.join, operand.value])
             inside = [self._graph.values[parameter] for parameter in sorted(within[vertex])]
-            makers, closed, why = self._made_by(vertex, inside, ignored)
+            made, why = self._made_by(vertex, inside, ignored)
+            factors.append(frozenset(self._graph.values[number].name for number in made.factors))
+            gates = self._closing.in_order(made.closed)
             found.append(
                 Structure(
-                    names[vertex] if inside or len(closed) < 2 else _from_to(self._closing.in_order(closed)),
+                    names[vertex] if inside or len(gates) < 2 else from_to(gates),
                     self._nodes[join].location,
                     join,
                     operand.position,
@@ -164,16 +173,16 @@ class _Found:
                     self._macs[vertex],
                     sum(math.prod(value.shape) for value in inside),
                     tuple(value.name for value in inside),
-                    makers,
+                    made.names,
                     number.get(outer),
                     why,
                     tuple((other.join, other.position) for other in others),
                     not self._is_added(operand),
-                    self._closing.in_order(closed),
+                    gates,
                     None if layer is None else layer.path,
                 )
             )
-        named = _named_apart(found)
+        named = named_apart(found)
         return FoundStructures(
             self._graph,
             flow,
@@ -184,6 +193,7 @@ class _Found:
             self._reading,
             self._required,
             self._gates or (),
+            tuple(factors),
         )
 
     def _by_join(self, vertex: int) -> tuple[int, int]:
@@ -203,21 +213,21 @@ class _Found:
         structure; where that is another structure's name, or the first is the model, the first and the last such
         module."""
         reaching = (node for place, node in enumerate(self._nodes) if place in self._nesting.place)
-        total = Counter(part for node in reaching for part in _modules(node.location.module))
+        total = Counter(part for node in reaching for part in modules_of(node.location.module))
         inside: dict[int, list[Node]] = {}
         own: dict[int, list[Node]] = {}
         for vertex in vertices:
             places = sorted(one for one in self._nesting.within(vertex) if one < self._flow.operators)
             inside[vertex] = [self._nodes[place] for place in places or self._skipped(vertex)]
             own[vertex] = list(filter(self._weighs, inside[vertex])) or inside[vertex]
-        names = {vertex: _common([node.location.module for node in nodes]) for vertex, nodes in own.items()}
+        names = {vertex: innermost([node.location.module for node in nodes]) for vertex, nodes in own.items()}
         times = Counter(names.values())
         taken = {name for vertex, name in names.items() if self._weighs(own[vertex][-1])}
         for vertex, name in names.items():
             if times[name] > 1 or not name:
-                here = Counter(part for node in inside[vertex] for part in _modules(node.location.module))
+                here = Counter(part for node in inside[vertex] for part in modules_of(node.location.module))
                 whole = [
-                    next((part for part in _modules(node.location.module) if here[part] == total[part]), name)
+                    next((part for part in modules_of(node.location.module) if here[part] == total[part]), name)
                     for node in (own[vertex][0], own[vertex][-1])
                 ]
                 first, last = whole
@@ -231,39 +241,44 @@ class _Found:
         operand = self._flow.operands[vertex]
         return sorted(one for one in self._flow.makers[operand.join, operand.value] if one < self._flow.operators)
 
-    def _made_by(
-        self, vertex: int, inside: Sequence[Value], ignored: Mapping[str, str]
-    ) -> tuple[tuple[str, ...], frozenset[str], str | None]:
-        """The parameters that make the result, the gates that have to be closed, and why it cannot be erased; or None.
-        Where it is concatenated, it need not be zero: nothing reads it any more."""
+    def _made_by(self, vertex: int, inside: Sequence[Value], ignored: Mapping[str, str]) -> tuple[_Makers, str | None]:
+        """What makes the result, and why it cannot be erased; or None. Where it is concatenated, it need not be zero:
+        nothing reads it any more."""
         operands = self._operands(vertex)
         if operands[0].join in self._flow.bypasses:
-            return (), _OPEN, self._why_layer_stays(vertex, inside, ignored)
+            return _NO_MAKERS, self._why_layer_stays(vertex, inside, ignored)
         added = [operand for operand in operands if self._is_added(operand)]
         own = [self._nodes[one] for one in self._nesting.within(vertex) if one < self._flow.operators]
         gated = not inside and not any(map(self._weighs, own))
-        closed = self._closing.of_sum(vertex) if gated and added else _OPEN
-        zero = _NO_MODULE if gated else self._zero(vertex, inside)
+        zero = self._zero_by_gates(vertex) if gated else self._zero(vertex, inside)
         if zero == _PASSES and added and (gates := self._closing.inside(vertex)):
             again = self._zero(vertex, inside, gates)
-            closed, zero = (gates, again) if isinstance(again, _Makers) else (_OPEN, zero)
+            zero = again if isinstance(again, _Makers) else zero
         made = zero if isinstance(zero, _Makers) else _NO_MAKERS
-        if added and isinstance(zero, str) and not (gated and (closed or self._gates is None)):
-            return (), _OPEN, zero
+        if added and isinstance(zero, str):
+            return made, zero
+        if added and made.names and self._gates is not None:
+            code = {"", *(path for one in operands for path in modules_of(self._nodes[one.join].location.module))}
+            factors = self._factors.among(inside, code)
+            again = self._zero(vertex, inside, made.closed, factors) if factors else zero
+            made = again if isinstance(again, _Makers) else made
         if len(added) < len(operands):
-            why = self._reading.why_not(vertex, zero=isinstance(zero, _Makers))
+            why = self._reading.why_not(vertex, zero=bool(made.names))
             why = why or self._empties(vertex, inside)
             if why is not None:
-                return made.names, closed, why
+                return made, why
         held = next((value.name for value in inside if value.name in ignored), None)
         if held is not None:
-            return made.names, closed, f"{held!r} is ignored by the pattern {ignored[held]!r}"
+            return made, f"{held!r} is ignored by the pattern {ignored[held]!r}"
         numbers = {value.number for value in inside}
         lines = sorted(str(self._nodes[operand.join].location) for operand in operands)
-        if any(not other.agrees(vertex, numbers, lines, made, closed) for other in self._others):
-            why = "another run (in train mode, or of another example call) uses its weights otherwise"
-            return made.names, closed, why
-        return made.names, closed, self._why_it_stays(vertex, operands)
+        if any(not other.agrees(vertex, numbers, lines, made) for other in self._others):
+            return made, "another run (in train mode, or of another example call) uses its weights otherwise"
+        return made, self._why_it_stays(vertex, operands)
+
+    def _zero_by_gates(self, vertex: int) -> _Makers | str:
+        closed = self._closing.of_sum(vertex)
+        return replace(_NO_MAKERS, closed=closed) if closed or self._gates is None else _NO_MODULE
 
     def _why_layer_stays(self, vertex: int, inside: Sequence[Value], ignored: Mapping[str, str]) -> str | None:
         held = next((value.name for value in inside if value.name in ignored), None)
@@ -294,27 +309,33 @@ class _Found:
         ]
         return next((why for why in whys if why is not None), None)
 
-    def _zero(self, vertex: int, inside: Sequence[Value], closed: frozenset[str] = _OPEN) -> _Makers | str:
-        """What makes the result of a structure, or why that is not zero where its producers and the gates ``closed``
-        are."""
+    def _zero(
+        self,
+        vertex: int,
+        inside: Sequence[Value],
+        closed: frozenset[str] = _OPEN,
+        factors: frozenset[int] = frozenset(),
+    ) -> _Makers | str:
+        """What makes the result of a structure, or why that is not zero where its producers but ``factors``, and the
+        gates ``closed``, are."""
         operands = self._operands(vertex)
         parts = self._producers.along(self._given[operands[0].join][operands[0].position])
         if parts is None:
             return "its result is not zero where its weights are"
         makers = self._producers.of(parts)
-        own = {value.number for value in inside}
-        others = makers - own
+        own = {value.number for value in inside} - factors
+        others = makers - own - factors
         shared = [self._graph.values[number].name for number in sorted(others & self._reads(vertex))] if others else []
         if shared:
             return f"{shared[0]!r}, which makes its result, is used elsewhere too"
-        names = tuple(value.name for value in inside if value.number in makers)
+        names = tuple(value.name for value in inside if value.number in makers & own)
         if not names:
             return "none of its parameters that has units makes its result"
         within = partial(self._nesting.contains, vertex)
         terms = self._closing.terms(closed)
         if not self._passing.vanishes(operands[0], parts, makers & own, within, terms):  # all are one value
             return _PASSES
-        return _Makers(parts, frozenset(makers & own), names)
+        return _Makers(parts, frozenset(makers & own), names, closed, factors)
 
     def _reads(self, vertex: int) -> set[int]:
         """The values that a structure is given."""
@@ -329,11 +350,14 @@ class _Found:
 @dataclass(frozen=True, slots=True)
 class _Makers:
     """What makes a result that is zero where its ``producers`` are: parameters by value number, and their ``names``.
-    ``parts``: of the dimension that it is zero along. Without any, nothing is said of zeros."""
+    ``parts``: of the dimension that it is zero along. Without any, nothing is said of zeros. ``closed``: gates that
+    have to be, too; ``factors``: parameters that need not be zero."""
 
     parts: frozenset[int]
     producers: frozenset[int]
     names: tuple[str, ...]
+    closed: frozenset[str] = _OPEN
+    factors: frozenset[int] = frozenset()
 
 
 _NO_MAKERS = _Makers(frozenset(), frozenset(), ())
@@ -374,13 +398,12 @@ class _OtherRun:
         parameters: Collection[int],
         lines: Sequence[str],
         made: _Makers,
-        closed: frozenset[str],
     ) -> bool:
-        """Whether all that reads ``parameters`` or is behind the gates ``closed`` reaches the outputs through operands
+        """Whether all that reads ``parameters`` or is behind the gates of ``made`` reaches the outputs through operands
         of joins at ``lines`` only, if there is any, which are zero where its producers and gates are, or parts of
         ``structure``, and leaves nothing behind."""
         places = [place for parameter in parameters for place in self._read.get(parameter, ())]
-        places += self._closing.vertices(closed)
+        places += self._closing.vertices(made.closed)
         vertex = self._nesting.common(places) if places else self._nesting.sink
         while vertex != self._nesting.sink:
             ends = [self._flow.operands[end] for end in self._flow.ends(vertex)]
@@ -389,8 +412,8 @@ class _OtherRun:
                 inside = partial(self._nesting.contains, vertex)
                 return (
                     all(self._is_it(structure, end) for end in ends)
-                    and (not made.names or all(self._vanishes(end, made, inside, closed) for end in ends))
-                    and (bool(made.names) or not closed or self._closing.of_sum(vertex) == closed)
+                    and (not made.names or all(self._vanishes(end, made, inside) for end in ends))
+                    and (bool(made.names) or not made.closed or self._closing.of_sum(vertex) == made.closed)
                     and self._beside.of_structure(self._nesting.within(vertex), self._nesting.place) is None
                 )
             vertex = self._nesting.around[vertex]
@@ -400,8 +423,8 @@ class _OtherRun:
         node = self._nodes[end.join]
         return node.operator not in CONCATENATIONS or self._joined.operands.get(node, {}).get(end.position) == structure
 
-    def _vanishes(self, end: Operand, made: _Makers, inside: Callable[[int], bool], closed: frozenset[str]) -> bool:
-        return self._passing.vanishes(end, made.parts, made.producers, inside, self._closing.terms(closed))
+    def _vanishes(self, end: Operand, made: _Makers, inside: Callable[[int], bool]) -> bool:
+        return self._passing.vanishes(end, made.parts, made.producers, inside, self._closing.terms(made.closed))
 
 
 def readers(graph: Graph, nodes: Sequence[Node]) -> dict[int, list[int]]:
@@ -444,48 +467,3 @@ def _undefined(graph: Graph, join: Node, operand: Operand) -> str | None:
     if operand.position == 0 and join.kwargs.get("alpha", 1) != 1:
         return "what it is added to is multiplied on the way"
     return None
-
-
-def _modules(path: str) -> list[str]:
-    """A module and those around it, from outside in, without the model.
-
-    >>> _modules("layers.0.mlp")
-    ['layers', 'layers.0', 'layers.0.mlp']
-    """
-    steps = path.split(".") if path else []
-    return [".".join(steps[: end + 1]) for end in range(len(steps))]
-
-
-def _common(paths: Sequence[str]) -> str:
-    """The innermost module that has all of ``paths``."""
-    found: list[str] = []
-    for steps in zip(*(path.split(".") for path in paths), strict=False):
-        if len(set(steps)) > 1:
-            break
-        found.append(steps[0])
-    return ".".join(found)
-
-
-def _from_to(paths: Sequence[str]) -> str:
-    """The first and the last of some modules.
-
-    >>> _from_to(["edges.0", "edges.2"])
-    'edges.0..2'
-    """
-    first, *_, last = paths
-    common = _common([first, last])
-    return f"{first}..{last.removeprefix(f'{common}.')}"
-
-
-def _named_apart(found: Sequence[Structure]) -> tuple[Structure, ...]:
-    """The structures with a number where several have one name, unless only one of these can be erased: that has it."""
-    times = Counter(one.name for one in found)
-    erasable = Counter(one.name for one in found if one.erasable)
-    seen = Counter[str]()
-    named = []
-    for one in found:
-        if times[one.name] > 1 and not (one.erasable and erasable[one.name] == 1):
-            seen[one.name] += 1
-            one = replace(one, name=f"{one.name}:{seen[one.name]}")
-        named.append(one)
-    return tuple(named)

@@ -50,7 +50,8 @@ class TrialRuns:
                         self._model, [call], (run.training,), required=True, failing=True, decided=run.decisions,
                         extent=NOTHING,
                     )  # fmt: skip
-                    why = _difference(self._graph, runs[id(run)], tried, names, frozenset(stand_ins))
+                    staying = frozenset(map(names.after, left.staying))
+                    why = _difference(self._graph, runs[id(run)], tried, names, frozenset(stand_ins), staying)
                     if why is not None:
                         return why
         return None
@@ -60,9 +61,16 @@ class TrialRuns:
         return self._shapes[name][dim]
 
 
-def _difference(graph: Graph, left: RunLeft, tried: Graph, names: Renaming, stand_ins: frozenset[str]) -> str | None:
+def _difference(
+    graph: Graph,
+    left: RunLeft,
+    tried: Graph,
+    names: Renaming,
+    stand_ins: frozenset[str],
+    staying: frozenset[str | None],
+) -> str | None:
     """What a run does otherwise than the dense one without what was erased: it fails, gives other shapes, or calls
-    other operators with parameters."""
+    other operators with parameters than those ``staying`` for code that lives on."""
     again = tried.runs[0]
     if again.error is not None:
         return f"its code fails without it: {type(again.error).__qualname__}: {first_line(again.error)}"
@@ -75,7 +83,9 @@ def _difference(graph: Graph, left: RunLeft, tried: Graph, names: Renaming, stan
         and stand_ins.isdisjoint(around(node.location.module))
     ]
     found = [
-        (place, node.operator, read) for place, node in enumerate(again.nodes) if (read := _parameters(tried, node))
+        (place, node.operator, read)
+        for place, node in enumerate(again.nodes)
+        if (read := _parameters(tried, node)) and not staying.issuperset(read)
     ]
     if [called[1:] for called in found] != [called[1:] for called in expected]:
         return "its code calls other modules without it"
