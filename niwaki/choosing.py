@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from niwaki.core.counts import FloatArray
+from niwaki.core.dying import structure_units
 from niwaki.core.plan import Plan
 from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.criteria.mix import finite
@@ -97,6 +99,11 @@ def choose(
         )
     values = finite(space, scores.values, scores.criterion)
     saliency = values - min(0.0, values.min(initial=0.0))
+    if removal is not STRUCTURES and _of_structures_alone(space, saliency):
+        raise BudgetError(
+            f"The scores by {scores.criterion} are of structures alone, and all units that make layers narrower have "
+            "0. Use remove='structures', or a criterion of units."
+        )
     limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
     measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
     if removal is not UNITS:
@@ -130,6 +137,11 @@ def choose(
     elif told := slack_note(space, keep, limits, budget):
         about["tight"] = told
     return space.plan(keep, provenance(space, keep, budget, **about))
+
+
+def _of_structures_alone(space: SearchSpace, saliency: FloatArray) -> bool:
+    whole = np.isin(np.arange(space.num_units), list(structure_units(space).values()))
+    return bool((saliency[whole] > 0).any() and not (saliency[~whole] > 0).any() and not whole.all())
 
 
 def compared(scores: Scores, compare: Compare | None) -> Compare:

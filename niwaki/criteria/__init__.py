@@ -2,10 +2,12 @@
 file and one line below. Imports core, trace and per_unit.
 """
 
+from niwaki.criteria import absence as absence
 from niwaki.criteria import activations as activations
 from niwaki.criteria import curvature as curvature
 from niwaki.criteria import gradients as gradients
 from niwaki.criteria import weights as weights
+from niwaki.criteria.consensus import consensus as consensus
 from niwaki.criteria.normalise import normalise as normalise
 from niwaki.criteria.registry import Criterion as Criterion
 from niwaki.criteria.registry import criteria as criteria

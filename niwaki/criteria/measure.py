@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.absence import Absence
 from niwaki.criteria.curvature import curvature
 from niwaki.criteria.losses import Loss, check_loss, loss_of
 from niwaki.criteria.observe import ActivationObserver
@@ -19,7 +20,7 @@ from niwaki.errors import MethodError
 from niwaki.per_unit.index import UnitIndex, scored_parameters
 from niwaki.per_unit.layers import Layers
 from niwaki.per_unit.peers import among
-from niwaki.per_unit.sums import UnitSums, row_sums
+from niwaki.per_unit.sums import ABSENCE, UnitSums, row_sums
 from niwaki.per_unit.whole import saliencies
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
@@ -59,12 +60,15 @@ class Measurement:
         count = 0
         with _borrowed(self._space.model, self._parameters.values()), ExitStack() as modes:
             observer = self._observer()
+            absence = self._absence()
             if bent:
                 modes.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
             for batch in batches:
                 with torch.enable_grad(), _watched_by(observer):
                     loss = loss_of(loss_fn, self._space.model, batch)
                 more = observer.fields() if observer else {}
+                if absence is not None:
+                    more |= absence.fields(lambda batch=batch: loss_of(loss_fn, self._space.model, batch), count)  # type: ignore[misc]
                 gradients: dict[str, Tensor | None] = {}
                 if any(c.needs_gradients or c.needs_direction or c.needs_curvature for c in self._criteria):
                     gradients, curved = self._derivatives(loss, count)
@@ -89,6 +93,10 @@ class Measurement:
         if not any(criterion.needs_activations for criterion in self._criteria):
             return None
         return ActivationObserver(self._space, self._index.entries, energy="energy" in self._reads)
+
+    def _absence(self) -> Absence | None:
+        wanted = self._reads & ABSENCE
+        return Absence(self._space, wanted, self._seed, self._index.entries) if wanted else None
 
     def _derivatives(self, loss: Tensor, count: int) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
         """The gradients of the parameters that units are made of, and ``curved`` if some criterion reads it."""

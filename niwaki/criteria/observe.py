@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.core.dying import homes, structure_units
@@ -24,36 +24,14 @@ _PRODUCTS: Mapping[Any, tuple[int, int]] = {  # the positions of the two factors
 }
 
 
-class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While entered: sums the activations of the units of ``space``, per batch.
+class ParameterOwners:
+    """Which parameter of a model a factor of a product is."""
 
-    Below autograd every layer is one of a few operators that contract an activation with a parameter (or a view of it).
-    The contracted dimension of the parameter identifies the units in the activation: the search space has their
-    positions. So no layer needs a hook, and no table of layers is needed. Grouped convolutions are not observed: a
-    later operator reads the same units.
-    """
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = dict(named_parameters(model))
+        self._at = {value.untyped_storage().data_ptr(): name for name, value in self._parameters.items()}
 
-    def __init__(self, space: SearchSpace, like: Tensor, *, energy: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._space, self._like, self._with_energy = space, like, energy
-        self._at = {value.untyped_storage().data_ptr(): name for name, value in named_parameters(space.model)}
-        self._parameters = dict(named_parameters(space.model))
-        self._owned: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
-        for group in space.groups:
-            for piece in group.slices:
-                index = torch.from_numpy(piece.index)
-                self._owned.setdefault((piece.tensor, piece.dim), []).append((group.first, index))
-        self._active, self._energy, self._reads = like.new_zeros(3, space.num_units)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        for values, key in _read_by(func, args, self._owner):
-            for first, index in self._owned.get(key, ()):
-                self._add(values, first, index)
-        return func(*args, **(kwargs or {}))
-
-    def _owner(self, factor: Tensor, dim: int) -> tuple[str, int] | None:
+    def __call__(self, factor: Tensor, dim: int) -> tuple[str, int] | None:
         """The parameter that ``factor`` is or is a view of, and the parameter's dimension at ``dim`` of ``factor``."""
         if factor.layout is not torch.strided:
             return None
@@ -67,6 +45,35 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if (whole.stride(d), whole.shape[d]) == (factor.stride(dim), factor.shape[dim])
         ]
         return (name, same[0]) if len(same) == 1 else None
+
+
+class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While entered: sums the activations of the units of ``space``, per batch.
+
+    Below autograd every layer is one of a few operators that contract an activation with a parameter (or a view of it).
+    The contracted dimension of the parameter identifies the units in the activation: the search space has their
+    positions. So no layer needs a hook, and no table of layers is needed. Grouped convolutions are not observed: a
+    later operator reads the same units.
+    """
+
+    def __init__(self, space: SearchSpace, like: Tensor, *, energy: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._space, self._like, self._with_energy = space, like, energy
+        self._owner = ParameterOwners(space.model)
+        self._owned: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
+        for group in space.groups:
+            for piece in group.slices:
+                index = torch.from_numpy(piece.index)
+                self._owned.setdefault((piece.tensor, piece.dim), []).append((group.first, index))
+        self._active, self._energy, self._reads = like.new_zeros(3, space.num_units)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for values, key in read_by(func, args, self._owner):
+            for first, index in self._owned.get(key, ()):
+                self._add(values, first, index)
+        return func(*args, **(kwargs or {}))
 
     def _add(self, values: Tensor, first: int, index: Tensor) -> None:
         """Add ``values`` [positions, samples, places]; ``index`` [units, K]: the positions of the units from ``first``
@@ -116,7 +123,7 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return values
 
 
-def _read_by(
+def read_by(
     func: Any, args: tuple[Any, ...], owner: Callable[[Tensor, int], tuple[str, int] | None]
 ) -> Iterator[tuple[Tensor, tuple[str, int]]]:
     """The values that an operator multiplies by a parameter, [positions, samples, places], and the parameter's

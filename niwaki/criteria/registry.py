@@ -10,7 +10,15 @@ from torch import Tensor
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, UnknownName
 from niwaki.per_unit.peers import scale_dims
-from niwaki.per_unit.sums import ACTIVATION_SUMS, CURVATURE_SUMS, DIRECTION_SUMS, GRADIENT_SUMS, ROW_SUMS, UnitSums
+from niwaki.per_unit.sums import (
+    ABSENCE,
+    ACTIVATION_SUMS,
+    CURVATURE_SUMS,
+    DIRECTION_SUMS,
+    GRADIENT_SUMS,
+    ROW_SUMS,
+    UnitSums,
+)
 
 Saliency = Callable[[UnitSums], Tensor]
 
@@ -48,9 +56,15 @@ class Criterion:
         return not CURVATURE_SUMS.isdisjoint(self.reads)
 
     @property
+    def needs_absence(self) -> bool:
+        """Whether it is defined by what the network does without a structure, or with other weights in it."""
+        return not ABSENCE.isdisjoint(self.reads)
+
+    @property
     def needs_data(self) -> bool:
         """Whether it cannot be computed from the weights alone."""
-        return self.needs_gradients or self.needs_direction or self.needs_activations or self.needs_curvature
+        of_loss = self.needs_gradients or self.needs_direction or self.needs_curvature
+        return of_loss or self.needs_activations or self.needs_absence
 
     @property
     def adds_up(self) -> bool:
@@ -103,8 +117,9 @@ def in_training(name: str, space: SearchSpace) -> Criterion:
         MethodError: it needs more than weights, gradients and steps, or is not defined for the space.
     """
     found = named(name)
-    if found.needs_activations or found.needs_curvature:
+    if found.needs_activations or found.needs_curvature or found.needs_absence:
         what = "activations" if found.needs_activations else "second derivatives"
+        what = "runs without each structure" if found.needs_absence else what
         raise MethodError(
             f"The criterion {name!r} needs {what}, which an optimizer step does not show to a method. Choose criteria "
             "of weights and gradients for the training, or score a trained network with niwaki.score."

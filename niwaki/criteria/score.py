@@ -146,6 +146,7 @@ def _measure(
     if batches is None or loss_fn is None:
         missing = [word for word, value in (("batches", batches), ("loss_fn", loss_fn)) if value is None]
         what = "the activations" if needy.needs_activations else "the gradient of the loss"
+        what = "runs of the network without each structure" if needy.needs_absence else what
         raise MethodError(
             f"The criterion {needy.name!r} is defined by {what}, so niwaki.score needs "
             f"{' and '.join(missing)}: some batches of data, and a function loss_fn(model, batch) that returns the "

@@ -6,7 +6,7 @@ gradient of the loss by the gate is the sum of the term times its own gradient, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -31,7 +31,9 @@ class TermGates:
     computes on with the gates as they were: gates of its own, which nothing changes any more.
 
     Args:
-        space: made with ``erase=True``. ``structures``: the numbers of those with a gate, in ``space.structures``.
+        space: made with ``erase=True``.
+        structures: the numbers of structures in ``space.structures``; only these get gates, if they need any. The
+            attribute has those that did.
 
     Example:
         >>> import niwaki, torch
@@ -54,11 +56,12 @@ class TermGates:
         True
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, structures: Collection[int] | None = None) -> None:
         self.structures: tuple[int, ...] = ()
         self._edits: list[GatedEdit] = []
         for number, one in enumerate(space.structures):
-            if space.erasures is not None and one.erasable and (one.gates or not one.producers):
+            asked = structures is None or number in structures
+            if asked and space.erasures is not None and one.erasable and (one.gates or not one.producers):
                 for edit in space.erasures.edits([number]):
                     if isinstance(edit, GatedEdit) and edit.is_gated:
                         self.structures += (number,)

@@ -18,6 +18,7 @@ GRADIENT_SUMS = frozenset({"product", "product_square"})
 DIRECTION_SUMS = frozenset({"aligned", "direction_square"})
 ACTIVATION_SUMS = frozenset({"active", "energy"})
 CURVATURE_SUMS = frozenset({"curved"})
+ABSENCE = frozenset({"changed", "worse"})  # of whole structures
 
 _NONE = torch.empty(0)
 
@@ -45,6 +46,8 @@ class UnitSums:
     active: Tensor = _NONE  # mean of |a| over the values a that are read of the unit
     energy: Tensor = _NONE  # nuclear norm of these values as a matrix [samples, positions]
     curved: Tensor = _NONE  # x' H x, H the Hessian of the loss by x
+    changed: Tensor = _NONE  # 1 - CKA of the last features with and without it; of structures
+    worse: Tensor = _NONE  # the growth of the loss with its weights drawn anew; of structures
 
 
 def row_sums(

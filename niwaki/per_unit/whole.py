@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from niwaki.per_unit.protocol import Measure
-from niwaki.per_unit.sums import CURVATURE_SUMS, ROW_SUMS, UnitSums
+from niwaki.per_unit.sums import ABSENCE, CURVATURE_SUMS, ROW_SUMS, UnitSums
 
 
 def weights_of(entries: Tensor, whole: Tensor | None) -> Tensor:
@@ -31,4 +31,6 @@ def saliencies(measures: Sequence[Measure], sums: UnitSums, whole: Tensor | None
     number = weights_of(sums.entries, whole)
     names = [name for name in ("entries", *ROW_SUMS, *CURVATURE_SUMS) if len(getattr(sums, name))]
     mean = replace(sums, **{name: getattr(sums, name) / number for name in names})
-    return torch.stack([measure.saliency(mean) * number for measure in measures])
+    return torch.stack(
+        [m.saliency(mean) * (1 if ABSENCE.intersection(m.reads) else number) for m in measures]  # those look at it all
+    )

@@ -130,7 +130,9 @@ def test_the_fast_path_is_the_plain_loop(space: niwaki.SearchSpace, adam: bool) 
         for units in (fast, plain):
             units.remember()
         optimizer.step()
-    known = [one for one in criteria().values() if not (one.needs_activations or one.needs_curvature)]
+    known = [
+        one for one in criteria().values() if not (one.needs_activations or one.needs_curvature or one.needs_absence)
+    ]
     known = [one for one in known if one.name != "batchnorm_scale"]
     size = torch.rand(space.num_units).double()
     for more in ({}, {"size": size}):
