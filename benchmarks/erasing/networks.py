@@ -151,6 +151,8 @@ NETWORKS: Mapping[str, Network] = {
     "stacked unets": Network(images(lambda: StackedUnets(3, 3, (4, 6, 8)), 6), 26),
     "supernet": Network(images(lambda: DemoSupNet(3, 3, 4), 6), 7),
 }
-LARGE: Mapping[str, Network] = {  # too slow for the tests
+LARGE: Mapping[str, Network] = {  # too slow for the tests, or there in another size
+    "mixtral experts": Network(tokens(lambda: decoder("Mixtral", num_local_experts=8)), 4),
+    "olmoe experts": Network(tokens(lambda: decoder("Olmoe", num_experts=8, num_experts_per_tok=2)), 4),
     "darts, 8 cells": Network(images(lambda: CellNetwork(10, 3, 16, 8, 4, (2, 5)), 8), 592),
 }

@@ -256,8 +256,7 @@ def _kind(model: nn.Module, router: Router) -> object:
     return (
         tuple(settings),
         tensor_shapes(block),
-        replace(inside, node=0, location=router.location),
-        router.location.line,
+        replace(inside, node=0, location=replace(router.location, module="")),
     )
 
 

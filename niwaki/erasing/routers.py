@@ -87,14 +87,17 @@ def routers(
     if graph.runs[0].error is not None:
         return []
     chosen = _chosen(graph, constraints, given)
+    modules = dict(named_modules(model))
+    lists = (ExpertList.of(path, module) for path, module in modules.items())
     found = _Candidates(
-        dict(named_modules(model)),
+        modules,
         {name: tuple(one.shape) for name, one in (*named_parameters(model), *named_buffers(model))},
         graph,
         taken,
         decided,
         {id(one) for one in looked_after},
         frozenset(graph.values[value].name for value, _ in chosen),
+        tuple(one for one in lists if one is not None),
     )
     routers = (found.router(value, dim) for value, dim in chosen)
     return [router for router in routers if router is not None]
@@ -147,6 +150,7 @@ class _Candidates:
     decided: Collection[Number]
     looked_after: Collection[int]
     weights: frozenset[str]  # of all routers
+    lists: tuple[ExpertList, ...]
 
     def router(self, value: int, dim: int) -> Router | None:
         """The router of a parameter; None if there are no experts that it could choose."""
@@ -184,8 +188,7 @@ class _Candidates:
 
     def _home(self, weight: str, experts: int) -> tuple[str | None, list[ExpertList]]:
         """The smallest module around a router that has experts, and all lists of as many entries."""
-        found = (ExpertList.of(path, module) for path, module in self.modules.items())
-        lists = [one for one in found if one and len(one.keys) == experts and any(self._within(one.path))]
+        lists = [one for one in self.lists if len(one.keys) == experts and any(self._within(one.path))]
         for path in around(weight.rpartition(".")[0]):
             if any(_is_in(one.path, path) for one in lists):
                 return path, lists

@@ -520,3 +520,19 @@ def test_methods_say_that_experts_stay() -> None:
     with pytest.raises(BudgetError, match=why):
         niwaki.H2SPG(space, optimizer, niwaki.Budget(params=0.8), schedule)
     assert chosen(space, "structures", params=0.8).edits_of(EraseExperts)
+
+
+def test_one_block_of_each_kind_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block with the same classes, settings and sizes does the same; one with other settings may not."""
+    tried: list[str] = []
+    law = expert_trial._law
+
+    def counted(block: nn.Module, router: Any, *rest: Any) -> Any:
+        tried.append(router.lists[0].path if router.lists else router.weight)
+        return law(block, router, *rest)
+
+    monkeypatch.setattr(expert_trial, "_law", counted)
+    torch.manual_seed(0)
+    model = Around(Listed(), Stacked(), Listed(), Listed(k=1), Stacked())
+    space = niwaki.search_space(model, X, erase=True)
+    assert tried == ["experts", "router", "experts"] and all(one.erasable for one in experts(space))
