@@ -6,7 +6,7 @@ space; `niwaki.reindex` refuses it. But the units that are left, and the weights
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn, final
 
@@ -103,6 +103,9 @@ class _Left(Erasures):
         _refuse()
 
     def together(self, number: int) -> tuple[int, ...]:
+        _refuse()
+
+    def blocks(self, worth: Mapping[int, float]) -> list[tuple[int, ...]]:
         _refuse()
 
 

@@ -113,9 +113,9 @@ class Erasures(ABC):
     def together(self, number: int) -> tuple[int, ...]:
         """The structures that are erased with one or not at all, itself among them."""
 
+    @abstractmethod
     def blocks(self, worth: Mapping[int, float]) -> list[tuple[int, ...]]:
         """The structures ``worth`` something, by number, in blocks that are erased as a whole or not at all."""
-        return list(dict.fromkeys(map(self.together, worth)))
 
     def around(self, number: int) -> tuple[int, ...]:
         """A structure and those around it, from inside out."""

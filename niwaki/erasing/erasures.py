@@ -234,6 +234,9 @@ class FoundErasures(Erasures):
     def together(self, number: int) -> tuple[int, ...]:
         return self._layer.get(number, (number,))
 
+    def blocks(self, worth: Mapping[int, float]) -> list[tuple[int, ...]]:
+        return list(dict.fromkeys(map(self.together, worth)))
+
     def trial(self) -> FoundErasureTrial:
         return FoundErasureTrial(self, self._validity())
 

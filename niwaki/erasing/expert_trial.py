@@ -248,7 +248,7 @@ def _kind(model: nn.Module, router: Router) -> object:
     settings = []
     for path, module in named_modules(block):
         own = tuple(
-            (name, value if type(value) in _PLAIN else id(value))
+            (name, _setting(value))
             for name, value in sorted(module.__dict__.items())
             if name not in _PARTS and not (name in _INTERNALS and not value)
         )
@@ -258,6 +258,15 @@ def _kind(model: nn.Module, router: Router) -> object:
         tensor_shapes(block),
         replace(inside, node=0, location=replace(router.location, module="")),
     )
+
+
+def _setting(value: Any) -> object:
+    """What is equal for equal settings: of anything but plain data its identity."""
+    if type(value) is dict:
+        return tuple((key, _setting(item)) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return type(value), tuple(map(_setting, value))
+    return value if type(value) in _PLAIN else id(value)
 
 
 _PLAIN = (type(None), bool, int, float, str)
