@@ -12,7 +12,7 @@ from niwaki.criteria import score
 from niwaki.errors import NiwakiError
 from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
 from niwaki.io.export import export
-from niwaki.methods import CRIC, DHSPG, H2SPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule, ShrinkPolicy
+from niwaki.methods import ATO, CRIC, DHSPG, H2SPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule, ShrinkPolicy
 from niwaki.performance.measure import latency
 from niwaki.repair.batchnorm import reestimate_norms
 from niwaki.repair.compensate import compensate
@@ -39,6 +39,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "ATO",
     "CRIC",
     "DHSPG",
     "H2SPG",

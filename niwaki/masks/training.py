@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
+from niwaki.masks.gate_check import check_gates
 from niwaki.masks.protocol import MaskGenerator
 from niwaki.per_unit.index import UnitIndex, unit_parameters
 from niwaki.per_unit.sums import squares
@@ -51,10 +52,22 @@ class MaskTraining:
         self.generator, self.gates = generator, UnitGates(space)
         self._space, self._limits, self._weight = space, dict(limits), budget_weight
         self._rate = generator.travel / steps if lr is None else lr
+        self._device = next(space.model.parameters()).device
         self._noise = torch.Generator().manual_seed(seed)
         self.optimizer = torch.optim.AdamW(
             generator.parameters(), lr=self._rate, weight_decay=weight_decay, betas=(0.9, 0.99)
         )
+
+    def check(self, function: Callable[[nn.Module], Any]) -> None:
+        """Look whether masks can be learnt from ``function(model)``, the loss of some batch, without any step.
+
+        Raises:
+            MethodError: the loss is not a finite scalar, does not depend on the gates, or is another one under a mask
+                than without the units that it masks.
+        """
+        everything = torch.ones(self._space.num_units, device=self._device)
+        checked(*self.gates.gradient(everything, function))
+        check_gates(self._space, self.gates, function)
 
     def step(self, function: Callable[[nn.Module], Any], progress: float) -> MaskStep:
         """One step on ``function(model)``, the loss of some batch, at the share ``progress`` of all steps (0 to 1),
@@ -105,6 +118,8 @@ class MaskTraining:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise `ValueError`, `KeyError` or `TypeError` if ``state`` is not what `state` gives; change nothing."""
+        if not isinstance(state, Mapping):
+            raise ValueError("the state of its controller is not one")
         here = {name: value.shape for name, value in self.generator.state_dict().items()}
         if {name: value.shape for name, value in state["generator"].items()} != here:
             raise ValueError("its mask generator is another one")

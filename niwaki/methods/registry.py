@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
@@ -20,7 +20,8 @@ from niwaki.selection.budget import Budget
 class Training:
     """What a training loop has to offer to a method. ``loss()``: the loss of the batch at hand, computed anew.
     ``shrink``: whether the network may get smaller on the way. ``erase``: whether whole structures leave, not units;
-    ``narrow``: whether units leave beside them."""
+    ``narrow``: whether units leave beside them. ``held_out``, for methods that ask for them: batches that are not
+    trained on, which can be iterated again and again, and ``loss_fn(model, batch)``, their loss."""
 
     space: SearchSpace
     optimizer: Optimizer
@@ -30,6 +31,8 @@ class Training:
     shrink: bool = False
     erase: bool = False
     narrow: bool = False
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None
+    held_out: Iterable[Any] | None = None
 
     @property
     def remove(self) -> Literal["units", "structures", "both"]:
@@ -42,16 +45,19 @@ class Training:
 Build = Callable[[Training], Method]
 _REGISTRY: dict[str, Build] = {}
 _ERASING: dict[str, bool] = {}  # whether units can leave, by the names of methods that can erase structures
+_HOLDING_OUT: set[str] = set()
 
 
-def register(name: str, build: Build, *, erases: bool = False, narrows: bool = True) -> None:
+def register(name: str, build: Build, *, erases: bool = False, narrows: bool = True, holds_out: bool = False) -> None:
     """Let ``build``, which attaches a method with its default arguments, be known under ``name``: one that can erase
-    structures, make layers narrower, or both."""
+    structures, make layers narrower, or both; ``holds_out``: that learns from batches held out of the training."""
     if name in _REGISTRY:
         raise MethodError(f"There is already a method {name!r}. Give the new one another name.")
     _REGISTRY[name] = build
     if erases:
         _ERASING[name] = narrows
+    if holds_out:
+        _HOLDING_OUT.add(name)
 
 
 def erasing() -> dict[str, bool]:
@@ -63,11 +69,20 @@ def erasing() -> dict[str, bool]:
     return dict(_ERASING)
 
 
+def holding_out() -> frozenset[str]:
+    """The methods that learn from batches that are held out of the training.
+
+    >>> sorted(holding_out())
+    ['ato']
+    """
+    return frozenset(_HOLDING_OUT)
+
+
 def methods() -> dict[str, Build]:
     """All registered methods by name: what attaches each to a `Training` with its default arguments.
 
     >>> sorted(methods())[:2]
-    ['adahspg', 'dhspg']
+    ['adahspg', 'ato']
     """
     return dict(_REGISTRY)
 
@@ -92,4 +107,10 @@ def attach(name: str, training: Training) -> Method:
         )
     if not training.erase and not _ERASING.get(name, True):
         raise MethodError(f"{name} erases whole structures. Ask for that (erase=True, or --erase on the command line).")
+    if name in _HOLDING_OUT and (training.held_out is None or training.loss_fn is None):
+        raise MethodError(
+            f"{name} learns from batches that are held out of the training, and this training offers none. Give it "
+            "held_out=, batches that can be iterated again and again, and loss_fn=, which is called as "
+            "loss_fn(model, batch)."
+        )
     return _REGISTRY[name](training)

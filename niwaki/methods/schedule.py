@@ -86,6 +86,14 @@ class Schedule:
                 f"schedule={schedule!r} is not a schedule. Say when: niwaki.Schedule(start=100, until=500) in steps."
             )
 
+    def check_ramp(self, label: str) -> None:
+        """Raise `MethodError` if this is a schedule for methods that choose in portions."""
+        if self.ramp != "linear":
+            raise MethodError(
+                f"The schedule has the ramp {self.ramp!r}, but {label} does not choose units in portions. Leave it "
+                "out, or use HESSO, HESSO-CRIC or LHSPG."
+            )
+
     def check_fade(self, label: str) -> None:
         """Raise `MethodError` if this is a schedule for methods that fade."""
         if self.fade != LINEAR:

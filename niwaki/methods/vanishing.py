@@ -13,7 +13,6 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray
 from niwaki.criteria import normalise
 from niwaki.criteria.registry import named
-from niwaki.errors import MethodError
 from niwaki.methods.checks import check_mask, diverged
 from niwaki.methods.parts import Resumable, Selector, Stateless, Target
 from niwaki.methods.schedule import Schedule
@@ -96,11 +95,7 @@ class Vanishing(Selector):
 
     def __init__(self, units: TrainedUnits, target: Target, schedule: Schedule, choice: Choice) -> None:
         schedule.check_fade(units.label)
-        if schedule.ramp != "linear":
-            raise MethodError(
-                f"The schedule has the ramp {schedule.ramp!r}, but {units.label} does not choose units in portions. "
-                "Leave it out, or use HESSO, HESSO-CRIC or LHSPG."
-            )
+        schedule.check_ramp(units.label)
         self.target, self.schedule, self.choice = target, schedule, choice
         self._units = units
         self._removable: BoolArray = np.zeros(units.space.num_units, dtype=bool)

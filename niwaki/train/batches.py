@@ -54,6 +54,23 @@ class Batches:
         return normalised(self.images.test_x[:count], mean, std, self.device)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class InOrder:
+    """The training images of ``images`` in their order, neither shuffled nor shifted, as often as they are iterated;
+    normalised as those of ``training`` are."""
+
+    images: Images
+    training: Batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images [B, C, H, W] and labels [B]."""
+        mean, std = self.training.images.statistics()
+        size, device = self.training.batch_size, self.training.device
+        for start in range(0, len(self.images.train_y), size):
+            x, y = (whole[start : start + size] for whole in (self.images.train_x, self.images.train_y))
+            yield normalised(x, mean, std, device), y.to(device)
+
+
 def normalised(x: Tensor, mean: Tensor, std: Tensor, device: torch.device) -> Tensor:
     """Float images from uint8 [B, C, H, W] with the channel statistics [C] of the training set."""
     x = x.to(device, torch.float32)

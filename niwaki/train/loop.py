@@ -14,13 +14,15 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.errors import RunError
 from niwaki.methods.method import Method
-from niwaki.methods.registry import Training, attach
+from niwaki.methods.registry import Training, attach, holding_out
 from niwaki.networks import ImageTask, build_model, channels_of
-from niwaki.train.batches import Batches
+from niwaki.train.batches import Batches, InOrder
 from niwaki.train.checkpoint import Checkpoint, random_state, set_random_state
 from niwaki.train.data import Images
 from niwaki.train.recipe import Recipe
 from niwaki.train.scores import accuracy, check_scores
+
+HELD_OUT = 20  # one of so many training images, for a method that learns from images that are not trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,9 @@ class TrainingRun:
         np.random.seed(recipe.seed)
         self.recipe = recipe
         self.device = device
-        self.images = images.with_channels(channels_of(recipe.model, images.channels))
+        self.images, held_out = images.with_channels(channels_of(recipe.model, images.channels)), None
+        if recipe.method in holding_out():
+            self.images, held_out = self.images.held_out(HELD_OUT)
         self.batches = Batches(self.images, recipe.batch_size, recipe.seed, recipe.shift, device)
         self.steps = recipe.epochs * self.batches.per_epoch
         task = ImageTask(self.images.classes, self.images.channels, self.images.size)
@@ -109,6 +113,8 @@ class TrainingRun:
                     recipe.shrink,
                     recipe.erase,
                     recipe.narrow,
+                    _loss_of,
+                    None if held_out is None else InOrder(held_out, self.batches),
                 ),
             )
         self._shapes = _shapes(self.model.state_dict())
@@ -158,8 +164,7 @@ class TrainingRun:
     def _loss(self) -> Tensor:
         """The loss of the current batch."""
         assert self._batch is not None
-        x, y = self._batch
-        return nn.functional.cross_entropy(self.model(x), y)
+        return _loss_of(self.model, self._batch)
 
     def _finish_epoch(self, observer: RunObserver, epoch: int) -> None:
         mean_loss = self._epoch_loss / self.batches.per_epoch
@@ -235,6 +240,12 @@ class TrainingRun:
             weight_decay=recipe.weight_decay,
             nesterov=recipe.momentum > 0,
         )
+
+
+def _loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The loss of images and labels."""
+    x, y = batch
+    return nn.functional.cross_entropy(model(x), y)
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:

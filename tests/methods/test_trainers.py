@@ -211,7 +211,12 @@ def trained(rank: int, name: str, wrap: Callable[[nn.Module], nn.Module]) -> tup
     def loss() -> Tensor:
         return nn.functional.cross_entropy(wrapped(batch[0]), batch[1])
 
-    method = attach(name, Training(space, optimizer, niwaki.Budget(macs=0.5), SCHEDULE, loss, False, erase))
+    training = Training(
+        *(space, optimizer, niwaki.Budget(macs=0.5), SCHEDULE, loss, False, erase),
+        loss_fn=lambda model, held: nn.functional.cross_entropy(model(held[0]), held[1]),
+        held_out=[(x[8:16], y[8:16])],
+    )
+    method = attach(name, training)
     for step in range(30):
         start = step * 8 % len(x)
         batch = x[start : start + 8], y[start : start + 8]

@@ -11,6 +11,7 @@ import niwaki
 from niwaki.cli.app import app
 
 PUBLIC = {
+    "ATO",
     "AdaHSPG",
     "Budget",
     "CRIC",
@@ -77,7 +78,7 @@ def test_first_parameters() -> None:
         "reestimate_norms": ["model", "batches"],
         "export": ["small", "example_inputs", "path"],
         **dict.fromkeys(
-            ("HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "H2SPG", "LHSPG"),
+            ("ATO", "HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "H2SPG", "LHSPG"),
             ["space", "optimizer", "budget", "schedule"],
         ),
     }

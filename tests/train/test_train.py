@@ -213,7 +213,7 @@ def test_bad_recipes_are_sentences() -> None:
     for options, message in (
         (
             {"method": "magic"},
-            "There is no method 'magic'. Choose adahspg, dhspg, h2spg, hesso, hesso-cric, hspg or none.",
+            "There is no method 'magic'. Choose adahspg, ato, dhspg, h2spg, hesso, hesso-cric, hspg or none.",
         ),
         ({"epochs": 0}, "epochs is 0, but must be at least 1."),
         ({"lr": float("nan")}, "lr is nan, but must be a finite number above 0."),

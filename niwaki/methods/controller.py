@@ -1,0 +1,108 @@
+"""The controller of Auto-Train-Once: a mask generator, and the held-out batches that it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from niwaki.core.counts import FloatArray
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.criteria.losses import Loss, loss_of
+from niwaki.masks.training import MaskTraining
+from niwaki.methods.held_out import HeldOut
+from niwaki.methods.parts import Resumable
+from niwaki.trace.model_state import preserved
+
+
+@final
+class Controller(Resumable):
+    """Takes steps with the model in eval mode. The model, its gradients and the random generators are as they were
+    after each, and everything is if it is refused.
+
+    ``data``: None if the user brings the batches. ``taken``: how many steps there were. ``training``: of the generator.
+    """
+
+    def __init__(self, space: SearchSpace, training: MaskTraining, loss_fn: Loss, data: HeldOut | None) -> None:
+        self._space, self.training, self._loss_fn, self.data = space, training, loss_fn, data
+        self.taken = 0
+        self._checked = False
+        if data is not None:
+            self._with(data.next, self._check)
+            data.move(0, 0)
+
+    def step(self, progress: float, batch: Any = None) -> None:
+        """One step at the share ``progress`` of its time, on the next of its batches, or on ``batch`` if it has none.
+
+        Raises:
+            MethodError: there is no batch, its loss teaches nothing, or the gates of a group are not what they should
+                be (which is looked at once).
+        """
+
+        def learn(loss: Callable[[nn.Module], Any]) -> None:
+            self._check(loss)
+            self.training.step(loss, progress)
+
+        data = self.data
+        before = None if data is None else (data.passes, data.place)
+        try:
+            self._with((lambda: batch) if data is None else data.next, learn)
+        except BaseException:
+            if data is not None and before is not None:
+                data.move(*before)
+            raise
+        self.taken += 1
+
+    def _with(self, next_batch: Callable[[], Any], do: Callable[[Callable[[nn.Module], Any]], None]) -> None:
+        """Let ``do`` have the loss of a batch, as a function of the model."""
+        with preserved(self._space.model):
+            batch = next_batch()
+            self._space.model.eval()
+            do(partial(loss_of, self._loss_fn, batch=batch))
+
+    def _check(self, loss: Callable[[nn.Module], Any]) -> None:
+        if not self._checked:
+            self.training.check(loss)
+            self._checked = True
+
+    @torch.no_grad()
+    def keeps(self) -> BoolArray:
+        """The units [num_units] that the mask keeps, without chance."""
+        return np.asarray(self.training.generator.gates().hard.cpu().numpy() > 0.5)
+
+    @torch.no_grad()
+    def probabilities(self) -> FloatArray:
+        """Of each unit's gate [num_units], to be open with chance."""
+        found: FloatArray = torch.sigmoid(self.training.generator.gates().logits).double().cpu().numpy()
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """The kind of the generator."""
+        return {"generator": self.training.generator.name}
+
+    def state(self) -> dict[str, Any]:
+        """The generator and its training, and where in the batches it is."""
+        return {
+            "controller": self.training.state(),
+            "controller_steps": self.taken,
+            "held_out": None if self.data is None else self.data.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.training.restore(state["controller"])
+        self.taken = int(state["controller_steps"])
+        if self.data is not None and state["held_out"] is not None:
+            self.data.move(int(state["held_out"]["passes"]), int(state["held_out"]["place"]))
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """The state of a training of this generator, and numbers."""
+        self.training.check_state(state["controller"])
+        if int(state["controller_steps"]) < 0:
+            raise ValueError("the number of steps of its controller is negative")
+        if state["held_out"] is not None:
+            HeldOut.check_state(state["held_out"])

@@ -1,0 +1,201 @@
+"""The selector of Auto-Train-Once: a mask that a controller learns while the network trains, and that is then held."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from niwaki.core.space import BoolArray
+from niwaki.errors import MethodError
+from niwaki.methods.checks import check_mask
+from niwaki.methods.controller import Controller
+from niwaki.methods.parts import Selector, Target
+from niwaki.methods.schedule import Schedule
+from niwaki.methods.stages import Stages
+from niwaki.methods.status import Progress, share
+from niwaki.methods.trained_units import TrainedUnits
+from niwaki.selection import costs
+
+LEARNING, ACTING, ENDED = 0, 1, 2
+
+
+@final
+class LearntMask(Selector):
+    """The units that leave are those that the ``controller`` masks, until the mask is frozen: then those that the
+    budget removes if each unit is worth the probability of its gate.
+
+    ``mask`` [num_units]: what leaves. ``learnt``: what the controller's own mask cost when it was frozen, by measure,
+    as shares of the dense network; None before.
+
+    Raises:
+        MethodError: the schedule has a ramp or a fade, which mean nothing here.
+    """
+
+    def __init__(self, units: TrainedUnits, target: Target, schedule: Schedule, controller: Controller) -> None:
+        schedule.check_fade(units.label)
+        schedule.check_ramp(units.label)
+        self.target, self.schedule, self.stages = target, schedule, Stages.of(schedule)
+        self._units, self.controller = units, controller
+        self.mask: BoolArray = np.zeros(units.space.num_units, dtype=bool)
+        self.learnt: dict[str, float] | None = None
+        self._state, self._last = LEARNING, 0  # the last: the step before which the controller has taken one
+
+    def before(self, step: int) -> None:
+        """A step of the controller, if it is time for one; an error leaves everything as it was."""
+        if self.learnt is not None or self._last == step:
+            return
+        if self.controller.data is not None and self.stages.controls(step):
+            self.learn(step)
+        elif step == self.stages.freeze and not self.controller.taken:
+            raise MethodError(
+                f"{self._units.label} was given no batches, and controller_step(batch) has not been called before step "
+                f"{step}, on which the mask is fixed: nothing has been learnt. Call it every {self.stages.every} steps "
+                f"from step {self.stages.start} on with a batch that is held out of the training, or pass batches=."
+            )
+
+    def learn(self, step: int, batch: Any = None) -> None:
+        """A step of the controller before the optimizer's step number ``step``.
+
+        Raises:
+            MethodError: the mask is frozen, or the controller refuses.
+        """
+        if self.learnt is not None:
+            raise MethodError(
+                f"The mask of {self._units.label} was fixed after step {self.stages.freeze}, 60 % of the way through "
+                "its schedule: its controller takes no more steps. Call controller_step(batch) up to then."
+            )
+        self.controller.step(self.stages.progress(step), batch)
+        self._last = step
+        self._hold(~self.controller.keeps())
+
+    def observe(self, step: int) -> None:
+        """The controller has looked before."""
+
+    def left(self, step: int) -> float | None:
+        """A linear fade in the last tenth."""
+        return self.stages.left(step)
+
+    def choose(self, step: int) -> None:
+        """The next stage may begin; zeros stay zero once the schedule has ended."""
+        if step == self.stages.project:
+            self._state = ACTING
+            self._hold(self.mask)
+        if step == self.stages.freeze:
+            self._freeze()
+        if step == self.schedule.until:
+            self._state = ENDED
+            self._hold(self.mask)
+        if self._state == ENDED:
+            self._units.clear()
+
+    def _hold(self, mask: BoolArray) -> None:
+        """From now on ``mask`` [num_units] leaves."""
+        self.mask, nothing = mask, np.zeros_like(mask)
+        if self._state == ACTING:
+            self._units.mark(mask, nothing)
+        if self._state == ENDED:
+            self._units.mark(nothing, mask)
+
+    def _freeze(self) -> None:
+        """What the budget removes, by the gates' probabilities."""
+        space, kept, limits = self._units.space, self.controller.keeps(), self.target.limits
+        found, dense = (costs(space.cost_model, keep, tuple(limits)) for keep in (kept, np.ones_like(kept)))
+        self.learnt = {measure: share(measure, found, dense) for measure in found}
+        worth = self.controller.probabilities()
+        self._hold(~self.target.removal.select(space, worth, limits, steps=self.target.steps, compare="space"))
+
+    def phase(self, step: int) -> str | None:
+        """Plain training, learning, and then what the update says."""
+        if self.ended(step - 1):
+            return "done"
+        if step < self.stages.start:
+            return "waiting"
+        return "learning" if step <= self.stages.project else None
+
+    def ended(self, step: int) -> bool:
+        """After the schedule."""
+        return step >= self.schedule.until
+
+    def removed(self) -> BoolArray:
+        """The mask, as much of it as the sizes of the model's code allow."""
+        return self.target.removal.leaving(self._units.space, self.mask, self.target.steps)
+
+    def zero(self) -> BoolArray:
+        """The mask, once the schedule has ended. Before, what is zero may move again."""
+        return self.mask if self._state == ENDED else np.zeros_like(self.mask)
+
+    def removable(self) -> BoolArray:
+        """The same units."""
+        return self.zero()
+
+    def shortfall(self, step: int) -> str | None:
+        """That the mask is not zero yet, or not even final."""
+        if self.ended(step):
+            return None
+        moves = "" if self.learnt is not None else ", and need not meet the budget, " + str(self.target.budget)
+        return f"takes units that are not zero yet{moves}"
+
+    def progress(self, step: int, phase: str) -> Progress:
+        """What is masked, and how much of it is zero, which asks the device."""
+        units = self._units
+        left = costs(units.space.cost_model, ~self.mask, ("macs", "params"))
+        at_zero = np.asarray(units.at_zero.cpu().numpy(), dtype=bool)
+        zero = self.mask if self._state == ENDED else self.mask & at_zero
+        return Progress(
+            step=step,
+            phase=phase,
+            period=int(self._state != LEARNING),
+            periods=1,
+            units=int(self.target.removal.candidates(units.space).sum()),
+            marked=int(self.mask.sum()),
+            zero=int(zero.sum()),
+            macs=share("macs", left, self.target.dense),
+            params=share("params", left, self.target.dense),
+        )
+
+    def describe(self, now: Progress) -> str:
+        """Units, costs, and what has been learnt."""
+        own = ", ".join(f"{part:.1%} of {measure}" for measure, part in (self.learnt or {}).items())
+        return (
+            f"step {now.step}, {now.phase}; {now.marked} of {now.units} units masked, {now.zero} zero; {now.macs:.1%} "
+            f"of the MACs and {now.params:.1%} of the parameters left; {self.controller.taken} steps of the controller"
+            f"{f', whose own mask keeps {own}' if own else ''}"
+        )
+
+    def take_back(self) -> None:
+        """Nothing is only tried."""
+
+    def settings(self) -> dict[str, Any]:
+        """The schedule, and the kind of the generator."""
+        return {"schedule": [self.schedule.start, self.schedule.until], **self.controller.settings()}
+
+    def state(self) -> dict[str, Any]:
+        """The mask, and what the controller keeps."""
+        own = {
+            "mask": torch.from_numpy(self.mask.copy()),
+            "learnt": None if self.learnt is None else dict(self.learnt),
+            "stage": self._state,
+            "last": self._last,
+        }
+        return own | self.controller.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.learnt = None if state["learnt"] is None else dict(state["learnt"])
+        self._state, self._last = int(state["stage"]), int(state["last"])
+        self.controller.restore(state)
+        nothing = np.zeros_like(self.mask)
+        self._units.mark(nothing, nothing)
+        self._hold(state["mask"].cpu().numpy().copy())
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """A mask, a stage and a step, and what the controller asks for."""
+        check_mask("mask", state["mask"], self._units.space.num_units)
+        if int(state["stage"]) not in (LEARNING, ACTING, ENDED) or int(state["last"]) < 0:
+            raise ValueError("its stage, or the last step of its controller, is not one")
+        if state["learnt"] is not None and sorted(state["learnt"]) != sorted(self.target.limits):
+            raise ValueError("what its mask has learnt is not of this budget")
+        self.controller.check_state(state)
