@@ -197,7 +197,7 @@ class FoundErasures(Erasures):
         staying: which of the tensors that nothing follows from any more stay, without some structures.
     """
 
-    __slots__ = ("_edits", "_found", "_layer", "_operand", "_readers", "_staying")
+    __slots__ = ("_edits", "_found", "_layer", "_operand", "_pristine", "_readers", "_staying")
 
     def __init__(
         self,
@@ -207,6 +207,7 @@ class FoundErasures(Erasures):
         staying: Staying = _nothing_stays,
     ) -> None:
         self._found, self._edits, self._staying = found, edits, staying
+        self._pristine: Validity | None = None
         self._layer = {number: layer for layer in layers for number in layer}
         self._operand = dict(enumerate(found.vertices))
         self._readers: dict[int, list[int]] = {}  # parameters and buffers -> the operators that are given them
@@ -242,7 +243,10 @@ class FoundErasures(Erasures):
 
     def _validity(self) -> Validity:
         found = self._found
-        return Validity(found.flow, counted_inputs(found.graph, found.flow), found.nesting, found.required)
+        if self._pristine is None:
+            counted = counted_inputs(found.graph, found.flow)
+            self._pristine = Validity(found.flow, counted, found.nesting, found.required)
+        return self._pristine.fresh()
 
     def why_not(self, erased: Collection[int]) -> str | None:
         validity = self._validity()

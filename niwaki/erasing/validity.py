@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections.abc import Collection, Iterable, Mapping
 from typing import final
@@ -42,6 +43,13 @@ class Validity:
         for vertex in self._order:
             self._bits[vertex] = self._seen(vertex, self._bits)
         self._needed = [(vertex, self._bits[vertex] & self._required) for vertex in flow.outputs if self._bits[vertex]]
+
+    def fresh(self) -> Validity:
+        """The same with nothing erased, where nothing has been erased from this one."""
+        assert not self._erased
+        other = copy.copy(self)
+        other._erased, other._taken, other._bits = set(), set(), dict(self._bits)
+        return other
 
     @property
     def erased(self) -> frozenset[int]:

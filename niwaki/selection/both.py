@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Final
 
@@ -24,6 +25,7 @@ from niwaki.selection.structures import erasable
 _RATES = 32  # multipliers that the sweep looks at
 _MOST_FILLS = 24  # sets of structures whose widths are worked out; where the sweep finds more, some of each size
 _CHANGES = 16  # structures that are erased or returned at last, to see whether more is kept then
+_MOST_LOOKS = 96  # sets in all
 _ROUNDS = 3  # re-pricings: what a unit costs depends on what else is kept
 
 Block = tuple[int, ...]
@@ -160,14 +162,22 @@ class _Sweep:
         if not found:
             return min((self._widths_of(some) for some in sets), key=self._excess)
         best = max(found, key=self._worth)
-        for _ in range(_CHANGES):
-            near = [some for some in map(self._outer, self._changed(best)) if self._worth(some) > self._worth(best)]
-            if not near:
-                break
-            best = max(near, key=self._worth)
+        better: frozenset[Block] | None = best
+        while better is not None:
+            best, better = better, next(filter(partial(self._is_better, better), self._near(better)), None)
         filled = self._filled(best)
         assert filled is not None
         return filled[1]
+
+    def _near(self, erased: frozenset[Block]) -> Iterator[frozenset[Block]]:
+        """Sets that differ by little, as long as there is time to look at them."""
+        for some in map(self._outer, self._changed(erased)):
+            if len(self._known) >= _MOST_LOOKS:
+                return
+            yield some
+
+    def _is_better(self, than: frozenset[Block], erased: frozenset[Block]) -> bool:
+        return self._worth(erased) > self._worth(than)
 
     def _outer(self, erased: frozenset[Block]) -> frozenset[Block]:
         """Without those inside of others."""

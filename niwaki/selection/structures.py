@@ -13,6 +13,8 @@ from niwaki.core.structures import Erasures
 from niwaki.errors import BudgetError
 from niwaki.selection.objective import costs, mixed, prices
 
+_IN_THE_WAY = 32  # structures that are tried to be kept where the greedy selection has closed its own way
+
 
 def erasable(space: SearchSpace, experts: bool = False) -> dict[int, int]:
     """The unit of every structure that can be erased and that weights make, by its number. (Nothing tells what a part
@@ -45,8 +47,8 @@ def erase_structures(
     which the limits are met as well.
 
     Where the limits are not met by then, since what went has left others without which outputs would hang in the air,
-    it is done once more without each structure that went (experts are not in the way of others), and by decreasing
-    cost; of the choices that meet the limits that of the most saliency is taken.
+    it is done once more without each of the smallest structures that went (experts are not in the way of others), and
+    by decreasing cost; of the choices that meet the limits that of the most saliency is taken.
 
     ``saliency`` [num_units] is not negative. Structures in ``removed`` [num_units] are erased from the beginning; those
     in ``staying`` never are, and experts of routers only with ``experts``.
@@ -62,11 +64,11 @@ def erase_structures(
     if met(first) or not units:
         return first
     others = [_erased(space, np.ones_like(saliency), saliency, limits, removed, staying, experts)]
-    for unit in erasable(space).values():
-        if present[unit] and not first[unit]:
-            barred = staying.copy()
-            barred[unit] = True
-            others.append(_erased(space, saliency, saliency, limits, removed, barred, experts))
+    gone = {number: unit for number, unit in erasable(space).items() if present[unit] and not first[unit]}
+    for number in sorted(gone, key=lambda number: space.structures[number].macs)[:_IN_THE_WAY]:
+        barred = staying.copy()
+        barred[gone[number]] = True
+        others.append(_erased(space, saliency, saliency, limits, removed, barred, experts))
     found = [keep for keep in others if met(keep)]
     return max(found, key=lambda keep: float(saliency[units][keep[units]].sum()), default=first)
 
