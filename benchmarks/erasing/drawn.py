@@ -238,13 +238,13 @@ class _Writer:
         for _ in range(size):
             x = any_of_them()
             known.append(self.join(x, any_of_them()) if self.chance(0.45) else self.unary(x))
-        return self.gathered() if self.chance(0.5) else known[-1]
+        return self.gathered(known[-1]) if self.chance(0.5) else known[-1]
 
-    def gathered(self) -> str:
-        """All that nothing has read, joined, so that little is computed in vain."""
+    def gathered(self, last: str) -> str:
+        """All that nothing has read, joined, so that little is computed in vain; ``last`` if there is no such thing."""
         loose = [name for name in self.widths if name.startswith("h") and not self.read[name]]
-        total = loose[0]
-        for other in loose[1:]:
+        total, *others = loose or [last]
+        for other in others:
             total = self.join(total, other)
         return total
 

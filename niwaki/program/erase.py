@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 
@@ -183,22 +184,31 @@ def _dissolve(memory: SharedMemory, join: fx.Node, left: fx.Node, taken: Collect
 
 
 def _remove_dead(module: fx.GraphModule) -> None:
-    """Remove what no output follows from. What writes to memory is needed if anything that lives shares that memory."""
+    """Remove what no output follows from. What writes to memory is needed if anything that lives reads that memory
+    afterwards."""
     graph = module.graph
     memory = memories(module) if any(True for node in graph.nodes for _ in written(node)) else {}
+    place = {node: number for number, node in enumerate(graph.nodes)}
     writing: dict[int, list[fx.Node]] = {}
     for node in graph.nodes:
         for given in written(node):
             for number in memory[given]:
                 writing.setdefault(number, []).append(node)
+
+    def written_before(reader: fx.Node) -> Iterator[fx.Node]:
+        """The last writers to what ``reader`` is given: those before them write to what these are given."""
+        for number in {number for given in reader.all_input_nodes for number in memory.get(given, ())}:
+            writers = writing.get(number, ())
+            before = bisect_left(writers, place[reader], key=place.__getitem__)
+            yield from writers[max(before - 1, 0) : before]
+
     living: set[fx.Node] = set()
     waiting = [node for node in graph.nodes if node.op == "output"]
     while waiting:
         node = waiting.pop()
         if node not in living:
             living.add(node)
-            waiting += node.all_input_nodes
-            waiting += [writer for number in memory.get(node, ()) for writer in writing.get(number, ())]
+            waiting += [*node.all_input_nodes, *written_before(node)]
     for node in reversed(list(graph.nodes)):
         if node.op != "placeholder" and node not in living:
             graph.erase_node(node)

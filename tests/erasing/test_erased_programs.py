@@ -284,6 +284,35 @@ class Pools(nn.Module):
         return result
 
 
+class WrittenInVain(nn.Module):
+    """What is added in place is read by one branch only, after the stream itself has been read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stays, self.added, self.reads = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        early = self.stays(y)
+        y += self.added(y)
+        return early + self.reads(y)  # type: ignore[no-any-return]
+
+
+def test_what_is_written_and_not_read_afterwards_goes() -> None:
+    """The stream lives, and its memory with it; what wrote to that last served only the branch."""
+    model, x = WrittenInVain().double().eval(), torch.randn(3, 4, dtype=torch.float64)
+    space = niwaki.search_space(model, x, as_graph=True, erase=True)
+    keep = np.ones(space.num_units, dtype=bool)
+    (around,) = (one.name for one in space.structures if {"added.weight", "reads.weight"} <= {*one.parameters})
+    for group in space.groups:
+        if group.structure is not None and space.structures[group.structure].name == around:
+            keep[group.first] = False
+    plan = space.plan(keep)
+    small = niwaki.cut(space.model, plan)
+    assert {name.split(".")[0] for name, _ in small.named_parameters()} == {"stem", "stays"}
+    assert niwaki.check(model, plan, x, as_graph=True).holds
+
+
 def test_operators_without_parameters_have_a_gate() -> None:
     """The reference is the dense network with zeros in the place of their results."""
     model = randomised(Pools().eval()).double()
