@@ -52,12 +52,14 @@ class ExpertTrials:
     Args:
         model: a network of modules.
         narrow: a plan that makes it narrow and erases nothing; None if it stays as wide as it is.
-        call: what it is called with.
+        calls: what it is called with.
         training: the modes that it runs in.
     """
 
-    def __init__(self, model: nn.Module, narrow: Plan | None, call: ExampleCall, training: Sequence[bool]) -> None:
-        self._model, self._narrow, self._call, self._training = model, narrow, call, training
+    def __init__(
+        self, model: nn.Module, narrow: Plan | None, calls: Sequence[ExampleCall], training: Sequence[bool]
+    ) -> None:
+        self._model, self._narrow, self._calls, self._training = model, narrow, calls, training
         self._copy: nn.Module | None = None
         self._known: dict[object, tuple[int, str | None]] = {}
 
@@ -76,12 +78,13 @@ class ExpertTrials:
             if self._copy is None:
                 self._copy = _with_values(_narrowed(self._model, self._narrow))
             with _seeded(), torch.enable_grad():
-                given = _called_with(self._copy, router.block, self._call)
-                if given is None:
-                    return router.least, f"{router.block!r} could not be run by itself"
+                given = [_called_with(self._copy, router.block, call) for call in self._calls]
+                calls = [call for call in given if call is not None]
+                if not calls:
+                    return router.least, f"no example call reaches {router.block!r}"
                 block, inside = module_at(self._copy, router.block), _inside(router)
                 for least in range(router.least, min(router.least + _MORE, router.experts)):
-                    found = _law(block, replace(inside, least=least), given, self._training)
+                    found = _law(block, replace(inside, least=least), calls, self._training)
                     if found is None or not found.too_few:
                         return least, None if found is None else found.why
                 return router.least, f"its router chooses {router.least} of {router.experts} at once"
@@ -97,7 +100,7 @@ class _Failure:
     too_few: bool = False
 
 
-def _law(block: nn.Module, router: Router, given: ExampleCall, training: Sequence[bool]) -> _Failure | None:
+def _law(block: nn.Module, router: Router, given: Sequence[ExampleCall], training: Sequence[bool]) -> _Failure | None:
     """What speaks against erasing experts, from sets of different sizes; the smallest is the last."""
     rng = np.random.default_rng(0)
     drawn = sorted(rng.integers(router.least, router.experts, _SETS).tolist(), reverse=True)
@@ -108,8 +111,8 @@ def _law(block: nn.Module, router: Router, given: ExampleCall, training: Sequenc
         small, masked = _cut(dense, plan), _masked(dense, plan)
         least = size == router.least < router.experts - 1
         without = f"without {router.experts - size} of {router.experts}"
-        for mode, draw in itertools.product(training, range(_DRAWS)):
-            call = _random_call(given, rng)
+        for each, mode, draw in itertools.product(given, training, range(_DRAWS)):
+            call = _random_call(each, rng)
             try:
                 ours, theirs = (_run(network.train(mode), call, not draw) for network in (small, masked))
             except Exception as cause:  # noqa: BLE001 - any error of the user's code is a reason

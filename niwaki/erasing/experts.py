@@ -50,7 +50,7 @@ def with_experts(
     if not found:
         return erasures
     modes = sorted({mode for run in graph.runs if run.error is None for mode in {run.training, run.both}})
-    trials = ExpertTrials(space.model, _narrow(space), calls[0], modes)
+    trials = ExpertTrials(space.model, _narrow(space), calls, modes)
     tried = [replace(router, why=fault) if fault is not None else trials.tried(router) for router in found]
     return ErasableExperts(space.model, erasures, tried, graph, constraints, ignored, equal)
 

@@ -170,7 +170,7 @@ class _Candidates:
         paths = {module, home, *(nodes[one].location.module for one in makers)}
         block = self._called(paths)
         numbers = tuple(self._numbers(block, experts))
-        why = self._why_not(value, makers, experts, block)
+        why = self._why_not(value, makers, experts, block) or self._why_elsewhere(block, slices, within)
         return Router(
             weight,
             dim,
@@ -255,6 +255,19 @@ class _Candidates:
             return "several modules make logits of its weight"
         if block and any(_escapes(self.graph, run, block) for run in self.graph.runs if run.error is None):
             return f"what {block!r} computes is used outside of it without being returned"
+        return None
+
+    def _why_elsewhere(self, block: str, slices: Sequence[tuple[str, int]], lists: Sequence[ExpertList]) -> str | None:
+        """Why what belongs to experts has to stay as it is: something outside of their block reads it."""
+        names = {name for name, _ in slices}
+        names |= {name for name in self.tensors if any(_is_in(name, one.path) for one in lists)}
+        values = self.graph.values
+        for run in self.graph.runs:
+            spans = [range(call.first, call.end) for call in run.calls if call.module == block]
+            for place, node in enumerate(run.nodes if block else ()):
+                read = {values[values[number].root].name for number in node.inputs()} & names
+                if read and not any(place in span for span in spans):
+                    return f"{min(read)!r} is read outside of {block!r}"
         return None
 
 

@@ -217,6 +217,33 @@ def test_groups_of_experts_stay() -> None:
     assert "it returns something else than where their logits are minus infinity" in str(found[1][0].refused)
 
 
+def test_what_is_read_elsewhere_stays() -> None:
+    """Outside of the block that is tried."""
+
+    class Regular(Around):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), self.layers[0].experts[2].up.weight.square().sum()  # type: ignore[union-attr, index]
+
+    (why,) = {one.refused for one in experts(niwaki.search_space(Regular(Listed()), X, erase=True))}
+    assert why == "'layers.0.experts.2.up.weight' is read outside of 'layers.0'"
+
+
+def test_every_example_call_is_tried() -> None:
+    """Code may do something else for other inputs."""
+
+    class Two(Listed):
+        def forward(self, x: Tensor) -> Any:
+            logits = self.gate(x)
+            made = self.mixed(x, logits)
+            return made if len(x) > 1 else made + logits.tanh().mean(-1, keepdim=True)
+
+    torch.manual_seed(0)
+    model = Around(Two())
+    assert all(one.erasable for one in experts(niwaki.search_space(model, X, erase=True)))
+    (why,) = {one.refused for one in experts(niwaki.search_space(model, [X, X[:1]], erase=True))}
+    assert why == "without 1 of 4 it returns something else than where their logits are minus infinity"
+
+
 def test_logits_that_are_recorded_are_used_elsewhere() -> None:
     space = niwaki.search_space(decoder("Mixtral", output_router_logits=True), tokens(), erase=True)
     assert {one.refused for one in experts(space)} == {
