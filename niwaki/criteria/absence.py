@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from niwaki.core.edits import EraseExperts
+from niwaki.core.names import named_modules
 from niwaki.core.space import Group, SearchSpace
 from niwaki.criteria.observe import ParameterOwners, read_by
 from niwaki.criteria.registry import criterion
@@ -91,12 +93,12 @@ class Absence:
 
     @contextmanager
     def _without(self, group: Group) -> Iterator[None]:
-        """The structure's result is zero: what makes it is, or its gate."""
+        """The structure's result is zero: what makes it is, or its gate; no router chooses it, if it is an expert."""
         driven = {piece.tensor: self._parameters[piece.tensor] for piece in group.slices if piece.role.zeroed_by_method}
         assert group.structure is not None
         gates = TermGates(self._space, (group.structure,))
         closed: AbstractContextManager[None] = gates.attached(self._space.model) if len(gates) else nullcontext()
-        with _restored(driven), closed:
+        with _restored(driven), closed, self._unchosen(group.structure):
             for piece in group.slices:
                 if piece.parameter and piece.role.zeroed_by_method:
                     weight = self._parameters[piece.tensor]
@@ -105,12 +107,27 @@ class Absence:
             yield
 
     @contextmanager
+    def _unchosen(self, structure: int) -> Iterator[None]:
+        """The router of an expert does not choose it."""
+        erasures, undoing = self._space.erasures, list[Callable[[], None]]()
+        if erasures is not None and self._space.structures[structure].router is not None:
+            modules = dict(named_modules(self._space.model))
+            undoing = [edit.mask(modules) for edit in erasures.edits((structure,)) if isinstance(edit, EraseExperts)]
+        try:
+            yield
+        finally:
+            for undo in undoing:
+                undo()
+
+    @contextmanager
     def _redrawn(self, group: Group, generator: torch.Generator) -> Iterator[None]:
         assert group.structure is not None
         names = self._space.structures[group.structure].parameters
         own = {name: self._parameters[name] for name in names if name in self._parameters}
-        with _restored(own):
-            for weight in own.values():
+        slices = [] if own else [piece for piece in group.slices if piece.tensor in self._parameters]  # of an expert
+        with _restored(own | {piece.tensor: self._parameters[piece.tensor] for piece in slices}):
+            parts = [self._parameters[piece.tensor].select(piece.dim, int(piece.index[0, 0])) for piece in slices]
+            for weight in (*own.values(), *parts):
                 if weight.dim() > 1:
                     bound = float(weight[0].numel()) ** -0.5
                     drawn = torch.rand(weight.shape, generator=generator, dtype=torch.float64)

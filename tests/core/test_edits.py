@@ -81,7 +81,7 @@ def plan_of(*some: Edit | None) -> Plan:
 
 def test_there_is_a_row_for_each_kind() -> None:
     found = {kind for kind in vars(edits).values() if isinstance(kind, type) and issubclass(kind, Edit)}
-    assert found - {edits.Edit, edits.TensorEdit, edits.ModuleEdit} == KINDS
+    assert found - {edits.Edit, edits.TensorEdit, edits.ModuleEdit, edits.GatedEdit} == KINDS
 
 
 @pytest.mark.parametrize(("first", "later", "both"), ROWS, ids=lambda edit: getattr(edit, "kind", "none"))

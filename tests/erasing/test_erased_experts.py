@@ -563,3 +563,25 @@ def test_one_block_of_each_kind_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
     model = Around(Listed(), Stacked(), Listed(), Listed(k=1), Stacked())
     space = niwaki.search_space(model, X, erase=True)
     assert tried == ["experts", "router", "experts"] and all(one.erasable for one in experts(space))
+
+
+def test_criteria_that_run_without_an_expert() -> None:
+    """No router chooses it then, and nothing of it stays changed."""
+    torch.manual_seed(0)
+    for build in (Listed, Stacked):
+        model = Around(build())
+        space = niwaki.search_space(model, X, erase=True)
+        expected = model(X).detach()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+
+        def loss(network: nn.Module, batch: Tensor, expected: Tensor = expected) -> Tensor:
+            made: Tensor = network(batch)
+            return (made - expected).square().mean()
+
+        for criterion in ("cka", "reinitialised"):
+            values = niwaki.score(space, criterion, batches=[X], loss_fn=loss).values
+            own = [float(values[group.first]) for group in space.groups if group.structure is not None]
+            assert len(own) >= EXPERTS and sum(value > 0 for value in own) >= 2, criterion
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name])
+        assert torch.equal(model(X), expected) and not any(one._forward_hooks for one in model.modules())
