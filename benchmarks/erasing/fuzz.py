@@ -125,7 +125,7 @@ def _listed(form: str, space: niwaki.SearchSpace, inputs: tuple[Tensor, ...], ro
     )
     order = listing.additions(tracer.trace(model, tracer.example_calls(inputs)).runs[0].nodes) if erasable else {}
     for one in erasable:
-        if one.join in order and one.producers and not one.others:
+        if one.join in order and one.producers and not one.others and not one.gates:
             problem = listing.problem(model, inputs, one, order[one.join])
             if problem is not None:
                 raise Problem(problem, form)

@@ -37,6 +37,19 @@ class Alike:
             known = self._keys[id(axis.ids)] = axis.ids, key
         return known[1]
 
+    def stays(self, axis: Axis) -> bool:
+        """Whether an axis is pinned: none of its positions can go."""
+        if not axis.free:
+            return True
+        parts = {run[0] for runs in self.key(axis) for run in runs}
+        return all(self.key(axis)) and parts <= self._pinned
+
+    @cached_property
+    def _pinned(self) -> frozenset[int]:
+        """The parts of which every position is pinned."""
+        columns = (runs for ids, _ in self._constraints.pinned for runs in self._columns(ids.reshape(-1, 1)))
+        return frozenset(int(self._parts[runs[0][0]]) for runs in columns if self._whole(runs))
+
     def in_a_row(self, key: Key) -> tuple[Key, ...]:
         """What has the positions of this ``key`` one after another, as in a concatenation; nothing if that is one."""
         if len(key) != 1 or not key[0]:

@@ -16,13 +16,14 @@ from torch import nn
 
 from niwaki.core.absent import Result
 from niwaki.core.edits import EraseModules
-from niwaki.core.names import named_buffers, named_modules, named_parameters
+from niwaki.core.names import named_modules
 from niwaki.erasing.concatenation import RunFlow
-from niwaki.erasing.emptied import emptied, mixed
+from niwaki.erasing.emptied import emptied
 from niwaki.erasing.layer_numbers import numbered
 from niwaki.erasing.living import LivingRuns, RunLeft, around
 from niwaki.erasing.returned import Missing, NoResult, Returned, same_result
 from niwaki.erasing.structures import FoundStructures
+from niwaki.erasing.widths import Widths
 from niwaki.rules.constraints import Constraints
 from niwaki.trace.graph import ModuleCall, Ref
 
@@ -64,13 +65,12 @@ class ClassForm:
         self._found = found
         self.modules: dict[str, nn.Module] = dict(named_modules(model))
         inside = {name for structure in found.listed for name in structure.parameters}
-        names = [name for name, _ in named_parameters(model)]
+        first, self._shared = _names(self.modules)
         self._returned = Returned(found.graph, constraints, inside)
         self._parameters: dict[str, list[str]] = {}  # by the path of each module around them
-        for name in names:
+        for name in first:
             for path in around(name.rpartition(".")[0]):
                 self._parameters.setdefault(path, []).append(name)
-        self._shared = _shared(model)
         # As they are now: a model that is shrunk while it trains has fewer.
         self._lists = {
             path: {key: type(entry) for key, entry in module._modules.items()}
@@ -108,8 +108,6 @@ class ClassForm:
                 absent[path] = self.result(path, runs, missing, zero=path in gates)
             except NoResult as why:
                 obstacles.append(Obstacle(path, str(why)))
-        mixing = mixed(self._found.graph, runs, missing.modules, missing.fixed)
-        obstacles += [Obstacle(*found) for found in dict(mixing).items()]
         factors = frozenset().union(*(self._found.factors[number] for number in erased))
         lost, more = self._unset([*entries, *outermost], living - within, gone)
         unset, staying = [name for name in lost if name not in factors], factors.intersection(lost)
@@ -122,7 +120,9 @@ class ClassForm:
         }
         closed = tuple(dict.fromkeys(gates))
         edit = EraseModules(names, absent, tuple(entries), renumbered, tuple(unset), numbers, closed, layers)
-        return ModulesLeft(edit, (*obstacles, *more), runs, missing, staying)
+        widths = Widths(self._found.graph, missing, without.values, self._returned.stays)
+        conflicts = [Obstacle(*found) for found in dict(widths.conflicts(runs)).items()]
+        return ModulesLeft(edit, (*obstacles, *more, *conflicts), runs, missing, staying)
 
     def staying(self, erased: Collection[int], gone: frozenset[str]) -> frozenset[str]:
         """The parameters that code reads which lives on without these structures, though nothing follows from it."""
@@ -132,11 +132,6 @@ class ClassForm:
     def entries(self, erased: Collection[int], gone: frozenset[str]) -> tuple[str, ...]:
         """The entries of lists of modules that are deleted without these structures."""
         return tuple(self._entries(self._runs.without(erased), gone))
-
-    def may_unset(self, erased: Collection[int], gone: frozenset[str]) -> bool:
-        """Whether a module with an operator that lives may lose a parameter."""
-        living = set().union(*(run.living_modules for run in self._runs.without(erased)))
-        return any(name.rpartition(".")[0] in living for name in gone)
 
     def _outermost(
         self, dead: Collection[str], living: Collection[str], runs: Sequence[RunLeft], gates: Collection[str]
@@ -260,12 +255,18 @@ def _hands_on(call: ModuleCall, left: RunLeft) -> bool:
     return bool(given and made_of) and plain and made_of[0] == given[0] and set(made_of) <= set(given)
 
 
-def _shared(model: nn.Module) -> dict[str, list[str]]:
-    """The modules that hold each tensor that several hold, by its first name."""
-    first: dict[int, str] = {id(tensor): name for name, tensor in (*named_parameters(model), *named_buffers(model))}
+def _names(modules: Mapping[str, nn.Module]) -> tuple[list[str], dict[str, list[str]]]:
+    """The names of all parameters; and the modules that hold each tensor that several hold, by its first name."""
+    first: dict[int, str] = {}
     holders: dict[str, list[str]] = {}
-    for path, module in named_modules(model):
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                holders.setdefault(first[id(tensor)], []).append(path)
-    return {name: paths for name, paths in holders.items() if len(paths) > 1}
+    parameters = []
+    for path, module in modules.items():
+        for kind in (module._parameters, module._buffers):
+            for leaf, tensor in kind.items():
+                if tensor is not None:
+                    if id(tensor) not in first:
+                        first[id(tensor)] = name = f"{path}.{leaf}" if path else leaf
+                        if kind is module._parameters:
+                            parameters.append(name)
+                    holders.setdefault(first[id(tensor)], []).append(path)
+    return parameters, {name: paths for name, paths in holders.items() if len(paths) > 1}

@@ -69,10 +69,12 @@ class _ClassTrials:
             together, self._beside = self._round(waiting, kinds)
             if not together:
                 break
+            together = self._without_obstacles(together)
             self._look(together)
             rounds.append((together, self._beside))
             fine = {kinds[number] for number in together} - {kinds.get(number) for number in self._failed}
-            waiting = [number for number in waiting if number not in together and kinds[number] not in fine]
+            done = together | self._failed.keys()
+            waiting = [number for number in waiting if number not in done and kinds[number] not in fine]
         held: set[str] = set()
         looked_at: set[str] = set()
         for together, self._beside in rounds:
@@ -80,22 +82,26 @@ class _ClassTrials:
             looked_at |= looked
             held |= kept
         self._form.whole_only = lists - (looked_at - held)
-        self._look_at_unset(kinds)
+        self._look_at_each_kind()
         return self._failed
 
-    def _look_at_unset(self, kinds: dict[int, object]) -> None:
-        """Code may ask whether a parameter is None, and do something else for all of a module: what unsets one must be
-        fine by itself, too, and not only beside others."""
+    def _look_at_each_kind(self) -> None:
+        """What was fine beside others may have an obstacle by itself: of each kind the first and the last are looked
+        at, and all if one of these has any. And code may ask whether a parameter is None, and do something else for all
+        of a module: what unsets one must be fine by itself, too."""
         self._beside = set()
-        looked_at: dict[object, str | None] = {}
-        for number in [number for number in kinds if number not in self._failed]:
-            kind = kinds[number]
-            if kind not in looked_at:
-                unset = self._form.may_unset({number}, self._gone({number})) and self._left({number}).edit.unset
-                looked_at[kind] = self._why_not({number}) if unset else None
-            why = looked_at[kind]
+        members: dict[object, list[int]] = {}
+        for number, kind in self._kinds.items():
+            if number not in self._failed:
+                members.setdefault(kind, []).append(number)
+        for alike in members.values():
+            if any(self._left({number}).obstacles for number in (alike[0], alike[-1])):
+                found = {number: self._left({number}).obstacles for number in alike}
+                self._failed |= {number: str(why[0]) for number, why in found.items() if why}
+            rest = [number for number in alike if number not in self._failed]
+            why = self._why_not({rest[0]}) if rest and self._left({rest[0]}).edit.unset else None
             if why is not None:
-                self._failed[number] = why
+                self._failed |= dict.fromkeys(rest, why)
 
     def _kind(self, one: Structure) -> object:
         """What is equal for structures of which one is enough to be tried: they are added by the same line, and come
@@ -148,15 +154,24 @@ class _ClassTrials:
             outer = self._found.listed[outer].inside
         return around
 
+    def _without_obstacles(self, together: set[int]) -> set[int]:
+        """Those of some structures that can be tried together. What has an obstacle by itself fails; what has one only
+        beside others is left for another round."""
+        if not self._left(together | self._others).obstacles:
+            return together
+        for number in together:
+            alone = self._left({number}).obstacles
+            if alone:
+                self._failed[number] = str(alone[0])
+        chosen: set[int] = set()
+        for number in (*sorted(together - self._failed.keys()), *sorted(self._others)):
+            if not self._left(chosen | {number}).obstacles:
+                chosen.add(number)
+        self._beside = chosen - together
+        return chosen & together
+
     def _look(self, together: set[int]) -> None:
         """Find those of some structures that fail, while no entry of a list is deleted."""
-        left = self._left(together | self._others)
-        for obstacle in left.obstacles:
-            places = left.runs[0].dead
-            own = {place for place in places if obstacle.path in around(left.runs[0].run.nodes[place].location.module)}
-            for number in together:
-                if not own.isdisjoint(self._found.nesting.within(self._found.vertices[number])):
-                    self._failed.setdefault(number, str(obstacle))
         alike: dict[object, set[int]] = {}
         for number in together - self._failed.keys():
             one = self._found.listed[number]

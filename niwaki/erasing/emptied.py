@@ -39,39 +39,7 @@ def emptied(graph: Graph, runs: Sequence[RunLeft], absent: Collection[str], dead
     return found
 
 
-def mixed(
-    graph: Graph, runs: Sequence[RunLeft], absent: Collection[str], fixed: Collection[tuple[int, int]]
-) -> Iterator[tuple[str, str]]:
-    """Where code that still runs adds or multiplies what has its old width (``fixed``, along a dimension) and what may
-    get narrower: the path of the module, and why that cannot be."""
-    gone = frozenset(absent)
-    for left in runs:
-        known = dict.fromkeys(fixed, True)  # whether a value has its old width
-        for place, node in enumerate(left.run.nodes if known else ()):
-            path = node.location.module
-            if place in left.living or not gone.isdisjoint(around(path)) or not _keeps_positions(node):
-                continue
-            for number in node.outputs:
-                for dim in range(len(graph.values[number].shape)) if number is not None else ():
-                    given = [
-                        known.get((one, dim)) for one in node.inputs() if _is_as_long(graph, one, number, dim, node)
-                    ]
-                    if True not in given:
-                        continue
-                    alike = all(given)
-                    if not alike and node.operator not in CONCATENATIONS:
-                        yield path, f"{node.operator} at {node.location.brief} joins it with what may get narrower"
-                    known[number, dim] = alike  # type: ignore[index]
-
-
-def _is_as_long(graph: Graph, one: int, number: int | None, dim: int, node: Node) -> bool:
-    """Whether an input has a dimension that becomes this one of the result."""
-    assert number is not None
-    shape, made = graph.values[one].shape, graph.values[number].shape
-    return len(shape) == len(made) and (shape[dim] == made[dim] or node.operator in CONCATENATIONS)
-
-
-def _keeps_positions(node: Node) -> bool:
+def keeps_positions(node: Node) -> bool:
     """Whether an operator leaves all positions of its inputs where they are, or puts them one behind the other."""
     return torch.Tag.pointwise in node.operator.tags or node.operator in CONCATENATIONS
 
@@ -94,7 +62,7 @@ def _follow(found: Emptied, graph: Graph, left: RunLeft, absent: frozenset[str],
             path = nodes[place].location.module
             if not absent.isdisjoint(around(path)):
                 continue
-            if _keeps_positions(nodes[place]):
+            if keeps_positions(nodes[place]):
                 shape = len(graph.values[number].shape)
                 same = [other for other in nodes[place].inputs() if len(graph.values[other].shape) == shape]
                 waiting += [(other, dim, place) for other in same]
@@ -113,7 +81,7 @@ def _look_at_readers(found: Emptied, left: RunLeft, absent: frozenset[str]) -> N
         path = node.location.module
         if place in left.living:
             continue
-        if absent.isdisjoint(around(path)) and not _keeps_positions(node) and not numbers.isdisjoint(node.inputs()):
+        if absent.isdisjoint(around(path)) and not keeps_positions(node) and not numbers.isdisjoint(node.inputs()):
             found.kept.setdefault(path, f"{node.operator} at {node.location.brief} needs what it reads")
 
 

@@ -43,7 +43,7 @@ class Bypass:
 class Flow:
     """``graph``: vertices 0 ... N - 1 are the operators of the run, then come sources (inputs of the model), operands
     of joins, fans, and last the sink, which all outputs lead to. Arrows point from what makes to what reads. A fan
-    stands between what makes a value and several operands that are this value.
+    stands between what makes a value and several operands that are this value, of those that an output depends on.
 
     ``sources``: vertices of the inputs that outputs may depend on. ``outputs``: vertices that make the outputs.
     ``makers``: per operator and value that it is given, the vertices that have made or written it by then.
@@ -108,9 +108,9 @@ class Flow:
                     made[output] = place
                     if values[output].root == output:
                         written[output] = place
+        flow.outputs = tuple(dict.fromkeys(maker for number in run.outputs for maker in sorted(makers(number))))
         flow._add_fans()
         flow.sink = found.add_node(None)
-        flow.outputs = tuple(dict.fromkeys(maker for number in run.outputs for maker in sorted(makers(number))))
         found.add_edges_from_no_data([(vertex, flow.sink) for vertex in flow.outputs])
         flow._add_bypasses(bypasses, made)
         return flow
@@ -135,10 +135,12 @@ class Flow:
         self.outputs = tuple(stands.get(vertex, vertex) for vertex in self.outputs)
 
     def _add_fans(self) -> None:
+        needed = set(self.outputs).union(*(rx.ancestors(self.graph, vertex) for vertex in self.outputs))
         same: dict[tuple[int, frozenset[int]], list[int]] = {}
         for vertex, operand in self.operands.items():
             key = operand.value, self.makers[operand.join, operand.value]
-            same.setdefault(key, []).append(vertex)
+            if vertex in needed:
+                same.setdefault(key, []).append(vertex)
         for (_, makers), vertices in same.items():
             if makers and len(vertices) > 1:
                 fan = self.graph.add_node(None)

@@ -20,11 +20,13 @@ _REACH = 2000  # operators that are looked at for one length
 
 @final
 class Lengths:
-    """The lengths in one call of a module."""
+    """The lengths in one call of a module. ``arguments``: how many tensors it was given."""
 
     def __init__(self, graph: Graph, run: Run, call: ModuleCall) -> None:
         self._graph, self._nodes, self._call = graph, run.nodes, call
         self._known: dict[tuple[int, int], SizeOfArgument | None] = {}
+        self._changes: dict[int, bool] = {}
+        self.arguments = len(call.tensors)
         self._given = {number: steps for steps, number in reversed([*call.tensors.items()])}
         self._makers: dict[int, list[int]] = {}
         for place in range(call.first, call.end):
@@ -59,11 +61,10 @@ class Lengths:
 
     def changes(self, dim: int) -> bool:
         """Whether an operator of the call changes the length of dimension ``dim``, counted from the end."""
-        return any(
-            step not in (None, _SAME)
-            for place in range(self._call.first, self._call.end)
-            for step in (self._step(self._nodes[place], dim),)
-        )
+        if dim not in self._changes:
+            nodes = self._nodes[self._call.first : self._call.end]
+            self._changes[dim] = any(self._step(node, dim) not in (None, _SAME) for node in nodes)
+        return self._changes[dim]
 
     def _before(self, node: Node, value: int, dim: int) -> Iterator[tuple[int, LengthStep]]:
         """The tensors of which the dimension of a result has the length, once it has been stepped."""

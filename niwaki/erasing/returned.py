@@ -38,12 +38,14 @@ class NoResult(Exception):
 class Missing:
     """What is not there any more: ``parameters`` and ``modules`` by name, and values of which nothing is left along a
     dimension. ``fixed``: values that are as wide as they were, since nothing is left that tells how wide they are now;
-    filled by `Returned.result`. ``bypassed``: results of layers, of which what these are given takes the place."""
+    ``follows``: those that are as wide as something that the module is given. `Returned.result` fills both.
+    ``bypassed``: results of layers, of which what these are given takes the place."""
 
     parameters: frozenset[str]
     modules: frozenset[str]
     empty: Collection[tuple[int, int]] = ()
     fixed: set[tuple[int, int]] = field(default_factory=set)
+    follows: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     bypassed: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -140,6 +142,7 @@ class Returned:
             key = self._alike.key(axis)
             if here and made[dim] == source[dim] and other is not None and other.axes[dim].free:
                 if all(key) and self._alike.key(other.axes[dim]) == key:
+                    missing.follows[number, dim] = given, dim
                     return SizeOfArgument(steps, dim)
             homes = self._homes_of(key, made[dim])
             living = self._living(homes, missing.parameters)
@@ -152,12 +155,19 @@ class Returned:
             if parts and all(part is not None for part in parts):
                 return SumOfTensors(tuple(part for part in parts if part is not None))
             if homes:
-                missing.fixed.add((number, dim))
+                if not self._alike.stays(axis):
+                    missing.fixed.add((number, dim))
                 return Fixed(made[dim])
-        found = lengths.of(number, dim)
-        if found is None and here and source[dim] == made[dim] and not lengths.changes(dim - len(made)):
+        kept = here and source[dim] == made[dim] and not lengths.changes(dim - len(made))
+        found = None if kept and lengths.arguments == 1 else lengths.of(number, dim)
+        if found is None and kept:
             found = SizeOfArgument(steps, dim)
         return found or (Fixed(1) if made[dim] == 1 else None)
+
+    def stays(self, number: int, dim: int) -> bool:
+        """Whether a dimension of a value never gets narrower."""
+        label = self._labels[number]
+        return label is None or self._alike.stays(label.axes[dim])
 
     def _homes_of(self, key: Key, size: int) -> list[tuple[str, int]]:
         """The dimensions of parameters that are tied to what has this ``key``."""

@@ -11,7 +11,6 @@ from typing import final
 from torch import nn
 
 from niwaki.core.absent import Result
-from niwaki.core.names import named_parameters
 from niwaki.core.renaming import Renaming
 from niwaki.erasing.class_form import ModulesLeft
 from niwaki.erasing.edited import edited
@@ -31,7 +30,7 @@ class TrialRuns:
 
     def __init__(self, model: nn.Module, calls: Sequence[ExampleCall], graph: Graph) -> None:
         self._model, self._calls, self._graph = model, calls, graph
-        self._shapes = {name: parameter.shape for name, parameter in named_parameters(model)}
+        self._shapes = {value.name: value.shape for value in graph.values if value.origin is Origin.PARAMETER}
 
     def difference(self, left: ModulesLeft, stand_ins: Mapping[str, Result]) -> str | None:
         """What the model does otherwise after the edit of ``left``; None if nothing. Zeros stand for the modules at the

@@ -80,11 +80,14 @@ class Node:
 
     def inputs(self) -> Iterator[int]:
         """Value numbers of all tensors among the arguments."""
-        for argument in (*self.args, *self.kwargs.values()):
-            if isinstance(argument, Ref):
-                yield argument.value
-            elif isinstance(argument, (list, tuple)):
-                yield from (item.value for item in argument if isinstance(item, Ref))
+        found = []
+        for argument in (*self.args, *self.kwargs.values()) if self.kwargs else self.args:
+            kind = type(argument)
+            if kind is Ref:
+                found.append(argument.value)
+            elif kind is tuple or kind is list:
+                found += [item.value for item in argument if type(item) is Ref]
+        return iter(found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

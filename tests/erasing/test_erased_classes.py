@@ -113,7 +113,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, Any, tuple[str, ...]]] = {
         t5,
         tokens(6) | {"decoder_input_ids": tokens(5)["input_ids"]},
         tokens(9, 3) | {"decoder_input_ids": tokens(7, 3)["input_ids"]},
-        ("encoder.block.0.layer.0", "decoder.block.1.layer.1", "decoder.block.0.layer.0", "decoder.block.2.layer.2"),
+        ("encoder.block.1.layer.0", "decoder.block.1.layer.1", "decoder.block.2.layer.0", "decoder.block.2.layer.2"),
     ),
 }
 
@@ -323,6 +323,19 @@ def test_why_a_class_cannot_do_without() -> None:
         program = niwaki.search_space(Reads(how), torch.randn(2, 3), erase=True, as_graph=True)
         assert all(one.erasable for one in program.structures)
     assert all(one.erasable for one in niwaki.search_space(Reads(""), torch.randn(2, 3), erase=True).structures)
+
+
+def test_the_layer_that_makes_the_positions_of_all_others() -> None:
+    """T5's first layer goes on adding them to its scores, which have as many heads as they had."""
+    given = tokens(6) | {"decoder_input_ids": tokens(5)["input_ids"]}
+    space = niwaki.search_space(t5(), given, erase=True)
+    whys = {one.name: one.refused for one in space.structures if one.refused is not None}
+    assert set(whys) == {"encoder.block.0.layer.0", "decoder.block.0.layer.0", "decoder.block.0.layer.1"}
+    why = whys["encoder.block.0.layer.0"]
+    assert why is not None and why.startswith(
+        "'encoder.block.0.layer.0.SelfAttention' cannot be left out of its code: "
+    )
+    assert why.endswith(" joins it with what may get narrower; use as_graph=True")
 
 
 def test_a_plan_for_another_class_is_refused() -> None:
