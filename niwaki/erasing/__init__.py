@@ -9,7 +9,7 @@ outputs still follow from inputs; ``structures`` lists it all; ``erasures`` says
 which edits a cut needs for it. In a network of modules, ``gated`` finds those that make terms without parameters,
 ``closing`` says which gates make what zero, ``factors`` finds what code multiplies terms by, and ``bypasses`` layers
 that can be left out although no zeros do that; ``class_form`` decides what stands where modules were (``living``,
-``lengths``, ``returned``, ``emptied``) and which numbers of layers follow (``layer_numbers``), and
+``lengths``, ``returned``, ``emptied``, ``zero_widths``) and which numbers of layers follow (``layer_numbers``), and
 ``class_trial`` tries that (``trial_runs``), one module of each kind (``stand_ins``), in the network itself
 (``edited``). ``routers`` looks for the experts of routers, ``expert_trial`` tries them, and ``experts`` puts them
 beside the structures at joins.

@@ -23,7 +23,7 @@ from niwaki.erasing.layer_numbers import numbered
 from niwaki.erasing.living import LivingRuns, RunLeft, around
 from niwaki.erasing.returned import Missing, NoResult, Returned, same_result
 from niwaki.erasing.structures import FoundStructures
-from niwaki.erasing.widths import Widths
+from niwaki.erasing.zero_widths import ZeroWidths
 from niwaki.rules.constraints import Constraints
 from niwaki.trace.graph import ModuleCall, Ref
 
@@ -120,7 +120,7 @@ class ClassForm:
         }
         closed = tuple(dict.fromkeys(gates))
         edit = EraseModules(names, absent, tuple(entries), renumbered, tuple(unset), numbers, closed, layers)
-        widths = Widths(self._found.graph, missing, without.values, self._returned.stays)
+        widths = ZeroWidths(self._found.graph, missing, without.values, self._returned.stays)
         conflicts = [Obstacle(*found) for found in dict(widths.conflicts(runs)).items()]
         return ModulesLeft(edit, (*obstacles, *more, *conflicts), runs, missing, staying)
 

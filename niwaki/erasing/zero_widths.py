@@ -29,7 +29,7 @@ class Width(Enum):
 
 
 @final
-class Widths:
+class ZeroWidths:
     """Follows zeros through the code of some runs.
 
     Args:
