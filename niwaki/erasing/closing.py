@@ -57,10 +57,14 @@ class Closing:
         return tuple(sorted(paths, key=lambda path: self._gates[path]))
 
     def terms(self, paths: Iterable[str]) -> frozenset[tuple[int, int]]:
-        """The terms of these gates: operators, and the values that they are given."""
+        """The terms of these gates: operators, and the values that they are given. Where the same value is given to the
+        same operator without a gate, too, it is not among them."""
         flow = self._known.flow
-        ends = [flow.operands[end] for path in paths if path in self._gates for end in flow.ends(self._gates[path])]
-        return frozenset((end.join, end.value) for end in ends)
+        ends = {end for path in paths if path in self._gates for end in flow.ends(self._gates[path])}
+        joins = {flow.operands[end].join for end in ends}
+        others = (flow.operands[end] for join in joins for end in flow.joins[join] if end not in ends)
+        open_ones = {(end.join, end.value) for end in others}
+        return frozenset((flow.operands[end].join, flow.operands[end].value) for end in ends) - open_ones
 
     def vertices(self, paths: Iterable[str]) -> list[int]:
         """The vertices of these gates."""

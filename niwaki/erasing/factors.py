@@ -6,7 +6,7 @@ stays where that code does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import final
 
 import torch
@@ -16,27 +16,33 @@ from niwaki.trace.graph import Node, Value
 
 @final
 class Factors:
-    """The parameters of one run that are multiplied, entry by entry, and nothing else. ``readers``: the operators that
-    are given each parameter."""
+    """The parameters of one run between which and the join nothing but entries and shapes are looked at."""
 
-    def __init__(self, nodes: Sequence[Node], readers: Mapping[int, Sequence[int]]) -> None:
-        read: dict[int, list[Node]] = {}
-        for node in nodes:
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = nodes
+        self._readers: dict[int, list[int]] = {}
+        for place, node in enumerate(nodes):
             for number in node.inputs():
-                read.setdefault(number, []).append(node)
-        self._numbers = {number for number in readers if all(_multiplies(node, read) for node in read[number])}
+                self._readers.setdefault(number, []).append(place)
 
-    def among(self, values: Iterable[Value], code: Collection[str]) -> frozenset[int]:
-        """Those of ``values`` that belong to the modules ``code``."""
-        return frozenset(
-            value.number for value in values if value.number in self._numbers and value.name.rpartition(".")[0] in code
-        )
+    def among(self, values: Iterable[Value], joins: Collection[int], code: Collection[str]) -> frozenset[int]:
+        """Those of ``values`` that belong to the modules ``code``, from which every way leads to ``joins``."""
+        own = (value.number for value in values if value.name.rpartition(".")[0] in code)
+        return frozenset(number for number in own if self._multiplies(number, joins))
 
-
-def _multiplies(node: Node, readers: Mapping[int, Sequence[Node]]) -> bool:
-    """Whether an operator works entry by entry, or makes another view of one tensor, of which that is true."""
-    if torch.Tag.pointwise in node.operator.tags:
+    def _multiplies(self, number: int, joins: Collection[int]) -> bool:
+        seen, waiting = set[int](), [number]
+        while waiting:
+            for place in self._readers.get(waiting.pop(), ()):
+                if place in seen or place in joins:
+                    continue
+                seen.add(place)
+                if not _goes_by_entries(self._nodes[place]):
+                    return False
+                waiting += [output for output in self._nodes[place].outputs if output is not None]
         return True
-    made = [number for number in node.outputs if number is not None]
-    behind = [reader for number in made for reader in readers.get(number, ())]
-    return len(set(node.inputs())) == 1 and all(torch.Tag.pointwise in reader.operator.tags for reader in behind)
+
+
+def _goes_by_entries(node: Node) -> bool:
+    """Whether an operator works entry by entry, or makes something else of one tensor, such as another view."""
+    return torch.Tag.pointwise in node.operator.tags or len(set(node.inputs())) == 1

@@ -124,7 +124,7 @@ class _Found:
         self._macs, self._operators = nesting.summed(own_macs), nesting.summed(own_operators)
         read = readers(graph, self._nodes)
         self._home = {number: nesting.common(places) for number, places in read.items()}
-        self._factors = Factors(self._nodes, read)
+        self._factors = Factors(self._nodes)
         self._reading = Reading(graph, constraints, given, flows, joined)
         self._others = [
             _OtherRun.of(graph, known, self._producers, labels, joined, closed)
@@ -259,7 +259,7 @@ class _Found:
             return made, zero
         if added and made.names and self._gates is not None:
             code = {"", *(path for one in operands for path in modules_of(self._nodes[one.join].location.module))}
-            factors = self._factors.among(inside, code)
+            factors = self._factors.among(inside, {one.join for one in operands}, code)
             again = self._zero(vertex, inside, made.closed, factors) if factors else zero
             made = again if isinstance(again, _Makers) else made
         if len(added) < len(operands):

@@ -196,6 +196,28 @@ def test_an_edge_with_a_gate_is_left_alone_by_methods() -> None:
     assert gated.isdisjoint(erasable(space)) and erasable(space)
 
 
+class Doubled(nn.Module):
+    """The stream and what hands it on are added, and stay where a branch is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+        self.skip = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        both = (self.skip(x) + x) + self.branch(x)
+        result: Tensor = self.head(both + torch.relu(x))
+        return result
+
+
+def test_a_stream_beside_itself_is_not_zero() -> None:
+    torch.manual_seed(0)
+    found = {one.name: one for one in niwaki.search_space(Doubled().eval(), X.float(), erase=True).structures}
+    assert found["skip"].erasable and found["branch"].erasable
+    assert "pass through it" in next(one.refused or "" for name, one in found.items() if name.startswith("branch:"))
+
+
 def test_choose_leaves_out_what_it_cannot_score() -> None:
     model = Cell().eval()
     space = niwaki.search_space(model, X.float(), erase=True)

@@ -29,6 +29,8 @@ class Block(nn.Module):
         self.scale = nn.Parameter(torch.ones(()) if way == "a number" else torch.ones(6))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.way == "before":
+            return x + self.down(torch.relu(self.up(self.scale * x)))
         y: Tensor = self.down(torch.relu(self.up(x)))
         if self.way == "a number":
             return x + y.mul_(self.scale)
@@ -105,6 +107,12 @@ def test_what_is_added_or_alone_has_to_be_zero() -> None:
         found = niwaki.search_space(model_of(way), X, erase=True).structures
         why = [one.refused or "" for one in found if one.inside is None]
         assert len(why) == 3 and all("its code fails without it: TypeError" in one for one in why), way
+
+
+def test_what_is_multiplied_before_weights_read_it_goes() -> None:
+    """Nothing of the term would be left that could give it a gradient."""
+    for one in niwaki.search_space(model_of("before"), X, erase=True).structures:
+        assert one.refused is not None and "its code fails without it: TypeError" in one.refused
 
 
 def test_law() -> None:
