@@ -80,6 +80,8 @@ def _look_at_readers(found: Emptied, left: RunLeft, absent: frozenset[str]) -> N
     for place, node in enumerate(left.run.nodes if numbers else ()):
         path = node.location.module
         if place in left.living:
+            if node.operator not in CONCATENATIONS and not numbers.isdisjoint(node.inputs()):
+                found.kept.setdefault(path, f"{node.operator} at {node.location.brief} needs what it reads")
             continue
         if absent.isdisjoint(around(path)) and not keeps_positions(node) and not numbers.isdisjoint(node.inputs()):
             found.kept.setdefault(path, f"{node.operator} at {node.location.brief} needs what it reads")
