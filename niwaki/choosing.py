@@ -18,14 +18,13 @@ from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.performance.fit import fit_latency
 from niwaki.performance.meters import Limit, meters
-from niwaki.selection import BOTH, STRUCTURES, UNITS, removal_named, select
+from niwaki.selection import STRUCTURES, UNITS, removal_named
 from niwaki.selection.budget import (
     MODELLED,
     TRAINED,
     Budget,
     check_budget,
     check_left,
-    check_met,
     provenance,
     slack_note,
 )
@@ -66,7 +65,7 @@ def choose(
             for the budget: a unit inside of a structure is paid for once, by the unit or by the structure. In the whole
             ``space`` scores add up as they are, and a structure is worth its own, or that of the units inside of it if
             that is more; otherwise a unit of the mean score of its group is worth what it costs, and so is a structure
-            of the mean score per weight. Measured limits are for units.
+            of the mean score per weight. Measured limits are for ``units`` and ``both``.
 
     Raises:
         BudgetError: the budget cannot be met; the message gives the least reachable cost and the pins that cause it. Or
@@ -106,35 +105,30 @@ def choose(
         )
     limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
     measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
-    if removal is not UNITS:
-        if measured:
-            raise BudgetError(
-                f"A limit on {', '.join(measured)} is met by measuring networks with narrower layers, not by erasing "
-                "structures. Set a limit in macs, params or memory."
-            )
-        keep = removal.select(space, saliency, limits, steps=budget.steps, compare=compare, experts=True)
-        check_left(space, removal, keep, limits, budget.steps, experts=True)
-        how: dict[str, Any] = {"compare": compare} if removal is BOTH and compare != "group" else {}
-        if removal is BOTH and (told := slack_note(space, keep, limits, budget)):
-            how["tight"] = told
-        return space.plan(keep, provenance(space, keep, budget, criterion=scores.criterion, remove=remove, **how))
+    if removal is STRUCTURES and measured:
+        raise BudgetError(
+            f"A limit on {', '.join(measured)} is met by measuring networks with narrower layers, not by erasing "
+            "structures alone. Use remove='both', or set a limit in macs, params or memory."
+        )
 
     def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
         if not under or not space.num_units:
             return np.ones(space.num_units, dtype=bool)
-        return select(space, saliency, under, steps=budget.steps, compare=compare)
+        return removal.select(space, saliency, under, steps=budget.steps, compare=compare, experts=True)
 
     keep = selected(limits, space)
-    check_met(space, keep, limits, budget.steps)
+    check_left(space, removal, keep, limits, budget.steps, experts=True)
     about: dict[str, Any] = {"criterion": scores.criterion}
-    if compare != "group":
+    if removal is not UNITS:
+        about["remove"] = removal.name
+    if removal is not STRUCTURES and compare != "group":
         about["compare"] = compare
     if measured:
         found: Mapping[str, Limit] = meters(space, measured, example_inputs)
         with preserved(space.model):
             trial, about["priced"] = fit_latency(space, found, keep, limits, selected)
         keep, about["measured"] = trial.keep, trial.told
-    elif told := slack_note(space, keep, limits, budget):
+    elif removal is not STRUCTURES and (told := slack_note(space, keep, limits, budget)):
         about["tight"] = told
     return space.plan(keep, provenance(space, keep, budget, **about))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import product
 
@@ -234,8 +235,20 @@ def test_errors() -> None:
     scores = niwaki.score(space, "magnitude_l1")
     with pytest.raises(BudgetError, match="A number of units cannot be shared out between units and whole structures"):
         niwaki.choose(space, scores, niwaki.Budget(units=0.5), remove="both")
-    with pytest.raises(BudgetError, match="A limit on latency is met by measuring networks with narrower layers"):
-        niwaki.choose(space, scores, niwaki.Budget(latency=0.5), example_inputs=IMAGES, remove="both")
     bare = niwaki.search_space(Residual(), IMAGES)
     with pytest.raises(BudgetError, match="There is no structure that could be erased: the search space was made with"):
         niwaki.choose(bare, niwaki.score(bare, "magnitude"), niwaki.Budget(macs=0.5), remove="both")
+
+
+def test_a_measured_limit() -> None:
+    """Networks without structures are cut and run, too."""
+    torch.manual_seed(0)
+    space = niwaki.search_space(Residual(inner=32), IMAGES.repeat(2, 1, 3, 3), erase=True)
+    budget = niwaki.Budget(latency=0.7)
+    scores = niwaki.score(space, "magnitude_l1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of timings that vary
+        plan = niwaki.choose(space, scores, budget, remove="both", example_inputs=IMAGES.repeat(2, 1, 3, 3))
+    told = plan.provenance["measured"]["latency"]
+    assert told["kept"] <= 0.7 * told["dense"] and plan.provenance["remove"] == "both"
+    assert niwaki.check(space.model, plan, IMAGES).holds
