@@ -98,7 +98,8 @@ class Erasures(ABC):
 
     @abstractmethod
     def why_not(self, erased: Collection[int]) -> str | None:
-        """Why these cannot be erased together, a sentence that names the first that is too many; None if they can."""
+        """Why these cannot be erased together, a sentence that names the first that is too many; None if they can. What
+        it finds that no trial has looked for, later trials look for."""
 
     @abstractmethod
     def gone(self, erased: Collection[int]) -> frozenset[str]:

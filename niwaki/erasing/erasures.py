@@ -32,6 +32,7 @@ from niwaki.trace.structures import ExampleCall
 
 EditsOf = Callable[[FoundStructures, Collection[int], frozenset[str]], tuple[Edit, ...]]
 Staying = Callable[[Collection[int], frozenset[str]], frozenset[str]]
+Obstacle = Callable[[Collection[int], frozenset[str]], str | None]
 
 
 def erasures_of(
@@ -101,12 +102,6 @@ def _of_class(
 
     def from_class(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
         left = form.without(erased, tensors)
-        if left.obstacles:
-            first = left.obstacles[0]
-            raise PlanError(
-                f"{left.edit} cannot be erased together: {first.path!r} cannot be left out of its code, since "
-                f"{first.why}. Choose other structures, or use as_graph=True."
-            )
         if whole_layers and left.edit.absent:
             half = next(iter(left.edit.absent))
             raise PlanError(
@@ -115,8 +110,12 @@ def _of_class(
             )
         return (left.edit,)
 
+    def obstacle(erased: Collection[int], tensors: frozenset[str]) -> str | None:
+        obstacles = form.without(erased, tensors).obstacles
+        return f"{obstacles[0]}; use as_graph=True" if obstacles else None
+
     listed = tried(model, calls, found, form, FoundErasures(found, from_class).gone)
-    erasures = FoundErasures(replace(found, listed=listed), from_class, staying=form.staying)
+    erasures = FoundErasures(replace(found, listed=listed), from_class, staying=form.staying, obstacle=obstacle)
     if not whole_layers:
         return erasures
     layers = _layers(form, erasures)
@@ -125,7 +124,7 @@ def _of_class(
         one if number in inside or not one.erasable else replace(one, refused=_NO_LAYER)
         for number, one in enumerate(listed)
     )
-    return FoundErasures(replace(found, listed=listed), from_class, layers, form.staying)
+    return FoundErasures(replace(found, listed=listed), from_class, layers, form.staying, obstacle)
 
 
 _MOST_SERVED = 4  # structures; what serves more of them counts as if it always stayed
@@ -176,10 +175,16 @@ class FoundErasureTrial(ErasureTrial):
         why = found.listed[number].refused or self.validity.why_not(found.vertices[number])
         if why is None:
             why = self.erasures.without_anything([*self.chosen, number])
+        if why is None and self.erasures.careful and len(self.erasures.together(number)) == 1:
+            why = self.erasures.obstacle([*self.chosen, number])
         if why is None:
             self.validity.erase(found.vertices[number])
             self.chosen.append(number)
         return why
+
+
+def _no_obstacle(erased: Collection[int], gone: frozenset[str]) -> str | None:
+    return None
 
 
 def _nothing_stays(erased: Collection[int], gone: frozenset[str]) -> frozenset[str]:
@@ -195,9 +200,16 @@ class FoundErasures(Erasures):
         edits: what a cut does to erase some of them, by number, and the tensors that then vanish.
         layers: structures that are erased together or not at all.
         staying: which of the tensors that nothing follows from any more stay, without some structures.
+        obstacle: why the code cannot do without some structures at once, each of which it can do without by itself.
+
+    ``careful``: whether trials look for obstacles, too. That takes some milliseconds for each structure, and there is
+    hardly ever one: they do once `why_not` has found one.
     """
 
-    __slots__ = ("_edits", "_found", "_layer", "_operand", "_pristine", "_readers", "_staying")
+    __slots__ = (
+        "_edits", "_found", "_layer", "_obstacle", "_obstacles", "_operand", "_pristine", "_readers", "_staying",
+        "careful",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -205,8 +217,11 @@ class FoundErasures(Erasures):
         edits: EditsOf,
         layers: Sequence[tuple[int, ...]] = (),
         staying: Staying = _nothing_stays,
+        obstacle: Obstacle = _no_obstacle,
     ) -> None:
-        self._found, self._edits, self._staying = found, edits, staying
+        self._found, self._edits, self._staying, self._obstacle = found, edits, staying, obstacle
+        self._obstacles: dict[frozenset[int], str | None] = {}
+        self.careful = False
         self._pristine: Validity | None = None
         self._layer = {number: layer for layer in layers for number in layer}
         self._operand = dict(enumerate(found.vertices))
@@ -255,7 +270,7 @@ class FoundErasures(Erasures):
             one = self.listed[number]
             why = one.refused or validity.erase(self._operand[number])
             if why is None and len(before) == len(erased) - 1:
-                why = self.without_anything(erased)
+                why = self.without_anything(erased) or self.obstacle(erased)
             if why is not None:
                 beside = f" beside {', '.join(before)}" if before else ""
                 return f"{one.name} cannot be erased{beside}: {why}. Keep it, or keep one of the others."
@@ -276,6 +291,14 @@ class FoundErasures(Erasures):
         empty = [values[number].name for (number, _), stays in left.items() if not stays.any()]
         gone = self.gone(erased) if empty else frozenset()
         return next((f"nothing would be left of {name!r}, which is needed" for name in empty if name not in gone), None)
+
+    def obstacle(self, erased: Collection[int]) -> str | None:
+        """Why the code cannot do without these structures at once; None if it can."""
+        outermost = frozenset(one for one in erased if not any(outer in erased for outer in self.around(one)[1:]))
+        if outermost not in self._obstacles:
+            why = self._obstacles[outermost] = self._obstacle(outermost, self.gone(outermost))
+            self.careful |= why is not None
+        return self._obstacles[outermost]
 
     def gone(self, erased: Collection[int]) -> frozenset[str]:
         living = self._living({self._operand[number] for number in erased})

@@ -17,7 +17,7 @@ from niwaki.selection.exchange import exchange_structures
 from niwaki.selection.greedy import select
 from niwaki.selection.levels import leaving
 from niwaki.selection.steps import Widths
-from niwaki.selection.structures import erasable, valid_erasures
+from niwaki.selection.structures import chosen_with_care, erasable, valid_erasures
 
 
 class Removal(ABC):
@@ -124,10 +124,10 @@ class WholeStructures(Removal):
         staying: BoolArray | None = None,
         experts: bool = False,
     ) -> BoolArray:
-        return exchange_structures(space, saliency, limits, removed, staying, experts)
+        return chosen_with_care(space, lambda: exchange_structures(space, saliency, limits, removed, staying, experts))
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
-        return valid_erasures(space, gone)
+        return ~chosen_with_care(space, lambda: ~valid_erasures(space, gone))
 
 
 @final
@@ -160,16 +160,19 @@ class Both(Removal):
                 "A number of units cannot be shared out between units and whole structures. Set a limit in macs, "
                 "params or memory for remove='both'."
             )
-        return erase_and_narrow(
+        return chosen_with_care(
             space,
-            saliency,
-            limits,
-            removed,
-            steps=steps,
-            compare=compare,
-            weight=weight,
-            staying=staying,
-            experts=experts,
+            lambda: erase_and_narrow(
+                space,
+                saliency,
+                limits,
+                removed,
+                steps=steps,
+                compare=compare,
+                weight=weight,
+                staying=staying,
+                experts=experts,
+            ),
         )
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:

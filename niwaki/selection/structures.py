@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 
 import numpy as np
@@ -130,10 +130,27 @@ def _erased(
                 waiting = [one for one in waiting if inside.isdisjoint(one)]
     for block in sorted(erased, key=lambda block: -saliency[members[block]].sum()):  # steps are coarse: is any left?
         back = without({*before, *chain(*erased)} - {*block})
-        if all(cost <= limits[measure] for measure, cost in costs(model, back, limits).items()):
+        rest = [*before, *chain(*(other for other in erased if other != block))]
+        met = all(cost <= limits[measure] for measure, cost in costs(model, back, limits).items())
+        if met and space.erasures.why_not(_outermost(space.erasures, rest)) is None:
             left = back
             erased.remove(block)
     return left
+
+
+def chosen_with_care(space: SearchSpace, choose: Callable[[], BoolArray]) -> BoolArray:
+    """The units that ``choose()`` keeps, [num_units]; of a second try, if these structures cannot be erased together
+    for a reason that trials look for from then on."""
+    keep = choose()
+    if space.erasures is None:
+        return keep
+    gone = [group.structure for group in space.groups if group.structure is not None and not keep[group.first]]
+    return keep if space.erasures.why_not(_outermost(space.erasures, gone)) is None else choose()
+
+
+def _outermost(erasures: Erasures, numbers: Collection[int]) -> list[int]:
+    """Without those that are in another."""
+    return [one for one in numbers if not any(outer in numbers for outer in erasures.around(one)[1:])]
 
 
 def valid_erasures(space: SearchSpace, gone: BoolArray) -> BoolArray:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import niwaki
 from benchmarks.erasing import fuzz
+from benchmarks.erasing.drawn import drawn
+from niwaki.core.space import SearchSpace
+from niwaki.errors import PlanError
 from niwaki.testing.erasing import check_erasing
 
 
@@ -79,3 +83,54 @@ def test_what_code_computes_in_vain_counts() -> None:
     whys = {one.name: one.refused for one in space.structures}
     assert whys["b"] is None and "joins it with what may get narrower" in str(whys["a"])
     check_erasing(InVain(), torch.randn(2, 3), plans=4, as_graph=True, least_erasable=2)
+
+
+TOGETHER = ("m12", "m9..m11", "m7..m10")
+
+
+@pytest.fixture
+def fanned() -> SearchSpace:
+    """A network in which code can do without each of these, and not without all at once."""
+    model, inputs = drawn(96).build()
+    return niwaki.search_space(model.eval(), inputs, erase=True)
+
+
+def test_not_all_at_once(fanned: SearchSpace) -> None:
+    erasures = fanned.erasures
+    assert erasures is not None
+    number = {one.name: place for place, one in enumerate(fanned.structures)}
+    numbers = [number[name] for name in TOGETHER]
+    for left in range(3):
+        assert erasures.why_not(numbers[:left] + numbers[left + 1 :]) is None
+    why = erasures.why_not(numbers)
+    assert why is not None and why.startswith(
+        "m7..m10 cannot be erased beside m12, m9..m11: '' cannot be left out of its code: aten.add.Tensor at "
+    )
+    assert why.endswith("joins it with what may get narrower; use as_graph=True. Keep it, or keep one of the others.")
+    keep = np.ones(fanned.num_units, dtype=bool)
+    keep[[group.first for group in fanned.groups if group.structure in numbers]] = False
+    with pytest.raises(PlanError, match="m12 cannot be erased beside m7..m10, m9..m11: "):
+        fanned.plan(keep)
+    trial = erasures.trial()
+    whys = [trial.erase(number) for number in numbers]
+    assert whys[:2] == [None, None] and "joins it with what may get narrower" in str(whys[2])
+
+
+def test_a_choice_takes_no_such_set(fanned: SearchSpace) -> None:
+    """They are worth least, and without all of them the budget would be met."""
+    values = np.ones(fanned.num_units)
+    for group in fanned.groups:
+        if group.structure is not None:
+            values[group.first] = 0.01 if fanned.structures[group.structure].name in TOGETHER else 10.0
+    macs = fanned.cost().macs
+    need = sum(one.macs for one in fanned.structures if one.name in TOGETHER)
+    plan = niwaki.choose(
+        fanned, niwaki.score(fanned, lambda _: values), niwaki.Budget(macs=macs - need), remove="structures"
+    )
+    assert fanned.cost(plan).macs <= macs - need
+    erased = [
+        fanned.structures[g.structure].name
+        for g in fanned.groups
+        if g.structure is not None and not len(plan.kept[g.name])
+    ]
+    assert erased and not set(TOGETHER) <= set(erased)
