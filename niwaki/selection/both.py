@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from niwaki.core.cost import CostModel
-from niwaki.core.counts import FloatArray
+from niwaki.core.counts import FloatArray, IntArray
 from niwaki.core.dying import homes
 from niwaki.core.isomorphic import group_of
 from niwaki.core.space import BoolArray, SearchSpace
@@ -91,28 +91,25 @@ class CommonScale:
         ``compare="space"``: saliencies are taken as they are, so that they add up; a structure is worth its own, or
         what the units inside of it are worth together if that is more. Otherwise units are compared in their group:
         one of average saliency is worth its ``price`` in the dense network, and so is a structure whose saliency per
-        weight is that of all structures together; what is inside of a structure shares in its worth. ``around``: a
-        structure and those around it, from inside out. ``start`` [num_units]: what is compared, since it is there.
+        weight is that of all structures together; what is inside of a structure shares in its worth. ``weight``
+        [groups] multiplies the worth of units. ``around``: a structure and those around it, from inside out. ``start``
+        [num_units]: what is compared, since it is there.
         """
-        home, numbers = homes(space, units), list(units)
+        home, numbers, own_units = homes(space, units), list(units), list(units.values())
         inside = np.array([np.isin(home, [one for one in units if number in around[one]]) for number in numbers])
         for place, number in enumerate(numbers):
             inside[place, [units[one] for one in units if number in around[one]]] = True
-        own = np.where(np.isin(np.arange(space.num_units), list(units.values())), 0.0, saliency)
-        whole = saliency[list(units.values())].astype(np.float64)
-        if weight is not None:
-            own *= weight[group_of(space)]
+        own = np.where(np.isin(np.arange(space.num_units), own_units), 0.0, saliency)
+        whole = saliency[own_units].astype(np.float64)
         if compare != "space":
-            peers = peers_of(space, compare)
-            mean = np.bincount(peers, weights=np.where(start, own, 0.0)) / np.bincount(peers, weights=start).clip(min=1)
-            own = price * own / np.where(mean > 0, mean, 1.0)[peers]
+            own = price * _over_mean(own, start, peers_of(space, compare))
             entries = np.array([max(space.structures[number].params, 1) for number in numbers], np.float64)
-            here = start[list(units.values())]
-            usual = float(whole[here].sum() / max(entries[here].sum(), 1.0))
-            density = whole / entries / usual if usual > 0 else np.ones_like(whole)
-            whole = price[list(units.values())] * density
+            density = _density(whole, entries, start[own_units])
+            whole = price[own_units] * density
             for number, factor in zip(numbers, density.tolist(), strict=True):
                 own[home == number] *= factor
+        if weight is not None:
+            own *= weight[group_of(space)]
         for number in sorted(units, key=lambda number: len(around[number]), reverse=True):
             place = numbers.index(number)
             total = float(own[inside[place]].sum())
@@ -120,6 +117,18 @@ class CommonScale:
                 own[inside[place]] *= whole[place] / total
             own[units[number]] = max(0.0, float(whole[place]) - total)
         return cls(own, inside)
+
+
+def _over_mean(values: FloatArray, start: BoolArray, peers: IntArray) -> FloatArray:
+    """``values`` over their mean among those of their peers that are there."""
+    mean = np.bincount(peers, weights=np.where(start, values, 0.0)) / np.bincount(peers, weights=start).clip(min=1)
+    return np.asarray(values / np.where(mean > 0, mean, 1.0)[peers], np.float64)
+
+
+def _density(whole: FloatArray, entries: FloatArray, here: BoolArray) -> FloatArray:
+    """The saliency of structures per weight, over that of all that are there together; 1 where these have none."""
+    usual = float(whole[here].sum() / max(entries[here].sum(), 1.0))
+    return np.asarray(whole / entries / usual if usual > 0 else np.ones_like(whole), np.float64)
 
 
 class _Sweep:

@@ -252,3 +252,20 @@ def test_a_measured_limit() -> None:
     told = plan.provenance["measured"]["latency"]
     assert told["kept"] <= 0.7 * told["dense"] and plan.provenance["remove"] == "both"
     assert niwaki.check(space.model, plan, IMAGES).holds
+
+
+def test_groups_that_weigh_more_keep_more() -> None:
+    """On the common scale, too, where units are compared in their groups."""
+    space = residual()
+    saliency, everything = np.ones(space.num_units), np.ones(space.num_units, dtype=bool)
+    groups = {group.name: (number, group) for number, group in enumerate(space.groups)}
+    number, stem = groups["stem"]
+    weight = np.ones(len(space.groups))
+    weight[number] = 3.0
+    found = [
+        CommonScale.of(space, structure_units(space), around(space), everything, saliency, saliency, "group", weights)
+        for weights in (None, weight)
+    ]
+    assert np.allclose(found[1].own[stem.numbers], 3 * found[0].own[stem.numbers])
+    others = groups["blocks.0.0"][1].numbers
+    assert np.allclose(found[1].own[others], found[0].own[others])
