@@ -11,8 +11,8 @@ which edits a cut needs for it. In a network of modules, ``gated`` finds those t
 that can be left out although no zeros do that; ``class_form`` decides what stands where modules were (``living``,
 ``lengths``, ``returned``, ``emptied``, ``zero_widths``) and which numbers of layers follow (``layer_numbers``), and
 ``class_trial`` tries that (``trial_runs``), one module of each kind (``stand_ins``), in the network itself
-(``edited``). ``routers`` looks for the experts of routers, ``expert_trial`` tries them, and ``experts`` puts them
-beside the structures at joins.
+(``edited``). ``routers`` looks for the experts of routers, ``expert_trial`` tries them (``expert_law``), and
+``experts`` puts them beside the structures at joins.
 
 Imports core, trace, program, rules, surgery, solve and verify.
 """

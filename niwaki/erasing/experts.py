@@ -17,7 +17,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.core.structures import Erasures, ErasureTrial, Structure
 from niwaki.core.tensor_dims import Role
 from niwaki.erasing.erasures import FoundErasures
-from niwaki.erasing.expert_trial import ExpertTrials, experts_edits
+from niwaki.erasing.expert_trial import ExpertTrials
 from niwaki.erasing.reading import Given
 from niwaki.erasing.routers import Router, routers
 from niwaki.errors import PlanError
@@ -290,7 +290,7 @@ class ErasableExperts(Erasures):
                 expert = self._experts[one - self._first]
                 losing.setdefault(expert.router.weight, (expert.router, set()))[1].add(expert.number)
         for router, numbers in losing.values():
-            edits += experts_edits(router, [one for one in range(router.experts) if one not in numbers])
+            edits += router.edits([one for one in range(router.experts) if one not in numbers])
         return tuple(edits)
 
     def homes(self) -> Homes:

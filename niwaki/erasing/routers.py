@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from niwaki.core.edits import Edit, EraseExperts, SetAttribute
 from niwaki.core.edits.erase_experts import ExpertList
 from niwaki.core.location import Location
 from niwaki.core.metadata import SIZES
@@ -63,6 +64,11 @@ class Router:
     lists: tuple[ExpertList, ...]
     numbers: tuple[Number, ...]
     why: str | None = None
+
+    def edits(self, kept: Sequence[int]) -> tuple[Edit, ...]:
+        """What a cut does where the experts ``kept`` stay, besides the `Keep` of each slice."""
+        numbers = (SetAttribute(*place, len(kept)) for place in self.numbers)
+        return (EraseExperts(self.weight, self.module, self.experts, kept, self.lists), *numbers)
 
     def entries(self, expert: int) -> tuple[str, ...]:
         """The paths of what one expert is in lists."""

@@ -217,6 +217,21 @@ def test_groups_of_experts_stay() -> None:
     assert "it returns something else than where their logits are minus infinity" in str(found[1][0].refused)
 
 
+def test_random_numbers_for_each_expert() -> None:
+    """A noisy choice in train mode can be compared with no other; dropout behind it can."""
+
+    class Noisy(Listed):
+        def forward(self, x: Tensor) -> Any:
+            logits = self.gate(x)
+            return self.mixed(x, logits + torch.randn_like(logits) if self.training else logits)
+
+    torch.manual_seed(0)
+    (why,) = {one.refused for one in experts(niwaki.search_space(Around(Noisy()), X, erase=True))}
+    assert why == "without 1 of 4 it draws other random numbers, in train mode"
+    model = Around(nn.Sequential(Listed(), nn.Dropout(0.3)))
+    assert all(one.erasable for one in experts(niwaki.search_space(model, X, erase=True)))
+
+
 def test_what_is_read_elsewhere_stays() -> None:
     """Outside of the block that is tried."""
 
@@ -441,10 +456,10 @@ def test_a_router_that_still_chooses_them_is_found(monkeypatch: pytest.MonkeyPat
 
 def test_numbers_that_do_not_follow_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    edits = expert_trial.experts_edits
+    edits = expert_trial.Router.edits
     monkeypatch.setattr(
-        expert_trial,
-        "experts_edits",
+        expert_trial.Router,
+        "edits",
         lambda router, kept: tuple(one for one in edits(router, kept) if not isinstance(one, SetAttribute)),
     )
     (why,) = {one.refused for one in experts(niwaki.search_space(Around(Stacked()), X, erase=True))}
@@ -552,13 +567,13 @@ def test_methods_say_that_experts_stay() -> None:
 def test_one_block_of_each_kind_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A block with the same classes, settings and sizes does the same; one with other settings may not."""
     tried: list[str] = []
-    law = expert_trial._law
+    law = expert_trial.law
 
     def counted(block: nn.Module, router: Any, *rest: Any) -> Any:
         tried.append(router.lists[0].path if router.lists else router.weight)
         return law(block, router, *rest)
 
-    monkeypatch.setattr(expert_trial, "_law", counted)
+    monkeypatch.setattr(expert_trial, "law", counted)
     torch.manual_seed(0)
     model = Around(Listed(), Stacked(), Listed(), Listed(k=1), Stacked())
     space = niwaki.search_space(model, X, erase=True)
