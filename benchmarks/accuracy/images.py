@@ -88,6 +88,11 @@ class ImageTask(Task):
                 yield self._ready(images[start : start + size]), labels[start : start + size]
             number += 1
 
+    def held_out_batches(self) -> list[tuple[Tensor, Tensor]]:
+        x, y = self._held_out
+        size = self.recipe.batch
+        return [(self._ready(x[start : start + size]), y[start : start + size]) for start in range(0, len(y), size)]
+
     def batch_loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
         return self._loss(model(x), y)

@@ -73,6 +73,10 @@ class LanguageTask(Task):
             starts = torch.randint(len(self._train) - self.length, (self.recipe.batch,), generator=generator)
             yield self._windows(self._train, starts)
 
+    def held_out_batches(self) -> list[Tensor]:
+        starts = torch.linspace(0, len(self._held_out) - self.length, self.windows).long()
+        return [self._windows(self._held_out, part) for part in starts.split(self.recipe.batch)]
+
     def batch_loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         loss: Tensor = model(input_ids=batch, labels=batch).loss
         return loss

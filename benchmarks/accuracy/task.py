@@ -52,6 +52,10 @@ class Task(ABC):
         """Batches for training, without end, in an order that follows from ``seed``."""
 
     @abstractmethod
+    def held_out_batches(self) -> list[Any]:
+        """Batches of the training data that are held out for choices: some methods learn from them what to remove."""
+
+    @abstractmethod
     def batch_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss of a batch, a scalar."""
 

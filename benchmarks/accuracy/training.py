@@ -49,7 +49,13 @@ class Training:
         """Let a method prune, or ``erase`` (and ``narrow`` as well), and cut the network when its schedule is over."""
         self._until = schedule.until
         space = self.space(erase=erase)
-        training = registry.Training(space, self.optimizer, budget, schedule, self._loss, erase=erase, narrow=narrow)
+        training = registry.Training(
+            *(space, self.optimizer, budget, schedule, self._loss),
+            erase=erase,
+            narrow=narrow,
+            loss_fn=self.task.loss,
+            held_out=self.task.held_out_batches() if name in registry.holding_out() else None,
+        )
         self._method = registry.attach(name, training)
 
     def advance(self, until: int | None = None, before_step: Callable[[], None] | None = None) -> None:
