@@ -46,9 +46,9 @@ class MaskGenerator(nn.Module, ABC):
         super().__init__()
         self.sizes = [group.units for group in space.width_groups]
         self._structures = space.num_units - sum(self.sizes)
-        least = np.repeat(space.least_units()[: len(self.sizes)], self.sizes)
-        self._least = torch.from_numpy(least)
-        self._group = torch.from_numpy(np.repeat(np.arange(len(self.sizes)), self.sizes))
+        self._fewest = np.asarray(space.least_units()[: len(self.sizes)])
+        self.protect(0.0)
+        self.group_numbers = torch.from_numpy(np.repeat(np.arange(len(self.sizes)), self.sizes))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.build()
@@ -69,6 +69,20 @@ class MaskGenerator(nn.Module, ABC):
         ``size`` [sum(sizes)]. For generators that look at the network that they prune."""
 
     @final
+    def protect(self, share: float) -> None:
+        """From now on keep at least this share of each group, rounded down, and never fewer than its sizes ask for."""
+        sizes = np.asarray(self.sizes)
+        least = np.maximum(self._fewest, np.floor(share * sizes).astype(np.int64))
+        self._least = torch.from_numpy(np.repeat(least, sizes))
+
+    @final
+    def protected(self) -> Tensor:
+        """The units that are kept whatever they cost, for now: those of the largest scores, [num_units] of bool."""
+        with torch.no_grad():
+            found = self._protected(self.scores())
+        return torch.cat([found, found.new_ones(self._structures)])
+
+    @final
     def gates(self, noise: torch.Generator | None = None) -> MaskGates:
         """The gates with logistic noise, drawn from ``noise`` (on the CPU); or as they are, without chance.
 
@@ -76,7 +90,7 @@ class MaskGenerator(nn.Module, ABC):
         soft = sigmoid((score + base + noise) / temperature), and hard is 1 where soft >= 1/2 (Auto-Train-Once, arXiv
         2403.14729, eq. 3 and 4). Without noise, soft is the probability that hard would be 1 with it, which is
         sigmoid(score + base): a gate that is far from the threshold still feels what it costs. The largest of every
-        group are kept, as many as its sizes ask for: one at least.
+        group are kept, as many as its sizes or `protect` ask for: one at least.
         """
         logits = self.scores() + BASE
         if noise is None:
@@ -95,7 +109,7 @@ class MaskGenerator(nn.Module, ABC):
     def _protected(self, logits: Tensor) -> Tensor:
         """The units of the largest ``logits`` in each group, as many as must stay."""
         order = torch.argsort(logits, descending=True, stable=True)
-        group, least = self._group.to(logits.device), self._least.to(logits.device)
+        group, least = self.group_numbers.to(logits.device), self._least.to(logits.device)
         order = order[torch.argsort(group[order], stable=True)]
         first = torch.cumsum(torch.bincount(group), 0) - torch.bincount(group)
         place = torch.arange(len(logits), device=logits.device) - first[group[order]]

@@ -42,7 +42,7 @@ class SharedHead(MaskGenerator):
 
     def scores(self) -> Tensor:
         """Of all units, from what has been observed so far."""
-        group = self._group.to(self.seen.device)
+        group = self.group_numbers.to(self.seen.device)
         features = self._features()
         means = self._means(features, group)
         rows: Tensor = self.gru(torch.cat([self.inputs, means.T], dim=1))[0]

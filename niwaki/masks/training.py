@@ -16,7 +16,9 @@ from niwaki.masks.protocol import MaskGenerator
 from niwaki.per_unit.index import UnitIndex, unit_parameters
 from niwaki.per_unit.sums import squares
 from niwaki.per_unit.unit_gates import UnitGates
-from niwaki.selection.soft_costs import budget_loss
+from niwaki.selection.soft_costs import budget_loss, soft_costs
+
+FLOOR = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,10 @@ class MaskTraining:
 
     R is `niwaki.selection.soft_costs.budget_loss`. The cost is that of the mask without noise, which is the one that
     is used in the end: with half of the gates undecided, the two cost the same only by chance.
+
+    No group keeps less than ``floor`` times the share that all groups would keep if they met the limits evenly. Early
+    in a training the loss tells little, and prices alone would empty the groups whose units cost most, for good: from
+    far below the threshold no gradient leads back.
     """
 
     def __init__(
@@ -47,9 +53,11 @@ class MaskTraining:
         budget_weight: float = 4.0,
         lr: float | None = None,
         weight_decay: float = 1e-2,
+        floor: float = FLOOR,
         seed: int = 0,
     ) -> None:
         self.generator, self.gates = generator, UnitGates(space)
+        generator.protect(floor * even_share(space, limits))
         self._space, self._limits, self._weight = space, dict(limits), budget_weight
         self._rate = generator.travel / steps if lr is None else lr
         self._device = next(space.model.parameters()).device
@@ -126,6 +134,28 @@ class MaskTraining:
         torch.Generator().set_state(state["noise"].cpu())
         if len(state["optimizer"]["param_groups"][0]["params"]) != len(list(self.generator.parameters())):
             raise ValueError("the optimizer of its mask generator is that of another one")
+
+
+def even_share(space: SearchSpace, limits: Mapping[str, float]) -> float:
+    """The largest share of the units of every group that meets ``limits``, if units could be divided.
+
+    >>> import niwaki
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))
+    >>> round(even_share(niwaki.search_space(model, torch.randn(1, 4)), {"macs": 15.0}), 6)
+    0.25
+    """
+    widths = sum(group.units for group in space.width_groups)
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        gates = torch.ones(space.num_units, dtype=torch.float64)
+        gates[:widths] = middle
+        met = (
+            soft_costs(space.cost_model, gates, tuple(limits))
+            <= torch.tensor(list(limits.values()), dtype=torch.float64)
+        ).all()
+        low, high = (middle, high) if met else (low, middle)
+    return low
 
 
 def checked(loss: Any, gradient: Tensor | None) -> Tensor:

@@ -48,7 +48,9 @@ class ATO(Method):
 
     What differs from the released code: the mask that is reported is the mask that is cut, and depends on no chance;
     the task's gradient by the gates is never longer than the budget's, and vanishes in the last quarter of the
-    controller's time, so that its mask meets the budget; the projection needs no lambda and reaches zero under AdamW.
+    controller's time, so that its mask meets the budget; no group keeps less than half of the share that all groups
+    would keep evenly (see `niwaki.masks.training.MaskTraining`); the projection needs no lambda and reaches zero under
+    AdamW.
 
     Args:
         space: the search space of the model that ``optimizer`` trains.

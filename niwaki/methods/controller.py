@@ -80,6 +80,10 @@ class Controller(Resumable):
         found: FloatArray = torch.sigmoid(self.training.generator.gates().logits).double().cpu().numpy()
         return found
 
+    def protected(self) -> BoolArray:
+        """The units [num_units] that no budget takes, if it can be met without."""
+        return np.asarray(self.training.generator.protected().cpu().numpy())
+
     def settings(self) -> dict[str, Any]:
         """The kind of the generator."""
         return {"generator": self.training.generator.name}

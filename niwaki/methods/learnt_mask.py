@@ -104,8 +104,18 @@ class LearntMask(Selector):
         space, kept, limits = self._units.space, self.controller.keeps(), self.target.limits
         found, dense = (costs(space.cost_model, keep, tuple(limits)) for keep in (kept, np.ones_like(kept)))
         self.learnt = {measure: share(measure, found, dense) for measure in found}
-        worth = self.controller.probabilities()
-        self._hold(~self.target.removal.select(space, worth, limits, steps=self.target.steps, compare="space"))
+        self._hold(~self._chosen())
+
+    def _chosen(self) -> BoolArray:
+        """The units to keep within the budget; those that the controller protects among them, if that is possible."""
+        space, limits, steps = self._units.space, self.target.limits, self.target.steps
+        worth, protected = self.controller.probabilities(), self.controller.protected()
+        for staying in (protected, None):
+            keep = self.target.removal.select(space, worth, limits, steps=steps, compare="space", staying=staying)
+            reached = costs(space.cost_model, keep, tuple(limits))
+            if all(reached[measure] <= limit for measure, limit in limits.items()):
+                break
+        return keep
 
     def phase(self, step: int) -> str | None:
         """Plain training, learning, and then what the update says."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.errors import MethodError
 from niwaki.masks import generators
-from niwaki.masks.training import MaskTraining, unit_norms
+from niwaki.masks.training import MaskTraining, even_share, unit_norms
 from niwaki.networks.small import ResNet
 from niwaki.selection.budget import Budget
+from niwaki.selection.soft_costs import soft_costs
 
 
 class Frozen:
@@ -87,6 +88,34 @@ def test_it_keeps_what_the_loss_needs() -> None:
         )
         drawn.append(float(frozen.training.gates.value(keep[order], frozen.loss).detach()))
     assert learnt < min(drawn)
+
+
+def test_no_group_keeps_less_than_half_of_an_even_share() -> None:
+    """Even if the loss says that its units do harm, and with noise."""
+    frozen = Frozen("independent", 0.3, steps=100)
+    share = even_share(frozen.space, Budget(macs=0.3).absolute(frozen.space))
+    least = int(0.5 * share * 256)
+    assert 60 <= least <= 80
+    with torch.no_grad():
+        frozen.generator.get_parameter("values")[:256].sub_(100)
+    for gates in (frozen.generator.gates(), frozen.generator.gates(torch.Generator().manual_seed(0))):
+        assert int(gates.hard[:256].sum()) == least
+    assert int(frozen.generator.protected()[:256].sum()) == least
+    free = Frozen("independent", 0.3, steps=100, floor=0.0)
+    with torch.no_grad():
+        free.generator.get_parameter("values")[:256].sub_(100)
+    assert int(free.generator.gates().hard[:256].sum()) == 1
+
+
+def test_an_even_share_meets_every_limit() -> None:
+    space = Frozen().space
+    dense = space.cost()
+    for limits in ({"macs": 0.3 * dense.macs}, {"macs": 0.5 * dense.macs, "params": 0.1 * dense.params}):
+        share = even_share(space, limits)
+        gates = torch.full((space.num_units,), share, dtype=torch.float64)
+        reached = dict(zip(limits, soft_costs(space.cost_model, gates, tuple(limits)).tolist(), strict=True))
+        assert all(reached[measure] <= limit for measure, limit in limits.items())
+        assert max(reached[measure] / limit for measure, limit in limits.items()) > 0.999
 
 
 def test_the_model_is_not_touched() -> None:
