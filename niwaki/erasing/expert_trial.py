@@ -43,7 +43,7 @@ class ExpertTrials:
     ) -> None:
         self._model, self._narrow, self._calls, self._training = model, narrow, calls, training
         self._copy: nn.Module | None = None
-        self._known: dict[object, tuple[int, str | None]] = {}
+        self._known: dict[object, tuple[int, str | None, bool]] = {}
 
     def tried(self, router: Router) -> Router:
         """``router``, with the least number of experts that have to stay, or the reason why it cannot lose any."""
@@ -51,9 +51,12 @@ class ExpertTrials:
             return router
         kind = _kind(self._model, router)
         if kind not in self._known:
-            self._known[kind] = self._outcome(router)
-        least, why = self._known[kind]
-        return replace(router, least=least, why=why)
+            first, more = self._outcome(router), replace(router, numbers=(*router.numbers, *router.others), others=())
+            again = self._outcome(more) if first[1] is not None and router.others else first
+            self._known[kind] = (*first, False) if first[1] is None or again[1] is not None else (*again, True)
+        least, why, all_numbers = self._known[kind]
+        numbers = (*router.numbers, *router.others) if all_numbers else router.numbers
+        return replace(router, least=least, why=why, numbers=numbers)
 
     def _outcome(self, router: Router) -> tuple[int, str | None]:
         try:
@@ -65,11 +68,13 @@ class ExpertTrials:
                 if not calls:
                     return router.least, f"no example call reaches {router.block!r}"
                 block, inside = module_at(self._copy, router.block), _inside(router)
+                found = None
                 for least in range(router.least, min(router.least + _MORE, router.experts)):
                     found = law(block, replace(inside, least=least), calls, self._training)
                     if found is None or not found.too_few:
                         return least, None if found is None else found.why
-                return router.least, f"its router chooses {router.least} of {router.experts} at once"
+                chosen = f"its router chooses {router.least} of {router.experts} at once"
+                return router.least, chosen if found is None else found.why
         except Exception as cause:  # noqa: BLE001 - any error of the user's code is a reason
             return router.least, f"it cannot be tried: {type(cause).__qualname__}: {first_line(cause)}"
 
@@ -89,6 +94,7 @@ def _inside(router: Router) -> Router:
         slices=tuple((name(tensor), dim) for tensor, dim in router.slices),
         lists=tuple(replace(one, path=name(one.path)) for one in router.lists),
         numbers=tuple((name(path), attribute, where) for path, attribute, where in router.numbers),
+        others=tuple((name(path), attribute, where) for path, attribute, where in router.others),
     )
 
 

@@ -49,7 +49,8 @@ class Router:
     while it is called, at ``location``, with operator ``node`` of the first run. ``block``: the smallest module that is
     called and has all of it. ``least``: how many of the ``experts`` have to stay. ``slices``: dimensions of tensors
     with a position per expert, the weight's among them; ``lists``: lists with an entry per expert; ``numbers``:
-    attributes that count them. ``why``: why it cannot lose any.
+    attributes that count them, on the modules around these; ``others``: those elsewhere in the block that may, too.
+    ``why``: why it cannot lose any.
     """
 
     weight: str
@@ -63,6 +64,7 @@ class Router:
     slices: tuple[tuple[str, int], ...]
     lists: tuple[ExpertList, ...]
     numbers: tuple[Number, ...]
+    others: tuple[Number, ...] = ()
     why: str | None = None
 
     def edits(self, kept: Sequence[int]) -> tuple[Edit, ...]:
@@ -175,7 +177,9 @@ class _Candidates:
         slices = [(weight, dim), *self._slices(home, experts, within, weight)]
         paths = {module, home, *(nodes[one].location.module for one in makers)}
         block = self._called(paths)
-        numbers = tuple(self._numbers(block, experts))
+        owners = {*paths, block, *(name.rpartition(".")[0] for name, _ in slices)}
+        owners |= {outer for one in within for outer in (one.path, one.path.rpartition(".")[0])}
+        numbers = list(self._numbers(block, experts))
         why = self._why_not(value, makers, experts, block) or self._why_elsewhere(block, slices, within)
         return Router(
             weight,
@@ -188,13 +192,18 @@ class _Candidates:
             self._least(block, experts),
             tuple(slices),
             tuple(within),
-            numbers,
+            tuple(place for place in numbers if place[0] in owners),
+            tuple(place for place in numbers if place[0] not in owners),
             why,
         )
 
     def _home(self, weight: str, experts: int) -> tuple[str | None, list[ExpertList]]:
         """The smallest module around a router that has experts, and all lists of as many entries."""
-        lists = [one for one in self.lists if len(one.keys) == experts and any(self._within(one.path))]
+        lists: list[ExpertList] = []
+        for one in self.lists:  # outer ones first
+            inside = any(_is_in(one.path, outer.path) for outer in lists)
+            if len(one.keys) == experts and any(self._within(one.path)) and not inside and not _is_in(weight, one.path):
+                lists.append(one)
         for path in around(weight.rpartition(".")[0]):
             if any(_is_in(one.path, path) for one in lists):
                 return path, lists

@@ -232,6 +232,47 @@ def test_random_numbers_for_each_expert() -> None:
     assert all(one.erasable for one in experts(niwaki.search_space(model, X, erase=True)))
 
 
+def test_what_is_as_many_by_chance() -> None:
+    """Layers of an expert, and heads, are as many as experts; or the number is somewhere else in the block."""
+
+    class Layers(Listed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(
+                nn.Sequential(nn.Linear(WIDTH, 5), nn.ReLU(), nn.Identity(), nn.Linear(5, WIDTH))
+                for _ in range(EXPERTS)
+            )
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.project = EXPERTS, nn.Linear(WIDTH, 2 * EXPERTS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.project(x).view(len(x), self.heads, 2).tanh().mean((1, 2))[:, None]  # type: ignore[no-any-return]
+
+    class Beside(Listed):
+        def __init__(self, needed: bool) -> None:
+            super().__init__()
+            self.beside, self.needed = Heads(), needed
+
+        def forward(self, x: Tensor) -> Any:
+            logits = self.gate(x)
+            if self.needed:
+                logits = logits.view(-1, self.beside.heads)
+                return self.mixed(x, logits)
+            return self.mixed(x, logits) + self.beside(x)
+
+    torch.manual_seed(0)
+    for build in (Layers, lambda: Beside(False), lambda: Beside(True)):
+        model = Around(build())
+        space = niwaki.search_space(model, X, erase=True)
+        assert len(experts(space)) == EXPERTS and all(one.erasable for one in experts(space)), str(space)
+        small: Any = check_exact(model, X, without(space, ("layers.0.experts.2",)))
+        if isinstance(build(), Beside):
+            assert small.layers[0].beside.heads == EXPERTS - build().needed
+
+
 def test_what_is_read_elsewhere_stays() -> None:
     """Outside of the block that is tried."""
 
