@@ -88,23 +88,28 @@ def test_the_model_is_as_it_was() -> None:
 
 
 class Scaled(nn.Module):
-    """A block that asks for one of its scales, and then takes both for given."""
+    """A block that asks for one of its scales, or of what it adds, and then takes both for given."""
 
-    def __init__(self) -> None:
+    def __init__(self, adds: bool) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.adds, self.a, self.b = adds, nn.Linear(4, 4), nn.Linear(4, 4)
         self.scale_a, self.scale_b = nn.Parameter(torch.rand(4) + 0.5), nn.Parameter(torch.rand(4) + 0.5)
 
     def forward(self, h: Tensor) -> Tensor:
         if self.scale_a is None:
             h = h + self.a(h)
             return h + self.b(h)
+        if self.adds:
+            h = h + torch.add(self.a(h), self.scale_a)
+            return h + torch.add(self.b(h), self.scale_b)
         h = h + self.scale_a * self.a(h)
         return h + self.scale_b * self.b(h)
 
 
-def test_code_that_asks_for_a_parameter_keeps_it_in_a_class() -> None:
-    """Without both of its branches the block runs; without one of them it computes something else, or nothing."""
-    net, x = nn.Sequential(nn.Linear(3, 4), Scaled(), Scaled(), nn.Linear(4, 2)), torch.randn(2, 3)
-    assert check_erasing(net, x, plans=6, least_erasable=0).erasable == 0
+@pytest.mark.parametrize("adds", [False, True])
+def test_code_that_asks_for_a_parameter_keeps_it_in_a_class(adds: bool) -> None:
+    """A scale stays. Without both of what it adds the block runs; without one of them it computes something else, or
+    nothing."""
+    net, x = nn.Sequential(nn.Linear(3, 4), Scaled(adds), Scaled(adds), nn.Linear(4, 2)), torch.randn(2, 3)
+    assert check_erasing(net, x, plans=6, least_erasable=0).erasable == (0 if adds else 4)
     assert check_erasing(net, x, plans=6, as_graph=True).erasable == 4
