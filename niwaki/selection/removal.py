@@ -17,7 +17,7 @@ from niwaki.selection.exchange import exchange_structures
 from niwaki.selection.greedy import select
 from niwaki.selection.levels import leaving
 from niwaki.selection.steps import Widths
-from niwaki.selection.structures import chosen_with_care, erasable, valid_erasures
+from niwaki.selection.structures import chosen_with_care, erasable, valid_erasures, with_what_goes_along
 
 
 class Removal(ABC):
@@ -124,7 +124,8 @@ class WholeStructures(Removal):
         staying: BoolArray | None = None,
         experts: bool = False,
     ) -> BoolArray:
-        return chosen_with_care(space, lambda: exchange_structures(space, saliency, limits, removed, staying, experts))
+        keep = chosen_with_care(space, lambda: exchange_structures(space, saliency, limits, removed, staying, experts))
+        return keep if "units" in limits else with_what_goes_along(space, keep, removed)
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
         return ~chosen_with_care(space, lambda: ~valid_erasures(space, gone))
@@ -160,7 +161,7 @@ class Both(Removal):
                 "A number of units cannot be shared out between units and whole structures. Set a limit in macs, "
                 "params or memory for remove='both'."
             )
-        return chosen_with_care(
+        keep = chosen_with_care(
             space,
             lambda: erase_and_narrow(
                 space,
@@ -174,6 +175,7 @@ class Both(Removal):
                 experts=experts,
             ),
         )
+        return with_what_goes_along(space, keep, removed)
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
         return UNITS.leaving(space, gone, steps) | STRUCTURES.leaving(space, gone, steps)

@@ -8,6 +8,7 @@ from itertools import chain
 import numpy as np
 
 from niwaki.core.counts import FloatArray
+from niwaki.core.dying import structure_units
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.core.structures import Erasures
 from niwaki.errors import BudgetError
@@ -146,6 +147,18 @@ def chosen_with_care(space: SearchSpace, choose: Callable[[], BoolArray]) -> Boo
         return keep
     gone = [group.structure for group in space.groups if group.structure is not None and not keep[group.first]]
     return keep if space.erasures.why_not(_outermost(space.erasures, gone)) is None else choose()
+
+
+def with_what_goes_along(space: SearchSpace, keep: BoolArray, removed: BoolArray | None) -> BoolArray:
+    """``keep`` [num_units] where structures inside of others that are erased count as kept, unless they are among those
+    ``removed`` before: they go with the cut, and nothing has to act on them."""
+    found = keep.copy()
+    if space.erasures is not None:
+        units = structure_units(space)
+        for number, unit in units.items():
+            if any(not keep[units[one]] for one in space.erasures.around(number)[1:] if one in units):
+                found[unit] = removed is None or not removed[unit]
+    return found
 
 
 def _outermost(erasures: Erasures, numbers: Collection[int]) -> list[int]:

@@ -148,6 +148,25 @@ def test_what_does_not_leave_takes_the_bare_step(kind: str) -> None:
     assert moved and moved <= leaving
 
 
+@pytest.mark.parametrize("kind", ["hesso", "h2spg"])
+def test_what_is_inside_goes_with_the_cut(kind: str) -> None:
+    """Of a branch with a branch inside, only what makes its own result is driven to zero; the rest trains on."""
+    run = Run(kind)
+    names = {one.name: one for one in run.space.structures}
+    inner, outer = names["inner"], next(one for one in names.values() if one.name != "inner" and one.macs > 1000)
+    assert run.space.structures.index(outer) == inner.inside
+    limit = niwaki.Budget(macs=run.space.cost().macs - outer.macs)
+    run = Run(kind, budget=limit)
+    with torch.no_grad():
+        for name in outer.parameters:
+            run.model.get_parameter(name).mul_(1e-3)  # redundant by any of the criteria
+    run.train()
+    assert run.method is not None and {outer.name, "inner"} <= erased(run)
+    weights = run.weights
+    assert all(not weights[name].any() for name in outer.producers)
+    assert all(weights[name].any() for name in inner.producers)
+
+
 @pytest.mark.parametrize("stop", [6, 12, STEPS - 2])
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_run_resumes_to_the_same_bits(kind: str, stop: int) -> None:
