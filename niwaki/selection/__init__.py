@@ -14,4 +14,5 @@ from niwaki.selection.removal import removal_named as removal_named
 from niwaki.selection.steps import Widths as Widths
 from niwaki.selection.structures import check_erased as check_erased
 from niwaki.selection.structures import check_some as check_some
+from niwaki.selection.structures import how_many_erased as how_many_erased
 from niwaki.solve.uniform import uniform as uniform

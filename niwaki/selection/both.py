@@ -210,7 +210,7 @@ class _Sweep:
         left = self._without({*self.before, *chain(*erased)})
         keep = select(
             self.space,
-            self._saliency,
+            np.where(left, self._saliency, 0.0),
             self.limits,
             ~left,
             steps=self._steps,

@@ -18,7 +18,17 @@ from niwaki.core.scalars import is_number as is_number
 from niwaki.core.scalars import is_whole as is_whole
 from niwaki.core.space import BoolArray, Pin, SearchSpace
 from niwaki.errors import BudgetError
-from niwaki.selection import STRUCTURES, UNITS, Removal, Widths, check_erased, check_some, costs, next_step
+from niwaki.selection import (
+    STRUCTURES,
+    UNITS,
+    Removal,
+    Widths,
+    check_erased,
+    check_some,
+    costs,
+    how_many_erased,
+    next_step,
+)
 from niwaki.version import __version__
 
 MODELLED = ("macs", "params", "units", "memory")
@@ -205,7 +215,7 @@ def check_met(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], 
     steps.check(space)
     reached = costs(space.cost_model, keep, limits)
     sizes = f" ({steps})" if steps != _FREE else ""
-    erased = sum(1 for group in space.groups if group.structure is not None and not keep[group.first])
+    erased = how_many_erased(space, keep)
     sizes += f" and without {erased} structures" if erased else ""
     for measure, limit in limits.items():
         if reached[measure] <= limit:

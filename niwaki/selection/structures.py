@@ -149,6 +149,13 @@ def chosen_with_care(space: SearchSpace, choose: Callable[[], BoolArray]) -> Boo
     return keep if space.erasures.why_not(_outermost(space.erasures, gone)) is None else choose()
 
 
+def how_many_erased(space: SearchSpace, keep: BoolArray) -> int:
+    """The structures that are not there where ``keep`` [num_units] is, those inside of others among them."""
+    units = structure_units(space)
+    around = {number: [number] if space.erasures is None else space.erasures.around(number) for number in units}
+    return sum(any(one in units and not keep[units[one]] for one in around[number]) for number in units)
+
+
 def with_what_goes_along(space: SearchSpace, keep: BoolArray, removed: BoolArray | None) -> BoolArray:
     """``keep`` [num_units] where structures inside of others that are erased count as kept, unless they are among those
     ``removed`` before: they go with the cut, and nothing has to act on them."""
@@ -204,7 +211,7 @@ def check_erased(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float
     for measure, reached in costs(space.cost_model, keep, limits).items():
         if reached > limits[measure]:
             dense = costs(space.cost_model, np.ones_like(keep), limits)[measure]
-            erased = sum(1 for group in space.groups if group.structure is not None and not keep[group.first])
+            erased = how_many_erased(space, keep)
             limit = f"{measure} <= {limits[measure]:,.0f} ({limits[measure] / dense:.1%} of {dense:,.0f})"
             raise BudgetError(
                 f"The budget {limit} cannot be met by erasing: without {erased} of {len(candidates)} structures "
