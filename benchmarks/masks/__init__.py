@@ -1,0 +1,1 @@
+"""Mask generators alone, on a network that does not change."""
