@@ -207,24 +207,30 @@ def test_validity_is_cheap() -> None:
     assert time.perf_counter() - begin < max(2 * whole, 1.0) and len(erased(space, plan)) > 100
 
 
-def test_what_serves_two_structures_costs_nothing_without_both() -> None:
+@pytest.mark.parametrize("units", [True, False])
+def test_what_serves_two_structures_costs_nothing_without_both(units: bool) -> None:
+    """Where it has units, these say so; where it has none, nothing but the structures does."""
+
     class Joint(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.g, self.c, self.d, self.head = (nn.Linear(8, 8) for _ in range(4))
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.g(x).relu()
+            y = self.g(x).relu() if units else self.g(x).softmax(-1)
             x = (x + self.c(y)).relu()
             result: Tensor = self.head(x + self.d(y))
             return result
 
     space = niwaki.search_space(Joint(), X, as_graph=True, erase=True)
-    units = {space.structures[g.structure].name: g.first for g in space.groups if g.structure is not None}
+    unit = {space.structures[g.structure].name: g.first for g in space.groups if g.structure is not None}
     for names, layers in ((("c",), 3), (("d",), 3), (("c", "d"), 1)):
         keep = np.ones(space.num_units, dtype=bool)
-        keep[[units[name] for name in names]] = False
-        assert space.cost(space.plan(keep)).params == layers * (8 * 8 + 8)
+        keep[[unit[name] for name in names]] = False
+        plan = space.plan(keep)
+        assert space.cost(plan).params == layers * (8 * 8 + 8)
+        small = niwaki.cut(space.model, plan)
+        assert sum(parameter.numel() for parameter in small.parameters()) == layers * (8 * 8 + 8)
 
 
 def test_what_went_first_may_have_to_return() -> None:
