@@ -19,10 +19,10 @@ from niwaki.core.plan import Plan
 from niwaki.core.precision import doubled
 from niwaki.errors import PlanError, TraceError, first_line
 from niwaki.program.convert import rebuilt
-from niwaki.program.entry import calls_of, program_of
+from niwaki.program.entry import calls_of
 from niwaki.program.module import Program, observer
 from niwaki.surgery.cut import check_kind, cut_module, duplicate
-from niwaki.surgery.history import check_plan, to_do
+from niwaki.surgery.history import check_plan, subject_of, to_do
 from niwaki.surgery.leftovers import forget_leftovers
 from niwaki.surgery.zero import masked, zero_out, zeroed
 from niwaki.trace.eager import eagerly
@@ -120,7 +120,7 @@ def check(
     """
     check_plan(plan)
     calls = calls_of(model, inputs)
-    model = program_of(model, calls[0], as_graph)
+    model = subject_of(model, calls[0], as_graph)
     check_kind(model, plan)
     plan, _ = to_do(model, plan)
     with preserved_outside(model.modules()):
@@ -204,10 +204,10 @@ def _without(left: list[str]) -> str:
 
 def _departure(model: Program, plan: Plan, calls: tuple[ExampleCall, ...]) -> float:
     """The difference between the exported program that `cut` returns and the cut module that it is made from; it must
-    be zero, bit by bit."""
-    small = cut_module(model, plan)
-    assert isinstance(small, Program)
-    program = rebuilt(small).module()
+    be zero, bit by bit. A program has the buffers of the module that it is made from, and may write to them."""
+    small, other = cut_module(model, plan), cut_module(model, plan)
+    assert isinstance(small, Program) and isinstance(other, Program)
+    program = rebuilt(other).module()
     return max(difference(_run(program, call, None), _run(small, call, None)) for call in calls)
 
 

@@ -26,7 +26,7 @@ from niwaki.core.edits.keep import kept_by_tensor
 from niwaki.core.edits.older import edits_of_older
 from niwaki.core.json_text import item_a_line
 from niwaki.core.names import named_buffers, named_modules, named_parameters, plain_json
-from niwaki.core.positions import Positions
+from niwaki.core.positions import Positions, whole_number
 from niwaki.core.renaming import Renaming
 from niwaki.errors import PlanError
 
@@ -146,8 +146,8 @@ class Plan:
             intact = structure_hash(_shapes(data)) == data["structure"]
             data = plain_json(data)
             plan = cls(
-                kept={str(n): Positions(map(int, g["kept"])) for n, g in data["groups"].items()},
-                units={str(n): int(g["units"]) for n, g in data["groups"].items()},
+                kept={str(n): Positions.from_json(g["kept"]) for n, g in data["groups"].items()},
+                units={str(n): whole_number(g["units"]) for n, g in data["groups"].items()},
                 shapes=_shapes(data),
                 edits=edits_of_older(data) if version < PLAN_FORMAT else tuple(map(edit_from_data, data["edits"])),
                 provenance=dict(data["provenance"]),

@@ -26,6 +26,18 @@ class Positions(Sequence[int]):
         """The same numbers; themselves, if they are kept so already."""
         return numbers if isinstance(numbers, Positions) else cls(numbers)
 
+    @classmethod
+    def from_json(cls, numbers: object) -> Positions:
+        """A list of whole numbers as it was read from JSON.
+
+        Raises:
+            TypeError: something else was read, such as 1.5 or "1".
+        """
+        array = np.array(numbers)
+        if not isinstance(numbers, list) or (len(numbers) and (array.ndim != 1 or array.dtype.kind != "i")):
+            raise TypeError("positions are not whole numbers")
+        return cls(array.astype(np.int64))
+
     def __len__(self) -> int:
         return len(self.array)
 
@@ -55,3 +67,14 @@ class Positions(Sequence[int]):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> IntArray:
         return self.array.astype(dtype or np.int64, copy=bool(copy))
+
+
+def whole_number(value: object) -> int:
+    """A number as it was read from JSON.
+
+    Raises:
+        TypeError: it is none, or has a fraction.
+    """
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value

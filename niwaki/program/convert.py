@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_leaves
 
 from niwaki.core.libraries import TORCH
@@ -73,7 +73,8 @@ def rebuilt(small: Program) -> ExportedProgram:
     """
     source = small.source
     module = copied_graph(source.graph_module)
-    dense = _output_shapes(module.graph)
+    returned = [spec.kind is OutputKind.USER_OUTPUT for spec in source.graph_signature.output_specs]
+    dense = _output_shapes(module.graph, returned)
     mode = fake_mode(module.graph)
     tensors = {**small.state_dict(keep_vars=True), **dict(small.named_buffers(remove_duplicate=False))}
     given = []
@@ -91,7 +92,7 @@ def rebuilt(small: Program) -> ExportedProgram:
             f"The plan does not fit this program: with its sizes, an operator fails: {_quoted(cause)}. Was the "
             "plan made for a program that was exported with inputs of other shapes?"
         ) from cause
-    for before, after in zip(dense, _output_shapes(module.graph), strict=True):
+    for before, after in zip(dense, _output_shapes(module.graph, returned), strict=True):
         if str(before) != str(after):
             raise PlanError(
                 f"The plan does not fit this program: an output of the shape {list(before)} would get the shape "
@@ -172,9 +173,11 @@ def _still_true(node: fx.Node) -> bool:
     return node.target is metadata and all(given is None for given in sizes)
 
 
-def _output_shapes(graph: fx.Graph) -> list[torch.Size]:
+def _output_shapes(graph: fx.Graph, returned: Sequence[bool]) -> list[torch.Size]:
+    """The shapes of what is returned to the user, and not written to a buffer."""
     (output,) = [node for node in graph.nodes if node.op == "output"]
-    values = [node.meta.get("val") for node in output.all_input_nodes]
+    nodes = [node for node, is_returned in zip(output.args[0], returned, strict=True) if is_returned]
+    values = [node.meta.get("val") for node in nodes if isinstance(node, fx.Node)]
     return [value.shape for value in values if isinstance(value, torch.Tensor)]
 
 

@@ -11,8 +11,16 @@ from itertools import compress
 import torch
 from torch import fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputSpec, OutputKind, OutputSpec, TensorArgument
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
 
+from niwaki.core.edits import edited_by_hand
 from niwaki.core.edits.erase import JoinOperand
 from niwaki.errors import PlanError
 from niwaki.program.memory import SharedMemory, written
@@ -75,10 +83,12 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
     goes by its first name goes by its others too.
 
     Raises:
-        PlanError: something else needs one of ``tensors``, which have to go.
+        PlanError: something else needs one of ``tensors``, which have to go; or nothing needs a parameter any more that
+            is not one of them.
     """
     module = copied_graph(program.graph_module)
     graph = module.graph
+    needed = _needed(graph)
     nodes = {node.name: node for node in graph.nodes}
     memory = SharedMemory(module)
     taken: dict[fx.Node, set[int]] = {}
@@ -103,6 +113,8 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
     kept: list[InputSpec] = []
     for spec, node in zip(signature.input_specs, placeholders(graph), strict=True):
         if spec.target not in gone:
+            if spec.kind is InputKind.PARAMETER and node.name in needed and not node.users:
+                raise edited_by_hand(f"erases all that reads {spec.target!r}, and keeps it")
             kept.append(spec)
             continue
         if node.users:
@@ -124,6 +136,18 @@ def without(program: ExportedProgram, operands: Collection[JoinOperand], tensors
         constants={name: held for name, held in program.constants.items() if name not in gone},
         verifiers=program.verifiers,
     )
+
+
+def _needed(graph: fx.Graph) -> set[str]:
+    """The names of the nodes that outputs follow from."""
+    waiting = [node for node in graph.nodes if node.op == "output"]
+    found = {node.name for node in waiting}
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if node.name not in found:
+                found.add(node.name)
+                waiting.append(node)
+    return found
 
 
 def _by_all_names(program: ExportedProgram, tensors: Collection[str]) -> set[str]:

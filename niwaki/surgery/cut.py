@@ -14,9 +14,9 @@ from niwaki.core.names import named_buffers, named_modules, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.errors import NiwakiError, PlanError, first_line
 from niwaki.program.convert import rebuilt
-from niwaki.program.entry import calls_of, program_of
+from niwaki.program.entry import calls_of
 from niwaki.program.module import Program
-from niwaki.surgery.history import check_plan, remember, to_do
+from niwaki.surgery.history import check_plan, remember, subject_of, to_do
 from niwaki.surgery.leftovers import forget_leftovers, share_beside, warn_of_leftovers
 from niwaki.surgery.nonzero import warn_of_nonzero
 
@@ -74,11 +74,11 @@ def cut(
     """
     check_plan(plan)
     if as_graph or isinstance(model, ExportedProgram):
-        program = program_of(model, None if isinstance(model, _GRAPHS) else calls_of(model, example_inputs)[0], True)
+        program = subject_of(model, None if isinstance(model, _GRAPHS) else calls_of(model, example_inputs)[0], True)
         check_kind(program, plan)
-        plan.check_fits(program)
-        warn_of_nonzero(program, plan)
-        return _rebuilt(program, plan)
+        left, whole = to_do(program, plan)
+        warn_of_nonzero(program, left)
+        return _rebuilt(program, left, whole)
     check_kind(model, plan)
     left, whole = to_do(model, plan)
     warn_of_nonzero(model, left)
@@ -102,17 +102,16 @@ def _made(model: torch.nn.Module, left: Plan, whole: Plan) -> torch.nn.Module:
 
 def cut_program(model: ExportedProgram, plan: Plan) -> ExportedProgram:
     """As `cut_module`, an exported program."""
-    program = program_of(model, None, True)
+    program = subject_of(model)
     check_kind(program, plan)
-    plan.check_fits(program)
-    return _rebuilt(program, plan)
+    return _rebuilt(program, *to_do(program, plan))
 
 
-def _rebuilt(program: torch.nn.Module, plan: Plan) -> ExportedProgram:
-    small = _carry_out(program, plan, contents=True)
+def _rebuilt(program: torch.nn.Module, left: Plan, whole: Plan) -> ExportedProgram:
+    small = _carry_out(program, left, contents=True)
     assert isinstance(small, Program)
     made = rebuilt(small)
-    remember(made, plan)
+    remember(made, whole)
     return made
 
 

@@ -13,6 +13,8 @@ from niwaki.core.names import module_at, named_buffers, named_parameters
 from niwaki.core.objects import Note
 from niwaki.core.plan import Plan, smaller_shapes, structure_hash, tensor_shapes
 from niwaki.errors import PlanError
+from niwaki.program.entry import program_of
+from niwaki.trace.structures import ExampleCall
 
 _NAME = "_niwaki_plan"  # in the dictionary of the network
 
@@ -55,6 +57,18 @@ def plan_of(network: torch.nn.Module | ExportedProgram) -> Plan | None:
     if isinstance(note, str):
         return Plan.from_json(note)
     return note.plan if isinstance(note, _CutBy) else None
+
+
+def subject_of(
+    network: torch.nn.Module | ExportedProgram, call: ExampleCall | None = None, as_graph: bool = False
+) -> torch.nn.Module:
+    """As `program_of`: the module to cut or check. That of an exported program which niwaki has cut knows what has been
+    done to it."""
+    made = program_of(network, call, as_graph)
+    done = plan_of(network) if isinstance(network, ExportedProgram) else None
+    if done is not None:
+        remember(made, done)
+    return made
 
 
 def _carrier(network: torch.nn.Module | ExportedProgram) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import FileFormatError, PlanError
 from niwaki.program.entry import program_of
 from niwaki.program.nodes import memories
+from niwaki.surgery.history import plan_of
 from niwaki.surgery.zero import zeroed
 from niwaki.testing.models import randomised
 
@@ -180,6 +182,48 @@ def test_one_after_the_other(model: nn.Module, space: SearchSpace) -> None:
     assert difference(first, both).edits_of(Erase)[0].operands == later.edits_of(Erase)[0].operands
     with pytest.raises(PlanError, match="keeps the structure 'inner', which has left this network already"):
         difference(space.plan(choice(space, {"inner"})), space.plan(choice(space, {"right"})))
+
+
+def test_a_cut_program_knows_what_has_been_done_to_it(model: nn.Module, space: SearchSpace) -> None:
+    """A later plan for the dense program is one for the cut one, too; and what was done in a row is remembered."""
+    first = space.plan(choice(space, {"inner"}, 1))
+    whole = space.plan(choice(space, {"inner", "right"}, 2))
+    small = niwaki.cut(model, first, as_graph=True, example_inputs=X)
+    at_once = niwaki.cut(model, whole, as_graph=True, example_inputs=X)
+    assert torch.allclose(niwaki.cut(small, whole).module()(X), at_once.module()(X))
+    assert niwaki.check(small, whole, X).holds
+    again = niwaki.search_space(small, erase=True)
+    last = niwaki.cut(small, again.plan(choice(again, {"right"}, 1)))
+    done = plan_of(last)
+    assert done is not None and tensor_shapes(last.module()) == smaller_shapes(done)
+    assert done.structure == first.structure
+    with pytest.raises(PlanError, match="The plan keeps 7 positions of 'inner.weight'.* that have left this model"):
+        niwaki.cut(small, space.plan(choice(space, {"right"}, 1)))
+
+
+@pytest.mark.parametrize("wrong", ["1.5", '"1"', "true"])
+def test_positions_in_a_file_are_whole_numbers(space: SearchSpace, wrong: str) -> None:
+    plan = space.plan(choice(space, {"left"}, 1))
+    text = plan.to_json()
+    data = json.loads(text)
+    (erase,) = [edit for edit in data["edits"] if edit["edit"] == Erase.kind]
+    name, node, position, gated = erase["operands"][0]
+    erase["operands"][0] = [name, node, json.loads(wrong), gated]
+    with pytest.raises(PlanError, match="The text is not a niwaki plan: TypeError: .* is no whole number"):
+        Plan.from_json(json.dumps(data))
+    data = json.loads(text)
+    next(edit for edit in data["edits"] if edit["edit"] == "keep")["kept"] = [json.loads(wrong)]
+    with pytest.raises(PlanError, match="The text is not a niwaki plan: TypeError: positions are not whole numbers"):
+        Plan.from_json(json.dumps(data))
+
+
+def test_tensors_that_a_file_forgets(model: nn.Module, space: SearchSpace) -> None:
+    plan = space.plan(choice(space, {"left"}))
+    data = json.loads(plan.to_json())
+    (erase,) = [edit for edit in data["edits"] if edit["edit"] == Erase.kind]
+    erase["tensors"].remove("left.weight")
+    with pytest.raises(PlanError, match="The plan erases all that reads 'left.weight', and keeps it. It has been"):
+        niwaki.cut(model, Plan.from_json(json.dumps(data)), as_graph=True, example_inputs=X)
 
 
 def test_a_plan_says_what_it_erases(space: SearchSpace) -> None:

@@ -19,6 +19,7 @@ from niwaki.core.edits.base import (
     nothing_to_mask,
     register_edit,
 )
+from niwaki.core.positions import whole_number
 from niwaki.core.structures import group_of
 from niwaki.errors import PlanError
 
@@ -153,7 +154,7 @@ class Erase(GatedEdit):
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
         operands = (
-            JoinOperand(str(name), str(node), int(position), bool(gated))
+            JoinOperand(str(name), str(node), whole_number(position), bool(gated))
             for name, node, position, gated in data["operands"]
         )
         return cls(tuple(operands), tuple(map(str, data["tensors"])))

@@ -12,7 +12,7 @@ from torch import nn
 
 from niwaki.core.edits.base import ModuleEdit, Place, Shape, edited_by_hand, nothing_to_mask, register_edit
 from niwaki.core.masked_logits import mask_logits, show_logits
-from niwaki.core.positions import Positions
+from niwaki.core.positions import Positions, whole_number
 from niwaki.errors import PlanError
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ class EraseExperts(ModuleEdit):
         return cls(
             str(data["weight"]),
             str(data["module"]),
-            int(data["experts"]),
-            Positions(map(int, data["kept"])),
+            whole_number(data["experts"]),
+            Positions.from_json(data["kept"]),
             tuple(ExpertList(str(path), tuple(map(str, keys))) for path, keys in data["lists"]),
         )
 

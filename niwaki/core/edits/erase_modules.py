@@ -20,6 +20,7 @@ from niwaki.core.edits.base import (
     nothing_to_mask,
     register_edit,
 )
+from niwaki.core.positions import whole_number
 from niwaki.core.renaming import Renaming
 from niwaki.errors import PlanError
 
@@ -224,7 +225,7 @@ class EraseModules(GatedEdit):
             tuple(map(str, data["entries"])),
             {str(path): str(number) for path, number in data["renumbered"].items()},
             tuple(map(str, data["unset"])),
-            {(str(path), str(name)): int(value) for path, name, value in data["numbers"]},
+            {(str(path), str(name)): whole_number(value) for path, name, value in data["numbers"]},
             tuple(map(str, data.get("gated", ()))),
             {str(path): result_from_data(result) for path, result in data.get("layers", {}).items()},
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from niwaki.core.edits.base import Edit, Place, Shape, TensorEdit, edited_by_hand, register_edit
-from niwaki.core.positions import Positions
+from niwaki.core.positions import Positions, whole_number
 from niwaki.errors import PlanError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class _Kept(TensorEdit):
     @final
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        return cls(str(data["tensor"]), int(data["dim"]), Positions(map(int, data["kept"])))
+        return cls(str(data["tensor"]), whole_number(data["dim"]), Positions.from_json(data["kept"]))
 
     def __str__(self) -> str:
         return f"{self.tensor} dim {self.dim} keeps {len(self.kept)}"

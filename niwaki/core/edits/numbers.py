@@ -14,6 +14,7 @@ from niwaki.core.metadata import SIZES, RememberedSize
 from niwaki.core.names import is_of_graph, named_modules
 from niwaki.core.objects import class_attribute
 from niwaki.core.paths import Where, describe, is_setting, replaced, where_from_json, where_to_json
+from niwaki.core.positions import whole_number
 from niwaki.errors import PlanError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class SetAttribute(ModuleEdit):
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        return cls(str(data["module"]), str(data["name"]), where_from_json(data["where"]), int(data["value"]))
+        return cls(str(data["module"]), str(data["name"]), where_from_json(data["where"]), whole_number(data["value"]))
 
     def __str__(self) -> str:
         return f"{describe(self.module, self.name, self.where)} = {self.value}"

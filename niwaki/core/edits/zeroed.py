@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niwaki.core.edits.base import Edit, Place, edited_by_hand, register_edit
-from niwaki.core.positions import Positions
+from niwaki.core.positions import Positions, whole_number
 
 if TYPE_CHECKING:
     from niwaki.core.plan import Plan
@@ -74,8 +74,8 @@ class Zeroed(Edit):
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        dims = tuple((str(tensor), int(dim)) for tensor, dim in data["dims"])
-        positions, units = (Positions(map(int, data[key])) for key in ("positions", "units"))
+        dims = tuple((str(tensor), whole_number(dim)) for tensor, dim in data["dims"])
+        positions, units = (Positions.from_json(data[key]) for key in ("positions", "units"))
         if not dims or not len(positions) == len(units) > 0 or not positions.ascending:
             raise ValueError("what a method has set to zero does not belong together")
         return cls(dims, positions, units)
