@@ -43,7 +43,14 @@ class ExpertTrials:
     ) -> None:
         self._model, self._narrow, self._calls, self._training = model, narrow, calls, training
         self._copy: nn.Module | None = None
-        self._known: dict[object, tuple[int, str | None, bool]] = {}
+        self._known: dict[object, tuple[int, str | None]] = {}
+
+    def best(self, guesses: Sequence[Router]) -> Router:
+        """The first of some ``guesses`` at one router that obeys the law; if none does, the last."""
+        for router in map(self.tried, guesses):
+            if router.why is None:
+                break
+        return router
 
     def tried(self, router: Router) -> Router:
         """``router``, with the least number of experts that have to stay, or the reason why it cannot lose any."""
@@ -51,12 +58,9 @@ class ExpertTrials:
             return router
         kind = _kind(self._model, router)
         if kind not in self._known:
-            first, more = self._outcome(router), replace(router, numbers=(*router.numbers, *router.others), others=())
-            again = self._outcome(more) if first[1] is not None and router.others else first
-            self._known[kind] = (*first, False) if first[1] is None or again[1] is not None else (*again, True)
-        least, why, all_numbers = self._known[kind]
-        numbers = (*router.numbers, *router.others) if all_numbers else router.numbers
-        return replace(router, least=least, why=why, numbers=numbers)
+            self._known[kind] = self._outcome(router)
+        least, why = self._known[kind]
+        return replace(router, least=least, why=why)
 
     def _outcome(self, router: Router) -> tuple[int, str | None]:
         try:
@@ -94,7 +98,6 @@ def _inside(router: Router) -> Router:
         slices=tuple((name(tensor), dim) for tensor, dim in router.slices),
         lists=tuple(replace(one, path=name(one.path)) for one in router.lists),
         numbers=tuple((name(path), attribute, where) for path, attribute, where in router.numbers),
-        others=tuple((name(path), attribute, where) for path, attribute, where in router.others),
     )
 
 

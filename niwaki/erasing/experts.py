@@ -51,7 +51,7 @@ def with_experts(
         return erasures
     modes = sorted({mode for run in graph.runs if run.error is None for mode in {run.training, run.both}})
     trials = ExpertTrials(space.model, _narrow(space), calls, modes)
-    tried = [replace(router, why=fault) if fault is not None else trials.tried(router) for router in found]
+    tried = [trials.best(some) if fault is None else replace(some[0], why=fault) for some in found]
     return ErasableExperts(space.model, erasures, tried, graph, constraints, ignored, equal)
 
 

@@ -8,7 +8,7 @@ an attribute that counts them. `niwaki.erasing.expert_trial` finds out whether i
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,8 +49,7 @@ class Router:
     while it is called, at ``location``, with operator ``node`` of the first run. ``block``: the smallest module that is
     called and has all of it. ``least``: how many of the ``experts`` have to stay. ``slices``: dimensions of tensors
     with a position per expert, the weight's among them; ``lists``: lists with an entry per expert; ``numbers``:
-    attributes that count them, on the modules around these; ``others``: those elsewhere in the block that may, too.
-    ``why``: why it cannot lose any.
+    attributes that count them. ``why``: why it cannot lose any.
     """
 
     weight: str
@@ -64,7 +63,6 @@ class Router:
     slices: tuple[tuple[str, int], ...]
     lists: tuple[ExpertList, ...]
     numbers: tuple[Number, ...]
-    others: tuple[Number, ...] = ()
     why: str | None = None
 
     def edits(self, kept: Sequence[int]) -> tuple[Edit, ...]:
@@ -85,8 +83,9 @@ def routers(
     taken: Collection[tuple[str, int]],
     decided: Collection[Number],
     looked_after: Sequence[object],
-) -> list[Router]:
-    """All routers of ``model`` that have experts, in the order in which they choose.
+) -> list[list[Router]]:
+    """All routers of ``model`` that have experts, in the order in which they choose; of each some guesses at what
+    belongs to its experts, the likeliest first.
 
     ``given``: the labels of what operators were given (`propagate`). ``taken``: dimensions of tensors whose positions
     are units already; ``decided``: numbers that follow these. ``looked_after``: objects on modules whose numbers an
@@ -107,8 +106,7 @@ def routers(
         frozenset(graph.values[value].name for value, _ in chosen),
         tuple(one for one in lists if one is not None),
     )
-    routers = (found.router(value, dim) for value, dim in chosen)
-    return [router for router in routers if router is not None]
+    return [guesses for value, dim in chosen if (guesses := found.guesses(value, dim))]
 
 
 def chosen_among(graph: Graph, constraints: Constraints, given: Sequence[Given]) -> list[str]:
@@ -160,42 +158,37 @@ class _Candidates:
     weights: frozenset[str]  # of all routers
     lists: tuple[ExpertList, ...]
 
-    def router(self, value: int, dim: int) -> Router | None:
-        """The router of a parameter; None if there are no experts that it could choose."""
+    def guesses(self, value: int, dim: int) -> list[Router]:
+        """The router of a parameter, more than once where it is not clear what belongs to its experts; empty if there
+        are none that it could choose."""
         weight, experts = self.graph.values[value].name, self.graph.values[value].shape[dim]
-        if (weight, dim) in self.taken:
-            return None
-        makers = _logits(self.graph.runs[0], value)
+        makers = [] if (weight, dim) in self.taken else _logits(self.graph.runs[0], value)
         if not makers:
-            return None
+            return []
         nodes = self.graph.runs[0].nodes
         module = nodes[makers[0]].location.module
         home, lists = self._home(weight, experts)
         if home is None:
-            return None
+            return []
         within = [one for one in lists if _is_in(one.path, home)]
         slices = [(weight, dim), *self._slices(home, experts, within, weight)]
+        stacks = [] if within else [name for name, _ in slices if len(self.tensors[name]) > 1]
+        homes = {name.rpartition(".")[0] for name in (weight, *stacks)}
         paths = {module, home, *(nodes[one].location.module for one in makers)}
         block = self._called(paths)
-        owners = {*paths, block, *(name.rpartition(".")[0] for name, _ in slices)}
+        owners = {*paths, block, *homes}
         owners |= {outer for one in within for outer in (one.path, one.path.rpartition(".")[0])}
         numbers = list(self._numbers(block, experts))
+        least = self._least(block, experts)
         why = self._why_not(value, makers, experts, block) or self._why_elsewhere(block, slices, within)
-        return Router(
-            weight,
-            dim,
-            module,
-            block,
-            makers[0],
-            nodes[makers[0]].location,
-            experts,
-            self._least(block, experts),
-            tuple(slices),
-            tuple(within),
-            tuple(place for place in numbers if place[0] in owners),
-            tuple(place for place in numbers if place[0] not in owners),
-            why,
-        )
+        whole = Router(
+            weight, dim, module, block, makers[0], nodes[makers[0]].location, experts, least, tuple(slices),
+            tuple(within), tuple(numbers), why,
+        )  # fmt: skip
+        near = tuple(one for one in slices if one[0].rpartition(".")[0] in homes)
+        counts = tuple(place for place in numbers if place[0] in owners)
+        likely = [replace(whole, slices=near, numbers=counts), replace(whole, numbers=counts)]
+        return list(dict.fromkeys([*likely, replace(whole, slices=near), whole]))
 
     def _home(self, weight: str, experts: int) -> tuple[str | None, list[ExpertList]]:
         """The smallest module around a router that has experts, and all lists of as many entries."""

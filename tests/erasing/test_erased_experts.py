@@ -233,7 +233,8 @@ def test_random_numbers_for_each_expert() -> None:
 
 
 def test_what_is_as_many_by_chance() -> None:
-    """Layers of an expert, and heads, are as many as experts; or the number is somewhere else in the block."""
+    """Layers of an expert, heads, channels behind a norm are as many as experts; or the number is somewhere else in the
+    block, or a weight for each expert."""
 
     class Layers(Listed):
         def __init__(self) -> None:
@@ -263,14 +264,34 @@ def test_what_is_as_many_by_chance() -> None:
                 return self.mixed(x, logits)
             return self.mixed(x, logits) + self.beside(x)
 
+    class Normed(Listed):
+        def __init__(self) -> None:
+            super().__init__(experts=WIDTH)
+            self.shared, self.norm = Expert(), nn.LayerNorm(WIDTH)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.norm(super().forward(x) + self.shared(x))
+
+    class Scaled(Listed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scaling = nn.Module()
+            self.scaling.scale = nn.Parameter(torch.rand(EXPERTS))
+
+        def choice(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+            weight, chosen = super().choice(logits)
+            return weight * self.scaling.scale[chosen], chosen  # type: ignore[index, operator]
+
     torch.manual_seed(0)
-    for build in (Layers, lambda: Beside(False), lambda: Beside(True)):
+    for build in (Layers, lambda: Beside(False), lambda: Beside(True), Normed, Scaled):
         model = Around(build())
         space = niwaki.search_space(model, X, erase=True)
-        assert len(experts(space)) == EXPERTS and all(one.erasable for one in experts(space)), str(space)
+        assert len(experts(space)) >= EXPERTS and all(one.erasable for one in experts(space)), str(space)
         small: Any = check_exact(model, X, without(space, ("layers.0.experts.2",)))
         if isinstance(build(), Beside):
             assert small.layers[0].beside.heads == EXPERTS - build().needed
+        if isinstance(build(), Scaled):
+            assert len(small.layers[0].scaling.scale) == EXPERTS - 1
 
 
 def test_what_is_read_elsewhere_stays() -> None:
@@ -507,8 +528,8 @@ def test_numbers_that_do_not_follow_are_found(monkeypatch: pytest.MonkeyPatch) -
     assert why is not None and why.startswith("its code fails without 1 of 4: AssertionError")
 
 
-def test_a_slice_of_something_else_is_found() -> None:
-    """A tensor that has, by chance, as many rows as there are experts."""
+def test_a_slice_of_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that has, by chance, as many rows as there are experts stays as it is."""
 
     class Mistaken(Listed):
         def __init__(self) -> None:
@@ -518,6 +539,12 @@ def test_a_slice_of_something_else_is_found() -> None:
         def forward(self, x: Tensor) -> Any:
             return super().forward(x) + self.table.amax(0)
 
+    torch.manual_seed(0)
+    model = Around(Mistaken())
+    space = niwaki.search_space(model, X, erase=True)
+    small: Any = check_exact(model, X, without(space, ("layers.0.experts.0",)))
+    assert small.layers[0].table.shape == (EXPERTS, WIDTH)
+    monkeypatch.setattr(expert_trial.ExpertTrials, "best", lambda trials, guesses: trials.tried(guesses[-1]))
     (why,) = {one.refused for one in experts(niwaki.search_space(Around(Mistaken()), X, erase=True))}
     assert why == "without 1 of 4 it returns something else than where their logits are minus infinity"
 
