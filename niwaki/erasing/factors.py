@@ -25,9 +25,11 @@ class Factors:
             for number in node.inputs():
                 self._readers.setdefault(number, []).append(place)
 
-    def among(self, values: Iterable[Value], joins: Collection[int], code: Collection[str]) -> frozenset[int]:
-        """Those of ``values`` that belong to the modules ``code``, from which every way leads to ``joins``."""
-        own = (value.number for value in values if value.name.rpartition(".")[0] in code)
+    def among(
+        self, values: Iterable[Value], joins: Collection[int], code: Collection[str] | None = None
+    ) -> frozenset[int]:
+        """Those of ``values``, in the modules ``code`` if given, from which every way leads to ``joins``."""
+        own = (value.number for value in values if code is None or value.name.rpartition(".")[0] in code)
         return frozenset(number for number in own if self._multiplies(number, joins))
 
     def _multiplies(self, number: int, joins: Collection[int]) -> bool:

@@ -330,6 +330,9 @@ class _Found:
             return f"{shared[0]!r}, which makes its result, is used elsewhere too"
         names = tuple(value.name for value in inside if value.number in makers & own)
         if not names:
+            scale = next(iter(self._factors.among(inside, {one.join for one in operands})), None)
+            if scale is not None:
+                return f"only {self._graph.values[scale].name!r} makes its result zero, and no unit is part of that"
             return "none of its parameters that has units makes its result"
         within = partial(self._nesting.contains, vertex)
         terms = self._closing.terms(closed)

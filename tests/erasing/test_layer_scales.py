@@ -115,6 +115,17 @@ def test_what_is_multiplied_before_weights_read_it_goes() -> None:
         assert one.refused is not None and "its code fails without it: TypeError" in one.refused
 
 
+def test_a_single_number_is_no_unit() -> None:
+    class Gained(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            result: Tensor = self.head(x + self.blocks[0].scale * torch.relu(x))
+            return result
+
+    (one,) = niwaki.search_space(Gained("a number"), X.float(), erase=True).structures
+    assert one.refused == "only 'blocks.0.scale' makes its result zero, and no unit is part of that"
+
+
 def test_law() -> None:
     for way in ("", "a number", "a view"):
         report = check_erasing(model_of(way), X, plans=6, least_erasable=3)
