@@ -668,3 +668,10 @@ def test_criteria_that_run_without_an_expert() -> None:
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[name])
         assert torch.equal(model(X), expected) and not any(one._forward_hooks for one in model.modules())
+
+
+def test_with_inexact_units_they_are_units() -> None:
+    """Experts that are units already are not offered once more."""
+    space = niwaki.search_space(decoder("Mixtral"), tokens(), erase=True, allow_inexact=True)
+    gates = [group for group in space.groups if group.inexact and group.name.endswith("mlp.gate")]
+    assert [group.units for group in gates] == [4, 4] and not experts(space)
