@@ -38,9 +38,9 @@ class ATO(Method):
       come to 60 otherwise): it draws gates with logistic noise, straight through, and minimises the loss of a held-out
       batch under them, in eval mode, plus ``budget_weight`` times log(max(a, b) / min(a, b)), where a is the cost of
       its mask without noise and b the budget (eq. 1 to 5). `niwaki.masks` has what can be the controller;
-    * from 0.2 n on, masked units are projected after each step: y <- argmin_z t ||z|| + ||z - y||_h^2 / 2, where h is
-      the metric of the optimizer (Adam and its kin, RMSprop, Adagrad; 1 for SGD): the group soft threshold (eq. 7). A
-      unit that the controller takes out of its mask trains plainly again;
+    * from 0.2 n on, masked units are projected after each step: y <- argmin_z t ||z|| + ||z - y||^2 / 2, the group
+      soft threshold (eq. 7), where t brings a unit that nothing resists to zero in 0.4 n. A unit that the controller
+      takes out of its mask trains plainly again;
     * at 0.6 n the mask is frozen: it is what `niwaki.choose` would remove if each unit were worth the probability of
       its gate. So it meets the budget, ``round_to`` and ``min_units`` hold, and every group keeps a unit. Units are
       now projected four times as fast;
@@ -65,8 +65,9 @@ class ATO(Method):
             is the paper's.
         budget_weight: gamma, which weighs the budget against the loss.
         projection: ``"prox"``, or ``"half-space"``: the step of `niwaki.DHSPG` on the masked units.
-        penalty: lambda. By default each unit is shortened by equal pieces such that it would be zero at 0.6 n if
-            nothing resisted; a number projects with the threshold lr * lambda, and 100 times that from 0.6 n on.
+        penalty: lambda, instead of t: the proximal step of lambda * ||x|| in the metric h of the optimizer (Adam and
+            its kin, RMSprop, Adagrad; 1 for SGD), after which x is zero if ||h y|| <= lr * lambda; 100 times that from
+            0.6 n on. For other optimizers lambda is multiplied by the root of the number of weights. It takes longer.
         seed: of the controller and its noise.
         shrink: True lets the units leave the model in place after ``until``; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over units, which is the specification.

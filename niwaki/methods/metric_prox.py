@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,13 +14,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.methods.proximal import longer, metric_factor, metric_sums
+from niwaki.methods.proximal import longer, metric_factor, metric_sums, soft_factor
 from niwaki.per_unit.blocks import RowBlock, blocks_of
 from niwaki.per_unit.index import as_real, unit_parameters
 from niwaki.per_unit.metric import metric_of
 from niwaki.per_unit.plain import entries_of
 
-_STEPS = 12  # of Newton's method; about six where the entries of h differ a thousandfold
+_LEAST_RATE = 1e-12  # a rate of 0 moves nothing, and neither does a metric that is as large as its inverse
+_STEPS = 6  # of Newton's method, from below: what is left is that a unit is shortened by a trace too much
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +43,8 @@ class MetricProx(ABC):
 
     which is zero if and only if ||h y|| <= threshold. Entries of several units take the product of their factors.
 
-    ``by_rate``: h is divided by the learning rate of each entry, as it is for a penalty that is part of the objective.
+    ``penalty``: the threshold is a penalty in the objective, and h is that of the optimizer over the learning rate of
+    each entry. Without, h is 1.
     """
 
     @abstractmethod
@@ -49,30 +52,30 @@ class MetricProx(ABC):
         """Shorten them, each by its threshold. The units that are zero now, [num_units]; False for those outside."""
 
 
-def metric_tensor(optimizer: Optimizer, group: Mapping[str, object], weight: Tensor, by_rate: bool) -> Tensor:
+def metric_tensor(optimizer: Optimizer, group: Mapping[str, object], weight: Tensor, penalty: bool) -> Tensor:
     """h of a parameter, in a type that is wide enough for sums."""
     wide = torch.promote_types(weight.dtype.to_real(), torch.float32)
-    h = metric_of(optimizer, group, weight)
+    h = metric_of(optimizer, group, weight) if penalty else None
     whole = torch.ones_like(weight, dtype=wide) if h is None else h.to(wide)
-    if not by_rate:
+    if not penalty:
         return whole
     rate = torch.as_tensor(group["lr"], dtype=wide, device=weight.device)
-    return whole / rate.clamp(min=torch.finfo(wide).tiny)
+    return whole / rate.clamp(min=_LEAST_RATE)
 
 
 @final
 class PlainProx(MetricProx):
     """The specification: one unit after the other."""
 
-    def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray, by_rate: bool) -> None:
-        self._space, self._optimizer, self._by_rate = space, optimizer, by_rate
+    def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray, penalty: bool) -> None:
+        self._space, self._optimizer, self._penalty = space, optimizer, penalty
         self._numbers = np.flatnonzero(units).tolist()
 
     def act(self, strength: Strength) -> Tensor:
         parameters = unit_parameters(self._space)
         groups = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
         metrics = {
-            name: metric_tensor(self._optimizer, groups[id(p)], p.detach(), self._by_rate)
+            name: metric_tensor(self._optimizer, groups[id(p)], p.detach(), self._penalty)
             for name, p in parameters.items()
         }
         factors = {name: torch.ones_like(h) for name, h in metrics.items()}
@@ -132,8 +135,8 @@ class _RowsAlong:
 class FastProx(MetricProx):
     """All units at once, without waiting for the device."""
 
-    def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray, by_rate: bool) -> None:
-        self._optimizer, self._by_rate, self._outside = optimizer, by_rate, space.num_units
+    def __init__(self, space: SearchSpace, optimizer: Optimizer, units: BoolArray, penalty: bool) -> None:
+        self._optimizer, self._penalty, self._outside = optimizer, penalty, space.num_units
         some = next(iter(unit_parameters(space).values()))
         self._device, self._dtype = some.device, torch.promote_types(some.dtype.to_real(), torch.float32)
         self._blocks = blocks_of(space, optimizer, units)
@@ -151,16 +154,40 @@ class FastProx(MetricProx):
 
     def act(self, strength: Strength) -> Tensor:
         ys = [as_real(block.read()).to(self._dtype) for block in self._blocks]
+        return self._in_metric(ys, strength) if self._penalty else self._plainly(ys, strength)
+
+    def _plainly(self, ys: list[Tensor], strength: Strength) -> Tensor:
+        """With h = 1 a unit is multiplied by max(0, 1 - threshold / ||y||)."""
+        norm, entries = self._empty(), self._empty()
+        for rows in self._rows:
+            rows.total(ys[rows.block].square(), norm)
+            entries.index_add_(0, rows.unit, entries.new_full(rows.unit.shape, self._entries(rows, ys)))
+        norm = norm.sqrt()
+        limit = self._limits(strength, norm, norm, entries)
+        factor = torch.where(limit > 0, soft_factor(norm, limit), 1)
+        for number, (block, y) in enumerate(zip(self._blocks, ys, strict=True)):
+            by = [rows.spread(factor, y) for rows in self._rows if rows.block == number]
+            _multiply(block, math.prod(by[1:], start=by[0]))
+        return self._concerned & torch.where(limit > 0, factor == 0, norm == 0)[:-1]
+
+    def _entries(self, rows: _RowsAlong, ys: list[Tensor]) -> float:
+        """The number of weights in each of the rows."""
+        return ys[rows.block].numel() / len(rows.unit)
+
+    def _limits(self, strength: Strength, norm: Tensor, weighted: Tensor, entries: Tensor) -> Tensor:
+        """The threshold of each unit and of none, [num_units + 1]; 0 for those outside."""
+        found = strength(UnitLengths(norm[:-1], weighted[:-1], entries[:-1]))
+        return torch.cat([torch.where(self._concerned, found.to(norm), 0), norm.new_zeros(1)])
+
+    def _in_metric(self, ys: list[Tensor], strength: Strength) -> Tensor:
         hs = [self._metric(block, y) for block, y in zip(self._blocks, ys, strict=True)]
         squares = [(h * y).square() for h, y in zip(hs, ys, strict=True)]
         norm, weighted, entries = (self._empty() for _ in range(3))
         for rows in self._rows:
-            y = ys[rows.block]
-            rows.total(y.square(), norm)
+            rows.total(ys[rows.block].square(), norm)
             rows.total(squares[rows.block], weighted)
-            rows.total(torch.ones_like(y), entries)
-        found = strength(UnitLengths(norm[:-1].sqrt(), weighted[:-1].sqrt(), entries[:-1]))
-        limit = torch.cat([torch.where(self._concerned, found.to(norm), 0), norm.new_zeros(1)])
+            entries.index_add_(0, rows.unit, entries.new_full(rows.unit.shape, self._entries(rows, ys)))
+        limit = self._limits(strength, norm.sqrt(), weighted.sqrt(), entries)
         r = self._empty()
         for _ in range(_STEPS):
             total, slope = self._empty(), self._empty()
@@ -193,7 +220,7 @@ class FastProx(MetricProx):
     def _metric(self, block: RowBlock, like: Tensor) -> Tensor:
         """h of the entries that are read of a block."""
         group = self._optimizer.param_groups[block.group]
-        whole = [metric_tensor(self._optimizer, group, weight.detach(), self._by_rate) for weight in block.weights]
+        whole = [metric_tensor(self._optimizer, group, weight.detach(), self._penalty) for weight in block.weights]
         h = replace(block, weights=whole).read().to(self._dtype)
         return h.unsqueeze(-1).expand(like.shape) if like.dim() > h.dim() else h
 
@@ -204,7 +231,7 @@ def _multiply(block: RowBlock, factor: Tensor) -> None:
     for part in block.parts():
         y = block.read(part)
         length = y.shape[0]
-        by = factor[first : first + length]
+        by = factor if factor.shape[0] == 1 else factor[first : first + length]
         first += length
         y.mul_((by[..., 0] if y.is_complex() else by).to(y.dtype))
         block.write(y, part)

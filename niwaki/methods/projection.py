@@ -28,11 +28,12 @@ _EPSILON = 0.9
 
 @final
 class Projection(Update):
-    """The group soft threshold in the metric of the optimizer, or the half-space projection.
+    """The group soft threshold, or the half-space projection.
 
     Without a ``penalty`` each unit is shortened on every step by the same piece of what it was when it came under the
     mask, such that it would reach zero in the time from the first projection to the freeze, and four times as fast from
-    then on. With one, by lr * penalty, and 100 times that from then on.
+    then on: no optimizer holds against that. With one, it is the proximal step of penalty * ||x|| in the metric of the
+    optimizer, and of 100 times that from then on.
 
     Raises:
         MethodError: the penalty is no number, the kind is unknown, or the optimizer has no learning rate.
@@ -94,9 +95,8 @@ class Projection(Update):
             return scale * self._penalty * (_MORE if frozen else 1.0)
         steps = max(1, self._stages.freeze - self._stages.project)
         pace = self._pace.to(lengths.norm)
-        pace = self._pace = torch.where(pace > 0, pace, lengths.norm / steps)
-        mean = lengths.weighted / lengths.norm.clamp(min=torch.finfo(lengths.norm.dtype).tiny)  # h of the unit
-        return pace * mean * (_HARDER if frozen else 1.0)
+        self._pace = torch.where(pace > 0, pace, lengths.norm / steps)
+        return self._pace * (_HARDER if frozen else 1.0)
 
     def phase(self, step: int) -> str:
         """In one word."""

@@ -63,8 +63,8 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("net", ["mlp", "conv", "overlap"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("by_rate", [False, True])
-def test_the_fast_path_does_what_the_plain_loop_does(net: str, name: str, by_rate: bool) -> None:
+@pytest.mark.parametrize("penalty", [False, True])
+def test_the_fast_path_does_what_the_plain_loop_does(net: str, name: str, penalty: bool) -> None:
     runs = [Training(net, OPTIMIZERS[name], dtype=torch.float64) for _ in range(2)]
     units = np.random.default_rng(0).random(runs[0].space.num_units) < 0.6
     units[-1] = True
@@ -76,7 +76,7 @@ def test_the_fast_path_does_what_the_plain_loop_does(net: str, name: str, by_rat
 
     for run, kind in zip(runs, (PlainProx, FastProx), strict=True):
         run.step(3)
-        prox = kind(run.space, run.optimizer, units, by_rate)
+        prox = kind(run.space, run.optimizer, units, penalty)
         with torch.no_grad():
             before = run.parameters()
             zeros.append(prox.act(strength))
