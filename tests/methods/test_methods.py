@@ -16,7 +16,7 @@ from niwaki.cli.app import app
 from niwaki.core.edits import EraseModules
 from niwaki.errors import MethodError, UnknownName
 from niwaki.methods import HESSO, Schedule
-from niwaki.methods.registry import Training, attach, erasing, methods, register
+from niwaki.methods.registry import Training, attach, erasing, holding_out, methods, register
 from niwaki.selection.budget import Budget
 from niwaki.train import job
 from niwaki.train.checkpoint import read_checkpoint, write_checkpoint
@@ -121,3 +121,14 @@ def test_unknown_and_doubled_names() -> None:
     with pytest.raises(MethodError, match="There is already a method 'hesso'. Give the new one another name"):
         register("hesso", lambda t: HESSO(t.space, t.optimizer, t.budget, t.schedule))
     assert attach("hesso", training).name == "hesso"
+
+
+@pytest.mark.parametrize("name", sorted(holding_out()))
+def test_what_learns_from_held_out_batches_asks_for_them(name: str) -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = Training(mlp_space(model), optimizer, Budget(macs=0.5), Schedule(1, 20), lambda: torch.zeros(()))
+    with pytest.raises(
+        MethodError, match=f"^{name} learns from batches that are held out of the training, and this tra"
+    ):
+        attach(name, training)

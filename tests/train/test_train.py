@@ -22,7 +22,7 @@ import niwaki
 from niwaki.errors import DataError, Interrupted, RunError
 from niwaki.networks import ImageTask, build_model
 from niwaki.train import job
-from niwaki.train.batches import Batches, shifted
+from niwaki.train.batches import Batches, InOrder, shifted
 from niwaki.train.checkpoint import (
     FOLDER,
     Checkpoint,
@@ -152,6 +152,23 @@ def test_batches_depend_on_the_position_alone() -> None:
     assert len(whole) == batches.per_epoch == 27
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(whole[20:], rest, strict=True))
     assert not torch.equal(whole[0][0], next(iter(batches.epoch(4)))[0])
+
+
+def test_held_out_images_are_not_trained_on() -> None:
+    """One of twenty, of every class, in batches that are the same on every pass."""
+    images = load_images("digits", 0)
+    rest, apart = images.held_out(20)
+    assert len(apart.train_y) == len(images.train_y) // 20
+    assert len(rest.train_y) + len(apart.train_y) == len(images.train_y)
+    assert len(apart.train_y.unique()) == 10 and torch.equal(rest.test_x, images.test_x)
+    whole = {image.numpy().tobytes() for image in rest.train_x}
+    assert sum(image.numpy().tobytes() in whole for image in apart.train_x) <= 1  # two of the digits may be equal
+    batches = InOrder(apart, Batches(rest, 16, 0, 2, torch.device("cpu")))
+    passes = [list(batches), list(batches)]
+    assert [len(y) for _, y in passes[0]] == [16, 16, 16, 16, len(apart.train_y) - 64]
+    for (x, y), (again, labels) in zip(*passes, strict=True):
+        assert torch.equal(x, again) and torch.equal(y, labels)
+    assert torch.equal(torch.cat([y for _, y in passes[0]]), apart.train_y)
 
 
 def test_a_batch_of_one_image_is_left_out() -> None:
