@@ -265,8 +265,10 @@ class _ClassTrials:
         if left.obstacles:
             return str(left.obstacles[0])
 
+        missing = replace(left.missing, recorded=True)
+
         def returned(path: str) -> Result:
-            return self._form.result(path, left.runs, left.missing)
+            return self._form.result(path, left.runs, missing)
 
         stand_ins = self._stand_ins.of(self._joining, left.edit, left.runs, returned)
         why = self._runs.difference(left, stand_ins)

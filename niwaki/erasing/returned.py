@@ -39,7 +39,8 @@ class Missing:
     """What is not there any more: ``parameters`` and ``modules`` by name, and values of which nothing is left along a
     dimension. ``fixed``: values that are as wide as they were, since nothing is left that tells how wide they are now;
     ``follows``: those that are as wide as something that the module is given. `Returned.result` fills both.
-    ``bypassed``: results of layers, of which what these are given takes the place."""
+    ``bypassed``: results of layers, of which what these are given takes the place. ``recorded``: all sizes are those of
+    the record, which is enough for inputs of these shapes."""
 
     parameters: frozenset[str]
     modules: frozenset[str]
@@ -47,6 +48,7 @@ class Missing:
     fixed: set[tuple[int, int]] = field(default_factory=set)
     follows: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     bypassed: Mapping[int, int] = field(default_factory=dict)
+    recorded: bool = False
 
 
 @final
@@ -134,6 +136,8 @@ class Returned:
         a parameter which is tied to it; or whatever the inputs have there, such as the length of a sequence."""
         if (number, dim) in missing.empty:
             return Fixed(0)
+        if missing.recorded:
+            return Fixed(self._graph.values[number].shape[dim])
         made, source = self._graph.values[number].shape, self._graph.values[given].shape
         label, other = self._labels[number], self._labels[given]
         here = len(made) == len(source)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -20,6 +22,7 @@ class Producers:
 
     def __init__(self, graph: Graph, constraints: Constraints) -> None:
         self._starts = np.array([block[0] for block in constraints.blocks], np.int64)
+        starts = self._starts.tolist()
         self._known: dict[int, tuple[IntArray, list[int]]] = {}  # by the identity of ids, which must not be freed then
         ones, others = [0], [0]
         for left, right, _ in constraints.equal:
@@ -41,7 +44,7 @@ class Producers:
             if value in directions or graph.values[value].origin is not Origin.PARAMETER:
                 continue
             if zeroed[first : first + length].any():
-                (block,) = self._blocks(np.array([first]))
+                block = bisect_right(starts, first)
                 self._by_component.setdefault(int(self._component[block]), set()).add(value)
 
     def along(self, label: Label | None) -> frozenset[int] | None:
