@@ -16,8 +16,9 @@ from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.erasing.bypasses import bypasses_of
 from niwaki.erasing.concatenation import RunFlow, concatenated
-from niwaki.erasing.erasures import FoundErasures, erasures_of
+from niwaki.erasing.erasures import erasures_of
 from niwaki.erasing.experts import ErasableExperts, with_experts
+from niwaki.erasing.found_erasures import FoundErasures
 from niwaki.erasing.routers import chosen_among
 from niwaki.errors import UnknownName, first_line
 from niwaki.program.entry import calls_of, program_of

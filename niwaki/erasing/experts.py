@@ -16,8 +16,8 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.core.structures import Erasures, ErasureTrial, Structure
 from niwaki.core.tensor_dims import Role
-from niwaki.erasing.erasures import FoundErasures
 from niwaki.erasing.expert_trial import ExpertTrials
+from niwaki.erasing.found_erasures import FoundErasures
 from niwaki.erasing.reading import Given
 from niwaki.erasing.routers import Router, routers
 from niwaki.errors import PlanError

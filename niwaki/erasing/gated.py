@@ -22,7 +22,7 @@ from niwaki.erasing.concatenation import RunFlow, is_structure
 from niwaki.erasing.edited import running
 from niwaki.erasing.flow import ADDITIONS
 from niwaki.erasing.living import around
-from niwaki.erasing.structures import readers
+from niwaki.erasing.other_runs import readers
 from niwaki.trace.extent import NOTHING
 from niwaki.trace.fake import failures_not_logged
 from niwaki.trace.graph import Graph, ModuleCall, Ref

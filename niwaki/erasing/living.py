@@ -11,7 +11,8 @@ from niwaki.core.structures import Structure
 from niwaki.erasing.concatenation import RunFlow
 from niwaki.erasing.flow import ADDITIONS, Bypass, Flow
 from niwaki.erasing.operand_tree import OperandTree
-from niwaki.erasing.structures import FoundStructures, readers
+from niwaki.erasing.other_runs import readers
+from niwaki.erasing.structures import FoundStructures
 from niwaki.trace.graph import Graph, Origin, Run
 
 

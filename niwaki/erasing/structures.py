@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from niwaki.erasing.factors import Factors
 from niwaki.erasing.flow import ADDITIONS, CONCATENATIONS, Flow, Operand
 from niwaki.erasing.naming import from_to, innermost, modules_of, named_apart
 from niwaki.erasing.operand_tree import OperandTree
+from niwaki.erasing.other_runs import NO_MAKERS, Makers, OtherRun, readers
 from niwaki.erasing.passing import Passing
 from niwaki.erasing.reading import Given, Reading
 from niwaki.erasing.side_effects import SideEffects
@@ -127,7 +128,7 @@ class _Found:
         self._factors = Factors(self._nodes)
         self._reading = Reading(graph, constraints, given, flows, joined)
         self._others = [
-            _OtherRun.of(graph, known, self._producers, labels, joined, closed)
+            OtherRun.of(graph, known, self._producers, labels, joined, closed)
             for known, labels, closed in zip(flows[1:], given[1:], closing[1:], strict=True)
             if known.run.error is None
         ]
@@ -241,27 +242,27 @@ class _Found:
         operand = self._flow.operands[vertex]
         return sorted(one for one in self._flow.makers[operand.join, operand.value] if one < self._flow.operators)
 
-    def _made_by(self, vertex: int, inside: Sequence[Value], ignored: Mapping[str, str]) -> tuple[_Makers, str | None]:
+    def _made_by(self, vertex: int, inside: Sequence[Value], ignored: Mapping[str, str]) -> tuple[Makers, str | None]:
         """What makes the result, and why it cannot be erased; or None. Where it is concatenated, it need not be zero:
         nothing reads it any more."""
         operands = self._operands(vertex)
         if operands[0].join in self._flow.bypasses:
-            return _NO_MAKERS, self._why_layer_stays(vertex, inside, ignored)
+            return NO_MAKERS, self._why_layer_stays(vertex, inside, ignored)
         added = [operand for operand in operands if self._is_added(operand)]
         own = [self._nodes[one] for one in self._nesting.within(vertex) if one < self._flow.operators]
         gated = not inside and not any(map(self._weighs, own))
         zero = self._zero_by_gates(vertex) if gated else self._zero(vertex, inside)
         if zero == _PASSES and added and (gates := self._closing.inside(vertex)):
             again = self._zero(vertex, inside, gates)
-            zero = again if isinstance(again, _Makers) else zero
-        made = zero if isinstance(zero, _Makers) else _NO_MAKERS
+            zero = again if isinstance(again, Makers) else zero
+        made = zero if isinstance(zero, Makers) else NO_MAKERS
         if added and isinstance(zero, str):
             return made, zero
         if added and made.names and self._gates is not None:
             code = {"", *(path for one in operands for path in modules_of(self._nodes[one.join].location.module))}
             factors = self._factors.among(inside, {one.join for one in operands}, code)
             again = self._zero(vertex, inside, made.closed, factors) if factors else zero
-            made = again if isinstance(again, _Makers) else made
+            made = again if isinstance(again, Makers) else made
         if len(added) < len(operands):
             why = self._reading.why_not(vertex, zero=bool(made.names))
             why = why or self._empties(vertex, inside)
@@ -276,9 +277,9 @@ class _Found:
             return made, "another run (in train mode, or of another example call) uses its weights otherwise"
         return made, self._why_it_stays(vertex, operands)
 
-    def _zero_by_gates(self, vertex: int) -> _Makers | str:
+    def _zero_by_gates(self, vertex: int) -> Makers | str:
         closed = self._closing.of_sum(vertex)
-        return replace(_NO_MAKERS, closed=closed) if closed or self._gates is None else _NO_MODULE
+        return replace(NO_MAKERS, closed=closed) if closed or self._gates is None else _NO_MODULE
 
     def _why_layer_stays(self, vertex: int, inside: Sequence[Value], ignored: Mapping[str, str]) -> str | None:
         held = next((value.name for value in inside if value.name in ignored), None)
@@ -315,7 +316,7 @@ class _Found:
         inside: Sequence[Value],
         closed: frozenset[str] = _OPEN,
         factors: frozenset[int] = frozenset(),
-    ) -> _Makers | str:
+    ) -> Makers | str:
         """What makes the result of a structure, or why that is not zero where its producers but ``factors``, and the
         gates ``closed``, are."""
         operands = self._operands(vertex)
@@ -338,7 +339,7 @@ class _Found:
         terms = self._closing.terms(closed)
         if not self._passing.vanishes(operands[0], parts, makers & own, within, terms):  # all are one value
             return _PASSES
-        return _Makers(parts, frozenset(makers & own), names, closed, factors)
+        return Makers(parts, frozenset(makers & own), names, closed, factors)
 
     def _reads(self, vertex: int) -> set[int]:
         """The values that a structure is given."""
@@ -348,96 +349,6 @@ class _Found:
     def _weighs(self, node: Node) -> bool:
         """Whether an operator is given a parameter."""
         return any(self._graph.values[number].origin is Origin.PARAMETER for number in node.inputs())
-
-
-@dataclass(frozen=True, slots=True)
-class _Makers:
-    """What makes a result that is zero where its ``producers`` are: parameters by value number, and their ``names``.
-    ``parts``: of the dimension that it is zero along. Without any, nothing is said of zeros. ``closed``: gates that
-    have to be, too; ``factors``: parameters that need not be zero."""
-
-    parts: frozenset[int]
-    producers: frozenset[int]
-    names: tuple[str, ...]
-    closed: frozenset[str] = _OPEN
-    factors: frozenset[int] = frozenset()
-
-
-_NO_MAKERS = _Makers(frozenset(), frozenset(), ())
-
-
-class _OtherRun:
-    """Another run, in which structures have to be what they are in the first."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        known: RunFlow,
-        passing: Passing,
-        beside: SideEffects,
-        joined: Concatenated,
-        closing: Closing,
-    ) -> None:
-        self._nodes, self._flow, self._nesting = known.run.nodes, known.flow, known.nesting
-        self._read = readers(graph, known.run.nodes)
-        self._passing, self._beside, self._joined, self._closing = passing, beside, joined, closing
-
-    @classmethod
-    def of(
-        cls,
-        graph: Graph,
-        known: RunFlow,
-        producers: Producers,
-        given: Given,
-        joined: Concatenated,
-        closing: Closing,
-    ) -> _OtherRun:
-        passing = Passing(graph, known.run, known.flow, producers, given)
-        return cls(graph, known, passing, SideEffects.of(graph, known.run, known.flow), joined, closing)
-
-    def agrees(
-        self,
-        structure: int,
-        parameters: Collection[int],
-        lines: Sequence[str],
-        made: _Makers,
-    ) -> bool:
-        """Whether all that reads ``parameters`` or is behind the gates of ``made`` reaches the outputs through operands
-        of joins at ``lines`` only, if there is any, which are zero where its producers and gates are, or parts of
-        ``structure``, and leaves nothing behind."""
-        places = [place for parameter in parameters for place in self._read.get(parameter, ())]
-        places += self._closing.vertices(made.closed)
-        vertex = self._nesting.common(places) if places else self._nesting.sink
-        while vertex != self._nesting.sink:
-            ends = [self._flow.operands[end] for end in self._flow.ends(vertex)]
-            at = [str(self._nodes[end.join].location) for end in ends if end.join not in self._flow.bypasses]
-            if sorted(at) == lines:
-                inside = partial(self._nesting.contains, vertex)
-                return (
-                    all(self._is_it(structure, end) for end in ends)
-                    and (not made.names or all(self._vanishes(end, made, inside) for end in ends))
-                    and (bool(made.names) or not made.closed or self._closing.of_sum(vertex) == made.closed)
-                    and self._beside.of_structure(self._nesting.within(vertex), self._nesting.place) is None
-                )
-            vertex = self._nesting.around[vertex]
-        return not places
-
-    def _is_it(self, structure: int, end: Operand) -> bool:
-        node = self._nodes[end.join]
-        return node.operator not in CONCATENATIONS or self._joined.operands.get(node, {}).get(end.position) == structure
-
-    def _vanishes(self, end: Operand, made: _Makers, inside: Callable[[int], bool]) -> bool:
-        return self._passing.vanishes(end, made.parts, made.producers, inside, self._closing.terms(made.closed))
-
-
-def readers(graph: Graph, nodes: Sequence[Node]) -> dict[int, list[int]]:
-    """The operators that are given each parameter."""
-    found: dict[int, list[int]] = {}
-    for place, node in enumerate(nodes):
-        for number in node.inputs():
-            if graph.values[number].origin is Origin.PARAMETER:
-                found.setdefault(number, []).append(place)
-    return found
 
 
 def counted_inputs(graph: Graph, flow: Flow) -> list[int]:
