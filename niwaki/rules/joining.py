@@ -1,4 +1,4 @@
-"""Follow axes through joining, repeating, padding, turning and splitting."""
+"""Follow axes through joining, repeating, padding and splitting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from niwaki.rules.call import Call, Refused
 from niwaki.rules.indexing_read import by_value
 from niwaki.rules.label import Label
 from niwaki.rules.registry import homogeneous, mutant, nonnegative, rule, sample
-from niwaki.rules.views import arrange, free, zeros_of
 
 aten = torch.ops.aten
 
@@ -171,49 +170,7 @@ def pad(call: Call) -> Label:
     return call.label(axes, zero)
 
 
-@nonnegative("self")
-@homogeneous("self")
-@rule(aten.flip.default)
-def flip(call: Call) -> Label:
-    """Reversed dimensions."""
-    x: Label = call["self"]
-    dims = {dim % len(x.axes) for dim in call["dims"]}
-    axes = [axis.take(slice(None, None, -1)) if i in dims else axis for i, axis in enumerate(x.axes)]
-    return call.label(axes, x.zero, x.weight)
-
-
-@nonnegative("self")
-@homogeneous("self")
-@rule(aten.roll.default)
-def roll(call: Call) -> Label:
-    """Rotated dimensions: after a cut the rotation would be another."""
-    x: Label = call["self"]
-    for dim in call["dims"] or range(len(x.axes)):
-        call.pin(x.axes[dim], "it is rotated by a given number of positions")
-    return call.label(x.axes, x.zero, x.weight)
-
-
-@homogeneous("self", whole=True)
-@rule(aten.rot90.default)
-def rot90(call: Call) -> Label:
-    """Two dimensions turned by k quarters: (i, j) goes to (n - 1 - j, i) once."""
-    x: Label = call["self"]
-    axes, zero = list(x.axes), list(x.zero)
-    a, b = (dim % len(axes) for dim in call["dims"])
-    for _ in range(call["k"] % 4):
-        axes[a], axes[b] = axes[b].take(slice(None, None, -1)), axes[a]
-        zero[a], zero[b] = zero[b], zero[a]
-    return call.label(axes, zero, x.weight)
-
-
-def _turned(quarters: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: torch.rot90(x, quarters, (1, -1)) * x.amax(1, True)
-
-
-rule(aten.repeat_interleave.Tensor)(by_value)  # as often as another tensor has rows
-
-
-class _Two(nn.Module):
+class TwoLayers(nn.Module):
     """A function of parameters [4, 6], [5, 6] and [4, 6]."""
 
     def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
@@ -273,6 +230,9 @@ class _Repeat(nn.Module):
         return self.a.repeat(self.copies, 2) + self.b
 
 
+rule(aten.repeat_interleave.Tensor)(by_value)  # as often as another tensor has rows
+
+
 def _halves(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     first, second = a.chunk(2, dim=1)
     return first.sigmoid() * second
@@ -286,23 +246,18 @@ def _padded_with_twos(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.nn.functional.pad(a, (0, 0, 0, 1), value=2.0)
 
 
-sample(cat)(lambda: _Two(lambda a, b, c: torch.cat([a, b])))
-sample(cat)(lambda: _Two(lambda a, b, c: torch.cat([c, a.sigmoid()], 1)))
-sample(stack)(lambda: _Two(lambda a, b, c: torch.stack([a, c, c.sigmoid()], 1)))
-sample(split)(lambda: _Two(_halves))
+sample(cat)(lambda: TwoLayers(lambda a, b, c: torch.cat([a, b])))
+sample(cat)(lambda: TwoLayers(lambda a, b, c: torch.cat([c, a.sigmoid()], 1)))
+sample(stack)(lambda: TwoLayers(lambda a, b, c: torch.stack([a, c, c.sigmoid()], 1)))
+sample(split)(lambda: TwoLayers(_halves))
 sample(split)(_Split)
 sample(split)(_Gates)
 sample(split)(lambda: _Split(torch.unsafe_split))
 sample(split_with_sizes)(_Sized)
-sample(unbind)(lambda: _Two(lambda a, b, c: a.unbind(0)[1] + b))
+sample(unbind)(lambda: TwoLayers(lambda a, b, c: a.unbind(0)[1] + b))
 sample(repeat)(_Repeat)
-sample(pad)(lambda: _Two(_padded))
-sample(pad)(lambda: _Two(_padded_with_twos))
-sample(flip)(lambda: _Two(lambda a, b, c: a.flip(1).sigmoid() * b[0]))
-sample(roll)(lambda: _Two(lambda a, b, c: a.roll(2, 1)))
-for _bent in (False, True):
-    for _quarters in (1, 2, -1):
-        sample(rot90)(arrange(_turned(_quarters), _bent))
+sample(pad)(lambda: TwoLayers(_padded))
+sample(pad)(lambda: TwoLayers(_padded_with_twos))
 
 
 @mutant(cat)
@@ -382,25 +337,3 @@ def _pad_at_the_end(call: Call) -> Label:
 @mutant(pad)
 def _padding_is_always_zero(call: Call) -> Label:
     return call.label(pad(call).axes, (True, True))
-
-
-@mutant(flip)
-@mutant(roll)
-def _unturned(call: Call) -> Label:
-    return call.label(call["self"].axes)
-
-
-@mutant(roll)
-def _rolled_as_traced(call: Call) -> Label:
-    x, shift = call["self"], call["shifts"][0]
-    return call.label((x.axes[0], concatenate([x.axes[1].take(slice(-shift, None)), x.axes[1].take(slice(-shift))])))
-
-
-mutant(rot90)(free)
-mutant(rot90)(zeros_of(rot90))
-
-
-@mutant(rot90)
-def _the_other_way_round(call: Call) -> Label:
-    right = rot90(call)
-    return call.label([axis.take(slice(None, None, -1)) for axis in right.axes], right.zero)
