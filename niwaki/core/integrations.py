@@ -6,7 +6,8 @@ Such a package registers an `Integration` when it is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +37,13 @@ class Integration(Protocol):
 
     def looked_after(self, model: torch.nn.Module) -> Sequence[object]:
         """Objects on the modules of ``model`` whose numbers `after_cut` updates, or reports as not updated."""
+
+    def with_fewer_layers(
+        self, model: torch.nn.Module, deleted: Mapping[str, tuple[int, Sequence[int]]]
+    ) -> AbstractContextManager[None]:
+        """A block in which the configurations of ``model`` say what `after_cut` would make them say, now that entries
+        of its lists of modules have been deleted: by path how many there were, and the numbers of those. They are what
+        they were after it. It must not raise."""
 
     def after_cut(self, small: torch.nn.Module, plan: Plan) -> None:
         """Update the configurations of ``small``, which has just been cut by ``plan``. It still says of itself what had

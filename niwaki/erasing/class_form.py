@@ -129,6 +129,10 @@ class ClassForm:
         factors = (self._found.factors[number] for number in erased)
         return frozenset() if gone.isdisjoint(chain(*factors)) else self.without(erased, gone).staying
 
+    def walks_by_itself(self, path: str) -> bool:
+        """Whether a list of modules calls its entries one after the other, so that no code knows their places."""
+        return type(self.modules[path]).forward is nn.Sequential.forward
+
     def entries(self, erased: Collection[int], gone: frozenset[str]) -> tuple[str, ...]:
         """The entries of lists of modules that are deleted without these structures."""
         return tuple(self._entries(self._runs.without(erased), gone))
@@ -242,17 +246,33 @@ def _is_identity(path: str, runs: Sequence[RunLeft]) -> bool:
 
 def _hands_on(call: ModuleCall, left: RunLeft) -> bool:
     """Whether the first tensor that is returned is the first that was given, and the others were given, too."""
+    parts = call.result if isinstance(call.result, (tuple, list)) else (call.result,)
+    plain = all(isinstance(part, (Ref, type(None), bool, int, float, str)) for part in parts)
+    given, made_of = _given(call, left), list(handed_on(call, left).values())
+    return bool(given and made_of) and plain and made_of[0] == given[0] and set(made_of) <= set(given)
+
+
+def handed_on(call: ModuleCall, left: RunLeft) -> dict[int, int]:
+    """What each tensor is that a call returns, by its value number: one before, where only one operand of additions is
+    left."""
+    same = _same(call, left)
+    parts = call.result if isinstance(call.result, (tuple, list)) else (call.result,)
+    return {part.value: same.get(part.value, part.value) for part in parts if isinstance(part, Ref)}
+
+
+def _given(call: ModuleCall, left: RunLeft) -> list[int]:
+    same = _same(call, left)
+    return [same.get(number, number) for number in call.tensors.values()]
+
+
+def _same(call: ModuleCall, left: RunLeft) -> dict[int, int]:
     same = {**left.handed_on}
     for join in range(call.first, call.end):
         if join in left.dissolved:
             made, rest = left.run.nodes[join].outputs[0], left.dissolved[join]
             if made is not None and made != rest:
                 same[made] = same.get(rest, rest)
-    given = [same.get(number, number) for number in call.tensors.values()]
-    parts = call.result if isinstance(call.result, (tuple, list)) else (call.result,)
-    made_of = [same.get(part.value, part.value) for part in parts if isinstance(part, Ref)]
-    plain = all(isinstance(part, (Ref, type(None), bool, int, float, str)) for part in parts)
-    return bool(given and made_of) and plain and made_of[0] == given[0] and set(made_of) <= set(given)
+    return same
 
 
 def _names(modules: Mapping[str, nn.Module]) -> tuple[list[str], dict[str, list[str]]]:

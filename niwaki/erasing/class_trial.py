@@ -6,7 +6,7 @@ network is gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -233,10 +233,49 @@ class _ClassTrials:
                     form.whole_only = lists - {path}
                     if self._why_not(good | {number for number, where in whole.items() if where == path}) is not None:
                         held.add(path)
+        held |= self._counted(good | whole.keys(), looked_at - held)
         for number, path in whole.items():
             if path in looked_at - held:
                 del self._failed[number]
         return looked_at, held
+
+    def _counted(self, erased: set[int], lists: set[str]) -> set[str]:
+        """Those of ``lists`` of which code knows the places or the number of the entries: another network would be
+        computed without some. The first, the last and all entries that can go are deleted in turn, of all lists at once
+        that are not in another."""
+        form, found = self._form, set[str]()
+        for depth in sorted({path.count(".") for path in lists}):
+            here: dict[str, list[tuple[str, set[int]]]] = {p: [] for p in sorted(lists) if p.count(".") == depth}
+            form.whole_only = frozenset(form.lists).difference(here)
+            for entry in form.entries(erased, self._gone(erased)):
+                own = {number for number in erased if self._is_inside(number, entry)}
+                here[entry.rpartition(".")[0]].append((entry, own))
+            found |= {path for path, some in here.items() if not some}
+            here = {path: some for path, some in here.items() if some}
+            free = {path: some for path, some in here.items() if not form.walks_by_itself(path)}
+            for deleted in (here, *({path: [some[place]] for path, some in free.items()} for place in (0, -1))):
+                if deleted and self._places_count(deleted):
+                    found |= {path for path, some in deleted.items() if self._places_count({path: some})}
+        return found
+
+    def _is_inside(self, number: int, entry: str) -> bool:
+        """Whether a structure is of nothing but a module, and the modules inside of that."""
+        one = self._found.listed[number]
+        own = [*one.parameters, *one.gates, *((one.layer,) if one.layer is not None else ())]
+        return bool(own) and all(entry in around(name) for name in own)
+
+    def _places_count(self, deleted: Mapping[str, Sequence[tuple[str, set[int]]]]) -> bool:
+        """Whether the code around lists does anything else without these entries, or they cannot be deleted alone."""
+        pairs = [pair for some in deleted.values() for pair in some]
+        left = self._left(set[int]().union(*(own for _, own in pairs)))
+        edit = left.edit
+        if left.obstacles or edit.absent or edit.unset or {*edit.entries} != {entry for entry, _ in pairs}:
+            return True
+        stand_ins = self._stand_ins.of(self._joining, edit, left.runs, lambda path: self._result(left, path))
+        return self._runs.places_count(left, stand_ins) and (not stand_ins or self._runs.places_count(left, {}))
+
+    def _result(self, left: ModulesLeft, path: str) -> Result:
+        return self._form.result(path, left.runs, replace(left.missing, recorded=True))
 
     @property
     def _others(self) -> set[int]:
@@ -264,13 +303,7 @@ class _ClassTrials:
         left = self._left(self._others.union(erased))
         if left.obstacles:
             return str(left.obstacles[0])
-
-        missing = replace(left.missing, recorded=True)
-
-        def returned(path: str) -> Result:
-            return self._form.result(path, left.runs, missing)
-
-        stand_ins = self._stand_ins.of(self._joining, left.edit, left.runs, returned)
+        stand_ins = self._stand_ins.of(self._joining, left.edit, left.runs, lambda path: self._result(left, path))
         why = self._runs.difference(left, stand_ins)
         if not stand_ins or why is None or why in self._confirmed:
             return why

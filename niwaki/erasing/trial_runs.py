@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import final
 
 from torch import nn
 
 from niwaki.core.absent import Result
+from niwaki.core.edits import EraseModules
+from niwaki.core.integrations import Integration, registered
 from niwaki.core.renaming import Renaming
-from niwaki.erasing.class_form import ModulesLeft
+from niwaki.erasing.class_form import ModulesLeft, handed_on
 from niwaki.erasing.edited import edited
 from niwaki.erasing.living import RunLeft, around
 from niwaki.erasing.stand_ins import with_stand_ins
+from niwaki.erasing.walking import Terms, steps
 from niwaki.errors import first_line
 from niwaki.trace.extent import NOTHING
 from niwaki.trace.fake import failures_not_logged
@@ -36,28 +40,78 @@ class TrialRuns:
         """What the model does otherwise after the edit of ``left``; None if nothing. Zeros stand for the modules at the
         paths ``stand_ins`` meanwhile, which are not looked into."""
         edit = with_stand_ins(left.edit, stand_ins)
-        dense = {path: result.fixed(self._length) for path, result in edit.absent.items()}
         names = Renaming(edit.moved)
+        staying = frozenset(map(names.after, left.staying))
+        for one, tried in self._again(left, edit):
+            why = _difference(self._graph, one, tried, names, frozenset(stand_ins), staying)
+            if why is not None:
+                return why
+        return None
+
+    def places_count(self, left: ModulesLeft, stand_ins: Mapping[str, Result]) -> bool:
+        """Whether anything between the layers that stay is done otherwise after the edit of ``left``, which deletes
+        entries of lists of modules and does nothing else; also where configurations with an entry for each layer
+        follow."""
+        followers = [one for one in registered() if one.looked_after(self._model)]
+        return self._goes_otherwise(left, stand_ins, []) and (
+            not followers or self._goes_otherwise(left, stand_ins, followers)
+        )
+
+    def _goes_otherwise(
+        self, left: ModulesLeft, stand_ins: Mapping[str, Result], followers: Sequence[Integration]
+    ) -> bool:
+        edit = with_stand_ins(left.edit, stand_ins)
+        names = Renaming(edit.renumbered)
+        inside = {path: names.after(path) for path in stand_ins}
+        before = inside | dict.fromkeys(edit.entries)
+        after = {path: path for path in inside.values() if path is not None}
+        for one, tried in self._again(left, edit, followers):
+            (again,) = tried.runs
+            same: dict[int, int] = {}
+            for call in one.run.calls:
+                if call.module in edit.entries:
+                    same |= handed_on(call, one)
+            terms: Terms = {}
+            dense = steps(self._graph, one.run, before, same, names.after, terms)
+            if again.error is not None or steps(tried, again, after, {}, str, terms) != dense:
+                return True
+        return False
+
+    def _again(
+        self, left: ModulesLeft, edit: EraseModules, followers: Sequence[Integration] = ()
+    ) -> Iterator[tuple[RunLeft, Graph]]:
+        """The runs of which some line was not run before in one of these, each with its record after ``edit``."""
+        dense = {path: result.fixed(self._length) for path, result in edit.absent.items()}
+        deleted = _deleted(self._model, edit)
         runs = {id(one.run): one for one in left.runs}
         seen: set[object] = set()
-        with edited(self._model, replace(edit, absent=dense)), failures_not_logged():
+        with ExitStack() as stack:
+            stack.enter_context(edited(self._model, replace(edit, absent=dense)))
+            stack.enter_context(failures_not_logged())
+            for follower in followers:
+                stack.enter_context(follower.with_fewer_layers(self._model, deleted))
             for run, call in zip(self._graph.runs, itertools.cycle(self._calls), strict=False):
                 lines = {node.location for node in run.nodes}
                 if id(run) in runs and not lines <= seen:
                     seen |= lines
-                    tried = trace(
+                    yield runs[id(run)], trace(
                         self._model, [call], (run.training,), required=True, failing=True, decided=run.decisions,
                         extent=NOTHING,
                     )  # fmt: skip
-                    staying = frozenset(map(names.after, left.staying))
-                    why = _difference(self._graph, runs[id(run)], tried, names, frozenset(stand_ins), staying)
-                    if why is not None:
-                        return why
-        return None
 
     def _length(self, dims: tuple[tuple[str, int], ...]) -> int:
         (name, dim), *_ = dims
         return self._shapes[name][dim]
+
+
+def _deleted(model: nn.Module, edit: EraseModules) -> dict[str, tuple[int, list[int]]]:
+    """The lists of modules that lose entries: how many they have, and the places of these."""
+    found = {}
+    for path in dict.fromkeys(entry.rpartition(".")[0] for entry in edit.entries):
+        keys = list(model.get_submodule(path)._modules)
+        prefix = f"{path}." if path else ""
+        found[path] = len(keys), [place for place, key in enumerate(keys) if prefix + key in edit.entries]
+    return found
 
 
 def _difference(

@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -19,7 +19,7 @@ from niwaki.core.plan import Plan, touched_tensors
 from niwaki.errors import FileFormatError
 from niwaki.huggingface.configuration import built_from, described, family_of, head_of
 from niwaki.huggingface.families import FAMILIES, Family
-from niwaki.huggingface.layers import count_anew, shortened
+from niwaki.huggingface.layers import Stack, count_anew, shortened
 from niwaki.surgery.history import plan_of
 
 if TYPE_CHECKING:
@@ -44,6 +44,29 @@ class TransformersIntegration:
         """Configurations."""
         inside = (module.__dict__ for _, inner in pretrained_in(model) for module in inner.modules())
         return [own[name] for own in inside for name in ("config", "generation_config") if name in own]
+
+    @contextlib.contextmanager
+    def with_fewer_layers(
+        self, model: torch.nn.Module, deleted: Mapping[str, tuple[int, Sequence[int]]]
+    ) -> Iterator[None]:
+        """Numbers and lists of configurations that count layers."""
+        held = [
+            (module.__dict__, module.__dict__["config"]) for module in model.modules() if "config" in module.__dict__
+        ]
+        try:
+            for path, inner in pretrained_in(model):
+                prefix = f"{path}." if path else ""
+                stacks = [
+                    Stack(where.removeprefix(prefix), before, tuple(gone))
+                    for where, (before, gone) in deleted.items()
+                    if where.startswith(prefix)
+                ]
+                if stacks:
+                    count_anew(inner, stacks)
+            yield
+        finally:
+            for own, config in held:
+                own["config"] = config
 
     def after_cut(self, small: torch.nn.Module, plan: Plan) -> None:
         """Give the models of transformers in ``small`` configurations with their new sizes, or another
