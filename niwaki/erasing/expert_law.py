@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from niwaki.core.edits import Keep, SetAttribute
+from niwaki.core.edits import Edit, Keep, SetAttribute
 from niwaki.core.edits.numbers import derived_attributes
 from niwaki.core.names import named_buffers, named_modules, named_parameters
 from niwaki.core.plan import Plan, tensor_shapes
@@ -25,11 +25,12 @@ from niwaki.erasing.routers import Router
 from niwaki.errors import first_line
 from niwaki.surgery.cut import duplicate, edit_modules
 from niwaki.trace.model_state import held
-from niwaki.trace.structures import ExampleCall, map_tensors, others_in, tensors_in
+from niwaki.trace.structures import ExampleCall, contained, map_tensors, others_in, tensors_in
 from niwaki.verify import difference
 
 _SETS = 4  # of experts that are tried, besides the largest and the smallest
 _DRAWS = 3  # of inputs for each set; gradients are compared for the first
+_LONGER = 16  # times as many rows, to see whether their number matters
 _OUTPUTS, _GRADIENTS = 1e-10, 1e-8
 
 
@@ -47,7 +48,7 @@ def law(block: nn.Module, router: Router, given: Sequence[ExampleCall], training
     drawn = sorted(rng.integers(router.least, router.experts, _SETS).tolist(), reverse=True)
     for size in (router.experts - 1, *drawn, router.least):
         kept = np.sort(rng.permutation(router.experts)[:size]).tolist()
-        plan = _plan(block, router, kept)
+        plan = _plan(block, [router], [kept])
         dense = with_random_weights(duplicate(block), rng)
         small, masked = _cut(dense, plan), _masked(dense, plan)
         least = size == router.least < router.experts - 1
@@ -68,17 +69,58 @@ def law(block: nn.Module, router: Router, given: Sequence[ExampleCall], training
                 otherwise = "it draws other random numbers"
             if otherwise is not None:
                 return Failure(f"{without} {otherwise}{', in train mode' * mode}")
+    return _law_of_more(small, masked, given, rng)
+
+
+def _law_of_more(
+    small: nn.Module, masked: nn.Module, given: Sequence[ExampleCall], rng: np.random.Generator
+) -> Failure | None:
+    """What speaks against erasing experts where there is more to route, as a capacity of each expert may."""
+    for each in given:
+        call = _random_call(map_tensors(each, lambda one: torch.cat([one] * _LONGER) if one.ndim else one), rng)
+        try:
+            theirs = _run(masked.eval(), call, False)
+        except Exception:  # noqa: BLE001 - not every block takes inputs of another length
+            continue
+        if _otherwise(_run(small.eval(), call, False).outputs, theirs.outputs):
+            return Failure("of a longer input it makes something else without some")
     return None
 
 
-def _plan(block: nn.Module, router: Router, kept: Sequence[int]) -> Plan:
+def law_around(network: nn.Module, routers: Sequence[Router], given: Sequence[ExampleCall]) -> str | None:
+    """What speaks against erasing experts of some ``routers`` in the code around their blocks: it may count them."""
+    rng = np.random.default_rng(0)
+    left = [max(router.least, router.experts // 2) for router in routers]
+    kept = [np.sort(rng.permutation(one.experts)[:size]).tolist() for one, size in zip(routers, left, strict=True)]
+    plan = _plan(network, routers, kept)
+    small, masked = _cut(network, plan), _masked(network, plan)
+    for call in given:
+        theirs = _run(masked.eval(), call, False)
+        try:
+            ours = _run(small.eval(), call, False)
+        except Exception as cause:  # noqa: BLE001 - any error of the user's code is a reason
+            return f"code outside of it fails with fewer: {type(cause).__qualname__}: {first_line(cause)}"
+        if _otherwise(ours.outputs, theirs.outputs):
+            return "code outside of it does something else with fewer"
+    return None
+
+
+def _otherwise(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    return [one.shape for one in ours] != [one.shape for one in theirs] or difference([*ours], [*theirs]) > _OUTPUTS
+
+
+def _plan(block: nn.Module, routers: Sequence[Router], kept: Sequence[Sequence[int]]) -> Plan:
     shapes = tensor_shapes(block)
-    keeps = [Keep(name, dim, Positions(kept)) for name, dim in router.slices]
-    for entry in (entry for one in range(router.experts) if one not in kept for entry in router.entries(one)):
-        own = (one for one in shapes if (f"{one.name}.").startswith(f"{entry}.") and one.shape)
-        keeps += [Keep(one.name, 0, Positions(())) for one in own]
-    edits = router.edits(kept)
-    lengths = {(name, dim): len(kept) for name, dim in router.slices}
+    keeps: list[Keep] = []
+    edits: list[Edit] = []
+    lengths: dict[tuple[str, int], int] = {}
+    for router, left in zip(routers, kept, strict=True):
+        keeps += [Keep(name, dim, Positions(left)) for name, dim in router.slices]
+        for entry in (entry for one in range(router.experts) if one not in left for entry in router.entries(one)):
+            own = (one for one in shapes if (f"{one.name}.").startswith(f"{entry}.") and one.shape)
+            keeps += [Keep(one.name, 0, Positions(())) for one in own]
+        edits += router.edits(left)
+        lengths |= {(name, dim): len(left) for name, dim in router.slices}
     attributes = [edit for edit in edits if isinstance(edit, SetAttribute)]
     return Plan({}, {}, shapes, (*keeps, *edits, *derived_attributes(block, lengths, attributes)))
 
@@ -105,10 +147,17 @@ def _masked(dense: nn.Module, plan: Plan) -> nn.Module:
 
 
 class _Ran:
-    """What a run returned, the gradients by the name of the parameter (of inputs: their number), and the buffers."""
+    """What a run returned, the gradients by the name of the parameter (of inputs: their number), the buffers, and the
+    tensors that it left on modules, by the name of the attribute."""
 
-    def __init__(self, outputs: list[Tensor], gradients: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
-        self.outputs, self.gradients, self.buffers = outputs, gradients, buffers
+    def __init__(
+        self,
+        outputs: list[Tensor],
+        gradients: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        kept: Mapping[str, list[Tensor]],
+    ) -> None:
+        self.outputs, self.gradients, self.buffers, self.kept = outputs, gradients, buffers, kept
 
 
 def _run(network: nn.Module, call: ExampleCall, backward: bool, seed: int = 0) -> _Ran:
@@ -131,9 +180,20 @@ def _run(network: nn.Module, call: ExampleCall, backward: bool, seed: int = 0) -
             generator = torch.Generator().manual_seed(0)
             total = sum((one * torch.randn(one.shape, generator=generator).to(one)).sum() for one in floating)
             gradients = torch.autograd.grad(total, [*(one for _, one in names), *leaves], allow_unused=True)  # type: ignore[arg-type]
+        kept = _kept(network)
     keys = [*(name for name, _ in names), *(f"input {number}" for number in range(len(leaves)))]
     found = {key: one for key, one in zip(keys, gradients, strict=True) if one is not None}
-    return _Ran([one.detach() for one in outputs], found, dict(named_buffers(network)))
+    return _Ran([one.detach() for one in outputs], found, dict(named_buffers(network)), kept)
+
+
+def _kept(network: nn.Module) -> dict[str, list[Tensor]]:
+    """The tensors that modules hold as attributes, or in lists and dictionaries there."""
+    found = {}
+    for path, module in named_modules(network):
+        for name, value in module.__dict__.items():
+            if isinstance(value, Tensor) or (type(value) in (list, tuple, dict) and name not in _PARTS):
+                found[f"{path}.{name}"] = [one.detach() for one in contained(value)]
+    return found
 
 
 def _differ(plan: Plan, ours: _Ran, theirs: _Ran) -> str | None:
@@ -160,6 +220,10 @@ def _differ(plan: Plan, ours: _Ran, theirs: _Ran) -> str | None:
     pairs = [(ours.buffers[name], one) for name, one in left if name is not None]
     if difference([one for one, _ in pairs], [one for _, one in pairs]) > _GRADIENTS:
         return "its buffers are others after it has run"
+    for name, held_by in theirs.kept.items():
+        here = names(name)
+        if here is not None and _otherwise(ours.kept.get(here, []), held_by):
+            return f"it leaves another {name.rpartition('.')[2]!r} on its module"
     return None
 
 
@@ -192,6 +256,9 @@ def _random_call(call: ExampleCall, rng: np.random.Generator) -> ExampleCall:
 
     made: ExampleCall = map_tensors(call, drawn)
     return made
+
+
+_PARTS = frozenset(nn.Module().__dict__)
 
 
 @contextmanager

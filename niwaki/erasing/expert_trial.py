@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from niwaki.core.names import module_at, named_modules
 from niwaki.core.plan import Plan, tensor_shapes
 from niwaki.core.precision import doubled
-from niwaki.erasing.expert_law import law, seeded, with_random_weights
+from niwaki.erasing.expert_law import law, law_around, seeded, with_random_weights
 from niwaki.erasing.routers import Router
 from niwaki.errors import first_line
 from niwaki.surgery.cut import cut_empty
@@ -29,7 +29,7 @@ _MORE = 2  # numbers of experts that are tried, where the first are too few
 
 @final
 class ExpertTrials:
-    """Tries routers of ``model``, each kind once.
+    """Tries routers of ``model``, each kind once, and then what is around their blocks.
 
     Args:
         model: a network of modules.
@@ -61,6 +61,26 @@ class ExpertTrials:
             self._known[kind] = self._outcome(router)
         least, why = self._known[kind]
         return replace(router, least=least, why=why)
+
+    def around(self, routers: Sequence[Router]) -> list[Router]:
+        """``routers``, those refused of which code outside of their blocks counts the experts."""
+        fine = [router for router in routers if router.why is None]
+        if self._copy is None or not fine:
+            return [*routers]
+        why = self._why_around(fine)
+        if why is None:
+            return [*routers]
+        own = {id(router): self._why_around([router]) for router in fine} if len(fine) > 1 else {}
+        joint = why if not any(own.values()) else None
+        return [replace(one, why=one.why or own.get(id(one)) or joint) for one in routers]
+
+    def _why_around(self, routers: Sequence[Router]) -> str | None:
+        assert self._copy is not None
+        try:
+            with seeded(), eagerly():
+                return law_around(self._copy, routers, [map_tensors(call, _valued) for call in self._calls])
+        except Exception as cause:  # noqa: BLE001 - any error of the user's code is a reason
+            return f"it cannot be tried: {type(cause).__qualname__}: {first_line(cause)}"
 
     def _outcome(self, router: Router) -> tuple[int, str | None]:
         try:
@@ -160,16 +180,18 @@ def _called_with(model: nn.Module, block: str, call: ExampleCall) -> ExampleCall
         if not found:
             found.append(map_tensors((args, kwargs), lambda tensor: tensor.detach().clone()))
 
-    def valued(tensor: Tensor) -> Tensor:
-        if tensor.is_meta or is_fake(tensor):
-            tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
-        return tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
-
     handle = module_at(model, block).register_forward_pre_hook(take, with_kwargs=True)
-    args, kwargs = map_tensors(call, valued)
+    args, kwargs = map_tensors(call, _valued)
     with held(model, others_in(call)), torch.no_grad(), doubled():
         try:
             model.eval()(*args, **kwargs)
         finally:
             handle.remove()
     return found[0] if found else None
+
+
+def _valued(tensor: Tensor) -> Tensor:
+    """A copy in float64; zeros for one without values."""
+    if tensor.is_meta or is_fake(tensor):
+        tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()

@@ -52,6 +52,7 @@ def with_experts(
     modes = sorted({mode for run in graph.runs if run.error is None for mode in {run.training, run.both}})
     trials = ExpertTrials(space.model, _narrow(space), calls, modes)
     tried = [trials.best(some) if fault is None else replace(some[0], why=fault) for some in found]
+    tried = trials.around(tried)
     return ErasableExperts(space.model, erasures, tried, graph, constraints, ignored, equal)
 
 

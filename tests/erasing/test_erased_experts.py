@@ -178,6 +178,31 @@ def test_the_reference_of_a_router_without_bias() -> None:
     assert small.model.layers[1].mlp.experts.gate_up_proj.shape[0] == small.model.layers[1].mlp.gate.num_experts == 3
 
 
+class Noting(Listed):
+    """A loss of all probabilities that stays on the module."""
+
+    def mixed(self, x: Tensor, logits: Tensor) -> Tensor:
+        self.loss = logits.softmax(-1).mean(0).square().sum() * logits.shape[-1]
+        return super().mixed(x, logits)
+
+
+class Limited(Listed):
+    """Each expert takes so many rows, which the example does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = EXPERTS
+
+    def mixed(self, x: Tensor, logits: Tensor) -> Tensor:
+        most = max(len(X), len(x) // self.number)
+        weight, chosen = self.choice(logits)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            row, place = (one[:most] for one in torch.where(chosen == number))
+            out = out.index_add(0, row, expert(x[row]) * weight[row, place, None])
+        return out
+
+
 WHYS: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
     "a loss of all probabilities": (
         Balanced,
@@ -193,6 +218,8 @@ WHYS: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
         Corrected,
         "without 1 of 4 it returns something else than where their logits are minus infinity",
     ),
+    "a loss that is kept": (Noting, "without 1 of 4 it leaves another 'loss' on its module"),
+    "a limit on the rows": (Limited, "of a longer input it makes something else without some"),
     "all chosen": (lambda: Listed(k=EXPERTS), "its router chooses 4 of 4 at once"),
 }
 
@@ -303,6 +330,20 @@ def test_what_is_read_elsewhere_stays() -> None:
 
     (why,) = {one.refused for one in experts(niwaki.search_space(Regular(Listed()), X, erase=True))}
     assert why == "'layers.0.experts.2.up.weight' is read outside of 'layers.0'"
+
+
+def test_code_that_counts_the_experts_of_another_module() -> None:
+    """It goes on with another number, for one of two blocks that are alike."""
+
+    class Counting(Around):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) / len(self.layers[1].experts)  # type: ignore[arg-type]
+
+    torch.manual_seed(0)
+    space = niwaki.search_space(Counting(Listed(), Listed()), X, erase=True)
+    whys = {one.name: one.refused for one in experts(space)}
+    assert whys["layers.0.experts.0"] is None
+    assert whys["layers.1.experts.0"] == "code outside of it does something else with fewer"
 
 
 def test_every_example_call_is_tried() -> None:
