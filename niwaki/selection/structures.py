@@ -198,7 +198,7 @@ def check_some(space: SearchSpace, experts: bool = False) -> None:
                 "training: niwaki.choose(space, scores, budget, remove='structures')."
             )
         raise BudgetError(
-            f"There is no structure that could be erased: {_why_none(space.erasures)} Use remove='units' to make "
+            f"There is no structure that could be erased: {_why_none(space)} Use remove='units' to make "
             "layers narrower."
         )
 
@@ -220,8 +220,15 @@ def check_erased(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float
             )
 
 
-def _why_none(erasures: Erasures | None) -> str:
+def _why_none(space: SearchSpace) -> str:
+    erasures = space.erasures
     if erasures is None or not erasures.listed:
         return "the search space was made without erase=True, or no result of the network joins others by an addition."
+    by_hand = [erasures.listed[number].name for number in structure_units(space)]
+    if by_hand:
+        return (
+            f"nothing tells what {', '.join(by_hand[:2])}{' and others' * (len(by_hand) > 2)} would be worth, which "
+            "only space.plan erases (terms without parameters, and layers that are left out inexactly)."
+        )
     reasons = dict.fromkeys(f"{one.name}: {one.refused}" for one in erasures.listed if one.refused)
     return f"{'; '.join(list(reasons)[:2])}."

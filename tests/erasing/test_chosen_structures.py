@@ -156,6 +156,27 @@ def test_nothing_to_erase() -> None:
         niwaki.choose(space, niwaki.score(space, lambda s: np.ones(0)), niwaki.Budget(macs=0.5), remove="structures")
 
 
+class Pooled(nn.Module):
+    """All that can be erased is a pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pool, self.head = nn.Conv1d(1, 3, 1), nn.AvgPool1d(3, 1, 1), nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x[:, None])
+        result: Tensor = self.head((torch.sin(y) + self.pool(y)).flatten(1))
+        return result
+
+
+def test_what_only_a_plan_erases() -> None:
+    space = niwaki.search_space(Pooled(), X, erase=True)
+    assert [one.name for one in space.structures if one.erasable] == ["pool"]
+    scores = niwaki.score(space, "magnitude")
+    with pytest.raises(BudgetError, match=r"nothing tells what pool would be worth, which only space\.plan erases \("):
+        niwaki.choose(space, scores, niwaki.Budget(macs=0.5), remove="structures")
+
+
 def test_other_errors() -> None:
     space = space_of(1)
     scores = niwaki.score(space, "magnitude")
