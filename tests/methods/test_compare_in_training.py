@@ -301,7 +301,6 @@ def test_what_cannot_be_compared_so_is_refused() -> None:
             {"compare": "all"},
             "compare='all' must be one of 'group', 'layer', 'isomorphic', 'space': it says with",
         ),
-        (CRIC, {"compare": None, "layers": 0}, "compare=None must be one of 'group', 'layer', 'isomorphic', 'space'"),
         (CRIC, {"compare": "", "layers": 0}, "compare='' must be one of 'group', 'layer', 'isomorphic', 'space'"),
         (DHSPG, {"compare": "layer"}, "compare='layer' must be one of 'group', 'isomorphic', 'space': it says with"),
         (
