@@ -105,7 +105,8 @@ def _of_class(
         return f"{obstacles[0]}; use as_graph=True" if obstacles else None
 
     listed = tried(model, calls, found, form, FoundErasures(found, from_class).gone)
-    erasures = FoundErasures(replace(found, listed=listed), from_class, staying=form.staying, obstacle=obstacle)
+    kept = replace(found, listed=listed)
+    erasures = FoundErasures(kept, from_class, staying=form.staying, obstacle=obstacle, runs_on=True)
     if not whole_layers:
         return erasures
     layers = _layers(form, erasures)
@@ -114,7 +115,7 @@ def _of_class(
         one if number in inside or not one.erasable else replace(one, refused=_NO_LAYER)
         for number, one in enumerate(listed)
     )
-    return FoundErasures(replace(found, listed=listed), from_class, layers, form.staying, obstacle)
+    return FoundErasures(replace(found, listed=listed), from_class, layers, form.staying, obstacle, runs_on=True)
 
 
 _NO_LAYER = "it is no whole layer, and layout='uniform' has no words for a layer without it"

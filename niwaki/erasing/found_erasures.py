@@ -65,13 +65,15 @@ class FoundErasures(Erasures):
         layers: structures that are erased together or not at all.
         staying: which of the tensors that nothing follows from any more stay, without some structures.
         obstacle: why the code cannot do without some structures at once, each of which it can do without by itself.
+        runs_on: whether code of modules that stay runs, whatever follows from it.
 
     ``careful``: whether trials look for obstacles, too. That takes some milliseconds for each structure, and there is
     hardly ever one: they do once `why_not` has found one.
     """
 
     __slots__ = (
-        "_edits", "_found", "_layer", "_obstacle", "_obstacles", "_operand", "_pristine", "_readers", "_staying",
+        "_edits", "_found", "_layer", "_obstacle", "_obstacles", "_operand", "_pristine", "_readers", "_runs_on",
+        "_staying",
         "careful",
     )  # fmt: skip
 
@@ -82,8 +84,10 @@ class FoundErasures(Erasures):
         layers: Sequence[tuple[int, ...]] = (),
         staying: Staying = _nothing_stays,
         obstacle: Obstacle = _no_obstacle,
+        runs_on: bool = False,
     ) -> None:
         self._found, self._edits, self._staying, self._obstacle = found, edits, staying, obstacle
+        self._runs_on = runs_on
         self._obstacles: dict[frozenset[int], str | None] = {}
         self.careful = False
         self._pristine: Validity | None = None
@@ -109,7 +113,8 @@ class FoundErasures(Erasures):
     def refused(self, why: str) -> FoundErasures:
         """The same structures, none of which can be erased, because ``why``."""
         listed = tuple(replace(one, refused=one.refused or why) for one in self.listed)
-        return FoundErasures(replace(self._found, listed=listed), self._edits, staying=self._staying)
+        found = replace(self._found, listed=listed)
+        return FoundErasures(found, self._edits, staying=self._staying, runs_on=self._runs_on)
 
     def together(self, number: int) -> tuple[int, ...]:
         return self._layer.get(number, (number,))
@@ -206,7 +211,24 @@ class FoundErasures(Erasures):
         for one in sorted(number.values(), key=lambda one: -len(self.around(one))):  # what is around decides
             outer = tuple(home(nesting.around[self._operand[one]]))
             tensors |= dict.fromkeys(self._found.factors[one], outer)
-        return Homes(operators, tensors, self._parts(inside), absences)
+        return Homes(self._that_run(operators, tensors), tensors, self._parts(inside), absences)
+
+    def _that_run(
+        self, operators: Mapping[int, tuple[int, ...]], tensors: Mapping[str, tuple[int, ...]]
+    ) -> dict[int, tuple[int, ...]]:
+        """The structures without which each of ``operators`` is not run: in a class, those without which its parameters
+        are not there. A module that is called again elsewhere stays, and so does the code that calls it."""
+        found = dict(operators)
+        if self._runs_on:
+            values = self._found.graph.values
+            homes: dict[int, set[tuple[int, ...]]] = {}
+            for one, places in self._readers.items():
+                for place in places:
+                    homes.setdefault(place, set()).add(tensors.get(values[one].name, ()))
+            for place, several in homes.items():
+                if place in found and several != {found[place]}:
+                    found[place] = several.pop() if len(several) == 1 else ()
+        return found
 
     def _served(self, number: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
         """The few structures without which nothing needs an operator any more, where nothing else does. ``number``: of
