@@ -381,24 +381,25 @@ def test_names_of_a_result_are_not_lost() -> None:
 
 
 class CalledTwice(nn.Module):
-    """A branch begins with a layer that the stream has run through before."""
+    """Two branches run through one layer, one of them twice."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shared = nn.Linear(6, 6)
+        self.stem, self.up, self.shared = nn.Linear(3, 4), nn.Linear(4, 6), nn.Linear(6, 6)
         self.down, self.branch, self.head = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 2]."""
-        h = self.shared(x)
-        return self.head(self.down(h) + self.branch(torch.relu(self.shared(h))))  # type: ignore[no-any-return]
+        x = self.stem(x)
+        h = self.shared(self.up(x))
+        return self.head(x + self.down(h) + self.branch(torch.relu(self.shared(h))))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("as_graph", [False, True])
 def test_code_of_a_module_that_stays_runs_on(as_graph: bool) -> None:
     """It costs what it did, though nothing follows from its second call; in a program that is not there."""
-    x = torch.randn(1, 6)
+    x = torch.randn(1, 3)
     space = niwaki.search_space(CalledTwice(), x, erase=True, as_graph=as_graph)
     (name,) = (one.name for one in space.structures if one.erasable and "branch.weight" in one.parameters)
     cost = space.cost(without(space, [name]))
-    assert (cost.macs, cost.params) == ((2 - as_graph) * 36 + 24 + 8, 42 + 28 + 10)
+    assert (cost.macs, cost.params) == (12 + 24 + (2 - as_graph) * 36 + 24 + 8, 16 + 30 + 42 + 28 + 10)
