@@ -72,7 +72,7 @@ def choose(
             there is nothing to erase.
         MethodError: ``space`` is not a search space, or a score is not finite.
         PlanError: no values of the model's attributes could follow the choice.
-        UnknownName: a pattern in ``budget.round_to`` matches nothing, or ``remove`` is none of the three.
+        UnknownName: a pattern in ``budget.round_to`` matches nothing, or ``remove`` is not one of the three values.
 
     >>> import niwaki, torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 10), torch.nn.ReLU(), torch.nn.Linear(10, 2))

@@ -73,7 +73,7 @@ def whole_number(value: object) -> int:
     """A number as it was read from JSON.
 
     Raises:
-        TypeError: it is none, or has a fraction.
+        TypeError: ``value`` is not a whole number.
     """
     if type(value) is not int:
         raise TypeError(f"{value!r} is no whole number")

@@ -49,8 +49,8 @@ def reinitialised(unit: UnitSums) -> Tensor:
 
 
 class Absence:
-    """Runs the model of ``space`` without each structure, or with other weights in it. ``reads``: what criteria want to
-    know; ``like`` [num_units]: where and as what it is told."""
+    """Runs the model of ``space`` without each structure, or with other weights in it. ``reads``: the fields that the
+    criteria need; ``like`` [num_units]: a tensor of the device and type that they shall have."""
 
     def __init__(self, space: SearchSpace, reads: Collection[str], seed: int, like: Tensor) -> None:
         self._space, self._reads, self._seed, self._like = space, reads, seed, like

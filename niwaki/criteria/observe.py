@@ -90,7 +90,7 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def fields(self) -> dict[str, Tensor]:
         """``active`` and ``energy`` [num_units] since the last call: means over all reads. A structure has the mean of
-        the units inside of it, or of all units if there are none.
+        the units inside of it; one without units has the mean of all.
 
         Raises:
             MethodError: no activations of some group were observed.

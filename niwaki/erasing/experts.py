@@ -57,7 +57,7 @@ def with_experts(
 
 
 def _narrow(space: SearchSpace) -> Plan | None:
-    """A plan by which the network gets narrow; None if there is none."""
+    """A plan that leaves few units in every group; None where the ties between groups allow no such plan."""
     keep = np.ones(space.num_units, dtype=bool)
     tied = {number for tie in space.ties for number in tie.groups}
     for number, group in enumerate(space.groups):
@@ -116,7 +116,7 @@ class ErasableExperts(Erasures):
 
     Args:
         model: the network.
-        joined: the structures at joins; None if there are none.
+        joined: the structures at joins; None for a network without joins.
         found: the routers, those refused that cannot lose experts.
         ignored: parameters that must stay, each with the pattern that says so.
         equal: whether all routers of as many experts keep equally many.

@@ -159,8 +159,8 @@ class _Candidates:
     lists: tuple[ExpertList, ...]
 
     def guesses(self, value: int, dim: int) -> list[Router]:
-        """The router of a parameter, more than once where it is not clear what belongs to its experts; empty if there
-        are none that it could choose."""
+        """The router that a parameter may be the weight of, once for each guess at what belongs to its experts; none if
+        nothing chooses along its dimension."""
         weight, experts = self.graph.values[value].name, self.graph.values[value].shape[dim]
         makers = [] if (weight, dim) in self.taken else _logits(self.graph.runs[0], value)
         if not makers:
@@ -208,8 +208,8 @@ class _Candidates:
         return (name for name in self.tensors if _is_in(name, path))
 
     def _slices(self, home: str, experts: int, lists: Sequence[ExpertList], weight: str) -> list[tuple[str, int]]:
-        """The tensors in a module, beside a router's weight and those of others, whose first dimension has a position
-        per expert, and is no unit."""
+        """The tensors in a module, beside a router's weight and those of others, whose first dimension has as many
+        positions as there are experts and is in no group of units."""
         return [
             (name, 0)
             for name in self._within(home)

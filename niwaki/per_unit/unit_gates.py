@@ -47,9 +47,10 @@ class UnitGates:
 
     Gates [num_units] are 1 for a unit that is there and 0 for one that is not. With gates of 0 and 1 the model computes
     what it would with these units at zero, which is what their cut computes; with any others, what it would if the
-    units were multiplied by them where they are read. (Two readers can only be gated at their weights as these are:
-    under a weight norm, and where the reader is tied to the writer. Then gates between 0 and 1 are a straight way
-    between the two networks.)
+    units were multiplied by them where they are read. (Under a weight norm a reader can only be gated at its weight as
+    it is: gates between 0 and 1 are a straight way between the two networks then.) Where a parameter writes and reads
+    the same units, as a table of embeddings that is also the head, gates of 0 need not be what the cut is:
+    `niwaki.masks.gate_check.check_gates` compares the two, and methods refuse such a network.
 
     Raises:
         MethodError: nothing reads the units of a group linearly, as in the products of queries and keys.
