@@ -357,6 +357,27 @@ def test_what_is_written_and_not_read_afterwards_goes() -> None:
     assert niwaki.check(model, plan, x, as_graph=True).holds
 
 
+class WrittenThroughAView(nn.Module):
+    """What a view writes to the stream is read from the stream only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        y[:, :2].mul_(3.0)
+        return self.head(y + self.branch(y))  # type: ignore[no-any-return]
+
+
+def test_what_is_written_and_read_afterwards_stays() -> None:
+    model, x = WrittenThroughAView().double().eval(), torch.randn(3, 4, dtype=torch.float64)
+    space = niwaki.search_space(model, x, as_graph=True, erase=True)
+    small = niwaki.cut(space.model, space.plan(choice(space, {"branch"})))
+    y = model.stem(x)
+    assert torch.allclose(small(x), model.head(y * torch.tensor([3.0, 3.0, 1.0, 1.0]).double()))
+
+
 def test_operators_without_parameters_have_a_gate() -> None:
     """The reference is the dense network with zeros in the place of their results."""
     model = randomised(Pools().eval()).double()
