@@ -93,18 +93,19 @@ class Pruned:
     name: str
     erase: bool = False
     narrow: bool = False
+    layers: bool = False
 
     def __call__(self, setting: Setting) -> Training:
         run = Training(setting.task, setting.seed)
         schedule = niwaki.Schedule(start=setting.start, until=setting.until)
-        run.attach(self.name, setting.budget, schedule, self.erase, self.narrow)
+        run.attach(self.name, setting.budget, schedule, self.erase, self.narrow, self.layers)
         run.advance()
         return run
 
 
-def method(name: str, erase: bool = False, narrow: bool = False) -> Arm:
+def method(name: str, erase: bool = False, narrow: bool = False, layers: bool = False) -> Arm:
     """A registered method with its default arguments."""
-    return Arm(Pruned(name, erase, narrow), own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=erase)
+    return Arm(Pruned(name, erase, narrow, layers), own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=erase)
 
 
 def _narrowing() -> list[str]:
@@ -126,6 +127,8 @@ ARMS: Mapping[str, Arm] = {
     "random-structures": Arm(random_subnetwork, prunes=False, erases=True),
     "h2spg": method("h2spg", erase=True),
     "hesso-structures": method("hesso", erase=True),
+    "hesso-layers": method("hesso", erase=True, layers=True),
+    "h2spg-layers": method("h2spg", erase=True, layers=True),
     "hesso-cric-structures": method("hesso-cric", erase=True),
     "h2spg-both": method("h2spg", erase=True, narrow=True),
     "hesso-both": method("hesso", erase=True, narrow=True),

@@ -4,7 +4,7 @@ schedule."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,16 +39,27 @@ class Training:
         self._batches = task.batches(seed)
         self._batch: Any = None
 
-    def space(self, rehearse: bool = True, erase: bool = False) -> niwaki.SearchSpace:
-        """What can leave the network as it is; with ``erase`` whole structures, too."""
-        return niwaki.search_space(self.model, self.task.example(), self.task.ignored, rehearse=rehearse, erase=erase)
+    def space(self, rehearse: bool = True, erase: bool = False, layers: bool = False) -> niwaki.SearchSpace:
+        """What can leave the network as it is; with ``erase`` whole structures, too, and with ``layers`` none but whole
+        layers."""
+        layout: Literal["uniform", "free"] = "uniform" if layers else "free"
+        return niwaki.search_space(
+            self.model, self.task.example(), self.task.ignored, layout=layout, rehearse=rehearse, erase=erase
+        )
 
     def attach(
-        self, name: str, budget: niwaki.Budget, schedule: niwaki.Schedule, erase: bool = False, narrow: bool = False
+        self,
+        name: str,
+        budget: niwaki.Budget,
+        schedule: niwaki.Schedule,
+        erase: bool = False,
+        narrow: bool = False,
+        layers: bool = False,
     ) -> None:
-        """Let a method prune, or ``erase`` (and ``narrow`` as well), and cut the network when its schedule is over."""
+        """Let a method prune, or ``erase`` (and ``narrow`` as well, or whole ``layers`` only), and cut the network when
+        its schedule is over."""
         self._until = schedule.until
-        space = self.space(erase=erase)
+        space = self.space(erase=erase, layers=layers)
         training = registry.Training(
             *(space, self.optimizer, budget, schedule, self._loss),
             erase=erase,
