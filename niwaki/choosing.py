@@ -18,7 +18,7 @@ from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.performance.fit import fit_latency
 from niwaki.performance.meters import Limit, meters
-from niwaki.selection import STRUCTURES, UNITS, removal_named
+from niwaki.selection import STRUCTURES, UNITS, SelectionRequest, removal_named
 from niwaki.selection.budget import (
     MODELLED,
     TRAINED,
@@ -114,7 +114,9 @@ def choose(
     def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
         if not under or not space.num_units:
             return np.ones(space.num_units, dtype=bool)
-        return removal.select(space, saliency, under, steps=budget.steps, compare=compare, experts=True)
+        return removal.select(
+            space, saliency, SelectionRequest(under, steps=budget.steps, compare=compare, experts=True)
+        )
 
     keep = selected(limits, space)
     check_left(space, removal, keep, limits, budget.steps, experts=True)

@@ -17,7 +17,7 @@ from niwaki.methods.schedule import Schedule
 from niwaki.methods.stages import Stages
 from niwaki.methods.status import Progress, share
 from niwaki.methods.trained_units import TrainedUnits
-from niwaki.selection import costs
+from niwaki.selection import SelectionRequest, costs
 
 LEARNING, ACTING, ENDED = 0, 1, 2
 
@@ -111,7 +111,9 @@ class LearntMask(Selector):
         space, limits, steps = self._units.space, self.target.limits, self.target.steps
         worth, protected = self.controller.probabilities(), self.controller.protected()
         for staying in (protected, None):
-            keep = self.target.removal.select(space, worth, limits, steps=steps, compare="space", staying=staying)
+            keep = self.target.removal.select(
+                space, worth, SelectionRequest(limits, None, steps, "space", staying=staying)
+            )
             reached = costs(space.cost_model, keep, tuple(limits))
             if all(reached[measure] <= limit for measure, limit in limits.items()):
                 break

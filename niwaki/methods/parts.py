@@ -12,7 +12,7 @@ import numpy as np
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.status import Progress
-from niwaki.selection import UNITS, Removal, Widths, costs
+from niwaki.selection import UNITS, Removal, SelectionRequest, Widths, costs
 from niwaki.selection.budget import TRAINED, Budget, check_budget, check_left
 
 
@@ -45,7 +45,7 @@ class Target:
 
     def check_reachable(self, space: SearchSpace) -> None:
         """Raise `BudgetError` if no choice of units of ``space`` is within the limits."""
-        least = self.removal.select(space, np.ones(space.num_units), self.limits, steps=self.steps)
+        least = self.removal.select(space, np.ones(space.num_units), SelectionRequest(self.limits, steps=self.steps))
         check_left(space, self.removal, least, self.limits, self.steps)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -18,7 +19,7 @@ from niwaki.methods.parts import Resumable, Selector, Target
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.status import Progress, share
 from niwaki.methods.trained_units import TrainedUnits
-from niwaki.selection import costs
+from niwaki.selection import SelectionRequest, costs
 
 IMPORTANT, FADING, ZERO = 0, 1, 2
 
@@ -147,15 +148,10 @@ class Portions(Selector):
         What leaves never returns. Chosen for themselves, the first portions would be of small steps, wherever they are,
         and a group that can only shrink in large ones would come on top of them.
         """
-        space, weight, steps, how = (
-            self.scores.space,
-            self.scores.group_weight(),
-            self.target.steps,
-            self.scores.compare,
-        )
-        choose = self.target.removal.select
-        last = choose(space, saliency, self.target.limits, ~here, steps=steps, compare=how, weight=weight)
-        return choose(space, saliency, limits, ~here, steps=steps, compare=how, weight=weight, staying=last)
+        scores, target = self.scores, self.target
+        whole = SelectionRequest(target.limits, ~here, target.steps, scores.compare, scores.group_weight())
+        last = target.removal.select(scores.space, saliency, whole)
+        return target.removal.select(scores.space, saliency, replace(whole, limits=limits, staying=last))
 
     def _mark(self) -> None:
         self._units.mark(self.status == FADING, self.status == ZERO)

@@ -20,7 +20,7 @@ from niwaki.methods.parts import Target
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.vanishing import Choice
-from niwaki.selection import STRUCTURES, costs, mixed, prices
+from niwaki.selection import STRUCTURES, SelectionRequest, costs, mixed, prices
 
 CHECK = 10  # steps between two looks at whether the target is reached
 
@@ -90,7 +90,9 @@ class MostRedundant(Choice):
         elif whole:  # per weight
             saliency *= self._units.engine.weights.double().cpu().numpy()
         limits = {m: max(0.0, limit - self._tolerance * dense[m]) for m, limit in target.limits.items()}
-        self.units = ~target.removal.select(space, saliency, limits, steps=target.steps, compare=self._compare)
+        self.units = ~target.removal.select(
+            space, saliency, SelectionRequest(limits, steps=target.steps, compare=self._compare)
+        )
         self._scores = None
         self._units.engine.forget()
 

@@ -23,7 +23,7 @@ from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.trials import Trials
 from niwaki.methods.window_scores import Sampler
 from niwaki.per_unit.protocol import UnitSubset, UnitUpdate
-from niwaki.selection import STRUCTURES
+from niwaki.selection import STRUCTURES, SelectionRequest
 
 
 @final
@@ -160,9 +160,9 @@ class TriedScores(PortionScores):
 
     def _redundant(self, saliency: FloatArray) -> BoolArray:
         """The units that the whole budget would remove by ``saliency`` [num_units]."""
-        target, weight = self._target, self.group_weight()
-        choose, steps = target.removal.select, target.steps
-        return ~choose(self.space, saliency, target.limits, steps=steps, compare=self.compare, weight=weight)
+        target = self._target
+        request = SelectionRequest(target.limits, steps=target.steps, compare=self.compare, weight=self.group_weight())
+        return ~target.removal.select(self.space, saliency, request)
 
     def _put_on_trial(self) -> None:
         self._units.engine.forget()

@@ -18,7 +18,7 @@ from niwaki.methods.parts import Resumable, Selector, Stateless, Target
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.status import Progress, share
 from niwaki.methods.trained_units import TrainedUnits
-from niwaki.selection import costs
+from niwaki.selection import SelectionRequest, costs
 
 
 class Choice(Resumable):
@@ -136,7 +136,7 @@ class Vanishing(Selector):
         keep = self._kept(zero)
         if self.target.limits:
             sizes, steps = self._sizes(keep, step), self.target.steps
-            keep = self.target.removal.select(space, sizes, self.target.limits, ~keep, steps=steps)
+            keep = self.target.removal.select(space, sizes, SelectionRequest(self.target.limits, ~keep, steps))
         self.ended_at = step
         self._keep(zero | ~keep)
         self._units.clear()

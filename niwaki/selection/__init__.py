@@ -11,6 +11,7 @@ from niwaki.selection.removal import STRUCTURES as STRUCTURES
 from niwaki.selection.removal import UNITS as UNITS
 from niwaki.selection.removal import Removal as Removal
 from niwaki.selection.removal import removal_named as removal_named
+from niwaki.selection.request import SelectionRequest as SelectionRequest
 from niwaki.selection.steps import Widths as Widths
 from niwaki.selection.structures import check_erased as check_erased
 from niwaki.selection.structures import check_some as check_some

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from typing import Final
@@ -17,9 +17,9 @@ from niwaki.core.isomorphic import group_of
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.core.structures import Erasures
 from niwaki.criteria.normalise import Compare, peers_of
-from niwaki.selection.greedy import select
+from niwaki.selection.greedy import widths
 from niwaki.selection.objective import costs, mixed, prices
-from niwaki.selection.steps import Widths
+from niwaki.selection.request import SelectionRequest
 from niwaki.selection.structures import erasable
 
 _RATES = 32  # multipliers that the sweep looks at
@@ -31,35 +31,21 @@ _ROUNDS = 3  # re-pricings: what a unit costs depends on what else is kept
 Block = tuple[int, ...]
 
 
-def erase_and_narrow(
-    space: SearchSpace,
-    saliency: FloatArray,
-    limits: Mapping[str, float],
-    removed: BoolArray | None = None,
-    *,
-    steps: Widths,
-    compare: Compare = "group",
-    weight: FloatArray | None = None,
-    staying: BoolArray | None = None,
-    experts: bool = False,
-) -> BoolArray:
-    """The units to keep, [num_units], structures among them, so that every one of ``limits`` is met.
+def erase_and_narrow(space: SearchSpace, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
+    """The units to keep, [num_units], structures among them, so that every limit of the ``request`` is met.
 
     A choice is worth the sum of what it keeps, see `CommonScale`. For a sweep over the price of a cost, lambda, this is
     taken apart: a unit stays if it is worth more than lambda times what it costs, and then, from the innermost
     structures outwards, a structure stays if what is left of it is worth more than lambda times what that costs. Each
     set of structures that some lambda erases, if outputs still follow from inputs, is filled up to the limits by
-    `select`, which sees to ``steps``, ties and sizes; so are those that a greedy selection by worth per cost passes
+    `select`, which sees to steps, ties and sizes; so are those that a greedy selection by worth per cost passes
     through. The one that keeps most wins, after a few structures have been exchanged for others.
 
-    Units inside of what is erased cost nothing any more, and are reported as kept. The other arguments: see
-    `niwaki.selection.select`.
+    Units inside of what is erased cost nothing any more, and are reported as kept.
     """
-    start = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
-    if space.erasures is None or not erasable(space, experts):
-        return select(space, saliency, limits, removed, steps=steps, compare=compare, weight=weight, staying=staying)
-    sweep = _Sweep(space, space.erasures, saliency, limits, start, steps, compare, weight, staying, experts)
-    return sweep.best()
+    if space.erasures is None or not erasable(space, request.experts):
+        return widths(space, saliency, request)
+    return _Sweep(space, space.erasures, saliency, request).best()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,31 +118,20 @@ def _density(whole: FloatArray, entries: FloatArray, here: BoolArray) -> FloatAr
 
 
 class _Sweep:
-    def __init__(
-        self,
-        space: SearchSpace,
-        erasures: Erasures,
-        saliency: FloatArray,
-        limits: Mapping[str, float],
-        start: BoolArray,
-        steps: Widths,
-        compare: Compare,
-        weight: FloatArray | None,
-        staying: BoolArray | None,
-        experts: bool,
-    ) -> None:
-        self.space, self.erasures, self.limits, self.start = space, erasures, limits, start
-        self._saliency, self._steps, self._compare, self._weight = saliency, steps, compare, weight
-        self._staying = np.zeros_like(start) if staying is None else staying
+    def __init__(self, space: SearchSpace, erasures: Erasures, saliency: FloatArray, request: SelectionRequest) -> None:
+        self.space, self.erasures, self.limits, self.start = space, erasures, request.limits, request.present(space)
+        self._saliency, self._request, self._staying = saliency, request, request.held(space)
         self.model: Final[CostModel] = space.cost_model.merged()
-        self.units = erasable(space, experts)
+        self.units = erasable(space, request.experts)
         self.around = {n: [one for one in erasures.around(n) if one in self.units] for n in self.units}
-        self.before = [number for number, unit in self.units.items() if not start[unit]]
-        everything = np.ones_like(start)
-        self.dense = costs(self.model, everything, limits)
+        self.before = [number for number, unit in self.units.items() if not self.start[unit]]
+        everything = np.ones_like(self.start)
+        self.dense = costs(self.model, everything, self.limits)
         self.present = self._without(self.before)
-        dense_price = mixed(prices(self.model, everything, limits), self.dense, self.dense)
-        self.values = CommonScale.of(space, self.units, self.around, start, saliency, dense_price, compare, weight)
+        dense_price = mixed(prices(self.model, everything, self.limits), self.dense, self.dense)
+        self.values = CommonScale.of(
+            space, self.units, self.around, self.start, saliency, dense_price, request.compare, request.weight
+        )
         self._blocks = self._candidates()
         self._known: dict[frozenset[Block], tuple[float, BoolArray] | None] = {}
 
@@ -208,16 +183,8 @@ class _Sweep:
 
     def _widths_of(self, erased: frozenset[Block]) -> BoolArray:
         left = self._without({*self.before, *chain(*erased)})
-        keep = select(
-            self.space,
-            np.where(left, self._saliency, 0.0),
-            self.limits,
-            ~left,
-            steps=self._steps,
-            compare=self._compare,
-            weight=self._weight,
-            staying=self._staying,
-        )
+        request = replace(self._request, removed=~left)
+        keep = widths(self.space, np.where(left, self._saliency, 0.0), request)
         return keep | (left & self._gone(erased))
 
     def _gone(self, erased: frozenset[Block]) -> BoolArray:

@@ -17,6 +17,7 @@ from niwaki.criteria.normalise import Compare
 from niwaki.selection.levels import buildable, depending, failing
 from niwaki.selection.objective import Worth, costs, mixed, prices
 from niwaki.selection.orders import Orders, Queue
+from niwaki.selection.request import SelectionRequest
 from niwaki.selection.steps import Widths
 
 _ROUNDS = 8  # re-pricings on the way: the cost of a unit depends on its neighbours
@@ -57,6 +58,20 @@ def select(
     others = ~np.isin(chooser.block, chooser.block[which])  # independent of the sizes that failed
     filled = chooser.refill(built, start & others)
     return built if failing(space, filled) else filled
+
+
+def widths(space: SearchSpace, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
+    """The same for a ``request``."""
+    return select(
+        space,
+        saliency,
+        request.limits,
+        request.removed,
+        steps=request.steps,
+        compare=request.compare,
+        weight=request.weight,
+        staying=request.staying,
+    )
 
 
 def next_step(

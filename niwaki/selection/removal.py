@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import final
 
 import numpy as np
@@ -14,8 +13,9 @@ from niwaki.criteria.normalise import Compare
 from niwaki.errors import BudgetError, MethodError, UnknownName
 from niwaki.selection.both import erase_and_narrow
 from niwaki.selection.exchange import exchange_structures
-from niwaki.selection.greedy import select
+from niwaki.selection.greedy import widths
 from niwaki.selection.levels import leaving
+from niwaki.selection.request import SelectionRequest
 from niwaki.selection.steps import Widths
 from niwaki.selection.structures import chosen_with_care, erasable, valid_erasures, with_what_goes_along
 
@@ -38,21 +38,8 @@ class Removal(ABC):
         """The units of ``space`` that can leave at all."""
 
     @abstractmethod
-    def select(
-        self,
-        space: SearchSpace,
-        saliency: FloatArray,
-        limits: Mapping[str, float],
-        removed: BoolArray | None = None,
-        *,
-        steps: Widths,
-        compare: Compare = "group",
-        weight: FloatArray | None = None,
-        staying: BoolArray | None = None,
-        experts: bool = False,
-    ) -> BoolArray:
-        """The units to keep so that every one of ``limits`` is met, as far as that is possible; see
-        `niwaki.selection.select`. ``experts``: structures may be experts of routers."""
+    def select(self, space: SearchSpace, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
+        """The units to keep so that every limit of the ``request`` is met, as far as that is possible."""
 
     @abstractmethod
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
@@ -73,20 +60,8 @@ class NarrowerLayers(Removal):
         found[sum(group.units for group in space.width_groups) :] = False
         return found
 
-    def select(
-        self,
-        space: SearchSpace,
-        saliency: FloatArray,
-        limits: Mapping[str, float],
-        removed: BoolArray | None = None,
-        *,
-        steps: Widths,
-        compare: Compare = "group",
-        weight: FloatArray | None = None,
-        staying: BoolArray | None = None,
-        experts: bool = False,
-    ) -> BoolArray:
-        return select(space, saliency, limits, removed, steps=steps, compare=compare, weight=weight, staying=staying)
+    def select(self, space: SearchSpace, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
+        return widths(space, saliency, request)
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
         return leaving(space, gone & self.candidates(space), steps)
@@ -111,21 +86,9 @@ class WholeStructures(Removal):
         found[list(erasable(space).values())] = True
         return found
 
-    def select(
-        self,
-        space: SearchSpace,
-        saliency: FloatArray,
-        limits: Mapping[str, float],
-        removed: BoolArray | None = None,
-        *,
-        steps: Widths,
-        compare: Compare = "space",
-        weight: FloatArray | None = None,
-        staying: BoolArray | None = None,
-        experts: bool = False,
-    ) -> BoolArray:
-        keep = chosen_with_care(space, lambda: exchange_structures(space, saliency, limits, removed, staying, experts))
-        return keep if "units" in limits else with_what_goes_along(space, keep, removed)
+    def select(self, space: SearchSpace, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
+        keep = chosen_with_care(space, lambda: exchange_structures(space, saliency, request))
+        return keep if "units" in request.limits else with_what_goes_along(space, keep, request.removed)
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
         return ~chosen_with_care(space, lambda: ~valid_erasures(space, gone))
@@ -143,39 +106,14 @@ class Both(Removal):
     def candidates(self, space: SearchSpace) -> BoolArray:
         return UNITS.candidates(space) | STRUCTURES.candidates(space)
 
-    def select(
-        self,
-        space: SearchSpace,
-        saliency: FloatArray,
-        limits: Mapping[str, float],
-        removed: BoolArray | None = None,
-        *,
-        steps: Widths,
-        compare: Compare = "group",
-        weight: FloatArray | None = None,
-        staying: BoolArray | None = None,
-        experts: bool = False,
-    ) -> BoolArray:
-        if "units" in limits:
+    def select(self, space: SearchSpace, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
+        if "units" in request.limits:
             raise BudgetError(
                 "A number of units cannot be shared out between units and whole structures. Set a limit in macs, "
                 "params or memory for remove='both'."
             )
-        keep = chosen_with_care(
-            space,
-            lambda: erase_and_narrow(
-                space,
-                saliency,
-                limits,
-                removed,
-                steps=steps,
-                compare=compare,
-                weight=weight,
-                staying=staying,
-                experts=experts,
-            ),
-        )
-        return with_what_goes_along(space, keep, removed)
+        keep = chosen_with_care(space, lambda: erase_and_narrow(space, saliency, request))
+        return with_what_goes_along(space, keep, request.removed)
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:
         return UNITS.leaving(space, gone, steps) | STRUCTURES.leaving(space, gone, steps)

@@ -13,6 +13,7 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.core.structures import Erasures
 from niwaki.errors import BudgetError
 from niwaki.selection.objective import costs, mixed, prices
+from niwaki.selection.request import SelectionRequest
 
 _IN_THE_WAY = 32  # structures that are tried to be kept where the greedy selection has closed its own way
 
@@ -31,15 +32,9 @@ def erasable(space: SearchSpace, experts: bool = False) -> dict[int, int]:
     }
 
 
-def erase_structures(
-    space: SearchSpace,
-    saliency: FloatArray,
-    limits: Mapping[str, float],
-    removed: BoolArray | None = None,
-    staying: BoolArray | None = None,
-    experts: bool = False,
-) -> BoolArray:
-    """The units to keep, [num_units], where whole structures go until every one of ``limits`` is met, or no other can.
+def erase_structures(space: SearchSpace, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
+    """The units to keep, [num_units], where whole structures go until every limit of the ``request`` is met, or no
+    other can.
 
     H2SPG's greedy selection (Only-Train-Once v3, section 3.3): by increasing saliency, here over the cost that erasing
     saves beside what is erased already, each is erased if outputs still follow from inputs without it, and skipped
@@ -51,41 +46,32 @@ def erase_structures(
     it is done once more without each of the smallest structures that went (experts are not in the way of others), and
     by decreasing cost; of the choices that meet the limits that of the most saliency is taken.
 
-    ``saliency`` [num_units] is not negative. Structures in ``removed`` [num_units] are erased from the beginning; those
-    in ``staying`` never are, and experts of routers only with ``experts``.
+    ``saliency`` [num_units] is not negative.
     """
-    staying = np.zeros(space.num_units, dtype=bool) if staying is None else staying
-    first = _erased(space, saliency, saliency, limits, removed, staying, experts)
-    units = list(erasable(space, experts).values())
-    present = np.ones_like(first) if removed is None else ~removed
+    limits, staying = request.limits, request.held(space)
+    first = _erased(space, saliency, saliency, request)
+    units = list(erasable(space, request.experts).values())
+    present = request.present(space)
 
     def met(keep: BoolArray) -> bool:
         return all(cost <= limits[m] for m, cost in costs(space.cost_model, keep, limits).items())
 
     if met(first) or not units:
         return first
-    others = [_erased(space, np.ones_like(saliency), saliency, limits, removed, staying, experts)]
+    others = [_erased(space, np.ones_like(saliency), saliency, request)]
     gone = {number: unit for number, unit in erasable(space).items() if present[unit] and not first[unit]}
     for number in sorted(gone, key=lambda number: space.structures[number].macs)[:_IN_THE_WAY]:
         barred = staying.copy()
         barred[gone[number]] = True
-        others.append(_erased(space, saliency, saliency, limits, removed, barred, experts))
+        others.append(_erased(space, saliency, saliency, request.holding(barred)))
     found = [keep for keep in others if met(keep)]
     return max(found, key=lambda keep: float(saliency[units][keep[units]].sum()), default=first)
 
 
-def _erased(
-    space: SearchSpace,
-    order: FloatArray,
-    saliency: FloatArray,
-    limits: Mapping[str, float],
-    removed: BoolArray | None,
-    staying: BoolArray,
-    experts: bool,
-) -> BoolArray:
+def _erased(space: SearchSpace, order: FloatArray, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
     """The greedy selection itself, by ``order`` [num_units] over cost."""
-    keep = np.ones(space.num_units, dtype=bool) if removed is None else ~removed
-    units = erasable(space, experts)
+    limits, staying, keep = request.limits, request.held(space), request.present(space)
+    units = erasable(space, request.experts)
     if space.erasures is None or not units:
         return keep
     model, trial = space.cost_model.merged(), space.erasures.trial()
