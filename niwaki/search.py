@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -207,6 +208,8 @@ def _space(
             erasures, space, graph, constraints, given, matching, calls, looked_after, layout == "uniform",
             builder.copy_fault,
         )  # fmt: skip
+    if isinstance(found, ErasableExperts):
+        space = replace(space, notes=(*space.notes, *found.notes))
     return space if found is None else builder.erasable(space, found, found.homes())
 
 

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from niwaki.core.edits import Edit, Keep, SetAttribute
 from niwaki.core.edits.numbers import derived_attributes
+from niwaki.core.integrations import registered
 from niwaki.core.names import named_buffers, named_modules, named_parameters
 from niwaki.core.plan import Plan, tensor_shapes
 from niwaki.core.positions import Positions
 from niwaki.core.precision import doubled
 from niwaki.core.renaming import Renaming
+from niwaki.erasing.expert_counts import Place, numbers_of
 from niwaki.erasing.routers import Router
 from niwaki.errors import first_line
 from niwaki.surgery.cut import duplicate, edit_modules
@@ -87,13 +89,15 @@ def _law_of_more(
     return None
 
 
-def law_around(network: nn.Module, routers: Sequence[Router], given: Sequence[ExampleCall]) -> str | None:
-    """What speaks against erasing experts of some ``routers`` in the code around their blocks: it may count them."""
-    rng = np.random.default_rng(0)
-    left = [max(router.least, router.experts // 2) for router in routers]
-    kept = [np.sort(rng.permutation(one.experts)[:size]).tolist() for one, size in zip(routers, left, strict=True)]
-    plan = _plan(network, routers, kept)
+def law_around(
+    network: nn.Module, routers: Sequence[Router], given: Sequence[ExampleCall], followed: bool
+) -> str | None:
+    """What speaks against erasing experts of some ``routers`` in the code around their blocks: it may count them.
+    ``followed``: integrations update such numbers, as they do where all routers keep equally many."""
+    plan = _halves(network, routers)
     small, masked = _cut(network, plan), _masked(network, plan)
+    if followed:
+        _follow(small, plan)
     for call in given:
         theirs = _run(masked.eval(), call, False)
         try:
@@ -103,6 +107,28 @@ def law_around(network: nn.Module, routers: Sequence[Router], given: Sequence[Ex
         if _otherwise(ours.outputs, theirs.outputs):
             return "code outside of it does something else with fewer"
     return None
+
+
+def numbers_followed(network: nn.Module, routers: Sequence[Router]) -> frozenset[Place]:
+    """The numbers of modules that integrations update where all ``routers`` keep equally many experts."""
+    plan = _halves(network, routers)
+    small = _cut(network, plan)
+    before = numbers_of(small)
+    _follow(small, plan)
+    return frozenset(place for place, value in numbers_of(small).items() if before.get(place, value) != value)
+
+
+def _halves(network: nn.Module, routers: Sequence[Router]) -> Plan:
+    """A plan that keeps half of the experts of each router."""
+    rng = np.random.default_rng(0)
+    left = [max(router.least, router.experts // 2) for router in routers]
+    kept = [np.sort(rng.permutation(one.experts)[:size]).tolist() for one, size in zip(routers, left, strict=True)]
+    return _plan(network, routers, kept)
+
+
+def _follow(small: nn.Module, plan: Plan) -> None:
+    for integration in registered():
+        integration.after_cut(small, plan)
 
 
 def _otherwise(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from niwaki.core.names import module_at, named_modules
 from niwaki.core.plan import Plan, tensor_shapes
 from niwaki.core.precision import doubled
-from niwaki.erasing.expert_law import law, law_around, seeded, with_random_weights
+from niwaki.erasing.expert_counts import Place
+from niwaki.erasing.expert_law import law, law_around, numbers_followed, seeded, with_random_weights
 from niwaki.erasing.routers import Router
 from niwaki.errors import first_line
 from niwaki.surgery.cut import cut_empty
@@ -36,11 +37,18 @@ class ExpertTrials:
         narrow: a plan that makes it narrow and erases nothing; None if it stays as wide as it is.
         calls: what it is called with.
         training: the modes that it runs in.
+        equal: whether all routers of as many experts keep equally many.
     """
 
     def __init__(
-        self, model: nn.Module, narrow: Plan | None, calls: Sequence[ExampleCall], training: Sequence[bool]
+        self,
+        model: nn.Module,
+        narrow: Plan | None,
+        calls: Sequence[ExampleCall],
+        training: Sequence[bool],
+        equal: bool,
     ) -> None:
+        self._equal = equal
         self._model, self._narrow, self._calls, self._training = model, narrow, calls, training
         self._copy: nn.Module | None = None
         self._known: dict[object, tuple[int, str | None]] = {}
@@ -74,11 +82,23 @@ class ExpertTrials:
         joint = why if not any(own.values()) else None
         return [replace(one, why=one.why or own.get(id(one)) or joint) for one in routers]
 
+    def followed(self, routers: Sequence[Router]) -> frozenset[Place]:
+        """The numbers of modules that integrations update where all ``routers`` keep equally many experts."""
+        if self._copy is None:
+            return frozenset()
+        try:
+            with seeded(), eagerly():
+                return numbers_followed(self._copy, routers)
+        except Exception:  # noqa: BLE001 - any code of the user's may run; then nothing is known to be updated
+            return frozenset()
+
     def _why_around(self, routers: Sequence[Router]) -> str | None:
         assert self._copy is not None
         try:
             with seeded(), eagerly():
-                return law_around(self._copy, routers, [map_tensors(call, _valued) for call in self._calls])
+                calls = [map_tensors(call, _valued) for call in self._calls]
+                unequal = None if self._equal else law_around(self._copy, routers, calls, followed=False)
+                return unequal or law_around(self._copy, routers, calls, followed=True)
         except Exception as cause:  # noqa: BLE001 - any error of the user's code is a reason
             return f"it cannot be tried: {type(cause).__qualname__}: {first_line(cause)}"
 

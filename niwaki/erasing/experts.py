@@ -16,6 +16,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.core.structures import Erasures, ErasureTrial, Structure
 from niwaki.core.tensor_dims import Role
+from niwaki.erasing.expert_counts import counts_around, note
 from niwaki.erasing.expert_trial import ExpertTrials
 from niwaki.erasing.found_erasures import FoundErasures
 from niwaki.erasing.reading import Given
@@ -50,10 +51,15 @@ def with_experts(
     if not found:
         return erasures
     modes = sorted({mode for run in graph.runs if run.error is None for mode in {run.training, run.both}})
-    trials = ExpertTrials(space.model, _narrow(space), calls, modes)
+    trials = ExpertTrials(space.model, _narrow(space), calls, modes, equal)
     tried = [trials.best(some) if fault is None else replace(some[0], why=fault) for some in found]
     tried = trials.around(tried)
-    return ErasableExperts(space.model, erasures, tried, graph, constraints, ignored, equal)
+    losing = [router for router in tried if router.why is None]
+    counts = counts_around(space.model, losing)
+    said = note(counts, trials.followed(losing), equal) if counts else None
+    return ErasableExperts(
+        space.model, erasures, tried, graph, constraints, ignored, equal, () if said is None else (said,)
+    )
 
 
 def _narrow(space: SearchSpace) -> Plan | None:
@@ -120,9 +126,10 @@ class ErasableExperts(Erasures):
         found: the routers, those refused that cannot lose experts.
         ignored: parameters that must stay, each with the pattern that says so.
         equal: whether all routers of as many experts keep equally many.
+        notes: what a user should know of them.
     """
 
-    __slots__ = ("_constraints", "_equal", "_experts", "_first", "_joined", "_listed", "_values")
+    __slots__ = ("_constraints", "_equal", "_experts", "_first", "_joined", "_listed", "_values", "notes")
 
     def __init__(
         self,
@@ -133,7 +140,9 @@ class ErasableExperts(Erasures):
         constraints: Constraints,
         ignored: Mapping[str, str],
         equal: bool,
+        notes: tuple[str, ...],
     ) -> None:
+        self.notes = notes
         self._joined, self._constraints, self._equal = joined, constraints, equal
         self._values = graph.values
         before = () if joined is None else joined.listed

@@ -7,7 +7,7 @@ be expressed in a family's configuration, such as fewer heads of the same size i
 If all layers have equal sizes, the ``config`` of a cut network is updated, so that the network's own
 ``save_pretrained``, caches and adapters find the new sizes; otherwise its own ``save_pretrained`` refuses.
 
-Imports core, trace, surgery, io and selection.
+Imports core, trace, surgery, io, erasing and selection.
 """
 
 from niwaki.core.integrations import register

@@ -18,6 +18,7 @@ from niwaki.core.names import named_modules, named_parameters
 from niwaki.core.plan import Plan, touched_tensors
 from niwaki.errors import FileFormatError
 from niwaki.huggingface.configuration import built_from, described, family_of, head_of
+from niwaki.huggingface.experts import count_experts_anew, with_fewer_experts
 from niwaki.huggingface.families import FAMILIES, Family
 from niwaki.huggingface.layers import Stack, count_anew, shortened
 from niwaki.surgery.history import plan_of
@@ -79,6 +80,7 @@ class TransformersIntegration:
             stacks = shortened(plan, done, prefix)
             if stacks:
                 count_anew(model, stacks)
+            count_experts_anew(model, with_fewer_experts(plan, done, prefix))
             within = [module for module in model.modules() if is_pretrained(module)]
             try:
                 follow(model)

@@ -70,17 +70,26 @@ def count_anew(model: PreTrainedModel, stacks: Sequence[Stack]) -> None:
         if found is None:
             return
         config = found
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        built = type(model)(copy.deepcopy(config))
-    old = _parts(model.config)
-    new = {id(part): other for part, other in zip(old, _parts(config), strict=True)}
-    others = dict(named_modules(built))
+    built = dict(named_modules(built_like(model, config)))
+    for path, module in give_parts(model, config):
+        own = module.__dict__.get("config")
+        if own is not None and path in built and "config" in built[path].__dict__:
+            module.__dict__["config"] = _as_in(own, built[path].__dict__["config"], stacks)
+
+
+def give_parts(model: PreTrainedModel, config: Any) -> list[tuple[str, nn.Module]]:
+    """Give the modules in ``model`` whose configurations are its own, or parts of it, those of ``config``. The others,
+    by path."""
+    old = parts_of(model.config)
+    new = {id(part): other for part, other in zip(old, parts_of(config), strict=True)}
+    others = []
     for path, module in named_modules(model):
         own = module.__dict__.get("config")
         if id(own) in new:
             module.__dict__["config"] = new[id(own)]
-        elif own is not None and path in others and "config" in others[path].__dict__:
-            module.__dict__["config"] = _as_in(own, others[path].__dict__["config"], stacks)
+        else:
+            others.append((path, module))
+    return others
 
 
 def _counted(model: PreTrainedModel, config: Any, stack: Stack, later: Collection[str]) -> Any:
@@ -88,7 +97,7 @@ def _counted(model: PreTrainedModel, config: Any, stack: Stack, later: Collectio
     ``later``: the paths of other lists that are not what the configuration says."""
     names = [
         (part, name)
-        for part, holder in enumerate(_parts(config))
+        for part, holder in enumerate(parts_of(config))
         for name, value in vars(holder).items()
         if type(value) is int and value == stack.before
     ]
@@ -105,7 +114,7 @@ def _with(config: Any, names: Sequence[tuple[int, str]], stack: Stack) -> Any:
     """A copy of a configuration in which these numbers, as (part, name), are those of ``stack`` as it is now, and lists
     have entries for its layers."""
     made = copy.deepcopy(config)
-    parts = _parts(made)
+    parts = parts_of(made)
     for part, name in names:
         setattr(parts[part], name, stack.left)
     for holder in parts if names else ():
@@ -117,8 +126,7 @@ def _with(config: Any, names: Sequence[tuple[int, str]], stack: Stack) -> Any:
 
 def _fits(model: PreTrainedModel, config: Any, stack: Stack, later: Collection[str]) -> bool:
     """Whether a model that is built from ``config`` has as many layers there, and elsewhere what it had."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        built = type(model)(copy.deepcopy(config))
+    built = built_like(model, config)
     there = _lengths(dict(named_modules(built)))
     here = _lengths(dict(named_modules(model)))
     return there.get(stack.path) == stack.left and all(
@@ -131,12 +139,18 @@ def _lengths(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     return {path: len(module) for path, module in modules.items() if isinstance(module, nn.ModuleList)}
 
 
-def _parts(config: Any) -> list[Any]:
+def built_like(model: PreTrainedModel, config: Any) -> PreTrainedModel:
+    """A model of the class of ``model``, without values, from a copy of a configuration."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return type(model)(copy.deepcopy(config))
+
+
+def parts_of(config: Any) -> list[Any]:
     """A configuration and those inside of it."""
     from transformers.configuration_utils import PretrainedConfig
 
     inside = [value for value in vars(config).values() if isinstance(value, PretrainedConfig)]
-    return [config, *(part for value in inside for part in _parts(value))]
+    return [config, *(part for value in inside for part in parts_of(value))]
 
 
 def _as_in(own: Any, built: Any, stacks: Sequence[Stack]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property, lru_cache, partialmethod
 from itertools import pairwise
 from types import CodeType, FunctionType
@@ -17,12 +17,12 @@ _PRINTING = ("extra_repr", "__repr__", "__str__")
 _BY_NAME = frozenset({"getattr", "__dict__", "vars"})
 
 
-def readers_of(kind: type) -> dict[str, str]:
+def readers_of(kind: type, shown: Collection[str] = ("forward",)) -> dict[str, str]:
     """The attributes that the methods of ``kind`` may read from their own object, each with the first such method.
 
     Methods of torch's classes, methods that print the object, ``__init__`` and private methods that only it calls do
-    not count, nor do ``forward`` and the methods that it calls, which runs have shown. For what other code reads from
-    such an object, see `reader_of_child`.
+    not count, nor do those that runs have ``shown`` and the methods that they call. For what other code reads from such
+    an object, see `reader_of_child`.
 
     >>> class Block:
     ...     def __init__(self, width: int) -> None:
@@ -45,12 +45,12 @@ def readers_of(kind: type) -> dict[str, str]:
         if called - elsewhere <= building:
             break
         building |= called - elsewhere
-    shown = {"forward"}
-    while more := {name for one in shown for name in reads.get(one, ()) if name in reads} - shown:
-        shown |= more
+    known = {*shown}
+    while more := {name for one in known for name in reads.get(one, ()) if name in reads} - known:
+        known |= more
     found: dict[str, str] = {}
     for one, names in reads.items():
-        for name in names if one not in building | shown else ():
+        for name in names if one not in building | known else ():
             found.setdefault(name, one)
     return found
 

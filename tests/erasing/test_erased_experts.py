@@ -346,6 +346,33 @@ def test_code_that_counts_the_experts_of_another_module() -> None:
     assert whys["layers.1.experts.0"] == "code outside of it does something else with fewer"
 
 
+class Losing(Around):
+    """A loss of logits if it is asked for, with a number that counts experts, and another number that nothing reads."""
+
+    def __init__(self, *mixtures: nn.Module) -> None:
+        super().__init__(*mixtures)
+        self.experts, self.depth = EXPERTS, EXPERTS
+
+    def forward(self, x: Tensor, loss: bool = False) -> Any:
+        made = super().forward(x)
+        if not loss:
+            return made
+        return made, self.layers[0].gate(torch.tanh(self.start(x))).softmax(-1).sum() / self.experts  # type: ignore[operator]
+
+
+def test_numbers_that_no_call_reads() -> None:
+    """They may count experts; where a call reads them, their meaning shows."""
+    torch.manual_seed(0)
+    note = (
+        "These numbers equal the number of experts of 'layers.0.gate.weight': experts is 4, read by Losing.forward. No "
+        "example call shows what they mean, so a cut does not change them. If they count experts, set them then."
+    )
+    model = Losing(Listed())
+    assert note in niwaki.search_space(model, X, erase=True).notes
+    space = niwaki.search_space(model, [X, {"x": X, "loss": True}], erase=True)
+    assert not any(one.erasable for one in experts(space)) and note not in space.notes
+
+
 def test_every_example_call_is_tried() -> None:
     """Code may do something else for other inputs."""
 

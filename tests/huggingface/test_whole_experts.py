@@ -60,6 +60,45 @@ def test_an_ordinary_checkpoint_with_fewer_experts(family: str, number: str, tmp
     given = {"input_ids": tokens()["input_ids"][:1]}
     made = [one.generate(**given, max_new_tokens=4, do_sample=False) for one in (small, again)]
     assert torch.equal(*made)
+    losses = [one(**tokens(), output_router_logits=True).aux_loss for one in (small, again)]
+    assert torch.equal(*losses) and small.num_experts == 3 and model.num_experts == getattr(model.config, number) == 4
+
+
+def test_the_balancing_loss_of_a_network_that_cannot_be_saved() -> None:
+    """Its widths differ, and its number of experts does not: a copy of it outside of the layers follows all the same.
+    After a second cut, too."""
+    model = network("Mixtral")
+    space = niwaki.search_space(model, tokens(), erase=True)
+    (note,) = [one for one in space.notes if "num_experts" in one]
+    assert note == (
+        "These numbers equal the number of experts of 'model.layers.0.mlp.gate.weight': num_experts is 4, read by "
+        "MixtralForCausalLM.forward. They follow a cut only if all routers keep equally many experts: layout='uniform' "
+        "sees to that."
+    )
+    keep = mask(space, "model.layers.0.mlp.experts[1]", "model.layers.1.mlp.experts[3]")
+    narrow = next(group for group in space.groups if group.name == "model.layers.0.self_attn.q_proj")
+    keep[narrow.first] = False
+    small: Any = niwaki.cut(model, space.plan(keep))
+    with pytest.raises(FileFormatError, match="num_attention_heads would have to be"):
+        small.save_pretrained("nowhere")
+    assert small.num_experts == small.config.num_local_experts == small.model.config.num_local_experts == 3
+    again = niwaki.search_space(small, tokens(), erase=True)
+    names = ("model.layers.0.mlp.experts[0]", "model.layers.1.mlp.experts[1]")
+    least: Any = niwaki.cut(small, again.plan(mask(again, *names)))
+    assert least.num_experts == 2 and small.num_experts == 3
+    for one in (small, least):
+        found = one(**tokens(), output_router_logits=True)
+        chances = torch.cat(found.router_logits).softmax(-1)
+        chosen = torch.zeros_like(chances).scatter(1, chances.topk(2).indices, 1)
+        assert torch.allclose(found.aux_loss, one.num_experts * (chosen.mean(0) * chances.mean(0)).sum())
+
+
+def test_unequal_numbers_leave_the_copies_alone() -> None:
+    """No number says how many experts all routers have."""
+    model = network("Mixtral")
+    space = niwaki.search_space(model, tokens(), erase=True)
+    small: Any = niwaki.cut(model, space.plan(mask(space, "model.layers.0.mlp.experts[1]")))
+    assert small.num_experts == small.config.num_local_experts == 4
 
 
 def test_every_width_of_a_mixture_can_be_saved() -> None:
