@@ -61,7 +61,6 @@ class MaskTraining:
         generator.protect(floor * even_share(space, limits))
         self._space, self._limits, self._weight = space, dict(limits), budget_weight
         self._rate = generator.travel / steps if lr is None else lr
-        self._device = next(space.model.parameters()).device
         self._noise = torch.Generator().manual_seed(seed)
         self.optimizer = torch.optim.AdamW(
             generator.parameters(), lr=self._rate, weight_decay=weight_decay, betas=(0.9, 0.99)
@@ -74,9 +73,7 @@ class MaskTraining:
             MethodError: the loss is not a finite scalar, does not depend on the gates, or is another one under a mask
                 than without the units that it masks.
         """
-        everything = torch.ones(self._space.num_units, device=self._device)
-        checked(*self.gates.gradient(everything, function))
-        check_gates(self._space, self.gates, function)
+        check_teaches(self._space, self.gates, function)
 
     def step(self, function: Callable[[nn.Module], Any], progress: float) -> MaskStep:
         """One step on ``function(model)``, the loss of some batch, at the share ``progress`` of all steps (0 to 1),
@@ -97,7 +94,7 @@ class MaskTraining:
         with torch.enable_grad():
             drawn, plain = self.generator.gates(self._noise), self.generator.gates()
             loss, gradient = self.gates.gradient(drawn.hard, function)
-            gradient = _over_processes(checked(loss, gradient))
+            gradient = over_processes(checked(loss, gradient))
             budget = self._weight * budget_loss(self._space.cost_model, plain.hard, self._limits)
             (price,) = torch.autograd.grad(budget, plain.hard, retain_graph=True)
             gradient = gradient * (
@@ -191,6 +188,18 @@ def checked(loss: Any, gradient: Tensor | None) -> Tensor:
     return gradient
 
 
+def check_teaches(space: SearchSpace, gates: UnitGates, function: Callable[[nn.Module], Any]) -> None:
+    """Look whether masks can be learnt from ``function(model)``, the loss of some batch.
+
+    Raises:
+        MethodError: the loss is not a finite scalar, does not depend on the gates, or is another one under a mask than
+            without the units that it masks.
+    """
+    everything = torch.ones(space.num_units, device=next(space.model.parameters()).device)
+    checked(*gates.gradient(everything, function))
+    check_gates(space, gates, function)
+
+
 def unit_norms(space: SearchSpace) -> Tensor:
     """The norm of the weights that make each unit, [num_units]."""
     parameters = unit_parameters(space)
@@ -203,7 +212,7 @@ def unit_norms(space: SearchSpace) -> Tensor:
     return index.total({"square": rows})["square"].sqrt()
 
 
-def _over_processes(gradient: Tensor) -> Tensor:
+def over_processes(gradient: Tensor) -> Tensor:
     """The mean over the processes of a distributed training, each of which has looked at a batch of its own: all of
     them take the same step, so that their masks stay the same."""
     if not (distributed.is_available() and distributed.is_initialized()):

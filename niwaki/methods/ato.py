@@ -15,7 +15,7 @@ from niwaki.masks.registry import generator_named
 from niwaki.masks.training import MaskTraining
 from niwaki.methods.checks import check_number
 from niwaki.methods.controller import Controller
-from niwaki.methods.held_out import HeldOut
+from niwaki.masks.held_out import HeldOut
 from niwaki.methods.learnt_mask import LearntMask
 from niwaki.methods.method import Method
 from niwaki.methods.parts import Target
