@@ -10,12 +10,12 @@ from torch.optim import Optimizer
 from niwaki.core.space import SearchSpace
 from niwaki.criteria.losses import Loss
 from niwaki.errors import MethodError
+from niwaki.masks.held_out import HeldOut
 from niwaki.masks.protocol import MaskGenerator
 from niwaki.masks.registry import generator_named
 from niwaki.masks.training import MaskTraining
 from niwaki.methods.checks import check_number
 from niwaki.methods.controller import Controller
-from niwaki.masks.held_out import HeldOut
 from niwaki.methods.learnt_mask import LearntMask
 from niwaki.methods.method import Method
 from niwaki.methods.parts import Target

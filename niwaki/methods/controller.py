@@ -13,8 +13,8 @@ from torch import nn
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.losses import Loss, loss_of
-from niwaki.masks.training import MaskTraining
 from niwaki.masks.held_out import HeldOut
+from niwaki.masks.training import MaskTraining
 from niwaki.methods.parts import Resumable
 from niwaki.trace.model_state import preserved
 
