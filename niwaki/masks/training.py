@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
@@ -16,18 +17,20 @@ from niwaki.masks.protocol import MaskGenerator
 from niwaki.per_unit.index import UnitIndex, unit_parameters
 from niwaki.per_unit.sums import squares
 from niwaki.per_unit.unit_gates import UnitGates
+from niwaki.selection.objective import costs, prices
 from niwaki.selection.soft_costs import budget_loss, soft_costs
 
 FLOOR = 0.5
+_LEAST = 1e-12
 LATE, NEAR = 0.75, 0.004  # from this share of its time on only the budget counts; so near it, in dense networks, is met
 
 
 @dataclass(frozen=True, slots=True)
 class MaskStep:
-    """What a step found before it moved: the ``loss`` of the task under the drawn gates, and how far the mask without
-    noise is from the ``budget``, as log(max(a, b) / min(a, b))."""
+    """What a step found before it moved: the ``loss`` of the task under the drawn gates, None if it did not look, and
+    how far the mask without noise is from the ``budget``, as log(max(a, b) / min(a, b))."""
 
-    loss: float
+    loss: float | None
     budget: float
 
 
@@ -75,48 +78,85 @@ class MaskTraining:
         """
         check_teaches(self._space, self.gates, function)
 
+    def looks(self, progress: float) -> bool:
+        """Whether the step at the share ``progress`` of all steps looks at the loss: in the last quarter only the
+        budget counts."""
+        return progress < LATE
+
     def step(self, function: Callable[[nn.Module], Any], progress: float) -> MaskStep:
         """One step on ``function(model)``, the loss of some batch, at the share ``progress`` of all steps (0 to 1),
         along which the learning rate falls to a twentieth. The model and its gradients are not touched. In the last
-        quarter only the budget counts, and a mask that meets it to 0.4 % of the dense network is left as it is.
+        quarter the function is not called, and a mask that meets the budget to 0.4 % of the dense network is left as
+        it is.
 
         Raises:
             MethodError: the loss is not a finite scalar, or does not depend on the gates. Nothing has changed then.
         """
+        if not self.looks(progress):
+            return self.settle(progress)
+        self._set_rate(progress)
         noise = self._noise.get_state()
         try:
-            return self._step(function, progress)
+            return self._learn(function, progress)
         except BaseException:
             self._noise.set_state(noise)
             raise
 
-    def _step(self, function: Callable[[nn.Module], Any], progress: float) -> MaskStep:
+    def _learn(self, function: Callable[[nn.Module], Any], progress: float) -> MaskStep:
+        """With the loss, whose gradient by the gates is never longer than that of the budget."""
         with torch.enable_grad():
             drawn, plain = self.generator.gates(self._noise), self.generator.gates()
             loss, gradient = self.gates.gradient(drawn.hard, function)
             gradient = over_processes(checked(loss, gradient))
             budget = self._weight * budget_loss(self._space.cost_model, plain.hard, self._limits)
             (price,) = torch.autograd.grad(budget, plain.hard, retain_graph=True)
-            gradient = gradient * (
-                price.norm() / gradient.norm().clamp(min=1e-30) * max(0.0, 1 - progress / LATE)
-            ).clamp(max=1)
+            gradient = gradient * (price.norm() / gradient.norm().clamp(min=1e-30) * (1 - progress / LATE)).clamp(max=1)
             self.optimizer.zero_grad()
             torch.autograd.backward([drawn.hard, plain.hard], [gradient, price])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate * (0.05 + 0.95 * (1 - progress))
-        if progress < LATE or self._off(plain.hard) > NEAR:
-            self.optimizer.step()
+        self.optimizer.step()
         units = sum(self.generator.sizes)
         self.generator.observe(gradient[:units].detach(), unit_norms(self._space)[:units])
         return MaskStep(float(loss), float(budget.detach()) / self._weight)
 
-    def _off(self, hard: Tensor) -> float:
-        """How far the mask is from the first limit that it reaches, as a share of the dense network."""
-        measures, limits = tuple(self._limits), torch.tensor(list(self._limits.values()), dtype=torch.float64)
-        reached, dense = (
-            soft_costs(self._space.cost_model, gates, measures) for gates in (hard.detach(), torch.ones_like(hard))
-        )
-        return float(((reached - limits) / dense).max().abs())
+    def _set_rate(self, progress: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate * (0.05 + 0.95 * (1 - progress))
+
+    def settle(self, progress: float) -> MaskStep:
+        """A step without the loss: towards the budget, by units that do not reach beyond it."""
+        self._set_rate(progress)
+        with torch.enable_grad():
+            plain = self.generator.gates()
+            budget = self._weight * budget_loss(self._space.cost_model, plain.hard, self._limits)
+            (price,) = torch.autograd.grad(budget, plain.hard, retain_graph=True)
+            fitting = self._fitting(plain.hard.detach())
+            if fitting is not None:
+                self.optimizer.zero_grad()
+                torch.autograd.backward([plain.hard], [price * fitting])
+        if fitting is not None:
+            self.optimizer.step()
+        return MaskStep(None, float(budget.detach()) / self._weight)
+
+    def _fitting(self, hard: Tensor) -> Tensor | None:
+        """The units [num_units] that would not take the mask from one side of the budget to the other, were they alone
+        to change; all of them if there is no such unit, and None where the budget is met.
+
+        A unit of the first layers may cost two percent of a network. It would cross the threshold again and again, back
+        and forth, with nobody else moving: each of its two gradients undoes the other's.
+        """
+        model, gates = self._space.cost_model, hard.double().cpu().numpy()
+        dense = costs(model, np.ones(len(gates), dtype=bool), tuple(self._limits))
+        reached = costs(model, gates > 0.5, tuple(self._limits))
+        measure = max(self._limits, key=lambda name: reached[name] / max(self._limits[name], _LEAST))
+        off, near = reached[measure] - self._limits[measure], NEAR * dense[measure]
+        if abs(off) <= near:
+            return None
+        price = prices(model, gates > 0.5, [measure])[measure]
+        fits = (price > 0) & (price <= abs(off) + near)
+        moves = (gates > 0.5) if off > 0 else (gates <= 0.5)
+        if not (fits & moves & ~self.generator.protected().cpu().numpy()).any():
+            fits[:] = True
+        return torch.from_numpy(fits).to(hard)
 
     def state(self) -> dict[str, Any]:
         """The generator, its optimizer, and the state of the noise: tensors and plain numbers."""

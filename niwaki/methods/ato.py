@@ -149,7 +149,8 @@ class ATO(Method):
         between two steps of the optimizer, every 20 or so from ``schedule.start`` to 60 % of the way.
 
         Raises:
-            MethodError: the mask is fixed already, batches were given, or the loss of the batch teaches nothing.
+            MethodError: the mask is fixed already, batches were given, the loss of the batch teaches nothing, or it is
+                too late to begin.
         """
         if self._mask.controller.data is not None:
             raise MethodError(

@@ -37,12 +37,19 @@ class Controller(Resumable):
 
     def step(self, progress: float, batch: Any = None) -> None:
         """One step at the share ``progress`` of its time, on the next of its batches, or on ``batch`` if it has none.
+        In the last quarter it looks at no batch.
 
         Raises:
             MethodError: there is no batch, its loss teaches nothing, or the gates of a group are not what they should
                 be (which is looked at once).
         """
+        if self.training.looks(progress):
+            self._look(progress, batch)
+        else:
+            self.training.settle(progress)
+        self.taken += 1
 
+    def _look(self, progress: float, batch: Any) -> None:
         def learn(loss: Callable[[nn.Module], Any]) -> None:
             self._check(loss)
             self.training.step(loss, progress)
@@ -55,7 +62,6 @@ class Controller(Resumable):
             if data is not None and before is not None:
                 data.move(*before)
             raise
-        self.taken += 1
 
     def _with(self, next_batch: Callable[[], Any], do: Callable[[Callable[[nn.Module], Any]], None]) -> None:
         """Let ``do`` have the loss of a batch, as a function of the model."""

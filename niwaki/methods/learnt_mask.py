@@ -60,14 +60,21 @@ class LearntMask(Selector):
         """A step of the controller before the optimizer's step number ``step``.
 
         Raises:
-            MethodError: the mask is frozen, or the controller refuses.
+            MethodError: the mask is frozen, the first step comes too late, or the controller refuses.
         """
         if self.learnt is not None:
             raise MethodError(
                 f"The mask of {self._units.label} was fixed after step {self.stages.freeze}, 60 % of the way through "
                 "its schedule: its controller takes no more steps. Call controller_step(batch) up to then."
             )
-        self.controller.step(self.stages.progress(step), batch)
+        progress = self.stages.progress(step)
+        if not self.controller.taken and not self.controller.training.looks(progress):
+            raise MethodError(
+                f"The controller of {self._units.label} takes its first step before step {step}, but in the last "
+                f"quarter of its time, which ends with step {self.stages.freeze}, only the budget counts: nothing "
+                f"would be learnt. Call controller_step from step {self.stages.start} on."
+            )
+        self.controller.step(progress, batch)
         self._last = step
         self._hold(~self.controller.keeps())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from typing import Any
@@ -71,6 +72,40 @@ def test_it_meets_its_budget_from_below() -> None:
         frozen.generator.get_parameter("values").sub_(4.0)
     assert frozen.macs() < 0.3
     assert abs(frozen.run(300).macs() - 0.6) <= 0.005
+
+
+@pytest.mark.parametrize(("share", "above"), [(0.8, True), (0.6, False)])
+def test_units_that_cost_more_than_is_missing_do_not_cross_the_threshold_again_and_again(
+    share: float, above: bool
+) -> None:
+    """One of the first layer costs 3 % of this network."""
+    torch.manual_seed(0)
+    widths = (400, 12, 60, 60, 60, 2)
+    layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+    model, x = nn.Sequential(*layers[:-1]), torch.randn(4, 400)
+    space = niwaki.search_space(model, x)
+    generator = generators()["independent"](space, seed=0)
+    if not above:
+        with torch.no_grad():
+            generator.get_parameter("values").sub_(4.0)
+    training = MaskTraining(space, generator, Budget(macs=share).absolute(space), 150)
+    for step in range(150):
+        training.step(lambda model: model(x).square().mean(), step / 150)
+    kept = generator.gates().hard.detach().numpy() > 0.5
+    assert abs(space.cost_of(kept).macs / space.cost().macs - share) <= 0.005
+
+
+def test_late_steps_do_not_look_at_the_loss() -> None:
+    frozen = Frozen(steps=100)
+
+    def refuses(model: nn.Module) -> Tensor:
+        raise AssertionError("it was called")
+
+    assert frozen.training.looks(0.74) and not frozen.training.looks(0.75)
+    before = frozen.generator.gates().logits.detach()
+    found = frozen.training.step(refuses, 0.75)
+    assert found.loss is None and found.budget > 0.5
+    assert bool((frozen.generator.gates().logits < before).all())
 
 
 def test_it_keeps_what_the_loss_needs() -> None:

@@ -163,6 +163,16 @@ def test_the_controller_can_be_stepped_by_the_loop() -> None:
         given.method.controller_step(own.held_out[0])
 
 
+def test_a_loop_that_steps_the_controller_too_late_is_told_so() -> None:
+    run = Run(batches=None).step(STAGES.freeze - 3)
+    with pytest.raises(
+        MethodError,
+        match=r"^The controller of ATO takes its first step before step 25, but in the last quarter of its time, which "
+        r"ends with step 27, only the budget counts: nothing would be learnt\. Call controller_step from step 3 on\.$",
+    ):
+        run.method.controller_step(run.held_out[0])
+
+
 def test_a_shuffled_loader_is_the_same_after_a_resume() -> None:
     x, y = labelled(5, 40)
 
