@@ -8,7 +8,7 @@ from niwaki.choosing import choose
 from niwaki.core.plan import Plan
 from niwaki.core.reindex import reindex
 from niwaki.core.space import SearchSpace
-from niwaki.criteria import score
+from niwaki.criteria import SecondDerivatives, score
 from niwaki.errors import NiwakiError
 from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
 from niwaki.io.export import export
@@ -53,6 +53,7 @@ __all__ = [
     "Plan",
     "Schedule",
     "SearchSpace",
+    "SecondDerivatives",
     "ShrinkPolicy",
     "__version__",
     "check",

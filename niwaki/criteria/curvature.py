@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from niwaki.core.space import SearchSpace
+from niwaki.criteria.products import HessianProducts
 from niwaki.criteria.registry import criterion
-from niwaki.errors import MethodError
 from niwaki.per_unit.index import UnitIndex
 from niwaki.per_unit.sums import UnitSums, row_sums
 
@@ -18,7 +18,7 @@ def curvature(
     space: SearchSpace,
     index: UnitIndex,
     parameters: Mapping[str, Tensor],
-    gradients: Mapping[str, Tensor],
+    products: HessianProducts,
     signs: Tensor,
 ) -> Tensor:
     """x_g' H_gg x_g of each unit, [num_units]: the mean over the probes ``signs`` [probes, num_units] of +-1.
@@ -26,31 +26,15 @@ def curvature(
     A probe is v = x with the entries of each unit under one random sign. Then <v_g, (Hv)_g> has the mean x_g' H_gg x_g,
     since the terms between units cancel: unlike the trace, it includes the terms between the weights of a unit. (For
     entries that lie in several units at once, the terms between entries of different other units cancel too.)
-
-    ``gradients`` must carry a graph (``create_graph=True``).
     """
     total = torch.zeros_like(index.entries)
     for sign in signs:
         probe = _probe(space, parameters, sign)
-        seeds = [probe[name] for name in gradients]
-        try:
-            products = torch.autograd.grad(
-                list(gradients.values()),
-                [parameters[name] for name in gradients],
-                seeds,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-        except RuntimeError as cause:
-            raise MethodError(
-                "The criterion 'hessian' needs the second derivative of the loss, and the model has an operator "
-                f"without one: {cause}. Choose 'fisher' or 'taylor2', which need first derivatives only."
-            ) from cause
-        curved = dict(zip(gradients, products, strict=True))
+        curved = products.of(probe)
         rows: list[Tensor] = []
         for bundle in index.bundles:
             v, hv = (bundle.join([table[name] for name in bundle.names]) for table in (probe, curved))
+            v = v.to(torch.promote_types(v.dtype, hv.dtype))
             rows += row_sums(v, hv, None, bundle.dims, {"product"})["product"]
         total += index.total({"product": rows})["product"]
     return total / len(signs)

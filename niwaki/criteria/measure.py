@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.absence import Absence
 from niwaki.criteria.curvature import curvature
 from niwaki.criteria.losses import Loss, check_loss, loss_of
+from niwaki.criteria.norm_statistics import refresh_norms
 from niwaki.criteria.observe import ActivationObserver
+from niwaki.criteria.products import DifferenceProducts, ExactProducts, HessianProducts, SecondDerivatives
 from niwaki.criteria.registry import Criterion
+from niwaki.criteria.trace import TraceEstimate
 from niwaki.errors import MethodError
 from niwaki.per_unit.index import UnitIndex, scored_parameters
 from niwaki.per_unit.layers import Layers
@@ -24,6 +28,17 @@ from niwaki.per_unit.sums import ABSENCE, UnitSums, row_sums
 from niwaki.per_unit.whole import saliencies
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
+from niwaki.trace.structures import tensors_in
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSettings:
+    """The arguments of `niwaki.score` that say how criteria are measured."""
+
+    seed: int = 0
+    probes: int = 30
+    second: SecondDerivatives = SecondDerivatives()
+    fresh_norms: bool = False
 
 
 class Measurement:
@@ -34,11 +49,10 @@ class Measurement:
         self,
         space: SearchSpace,
         criteria: Sequence[Criterion],
-        seed: int,
-        probes: int,
+        settings: ScoreSettings,
         by_layer: BoolArray | None = None,
     ) -> None:
-        self._space, self._criteria, self._seed, self._probes = space, criteria, seed, probes
+        self._space, self._criteria, self._settings = space, criteria, settings
         self._parameters = scored_parameters(space)
         self._index = UnitIndex.of(space, self._parameters)
         self._layers = None if by_layer is None else Layers.of(self._index, self._parameters)
@@ -59,19 +73,24 @@ class Measurement:
         fields: dict[str, Tensor | None] = {}
         count = 0
         with _borrowed(self._space.model, self._parameters.values()), ExitStack() as modes:
+            if self._settings.fresh_norms:
+                batches = list(batches)
+                refresh_norms(self._space.model, batches, loss_fn)
+            trace = self._trace()
             observer = self._observer()
             absence = self._absence()
-            if bent:
+            if bent and self._settings.second.by == "backward":
                 modes.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
             for batch in batches:
+                run = _repeatable(lambda batch=batch: loss_of(loss_fn, self._space.model, batch))  # type: ignore[misc]
                 with torch.enable_grad(), _watched_by(observer):
-                    loss = loss_of(loss_fn, self._space.model, batch)
+                    loss = run()
                 more = observer.fields() if observer else {}
                 if absence is not None:
-                    more |= absence.fields(lambda batch=batch: loss_of(loss_fn, self._space.model, batch), count)  # type: ignore[misc]
+                    more |= absence.fields(run, count)
                 gradients: dict[str, Tensor | None] = {}
                 if any(c.needs_gradients or c.needs_direction or c.needs_curvature for c in self._criteria):
-                    gradients, curved = self._derivatives(loss, count)
+                    gradients, curved = self._derivatives(loss, run, count, trace, samples_in(batch))
                     more |= curved
                 values = self._values(each, gradients, more)
                 totals = [a + b for a, b in zip(totals, values, strict=True)] if count else values
@@ -84,6 +103,8 @@ class Measurement:
                 "Pass at least one batch (a generator can be read only once)."
             )
         mean = {name: value / count for name, value in fields.items() if value is not None}
+        if trace is not None:
+            mean["relative_trace"] = trace.values()
         slope = {name: None if value is None else value / count for name, value in slopes.items()}
         found = {c.name: total / count for c, total in zip(each, totals, strict=True)}
         found |= {c.name: value for c, value in zip(bent, self._values(bent, slope, mean), strict=True)}
@@ -96,21 +117,38 @@ class Measurement:
 
     def _absence(self) -> Absence | None:
         wanted = self._reads & ABSENCE
-        return Absence(self._space, wanted, self._seed, self._index.entries) if wanted else None
+        return Absence(self._space, wanted, self._settings.seed, self._index.entries) if wanted else None
 
-    def _derivatives(self, loss: Tensor, count: int) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
-        """The gradients of the parameters that units are made of, and ``curved`` if some criterion reads it."""
+    def _trace(self) -> TraceEstimate | None:
+        if "relative_trace" not in self._reads:
+            return None
+        return TraceEstimate(
+            self._index, self._parameters, self._settings.seed, self._settings.probes, self._settings.second
+        )
+
+    def _derivatives(
+        self, loss: Tensor, run: Callable[[], Tensor], count: int, trace: TraceEstimate | None, size: int
+    ) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
+        """The gradients of the parameters that units are made of, and ``curved`` if some criterion reads it; ``trace``
+        gets its probes."""
         check_loss(loss, count)
-        curved = any(criterion.needs_curvature for criterion in self._criteria)
-        values = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True, create_graph=curved)
-        gradients: dict[str, Tensor | None] = dict(zip(self._parameters, values, strict=True))
-        if not curved:
-            return gradients, {}
-        reached = {name: value for name, value in zip(self._parameters, values, strict=True) if value is not None}
-        generator = torch.Generator().manual_seed(self._seed + count)
-        signs = 2 * torch.randint(0, 2, (self._probes, self._index.num_units), generator=generator) - 1
-        found = curvature(self._space, self._index, self._parameters, reached, signs.to(self._index.entries))
-        return {name: None if value is None else value.detach() for name, value in gradients.items()}, {"curved": found}
+        bent = next((criterion.name for criterion in self._criteria if criterion.needs_curvature), None)
+        if bent is None:
+            values = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True)
+            return dict(zip(self._parameters, values, strict=True)), {}
+        products: HessianProducts
+        if self._settings.second.by == "backward":
+            products = ExactProducts(loss, self._parameters, bent)
+        else:
+            products = DifferenceProducts(loss, run, self._parameters)
+        if trace is not None:
+            trace.add(products, size, count)
+        if "curved" not in self._reads:
+            return dict(products.gradients), {}
+        generator = torch.Generator().manual_seed(self._settings.seed + count)
+        signs = 2 * torch.randint(0, 2, (self._settings.probes, self._index.num_units), generator=generator) - 1
+        found = curvature(self._space, self._index, self._parameters, products, signs.to(self._index.entries))
+        return dict(products.gradients), {"curved": found}
 
     @torch.no_grad()
     def _values(
@@ -134,7 +172,7 @@ class Measurement:
             others = {**among(self._space, self._parameters, self._reads, index.entries), **more}
         else:
             index, unit, others = self._layers.index, self._layers.unit, {"group": self._layers.layer}
-        sums = UnitSums(self._index.num_units, unit, index.entries, self._seed, **index.total(rows), **others)
+        sums = UnitSums(self._index.num_units, unit, index.entries, self._settings.seed, **index.total(rows), **others)
         whole = self._index.whole if self._layers is None else None
         return list(saliencies(criteria, sums, whole))
 
@@ -143,6 +181,24 @@ class Measurement:
         if self._layers is None or self._counted is None:
             return found
         return self._layers.joined(found, torch.from_numpy(self._counted).to(found.device))
+
+
+def samples_in(batch: Any) -> int:
+    """How many samples a batch has: the first size of its first tensor that has sizes; 1 without one."""
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)
+
+
+def _repeatable(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """``run``, which draws the same random numbers whenever it is called."""
+    states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def again() -> Tensor:
+        torch.set_rng_state(states[0])
+        if states[1]:
+            torch.cuda.set_rng_state_all(states[1])
+        return run()
+
+    return again
 
 
 def _sum(total: Mapping[str, Tensor | None], more: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

@@ -15,9 +15,10 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.scalars import is_whole, whole_seed
 from niwaki.core.space import SearchSpace, check_space
 from niwaki.criteria.losses import Loss
-from niwaki.criteria.measure import Measurement
+from niwaki.criteria.measure import Measurement, ScoreSettings
 from niwaki.criteria.mix import One, check_layers, check_one, finite, name_of, weights_of
 from niwaki.criteria.normalise import Compare, check_compare, normalise
+from niwaki.criteria.products import SecondDerivatives
 from niwaki.criteria.registry import Criterion, named
 from niwaki.errors import MethodError
 
@@ -44,6 +45,8 @@ def score(
     compare: Compare | None = None,
     seed: int = 0,
     probes: int = 30,
+    second_derivatives: SecondDerivatives | None = None,
+    fresh_norms: bool = False,
     among: Compare | None = None,
 ) -> Scores:
     """Score every unit of ``space``.
@@ -61,7 +64,11 @@ def score(
             mix then uses ``group``. Negative values of a function count from the lowest of all. The scores carry it,
             and `niwaki.choose` compares them in the same way by default.
         seed: the random seed, for criteria with random numbers.
-        probes: Hessian-vector products per batch, for criteria that need them (``hessian``).
+        probes: Hessian-vector products per batch, for criteria that need them (``hessian``,
+            ``relative_hessian_trace``): the most, if ``second_derivatives`` stops earlier.
+        second_derivatives: how these products are computed, and when they suffice: `niwaki.SecondDerivatives`.
+        fresh_norms: score with running statistics of BatchNorm that are estimated anew from ``batches``, which are read
+            twice: for networks that were never trained, or whose statistics are of other data.
         among: the earlier name of ``compare``; it warns.
 
     A structure, of a space made with ``erase=True``, is scored by all weights that die with it: by what the criterion
@@ -112,7 +119,8 @@ def score(
         check_layers(registered, [one for one in mix if not isinstance(one, str)])
     found: dict[str, Tensor] = {}
     if registered:
-        measured = _measure(space, registered, batches, loss_fn, seed, int(probes), compare == "layer")
+        settings = ScoreSettings(seed, int(probes), second_derivatives or SecondDerivatives(), bool(fresh_norms))
+        measured = _measure(space, registered, batches, loss_fn, settings, compare == "layer")
         found = dict(zip([one.name for one in registered], measured, strict=True))
     everything = np.ones(space.num_units, dtype=bool)
     total = np.zeros(space.num_units)
@@ -132,14 +140,13 @@ def _measure(
     criteria: Sequence[Criterion],
     batches: Iterable[Any] | None,
     loss_fn: Loss | None,
-    seed: int,
-    probes: int,
+    settings: ScoreSettings,
     by_layer: bool,
 ) -> Tensor:
     if not space.num_units:
         return torch.zeros(len(criteria), 0)
     everything = np.ones(space.num_units, dtype=bool)
-    measurement = Measurement(space, criteria, seed, probes, everything if by_layer else None)
+    measurement = Measurement(space, criteria, settings, everything if by_layer else None)
     needy = next((criterion for criterion in criteria if criterion.needs_data), None)
     if needy is None:
         return measurement.at_weights()

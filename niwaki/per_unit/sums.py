@@ -17,7 +17,7 @@ from niwaki.per_unit.index import as_real
 GRADIENT_SUMS = frozenset({"product", "product_square"})
 DIRECTION_SUMS = frozenset({"aligned", "direction_square"})
 ACTIVATION_SUMS = frozenset({"active", "energy"})
-CURVATURE_SUMS = frozenset({"curved"})
+CURVATURE_SUMS = frozenset({"curved", "relative_trace"})
 ABSENCE = frozenset({"changed", "worse"})  # of whole structures
 
 _NONE = torch.empty(0)
@@ -46,6 +46,7 @@ class UnitSums:
     active: Tensor = _NONE  # mean of |a| over the values a that are read of the unit
     energy: Tensor = _NONE  # nuclear norm of these values as a matrix [samples, positions]
     curved: Tensor = _NONE  # x' H x, H the Hessian of the loss by x
+    relative_trace: Tensor = _NONE  # sum over its weights s of trace(H_ss) / (2 |s|) ||x_s||^2
     changed: Tensor = _NONE  # 1 - CKA of the last features with and without it; of structures
     worse: Tensor = _NONE  # the growth of the loss with its weights drawn anew; of structures
 

@@ -1,6 +1,6 @@
 """The conformance kit: the same checks that niwaki's own tests use, for rules and models of yours.
 
-Imports core, trace, program, rules, surgery, solve, verify and search.
+Imports core, trace, program, rules, criteria, surgery, solve, verify and search.
 """
 
 from niwaki.testing.erasing import ErasingReport, check_erasing, random_erasure

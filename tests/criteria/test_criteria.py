@@ -26,7 +26,16 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[..., SearchSpace], tuple
 }
 
 # compared with their definitions in test_criteria_data.py, or drawn
-ELSEWHERE = {"random", "activation", "energy", "hessian", "batchnorm_scale", "cka", "reinitialised"}
+ELSEWHERE = {
+    "random",
+    "activation",
+    "energy",
+    "hessian",
+    "relative_hessian_trace",
+    "batchnorm_scale",
+    "cka",
+    "reinitialised",
+}
 
 
 def loss(model: nn.Module, batch: Tensor) -> Tensor:
@@ -136,12 +145,13 @@ def test_what_each_criterion_needs() -> None:
         "activation": (False, False),
         "energy": (False, False),
         "hessian": (False, False),
+        "relative_hessian_trace": (False, False),
         "cka": (False, False),
         "reinitialised": (False, False),
     }
     assert {name for name, c in criteria().items() if c.needs_absence} == {"cka", "reinitialised"}
     assert {name for name, c in criteria().items() if c.needs_activations} == {"activation", "energy"}
-    assert {name for name, c in criteria().items() if c.needs_curvature} == {"hessian"}
+    assert {name for name, c in criteria().items() if c.needs_curvature} == {"hessian", "relative_hessian_trace"}
 
 
 def test_lamp_of_equal_and_of_dead_units() -> None:

@@ -16,6 +16,7 @@ from niwaki.core.isomorphic import classes_of
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import normalise, score
 from niwaki.criteria.curvature import curvature
+from niwaki.criteria.products import ExactProducts
 from niwaki.errors import MethodError, UnknownName
 from niwaki.methods import HESSO, Schedule
 from niwaki.per_unit.index import UnitIndex, unit_parameters
@@ -165,10 +166,9 @@ def test_curvature_is_the_hessian_of_each_unit() -> None:
                     mask[piece.tensor].index_fill_(piece.dim, torch.from_numpy(piece.index[unit]), 1)
             x = torch.cat([mask[name].flatten() for name in place]) * flat
             expected.append(float((x @ hessian @ x).detach()))
-    grads = torch.autograd.grad(loss(model, batch), list(parameters.values()), create_graph=True)
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=space.num_units)), dtype=torch.double)
-    table = dict(zip(parameters, grads, strict=True))
-    found = curvature(space, UnitIndex.of(space, unit_parameters(space)), parameters, table, signs)
+    products = ExactProducts(loss(model, batch), parameters, "hessian")
+    found = curvature(space, UnitIndex.of(space, unit_parameters(space)), parameters, products, signs)
     assert max(expected) > 1e-3
     np.testing.assert_allclose(found.detach(), expected, rtol=1e-10, atol=1e-14)
     values = score(space, "hessian", [batch], loss, probes=300).values

@@ -25,6 +25,7 @@ PUBLIC = {
     "Plan",
     "Schedule",
     "SearchSpace",
+    "SecondDerivatives",
     "ShrinkPolicy",
     "__version__",
     "check",

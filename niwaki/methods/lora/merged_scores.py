@@ -11,7 +11,7 @@ import torch
 from niwaki.core.counts import FloatArray
 from niwaki.core.scalars import whole_seed
 from niwaki.core.space import BoolArray, SearchSpace
-from niwaki.criteria.measure import Measurement
+from niwaki.criteria.measure import Measurement, ScoreSettings
 from niwaki.criteria.normalise import Compare
 from niwaki.errors import BudgetError, MethodError
 from niwaki.methods.checks import check_mask
@@ -109,7 +109,8 @@ class MergedScores(PortionScores):
         """Of W."""
         criteria, loss, measured, units = self._mix.registered, self._loss, None, self._units
         if criteria:
-            measurement = Measurement(self._space, criteria, self._seed, 1, keep if self._mix.by_layer else None)
+            counted = keep if self._mix.by_layer else None
+            measurement = Measurement(self._space, criteria, ScoreSettings(self._seed, 1), counted)
             if any(criterion.needs_data for criterion in criteria):
                 assert loss is not None
                 measured = measurement.over([None], lambda model, batch: loss())
