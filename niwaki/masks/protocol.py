@@ -41,6 +41,7 @@ class MaskGenerator(nn.Module, ABC):
 
     name: str
     travel: float  # what the learning rates of all steps of its training add up to by default, were none lowered
+    looks: bool = False  # whether `observe` has to be called
 
     def __init__(self, space: SearchSpace, seed: int = 0) -> None:
         super().__init__()
@@ -92,7 +93,12 @@ class MaskGenerator(nn.Module, ABC):
         sigmoid(score + base): a gate that is far from the threshold still feels what it costs. The largest of every
         group are kept, as many as its sizes or `protect` ask for: one at least.
         """
-        logits = self.scores() + BASE
+        return self.gates_of(self.scores(), noise)
+
+    @final
+    def gates_of(self, scores: Tensor, noise: torch.Generator | None = None) -> MaskGates:
+        """The same of ``scores`` that were computed before."""
+        logits = scores + BASE
         if noise is None:
             drawn, soft = logits, torch.sigmoid(logits)
         else:

@@ -26,7 +26,7 @@ class SharedHead(MaskGenerator):
     holds for all that are like it.
     """
 
-    name, travel = "shared", 0.6
+    name, travel, looks = "shared", 0.6, True
     inputs: Tensor
     seen: Tensor
     count: Tensor

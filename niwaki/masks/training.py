@@ -105,7 +105,8 @@ class MaskTraining:
     def _learn(self, function: Callable[[nn.Module], Any], progress: float) -> MaskStep:
         """With the loss, whose gradient by the gates is never longer than that of the budget."""
         with torch.enable_grad():
-            drawn, plain = self.generator.gates(self._noise), self.generator.gates()
+            scores = self.generator.scores()
+            drawn, plain = (self.generator.gates_of(scores, noise) for noise in (self._noise, None))
             loss, gradient = self.gates.gradient(drawn.hard, function)
             gradient = over_processes(checked(loss, gradient))
             budget = self._weight * budget_loss(self._space.cost_model, plain.hard, self._limits)
@@ -114,8 +115,9 @@ class MaskTraining:
             self.optimizer.zero_grad()
             torch.autograd.backward([drawn.hard, plain.hard], [gradient, price])
         self.optimizer.step()
-        units = sum(self.generator.sizes)
-        self.generator.observe(gradient[:units].detach(), unit_norms(self._space)[:units])
+        if self.generator.looks:
+            units = sum(self.generator.sizes)
+            self.generator.observe(gradient[:units].detach(), unit_norms(self._space)[:units])
         return MaskStep(float(loss), float(budget.detach()) / self._weight)
 
     def _set_rate(self, progress: float) -> None:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.methods.proximal import longer, metric_factor, metric_sums, soft_factor
-from niwaki.per_unit.blocks import RowBlock, blocks_of
+from niwaki.per_unit.blocks import RowBlock, blocks_of, row_sums_of
 from niwaki.per_unit.index import as_real, unit_parameters
 from niwaki.per_unit.metric import metric_of
 from niwaki.per_unit.plain import entries_of
@@ -119,9 +119,9 @@ class _RowsAlong:
     dim: int
     unit: Tensor
 
-    def spread(self, values: Tensor, like: Tensor) -> Tensor:
-        """``values`` [num_units + 1] of the units of the rows, so that they broadcast to ``like``."""
-        shape = [1] * like.dim()
+    def spread(self, values: Tensor, dims: int) -> Tensor:
+        """``values`` [num_units + 1] of the units of the rows, so that they broadcast to a tensor of ``dims``."""
+        shape = [1] * dims
         shape[self.dim] = -1
         return values[self.unit].view(shape)
 
@@ -151,43 +151,44 @@ class FastProx(MetricProx):
             if inside[column].any()
         ]
         self._concerned = torch.from_numpy(units).to(self._device)
+        self._entries = self._empty()
+        for rows in self._rows:
+            each = as_real(self._blocks[rows.block].read().detach()).numel() / len(rows.unit)
+            self._entries.index_add_(0, rows.unit, self._entries.new_full(rows.unit.shape, each))
 
     def act(self, strength: Strength) -> Tensor:
-        ys = [as_real(block.read()).to(self._dtype) for block in self._blocks]
-        return self._in_metric(ys, strength) if self._penalty else self._plainly(ys, strength)
+        return self._in_metric(strength) if self._penalty else self._plainly(strength)
 
-    def _plainly(self, ys: list[Tensor], strength: Strength) -> Tensor:
-        """With h = 1 a unit is multiplied by max(0, 1 - threshold / ||y||)."""
-        norm, entries = self._empty(), self._empty()
+    def _plainly(self, strength: Strength) -> Tensor:
+        """With h = 1 a unit is multiplied by max(0, 1 - threshold / ||y||). Weights are read twice, a part at a time:
+        memory for a copy of them all costs more."""
+        norm = self._empty()
+        sums = [row_sums_of(block, ("square",), 1.0)["square"] for block in self._blocks]
         for rows in self._rows:
-            rows.total(ys[rows.block].square(), norm)
-            entries.index_add_(0, rows.unit, entries.new_full(rows.unit.shape, self._entries(rows, ys)))
+            norm.index_add_(0, rows.unit, sums[rows.block][self._blocks[rows.block].dims.index(rows.dim)].to(norm))
         norm = norm.sqrt()
-        limit = self._limits(strength, norm, norm, entries)
+        limit = self._limits(strength, norm, norm)
         factor = torch.where(limit > 0, soft_factor(norm, limit), 1)
-        for number, (block, y) in enumerate(zip(self._blocks, ys, strict=True)):
-            by = [rows.spread(factor, y) for rows in self._rows if rows.block == number]
+        for number, block in enumerate(self._blocks):
+            dims = block.weights[0].dim() + block.weights[0].is_complex()
+            by = [rows.spread(factor, dims) for rows in self._rows if rows.block == number]
             _multiply(block, math.prod(by[1:], start=by[0]))
         return self._concerned & torch.where(limit > 0, factor == 0, norm == 0)[:-1]
 
-    def _entries(self, rows: _RowsAlong, ys: list[Tensor]) -> float:
-        """The number of weights in each of the rows."""
-        return ys[rows.block].numel() / len(rows.unit)
-
-    def _limits(self, strength: Strength, norm: Tensor, weighted: Tensor, entries: Tensor) -> Tensor:
+    def _limits(self, strength: Strength, norm: Tensor, weighted: Tensor) -> Tensor:
         """The threshold of each unit and of none, [num_units + 1]; 0 for those outside."""
-        found = strength(UnitLengths(norm[:-1], weighted[:-1], entries[:-1]))
+        found = strength(UnitLengths(norm[:-1], weighted[:-1], self._entries[:-1]))
         return torch.cat([torch.where(self._concerned, found.to(norm), 0), norm.new_zeros(1)])
 
-    def _in_metric(self, ys: list[Tensor], strength: Strength) -> Tensor:
+    def _in_metric(self, strength: Strength) -> Tensor:
+        ys = [as_real(block.read()).to(self._dtype) for block in self._blocks]
         hs = [self._metric(block, y) for block, y in zip(self._blocks, ys, strict=True)]
         squares = [(h * y).square() for h, y in zip(hs, ys, strict=True)]
-        norm, weighted, entries = (self._empty() for _ in range(3))
+        norm, weighted = self._empty(), self._empty()
         for rows in self._rows:
             rows.total(ys[rows.block].square(), norm)
             rows.total(squares[rows.block], weighted)
-            entries.index_add_(0, rows.unit, entries.new_full(rows.unit.shape, self._entries(rows, ys)))
-        limit = self._limits(strength, norm.sqrt(), weighted.sqrt(), entries)
+        limit = self._limits(strength, norm.sqrt(), weighted.sqrt())
         r = self._empty()
         for _ in range(_STEPS):
             total, slope = self._empty(), self._empty()
@@ -199,8 +200,8 @@ class FastProx(MetricProx):
         factors = [torch.ones_like(h) for h in hs]
         for rows in self._rows:
             h = hs[rows.block]
-            by = metric_factor(h, rows.spread(r, h), rows.spread(limit, h))
-            factors[rows.block] *= torch.where(rows.spread(limit, h) > 0, by, 1)
+            by = metric_factor(h, rows.spread(r, h.dim()), rows.spread(limit, h.dim()))
+            factors[rows.block] *= torch.where(rows.spread(limit, h.dim()) > 0, by, 1)
         for block, factor in zip(self._blocks, factors, strict=True):
             _multiply(block, factor)
         return self._concerned & torch.where(limit > 0, r == 0, norm == 0)[:-1]
@@ -211,8 +212,8 @@ class FastProx(MetricProx):
         """Of each kind of rows (h y)^2, h and h r + t; of what has no threshold, a number that does no harm."""
         for rows in self._rows:
             h = hs[rows.block]
-            own = rows.spread(limit, h)
-            yield rows, squares[rows.block], h, torch.where(own > 0, h * rows.spread(r, h) + own, 1)
+            own = rows.spread(limit, h.dim())
+            yield rows, squares[rows.block], h, torch.where(own > 0, h * rows.spread(r, h.dim()) + own, 1)
 
     def _empty(self) -> Tensor:
         return torch.zeros(self._outside + 1, dtype=self._dtype, device=self._device)
