@@ -158,6 +158,15 @@ class Flow:
         """The vertices of the operands that go where all behind ``vertex`` goes, an operand or a fan."""
         return self.fans.get(vertex, (vertex,))
 
+    def readers(self, place: int, number: int) -> list[int]:
+        """The vertices that read a value which the operator at ``place`` is given: those of operands that are it, or
+        the fan in front of them; else the operator's."""
+        reading = [one for one in self.joins.get(place, ()) if self.operands[one].value == number]
+        return list(dict.fromkeys(self._fan_before(one) for one in reading)) or [place]
+
+    def _fan_before(self, operand: int) -> int:
+        return next((one for one in self.graph.predecessor_indices(operand) if one in self.fans), operand)
+
     def is_end(self, vertex: int) -> bool:
         """Whether a vertex is an operand or a fan."""
         return vertex in self.operands or vertex in self.fans

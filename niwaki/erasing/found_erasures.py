@@ -93,13 +93,13 @@ class FoundErasures(Erasures):
         self._pristine: Validity | None = None
         self._layer = {number: layer for layer in layers for number in layer}
         self._operand = dict(enumerate(found.vertices))
-        self._readers: dict[int, list[int]] = {}  # parameters and buffers -> the operators that are given them
+        self._readers: dict[int, list[int]] = {}  # parameters and buffers -> the vertices that are given them
         values = found.graph.values
         for place, node in enumerate(found.graph.runs[0].nodes):
             for number in node.inputs():
                 root = values[number].root
                 if values[root].origin in (Origin.PARAMETER, Origin.BUFFER):
-                    self._readers.setdefault(root, []).append(place)
+                    self._readers.setdefault(root, []).extend(found.flow.readers(place, number))
 
     @property
     def listed(self) -> tuple[Structure, ...]:

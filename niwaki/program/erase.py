@@ -10,6 +10,7 @@ from itertools import compress
 
 import torch
 from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -19,6 +20,7 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
+from torch.utils._pytree import tree_leaves
 
 from niwaki.core.edits import edited_by_hand
 from niwaki.core.edits.erase import JoinOperand
@@ -209,7 +211,8 @@ def _dissolve(memory: SharedMemory, join: fx.Node, left: fx.Node, taken: Collect
 
 def _remove_dead(module: fx.GraphModule) -> None:
     """Remove what no output follows from. What writes to memory is needed if anything that lives reads that memory
-    afterwards."""
+    afterwards; what has no result that anything reads and is no operator, such as the begin and the end of a
+    ``torch.vmap``, is there for what it does."""
     graph = module.graph
     memory = memories(module) if any(True for node in graph.nodes for _ in written(node)) else {}
     place = {node: number for number, node in enumerate(graph.nodes)}
@@ -227,7 +230,7 @@ def _remove_dead(module: fx.GraphModule) -> None:
             yield from writers[max(before - 1, 0) : before]
 
     living: set[fx.Node] = set()
-    waiting = [node for node in graph.nodes if node.op == "output"]
+    waiting = [node for node in graph.nodes if node.op == "output" or _is_done_for_its_effect(node)]
     while waiting:
         node = waiting.pop()
         if node not in living:
@@ -236,3 +239,14 @@ def _remove_dead(module: fx.GraphModule) -> None:
     for node in reversed(list(graph.nodes)):
         if node.op != "placeholder" and node not in living:
             graph.erase_node(node)
+
+
+def _is_done_for_its_effect(node: fx.Node) -> bool:
+    """Whether a node calls a function which is no operator, gives it no tensor, and has no use for its result."""
+    given = tree_leaves([one.meta.get("val") for one in node.all_input_nodes])
+    return (
+        node.op == "call_function"
+        and not isinstance(node.target, (OpOverload, HigherOrderOperator))
+        and not node.users
+        and not any(isinstance(one, torch.Tensor) for one in given)
+    )

@@ -62,7 +62,7 @@ def memories(module: fx.GraphModule) -> dict[fx.Node, frozenset[int]]:
     The graph is run on fake tensors: schemas do not tell it of all operators (a dropout in eval mode gives back what it
     was given). Where a concatenation has lost operands, its result still has the size that those behind it expect.
     What a region gives may share the memory of all that it is given, and so may what an operator gives that does not
-    run.
+    run, and a tensor inside of ``torch.vmap``, which has no memory of its own to ask for.
     """
     values: dict[fx.Node, Any] = {}
     found: dict[fx.Node, frozenset[int]] = {}
@@ -86,5 +86,8 @@ def memories(module: fx.GraphModule) -> dict[fx.Node, frozenset[int]]:
                     values[node] = node.meta.get("val")
                     own = own.union(*(found[given] for given in node.all_input_nodes))
             tensors = (leaf for leaf in tree_leaves(values.get(node)) if isinstance(leaf, torch.Tensor))
-            found[node] = own | {tensor.untyped_storage()._cdata for tensor in tensors}
+            try:
+                found[node] = own | {tensor.untyped_storage()._cdata for tensor in tensors}
+            except NotImplementedError:
+                found[node] = own.union((-1 - len(found),), *(found[given] for given in node.all_input_nodes))
     return found
