@@ -83,6 +83,7 @@ class TrialRuns:
         """The runs of which some line was not run before in one of these, each with its record after ``edit``."""
         dense = {path: result.fixed(self._length) for path, result in edit.absent.items()}
         deleted = _deleted(self._model, edit)
+        left_out = {*edit.absent, *edit.entries}  # what decides there does not run
         runs = {id(one.run): one for one in left.runs}
         seen: set[object] = set()
         with ExitStack() as stack:
@@ -94,8 +95,9 @@ class TrialRuns:
                 lines = {node.location for node in run.nodes}
                 if id(run) in runs and not lines <= seen:
                     seen |= lines
+                    decided = [one for one in run.decisions if left_out.isdisjoint(around(one.module))]
                     yield runs[id(run)], trace(
-                        self._model, [call], (run.training,), required=True, failing=True, decided=run.decisions,
+                        self._model, [call], (run.training,), required=True, failing=True, decided=decided,
                         extent=NOTHING,
                     )  # fmt: skip
 

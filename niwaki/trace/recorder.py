@@ -25,7 +25,7 @@ from niwaki.trace.memory import Memory
 from niwaki.trace.module_calls import ModuleCalls
 from niwaki.trace.operators import Traits, traits
 from niwaki.trace.remade import remade
-from niwaki.trace.replay import Decisions
+from niwaki.trace.replay import Decision, Decisions
 from niwaki.trace.shape_only import Hollow
 from niwaki.trace.source_lines import Lines
 from niwaki.trace.structures import ExampleCall, contained, input_names, map_tensors, objects_in, tensors_in
@@ -89,7 +89,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._frozen: list[Frozen] = []
         self._inside = False
         self._opened = False
-        self.decisions = Decisions()
+        self.decisions = Decisions(self._module)
         self.overlooked: set[str] = set()
         self.unexplained: set[tuple[int, ...]] = set()  # shapes of outputs of unknown origin
         self.asked: Location | None = None  # where code first asked whether gradients are recorded
@@ -147,7 +147,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._writes.undo()
         while self._repointed:
             self._know(*self._repointed.pop())
-        decisions, self.decisions = tuple(self.decisions.made), Decisions()
+        decisions, self.decisions = tuple(self.decisions.made), Decisions(self._module)
         return Run(
             nodes=tuple(self._nodes),
             outputs=outputs,
@@ -375,6 +375,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._writes.expect(tensor)
             if self.values[root].origin is Origin.CONSTANT:
                 self._writes.expect_foreign(tensor)
+
+    def repeat(self, decided: Sequence[Decision]) -> None:
+        """Let the next run take these decisions."""
+        self.decisions = Decisions(self._module, decided)
+
+    def _module(self) -> str:
+        return self._lines.here().module
 
     def _freeze(self, expression: Expression) -> int:
         self._frozen.append(Frozen(expression, self._lines.here()))

@@ -31,20 +31,22 @@ def _masked(args: Sequence[Any]) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """A decision of an operator: the shapes of its arguments, and its result (for an index: the masks among its
-    arguments)."""
+    """A decision of an operator: the shapes of its arguments, its result (for an index: the masks among its
+    arguments), and the path of the module whose code called it."""
 
     operator: torch._ops.OpOverload
     shapes: tuple[tuple[int, ...], ...]
     outcome: Any
+    module: str
 
 
 class Decisions:
     """Runs operators and notes their decisions. With ``given``, repeats those decisions as long as the same operators
-    ask in the same order."""
+    ask in the same order. ``module``: the path of the module whose code runs now."""
 
-    def __init__(self, given: Sequence[Decision] = ()) -> None:
+    def __init__(self, module: Callable[[], str], given: Sequence[Decision] = ()) -> None:
         self.made: list[Decision] = []
+        self._module = module
         self._given = list(reversed(given))
 
     def run(
@@ -68,7 +70,7 @@ class Decisions:
             given = self._next(operator, shapes)
             if given is not None:
                 return _copy(given.outcome)
-        self.made.append(Decision(operator, shapes, _copy(outcome)))
+        self.made.append(Decision(operator, shapes, _copy(outcome), self._module()))
         return outcome
 
     def _chosen(
@@ -81,7 +83,7 @@ class Decisions:
         shapes = tuple(tuple(mask.shape) for mask in masks)
         given = self._next(operator, shapes)
         if given is None:
-            self.made.append(Decision(operator, shapes, _copy(masks)))
+            self.made.append(Decision(operator, shapes, _copy(masks), self._module()))
             return indices
         chosen = iter(given.outcome)
         return [next(chosen) if index is not None and index.dtype in _MASKS else index for index in indices]

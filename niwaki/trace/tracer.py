@@ -24,7 +24,7 @@ from niwaki.trace.outside import preserved_outside
 from niwaki.trace.powers import roots_followed
 from niwaki.trace.recorder import Recorder
 from niwaki.trace.refusals import check_inputs, does_not_run
-from niwaki.trace.replay import Decision, Decisions
+from niwaki.trace.replay import Decision
 from niwaki.trace.shape_only import Forms, Hollow
 from niwaki.trace.structures import ExampleCall, others_in, tensors_in
 from niwaki.trace.tracked import current_trace, root_of
@@ -151,7 +151,7 @@ class Tracer:
                 self._before.restore()
             hollow = None if real or self._arithmetic else Hollow(self._forms)
             recorder = Recorder(self.inventory, self._pretence, hollow, extent)
-            recorder.decisions = Decisions(self._runs.decided)
+            recorder.repeat(self._runs.decided)
             with _current(recorder):
                 self._changed = extent.attributes
                 tracking = Tracking(self.inventory, replace(extent, objects=extent.objects | self._left_alone))

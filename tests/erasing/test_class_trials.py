@@ -14,6 +14,7 @@ from niwaki.core.absent import Given
 from niwaki.core.edits import EraseModules
 from niwaki.erasing import trial_runs
 from niwaki.erasing.edited import edited
+from niwaki.testing import check_erasing
 
 
 class Block(nn.Module):
@@ -161,3 +162,36 @@ def test_a_kind_that_fails_is_refused_after_few_trials(operators: list[int]) -> 
     space = niwaki.search_space(Stack(*["type"] * 12), torch.randn(2, 3), erase=True)
     assert not any(one.erasable for one in space.structures)
     assert len(operators) <= 6
+
+
+class Reading(nn.Module):
+    """Numbers that its code reads from a tensor are sizes: those of parts, which a linear layer is run on in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        return torch.cat([self.linear(part) for part in x.split((2 * sizes).tolist())])
+
+
+class Parts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second, self.head = nn.Linear(3, 6), Reading(), Reading(), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:  # [B, 3], B is twice the sum of the sizes
+        x = self.stem(x)
+        x = x + self.first(x, sizes)
+        x = x + self.second(x, sizes)
+        halves = [part.mean(0, keepdim=True) for part in x[::2].split(sizes.tolist())]
+        return self.head(torch.cat(halves))
+
+
+def test_numbers_that_what_is_erased_would_have_read() -> None:
+    """The code that lives on reads its own, of as many entries."""
+    torch.manual_seed(0)
+    model, inputs = Parts(), (torch.randn(6, 3), torch.tensor([1, 2]))
+    space = niwaki.search_space(model, inputs, erase=True)
+    assert [one.name for one in space.structures if one.erasable] == ["first", "second"], str(space)
+    assert check_erasing(model, inputs, plans=4, least_erasable=2).erased > 0

@@ -72,11 +72,23 @@ class Named(Listed):
     def mixed(self, x: Tensor, logits: Tensor) -> Tensor:
         weight, chosen = self.choice(logits)
         out = torch.zeros_like(x)
-        for number in range(len(self.experts)):
+        for number in range(sum(name.startswith("expert") for name in self.experts)):  # type: ignore[attr-defined]
             row, place = torch.where(chosen == number)
             made = self.experts[f"expert {number}"](x[row])  # type: ignore[index]
             out.index_add_(0, row, made * weight[row, place, None])
         return out
+
+
+class Beside(Named):
+    """Something else is in the dictionary, in front of the experts and behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        before = {"scale": nn.Hardtanh(), **self.experts, "after": nn.Identity()}
+        self.experts = nn.ModuleDict(before)  # type: ignore[assignment]
+
+    def mixed(self, x: Tensor, logits: Tensor) -> Tensor:
+        return self.experts["after"](super().mixed(self.experts["scale"](x), logits))  # type: ignore[index, no-any-return]
 
 
 HANDMADE: Mapping[str, Callable[[], nn.Module]] = {
@@ -86,6 +98,7 @@ HANDMADE: Mapping[str, Callable[[], nn.Module]] = {
     "stacked": Stacked,
     "lists of parameters": Parameters,
     "named": Named,
+    "named, beside others": Beside,
 }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class ExpertList:
     """The list or dictionary of modules (or list of parameters) at ``path``, whose entries, under ``keys``, are one
-    expert each. Those that stay get the first keys, in their order."""
+    expert each. Those that stay get the first keys, in their order. A dictionary may have others, without tensors."""
 
     path: str
     keys: tuple[str, ...]
@@ -31,7 +31,18 @@ class ExpertList:
     def of(cls, path: str, module: nn.Module) -> Self | None:
         """The list that a module is; None if it is not one."""
         entries = _entries_of(module)
-        return None if entries is None else cls(path, tuple(entries))
+        if entries is None:
+            return None
+        named = isinstance(module, nn.ModuleDict)
+        return cls(path, tuple(key for key, entry in entries.items() if not named or _has_tensors(entry)))
+
+    def fits(self, entries: Mapping[str, Any] | None) -> bool:
+        """Whether these are the entries of the list."""
+        return entries is not None and tuple(key for key in entries if key in self.keys) == self.keys
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return any(True for tensors in (module.parameters(), module.buffers()) for _ in tensors)
 
 
 def _entries_of(module: nn.Module | None) -> dict[str, Any] | None:
@@ -90,16 +101,17 @@ class EraseExperts(ModuleEdit):
             raise edited_by_hand(f"erases experts of {self.weight!r}, which the model does not have")
         for one in self.lists:
             entries = _entries_of(modules.get(one.path))
-            if entries is None or tuple(entries) != one.keys:
+            if not one.fits(entries):
                 raise edited_by_hand(f"erases experts from {one.path!r}, which is not a list of {self.experts}")
 
     def apply(self, modules: Mapping[str, nn.Module]) -> None:
         for one in self.lists:
             entries = _entries_of(modules[one.path])
             assert entries is not None
-            stay = [entries[one.keys[number]] for number in self.kept]
+            stay = dict(zip(one.keys, [entries[one.keys[number]] for number in self.kept], strict=False))
+            others = {key: entry for key, entry in entries.items() if key not in one.keys}
             entries.clear()
-            entries.update(zip(one.keys, stay, strict=False))
+            entries.update({**stay, **others})
         owner, _, leaf = self.weight.rpartition(".")
         show_logits(modules[self.module], modules[owner], leaf)
 
