@@ -2,35 +2,36 @@
 
 Units are seldom independent, so other weights for the remaining inputs restore a part of a layer's lost output (Pruning
 with Compensation, arXiv:2108.13728). Layers are fitted in the order of the network, each on its inputs in the cut
-network: errors of earlier layers are repaired, while fits on the inputs of the dense network would add them up.
+network: errors of earlier layers are repaired, while fits on the inputs of the dense network would add them up. The
+passes of all batches halt at a layer, it is fitted, and they go on, so that depth costs no further passes.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from niwaki.core.names import module_at, named_parameters
 from niwaki.core.plan import Plan
-from niwaki.core.scalars import is_number
+from niwaki.core.scalars import is_number, is_whole
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, TraceError
 from niwaki.repair.calibration import Forward, feed
 from niwaki.repair.consumers import Reader, readers_of, removed_from
+from niwaki.repair.norms_behind import NormsBehind
+from niwaki.repair.passes import Pass, closing_all
+from niwaki.repair.positions import rows
+from niwaki.repair.regression import Regression
 from niwaki.surgery.cut import cut_module, duplicate
 from niwaki.surgery.history import check_plan
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
-
-_TINY = torch.finfo(torch.float64).tiny
-
 
 _FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
 
@@ -39,10 +40,12 @@ _FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.
 class Fit:
     """Relative error of a layer's output in the cut network, as a fraction of the power of the dense output: with the
     old weights (``before``) and with the new ones (``after``). Earlier layers have their new weights in both. Measured
-    on the batches of the fit."""
+    on the positions of the fit. ``norm``: the BatchNorm whose running mean took up the shift of a layer without a
+    bias; None if there is none, or the layer has a bias."""
 
     before: float
     after: float
+    norm: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,34 +69,47 @@ def compensate(
     plan: Plan,
     batches: Iterable[Any],
     *,
-    ridge: float = 1e-3,
+    ridge: float | None = None,
+    positions: int = 32_768,
     forward: Forward | None = None,
 ) -> Compensated:
     """Give the layers that read removed units the weights with which the remaining units best reproduce their outputs.
 
     Layers are fitted in the order of the network. For a layer W x + b, with x its input in the dense network and y its
-    input in the cut one (where earlier layers have their new weights), over all positions of all batches,
+    input in the cut one (where earlier layers have their new weights), over positions of all batches,
 
         minimise over D, d:  E |W x - (W_S + D) y - d|^2 + ridge * mean(diag C_yy) |D|^2;   W_S += D, b += d
 
-    W_S being the weights of the remaining inputs, C a covariance. Without a bias d is 0 and C not centred. Both
-    networks run in eval mode, once over the data to find the order and then again for each layer, up to it. With little
-    data, use a larger ``ridge``; weights that the data do not determine are not changed.
+    W_S being the weights of the remaining inputs, C a covariance. Without a bias the shift d goes into the running mean
+    of the BatchNorm that alone reads the layer, which changes nothing else (OB2C, arXiv:2608.17657); without such a
+    norm d is 0 and C not centred. Networks run in eval mode.
+
+    The norms behind repaired layers need no `niwaki.reestimate_norms`: their means are right, and the variance that the
+    repaired output lacks is what it does not know of the dense one. Scaled up to the full variance it would be wrong by
+    more.
+
+    The cost: a pass of the dense network over the data to find the order, then one of the dense and one of the cut
+    network, whatever the depth; and two more, each up to it, for a layer that a batch calls several times. Besides, for
+    a layer with S remaining inputs and O outputs, ``positions`` * S * (S + O) multiplications. All passes stand at the
+    same layer at once, each holding what it needs to go on.
 
     Args:
         space: the search space of the model, which is not changed.
         plan: the plan of the cut.
         batches: inputs, which are all held; a tensor or tuple is passed by position, a dict by keywords. A few hundred
             images do.
-        ridge: the penalty on changes of the weights, relative to the mean power of an input; above 0.
+        ridge: the penalty on changes of the weights, relative to the mean power of an input; above 0. By default each
+            layer has that of 1e-5 to 1e-1 whose fit on three quarters of the positions is best on the last.
+        positions: at most so many of a layer's positions (a sample of a linear layer, a place of a feature map) are
+            used, drawn evenly from all batches; 1 or more.
         forward: how to run the model on any other batch: ``lambda model, batch: model(batch[0])``.
 
     The cut of ``Compensated.model`` by the same plan has the new weights, and it is exact as that of any model; removed
-    units keep their old weights until then.
+    units keep their old weights until then. Weights that the data do not determine are not changed.
 
     Raises:
         PlanError: the plan is for another network, or is not a plan.
-        MethodError: there are no batches, or ``ridge`` is not a positive number.
+        MethodError: there are no batches, or ``ridge`` or ``positions`` is no such number.
         TraceError: the model does not run on a batch, or has no values (on the meta device).
 
     Example:
@@ -107,139 +123,166 @@ def compensate(
         True
         >>> small = niwaki.cut(made.model, plan)
     """
-    if not is_number(ridge) or not 0 < ridge < float("inf"):
-        raise MethodError(f"ridge={ridge!r} must be a number above 0, such as 1e-3.")
+    if ridge is not None and (not is_number(ridge) or not 0 < ridge < float("inf")):
+        raise MethodError(f"ridge={ridge!r} must be a number above 0, such as 1e-3, or None.")
+    if not is_whole(positions) or positions < 1:
+        raise MethodError(f"positions={positions!r} must be a whole number, 1 or more.")
     check_plan(plan)
     plan.check_fits(space.model)
     if any(parameter.is_meta for parameter in space.model.parameters()):
         raise TraceError("The model is on the meta device, where it has no weights to change. Move it first.")
     model = duplicate(space.model)
-    made, small = duplicate(model), cut_module(model, plan)
     readers = readers_of(space, plan, model)
     left = _others(space, plan, model, readers)
+    fitted = _own_weights(model, {name: layer for name, (layer, _) in readers.items()}, left)
+    repair = _Repair(plan, model, {name: readers[name] for name in fitted}, list(batches), forward)
+    with preserved(model):
+        layers = repair.run(None if ridge is None else float(ridge), int(positions), left)
+    return Compensated(repair.made, layers, left)
+
+
+class _Repair:
+    """One run: the dense ``model``, the dense copy with new weights ``made``, and the cut network ``small``."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        model: nn.Module,
+        readers: Mapping[str, tuple[Reader, Tensor]],
+        batches: Sequence[Any],
+        forward: Forward | None,
+    ) -> None:
+        self._plan, self._model, self._batches, self._forward = plan, model, batches, forward
+        self._readers = readers
+        self.made, self._small = duplicate(model), cut_module(model, plan)
+
+    def run(self, ridge: float | None, positions: int, left: dict[str, str]) -> dict[str, Fit]:
+        """Fit all layers; those which cannot be go to ``left``, with the reason."""
+        for module in (*self._model.modules(), *self._small.modules()):
+            module.training = False
+        calls, behind = self._watched()
+        once = [name for name, counts in calls.items() if max(counts) == 1]
+        pairs = [self._pair(once, number) for number in range(len(self._batches))]
+        layers: dict[str, Fit] = {}
+        with closing_all([one for pair in pairs for one in pair]):
+            for name in (*calls, *(name for name in self._readers if name not in calls)):
+                sums = Regression()
+                counts = calls.get(name, [0] * len(self._batches))
+                try:
+                    for number, count in enumerate(counts):
+                        share = -(-positions // sum(counts)) if count else 0
+                        if name in once:
+                            self._add(sums, name, pairs[number], count, share, number)
+                        elif count:
+                            again = self._pair([name], number)
+                            with closing_all([*again]):
+                                self._add(sums, name, again, count, share, number)
+                    layers[name] = self._fit(name, sums, ridge, behind.get(name))
+                except ValueError as why:
+                    left[name] = str(why)
+        return layers
+
+    def _watched(self) -> tuple[dict[str, list[int]], dict[str, str]]:
+        """The number of calls of each layer by each batch, in the order of the first calls; and the norms behind layers
+        without a bias."""
+        calls: dict[str, list[int]] = {}
+        watch = NormsBehind(self._model, {name: layer for name, (layer, _) in self._readers.items()})
+        number = 0
+
+        def note(name: str, output: Tensor) -> None:
+            calls.setdefault(name, [0] * len(self._batches))[number] += 1
+            watch.note(name, output)
+
+        with contextlib.ExitStack() as stack:
+            for name, (layer, _) in self._readers.items():
+                handle = layer.register_forward_hook(
+                    lambda _, args, output, name=name: note(name, output), prepend=True
+                )
+                stack.callback(handle.remove)
+            for number, batch in enumerate(self._batches):
+                with watch:
+                    feed(self._model, [batch], self._forward, number + 1)
+                watch.forget()
+            if not self._batches:
+                feed(self._model, [], self._forward)
+        return calls, watch.found()
+
+    def _pair(self, names: Sequence[str], number: int) -> tuple[Pass, Pass]:
+        """A pass of the dense network, for outputs, and one of the cut network, for inputs."""
+        batch, forward = self._batches[number], self._forward
+        return (
+            Pass(self._model, names, batch, forward, number + 1, after=True),
+            Pass(self._small, names, batch, forward, number + 1, after=False),
+        )
+
+    def _add(self, sums: Regression, name: str, pair: tuple[Pass, Pass], count: int, most: int, seed: int) -> None:
+        layer, inside = self._readers[name][0], _reader(self._small, name)
+        outputs, inputs = (one.take(name, count) for one in pair)
+        for output, given in zip(outputs, inputs, strict=True):
+            for piece in rows(layer, inside, output, given, most, seed):
+                sums.add(*piece)
+
+    def _fit(self, name: str, sums: Regression, ridge: float | None, norm: str | None) -> Fit:
+        """Change the weights of a layer, in ``made`` and in the cut network.
+
+        Raises:
+            ValueError: why they are not changed.
+        """
+        if sums.empty:
+            raise ValueError("no batch reached it as a layer of its own")
+        layer, removed = _reader(self.made, name), self._readers[name][1]
+        found = sums.moments()
+        if not found.finite:
+            raise ValueError("what it reads is not finite")
+        weight = layer.weight.detach().double().reshape(len(layer.weight), -1)
+        stay = torch.ones(layer.weight.shape[1], dtype=torch.bool, device=weight.device)
+        stay[removed] = False
+        stay = stay.repeat_interleave(weight.shape[1] // len(stay))
+        fewer = weight[:, stay]
+        norm = norm if layer.bias is None else None
+        centred = layer.bias is not None or norm is not None
+        before = found.plain.lost(fewer) / max(found.whole if centred else found.plain.whole, 1e-300)
+        used = found if centred else found.plain
+        fewer = used.fitted(fewer, sums.ridge(fewer, centred) if ridge is None else ridge)
+        shift = found.z - fewer @ found.y
+        with torch.no_grad():
+            weight[:, stay] = fewer
+            layer.weight.copy_(weight.reshape(layer.weight.shape))
+            changed = [f"{name}.{part}" for part, _ in named_parameters(layer)]
+            if layer.bias is not None:
+                layer.bias += shift.to(layer.bias.dtype)
+            elif norm is not None:
+                module_at(self.made, norm).get_buffer("running_mean").sub_(shift)
+                changed.append(f"{norm}.running_mean")
+            for tensor in changed:
+                _tensor(self._small, tensor).copy_(self._plan.change_of(tensor).of(_tensor(self.made, tensor)))
+        return Fit(before, used.lost(fewer) / used.whole, norm)
+
+
+def _own_weights(model: nn.Module, layers: Mapping[str, Reader], left: dict[str, str]) -> list[str]:
+    """The names of the layers that are what their class says, with weights of their own; the others go to ``left``."""
     uses = Counter(id(value) for module in model.modules() for value in module._parameters.values())
     names = []
-    for name, (layer, _) in readers.items():
-        own = [value for value in layer._parameters.values() if value is not None]
+    for name, layer in layers.items():
         if type(layer).forward not in _FORWARDS:
             left[name] = f"{type(layer).__qualname__} computes something of its own"
-        elif any(uses[id(value)] > 1 for value in own):
+        elif any(uses[id(value)] > 1 for value in layer._parameters.values() if value is not None):
             left[name] = "it shares its weight or bias with another module"
         else:
             names.append(name)
-    layers: dict[str, Fit] = {}
-    data = list(batches)
-    with preserved(model):
-        for module in (*model.modules(), *small.modules()):
-            module.training = False
-        calls = _calls({name: readers[name][0] for name in names}, model, data, forward)
-        for name in (*calls, *(name for name in names if name not in calls)):
-            layer, removed = readers[name]
-            inside = module_at(small, name)
-            assert isinstance(inside, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-            try:
-                gram = Gram(layer, inside)
-                for batch, count in zip(data, calls.get(name, ()), strict=False):
-                    pairs = [_inputs(*one, batch, forward, count) for one in ((model, layer), (small, inside))]
-                    for x, y in zip(*pairs, strict=True):
-                        gram.add(x, y)
-                fitted = module_at(made, name)
-                assert isinstance(fitted, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-                layers[name] = _fit(fitted, removed, gram, float(ridge))
-            except ValueError as why:
-                left[name] = str(why)
-                continue
-            with torch.no_grad():
-                for part, value in named_parameters(fitted):
-                    inside.get_parameter(part).copy_(plan.change_of(f"{name}.{part}").of(value))
-    return Compensated(made, layers, left)
+    return names
 
 
-def _calls(
-    layers: Mapping[str, nn.Module], model: nn.Module, batches: Sequence[Any], forward: Forward | None
-) -> dict[str, list[int]]:
-    """The number of calls of each layer by each batch, in the order of the first calls; layers without calls are
-    missing."""
-    calls: dict[str, list[int]] = {}
-    batch = 0
-
-    def count(name: str) -> None:
-        calls.setdefault(name, [0] * len(batches))[batch] += 1
-
-    with contextlib.ExitStack() as stack:
-        for name, layer in layers.items():
-            handle = layer.register_forward_pre_hook(lambda _, args, name=name: count(name))
-            stack.callback(handle.remove)
-        for batch, one in enumerate(batches):
-            feed(model, [one], forward, batch + 1)
-        if not batches:
-            feed(model, [], forward)
-    return calls
+def _reader(model: nn.Module, name: str) -> Reader:
+    found = module_at(model, name)
+    assert isinstance(found, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return found
 
 
-class _Enough(Exception):
-    """Raised after the last call of the layer: the rest of the pass is not needed."""
-
-
-def _inputs(model: nn.Module, layer: nn.Module, batch: Any, forward: Forward | None, count: int) -> list[Tensor]:
-    """The inputs of ``layer`` in its first ``count`` calls on a batch."""
-    seen: list[Tensor] = []
-
-    def look(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0].detach())
-        if len(seen) == count:
-            raise _Enough
-
-    if count:
-        handle = layer.register_forward_pre_hook(look)
-        try:
-            with contextlib.suppress(_Enough):
-                feed(model, [batch], forward)
-        finally:
-            handle.remove()
-    if len(seen) < count:
-        raise ValueError("it does not read the same positions in the cut network")
-    return seen
-
-
-def _fit(layer: Reader, removed: Tensor, gram: Gram, ridge: float) -> Fit:
-    """Change the weights.
-
-    Raises:
-        ValueError: why they are not changed.
-    """
-    if not gram.count:
-        raise ValueError("no batch reached it as a layer of its own")
-    if not gram.finite:
-        raise ValueError("what it reads is not finite")
-    weight = layer.weight.detach().double().reshape(len(layer.weight), -1)
-    stay = torch.ones(layer.weight.shape[1], dtype=torch.bool, device=weight.device)
-    stay[removed] = False
-    stay = stay.repeat_interleave(weight.shape[1] // len(stay))
-    plain = [sums / gram.count for sums in (gram.xx, gram.xy, gram.yy)]
-    x, y = gram.x / gram.count, gram.y / gram.count
-    centred = [a - b.outer(c) for a, b, c in zip(plain, (x, x, y), (x, y, y), strict=True)]
-    xx, xy, yy = plain if layer.bias is None else centred
-    fewer = weight[:, stay]
-    before, whole = _lost(weight, fewer, *plain), max(_lost(weight, 0 * fewer, xx, xy, yy), _TINY)
-    power = float(yy.diagonal().mean())
-    if power > 0:
-        root, failed = torch.linalg.cholesky_ex(yy + ridge * power * torch.eye(len(yy)).to(yy))
-        if int(failed):
-            raise ValueError(f"its remaining inputs are too correlated for ridge={ridge:g}")
-        fewer = fewer + torch.cholesky_solve((weight @ xy - fewer @ yy).T, root).T
-    after = _lost(weight, fewer, xx, xy, yy)
-    with torch.no_grad():
-        if layer.bias is not None:
-            layer.bias += (weight @ x - fewer @ y).to(layer.bias.dtype)
-        weight[:, stay] = fewer
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
-    return Fit(before / whole, after / whole)
-
-
-def _lost(weight: Tensor, fewer: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> float:
-    """The mean square of ``weight`` x - ``fewer`` y, summed over outputs."""
-    return max(float((weight @ xx * weight).sum() - 2 * (weight @ xy * fewer).sum() + (fewer @ yy * fewer).sum()), 0.0)
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    path, _, own = name.rpartition(".")
+    tensor: Tensor = getattr(module_at(model, path), own)
+    return tensor
 
 
 def _others(space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[str, object]) -> dict[str, str]:
@@ -254,65 +297,3 @@ def _others(space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[s
         and id(parameters[place.tensor]) not in known
         and removed_from(plan, place.tensor, place.dim, parameters) is not None
     }
-
-
-_CONVOLVE: Mapping[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the weight's dimensions
-
-
-class Gram:
-    """Sums over all positions of the inputs x [I] of ``layer`` and the inputs y [S] of ``small``, its counterpart in
-    another network: of their products, of the inputs, and the number of positions. An input of a linear layer is a
-    feature, of a convolution a channel at a place of the kernel."""
-
-    def __init__(self, layer: Reader, small: Reader) -> None:
-        here, there = layer.weight[0].numel(), small.weight[0].numel()
-        empty = torch.zeros(0, dtype=torch.float64, device=layer.weight.device)
-        self._layers = layer, small
-        self.xx, self.xy, self.yy = (empty.new_zeros(a, b) for a, b in ((here, here), (here, there), (there, there)))
-        self.x, self.y = empty.new_zeros(here), empty.new_zeros(there)
-        self.count = 0
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add the inputs of both in one call.
-
-        Raises:
-            ValueError: these are not the same positions.
-        """
-        for x_IN, y_SN in zip(*(_columns(*one) for one in zip(self._layers, (x, y), strict=True)), strict=True):
-            if x_IN.shape[1] != y_SN.shape[1]:
-                raise ValueError("it does not read the same positions in the cut network")
-            self.xx += x_IN @ x_IN.T
-            self.xy += x_IN @ y_SN.T
-            self.yy += y_SN @ y_SN.T
-            self.x += x_IN.sum(1)
-            self.y += y_SN.sum(1)
-            self.count += x_IN.shape[1]
-
-    @property
-    def finite(self) -> bool:
-        """Whether all sums are finite."""
-        return all(bool(value.isfinite().all()) for value in (self.xx, self.xy, self.yy))
-
-
-def _columns(layer: Reader, x: Tensor) -> Iterator[Tensor]:
-    """The numbers that the weights of a layer are multiplied by, [inputs, positions]; for a convolution one sample
-    after another, since patches take kernel-size times the memory of a sample."""
-    if isinstance(layer, nn.Linear):
-        yield x.reshape(-1, layer.weight.shape[1]).T.double()
-    else:
-        for one in x if x.ndim == layer.weight.ndim else [x]:
-            yield _patches(layer, one.unsqueeze(0).double())
-
-
-def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """The numbers that a convolution multiplies its weights by, [channels times kernel, positions], of one input [1, C,
-    ...]."""
-    channels, kernel = layer.weight.shape[1], layer.weight.shape[2:]
-    size = kernel.numel()
-    picks = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *kernel)
-    padding = layer.padding
-    if layer.padding_mode != "zeros":
-        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), (0,) * len(kernel)
-    convolve = _CONVOLVE[layer.weight.ndim]
-    picks = picks.repeat(channels, *[1] * (picks.ndim - 1))
-    return convolve(x, picks, None, layer.stride, padding, layer.dilation, channels)[0].flatten(1)

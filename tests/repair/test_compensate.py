@@ -251,3 +251,87 @@ def test_a_one_shot_cut_of_digits_loses_less() -> None:
             for one in (net, niwaki.cut(net, plan), niwaki.cut(result.model, plan))
         )
     assert plain > 2 * dense and repaired < dense + 0.1 * (plain - dense), (dense, plain, repaired)
+
+
+def chain(depth: int, bias: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for number in range(depth):
+        layers += [nn.Conv2d(3 if number == 0 else 8, 8, 3, padding=1, bias=bias), nn.BatchNorm2d(8), nn.ReLU()]
+    return randomised(nn.Sequential(*layers, nn.Conv2d(8, 2, 1)))  # type: ignore[return-value]
+
+
+def test_without_a_bias_the_norm_behind_takes_up_the_shift() -> None:
+    """The fit is that of a layer with a bias, and the law holds for it."""
+    torch.manual_seed(0)
+    net, x = chain(3).double().eval(), torch.randn(34, 3, 6, 6, dtype=torch.float64)
+    biased = chain(3, bias=True).double().eval()
+    biased.load_state_dict(net.state_dict(), strict=False)
+    for layer in biased:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.zeros_(layer.bias)
+    biased[-1].load_state_dict(net[-1].state_dict())
+    found = [compensated(one, x, ridge=1e-3) for one in (net, biased)]
+    assert [found[0][0].layers[name].norm for name in ("3", "6", "9")] == ["4", "7", None]
+    assert not torch.equal(found[0][0].model[4].running_mean, net[4].running_mean)
+    for name in ("3", "6", "9"):
+        assert torch.allclose(found[0][0].model[int(name)].weight, found[1][0].model[int(name)].weight)
+        assert found[0][0].layers[name].after == pytest.approx(found[1][0].layers[name].after)
+    small = [niwaki.cut(result.model, plan).eval() for result, plan, *_ in found]
+    with torch.no_grad():
+        assert torch.allclose(small[0](x), small[1](x))
+        kept = torch.tensor(list(found[0][1].kept["3"]))
+        means = [one[:5](x).mean((0, 2, 3)) for one in (net, small[0])]  # behind the norm
+        assert torch.allclose(means[1], means[0][kept])
+    assert deviations(found[0][0].model, found[0][1], x)["eval"] < 1e-10
+
+
+@pytest.mark.parametrize("depth", [2, 6])
+def test_depth_costs_no_further_passes(depth: int) -> None:
+    torch.manual_seed(0)
+    net, x = chain(depth), torch.randn(12, 3, 4, 4)
+    space = niwaki.search_space(net, x[:1])
+    plan, passes = last_half(space), 0
+
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        out: Tensor = model(batch)
+        return out
+
+    result = niwaki.compensate(space, plan, x.split(4), forward=forward)
+    assert len(result.layers) == depth and passes == 3 * 3  # for each of three batches
+
+
+def test_few_positions_are_drawn_from_all_batches_and_stand_for_all() -> None:
+    torch.manual_seed(0)
+    net, x = chain(2).double().eval(), torch.randn(40, 3, 8, 8, dtype=torch.float64)
+    space = niwaki.search_space(net, x[:1])
+    plan = last_half(space)
+    whole, same, few = (
+        niwaki.compensate(space, plan, x.split(10), ridge=1e-6, positions=positions) for positions in (2560, 10**6, 640)
+    )
+    assert torch.equal(whole.model[3].weight, same.model[3].weight)
+    assert not torch.equal(whole.model[3].weight, few.model[3].weight)
+    assert few.layers["3"].after == pytest.approx(whole.layers["3"].after, rel=0.2)
+    with torch.no_grad():
+        lost = [float((niwaki.cut(one.model, plan)(x) - net(x)).square().mean()) for one in (whole, few)]
+    assert lost[1] < 1.3 * lost[0]
+
+
+def test_the_ridge_is_chosen_on_positions_that_are_held_out() -> None:
+    """With few samples of many inputs a stronger ridge, with many a weaker one; never much worse than the best."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 30)).double()
+    x, fresh = torch.randn(48, 20).double(), torch.randn(2000, 20).double()
+    space = niwaki.search_space(net, x)
+    plan = last_half(space)
+
+    def error(ridge: float | None, data: Tensor) -> float:
+        made = niwaki.compensate(space, plan, [data], ridge=ridge)
+        with torch.no_grad():
+            return float((niwaki.cut(made.model, plan)(fresh) - net(fresh)).square().mean())
+
+    few = {ridge: error(ridge, x) for ridge in (1e-5, 1e-3, 1e-1)}
+    assert few[1e-5] > 1.2 * min(few.values())  # that a ridge matters here
+    assert error(None, x) < 1.1 * min(few.values())
+    assert error(None, fresh) <= 1.01 * error(1e-5, fresh)

@@ -1,0 +1,160 @@
+"""Forward passes that halt at the calls of some layers, so that the passes of many batches advance together."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.core.names import module_at
+from niwaki.repair.calibration import Forward, feed
+from niwaki.surgery.cut import duplicate
+from niwaki.trace.eager import eagerly
+
+T = TypeVar("T")
+
+
+class _Abandoned(BaseException):
+    """Ends a pass that is not needed any more; no ``except Exception`` of the network's code holds it up."""
+
+
+class Halting(Generic[T]):
+    """The values that ``work(say)`` passes to ``say``, as an iterator: ``work`` stands still until the next is asked
+    for.
+
+    Python's generators halt only in their own function; a forward pass halts deep inside of a network's code, so it
+    runs in a thread. Never do two threads run at once. `close` ends a work that is not over.
+
+    >>> passed = Halting(lambda say: [say(number) for number in range(3)])
+    >>> next(passed), list(passed)
+    (0, [1, 2])
+    """
+
+    def __init__(self, work: Callable[[Callable[[T], None]], object]) -> None:
+        self._work = work
+        self._go: SimpleQueue[bool] = SimpleQueue()
+        self._said: SimpleQueue[Callable[[], T]] = SimpleQueue()
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=lambda: context.run(self._run), daemon=True)
+        self._over = False
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        """The next value; what ``work`` raises is raised here."""
+        if self._over:
+            raise StopIteration
+        self._go.put(True)
+        try:
+            return self._said.get()()
+        except BaseException:
+            self._over = True
+            raise
+
+    def close(self) -> None:
+        """End the work where it stands."""
+        if not self._over:
+            self._over = True
+            self._go.put(False)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._wait()
+            self._work(self._say)
+            last: BaseException = StopIteration()
+        except _Abandoned:
+            return
+        except BaseException as cause:  # noqa: BLE001 - it is raised again where the next value is asked for
+            last = cause
+        self._said.put(lambda: _raised(last))
+
+    def _say(self, value: T) -> None:
+        self._said.put(lambda: value)
+        self._wait()
+
+    def _wait(self) -> None:
+        if not self._go.get():
+            raise _Abandoned
+
+
+def _raised(cause: BaseException) -> Any:
+    raise cause
+
+
+class Pass:
+    """One forward pass over one batch, which halts at each call of the ``layers`` (by name).
+
+    ``after``: it halts after the call and gives the output of the layer; otherwise before it, and gives the input. The
+    pass has a copy of the model, with the same parameters and buffers: what the code notes on its modules is not mixed
+    with the notes of other passes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[str],
+        batch: Any,
+        forward: Forward | None,
+        number: int,
+        after: bool,
+    ) -> None:
+        shared: dict[int, object] = {id(x): x for x in (*model.parameters(), *model.buffers())}
+        own = duplicate(model, shared)
+        self._seen: dict[str, list[Tensor]] = {}
+
+        def work(say: Callable[[tuple[str, Tensor]], None]) -> None:
+            with eagerly(), torch.no_grad():
+                for name in layers:
+                    _watch(name, module_at(own, name), after, say)
+                feed(own, [batch], forward, number)
+
+        self._halting: Halting[tuple[str, Tensor]] = Halting(work)
+
+    def take(self, name: str, count: int) -> list[Tensor]:
+        """What the first ``count`` calls of a layer read, or give; the pass stands at the last of them.
+
+        Raises:
+            ValueError: the layer has fewer calls.
+        """
+        found = self._seen.pop(name, [])
+        while len(found) < count:
+            said = next(self._halting, None)
+            if said is None:
+                raise ValueError("it does not read the same positions in the cut network")
+            if said[0] == name:
+                found.append(said[1])
+            else:
+                self._seen.setdefault(said[0], []).append(said[1].clone())  # the code may write to it when it goes on
+        return found
+
+    def close(self) -> None:
+        """End the pass where it stands."""
+        self._halting.close()
+
+
+def _watch(name: str, layer: nn.Module, after: bool, say: Callable[[tuple[str, Tensor]], None]) -> None:
+    if after:
+        layer.register_forward_hook(lambda _, args, output: say((name, output)), prepend=True)
+    else:
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: say((name, args[0] if args else kwargs["input"])), with_kwargs=True
+        )
+
+
+@contextmanager
+def closing_all(passes: list[Pass]) -> Iterator[None]:
+    """End all passes at the exit."""
+    try:
+        yield
+    finally:
+        for one in passes:
+            one.close()
