@@ -103,6 +103,7 @@ def choose(
             f"The scores by {scores.criterion} are of structures alone, and all units that make layers narrower have "
             "0. Use remove='structures', or a criterion of units."
         )
+    silent = None if removal is UNITS else _silent(space, scores)
     limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
     measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
     if removal is STRUCTURES and measured:
@@ -114,12 +115,11 @@ def choose(
     def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
         if not under or not space.num_units:
             return np.ones(space.num_units, dtype=bool)
-        return removal.select(
-            space, saliency, SelectionRequest(under, steps=budget.steps, compare=compare, experts=True)
-        )
+        request = SelectionRequest(under, steps=budget.steps, compare=compare, staying=silent, untrained=True)
+        return removal.select(space, saliency, request)
 
     keep = selected(limits, space)
-    check_left(space, removal, keep, limits, budget.steps, experts=True)
+    check_left(space, removal, keep, limits, budget.steps, untrained=True, silent=silent)
     about: dict[str, Any] = {"criterion": scores.criterion}
     if removal is not UNITS:
         about["remove"] = removal.name
@@ -133,6 +133,15 @@ def choose(
     elif removal is not STRUCTURES and (told := slack_note(space, keep, limits, budget)):
         about["tight"] = told
     return space.plan(keep, provenance(space, keep, budget, **about))
+
+
+def _silent(space: SearchSpace, scores: Scores) -> BoolArray | None:
+    """What stays since the scores say nothing of it, [num_units]; None if they speak of all."""
+    if not scores.silent:
+        return None
+    silent = np.zeros(space.num_units, dtype=bool)
+    silent[list(scores.silent)] = True
+    return silent
 
 
 def _of_structures_alone(space: SearchSpace, saliency: FloatArray) -> bool:

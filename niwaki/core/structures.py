@@ -58,6 +58,13 @@ class Structure:
         """Whether it can vanish, by itself."""
         return self.refused is None
 
+    @property
+    def gated(self) -> bool:
+        """Whether a gate makes it zero, alone or beside its producers."""
+        if self.layer is not None or self.router is not None:
+            return False
+        return bool(self.gates) or not (self.producers or self.concatenated)
+
     def __str__(self) -> str:
         why = "" if self.refused is None else f"; not erasable: {self.refused}"
         how = "left out" if self.layer is not None else "concatenated" if self.concatenated else "added"
@@ -91,6 +98,12 @@ class Erasures(ABC):
     @abstractmethod
     def listed(self) -> tuple[Structure, ...]:
         """All of them, those that cannot be erased, too."""
+
+    @property
+    @abstractmethod
+    def gates_run(self) -> bool:
+        """Whether a training runs gates on terms without parameters: those of modules, and not those of a program that
+        stands for them."""
 
     @abstractmethod
     def trial(self) -> ErasureTrial:

@@ -46,7 +46,8 @@ def consensus(space: SearchSpace, scores: Sequence[Scores], compare: Compare = "
     total = np.zeros(space.num_units)
     for one in scores:
         total += _ranks(finite(space, one.values, one.criterion), peers)
-    return Scores(total, f"consensus of {', '.join(one.criterion for one in scores)}", compare)
+    silent = tuple(sorted({unit for one in scores for unit in one.silent}))
+    return Scores(total, f"consensus of {', '.join(one.criterion for one in scores)}", compare, silent)
 
 
 def _ranks(values: FloatArray, peers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> FloatArray:

@@ -15,6 +15,7 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.absence import Absence
 from niwaki.criteria.curvature import curvature
 from niwaki.criteria.losses import Loss, check_loss, loss_of
+from niwaki.criteria.measured_terms import MeasuredTerms
 from niwaki.criteria.norm_statistics import refresh_norms
 from niwaki.criteria.observe import ActivationObserver
 from niwaki.criteria.products import DifferenceProducts, ExactProducts, HessianProducts, SecondDerivatives
@@ -58,6 +59,7 @@ class Measurement:
         self._layers = None if by_layer is None else Layers.of(self._index, self._parameters)
         self._counted = by_layer
         self._reads = {name for criterion in criteria for name in criterion.reads}
+        self._terms = MeasuredTerms(space, criteria, settings.seed)
 
     def at_weights(self) -> Tensor:
         """The values of the criteria, [criteria, num_units]; they must not need data."""
@@ -83,15 +85,15 @@ class Measurement:
                 modes.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
             for batch in batches:
                 run = _repeatable(lambda batch=batch: loss_of(loss_fn, self._space.model, batch))  # type: ignore[misc]
-                with torch.enable_grad(), _watched_by(observer):
+                with torch.enable_grad(), _watched_by(observer), self._terms.attached():
                     loss = run()
                 more = observer.fields() if observer else {}
-                if absence is not None:
-                    more |= absence.fields(run, count)
                 gradients: dict[str, Tensor | None] = {}
                 if any(c.needs_gradients or c.needs_direction or c.needs_curvature for c in self._criteria):
                     gradients, curved = self._derivatives(loss, run, count, trace, samples_in(batch))
                     more |= curved
+                if absence is not None:  # which changes weights, so that no gradient would follow any more
+                    more |= absence.fields(run, count)
                 values = self._values(each, gradients, more)
                 totals = [a + b for a, b in zip(totals, values, strict=True)] if count else values
                 if bent:
@@ -108,7 +110,8 @@ class Measurement:
         slope = {name: None if value is None else value / count for name, value in slopes.items()}
         found = {c.name: total / count for c, total in zip(each, totals, strict=True)}
         found |= {c.name: value for c, value in zip(bent, self._values(bent, slope, mean), strict=True)}
-        return self._joined([found[criterion.name] for criterion in self._criteria])
+        joined = self._joined([found[criterion.name] for criterion in self._criteria])
+        return self._terms.beside(joined, self._layers is not None)
 
     def _observer(self) -> ActivationObserver | None:
         if not any(criterion.needs_activations for criterion in self._criteria):
@@ -132,6 +135,9 @@ class Measurement:
         """The gradients of the parameters that units are made of, and ``curved`` if some criterion reads it; ``trace``
         gets its probes."""
         check_loss(loss, count)
+        if len(self._terms):
+            (slope,) = torch.autograd.grad(loss, self._terms.values, retain_graph=True, allow_unused=True)
+            self._terms.add(slope)
         bent = next((criterion.name for criterion in self._criteria if criterion.needs_curvature), None)
         if bent is None:
             values = torch.autograd.grad(loss, list(self._parameters.values()), allow_unused=True)

@@ -61,6 +61,16 @@ class Criterion:
         return not ABSENCE.isdisjoint(self.reads)
 
     @property
+    def knows_terms(self) -> bool:
+        """Whether it says what a term without parameters is worth, by its gate or by leaving it out."""
+        return self.reads_gates or "changed" in self.reads
+
+    @property
+    def reads_gates(self) -> bool:
+        """Whether a gate, a number that a term is multiplied by, is a weight like others to it."""
+        return self.needs_gradients and not (self.needs_curvature or self.needs_activations)
+
+    @property
     def needs_data(self) -> bool:
         """Whether it cannot be computed from the weights alone."""
         of_loss = self.needs_gradients or self.needs_direction or self.needs_curvature

@@ -16,10 +16,12 @@ from niwaki.core.scalars import is_whole, whole_seed
 from niwaki.core.space import SearchSpace, check_space
 from niwaki.criteria.losses import Loss
 from niwaki.criteria.measure import Measurement, ScoreSettings
+from niwaki.criteria.measured_terms import terms_of
 from niwaki.criteria.mix import One, check_layers, check_one, finite, name_of, weights_of
 from niwaki.criteria.normalise import Compare, check_compare, normalise
 from niwaki.criteria.products import SecondDerivatives
 from niwaki.criteria.registry import Criterion, named
+from niwaki.criteria.terms import EFFECTS, terms_worth
 from niwaki.errors import MethodError
 
 
@@ -28,12 +30,14 @@ class Scores:
     """The saliency of each unit: ``values`` [num_units], float64, and the name of the ``criterion``.
 
     ``compare``: the units among which values were normalised, and among which `niwaki.choose` compares them; None if
-    they are the criterion's own.
+    they are the criterion's own. ``silent``: the units of which they say nothing, so that `niwaki.choose` keeps them:
+    terms without parameters, where no batches have been scored.
     """
 
     values: FloatArray
     criterion: str
     compare: Compare | None = None
+    silent: tuple[int, ...] = ()
 
 
 def score(
@@ -73,7 +77,10 @@ def score(
 
     A structure, of a space made with ``erase=True``, is scored by all weights that die with it: by what the criterion
     says of their mean weight, times their number, which is comparable between structures of any size. Criteria of
-    activations take the mean over the units inside of it instead.
+    activations take the mean over the units inside of it instead. One without parameters (a shortcut, a pooling) has a
+    gate, a factor of value 1: criteria of the gradient score it as a weight, all others as a structure of weights of
+    the same effect on the loss (of first and second order, over the mean of all). That takes ``batches`` and
+    ``loss_fn``, whatever the criterion; without them nothing is said of it, and `niwaki.choose` keeps it.
 
     The model is restored: parameters, gradients, modes, buffers and attributes; so are the random states of Python,
     numpy and torch.
@@ -117,22 +124,33 @@ def score(
     registered = [named(one) for one in mix if isinstance(one, str)]
     if compare == "layer":
         check_layers(registered, [one for one in mix if not isinstance(one, str)])
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
+    terms, everything = terms_of(space), np.ones(space.num_units, dtype=bool)
+    silent = terms & bool(registered)
     if registered:
         settings = ScoreSettings(seed, int(probes), second_derivatives or SecondDerivatives(), bool(fresh_norms))
-        measured = _measure(space, registered, batches, loss_fn, settings, compare == "layer")
+        if silent.any() and all(one.knows_terms for one in registered):
+            silent = np.zeros_like(terms)
+        elif silent.any() and batches is not None and loss_fn is not None:
+            names = [one.name for one in registered]
+            registered += [named(name) for name in EFFECTS if name not in names]
+            silent = np.zeros_like(terms)
+        measured: Any = _measure(space, registered, batches, loss_fn, settings, compare == "layer")
+        if terms.any() and not silent.any() and not all(one.knows_terms for one in registered):
+            rows = measured.double().cpu().numpy()
+            measured = terms_worth(space, rows, registered, terms, everything)
         found = dict(zip([one.name for one in registered], measured, strict=True))
-    everything = np.ones(space.num_units, dtype=bool)
     total = np.zeros(space.num_units)
     for one, weight in mix.items():
         name = name_of(one)
         values = finite(space, found[one] if isinstance(one, str) else one(space), name)
         if compare is not None and compare != "layer":
-            values = normalise(space, values, everything, compare)
+            values = normalise(space, values, ~silent, compare)
         total += weight * values
+    told = tuple(np.flatnonzero(silent).tolist())
     if not isinstance(criterion, Mapping):
-        return Scores(total, name_of(criterion), compare)
-    return Scores(total, " + ".join(f"{weight:g} {name_of(one)}" for one, weight in mix.items()), compare)
+        return Scores(total, name_of(criterion), compare, told)
+    return Scores(total, " + ".join(f"{weight:g} {name_of(one)}" for one, weight in mix.items()), compare, told)
 
 
 def _measure(

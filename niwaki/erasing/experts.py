@@ -286,6 +286,10 @@ class ErasableExperts(Erasures):
                 )
         return None
 
+    @property
+    def gates_run(self) -> bool:
+        return True  # routers are found in classes only
+
     def gone(self, erased: Collection[int]) -> frozenset[str]:
         joined = [one for one in erased if self.is_joined(one)]
         gone = self._joined.gone(joined) if self._joined is not None and joined else frozenset()

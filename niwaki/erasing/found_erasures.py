@@ -169,6 +169,10 @@ class FoundErasures(Erasures):
             self.careful |= why is not None
         return self._obstacles[outermost]
 
+    @property
+    def gates_run(self) -> bool:
+        return self._runs_on
+
     def gone(self, erased: Collection[int]) -> frozenset[str]:
         living = self._living({self._operand[number] for number in erased})
         values = self._found.graph.values

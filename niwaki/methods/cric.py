@@ -120,10 +120,10 @@ class CRIC(Method):
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
-        units = TrainedUnits(self.label, space, optimizer, vectorised)
         check_budget(budget)
         Schedule.check(schedule)
         removal = removal_named(remove)
+        units = TrainedUnits(self.label, space, optimizer, vectorised, removal=removal)
         compare = removal.compared(compare)
         target = Target.of(space, budget, removal)
         scores = TriedScores(

@@ -96,10 +96,10 @@ class HESSO(Method):
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
-        units = TrainedUnits(self.label, space, optimizer, vectorised)
         check_budget(budget)
         Schedule.check(schedule)
         removal = removal_named(remove)
+        units = TrainedUnits(self.label, space, optimizer, vectorised, removal=removal)
         compare = removal.compared(compare)
         scores = WindowScores(units, schedule, criteria, window, readmit, seed, compare)
         portions = Portions(units, Target.of(space, budget, removal), schedule, scores)

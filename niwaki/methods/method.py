@@ -101,6 +101,12 @@ class Method:
             StateHooks(self.optimizer, KEY, self._save, self._check_loaded, self._load),
             self._weights,
         ]
+        if self.units.gates is not None:
+            try:
+                self.units.gates.attach()
+            except BaseException:
+                self.detach()
+                raise
 
     @final
     @property
@@ -116,9 +122,12 @@ class Method:
 
     @final
     def detach(self) -> None:
-        """Let go of the optimizer. The parameters stay as they are; zeros are no longer kept."""
+        """Let go of the optimizer. The parameters stay as they are; zeros are no longer kept. Terms without parameters
+        that the method has faded count in full again; a warning names them."""
         if self._handles:
             self.selector.take_back()
+            if self.units.gates is not None:
+                self.units.gates.let_go(self.label)
         for handle in self._handles:
             handle.remove()
         if self._handles:
@@ -223,6 +232,7 @@ class Method:
     def state(self) -> dict[str, Any]:
         """What changes from step to step, as tensors and plain numbers."""
         of_selector, of_update = self.selector.state(), self.update.state()
+        of_selector |= self.units.state()
         shared = sorted(of_selector.keys() & of_update.keys())
         if shared:
             raise MethodError(
@@ -234,8 +244,10 @@ class Method:
     @final
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave; the zeros themselves are in the model's parameters."""
+        self.units.restore(state)
         self.selector.restore(state)
         self.update.restore(state)
+        self._settle()
 
     def _pre_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._nesting.opens(optimizer):
@@ -262,6 +274,8 @@ class Method:
             if self.shrinking is not None and self.units.live.pays(self.selector.removable(), self.shrinking):
                 self._shrink_or_go_on()
         self.units.closure = None
+        if self.units.gates is not None:
+            self.units.gates.forget()
 
     @final
     def before_step(self, step: int) -> None:
@@ -275,6 +289,12 @@ class Method:
         self.selector.observe(step)
         self.update.act(step, self.selector.left(step))
         self.selector.choose(step)
+        self._settle()
+
+    def _settle(self) -> None:
+        """At the end what is closed stays so, and gates of other terms go."""
+        if self.units.gates is not None and self.selector.ended(self.step):
+            self.units.gates.settle()
 
     def _shrink_or_go_on(self) -> None:
         """A run of hours must not end because it cannot be made cheaper: what comes of it is the same."""
@@ -330,6 +350,7 @@ class Method:
             remains = saved.get("remains", LiveSpace(self.space).data())
             self.units.live.check(remains)
             self._weights.check(remains["here"].cpu().numpy())
+            self.units.check_state(saved["state"])
             self.selector.check_state(saved["state"])
             self.update.check_state(saved["state"])
         except (KeyError, TypeError, ValueError, AttributeError) as cause:

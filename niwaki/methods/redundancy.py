@@ -15,6 +15,7 @@ from niwaki.core.dying import structure_units
 from niwaki.core.space import BoolArray
 from niwaki.criteria.normalise import Compare, peers_of
 from niwaki.criteria.registry import named
+from niwaki.criteria.terms import EFFECTS, worth_by_effect
 from niwaki.methods.checks import check_mask, diverged
 from niwaki.methods.parts import Target
 from niwaki.methods.schedule import Schedule
@@ -31,8 +32,9 @@ class MostRedundant(Choice):
 
     Their redundancy is 0.5 c + 0.5 a, from c = cos(x, d) and a = |g| / ||x||, each over its L2 norm, averaged over
     ``window`` steps from ``schedule.start``. Of structures, x is all that dies with them, and a = sqrt(|g|) / ||x||,
-    which does not grow with their size. ``compare``: among which units they are ranked. ``memory``: the share w of
-    an average s <- w s + (1 - w) s_t that goes on forgetting; 0 for the mean.
+    which does not grow with their size; what nothing but a gate makes has no redundancy, and is worth what its effect
+    on the loss says, see `niwaki.criteria.terms`. ``compare``: among which units they are ranked. ``memory``: the share
+    w of an average s <- w s + (1 - w) s_t that goes on forgetting; 0 for the mean.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class MostRedundant(Choice):
         self._units, self._target, self._schedule = units, target, schedule
         self._tolerance, self._compare = tolerance, compare
         self._window = max(1, min(window, (schedule.until - schedule.start) // 2))
-        self._criteria = [named("cosine"), named("average_magnitude")]  # 1 - c and 1 / a
-        self._scores: Tensor | None = None  # [2, num_units], sums of c and a over the window
+        effects = () if units.gated is None else EFFECTS
+        self._criteria = [named(name) for name in ("cosine", "average_magnitude", *effects)]  # 1 - c and 1 / a
+        self._scores: Tensor | None = None  # [criteria, num_units], sums of c, a and effects over the window
         self.units: BoolArray | None = None
 
     def scores(self, step: int) -> bool:
@@ -59,8 +62,9 @@ class MostRedundant(Choice):
 
     def observe(self, step: int) -> None:
         """Add c and a to the window (a is infinite for a unit that is zero); at its end choose G_p."""
-        opposed, magnitude = self._units.engine.values(self._criteria, 0) / self._units.engine.weights
-        scores = torch.stack([1 - opposed, 1 / magnitude])
+        found, weights = self._units.engine.values(self._criteria, 0), self._units.engine.weights
+        opposed, magnitude = found[:2] / weights
+        scores = torch.cat([torch.stack([1 - opposed, 1 / magnitude]), found[2:]])
         if self._scores is not None and self._memory:
             self._scores = self._memory * self._scores.to(scores) + (1 - self._memory) * scores
         else:
@@ -69,14 +73,15 @@ class MostRedundant(Choice):
             self._choose(step, self._scores)
 
     def _choose(self, step: int, scores: Tensor) -> None:
-        """G_p, from the sums [2, num_units] over the window."""
+        """G_p, from the sums [criteria, num_units] over the window."""
         space, target = self._units.space, self._target
-        cosine, smallness = (scores if self._memory else scores / self._window).double().cpu().numpy()
-        if not np.isfinite(cosine).all() or not (smallness > 0).all():
+        cosine, smallness, *effects = (scores if self._memory else scores / self._window).double().cpu().numpy()
+        if not np.isfinite([cosine, *effects]).all() or not (smallness > 0).all():
             raise diverged("scores", step)
         zero = np.isinf(smallness)  # nothing is more redundant
         smallness = np.where(zero, 0.0, smallness)
-        can = target.removal.candidates(space)
+        can, gated = target.removal.candidates(space), self._units.gated
+        can = can if gated is None else can & ~gated
         where = np.where(can, peers_of(space, self._compare), -1) + 1  # what cannot leave is compared with nothing else
         redundancy = 0.5 * _over_norm(cosine, where) + 0.5 * _over_norm(smallness, where)
         most = np.full(where.max() + 1, -np.inf)
@@ -89,6 +94,8 @@ class MostRedundant(Choice):
             saliency[whole] *= mixed(prices(space.cost_model, everything, target.limits), dense, target.limits)[whole]
         elif whole:  # per weight
             saliency *= self._units.engine.weights.double().cpu().numpy()
+        if gated is not None:
+            saliency = worth_by_effect(space, saliency, np.array(effects), gated, everything)
         limits = {m: max(0.0, limit - self._tolerance * dense[m]) for m, limit in target.limits.items()}
         self.units = ~target.removal.select(
             space, saliency, SelectionRequest(limits, steps=target.steps, compare=self._compare)
@@ -129,12 +136,12 @@ class MostRedundant(Choice):
         self.units = None if chosen is None else chosen.cpu().numpy().copy()
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Perhaps a mask, and a window of two rows."""
+        """Perhaps a mask, and a window of one row per criterion."""
         units = self._units.space.num_units
         if "chosen" in state:
             check_mask("choice", state["chosen"], units)
-        if "scores" in state and tuple(state["scores"].shape) != (2, units):
-            raise ValueError(f"its window has not the shape {[2, units]}")
+        if "scores" in state and tuple(state["scores"].shape) != (len(self._criteria), units):
+            raise ValueError(f"its window has not the shape {[len(self._criteria), units]}")
 
 
 def _over_norm(values: FloatArray, where: np.ndarray[tuple[int], np.dtype[np.int64]]) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.mix import One, Saliencies, check_layers, name_of, one_per_unit, weights_of
 from niwaki.criteria.normalise import Compare, check_compare, normalise
-from niwaki.criteria.registry import Criterion, in_training
+from niwaki.criteria.registry import Criterion, in_training, named
+from niwaki.criteria.terms import EFFECTS, terms_worth
 from niwaki.errors import MethodError
 from niwaki.methods.checks import diverged
 from niwaki.per_unit.protocol import Units
@@ -76,6 +77,13 @@ class Mix:
         """Whether every layer scores its part of a unit by itself."""
         return self.compare == "layer"
 
+    def with_effects(self) -> Mix:
+        """The same with rows for the criteria that say what terms without parameters are worth, of no weight where they
+        are not in the mix; functions alone say it themselves."""
+        more = [named(name) for name in EFFECTS if self.registered and name not in self.names]
+        weights = np.insert(self.weights, len(self.registered), np.zeros(len(more)))
+        return replace(self, registered=(*self.registered, *more), weights=weights)
+
     def settings(self) -> dict[str, Any]:
         """The weights by name, and how units are compared unless that is in their group."""
         weights = dict(zip(self.names, self.weights.tolist(), strict=True))
@@ -111,12 +119,18 @@ class Mix:
             rows.append(row.unsqueeze(0).to(measured if measured is not None else row))
         return torch.cat(rows)
 
-    def weighted(self, means: Tensor, space: SearchSpace, keep: BoolArray, step: int) -> FloatArray:
+    def weighted(
+        self, means: Tensor, space: SearchSpace, keep: BoolArray, step: int, gated: BoolArray | None = None
+    ) -> FloatArray:
         """The weighted sum of the rows of ``means``, each over its mean among the units of ``keep`` that units are
-        compared with: [num_units], none negative."""
+        compared with: [num_units], none negative. ``gated`` [num_units]: the terms without parameters, if any; see
+        `with_effects`."""
         values = means.double().cpu().numpy()
         if not np.isfinite(values[:, keep]).all():
             raise diverged("scores", step)
+        if gated is not None and self.registered:
+            measured = terms_worth(space, values[: len(self.registered)], self.registered, gated, keep)
+            values = np.concatenate([measured, values[len(self.registered) :]])
         rows = zip(self.weights, values, strict=True)
         parts = [weight * normalise(space, one, keep, self.compare) for weight, one in rows]
         return np.where(keep, np.sum(parts, axis=0), 0.0)

@@ -17,7 +17,8 @@ from niwaki.core.names import named_buffers
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSnapshot:
     """``weights`` and ``state``: of each parameter of the optimizer, in its order. ``buffers``: the model's, by name.
-    Param groups that were added to the optimizer later come behind, and are let be.
+    Param groups that were added to the optimizer later come behind, and are let be. ``gates``: of terms without
+    parameters, if there are any.
 
     Numbers that an optimizer keeps in its param groups are not among it: schedulers write there, and go on.
     """
@@ -25,20 +26,24 @@ class TrainingSnapshot:
     weights: list[Tensor]
     buffers: dict[str, Tensor]
     state: list[dict[str, Any]]
+    gates: Tensor | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: Optimizer) -> TrainingSnapshot:
+    def of(cls, model: nn.Module, optimizer: Optimizer, gates: Tensor | None = None) -> TrainingSnapshot:
         """A copy of this moment."""
         parameters = _parameters(optimizer)
         return cls(
             [parameter.detach().clone() for parameter in parameters],
             {name: buffer.detach().clone() for name, buffer in named_buffers(model)},
             [_copied(optimizer.state[parameter]) if parameter in optimizer.state else {} for parameter in parameters],
+            None if gates is None else gates.detach().clone(),
         )
 
     @torch.no_grad()
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Undo all steps since then. Gradients stay."""
+    def restore(self, model: nn.Module, optimizer: Optimizer, gates: Tensor | None = None) -> None:
+        """Undo all steps since then, in ``gates`` too. Gradients stay."""
+        if gates is not None and self.gates is not None:
+            gates.copy_(self.gates)
         for parameter, weight, saved in zip(_parameters(optimizer), self.weights, self.state, strict=False):
             parameter.copy_(weight)
             now = optimizer.state.pop(parameter, {})
@@ -50,7 +55,8 @@ class TrainingSnapshot:
 
     def data(self) -> dict[str, Any]:
         """Tensors, numbers, lists and dictionaries."""
-        return {"weights": self.weights, "buffers": self.buffers, "state": self.state}
+        found = {"weights": self.weights, "buffers": self.buffers, "state": self.state}
+        return found if self.gates is None else {**found, "gates": self.gates}
 
     @classmethod
     def check(cls, data: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> None:

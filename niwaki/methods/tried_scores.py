@@ -121,7 +121,7 @@ class TriedScores(PortionScores):
             layers = sensitivity(layer_losses(self.space, units.engine, saliency, loss))
             self.trials.layers[: len(layers)] = layers  # those of structures, behind them, stay one
         self.trials.trial = self._redundant(saliency)
-        self._snapshot = TrainingSnapshot.of(self.space.model, units.optimizer)
+        self._snapshot = TrainingSnapshot.of(self.space.model, units.optimizer, self._gates)
         self._next(step)
 
     def _next(self, step: int) -> None:
@@ -156,7 +156,11 @@ class TriedScores(PortionScores):
     def take_back(self) -> None:
         """Undo what the cycle at hand has done to the weights."""
         if self._snapshot is not None:
-            self._snapshot.restore(self.space.model, self._units.optimizer)
+            self._snapshot.restore(self.space.model, self._units.optimizer, self._gates)
+
+    @property
+    def _gates(self) -> Tensor | None:
+        return None if self._units.gates is None else self._units.gates.values
 
     def _redundant(self, saliency: FloatArray) -> BoolArray:
         """The units that the whole budget would remove by ``saliency`` [num_units]."""

@@ -148,12 +148,15 @@ class Vanishing(Selector):
         self._units.mark(np.zeros_like(zero), zero)
 
     def _sizes(self, keep: BoolArray, step: int) -> FloatArray:
-        """The norm of each unit over the mean norm of its group."""
+        """The norm of each unit over the mean norm of its group; of what nothing but a gate makes that mean."""
         norms = self._units.engine.values([named("magnitude")], 0)[0].double().cpu().numpy()
         if not np.isfinite(norms[keep]).all():
             raise diverged("weights", step)
         keep = keep & self.target.removal.candidates(self._units.space)
-        return normalise(self._units.space, np.where(keep, norms, 0.0), keep) * self.choice.preference()
+        gated = self._units.gated
+        weighed = keep if gated is None else keep & ~gated
+        sizes = normalise(self._units.space, np.where(weighed, norms, 0.0), weighed)
+        return (sizes if gated is None else np.where(gated, 1.0, sizes)) * self.choice.preference()
 
     def meets_budget(self) -> bool:
         """Whether the units that are zero now meet the budget. Asks the device."""

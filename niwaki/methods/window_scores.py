@@ -28,7 +28,8 @@ class Sampler:
     def __init__(self, units: TrainedUnits, criteria: Criteria, window: int, seed: int, compare: Compare) -> None:
         check_steps("window", window, "scores are averaged over it")
         self.seed = whole_seed(seed)
-        self.mix = Mix.of(criteria, units.space, compare)
+        mix = Mix.of(criteria, units.space, compare)
+        self.mix = mix if units.gated is None else mix.with_effects()
         self.units, self.window = units, Window()
 
     def remember(self) -> None:
@@ -48,7 +49,7 @@ class Sampler:
 
     def weighted(self, means: Tensor, keep: BoolArray, step: int) -> FloatArray:
         """The weighted sum of criteria [criteria, num_units], each over its mean: [num_units]; see `Mix.weighted`."""
-        return self.mix.weighted(means, self.units.space, keep, step)
+        return self.mix.weighted(means, self.units.space, keep, step, self.units.gated)
 
     def settings(self) -> dict[str, Any]:
         """Criteria, how units are compared, and seed."""

@@ -6,7 +6,7 @@ gradient of the loss by the gate is the sum of the term times its own gradient, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -61,7 +61,7 @@ class TermGates:
         self._edits: list[GatedEdit] = []
         for number, one in enumerate(space.structures):
             asked = structures is None or number in structures
-            if asked and space.erasures is not None and one.erasable and (one.gates or not one.producers):
+            if asked and space.erasures is not None and one.erasable and one.gated:
                 for edit in space.erasures.edits([number]):
                     if isinstance(edit, GatedEdit) and edit.is_gated:
                         self.structures += (number,)
@@ -81,15 +81,29 @@ class TermGates:
             MethodError: they are attached already.
             PlanError: it is another model.
         """
-        if self._undoing:
-            raise MethodError("These gates are attached to a model already. Call detach() first.")
         modules = dict(named_modules(model))
         for edit in self._edits:
             edit.check_model(modules)
         device = next((one.device for one in model.parameters() if not one.is_meta), self.values.device)
         self.values.data = self.values.data.to(device)
-        for place, edit in enumerate(self._edits):
-            self._undoing.append(edit.gate(modules, _Gate(self, place)))
+        self.attach_to(modules)
+
+    def attach_to(self, modules: Mapping[str, nn.Module], which: Collection[int] | None = None) -> None:
+        """The same in a model of these ``modules`` by path, which may have left it since; ``which``: only these of the
+        gates, by their place.
+
+        Raises:
+            MethodError: they are attached already.
+        """
+        if self._undoing:
+            raise MethodError("These gates are attached to a model already. Call detach() first.")
+        try:
+            for place, edit in enumerate(self._edits):
+                if which is None or place in which:
+                    self._undoing.append(edit.gate(modules, _Gate(self, place)))
+        except BaseException:
+            self.detach()
+            raise
 
     def detach(self) -> None:
         """Leave the model as it was, whatever the values of the gates; nothing where they are not attached."""

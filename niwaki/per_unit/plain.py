@@ -60,7 +60,8 @@ class PlainUnits(Units):
                 )
                 layer = "" if by_layer is None else name.rpartition(".")[0]
                 held.setdefault(layer, []).append((x, gradient, direction))
-            for layer, pieces in held.items():
+            nothing = self._parameters[next(iter(self._parameters))].detach().new_zeros(0)
+            for layer, pieces in (held or {"": [(nothing, nothing, nothing)]}).items():  # only a gate makes it
                 x, gradient, direction = (torch.cat(column) for column in zip(*pieces, strict=True))
                 owners.append(number)
                 layers.append(layer)

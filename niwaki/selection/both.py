@@ -43,7 +43,7 @@ def erase_and_narrow(space: SearchSpace, saliency: FloatArray, request: Selectio
 
     Units inside of what is erased cost nothing any more, and are reported as kept.
     """
-    if space.erasures is None or not erasable(space, request.experts):
+    if space.erasures is None or not erasable(space, request.untrained):
         return widths(space, saliency, request)
     return _Sweep(space, space.erasures, saliency, request).best()
 
@@ -77,7 +77,8 @@ class CommonScale:
         ``compare="space"``: saliencies are taken as they are, so that they add up; a structure is worth its own, or
         what the units inside of it are worth together if that is more. Otherwise units are compared in their group:
         one of average saliency is worth its ``price`` in the dense network, and so is a structure whose saliency per
-        weight is that of all structures together; what is inside of a structure shares in its worth. ``weight``
+        weight is that of all structures together (without weights, it is worth to the mean of the others what its
+        saliency is to their mean); what is inside of a structure shares in its worth. ``weight``
         [groups] multiplies the worth of units. ``around``: a structure and those around it, from inside out. ``start``
         [num_units]: what is compared, since it is there.
         """
@@ -90,8 +91,9 @@ class CommonScale:
         if compare != "space":
             own = price * _over_mean(own, start, peers_of(space, compare))
             entries = np.array([max(space.structures[number].params, 1) for number in numbers], np.float64)
-            density = _density(whole, entries, start[own_units])
-            whole = price[own_units] * density
+            bare = np.array([not space.structures[number].producers for number in numbers], dtype=bool)
+            density = np.where(bare, 1.0, _density(whole, entries, start[own_units] & ~bare))
+            whole = _with_terms(whole, price[own_units] * density, bare, start[own_units])
             for number, factor in zip(numbers, density.tolist(), strict=True):
                 own[home == number] *= factor
         if weight is not None:
@@ -117,12 +119,22 @@ def _density(whole: FloatArray, entries: FloatArray, here: BoolArray) -> FloatAr
     return np.asarray(whole / entries / usual if usual > 0 else np.ones_like(whole), np.float64)
 
 
+def _with_terms(saliency: FloatArray, worth: FloatArray, bare: BoolArray, here: BoolArray) -> FloatArray:
+    """The ``worth`` of structures where those that no weights make are worth what their ``saliency`` says, on the scale
+    of the others that are there; of all where there are no others."""
+    others = here & ~bare if (here & ~bare).any() else here
+    usual = float(saliency[others].mean()) if others.any() else 0.0
+    if not bare.any() or usual <= 0:
+        return worth
+    return np.where(bare, saliency / usual * worth[others].mean(), worth)
+
+
 class _Sweep:
     def __init__(self, space: SearchSpace, erasures: Erasures, saliency: FloatArray, request: SelectionRequest) -> None:
         self.space, self.erasures, self.limits, self.start = space, erasures, request.limits, request.present(space)
         self._saliency, self._request, self._staying = saliency, request, request.held(space)
         self.model: Final[CostModel] = space.cost_model.merged()
-        self.units = erasable(space, request.experts)
+        self.units = erasable(space, request.untrained)
         self.around = {n: [one for one in erasures.around(n) if one in self.units] for n in self.units}
         self.before = [number for number, unit in self.units.items() if not self.start[unit]]
         everything = np.ones_like(self.start)

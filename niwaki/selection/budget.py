@@ -197,14 +197,16 @@ def check_left(
     keep: BoolArray,
     limits: Mapping[str, float],
     steps: Widths = _FREE,
-    experts: bool = False,
+    untrained: bool = False,
+    silent: BoolArray | None = None,
 ) -> None:
     """Raise `BudgetError` if ``keep``, what ``removal`` has chosen, costs more than ``limits``, or where structures are
-    to go and there is none; and `UnknownName` as `check_met` does."""
+    to go and there is none; and `UnknownName` as `check_met` does. ``silent`` [num_units]: what stayed because its
+    scores say nothing."""
     if removal is not UNITS:
-        check_some(space, experts)
+        check_some(space, untrained)
     if removal is STRUCTURES:
-        check_erased(space, keep, limits, experts)
+        check_erased(space, keep, limits, untrained, silent)
     else:
         check_met(space, keep, limits, steps)
 

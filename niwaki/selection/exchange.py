@@ -24,7 +24,7 @@ def exchange_structures(space: SearchSpace, saliency: FloatArray, request: Selec
     """
     limits, held, there = request.limits, request.held(space), request.present(space)
     keep = erase_structures(space, saliency, request)
-    model, units = space.cost_model.merged(), erasable(space, request.experts)
+    model, units = space.cost_model.merged(), erasable(space, request.untrained)
 
     def unused(kept: BoolArray) -> float:
         return min((1 - cost / limits[m] for m, cost in costs(model, kept, limits).items() if limits[m]), default=0.0)

@@ -19,8 +19,8 @@ class SelectionRequest:
 
     ``removed`` [num_units]: gone already, and never taken back; ``staying`` [num_units]: never removed. ``steps``: the
     widths that groups may keep; ``compare``: with which others each unit is compared; ``weight`` [groups]: how much
-    more some groups matter than others, see `niwaki.selection.select`. ``experts``: structures may be experts of
-    routers, which no method can drive to zero: a router goes on choosing an expert whose weights are zero.
+    more some groups matter than others, see `niwaki.selection.select`. ``untrained``: structures may be such as no
+    method can drive to zero, see `niwaki.selection.structures.erasable`.
     """
 
     limits: Mapping[str, float]
@@ -29,7 +29,7 @@ class SelectionRequest:
     compare: Compare = "group"
     weight: FloatArray | None = None
     staying: BoolArray | None = None
-    experts: bool = False
+    untrained: bool = False
 
     def present(self, space: SearchSpace) -> BoolArray:
         """What is there before, [num_units]."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.dying import structure_units
-from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.core.space import BoolArray, Group, SearchSpace
 from niwaki.core.structures import Erasures
 from niwaki.errors import BudgetError
 from niwaki.selection.objective import costs, mixed, prices
@@ -18,18 +18,23 @@ from niwaki.selection.request import SelectionRequest
 _IN_THE_WAY = 32  # structures that are tried to be kept where the greedy selection has closed its own way
 
 
-def erasable(space: SearchSpace, experts: bool = False) -> dict[int, int]:
-    """The unit of every structure that can be erased and that weights make, by its number. (Nothing tells what a part
-    is worth that only a gate makes zero: only `SearchSpace.plan` erases such structures.) ``experts``: those of routers
-    are among them, which no method can drive to zero: a router goes on choosing an expert whose weights are zero."""
-    return {
-        group.structure: group.first
-        for group in space.groups
-        if group.structure is not None
-        and not space.structures[group.structure].gates
-        and (experts or space.structures[group.structure].router is None)
-        and any(piece.role.produces for piece in group.slices)
-    }
+def erasable(space: SearchSpace, untrained: bool = False) -> dict[int, int]:
+    """The unit of every structure that can be erased and that weights or gates make, by its number. (Only
+    `SearchSpace.plan` leaves out layers inexactly, and parts of concatenations that no weights make.)
+
+    ``untrained``: also those that no method can drive to zero. A router goes on choosing an expert whose weights are
+    zero; and a loop that trains a class does not run the gates of the program that stands for it.
+    """
+    gates_run = space.erasures is not None and space.erasures.gates_run
+
+    def can_go(group: Group) -> bool:
+        assert group.structure is not None
+        one = space.structures[group.structure]
+        if not untrained and (one.router is not None or (one.gated and not gates_run)):
+            return False
+        return one.gated or any(piece.role.produces for piece in group.slices)
+
+    return {group.structure: group.first for group in space.groups if group.structure is not None and can_go(group)}
 
 
 def erase_structures(space: SearchSpace, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
@@ -50,7 +55,7 @@ def erase_structures(space: SearchSpace, saliency: FloatArray, request: Selectio
     """
     limits, staying = request.limits, request.held(space)
     first = _erased(space, saliency, saliency, request)
-    units = list(erasable(space, request.experts).values())
+    units = list(erasable(space, request.untrained).values())
     present = request.present(space)
 
     def met(keep: BoolArray) -> bool:
@@ -71,7 +76,7 @@ def erase_structures(space: SearchSpace, saliency: FloatArray, request: Selectio
 def _erased(space: SearchSpace, order: FloatArray, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
     """The greedy selection itself, by ``order`` [num_units] over cost."""
     limits, staying, keep = request.limits, request.held(space), request.present(space)
-    units = erasable(space, request.experts)
+    units = erasable(space, request.untrained)
     if space.erasures is None or not units:
         return keep
     model, trial = space.cost_model.merged(), space.erasures.trial()
@@ -174,10 +179,16 @@ def valid_erasures(space: SearchSpace, gone: BoolArray) -> BoolArray:
     return found
 
 
-def check_some(space: SearchSpace, experts: bool = False) -> None:
+def check_some(space: SearchSpace, untrained: bool = False) -> None:
     """Raise `BudgetError` if there is nothing to erase."""
-    if not erasable(space, experts):
-        if erasable(space, experts=True):
+    if not erasable(space, untrained):
+        if others := erasable(space, untrained=True):
+            if all(space.structures[number].router is None for number in others):
+                raise BudgetError(
+                    "There is no structure that a method could drive to zero: all that can be erased has gates in a "
+                    "program, which a loop that trains the class does not run. Leave out as_graph=True; or erase "
+                    "before or after the training: niwaki.choose(space, scores, budget, remove='structures')."
+                )
             raise BudgetError(
                 "There is no structure that a method could drive to zero: all that can be erased are experts, and a "
                 "router goes on choosing an expert whose weights are zero. Erase experts before or after the "
@@ -189,11 +200,30 @@ def check_some(space: SearchSpace, experts: bool = False) -> None:
         )
 
 
-def check_erased(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], experts: bool = False) -> None:
-    """Raise `BudgetError` if ``keep``, the result of `erase_structures`, costs more than ``limits``."""
-    candidates = erasable(space, experts)
-    left_out = len(erasable(space, experts=True)) - len(candidates)
-    stay = f" ({left_out} experts stay while a method trains; niwaki.choose can erase them.)" if left_out else ""
+def check_erased(
+    space: SearchSpace,
+    keep: BoolArray,
+    limits: Mapping[str, float],
+    untrained: bool = False,
+    silent: BoolArray | None = None,
+) -> None:
+    """Raise `BudgetError` if ``keep``, the result of `erase_structures`, costs more than ``limits``. ``silent``
+    [num_units]: what stayed because its scores say nothing."""
+    candidates = erasable(space, untrained)
+    left_out = [space.structures[number] for number in erasable(space, untrained=True).keys() - candidates.keys()]
+    experts = sum(one.router is not None for one in left_out)
+    stay = f" ({experts} experts stay while a method trains; niwaki.choose can erase them.)" if experts else ""
+    if terms := len(left_out) - experts:
+        stay += (
+            f" ({terms} terms with gates stay while a method trains: the gates are in a program, which a loop that "
+            "trains the class does not run. Leave out as_graph=True, or use niwaki.choose.)"
+        )
+    untold = 0 if silent is None else int(silent.sum())
+    if untold:
+        stay += (
+            f" ({untold} stay because they have no parameters, and the scores say nothing of them: with batches and "
+            "loss_fn niwaki.score does, by the gradients of their gates.)"
+        )
     for measure, reached in costs(space.cost_model, keep, limits).items():
         if reached > limits[measure]:
             dense = costs(space.cost_model, np.ones_like(keep), limits)[measure]
@@ -214,7 +244,8 @@ def _why_none(space: SearchSpace) -> str:
     if by_hand:
         return (
             f"nothing tells what {', '.join(by_hand[:2])}{' and others' * (len(by_hand) > 2)} would be worth, which "
-            "only space.plan erases (terms without parameters, and layers that are left out inexactly)."
+            "only space.plan erases (layers that are left out inexactly, and parts of concatenations without "
+            "parameters)."
         )
     reasons = dict.fromkeys(f"{one.name}: {one.refused}" for one in erasures.listed if one.refused)
     return f"{'; '.join(list(reasons)[:2])}."

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.core.edits import Erase
+from niwaki.core.edits import Erase, EraseModules
 from niwaki.errors import BudgetError, MethodError, PlanError, UnknownName
 from niwaki.selection import costs
 
@@ -169,12 +169,16 @@ class Pooled(nn.Module):
         return result
 
 
-def test_what_only_a_plan_erases() -> None:
+def test_what_takes_data_to_be_scored() -> None:
     space = niwaki.search_space(Pooled(), X, erase=True)
     assert [one.name for one in space.structures if one.erasable] == ["pool"]
     scores = niwaki.score(space, "magnitude")
-    with pytest.raises(BudgetError, match=r"nothing tells what pool would be worth, which only space\.plan erases \("):
+    with pytest.raises(BudgetError, match="1 stay because they have no parameters, and the scores say nothing of them"):
         niwaki.choose(space, scores, niwaki.Budget(macs=0.5), remove="structures")
+    told = niwaki.score(space, "magnitude", [X], lambda model, x: model(x).square().mean())
+    plan = niwaki.choose(space, told, niwaki.Budget(units=3), remove="structures")
+    (edit,) = plan.edits_of(EraseModules)
+    assert edit.gated == ("pool",)
 
 
 def test_other_errors() -> None:

@@ -188,12 +188,12 @@ def test_what_a_gated_term_passes_through() -> None:
     assert torch.allclose(small(X), model(X)) and torch.allclose(zeroed(model, plan)(X), model(X))
 
 
-def test_an_edge_with_a_gate_is_left_alone_by_methods() -> None:
+def test_an_edge_with_a_gate_is_a_candidate_like_others() -> None:
     model = CellNetwork(3, 3, 4, cells=1, nodes=2, halving=()).eval()
     space = niwaki.search_space(model, X.float(), erase=True)
-    gated = {number for number, one in enumerate(space.structures) if one.gates}
-    assert any(space.structures[number].producers for number in gated)
-    assert gated.isdisjoint(erasable(space)) and erasable(space)
+    gated = {number for number, one in enumerate(space.structures) if one.erasable and one.gated}
+    assert {bool(space.structures[number].producers) for number in gated} == {True, False}
+    assert gated < erasable(space).keys()
 
 
 class Doubled(nn.Module):
