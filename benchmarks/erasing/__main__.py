@@ -4,6 +4,7 @@ python -m benchmarks.erasing fuzz --networks 10000
 python -m benchmarks.erasing law --plans 200 [--only llama t5]
 python -m benchmarks.erasing zoo [--zoo timm] [--read]
 python -m benchmarks.erasing analysis
+python -m benchmarks.erasing latency --seeds 3
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.erasing import analysis, fuzz, law, zoo
+from benchmarks.erasing import analysis, fuzz, latency, law, zoo
 from benchmarks.erasing.networks import LARGE, NETWORKS
 
 
@@ -44,6 +45,10 @@ def main() -> None:
     zoos.add_argument("--out", type=Path, default=Path("out/erasing/zoo"), help="rows, and a log per model")
     cost = commands.add_parser("analysis", help="what erase=True costs, and checking ten thousand candidates")
     cost.add_argument("--rounds", type=int, default=7)
+    times = commands.add_parser("latency", help="ResNet-20 at 30 % of the MACs: depth and width beside width alone")
+    times.add_argument("--seeds", type=int, default=3)
+    times.add_argument("--criteria", nargs="*", default=["magnitude", "random"], help="what structures and units score")
+    times.add_argument("--seconds", type=float, default=10.0, help="of measuring, per choice of scores and seed")
     options = parser.parse_args()
     if options.command == "fuzz":
         fuzz.run(options.networks, options.first, options.plans, options.forms, options.out)
@@ -51,6 +56,8 @@ def main() -> None:
         zoo.sweep(options)
     if options.command == "analysis":
         analysis.run(options.rounds)
+    if options.command == "latency" and not latency.run(options.seeds, options.criteria, options.seconds):
+        sys.exit(1)
     if options.command == "law" and not law.run(options.only, options.forms, options.plans):
         sys.exit(1)
 
