@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from niwaki.core.edits import Edit, ReplacingEdit
 from niwaki.core.plan import Plan, smaller_shapes
 from niwaki.core.positions import Positions
 from niwaki.core.renaming import Renaming
@@ -49,11 +50,16 @@ def composed(done: Plan, plan: Plan) -> Plan:
     Raises:
         PlanError: an edit of the two cannot be said of the dense network.
     """
-    edits, names = [], Renaming.of(done)
+    edits, names = list[Edit | None](), Renaming.of(done)
     then = [edit.renamed(names.before) if names else edit for edit in plan.edits]
-    then_at = {edit.place: edit for edit in then if edit is not None}
-    for place in {**done.at, **then_at}:
-        first, later = done.at.get(place), then_at.get(place)
+    said = [edit for edit in then if edit is not None]
+    done_at = dict(done.at)
+    for edit in (one for one in done.edits if isinstance(one, ReplacingEdit)):
+        done_at[edit.place], said = edit.joined(said)
+    said = [edit.before(done) if isinstance(edit, ReplacingEdit) else edit for edit in said]
+    then_at = {edit.place: edit for edit in said}
+    for place in {**done_at, **then_at}:
+        first, later = done_at.get(place), then_at.get(place)
         one = later or first
         edits.append(one and one.then(first, later))
     known = not names.moves and all(plan.units.get(name) == len(kept) for name, kept in done.kept.items())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -108,7 +109,8 @@ class CostModel:
     """Cost as a function of unit gates: gates give axis counts, and costs are multilinear sums of products of counts.
     Of ``activations`` (None if unknown), the largest of several such sums.
 
-    ``work`` is None if no run was recorded. ``latency``, in nanoseconds, has to be measured first: see `timed`.
+    ``work`` is None if no run was recorded. ``macs_of``: which of the terms of ``macs`` multiply by each parameter, by
+    its name. ``latency``, in nanoseconds, has to be measured first: see `timed`.
     """
 
     counts: Counts
@@ -118,6 +120,7 @@ class CostModel:
     activations: PeakMemory | None = None
     work: OperatorWork | None = None
     latency: Terms | None = None
+    macs_of: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __call__(self, gates: FloatArray | BoolArray) -> Cost:
         """The cost for ``gates`` [num_units] (1 = kept, 0 = removed), which may be a mask."""
@@ -155,6 +158,7 @@ class CostModel:
             None if peaks is None else PeakMemory(peaks.terms.renamed(merged), peaks.born, peaks.died),
             None if work is None else replace(work, terms=work.terms.renamed(merged)),
             None if latency is None else latency.renamed(merged),
+            self.macs_of,
         )
 
     def terms(self, measure: str) -> Terms | PeakMemory:

@@ -16,6 +16,7 @@ from niwaki.core.edits.base import (
     Edit,
     ModuleEdit,
     Place,
+    ReplacingEdit,
     TensorChange,
     TensorEdit,
     edit_from_data,
@@ -231,7 +232,9 @@ def smaller_shapes(plan: Plan) -> tuple[TensorShape, ...]:
         if (name := names.after(one.name)) is not None
     }
     for edit in plan.module_edits:
-        edit.update_shapes(shapes)
+        now = edit.renamed(names.after) if isinstance(edit, ReplacingEdit) else edit
+        if now is not None:
+            now.update_shapes(shapes)
     return tuple(TensorShape(name, shape) for name, shape in sorted(shapes.items()))
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from niwaki.core.cost import Cost, CostModel
 from niwaki.core.counts import FloatArray
 from niwaki.core.describe import describe_group, describe_space
+from niwaki.core.edits import Implant
+from niwaki.core.implant_costs import with_implants
 from niwaki.core.location import Location
 from niwaki.core.numbers import Numbers
 from niwaki.core.plan import Plan, TensorShape
@@ -122,7 +124,10 @@ class SearchSpace:
 
     def cost(self, plan: Plan | None = None) -> Cost:
         """The cost of the model as it is, or as ``plan`` leaves it."""
-        return self.cost_of(np.ones(self.num_units, dtype=bool) if plan is None else self._routed(self.keep_of(plan)))
+        if plan is None:
+            return self.cost_of(np.ones(self.num_units, dtype=bool))
+        keep = self._routed(self.keep_of(plan))
+        return with_implants(self, self.cost_of(keep), keep, plan.edits_of(Implant))
 
     def _routed(self, keep: BoolArray) -> BoolArray:
         """``keep`` with the units inside of experts that are erased: others, which are counted as being as wide, get

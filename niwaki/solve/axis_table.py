@@ -139,6 +139,13 @@ class Tables:
         ]
         self.macs = [(float(term.times), [table.number(axis) for axis in term.axes]) for term in constraints.macs]
         self.multiplying = [term.node for term in constraints.macs]  # the operators of the terms
+        self.macs_of: dict[str, tuple[int, ...]] = {}  # the numbers of the terms that multiply by each parameter
+        nodes = graph.runs[0].nodes if graph.runs else ()
+        for number, place in enumerate(self.multiplying):
+            for root in {graph.values[value].root for value in nodes[place].inputs()}:
+                if graph.values[root].origin is Origin.PARAMETER and len(graph.values[root].shape) > 1:
+                    name = graph.values[root].name
+                    self.macs_of[name] = (*self.macs_of.get(name, ()), number)
         ids = {int(block[0]): block[:, None] for block in constraints.blocks if len(block)}
         self.lengths: dict[tuple[str, int], int] = {}  # the axis of each dimension of a parameter
         self.params: list[tuple[float, list[int]]] = []

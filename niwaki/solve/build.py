@@ -218,6 +218,7 @@ class Builder:
                 _terms(tables.memory, tables.num_axes),
                 activations if alive else None,
                 work if tables.work else None,
+                macs_of=tables.macs_of,
             ),
             numbers=remembered.joined(self._numbers),
             notes=remembered.notes,

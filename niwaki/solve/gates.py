@@ -218,13 +218,15 @@ class _GatedCosts:
             places = [tables.working[number] for number in work.operator.tolist()]
             terms, row = self._terms(work.terms, [operators.get(place, ()) for place in places])
             work = replace(work, terms=terms, operator=work.operator[row])
+        multiplying, of = self._terms(macs, [operators.get(place, ()) for place in tables.multiplying])
         return CostModel(
             self._counts(self._parted(units, tables, homes.absences, unit)),
             self._terms(params, [homes.tensors.get(name, ()) for name in tables.parameters])[0],
-            self._terms(macs, [operators.get(place, ()) for place in tables.multiplying])[0],
+            multiplying,
             self._terms(memory, [homes.tensors.get(name, ()) for name in tables.tensors])[0],
             peaks,
             work,
+            macs_of={name: tuple(np.flatnonzero(np.isin(of, terms)).tolist()) for name, terms in old.macs_of.items()},
         )
 
     def _shared(self, tables: Tables) -> tuple[Terms, Terms, Terms]:

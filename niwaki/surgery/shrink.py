@@ -20,6 +20,7 @@ from niwaki.surgery.history import check_plan, inside, remember, to_do
 from niwaki.surgery.leftovers import forget_leftovers, warn_of_leftovers
 from niwaki.surgery.nonzero import warn_of_nonzero
 from niwaki.surgery.optimizer_state import smaller_state
+from niwaki.surgery.replaced import carry_over, replaced_parameters
 
 
 def shrink(
@@ -89,12 +90,14 @@ def shrink(
     for action in actions:
         action()
     before = list(model.parameters())
+    carried = replaced_parameters(model, left)
     for module in (model, *copies):
         forget_leftovers(module, like=model)
         edit_modules(module, left)
         for integration in registered():
             integration.after_cut(module, whole)
         remember(module, whole)
+    carry_over(carried, model, left, optimizer)
     if optimizer is not None:
         _forget(optimizer, before, model)
 

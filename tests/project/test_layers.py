@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     {"surgery"},
     {"io", "repair", "solve", "verify"},
     {"erasing", "selection"},
+    {"implants"},
     {"masks"},
     {"huggingface", "methods", "performance", "search"},
     {"choosing", "testing"},

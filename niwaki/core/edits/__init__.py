@@ -8,7 +8,9 @@ from niwaki.core.edits.base import (
     Edit,
     GatedEdit,
     ModuleEdit,
+    NewParameter,
     Place,
+    ReplacingEdit,
     TensorChange,
     TensorEdit,
     edited_by_hand,
@@ -17,6 +19,7 @@ from niwaki.core.edits.base import (
 from niwaki.core.edits.erase import Erase
 from niwaki.core.edits.erase_experts import EraseExperts
 from niwaki.core.edits.erase_modules import EraseModules
+from niwaki.core.edits.implant import Implant
 from niwaki.core.edits.keep import Keep, KeepDirection
 from niwaki.core.edits.numbers import SetAttribute, SetScalar
 from niwaki.core.edits.rescale import Rescale
@@ -28,10 +31,13 @@ __all__ = [
     "EraseExperts",
     "EraseModules",
     "GatedEdit",
+    "Implant",
     "Keep",
     "KeepDirection",
     "ModuleEdit",
+    "NewParameter",
     "Place",
+    "ReplacingEdit",
     "Rescale",
     "SetAttribute",
     "SetScalar",

@@ -9,7 +9,7 @@ commute have to share a place.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -176,6 +176,44 @@ class GatedEdit(ModuleEdit):
     @abstractmethod
     def gate(self, modules: Mapping[str, nn.Module], factor: Factor) -> Callable[[], None]:
         """Let ``factor`` make something else of each such term in the dense network, until the result is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewParameter:
+    """A parameter of a module that comes instead: what ``of`` makes of the parameter ``old`` of the module before.
+    ``selects``: it is some of its entries, so that gradients and averages of them follow in the same way."""
+
+    old: str
+    of: Callable[[Tensor], Tensor]
+    selects: bool
+
+
+class ReplacingEdit(ModuleEdit):
+    """An edit that puts another module in the place of one, whose tensors become those of its own."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def path(self) -> str:
+        """The module that it takes the place of."""
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, NewParameter]:
+        """The parameters of the new module, by their names there, from those of the cut one."""
+
+    @abstractmethod
+    def before(self, done: Plan) -> Self:
+        """This edit, which is of a network that ``done`` has been carried out in, said of the dense network."""
+
+    @abstractmethod
+    def joined(self, later: Iterable[Edit]) -> tuple[Self, list[Edit]]:
+        """What this edit and ``later`` ones, which are of the network with the new module, do together: this edit, as
+        it is then, and the others as edits of the network without it.
+
+        Raises:
+            PlanError: that cannot be said so.
+        """
 
 
 def closed(result: Tensor) -> Tensor:

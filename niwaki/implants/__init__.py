@@ -1,0 +1,9 @@
+"""Implants: units that a plan makes cheaper instead of removing them (Hessian-Aware Pruning, arXiv 2101.08940).
+
+Imports core, per_unit, criteria, selection.
+"""
+
+from niwaki.implants.hap import hap, implanted
+from niwaki.implants.layers import ImplantLayers
+
+__all__ = ["ImplantLayers", "hap", "implanted"]

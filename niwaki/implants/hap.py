@@ -1,0 +1,117 @@
+"""Hessian-Aware Pruning: one threshold for the whole network, and implants instead of the most sensitive that go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from niwaki.core.plan import Plan
+from niwaki.core.scalars import is_number
+from niwaki.core.space import BoolArray, SearchSpace, check_space
+from niwaki.criteria.mix import finite
+from niwaki.criteria.score import Scores
+from niwaki.errors import BudgetError
+from niwaki.implants.layers import ImplantLayers
+from niwaki.selection.levels import leaving
+from niwaki.selection.steps import Widths
+
+
+def hap(
+    space: SearchSpace, scores: Scores, removed: float = 0.5, *, implants: float = 0.1, least: float = 0.05
+) -> Plan:
+    """The plan of Hessian-Aware Pruning (arXiv 2101.08940), for scores by ``relative_hessian_trace``.
+
+    The fraction ``removed`` of all units with the lowest scores leaves, wherever they are; every group keeps its best
+    ones, at least the fraction ``least`` and one of them. Then the fraction ``implants`` of those that would leave, the
+    most sensitive of which can be implanted, stays as implants.
+
+    Raises:
+        BudgetError: a fraction is none, or the scores are of another space.
+        PlanError: the sizes in the model's code cannot follow.
+
+    Example:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 20, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(20, 1, 3))
+        >>> space = niwaki.search_space(net, torch.randn(1, 1, 8, 8))
+        >>> plan = hap(space, niwaki.score(space, "magnitude"), 0.5, implants=0.2)
+        >>> print(niwaki.cut(net, plan)[0])
+        Implanted(
+          (whole): Conv2d(1, 10, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+          (slim): Conv2d(1, 2, kernel_size=(1, 1), stride=(1, 1))
+        )
+    """
+    check_space(space)
+    for name, value in (("removed", removed), ("implants", implants), ("least", least)):
+        if not is_number(value) or not 0 <= value <= 1:
+            raise BudgetError(f"{name}={value!r} must be a fraction from 0 to 1.")
+    saliency = saliency_of(space, scores)
+    goes = np.zeros(space.num_units, dtype=bool)
+    order = np.argsort(saliency, kind="stable")
+    order = order[order < sum(group.units for group in space.width_groups)]
+    goes[order[: math.floor(removed * len(order))]] = True
+    for group in space.width_groups:
+        stays = max(1, math.ceil(least * group.units))
+        best = np.argsort(-saliency[group.numbers], kind="stable")[:stays]
+        goes[group.first + best] = False
+    layers = ImplantLayers.of(space)
+    slim = most_sensitive(saliency, goes & layers.can, math.floor(implants * goes.sum()))
+    keep = ~leaving(space, goes & ~slim, Widths())
+    slim &= keep
+    return planned_with(layers, keep, slim, criterion=scores.criterion, removed=removed, implants=implants, least=least)
+
+
+def implanted(space: SearchSpace, plan: Plan, scores: Scores, implants: float = 0.1) -> Plan:
+    """``plan``, a choice of units of ``space``, with implants instead of the fraction ``implants`` of the units that it
+    removes, of those that can be implanted the ones of the highest scores.
+
+    Raises:
+        BudgetError: the fraction is none, or the scores are of another space.
+        PlanError: the plan is of another space, has implants, or the sizes in the model's code cannot follow.
+    """
+    check_space(space)
+    if not is_number(implants) or not 0 <= implants <= 1:
+        raise BudgetError(f"implants={implants!r} must be a fraction from 0 to 1.")
+    saliency, layers = saliency_of(space, scores), ImplantLayers.of(space)
+    goes = ~space.keep_of(plan)
+    slim = most_sensitive(saliency, goes & layers.can, math.floor(implants * goes.sum()))
+    keep = ~leaving(space, goes & ~slim, Widths())
+    return planned_with(layers, keep, slim & keep, **{**plan.provenance, "implants": implants})
+
+
+def planned_with(layers: ImplantLayers, keep: BoolArray, slim: BoolArray, **about: Any) -> Plan:
+    """The plan that keeps the units ``keep`` [num_units], those ``slim`` as implants."""
+    space = layers.space
+    plan = space.plan(keep, about)
+    plan = plan.with_edits(layers.edits(plan, slim))
+    dense, cost = space.cost(), space.cost(plan)
+    told = {
+        key: {"params": one.params, "macs": one.macs, "memory": one.memory}
+        for key, one in (("dense", dense), ("kept", cost))
+    }
+    return replace(plan, provenance={**plan.provenance, **told})
+
+
+def most_sensitive(saliency: np.ndarray[Any, np.dtype[np.float64]], among: BoolArray, number: int) -> BoolArray:
+    """The ``number`` units ``among`` [num_units] of the highest saliency."""
+    found = np.zeros(len(saliency), dtype=bool)
+    units = np.flatnonzero(among)
+    found[units[np.argsort(-saliency[units], kind="stable")[:number]]] = True
+    return found
+
+
+def saliency_of(space: SearchSpace, scores: Scores) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The values of ``scores``, none below 0.
+
+    Raises:
+        BudgetError: they are none, or of another space.
+    """
+    if not isinstance(scores, Scores) or np.shape(scores.values) != (space.num_units,):
+        raise BudgetError(
+            f"scores must be what niwaki.score returns for this search space, of {space.num_units} units. Score the "
+            "space that you choose from."
+        )
+    values = finite(space, scores.values, scores.criterion)
+    return np.asarray(values - min(0.0, values.min(initial=0.0)), np.float64)
