@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from niwaki.core.counts import BoolArray, FloatArray, IntArray
+from niwaki.core.edits import ReplacingEdit
 from niwaki.core.names import named_buffers, named_parameters
 from niwaki.core.numbers import (
     Attribute,
@@ -66,6 +67,12 @@ def reindex(
                 f"The plan erases {space.structures[group.structure].name!r}, and which structures can be erased "
                 "beside it is known of the dense network only. Analyse the small network again with "
                 "niwaki.search_space."
+            )
+    for edit in plan.module_edits:
+        if isinstance(edit, ReplacingEdit):
+            raise PlanError(
+                f"The plan puts another layer in the place of {edit.path!r}, which this search space knows nothing of. "
+                "Analyse the small network again with niwaki.search_space."
             )
     here = {name: tuple(tensor.shape) for name, tensor in (*named_parameters(model), *named_buffers(model))}
     shapes = smaller_shapes(plan)

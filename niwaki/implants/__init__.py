@@ -1,6 +1,6 @@
 """Implants: units that a plan makes cheaper instead of removing them (Hessian-Aware Pruning, arXiv 2101.08940).
 
-Imports core, per_unit, criteria, selection.
+Imports core, program, criteria and selection.
 """
 
 from niwaki.implants.hap import hap, implanted

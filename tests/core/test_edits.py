@@ -22,6 +22,7 @@ from niwaki.core.edits import (
     Erase,
     EraseExperts,
     EraseModules,
+    Implant,
     Keep,
     KeepDirection,
     Rescale,
@@ -71,8 +72,8 @@ ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
     (ONE_GONE, EraseExperts("b", "m.gate", 3, (0, 2), (THREE,)), TWO_GONE),
     (Zeroed((("b", 0),), (1, 2), (1, 2)), Zeroed((("b", 0),), (1, 2), (1, 2)), None),
 )
-KINDS = {type(first) for first, _, _ in ROWS}
-OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules}
+KINDS = {type(first) for first, _, _ in ROWS} | {Implant}  # with another network behind it: tests/implants
+OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Implant}
 
 
 def plan_of(*some: Edit | None) -> Plan:
@@ -81,7 +82,7 @@ def plan_of(*some: Edit | None) -> Plan:
 
 def test_there_is_a_row_for_each_kind() -> None:
     found = {kind for kind in vars(edits).values() if isinstance(kind, type) and issubclass(kind, Edit)}
-    assert found - {edits.Edit, edits.TensorEdit, edits.ModuleEdit, edits.GatedEdit} == KINDS
+    assert found - {edits.Edit, edits.TensorEdit, edits.ModuleEdit, edits.GatedEdit, edits.ReplacingEdit} == KINDS
 
 
 @pytest.mark.parametrize(("first", "later", "both"), ROWS, ids=lambda edit: getattr(edit, "kind", "none"))
@@ -186,7 +187,7 @@ def test_the_documentation_shows_the_format() -> None:
         exec(found[1], {"niwaki": niwaki, "torch": torch})
     assert printed.getvalue() == found[2]
     table = page.split("| edit |")[1].split("\n\n")[0]
-    assert re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE) == [kind.kind for kind in map(type, ORDER)]
+    assert re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE) == [kind.kind for kind in ORDER]
 
 
-ORDER = [first for first, _, _ in ROWS]
+ORDER: list[type[Edit]] = [*(type(first) for first, _, _ in ROWS[:-1]), Implant, Zeroed]

@@ -231,3 +231,10 @@ def test_implants_of_another_plan() -> None:
     assert space.keep_of(plan).sum() < space.keep_of(more).sum()
     assert space.cost(plan).macs < space.cost(more).macs < space.cost().macs
     assert niwaki.check(network, more, images()).holds
+
+
+def test_the_dense_space_does_not_know_the_new_layers() -> None:
+    network, layers = blocks_space()
+    plan = random_plan(layers, 0)
+    with pytest.raises(PlanError, match=r"another layer in the place of '.*', which this search space knows nothing"):
+        niwaki.reindex(layers.space, plan, niwaki.cut(network, plan))
