@@ -12,6 +12,7 @@ from niwaki.criteria import SecondDerivatives, score
 from niwaki.errors import NiwakiError
 from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
 from niwaki.io.export import export
+from niwaki.masks.ddp import DDPMasks
 from niwaki.methods import ATO, CRIC, DHSPG, H2SPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule, ShrinkPolicy
 from niwaki.performance.measure import latency
 from niwaki.repair.batchnorm import reestimate_norms
@@ -49,6 +50,7 @@ __all__ = [
     "AdaHSPG",
     "Budget",
     "Checkpoints",
+    "DDPMasks",
     "NiwakiError",
     "Plan",
     "Schedule",

@@ -1,4 +1,4 @@
-"""Choose a plan: the units of most saliency within a budget."""
+"""Choose a plan: the units of most saliency within a budget, or those that a learnt mask keeps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from niwaki.criteria.mix import finite
 from niwaki.criteria.normalise import Compare, check_compare
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
+from niwaki.masks.learner import MaskLearner
 from niwaki.performance.fit import fit_latency
 from niwaki.performance.meters import Limit, meters
-from niwaki.selection import STRUCTURES, UNITS, SelectionRequest, removal_named
+from niwaki.selection import STRUCTURES, UNITS, Removal, SelectionRequest, removal_named
 from niwaki.selection.budget import (
     MODELLED,
     TRAINED,
@@ -33,7 +34,7 @@ from niwaki.trace.model_state import preserved
 
 def choose(
     space: SearchSpace,
-    scores: Scores,
+    scores: Scores | MaskLearner,
     budget: Budget,
     *,
     compare: Compare | None = None,
@@ -51,7 +52,8 @@ def choose(
 
     Args:
         space: the search space.
-        scores: the saliency of each unit, from `niwaki.score`.
+        scores: the saliency of each unit, from `niwaki.score`. Or what learns on batches which units to keep:
+            `niwaki.DDPMasks`, for limits in macs, params, units and memory, and for units alone. It learns here.
         budget: the limits on the cost of the network.
         compare: units are compared by their fraction of the score of their ``group``; by that of all ``isomorphic``
             groups; or by the score itself, in the whole ``space`` (for criteria that are comparable across layers).
@@ -70,7 +72,7 @@ def choose(
     Raises:
         BudgetError: the budget cannot be met; the message gives the least reachable cost and the pins that cause it. Or
             there is nothing to erase.
-        MethodError: ``space`` is not a search space, or a score is not finite.
+        MethodError: ``space`` is not a search space, a score is not finite, or no mask can be learnt from the batches.
         PlanError: no values of the model's attributes could follow the choice.
         UnknownName: a pattern in ``budget.round_to`` matches nothing, or ``remove`` is not one of the three values.
 
@@ -83,6 +85,11 @@ def choose(
     """
     check_space(space)
     removal = removal_named(remove)
+    if isinstance(scores, MaskLearner):
+        check_budget(budget, training=False)
+        _check_learnt(budget, removal, {"compare": compare, "example_inputs": example_inputs})
+        _warn_if_empty(space)
+        return _learnt(space, scores, budget)
     if removal is STRUCTURES:
         removal.compared(compare)  # a choice of structures that would ignore it is refused
     compare = compared(scores, compare)
@@ -92,10 +99,7 @@ def choose(
             f"The scores are for {np.size(scores.values)} units, but the search space has {space.num_units}. "
             "Score the same space that you choose from."
         )
-    if not space.num_units:
-        warnings.warn(
-            "The search space has no units, so the plan removes nothing. print(space) tells why.", stacklevel=2
-        )
+    _warn_if_empty(space)
     values = finite(space, scores.values, scores.criterion)
     saliency = values - min(0.0, values.min(initial=0.0))
     if removal is not STRUCTURES and _of_structures_alone(space, saliency):
@@ -142,6 +146,37 @@ def _silent(space: SearchSpace, scores: Scores) -> BoolArray | None:
     silent = np.zeros(space.num_units, dtype=bool)
     silent[list(scores.silent)] = True
     return silent
+
+
+def _warn_if_empty(space: SearchSpace) -> None:
+    if not space.num_units:
+        warnings.warn(
+            "The search space has no units, so the plan removes nothing. print(space) tells why.", stacklevel=3
+        )
+
+
+def _learnt(space: SearchSpace, learner: MaskLearner, budget: Budget) -> Plan:
+    """The plan of a mask that ``learner`` learns."""
+    keep = learner.learn(space, budget)
+    about: dict[str, Any] = {"masks": {"name": learner.name, **learner.settings()}}
+    if told := slack_note(space, keep, budget.absolute(space), budget):
+        about["tight"] = told
+    return space.plan(keep, provenance(space, keep, budget, **about))
+
+
+def _check_learnt(budget: Budget, removal: Removal, unused: Mapping[str, object]) -> None:
+    """Raise `BudgetError` where something is asked for that a mask which is learnt cannot give."""
+    if budget.measured:
+        raise BudgetError(
+            f"A mask that is learnt follows limits in {', '.join(MODELLED)}, not in {', '.join(budget.measured)}. "
+            "First find the MACs that meet it with niwaki.score and niwaki.choose, and learn with these: "
+            "niwaki.Budget(macs=space.cost(plan).macs)."
+        )
+    if removal is not UNITS:
+        raise BudgetError(f"A mask that is learnt keeps units, and remove={removal.name!r} asks for whole structures.")
+    for name, value in unused.items():
+        if value is not None:
+            raise BudgetError(f"{name}= is for scores, and a mask that is learnt has none. Leave it out.")
 
 
 def _of_structures_alone(space: SearchSpace, saliency: FloatArray) -> bool:

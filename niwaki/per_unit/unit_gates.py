@@ -34,9 +34,13 @@ class GatedDim:
     dim: int
     units: Tensor
 
+    def factor(self, gates: Tensor) -> Tensor:
+        """What each position is multiplied by under ``gates`` [num_units + 1], [n]."""
+        return gates[self.units.to(gates.device)].prod(1)
+
     def multiplied(self, weight: Tensor, gates: Tensor) -> Tensor:
         """``weight`` under ``gates`` [num_units + 1]."""
-        factor = gates[self.units.to(gates.device)].prod(1).to(weight)
+        factor = self.factor(gates).to(weight)
         shape = [1] * weight.dim()
         shape[self.dim] = -1
         return weight * factor.view(shape)
@@ -103,6 +107,12 @@ class UnitGates:
         """The same for the model with all that makes units of a ``mask`` [num_units] of 0 and 1 at zero: the reference
         that gates are compared with."""
         return self._run(self._zeroed, mask, function)
+
+    def factors(self, gates: Tensor) -> Iterator[tuple[str, int, Tensor]]:
+        """What ``gates`` [num_units] multiply parameters by: the name of each, a dimension, and a factor for each of
+        its positions."""
+        extended = torch.cat([gates, gates.new_ones(1)])
+        yield from ((plain_name(one.name), one.dim, one.factor(extended)) for one in self._gated)
 
     def gradient(self, gates: Tensor, function: Callable[[nn.Module], Tensor]) -> tuple[Tensor, Tensor | None]:
         """The scalar that ``function(model)`` returns under ``gates``, and its gradient by them [num_units]: None if it

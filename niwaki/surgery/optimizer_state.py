@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map
 
-from niwaki.core.edits import TensorChange
 from niwaki.errors import ShrinkError
 from niwaki.surgery.hidden_state import Related, check_hidden, nested_optimizers, tensors_inside
 
@@ -87,7 +86,22 @@ if "Muon" in vars(torch.optim):  # since torch 2.9
     register_state_layout(torch.optim.Muon, powers={"momentum_buffer": -1})
 
 
-def smaller_state(optimizer: Optimizer, changes: Mapping[Tensor, TensorChange]) -> list[Callable[[], None]]:
+class StateChange(Protocol):
+    """What becomes of a parameter, as far as an optimizer's memory of it follows: `niwaki.core.edits.TensorChange`."""
+
+    @property
+    def tensor(self) -> str:
+        """The name of the parameter."""
+
+    @property
+    def dims(self) -> frozenset[int]:
+        """The dimensions of which not all positions stay."""
+
+    def of_state(self, state: Tensor, dims: Mapping[int, int], power: Callable[[], int]) -> Tensor:
+        """As `niwaki.core.edits.TensorEdit.of_state`."""
+
+
+def smaller_state(optimizer: Optimizer, changes: Mapping[Tensor, StateChange]) -> list[Callable[[], None]]:
     """Compute the state that follows ``changes``; calling the results puts it in place, and cannot fail.
 
     Parameters that keep their shape keep their state; it is looked at nevertheless, since a state that spans several
@@ -154,7 +168,7 @@ class _Follow:
     optimizer: Optimizer
     layout: StateLayout
     parameter: Tensor
-    change: TensorChange | None
+    change: StateChange | None
     told: set[Any]
 
     def __call__(self, key: Any, value: Any) -> Any:

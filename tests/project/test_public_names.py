@@ -16,6 +16,7 @@ PUBLIC = {
     "Budget",
     "CRIC",
     "Checkpoints",
+    "DDPMasks",
     "DHSPG",
     "H2SPG",
     "HESSO",

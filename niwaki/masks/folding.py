@@ -1,0 +1,91 @@
+"""Scales that were learnt go into the weights, and the optimizer's memory of these weights follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from niwaki.core.names import named_parameters
+from niwaki.core.space import SearchSpace
+from niwaki.errors import MethodError, ShrinkError
+from niwaki.per_unit.unit_gates import UnitGates
+from niwaki.surgery.optimizer_state import StateChange, smaller_state
+
+_NOTHING: Final[frozenset[int]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scaled:
+    """The ``factors`` [size] by dimension that a parameter called ``tensor`` is multiplied by."""
+
+    tensor: str
+    factors: Mapping[int, Tensor]
+
+    @property
+    def dims(self) -> frozenset[int]:
+        """The dimensions of which not all positions stay: none."""
+        return _NOTHING
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The product, a new tensor."""
+        for dim, factor in self.factors.items():
+            weight = weight * _along(factor, weight, dim)
+        return weight
+
+    def of_state(self, state: Tensor, dims: Mapping[int, int], power: Callable[[], int]) -> Tensor:
+        """What an optimizer remembers of the product, from what it remembers of the weight.
+
+        Raises:
+            ShrinkError: the state has one number for positions with several factors.
+        """
+        exponent = power()
+        for dim, factor in self.factors.items() if exponent else ():
+            place = dims.get(dim)
+            if place is None or state.shape[place] != len(factor):
+                raise ShrinkError(
+                    f"The optimizer keeps averages over dimension {dim} of {self.tensor!r}, whose positions are scaled "
+                    "by different factors, so that they cannot follow. Fold without the optimizer and begin a new one, "
+                    "or use one that keeps a number for each weight (SGD, Adam)."
+                )
+            state = state * _along(factor, state, place) ** exponent
+        return state
+
+
+def fold_gates_(space: SearchSpace, gates: UnitGates, values: Tensor, optimizer: Optimizer | None = None) -> None:
+    """Multiply the weights by what the gates of units multiply them by, for good: the model computes then what it did
+    under the gates ``values`` [num_units], all of them above 0.
+
+    What ``optimizer`` remembers follows: an average of gradients by a weight times f is 1/f of what it was.
+
+    Raises:
+        MethodError: a value is not a number above 0.
+        ShrinkError: a state of the optimizer cannot follow. Nothing has changed then.
+    """
+    if not bool((values > 0).all()) or not bool(values.isfinite().all()):
+        raise MethodError(
+            "A unit is scaled by what is not a number above 0, which no memory of an optimizer can follow."
+        )
+    parameters = dict(named_parameters(space.model))
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, dim, factor in gates.factors(values):
+        if not bool((factor == 1).all()):
+            own = found.setdefault(name, {})
+            own[dim] = own[dim] * factor if dim in own else factor
+    changes: dict[Tensor, StateChange] = {parameters[name]: Scaled(name, factors) for name, factors in found.items()}
+    actions = [] if optimizer is None else smaller_state(optimizer, changes)
+    with torch.no_grad():
+        for name, factors in found.items():
+            parameters[name].copy_(Scaled(name, factors).of(parameters[name]))
+    for action in actions:
+        action()
+
+
+def _along(factor: Tensor, weight: Tensor, dim: int) -> Tensor:
+    shape = [1] * weight.dim()
+    shape[dim] = -1
+    return factor.to(weight).view(shape)
