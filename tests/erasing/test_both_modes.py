@@ -113,6 +113,29 @@ def test_against_all_choices(measure: str) -> None:
     assert np.mean(np.array(shares) > 1 - 1e-9) > 0.95 and min(shares) > 0.8
 
 
+@pytest.mark.parametrize("measure", ["macs", "params", "memory"])
+def test_no_worse_than_either_alone(measure: str) -> None:
+    """Within the limit, as good as any choice of units alone or of structures alone, and never better than can be."""
+    space = space_of(Branches((2, 2)))
+    cost, dense = {keep.tobytes(): keep for keep in all_choices(space)}, getattr(space.cost(), measure)
+    within = [(getattr(space.cost_of(keep), measure) / dense, keep) for keep in cost.values()]
+    for seed, share in product(range(3), (0.65, 0.8)):
+        saliency = np.random.default_rng(seed).random(space.num_units) ** 2
+        for unit in structure_units(space).values():
+            saliency[unit] *= 4
+        values, scores = values_of(space, saliency), niwaki.score(space, lambda _: saliency)  # noqa: B023
+        found = {}
+        for remove in ("units", "structures", "both"):
+            compare = None if remove == "structures" else "space"
+            budget = niwaki.Budget(**{measure: share})
+            plan = niwaki.choose(space, scores, budget, remove=remove, compare=compare)  # type: ignore[arg-type]
+            assert getattr(space.cost(plan), measure) <= share * dense
+            found[remove] = worth(space, values, space.keep_of(plan))
+        best = max(worth(space, values, keep) for used, keep in within if used <= share)
+        assert max(found.values()) <= best + 1e-9 and found["both"] >= 0.9 * best
+        assert found["both"] >= max(found.values()) - 1e-9
+
+
 class Residual(nn.Module):
     """Convolutional blocks on a stream of its own width, with norms."""
 
