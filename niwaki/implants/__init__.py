@@ -3,7 +3,8 @@
 Imports core, program, criteria and selection.
 """
 
+from niwaki.implants.budgeted import choose
 from niwaki.implants.hap import hap, implanted
 from niwaki.implants.layers import ImplantLayers
 
-__all__ = ["ImplantLayers", "hap", "implanted"]
+__all__ = ["ImplantLayers", "choose", "hap", "implanted"]

@@ -126,10 +126,11 @@ class ImplantLayers:
 
     def saved(self, keep: BoolArray, slim: BoolArray, measure: str) -> float:
         """What the implants ``slim`` [num_units] cost less, beside the units ``keep``, in ``macs`` or ``params``."""
-        return float(sum(share @ rows for share, rows in self._row_savings(keep, slim, measure)))
+        return float(sum(share @ rows for share, rows in self.row_savings(keep, slim, measure)))
 
-    def _row_savings(self, keep: BoolArray, slim: BoolArray, measure: str) -> list[tuple[FloatArray, FloatArray]]:
-        """For every layer what each of its outputs would cost less as an implant, and which are."""
+    def row_savings(self, keep: BoolArray, slim: BoolArray, measure: str) -> list[tuple[FloatArray, FloatArray]]:
+        """For every layer, what each of its outputs that stay would cost less as an implant, and which are implants,
+        both [rows]."""
         macs = macs_of_weights(self.space, keep, [layer.weight for layer in self.layers])
         inputs = self._inputs(keep) if measure != "macs" else {}
         found = []
@@ -144,7 +145,7 @@ class ImplantLayers:
         """What implanting each unit alone would save, beside the units ``keep``, [num_units]."""
         none = np.zeros(self.space.num_units, dtype=bool)
         found = np.zeros(self.space.num_units + 1)
-        for layer, (each, _) in zip(self.layers, self._row_savings(keep, none, measure), strict=True):
+        for layer, (each, _) in zip(self.layers, self.row_savings(keep, none, measure), strict=True):
             for column in layer.units.T:
                 np.add.at(found, column, each)
         return np.where(self.can, found[:-1], 0.0)

@@ -1,0 +1,133 @@
+"""Plans with implants within a budget: a share of what goes, or whatever saves most loss for its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from niwaki.core.counts import FloatArray
+from niwaki.core.plan import Plan
+from niwaki.core.scalars import is_number
+from niwaki.core.space import BoolArray, SearchSpace, check_space
+from niwaki.criteria.normalise import Compare, check_compare, normalise
+from niwaki.criteria.score import Scores
+from niwaki.errors import BudgetError
+from niwaki.implants.hap import most_sensitive, planned_with, saliency_of
+from niwaki.implants.layers import ImplantLayers
+from niwaki.implants.value import ByValue
+from niwaki.selection import UNITS
+from niwaki.selection.budget import Budget, check_budget, check_met, provenance
+from niwaki.selection.levels import leaving
+from niwaki.selection.objective import costs
+from niwaki.selection.request import SelectionRequest
+from niwaki.selection.steps import Widths
+
+MEASURES = ("macs", "params")
+_HALVINGS = 12
+
+
+def choose(
+    space: SearchSpace,
+    scores: Scores,
+    budget: Budget,
+    *,
+    implants: float | Literal["value"] = "value",
+    compare: Compare = "space",
+) -> Plan:
+    """The plan within ``budget`` that keeps, implants or removes each unit.
+
+    Args:
+        space: the search space of a model with convolutions.
+        scores: the saliency of each unit: how much the loss grows without it.
+        budget: limits on ``macs`` and ``params``.
+        implants: ``"value"`` does for each unit what costs the network least per saved multiply-accumulate (or
+            parameter). An implant is taken to lose the fraction of the unit's score that the entries around the centres
+            of its kernels have of its squared weights. Or the fraction of the units that would be removed which are
+            implanted instead, the most sensitive ones, as `hap` does; so many more are removed that the budget is met.
+        compare: as in `niwaki.choose`. By default scores add up as they are: for criteria that are comparable across
+            layers, such as ``relative_hessian_trace``.
+
+    Raises:
+        BudgetError: the budget cannot be met, or has other limits; ``implants`` is neither; the scores are of another
+            space.
+        PlanError: the sizes in the model's code cannot follow the choice, or the space is of a program.
+
+    Example:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 20, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(20, 1, 3))
+        >>> space = niwaki.search_space(net, torch.randn(1, 1, 8, 8))
+        >>> plan = choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(macs=0.5), implants=0.25)
+        >>> space.cost(plan).macs <= 0.5 * space.cost().macs, niwaki.check(net, plan, torch.randn(1, 1, 8, 8)).holds
+        (True, True)
+    """
+    check_space(space)
+    check_budget(budget, training=False)
+    check_compare(compare)
+    others = sorted(set(budget.limits) - set(MEASURES))
+    if others:
+        raise BudgetError(
+            f"With implants a budget limits {' and '.join(MEASURES)}, and this one limits {others[0]}, which implants "
+            "change in ways that are not modelled."
+        )
+    if implants != "value" and not (is_number(implants) and 0 <= implants <= 1):
+        raise BudgetError(f"implants={implants!r} must be 'value', or a fraction from 0 to 1 of what would be removed.")
+    saliency, layers = saliency_of(space, scores), ImplantLayers.of(space)
+    if compare != "space":
+        saliency = normalise(space, saliency, np.ones(space.num_units, dtype=bool), compare)
+    limits = budget.absolute(space, MEASURES)
+    if isinstance(implants, str):
+        if budget.steps != Widths(min_units=budget.min_units):
+            raise BudgetError("round_to is for implants by their share: whole rows and implants have their own widths.")
+        keep, slim = ByValue(layers, saliency, limits, budget.min_units).chosen()
+    else:
+        keep, slim = _share(layers, saliency, limits, budget, compare, float(implants))
+    if not meets(layers, keep, slim, limits):
+        check_met(space, space.least_keep(), limits, budget.steps)
+        raise BudgetError(
+            f"No choice with implants={implants!r} was found within {budget}. Allow fewer implants or a larger budget."
+        )
+    about = {"criterion": scores.criterion, "implants": implants}
+    if compare != "group":
+        about["compare"] = compare
+    return planned_with(layers, keep, slim, **provenance(space, keep, budget, **about))
+
+
+def meets(layers: ImplantLayers, keep: BoolArray, slim: BoolArray, limits: Mapping[str, float]) -> bool:
+    """Whether every limit is met by the units ``keep`` [num_units], of which ``slim`` are implants."""
+    found = costs(layers.space.cost_model, keep, limits)
+    return all(round(found[name] - layers.saved(keep, slim, name)) <= limit for name, limit in limits.items())
+
+
+def _share(
+    layers: ImplantLayers,
+    saliency: FloatArray,
+    limits: Mapping[str, float],
+    budget: Budget,
+    compare: Compare,
+    share: float,
+) -> tuple[BoolArray, BoolArray]:
+    """So many units are removed, by tighter limits, that the network is within them with the share as implants."""
+    space = layers.space
+    least = costs(space.cost_model, space.least_keep(), limits)
+
+    def at(tight: float) -> tuple[BoolArray, BoolArray]:
+        under = {name: least[name] + tight * max(limit - least[name], 0.0) for name, limit in limits.items()}
+        goes = ~UNITS.select(space, saliency, SelectionRequest(under, steps=budget.steps, compare=compare))
+        slim = most_sensitive(saliency, goes & layers.can, int(share * goes.sum()))
+        keep = ~leaving(space, goes & ~slim, budget.steps)
+        return keep, slim & keep
+
+    found = at(1.0)
+    if meets(layers, *found, limits):
+        return found
+    low, high, found = 0.0, 1.0, at(0.0)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        trial = at(middle)
+        if meets(layers, *trial, limits):
+            low, found = middle, trial
+        else:
+            high = middle
+    return found
