@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from niwaki.core.edits import GatedEdit
+from niwaki.core.edits import EraseModules, GatedEdit
 from niwaki.core.names import named_modules
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
@@ -98,12 +98,26 @@ class TermGates:
         if self._undoing:
             raise MethodError("These gates are attached to a model already. Call detach() first.")
         try:
-            for place, edit in enumerate(self._edits):
-                if which is None or place in which:
-                    self._undoing.append(edit.gate(modules, _Gate(self, place)))
+            for edit, places in self._in_one(range(len(self)) if which is None else which):
+                self._undoing.append(edit.gate(modules, _Gate(self, places)))
         except BaseException:
             self.detach()
             raise
+
+    def _in_one(self, which: Collection[int]) -> Iterator[tuple[GatedEdit, tuple[int, ...]]]:
+        """What is multiplied by the gates of several structures at once: each term, and not each structure."""
+        by_path: dict[str, list[int]] = {}
+        for place in which:
+            edit = self._edits[place]
+            if not isinstance(edit, EraseModules):
+                yield edit, (place,)
+                continue
+            for path in edit.gated:
+                by_path.setdefault(path, []).append(place)
+        for path, places in by_path.items():
+            edit = self._edits[places[0]]
+            assert isinstance(edit, EraseModules)
+            yield replace(edit, gated=(path,)), tuple(places)
 
     def detach(self) -> None:
         """Leave the model as it was, whatever the values of the gates; nothing where they are not attached."""
@@ -126,10 +140,13 @@ class TermGates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Gate:
-    """Multiplies a tensor by a gate."""
+    """Multiplies a tensor by gates."""
 
     gates: TermGates
-    number: int
+    numbers: tuple[int, ...]
 
     def __call__(self, result: Tensor) -> Tensor:
-        return result * self.gates.values[self.number].to(result)
+        factor = self.gates.values[self.numbers[0]]
+        if len(self.numbers) > 1:
+            factor = self.gates.values[list(self.numbers)].prod()
+        return result * factor.to(result)
