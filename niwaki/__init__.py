@@ -15,6 +15,7 @@ from niwaki.io.export import export
 from niwaki.masks.ddp import DDPMasks
 from niwaki.methods import ATO, CRIC, DHSPG, H2SPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule, ShrinkPolicy
 from niwaki.performance.measure import latency
+from niwaki.post_training import choose_iteratively, distillation, prune
 from niwaki.repair.batchnorm import reestimate_norms
 from niwaki.repair.compensate import compensate
 from niwaki.repair.fold import fold_constants
@@ -60,8 +61,10 @@ __all__ = [
     "__version__",
     "check",
     "choose",
+    "choose_iteratively",
     "compensate",
     "cut",
+    "distillation",
     "register_state_layout",
     "export",
     "fold_constants",
@@ -70,6 +73,7 @@ __all__ = [
     "load",
     "load_optimizer",
     "load_program",
+    "prune",
     "reestimate_norms",
     "reindex",
     "save",

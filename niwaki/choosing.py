@@ -83,6 +83,19 @@ def choose(
     >>> space.cost().macs, space.cost(plan).macs
     (60, 30)
     """
+    return chosen(space, scores, budget, None, compare, example_inputs, remove)
+
+
+def chosen(
+    space: SearchSpace,
+    scores: Scores,
+    budget: Budget,
+    removed: BoolArray | None,
+    compare: Compare | None,
+    example_inputs: Any,
+    remove: str,
+) -> Plan:
+    """As `choose`, after the units ``removed`` [num_units] have left: they are not taken back, nor compared with."""
     check_space(space)
     removal = removal_named(remove)
     if isinstance(scores, MaskLearner):
@@ -118,8 +131,8 @@ def choose(
 
     def selected(under: Mapping[str, float], space: SearchSpace) -> BoolArray:
         if not under or not space.num_units:
-            return np.ones(space.num_units, dtype=bool)
-        request = SelectionRequest(under, steps=budget.steps, compare=compare, staying=silent, untrained=True)
+            return np.ones(space.num_units, dtype=bool) if removed is None else ~removed
+        request = SelectionRequest(under, removed, budget.steps, compare=compare, staying=silent, untrained=True)
         return removal.select(space, saliency, request)
 
     keep = selected(limits, space)

@@ -6,6 +6,7 @@ Imports core, criteria, surgery, io, selection, performance and choosing.
 from niwaki.performance.activations import peak_activations
 from niwaki.performance.measure import Latencies, Latency
 from niwaki.report.probe_bar import ProbeBar
+from niwaki.report.round_bar import RoundBar
 from niwaki.report.run import Figures, RunReport
 
-__all__ = ["Figures", "Latencies", "Latency", "ProbeBar", "RunReport", "peak_activations"]
+__all__ = ["Figures", "Latencies", "Latency", "ProbeBar", "RoundBar", "RunReport", "peak_activations"]

@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"masks"},
     {"huggingface", "methods", "performance", "search"},
     {"choosing", "testing"},
+    {"post_training"},
     {"report"},
     {"__init__"},
     {"train"},

@@ -1,0 +1,10 @@
+"""Prune a network that is trained already: choose in rounds, repair what is left, and learn from the dense network.
+
+Imports choosing, search, criteria, repair, selection, surgery, trace and core.
+"""
+
+from niwaki.post_training.distillation import distillation
+from niwaki.post_training.iterative import choose_iteratively
+from niwaki.post_training.prune import prune
+
+__all__ = ["choose_iteratively", "distillation", "prune"]

@@ -1,0 +1,197 @@
+"""One call that prunes a trained network: search space, choice in rounds, repair, cut, and what was lost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from niwaki.core.cost import Cost
+from niwaki.core.plan import Plan
+from niwaki.criteria.losses import Loss, loss_of
+from niwaki.criteria.mix import One
+from niwaki.criteria.normalise import Compare
+from niwaki.errors import MethodError
+from niwaki.post_training.iterative import choose_iteratively
+from niwaki.repair.batchnorm import reestimate_norms
+from niwaki.repair.compensate import compensate
+from niwaki.search import search_space
+from niwaki.selection.budget import Budget
+from niwaki.surgery.cut import cut
+from niwaki.trace.eager import eagerly
+from niwaki.trace.model_state import preserved
+
+_LOG = logging.getLogger("niwaki")
+Repair = Literal["compensate", "norms", "none"]
+REPAIRS: tuple[Repair, ...] = ("compensate", "norms", "none")
+Told = Callable[[int, int, float], object]
+
+
+@dataclass(frozen=True, slots=True)
+class PruningReport:
+    """What `prune` did to a network. ``dense`` and ``small``: costs. ``losses``: the mean loss on the batches of the
+    ``dense`` network, of the ``cut`` one before the repair, and of the ``repaired`` one; empty without batches.
+    ``layers``: how many have new weights; ``left``: those that lose inputs without new weights, and why."""
+
+    method: str
+    rounds: int
+    repair: Repair
+    dense: Cost
+    small: Cost
+    losses: Mapping[str, float]
+    layers: int
+    left: Mapping[str, str]
+    seconds: float
+
+    def __str__(self) -> str:
+        macs, params = self.dense.macs / max(self.small.macs, 1), self.dense.params / max(self.small.params, 1)
+        rounds = f"{self.rounds} round{'s' if self.rounds > 1 else ''}"
+        lines = [
+            f"{macs:.2f} times fewer MACs ({self.dense.macs:,} to {self.small.macs:,}), {params:.2f} times fewer "
+            f"parameters ({self.dense.params:,} to {self.small.params:,}), by {self.method} in {rounds}, "
+            f"{self.seconds:.0f} s."
+        ]
+        if self.losses:
+            told = [f"{value:.3f} {name}" for name, value in self.losses.items()]
+            lines.append(f"Mean loss on the batches: {', '.join(told)}.")
+        if self.repair == "compensate":
+            lines.append(f"{self.layers} layers have new weights.")
+        return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.left.items())])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pruned:
+    """The result of `prune`: the small ``model``, the ``plan`` of its cut, and a ``report``. ``print`` shows it."""
+
+    model: nn.Module = field(repr=False)
+    plan: Plan = field(repr=False)
+    report: PruningReport
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+
+@eagerly()
+def prune(
+    model: nn.Module,
+    inputs: Any,
+    budget: Budget,
+    *,
+    batches: Iterable[Any] | None = None,
+    loss_fn: Loss | None = None,
+    method: One | Mapping[One, float] | None = None,
+    rounds: int | None = None,
+    repair: Repair | None = None,
+    compare: Compare | None = None,
+    remove: Literal["units", "structures", "both"] = "units",
+    ignored: Sequence[str] = (),
+    seed: int = 0,
+    told: Told | None = None,
+) -> Pruned:
+    """Make a trained network smaller, in one call and without training.
+
+    It is `niwaki.search_space`, `niwaki.choose_iteratively`, `niwaki.compensate` and `niwaki.cut`, with the defaults
+    that lost least where they were compared. Afterwards train on with any trainer, if accuracy is to come back further;
+    `niwaki.distillation` gives a loss for that.
+
+    Args:
+        model: the trained network, which is not changed.
+        inputs: example inputs, as for `niwaki.search_space`.
+        budget: what may be left, `niwaki.Budget`.
+        batches: a few hundred samples of the training data, as ``loss_fn`` takes them; all are held.
+        loss_fn: ``loss_fn(model, batch)``, or a loss of torch's own, for batches of inputs and labels.
+        method: the criterion that scores units: a name, a function or a mix, as for `niwaki.score`. Default:
+            ``taylor1`` with batches, ``magnitude`` without.
+        rounds: how often the network is scored on the way; by default 20, and 1 where no data are given.
+        repair: ``compensate`` fits the remaining weights to the outputs of the dense network; ``norms`` re-estimates
+            the statistics of BatchNorms; ``none``. Default: ``compensate`` with batches.
+        compare: as for `niwaki.score`.
+        remove: ``units``, or whole ``structures``, or ``both``.
+        ignored: patterns of parameters that stay whole, as for `niwaki.search_space`.
+        seed: for criteria with random numbers.
+        told: is called after each round with its number, the number of rounds, and the share of MACs that is left;
+            `niwaki.report.RoundBar` shows a bar. Each round is a message of the logger ``niwaki``, too.
+
+    Raises:
+        MethodError: ``batches`` are given without ``loss_fn`` or the other way round, or are missing where ``method``
+            or ``repair`` needs them; or ``repair`` is none of the three.
+        NiwakiError: whatever the functions above raise. The model is as before.
+
+    Example:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+        >>> data = [(torch.randn(32, 4), torch.randint(0, 3, (32,))) for _ in range(4)]
+        >>> pruned = niwaki.prune(
+        ...     net, data[0][0], niwaki.Budget(macs=0.5), batches=data, loss_fn=torch.nn.CrossEntropyLoss()
+        ... )
+        >>> pruned.report.small.macs / pruned.report.dense.macs
+        0.5
+        >>> pruned.model(data[0][0]).shape
+        torch.Size([32, 3])
+    """
+    begin = time.perf_counter()
+    data = None if batches is None else list(batches)
+    if (data is None) != (loss_fn is None):
+        have, miss = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
+        raise MethodError(f"niwaki.prune has {have} without {miss}: it needs both, or neither for method='magnitude'.")
+    if data is not None and not data:
+        raise MethodError("There are no batches. Pass some inputs; a loader that is used up gives none.")
+    if repair is None:
+        repair = "none" if data is None else "compensate"
+    if repair not in REPAIRS:
+        raise MethodError(f"repair={repair!r} is none of {', '.join(map(repr, REPAIRS))}.")
+    if repair != "none" and data is None:
+        raise MethodError(f"repair={repair!r} needs batches and loss_fn: without data nothing is known to repair.")
+    method = method or ("magnitude" if data is None else "taylor1")
+    rounds = (1 if data is None else 20) if rounds is None else rounds
+
+    space = search_space(model, inputs, ignored, erase=remove != "units")
+
+    def heard(number: int, plan: Plan) -> None:
+        share = space.cost(plan).macs / max(space.cost().macs, 1)
+        _LOG.info("Round %d of %d: %.1f %% of the MACs are left.", number, rounds, 100 * share)
+        if told is not None:
+            told(number, rounds, share)
+
+    plan = choose_iteratively(
+        *(space, method, budget, data, loss_fn),
+        rounds=rounds,
+        compare=compare,
+        remove=remove,
+        seed=seed,
+        told=heard,
+    )
+    small, losses, layers, left = cut(model, plan), {}, 0, {}
+    if data is not None and loss_fn is not None:
+
+        def forward(network: nn.Module, batch: Any) -> None:
+            loss_of(loss_fn, network, batch)
+
+        losses = {"dense": _mean_loss(model, data, loss_fn), "cut": _mean_loss(small, data, loss_fn)}
+        if repair == "compensate":
+            made = compensate(space, plan, data, forward=forward)
+            small, layers, left = cut(made.model, plan), len(made.layers), dict(made.left)
+        elif repair == "norms":
+            reestimate_norms(small, data, forward)
+        if repair != "none":
+            losses["repaired"] = _mean_loss(small, data, loss_fn)
+    small.train(model.training)
+    name = str(plan.provenance["criterion"])
+    seconds = time.perf_counter() - begin
+    costs = space.cost(), space.cost(plan)
+    report = PruningReport(name, rounds, repair, *costs, losses, layers, left, seconds)
+    _LOG.info("%s", report)
+    return Pruned(small, plan, report)
+
+
+def _mean_loss(model: nn.Module, batches: Sequence[Any], loss_fn: Loss) -> float:
+    """In eval mode; the model is as before."""
+    with preserved(model), torch.no_grad():
+        for module in model.modules():
+            module.training = False
+        return sum(float(loss_of(loss_fn, model, batch)) for batch in batches) / len(batches)

@@ -1,0 +1,139 @@
+"""One call that prunes a trained network."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import niwaki
+from niwaki.errors import MethodError
+from niwaki.networks.super_resnet import SuperResNet
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """A trained network, images and labels: the first 1,200 were trained on."""
+    from sklearn import datasets
+
+    torch.manual_seed(0)
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1, torch.tensor(labels)
+    net = nn.Sequential(
+        nn.Conv2d(1, 24, 3, padding=1, bias=False),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.Conv2d(24, 32, 3, stride=2, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(80):
+        picked = torch.randint(1200, (128,))
+        optimizer.zero_grad()
+        F.cross_entropy(net(x[picked]), y[picked]).backward()
+        optimizer.step()
+    return net.eval(), x, y
+
+
+def batches(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(x[:256].split(64), y[:256].split(64), strict=True))
+
+
+def lost(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return float(F.cross_entropy(model.eval()(x[1200:]), y[1200:]))
+
+
+def test_rounds_and_repair_each_lose_less(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = digits
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    losses = {}
+    for rounds in (1, 8):
+        for repair in ("none", "norms", "compensate"):
+            pruned = niwaki.prune(
+                *(net, x[:2], niwaki.Budget(macs=0.3)),
+                batches=batches(x, y),
+                loss_fn=nn.CrossEntropyLoss(),
+                rounds=rounds,
+                repair=repair,  # type: ignore[arg-type]
+            )
+            losses[rounds, repair] = lost(pruned.model, x, y)
+            assert 0.29 < pruned.report.small.macs / pruned.report.dense.macs <= 0.3
+    dense = lost(net, x, y)
+    for rounds in (1, 8):
+        assert dense < losses[rounds, "compensate"] < losses[rounds, "norms"] < losses[rounds, "none"]
+    assert losses[8, "compensate"] < 1.05 * losses[1, "compensate"]
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_the_report_says_what_was_done(
+    digits: tuple[nn.Module, Tensor, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    net, x, y = digits
+    heard: list[tuple[int, int, float]] = []
+    with caplog.at_level(logging.INFO, "niwaki"):
+        pruned = niwaki.prune(
+            *(net, x[:2], niwaki.Budget(params=0.5)),
+            batches=batches(x, y),
+            loss_fn=nn.CrossEntropyLoss(),
+            method="magnitude",
+            rounds=2,
+            told=lambda *one: heard.append(one),
+        )
+    report = pruned.report
+    assert list(report.losses) == ["dense", "cut", "repaired"] and report.layers == 3 and not report.left
+    assert report.losses["repaired"] < report.losses["cut"]
+    assert str(pruned).startswith(f"{report.dense.macs / report.small.macs:.2f} times fewer MACs (")
+    assert "by magnitude in 2 rounds" in str(pruned) and "3 layers have new weights." in str(pruned)
+    assert [one[:2] for one in heard] == [(1, 2), (2, 2)] and heard[1][2] < heard[0][2] < 1
+    assert "Round 1 of 2: " in caplog.text and "times fewer MACs" in caplog.text
+    assert niwaki.cut(net, pruned.plan)[0].weight.shape == pruned.model[0].weight.shape  # type: ignore[index]
+
+
+def test_without_data_magnitudes_decide_and_nothing_is_repaired(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, _ = digits
+    pruned = niwaki.prune(net, x[:2], niwaki.Budget(macs=0.5))
+    space = niwaki.search_space(net, x[:2])
+    assert pruned.plan.kept == niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(macs=0.5)).kept
+    assert not pruned.report.losses and "by magnitude in 1 round," in str(pruned)
+
+
+def test_whole_structures_can_go() -> None:
+    torch.manual_seed(0)
+    net = SuperResNet(3, 1, (4, 8), (2, 1), (3, 5)).eval()
+    x = torch.randn(8, 1, 8, 8)
+    pruned = niwaki.prune(
+        *(net, x, niwaki.Budget(macs=0.6)),
+        batches=[(x, torch.arange(8) % 3)],
+        loss_fn=nn.CrossEntropyLoss(),
+        rounds=2,
+        remove="structures",
+    )
+    assert pruned.report.small.macs <= 0.6 * pruned.report.dense.macs and pruned.model(x).shape == (8, 3)
+
+
+def test_wrong_inputs_get_sentences(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = digits
+    given = (net, x[:2], niwaki.Budget(macs=0.5))
+    with pytest.raises(MethodError, match="niwaki.prune has batches without loss_fn: it needs both, or neither"):
+        niwaki.prune(*given, batches=batches(x, y))
+    with pytest.raises(MethodError, match="niwaki.prune has loss_fn without batches: it needs both, or neither"):
+        niwaki.prune(*given, loss_fn=nn.CrossEntropyLoss())
+    with pytest.raises(MethodError, match="There are no batches. Pass some inputs; a loader that is used up gives"):
+        niwaki.prune(*given, batches=iter(()), loss_fn=nn.CrossEntropyLoss())
+    with pytest.raises(MethodError, match="repair='norms' needs batches and loss_fn: without data nothing is known"):
+        niwaki.prune(*given, repair="norms")
+    with pytest.raises(MethodError, match="repair='more' is none of 'compensate', 'norms', 'none'"):
+        niwaki.prune(*given, repair="more")  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="rounds=0 must be a whole number"):
+        niwaki.prune(*given, rounds=0)
