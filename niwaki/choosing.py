@@ -83,6 +83,16 @@ def choose(
     >>> space.cost().macs, space.cost(plan).macs
     (60, 30)
     """
+    check_space(space)
+    if isinstance(scores, MaskLearner):
+        check_budget(budget, training=False)
+        _check_learnt(budget, removal_named(remove), {"compare": compare, "example_inputs": example_inputs})
+    if not space.num_units:
+        warnings.warn(
+            "The search space has no units, so the plan removes nothing. print(space) tells why.", stacklevel=2
+        )
+    if isinstance(scores, MaskLearner):
+        return _learnt(space, scores, budget)
     return chosen(space, scores, budget, None, compare, example_inputs, remove)
 
 
@@ -96,13 +106,7 @@ def chosen(
     remove: str,
 ) -> Plan:
     """As `choose`, after the units ``removed`` [num_units] have left: they are not taken back, nor compared with."""
-    check_space(space)
     removal = removal_named(remove)
-    if isinstance(scores, MaskLearner):
-        check_budget(budget, training=False)
-        _check_learnt(budget, removal, {"compare": compare, "example_inputs": example_inputs})
-        _warn_if_empty(space)
-        return _learnt(space, scores, budget)
     if removal is STRUCTURES:
         removal.compared(compare)  # a choice of structures that would ignore it is refused
     compare = compared(scores, compare)
@@ -112,7 +116,6 @@ def chosen(
             f"The scores are for {np.size(scores.values)} units, but the search space has {space.num_units}. "
             "Score the same space that you choose from."
         )
-    _warn_if_empty(space)
     values = finite(space, scores.values, scores.criterion)
     saliency = values - min(0.0, values.min(initial=0.0))
     if removal is not STRUCTURES and _of_structures_alone(space, saliency):
@@ -159,13 +162,6 @@ def _silent(space: SearchSpace, scores: Scores) -> BoolArray | None:
     silent = np.zeros(space.num_units, dtype=bool)
     silent[list(scores.silent)] = True
     return silent
-
-
-def _warn_if_empty(space: SearchSpace) -> None:
-    if not space.num_units:
-        warnings.warn(
-            "The search space has no units, so the plan removes nothing. print(space) tells why.", stacklevel=3
-        )
 
 
 def _learnt(space: SearchSpace, learner: MaskLearner, budget: Budget) -> Plan:

@@ -1,6 +1,6 @@
 """Prune a network that is trained already: choose in rounds, repair what is left, and learn from the dense network.
 
-Imports choosing, search, criteria, repair, selection, surgery, trace and core.
+Imports core, trace, criteria, surgery, repair, selection, search and choosing.
 """
 
 from niwaki.post_training.distillation import distillation
