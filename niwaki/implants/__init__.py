@@ -1,10 +1,11 @@
 """Implants: units that a plan makes cheaper instead of removing them (Hessian-Aware Pruning, arXiv 2101.08940).
 
-Imports core, program, criteria and selection.
+Imports core, trace, program, criteria, surgery, repair and selection.
 """
 
 from niwaki.implants.budgeted import choose
 from niwaki.implants.hap import hap, implanted
 from niwaki.implants.layers import ImplantLayers
+from niwaki.implants.starting import fitted, zero_implants
 
-__all__ = ["ImplantLayers", "choose", "hap", "implanted"]
+__all__ = ["ImplantLayers", "choose", "fitted", "hap", "implanted", "zero_implants"]

@@ -34,6 +34,7 @@ def choose(
     budget: Budget,
     *,
     implants: float | Literal["value"] = "value",
+    rank: int | None = None,
     compare: Compare = "space",
 ) -> Plan:
     """The plan within ``budget`` that keeps, implants or removes each unit.
@@ -46,6 +47,8 @@ def choose(
             parameter). An implant is taken to lose the fraction of the unit's score that the entries around the centres
             of its kernels have of its squared weights. Or the fraction of the units that would be removed which are
             implanted instead, the most sensitive ones, as `hap` does; so many more are removed that the budget is met.
+        rank: with it, rows of linear layers and of attention projections are implanted too: all of one layer together
+            as the product of two matrices of this rank (4, 8, 16, ...), where that costs less than they do.
         compare: as in `niwaki.choose`. By default scores add up as they are: for criteria that are comparable across
             layers, such as ``relative_hessian_trace``.
 
@@ -73,7 +76,7 @@ def choose(
         )
     if implants != "value" and not (is_number(implants) and 0 <= implants <= 1):
         raise BudgetError(f"implants={implants!r} must be 'value', or a fraction from 0 to 1 of what would be removed.")
-    saliency, layers = saliency_of(space, scores), ImplantLayers.of(space)
+    saliency, layers = saliency_of(space, scores), ImplantLayers.of(space, rank)
     if compare != "space":
         saliency = normalise(space, saliency, np.ones(space.num_units, dtype=bool), compare)
     limits = budget.absolute(space, MEASURES)

@@ -20,13 +20,19 @@ from niwaki.selection.steps import Widths
 
 
 def hap(
-    space: SearchSpace, scores: Scores, removed: float = 0.5, *, implants: float = 0.1, least: float = 0.05
+    space: SearchSpace,
+    scores: Scores,
+    removed: float = 0.5,
+    *,
+    implants: float = 0.1,
+    least: float = 0.05,
+    rank: int | None = None,
 ) -> Plan:
     """The plan of Hessian-Aware Pruning (arXiv 2101.08940), for scores by ``relative_hessian_trace``.
 
     The fraction ``removed`` of all units with the lowest scores leaves, wherever they are; every group keeps its best
     ones, at least the fraction ``least`` and one of them. Then the fraction ``implants`` of those that would leave, the
-    most sensitive of which can be implanted, stays as implants.
+    most sensitive of which can be implanted, stays as implants; rows of linear layers too, with a ``rank``.
 
     Raises:
         BudgetError: a fraction is none, or the scores are of another space.
@@ -56,16 +62,18 @@ def hap(
         stays = max(1, math.ceil(least * group.units))
         best = np.argsort(-saliency[group.numbers], kind="stable")[:stays]
         goes[group.first + best] = False
-    layers = ImplantLayers.of(space)
+    layers = ImplantLayers.of(space, rank)
     slim = most_sensitive(saliency, goes & layers.can, math.floor(implants * goes.sum()))
     keep = ~leaving(space, goes & ~slim, Widths())
     slim &= keep
     return planned_with(layers, keep, slim, criterion=scores.criterion, removed=removed, implants=implants, least=least)
 
 
-def implanted(space: SearchSpace, plan: Plan, scores: Scores, implants: float = 0.1) -> Plan:
+def implanted(
+    space: SearchSpace, plan: Plan, scores: Scores, implants: float = 0.1, *, rank: int | None = None
+) -> Plan:
     """``plan``, a choice of units of ``space``, with implants instead of the fraction ``implants`` of the units that it
-    removes, of those that can be implanted the ones of the highest scores.
+    removes, of those that can be implanted the ones of the highest scores; ``rank`` as in `choose`.
 
     Raises:
         BudgetError: the fraction is none, or the scores are of another space.
@@ -74,7 +82,7 @@ def implanted(space: SearchSpace, plan: Plan, scores: Scores, implants: float = 
     check_space(space)
     if not is_number(implants) or not 0 <= implants <= 1:
         raise BudgetError(f"implants={implants!r} must be a fraction from 0 to 1.")
-    saliency, layers = saliency_of(space, scores), ImplantLayers.of(space)
+    saliency, layers = saliency_of(space, scores), ImplantLayers.of(space, rank)
     goes = ~space.keep_of(plan)
     slim = most_sensitive(saliency, goes & layers.can, math.floor(implants * goes.sum()))
     keep = ~leaving(space, goes & ~slim, Widths())

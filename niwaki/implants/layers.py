@@ -12,11 +12,12 @@ from torch import nn
 
 from niwaki.core.counts import BoolArray, FloatArray, IntArray
 from niwaki.core.edits import Edit, Implant, Keep
-from niwaki.core.edits.implant import CONVOLUTIONS, centre, why_not_replaceable
+from niwaki.core.edits.implant import CONVOLUTIONS, centre, factors, why_not_replaceable
 from niwaki.core.implant_costs import macs_of_weights
 from niwaki.core.names import named_modules, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.positions import Positions
+from niwaki.core.scalars import is_whole
 from niwaki.core.space import Group, SearchSpace
 from niwaki.errors import PlanError
 from niwaki.program.module import Program
@@ -25,11 +26,28 @@ from niwaki.program.module import Program
 @dataclass(frozen=True, slots=True, eq=False)
 class ImplantLayer:
     """A layer whose outputs can be implants: its path, the units [rows, K] of its outputs (padded with ``num_units``),
-    and the number of entries of one kernel."""
+    the number of entries of one kernel, and, of a linear layer, the rank of all of its implants together."""
 
     module: str
     units: IntArray
     taps: int
+    rank: int | None = None
+
+    def saved(self, row: float, inputs: int, slim: int) -> float:
+        """What ``slim`` implants cost less, where a whole output with ``inputs`` costs ``row``. Where two factors cost
+        more than their product the rows stay whole."""
+        if self.rank is None:
+            return slim * row * (1 - 1 / self.taps)
+        if self.rank >= min(slim, inputs):
+            return 0.0
+        return max(0.0, slim * row - self.rank * (slim * row / max(inputs, 1) + row))
+
+    def price(self, row: float, inputs: int, alive: int) -> float:
+        """What one more implant saves. Of the factor that all implants share, it is taken to bear as much as if half of
+        the ``alive`` outputs were implants."""
+        if self.rank is None:
+            return row * (1 - 1 / self.taps)
+        return max(0.0, row * (1 - self.rank / max(inputs, 1)) - 2 * self.rank * row / max(alive, 1))
 
     @property
     def weight(self) -> str:
@@ -43,11 +61,25 @@ class ImplantLayer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class RowCosts:
+    """The outputs of a layer: which stay and which of these are implants, both [rows]; what a whole one costs; what all
+    implants cost less; and what one more of them would save."""
+
+    layer: ImplantLayer
+    alive: BoolArray
+    slim: BoolArray
+    row: float
+    saved: float
+    price: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ImplantLayers:
     """The layers of a search space that can have implants.
 
     ``can`` [num_units]: the units that can be implanted: every kernel of more than one entry that produces one is of
-    such a layer, and there is one. ``refused``: why the units of other groups cannot, by the name of the group.
+    such a layer (with a ``rank``, every linear layer too), and there is one. ``refused``: why the units of other groups
+    cannot, by the name of the group.
     """
 
     space: SearchSpace
@@ -56,12 +88,14 @@ class ImplantLayers:
     refused: Mapping[str, str]
 
     @classmethod
-    def of(cls, space: SearchSpace) -> ImplantLayers:
-        """Those of ``space``.
+    def of(cls, space: SearchSpace, rank: int | None = None) -> ImplantLayers:
+        """Those of ``space``. ``rank``: of the implants of linear layers; None for convolutions alone.
 
         Raises:
-            PlanError: it is of a program, which has no layers.
+            PlanError: it is of a program, which has no layers, or the rank is not a whole number, 1 or more.
         """
+        if rank is not None and not (is_whole(rank) and rank >= 1):
+            raise PlanError(f"rank={rank!r} must be a whole number, 1 or more, or None for convolutions alone.")
         modules = dict(named_modules(space.model))
         if isinstance(space.model, Program):
             raise PlanError(
@@ -73,7 +107,7 @@ class ImplantLayers:
         can, refused = np.zeros(space.num_units, dtype=bool), dict[str, str]()
         used: set[str] = set()
         for group in space.width_groups:
-            why, weights = _why_not(space, group, modules, shared)
+            why, weights = _why_not(space, group, modules, shared, rank)
             if why is None:
                 can[group.numbers] = True
                 used |= weights
@@ -81,7 +115,12 @@ class ImplantLayers:
                 refused[group.name] = why
         shapes = {one.name: one.shape for one in space.shapes}
         layers = tuple(
-            ImplantLayer(place.tensor.removesuffix(".weight"), place.units, int(np.prod(shapes[place.tensor][2:])))
+            ImplantLayer(
+                place.tensor.removesuffix(".weight"),
+                place.units,
+                int(np.prod(shapes[place.tensor][2:])),
+                rank if len(shapes[place.tensor]) == 2 else None,
+            )
             for place in space.dims
             if place.tensor in used and place.dim == 0
         )
@@ -113,41 +152,44 @@ class ImplantLayers:
             dense = plan.dense[layer.weight]
             kept = np.asarray(keep.kept) if isinstance(keep, Keep) else np.arange(dense[0])
             own = kept[layer.rows(slim, every=False)[kept]]
+            shape = plan.change_of(layer.weight).shape_of(dense)
+            if layer.rank is not None and not layer.saved(shape[1], shape[1], len(own)):
+                continue
             if len(own) and len(own) == len(kept):
                 raise PlanError(
                     f"The plan would implant all {len(kept)} outputs of {layer.module!r} that stay. Leave one as it "
                     "is: a layer of implants alone is a 1x1 convolution."
                 )
             if len(own):
-                shape = plan.change_of(layer.weight).shape_of(dense)
                 bias = f"{layer.module}.bias" in plan.dense
-                found.append(Implant(layer.module, Positions(kept), Positions(own), shape, bias))
+                found.append(Implant(layer.module, Positions(kept), Positions(own), shape, bias, layer.rank))
         return found
 
     def saved(self, keep: BoolArray, slim: BoolArray, measure: str) -> float:
         """What the implants ``slim`` [num_units] cost less, beside the units ``keep``, in ``macs`` or ``params``."""
-        return float(sum(share @ rows for share, rows in self.row_savings(keep, slim, measure)))
+        return float(sum(one.saved for one in self.row_costs(keep, slim, measure)))
 
-    def row_savings(self, keep: BoolArray, slim: BoolArray, measure: str) -> list[tuple[FloatArray, FloatArray]]:
-        """For every layer, what each of its outputs that stay would cost less as an implant, and which are implants,
-        both [rows]."""
+    def row_costs(self, keep: BoolArray, slim: BoolArray, measure: str) -> list[RowCosts]:
+        """What the outputs of every layer cost, with implants ``slim`` [num_units] beside the units ``keep``."""
         macs = macs_of_weights(self.space, keep, [layer.weight for layer in self.layers])
-        inputs = self._inputs(keep) if measure != "macs" else {}
+        inputs = self._inputs(keep)
         found = []
         for layer in self.layers:
-            alive = layer.rows(keep, every=True)
-            whole = macs[layer.weight] / max(alive.sum(), 1) if measure == "macs" else inputs[layer.weight] * layer.taps
-            each = np.where(alive, whole * (1 - 1 / layer.taps), 0.0)
-            found.append((each, layer.rows(slim, every=False).astype(np.float64)))
+            alive, wide = layer.rows(keep, every=True), inputs[layer.weight]
+            number = int(alive.sum())
+            row = macs[layer.weight] / max(number, 1) if measure == "macs" else float(wide * layer.taps)
+            own = layer.rows(slim, every=False) & alive
+            saved = layer.saved(row, wide, int(own.sum()))
+            found.append(RowCosts(layer, alive, own, row, saved, layer.price(row, wide, number)))
         return found
 
     def prices(self, keep: BoolArray, measure: str) -> FloatArray:
         """What implanting each unit alone would save, beside the units ``keep``, [num_units]."""
         none = np.zeros(self.space.num_units, dtype=bool)
         found = np.zeros(self.space.num_units + 1)
-        for layer, (each, _) in zip(self.layers, self.row_savings(keep, none, measure), strict=True):
-            for column in layer.units.T:
-                np.add.at(found, column, each)
+        for one in self.row_costs(keep, none, measure):
+            for column in one.layer.units.T:
+                np.add.at(found, column, np.where(one.alive, one.price, 0.0))
         return np.where(self.can, found[:-1], 0.0)
 
     def _inputs(self, keep: BoolArray) -> dict[str, int]:
@@ -162,18 +204,22 @@ class ImplantLayers:
 
     @torch.no_grad()
     def lost_share(self) -> FloatArray:
-        """The fraction of each unit's squared weights, in matrices and kernels, that it loses as an implant: what lies
-        around the centres of kernels, [num_units]."""
+        """The fraction of each unit's squared weights, in matrices and kernels, that it loses as an implant,
+        [num_units]: what lies around the centres of kernels, and what a whole linear layer of the rank is away."""
         whole, around = np.zeros((2, self.space.num_units + 1))
         parameters = dict(named_parameters(self.space.model))
-        own = {layer.weight for layer in self.layers}
+        own = {layer.weight: layer.rank for layer in self.layers}
         for place in self.space.dims:
             value = parameters.get(place.tensor)
             if value is None or not place.role.produces or value.dim() < 2:
                 continue
             rows = value.detach().double().movedim(place.dim, 0)
             square = rows.flatten(1).square().sum(1).cpu().numpy()
-            middle = centre(rows).flatten(1).square().sum(1).cpu().numpy() if place.tensor in own else square
+            middle = square
+            if place.tensor in own:
+                rank = own[place.tensor]
+                near = centre(rows) if rank is None else torch.mm(*factors(rows, rank))
+                middle = near.flatten(1).square().sum(1).cpu().numpy()
             for column in place.units.T:
                 np.add.at(whole, column, square)
                 np.add.at(around, column, square - middle)
@@ -181,24 +227,29 @@ class ImplantLayers:
 
 
 def _why_not(
-    space: SearchSpace, group: Group, modules: Mapping[str, nn.Module], shared: set[str]
+    space: SearchSpace, group: Group, modules: Mapping[str, nn.Module], shared: set[str], rank: int | None
 ) -> tuple[str | None, set[str]]:
-    """Why the units of a group cannot be implanted, or None; and the kernels that they would be implants in."""
+    """Why the units of a group cannot be implanted, or None; and the weights that they would be implants in."""
     shapes = {one.name: one.shape for one in space.shapes}
     weights: set[str] = set()
     for piece in group.slices:
-        if not (piece.parameter and piece.role.produces) or int(np.prod(shapes[piece.tensor][2:])) == 1:
-            continue
-        if len(shapes[piece.tensor]) < 3:
+        shape = shapes[piece.tensor]
+        if not (piece.parameter and piece.role.produces) or len(shape) < 2:
             continue
         path, _, leaf = piece.tensor.rpartition(".")
         layer = modules.get(path)
-        if leaf != "weight" or layer is None or not path or piece.dim != 0 or type(layer) not in CONVOLUTIONS:
+        kernel = len(shape) > 2 and int(np.prod(shape[2:])) > 1
+        if not kernel and not (rank is not None and type(layer) is nn.Linear and leaf == "weight" and piece.dim == 0):
+            continue  # stays whole
+        if leaf != "weight" or not path or piece.dim != 0 or (kernel and type(layer) not in CONVOLUTIONS):
             return f"{piece.tensor!r}, which produces them, is not the weight of a convolution", weights
         if piece.tensor in shared:
             return f"{piece.tensor!r}, which produces them, is the weight of several layers", weights
-        why = why_not_replaceable(layer, None)
+        why = why_not_replaceable(layer, None if kernel else rank)
         if why is not None:
             return f"{path!r}: {why}", weights
         weights.add(piece.tensor)
-    return (None if weights else "no kernel of more than one entry produces them"), weights
+    if weights:
+        return None, weights
+    linear = "" if rank is None else ", and no linear layer"
+    return f"no kernel of more than one entry{linear} produces them", weights

@@ -101,16 +101,14 @@ class ByValue:
         model, layers = self._space.cost_model, self._layers
         own = np.zeros(len(keep) + 1)
         constant = model.macs.constant.copy()
-        for layer, (each, rows) in zip(layers.layers, layers.row_savings(keep, slim, measure), strict=True):
-            alive = layer.rows(keep, every=True)
-            mean = float(each @ (rows * alive)) / max(alive.sum(), 1)
+        for one in layers.row_costs(keep, slim, measure):
+            number, implants = max(int(one.alive.sum()), 1), max(int(one.slim.sum()), 1)
+            each = np.where(one.slim, one.saved / implants, 0.0)
             if measure == "macs":
-                whole = each.max(initial=0.0) / (1 - 1 / layer.taps)
-                constant[list(model.macs_of[layer.weight])] *= 1 - (mean / whole if whole else 0.0)
-                difference = np.where(alive, mean - each * rows, 0.0)  # from the mean output of the layer
-            else:
-                difference = np.where(alive, -each * rows, 0.0)
-            for column in layer.units.T:
-                np.add.at(own, column, difference)
+                share = one.saved / (number * one.row) if one.row else 0.0
+                constant[list(model.macs_of[one.layer.weight])] *= 1 - share
+                each = np.where(one.alive, each - one.saved / number, 0.0)  # from the mean output of the layer
+            for column in one.layer.units.T:
+                np.subtract.at(own, column, each)
         model = replace(model, macs=Terms(constant, model.macs.axes))
         return np.asarray(model.price(keep.astype(np.float64), measure) + own[:-1], np.float64)

@@ -40,6 +40,34 @@ class Blocks(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class Attention(nn.Module):
+    """Attention and a hidden layer before a narrower one, all of linear layers."""
+
+    def __init__(self, width: int = 24, heads: int = 4, hidden: int = 40) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.mix = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.middle, self.down = nn.Linear(width, hidden), nn.Linear(hidden, 30, bias=False), nn.Linear(30, 5)
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        x = x + self.mix(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.down(self.middle(self.up(x).relu()).relu())
+
+
+def tokens(number: int = 3) -> Tensor:
+    """Inputs of `Attention`, in float64."""
+    return torch.randn(number, 6, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def attention_space(rank: int = 3) -> tuple[nn.Module, ImplantLayers]:
+    """A network and the linear layers of it that can have implants."""
+    network = randomised(Attention())
+    return network, ImplantLayers.of(niwaki.search_space(network, tokens()), rank)
+
+
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
     """``network`` in float64 and eval mode, with random statistics of its norms."""
     generator = torch.Generator().manual_seed(seed)

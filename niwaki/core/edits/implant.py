@@ -348,7 +348,9 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     there = min(rank, len(values))
     root = values[:there].sqrt()
     first, second = wide.new_zeros(weight.shape[0], rank), wide.new_zeros(rank, weight.shape[1])
-    first[:, :there], second[:there] = left[:, :there] * root, root[:, None] * right[:there]
+    nothing = root <= torch.finfo(wide.dtype).eps * root.max().clamp(min=torch.finfo(wide.dtype).tiny)
+    first[:, :there] = left[:, :there] * root.where(~nothing, 0)
+    second[:there] = right[:there] * root.where(~nothing, 1)[:, None]  # where both were zero, none would ever learn
     return first.to(weight.dtype), second.to(weight.dtype)
 
 
