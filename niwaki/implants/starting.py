@@ -59,7 +59,7 @@ def fitted(model: nn.Module, plan: Plan, batches: Iterable[Any], forward: Forwar
     others = replace(plan, edits=tuple(edit for edit in plan.edits if not isinstance(edit, Implant)))
     teacher, made = zeroed(model, others).eval(), duplicate(model)
     layers = dict(named_modules(teacher))
-    seen = {edit.module: _Moments(edit, layers[edit.module]) for edit in edits}
+    seen = {edit.module: _RowProducts(edit, layers[edit.module]) for edit in edits}
     handles = [layers[path].register_forward_hook(moments.note) for path, moments in seen.items()]
     try:
         feed(teacher, batches, forward)
@@ -100,7 +100,7 @@ def _rows(edit: Implant, device: torch.device) -> Tensor:
 
 
 @final
-class _Moments:
+class _RowProducts:
     """Sums of products of what an implant reads, x, and what the whole rows make of it, y."""
 
     def __init__(self, edit: Implant, layer: nn.Module) -> None:
