@@ -13,7 +13,7 @@ from niwaki.errors import NiwakiError
 from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
 from niwaki.io.export import export
 from niwaki.masks.ddp import DDPMasks
-from niwaki.methods import ATO, CRIC, DHSPG, H2SPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule, ShrinkPolicy
+from niwaki.methods import ATO, ATP, CRIC, DHSPG, H2SPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule, ShrinkPolicy
 from niwaki.performance.measure import latency
 from niwaki.post_training import choose_iteratively, distillation, prune
 from niwaki.repair.batchnorm import reestimate_norms
@@ -42,6 +42,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "ATO",
+    "ATP",
     "CRIC",
     "DHSPG",
     "H2SPG",

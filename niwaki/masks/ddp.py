@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
@@ -21,11 +22,23 @@ from niwaki.masks.folding import fold_gates_
 from niwaki.masks.held_out import HeldOut
 from niwaki.masks.latents import Latents
 from niwaki.masks.learner import MaskLearner
-from niwaki.masks.training import MaskStep
 from niwaki.per_unit.unit_gates import UnitGates
 from niwaki.selection import UNITS, SelectionRequest, costs
 from niwaki.selection.budget import Budget, check_met
 from niwaki.trace.model_state import preserved
+
+
+@dataclass(frozen=True, slots=True)
+class MaskProgress:
+    """What a step has found: the ``step`` (the first is 1) of ``steps``, the ``loss`` of the masked network, and how
+    far its cost is from the limit of the moment, ``off``, as a share of the dense network; whether the units are
+    ``decided``, after which ``off`` is 0."""
+
+    step: int
+    steps: int
+    loss: float
+    off: float
+    decided: bool
 
 
 @final
@@ -55,8 +68,7 @@ class DDPMasks(MaskLearner):
             are the last dimension, but the second of four or more.
         lr: of the latents; 6 / steps by default. It falls to a twentieth.
         seed: of how a loader shuffles.
-        watch: called after each step with its number from 1 on, the number of all steps, and a `MaskStep`: the loss of
-            the masked network, and how far the cost is from its limit of the moment, as a share of the dense network.
+        progress: called with a `MaskProgress` after each step; `niwaki.report.MaskBar` shows a bar.
 
     Raises:
         MethodError: a number makes no sense, or ``batches`` cannot be iterated twice. In `niwaki.choose`: there is no
@@ -87,7 +99,7 @@ class DDPMasks(MaskLearner):
         outputs: Pick | None = None,
         lr: float | None = None,
         seed: int = 0,
-        watch: Callable[[int, int, MaskStep], object] | None = None,
+        progress: Callable[[MaskProgress], object] | None = None,
     ) -> None:
         if not is_whole(steps) or steps < 4:
             raise MethodError(f"steps={steps!r} must be a whole number, 4 or more.")
@@ -97,12 +109,12 @@ class DDPMasks(MaskLearner):
             )
         if lr is not None and (not is_number(lr) or not 0 < lr < float("inf")):
             raise MethodError(f"lr={lr!r} must be a number above 0.")
-        for name, given in (("outputs", outputs), ("watch", watch)):
+        for name, given in (("outputs", outputs), ("progress", progress)):
             if given is not None and not callable(given):
                 raise MethodError(f"{name}={given!r} is not a function.")
         self._data, self._loss_fn = HeldOut(batches, whole_seed(seed)), loss_fn
         self._steps, self._divergence, self._pick = int(steps), float(divergence), outputs
-        self._rate, self._watch = lr, watch
+        self._rate, self._progress = lr, progress
         self._learnt: tuple[SearchSpace, UnitGates, Tensor] | None = None
         self._own: dict[str, float] = {}
         self._folded = False
@@ -137,9 +149,9 @@ class DDPMasks(MaskLearner):
                 if step == freeze:
                     keep = self._decide(space, training, budget, limits)
                     training.freeze(keep)
-                found = training.step(loss, step / self._steps)
-                if self._watch is not None:
-                    self._watch(step + 1, self._steps, found)
+                value, off = training.step(loss, step / self._steps)
+                if self._progress is not None:
+                    self._progress(MaskProgress(step + 1, self._steps, value, off, training.frozen))
         scales = torch.where(torch.from_numpy(keep).to(latents.values.device), training.gate_values(), 1.0)
         self._learnt, self._folded = (space, training.gates, scales), False
         return keep

@@ -12,7 +12,7 @@ from niwaki.core.counts import BoolArray, FloatArray
 from niwaki.core.space import SearchSpace
 from niwaki.masks.divergence import Pick, divergence, recorded
 from niwaki.masks.latents import Latents
-from niwaki.masks.training import FLOOR, MaskStep, check_teaches, checked, even_share, over_processes
+from niwaki.masks.training import FLOOR, check_teaches, checked, even_share, over_processes
 from niwaki.per_unit.unit_gates import UnitGates
 from niwaki.selection.soft_costs import soft_costs
 
@@ -89,9 +89,12 @@ class DeterministicTraining:
         worth: FloatArray = found.double().cpu().numpy()
         return worth
 
-    def step(self, function: Callable[[nn.Module], Any], progress: float) -> MaskStep:
+    def step(self, function: Callable[[nn.Module], Any], progress: float) -> tuple[float, float]:
         """One step on ``function(model)``, the loss of some batch, at the share ``progress`` of all steps (0 to 1),
         along which the learning rate falls to a twentieth. The model and its gradients are not touched.
+
+        Returns the loss of the masked network, and how far its cost is above the limit of the moment, as a share of the
+        dense network.
 
         Raises:
             MethodError: the loss is not a finite scalar, does not depend on the gates, or the outputs of the model
@@ -106,7 +109,7 @@ class DeterministicTraining:
             group["lr"] = self._rate * (LAST_RATE + (1 - LAST_RATE) * (1 - progress))
         self.optimizer.step()
         self.latents.project(LEAST if self.frozen else 0.0)
-        return MaskStep(loss, off)
+        return loss, off
 
     def freeze(self, keep: BoolArray) -> None:
         """Decide that the units ``keep`` [num_units] stay, and no others."""

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from niwaki.core.space import Group, SearchSpace
 from niwaki.errors import MethodError
-from niwaki.per_unit.unit_gates import UnitGates
+from niwaki.per_unit.unit_gates import Gates
 
 _CLOSE = 1e-4  # relative: between the two lie zeros in other places of the same sums
 
 
 @torch.no_grad()
-def check_gates(space: SearchSpace, gates: UnitGates, loss: Callable[[nn.Module], Any]) -> None:
+def check_gates(space: SearchSpace, gates: Gates, loss: Callable[[nn.Module], Any]) -> None:
     """Compare the loss under a mask with that of the network whose masked units are at zero, which is what a cut
     network computes.
 
@@ -51,7 +51,7 @@ def _half(space: SearchSpace, groups: list[Group]) -> Tensor:
     return torch.from_numpy(keep).to(next(space.model.parameters()).device)
 
 
-def _losses(gates: UnitGates, mask: Tensor, loss: Callable[[nn.Module], Any]) -> tuple[float, float] | None:
+def _losses(gates: Gates, mask: Tensor, loss: Callable[[nn.Module], Any]) -> tuple[float, float] | None:
     """The loss under a mask and with its units at zero; None where it is not a finite scalar, which others refuse."""
     found = [run(mask, loss) for run in (gates.value, gates.zeroed)]
     if not all(isinstance(value, Tensor) and value.numel() == 1 and bool(value.isfinite()) for value in found):

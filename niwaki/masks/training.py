@@ -16,7 +16,7 @@ from niwaki.masks.gate_check import check_gates
 from niwaki.masks.protocol import MaskGenerator
 from niwaki.per_unit.index import UnitIndex, unit_parameters
 from niwaki.per_unit.sums import squares
-from niwaki.per_unit.unit_gates import UnitGates
+from niwaki.per_unit.unit_gates import Gates, UnitGates
 from niwaki.selection.objective import costs, prices
 from niwaki.selection.soft_costs import budget_loss, soft_costs
 
@@ -59,8 +59,10 @@ class MaskTraining:
         weight_decay: float = 1e-2,
         floor: float = FLOOR,
         seed: int = 0,
+        gates: Gates | None = None,
     ) -> None:
-        self.generator, self.gates = generator, UnitGates(space)
+        self.generator: MaskGenerator = generator
+        self.gates: Gates = UnitGates(space) if gates is None else gates
         generator.protect(floor * even_share(space, limits))
         self._space, self._limits, self._weight = space, dict(limits), budget_weight
         self._rate = generator.travel / steps if lr is None else lr
@@ -230,7 +232,7 @@ def checked(loss: Any, gradient: Tensor | None) -> Tensor:
     return gradient
 
 
-def check_teaches(space: SearchSpace, gates: UnitGates, function: Callable[[nn.Module], Any]) -> None:
+def check_teaches(space: SearchSpace, gates: Gates, function: Callable[[nn.Module], Any]) -> None:
     """Look whether masks can be learnt from ``function(model)``, the loss of some batch.
 
     Raises:

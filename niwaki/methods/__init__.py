@@ -18,6 +18,7 @@ from niwaki.methods.h2spg import H2SPG as H2SPG
 from niwaki.methods.hesso import HESSO as HESSO
 from niwaki.methods.hspg import HSPG as HSPG
 from niwaki.methods.linear_fade import LinearFade as LinearFade
+from niwaki.methods.lora.atp import ATP as ATP
 from niwaki.methods.lora.lhspg import LHSPG as LHSPG
 from niwaki.methods.lora.recovery import recovery_shares as recovery_shares
 from niwaki.methods.method import Method as Method

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +47,19 @@ class GatedDim:
         return weight * factor.view(shape)
 
 
+class Gates(Protocol):
+    """What masks are learnt with and trained under: `UnitGates`, or gates of some of its units."""
+
+    def value(self, gates: Tensor, function: Callable[[nn.Module], T]) -> T:
+        """As `UnitGates.value`."""
+
+    def zeroed(self, mask: Tensor, function: Callable[[nn.Module], T]) -> T:
+        """As `UnitGates.zeroed`."""
+
+    def gradient(self, gates: Tensor, function: Callable[[nn.Module], Tensor]) -> tuple[Tensor, Tensor | None]:
+        """As `UnitGates.gradient`."""
+
+
 class UnitGates:
     """The gates of the units of ``space`` in the parameters of its model, which keep their values and their gradients.
 
@@ -69,7 +83,7 @@ class UnitGates:
     """
 
     def __init__(self, space: SearchSpace) -> None:
-        self._space = space
+        self._space, self._inside = space, False
         names = {plain_name(name): name for name, _ in space.model.named_parameters()}
 
         def gated(whole: TensorDim, of: BoolArray) -> GatedDim:
@@ -107,6 +121,40 @@ class UnitGates:
         """The same for the model with all that makes units of a ``mask`` [num_units] of 0 and 1 at zero: the reference
         that gates are compared with."""
         return self._run(self._zeroed, mask, function)
+
+    @contextmanager
+    def applied(self, gates: Tensor) -> Iterator[None]:
+        """Inside, the model itself computes as under ``gates`` [num_units], and a backward pass reaches its parameters.
+
+        It holds other tensors in their place inside. They are put back at the end, also after an error. What
+        recomputes activations in the backward pass, as checkpoints do, has to be inside too.
+
+        Raises:
+            MethodError: it is inside of such a block already.
+        """
+        if self._inside:
+            raise MethodError("The model is under gates already: a block with its gates cannot be inside of another.")
+        extended = torch.cat([gates.detach(), gates.new_ones(1)])
+        parameters = dict(self._space.model.named_parameters())
+        gated: dict[int, Tensor] = {}
+        for one in self._gated:
+            parameter = parameters[one.name]
+            gated[id(parameter)] = one.multiplied(gated.get(id(parameter), parameter), extended)
+        held = [
+            (module._parameters, key, parameter)
+            for module in self._space.model.modules()
+            for key, parameter in module._parameters.items()
+            if parameter is not None and id(parameter) in gated
+        ]
+        self._inside = True
+        try:
+            for own, key, parameter in held:
+                own[key] = gated[id(parameter)]  # type: ignore[assignment]  # as torch.func.functional_call does
+            yield
+        finally:
+            for own, key, parameter in held:
+                own[key] = parameter
+            self._inside = False
 
     def factors(self, gates: Tensor) -> Iterator[tuple[str, int, Tensor]]:
         """What ``gates`` [num_units] multiply parameters by: the name of each, a dimension, and a factor for each of

@@ -150,7 +150,7 @@ def test_forward_passes_per_step(weight: float, calls: int) -> None:
         LOSS,
         steps=steps,
         divergence=weight,
-        watch=lambda step, of, found: counts.append((step, of, len(seen))),
+        progress=lambda found: counts.append((found.step, found.steps, len(seen))),
     )
     handle = model.register_forward_hook(lambda *_: seen.append(1))
     niwaki.choose(space, masks, Budget(macs=0.5))

@@ -12,6 +12,7 @@ from niwaki.cli.app import app
 
 PUBLIC = {
     "ATO",
+    "ATP",
     "AdaHSPG",
     "Budget",
     "CRIC",
@@ -83,7 +84,7 @@ def test_first_parameters() -> None:
         "reestimate_norms": ["model", "batches"],
         "export": ["small", "example_inputs", "path"],
         **dict.fromkeys(
-            ("ATO", "HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "H2SPG", "LHSPG"),
+            ("ATO", "ATP", "HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "H2SPG", "LHSPG"),
             ["space", "optimizer", "budget", "schedule"],
         ),
     }

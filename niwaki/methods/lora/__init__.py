@@ -1,4 +1,4 @@
-"""Pruning while fine-tuning low-rank adapters (LHSPG): adapter pairs, the method, and how much data recovery needs.
+"""Pruning while fine-tuning low-rank adapters (LHSPG, ATP): pairs, the methods, and how much data recovery needs.
 
-Imports core, per_unit, criteria, selection and methods.
+Imports core, per_unit, criteria, selection, masks and methods.
 """

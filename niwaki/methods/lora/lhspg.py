@@ -147,7 +147,7 @@ class LHSPG(Method):
         check_space(space)
         pairs = find_pairs(space)
         merged, number = merged_space(space, pairs)
-        check_pairs(merged, pairs, optimizer)
+        check_pairs(self.label, merged, pairs, optimizer)
         still = SGD(list(unit_parameters(merged).values()), lr=1.0)  # never steps: x and y are what they are
         units = TrainedUnits(self.label, merged, optimizer, vectorised, Merged(still, space, number))
         check_budget(budget)

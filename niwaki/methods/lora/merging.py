@@ -72,7 +72,7 @@ class Merging(Update):
         self._inner.check_state(state)
 
 
-def check_pairs(merged: SearchSpace, pairs: Sequence[Pair], optimizer: Optimizer) -> None:
+def check_pairs(label: str, merged: SearchSpace, pairs: Sequence[Pair], optimizer: Optimizer) -> None:
     """Raise `MethodError` unless some pair computes a unit that can leave, the pairs train, and the weights beside them
     do not."""
     if not can_leave(merged).any():
@@ -86,7 +86,7 @@ def check_pairs(merged: SearchSpace, pairs: Sequence[Pair], optimizer: Optimizer
         weight, a, b = pair.names
         if pair.weight.requires_grad:
             raise MethodError(
-                f"The weight {weight!r} has an adapter and trains as well, but LHSPG changes it beside the "
+                f"The weight {weight!r} has an adapter and trains as well, but {label} changes it beside the "
                 "optimizer. Freeze it (requires_grad=False), as peft does."
             )
         for name, parameter in ((a, pair.a), (b, pair.b)):

@@ -129,8 +129,8 @@ def _pair(name: str, module: nn.Module, children: dict[str, nn.Module], names: d
                 return Pair(held, weight, first, second, float(scaling[adapter]), out)
             why = f"B {list(second.shape)} times A {list(first.shape)} has not the shape of its weight"
     raise MethodError(
-        f"The LoRA layer {name!r} cannot be pruned: {why}. LHSPG drives pairs of one linear layer each; leave others "
-        "out of the adapter's target modules."
+        f"The LoRA layer {name!r} cannot be pruned: {why}. Pairs of one linear layer each can be; leave others out "
+        "of the adapter's target modules."
     )
 
 
