@@ -97,3 +97,30 @@ def blocks_space() -> tuple[nn.Module, ImplantLayers]:
     """A network and the layers of it that can have implants."""
     network = randomised(Blocks())
     return network, ImplantLayers.of(niwaki.search_space(network, images()))
+
+
+class Residual(nn.Module):
+    """A stream of four blocks that can be erased, the second of which leaves its list when it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(Branch() for _ in range(4))
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class Branch(nn.Module):
+    """What is added to the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 8, 5, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x).relu())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from implanted import Blocks, blocks_space, images, random_plan, randomised
+from implanted import Blocks, Residual, blocks_space, images, random_plan, randomised
 from torch import Tensor, nn
 
 import niwaki
@@ -17,6 +17,7 @@ from niwaki.core.implanted import Implanted
 from niwaki.core.plan import Plan, smaller_shapes, tensor_shapes
 from niwaki.errors import PlanError
 from niwaki.implants import ImplantLayers, hap, implanted
+from niwaki.implants.hap import planned_with
 from niwaki.surgery.zero import masked, zeroed
 
 
@@ -238,3 +239,31 @@ def test_the_dense_space_does_not_know_the_new_layers() -> None:
     plan = random_plan(layers, 0)
     with pytest.raises(PlanError, match=r"another layer in the place of '.*', which this search space knows nothing"):
         niwaki.reindex(layers.space, plan, niwaki.cut(network, plan))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_structures_that_are_erased(seed: int, tmp_path: Path) -> None:
+    """Layers behind an erased one have other numbers, and so have their implants."""
+    network = randomised(Residual())
+    x = images()
+    layers = ImplantLayers.of(niwaki.search_space(network, x, erase=True))
+    space, rng = layers.space, np.random.default_rng(seed)
+    state = rng.integers(0, 3, space.num_units)
+    state[[group.first for group in space.groups]] = 0
+    structures = [group for group in space.groups if group.structure is not None]
+    gone = structures[seed % len(structures)]
+    state[gone.first] = 2
+    keep = space.keep_of(space.plan(state < 2))
+    slim = (state == 1) & layers.can & keep
+    plan = planned_with(layers, keep, slim)
+    small = niwaki.cut(network, plan)
+    assert len(small.blocks) == 3 and plan.edits_of(Implant)
+    assert near(small(x), zeroed(network, plan)(x)) and niwaki.check(network, plan, x).holds
+    assert tensor_shapes(small) == smaller_shapes(plan)
+    assert space.cost(plan).macs == niwaki.search_space(small, x).cost().macs
+    niwaki.save(small, tmp_path)
+    assert torch.equal(niwaki.load(Residual().double(), tmp_path).eval()(x), small(x))
+    again = niwaki.search_space(small, x)
+    more = niwaki.choose(again, niwaki.score(again, "magnitude"), niwaki.Budget(macs=0.7))
+    niwaki.save(smaller := niwaki.cut(small, more), tmp_path)
+    assert torch.equal(niwaki.load(Residual().double(), tmp_path).eval()(x), smaller(x))
