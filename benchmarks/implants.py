@@ -5,8 +5,8 @@ python benchmarks/implants.py recovery --data DIRECTORY [--seeds 3] [--budgets 0
 
 ``law``: random plans of keep, implant and remove, of a convolutional network (kernels 3 and 5, strides 1 and 2, a
 dilation) and of an attention network (ranks 1 to 8): the largest difference of outputs between cut and masked network
-in float64, relative to the largest output. ``recovery``: a small residual network is trained on Fashion-MNIST at half of
-its resolution, cut to a share of its MACs by each arm, and trained for 200 more steps. ``--data`` has
+in float64, relative to the largest output. ``recovery``: a small residual network is trained on Fashion-MNIST at half
+of its resolution, cut to a share of its MACs by each arm, and trained for 200 more steps. ``--data`` has
 fashion_mnist/fashion_mnist.npz. The table has accuracies on 10,000 test images, right after the cut (norm statistics
 estimated anew), and after the steps; means of the seeds.
 """
