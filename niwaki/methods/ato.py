@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, final
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
@@ -142,6 +145,27 @@ class ATO(Method):
         the dense network; None before. The units that leave cost no more than the budget."""
         learnt = self._mask.learnt
         return None if learnt is None else dict(learnt)
+
+    @final
+    @contextmanager
+    def masked(self) -> Iterator[nn.Module]:
+        """Inside, the model, which is also what the block is given, runs under the mask of the moment: what it computes
+        there is what the cut network would. It need not be trained so, but may be: a backward pass gives its parameters
+        their gradients under the mask. At the end its weights are as they were, also after an error.
+
+        Take the backward pass inside as well where activations are recomputed in it (activation checkpoints).
+
+        Example::
+
+            with method.masked() as model:
+                accuracy = evaluate(model)
+        """
+        if not self.units.live.here.all():  # what is masked has left the model
+            yield self.space.model
+            return
+        keep = torch.from_numpy(~self._mask.mask).to(self.units.device)
+        with self._mask.controller.training.gates.applied(keep.float()):
+            yield self.space.model
 
     @final
     def controller_step(self, batch: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -58,6 +58,9 @@ class Gates(Protocol):
 
     def gradient(self, gates: Tensor, function: Callable[[nn.Module], Tensor]) -> tuple[Tensor, Tensor | None]:
         """As `UnitGates.gradient`."""
+
+    def applied(self, gates: Tensor) -> AbstractContextManager[None]:
+        """As `UnitGates.applied`."""
 
 
 class UnitGates:
