@@ -70,7 +70,7 @@ class CRIC(Method):
             layer.
         remove: ``"structures"`` tries and fades whole structures, of a space made with ``erase=True``, instead of
             units, and layers do not count. ``"both"``: units and structures, whichever is worth less for what it costs;
-            see `niwaki.choose`.
+            see `niwaki.choose`. Terms without parameters fade by their gates.
         seed: for criteria that draw.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
             of the training is cheaper; see `ShrinkPolicy`.

@@ -36,7 +36,9 @@ class H2SPG(Method):
       without it and skipped otherwise, until the budget is met: G_p. All weights outside of it take the bare
       optimizer's step from beginning to end, to the bit.
     * The weights that make the results of G_p take DHSPG's half-space step, see `niwaki.DHSPG`, until the budget is
-      met; at ``until`` what is left of them is set to zero. All else goes with the cut.
+      met; at ``until`` what is left of them is set to zero. All else goes with the cut. A term without parameters has
+      a gate, one weight of value 1, which takes this step with its own gradient; its redundancy follows from its effect
+      on the loss (`niwaki.score` says how).
 
     Args:
         space: the search space of the model that ``optimizer`` trains, made with ``erase=True``.

@@ -53,6 +53,7 @@ class HESSO(Method):
         remove: ``"structures"`` fades whole structures, of a space made with ``erase=True``, instead of units: those of
             the least score per cost, as long as outputs follow from inputs. They are compared in the whole ``"space"``.
             ``"both"``: units and structures, whichever is worth less for what it costs; see `niwaki.choose`.
+            Terms without parameters fade by their gates.
         seed: for criteria that draw.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
             of the training is cheaper; see `ShrinkPolicy`.

@@ -17,6 +17,8 @@ import niwaki
 from niwaki.core.edits import EraseModules
 from niwaki.errors import BudgetError, MethodError
 from niwaki.methods.method import Method
+from niwaki.selection.both import CommonScale
+from niwaki.selection.structures import erasable
 
 STEPS = 24
 X = torch.randn(4, 3, 4, 4, dtype=torch.float64)
@@ -148,6 +150,9 @@ def test_terms_leave_as_structures_of_weights_do(kind: str, adam: bool) -> None:
     assert closed and closed <= run.erased and {run.gates[name] for name in run.gates.keys() - closed} == {1.0}
     paths = {path for one in run.space.structures if one.name in closed for path in one.gates}
     assert run.hooks() == len(paths)
+    if kind == "h2spg":  # at the end what was chosen goes first, whatever is left of it
+        chosen = run.method.selector.choice.units  # type: ignore[attr-defined]
+        assert np.array_equal(chosen, run.method.selector.removed())
     agrees(run)
 
 
@@ -253,8 +258,10 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize(("kind", "stop"), [(kind, stop) for kind, stops in PHASES.items() for stop in stops])
-@pytest.mark.parametrize("shrink", [False, True])
+CASES = [(kind, stop, True) for kind, stops in PHASES.items() for stop in stops]
+
+
+@pytest.mark.parametrize(("kind", "stop", "shrink"), [*CASES, ("hesso", 9, False), ("cric", 6, False)])
 def test_a_run_resumes_to_the_same_bits(kind: str, stop: int, shrink: bool) -> None:
     def run() -> Run:
         return Run(kind, adam=True, shrink=niwaki.ShrinkPolicy(cost=0.1) if shrink else False)
@@ -331,14 +338,18 @@ def test_a_term_that_matters_stays() -> None:
             result: Tensor = self.skip(x) + self.pool(x) + self.layers[0](x) + self.layers[1](x)
             return result
 
-    for criteria in ({"magnitude": 1.0}, {"cosine": 0.5, "taylor1": 0.5}):
+    for criteria in ({"magnitude": 1.0}, {"cosine": 0.5, "taylor1": 0.5}, None):
         torch.manual_seed(0)
         model, x = Two(), torch.randn(16, 2, 32)
         space = niwaki.search_space(model, x, erase=True)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         schedule = niwaki.Schedule(start=2, until=20)
         budget = niwaki.Budget(units=space.num_units - 1)
-        method = niwaki.HESSO(space, optimizer, budget, schedule, criteria=criteria, remove="structures")
+        method: Method = (
+            niwaki.H2SPG(space, optimizer, budget, schedule)
+            if criteria is None
+            else niwaki.HESSO(space, optimizer, budget, schedule, criteria=criteria, remove="structures")
+        )
         with torch.no_grad():
             for layer in model.layers:
                 layer.weight.mul_(3)  # type: ignore[operator, union-attr]
@@ -350,7 +361,7 @@ def test_a_term_that_matters_stays() -> None:
         gone = [
             space.structures[g.structure].name for g in space.groups if g.structure is not None and not kept[g.first]
         ]
-        assert gone == ["pool"]
+        assert gone == ["pool"] if criteria else len(gone) == 1 and gone != ["skip"]
 
 
 def test_choose_after_training() -> None:
@@ -385,6 +396,28 @@ def test_choose_after_training() -> None:
     assert {"skip", "largest", "edges.0.pool", "edges.1.pool"}.isdisjoint(edit.structures)
     with pytest.raises(BudgetError, match=r"\d stay because they have no parameters, and the scores say nothing of"):
         niwaki.choose(space, bare, niwaki.Budget(units=6), remove="structures")
+
+
+def test_terms_on_the_common_scale() -> None:
+    """Beside structures of weights, which are worth what they cost, a term is worth its share of their mean."""
+    run = Run(None)
+    space, units = run.space, erasable(run.space)
+    assert space.erasures is not None
+    around = {number: [one for one in space.erasures.around(number) if one in units] for number in units}
+    everything, price = np.ones(space.num_units, dtype=bool), np.linspace(1, 2, space.num_units)
+    price[[unit_of(run, "skip"), unit_of(run, "largest")]] = 1e-9  # they cost nothing
+    saliency, weights = np.ones(space.num_units), dict[int, int]()
+    for number, unit in units.items():
+        weights[unit] = space.structures[number].params
+        saliency[unit] = max(weights[unit], 1)  # as salient per weight as all others
+    usual = np.mean([saliency[unit] for unit, size in weights.items() if size])
+    saliency[unit_of(run, "skip")], saliency[unit_of(run, "largest")] = usual, 3 * usual
+    saliency[unit_of(run, "skip..largest")] = 5 * usual
+    values = CommonScale.of(space, units, around, everything, saliency, price, "group")
+    mean = np.mean([price[unit] for unit, size in weights.items() if size])
+    assert values.own[unit_of(run, "skip")] == pytest.approx(mean)
+    assert values.own[unit_of(run, "largest")] == pytest.approx(3 * mean)
+    assert values.own[unit_of(run, "skip..largest")] == pytest.approx((5 - 1 - 3) * mean)
 
 
 def test_hooks_go_whatever_happens() -> None:
