@@ -13,7 +13,20 @@ from niwaki.errors import NiwakiError
 from niwaki.io import Checkpoints, load, load_optimizer, load_program, save
 from niwaki.io.export import export
 from niwaki.masks.ddp import DDPMasks
-from niwaki.methods import ATO, ATP, CRIC, DHSPG, H2SPG, HESSO, HSPG, LHSPG, AdaHSPG, Schedule, ShrinkPolicy
+from niwaki.methods import (
+    ATO,
+    ATP,
+    CRIC,
+    DHSPG,
+    H2SPG,
+    HESSO,
+    HSPG,
+    LHSPG,
+    AdaHSPG,
+    DDPTraining,
+    Schedule,
+    ShrinkPolicy,
+)
 from niwaki.performance.measure import latency
 from niwaki.post_training import choose_iteratively, distillation, prune
 from niwaki.repair.batchnorm import reestimate_norms
@@ -53,6 +66,7 @@ __all__ = [
     "Budget",
     "Checkpoints",
     "DDPMasks",
+    "DDPTraining",
     "NiwakiError",
     "Plan",
     "Schedule",

@@ -102,14 +102,22 @@ class DeterministicTraining:
         """
         with torch.enable_grad():
             loss, task = self._of_task(function)
-            self.latents.move(progress / FREEZE)
-            off, price = (0.0, torch.zeros_like(task)) if self.frozen else self._of_budget(task, progress / FREEZE)
+        return loss, self.learn(task, progress, progress / FREEZE)
+
+    def learn(self, task: Tensor, progress: float, decided: float) -> float:
+        """A step on ``task`` [num_units], the gradient of the task's loss by `gate_values`, at the share ``progress``
+        of all steps and the share ``decided`` of those before the mask is decided. Returns how far the cost is above
+        the limit of the moment."""
+        task = task[: len(self.latents.values)].to(self.latents.values)
+        with torch.enable_grad():
+            self.latents.move(decided)
+            off, price = (0.0, torch.zeros_like(task)) if self.frozen else self._of_budget(task, decided)
         self.latents.values.grad = task + price
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate * (LAST_RATE + (1 - LAST_RATE) * (1 - progress))
         self.optimizer.step()
         self.latents.project(LEAST if self.frozen else 0.0)
-        return loss, off
+        return off
 
     def freeze(self, keep: BoolArray) -> None:
         """Decide that the units ``keep`` [num_units] stay, and no others."""
@@ -117,7 +125,7 @@ class DeterministicTraining:
         self.latents.project(LEAST)
 
     def _of_task(self, function: Callable[[nn.Module], Any]) -> tuple[float, Tensor]:
-        """The loss of the masked network, and its gradient by the latents, [sum(sizes)]."""
+        """The loss of the masked network, and its gradient by what units are multiplied by, [num_units]."""
         dense: list[Any] = []
         if self._weight:
             with torch.no_grad(), recorded(self._space.model) as dense:
@@ -132,10 +140,8 @@ class DeterministicTraining:
             return own[-1] + self._weight * divergence(dense, masked, self._pick).to(own[-1])
 
         total, gradient = self.gates.gradient(self.gate_values(), whole)
-        gradient = over_processes(checked(total, gradient))[: len(self.latents.values)]
-        if self._keep is not None:
-            gradient = gradient * self._keep[: len(gradient)]
-        return float(own[-1].detach()), gradient.to(self.latents.values)
+        gradient = over_processes(checked(total, gradient))
+        return float(own[-1].detach()), gradient if self._keep is None else gradient * self._keep
 
     def _of_budget(self, task: Tensor, progress: float) -> tuple[float, Tensor]:
         """How far the cost is from the limit, as a share of the dense network, and what that and undecided units push

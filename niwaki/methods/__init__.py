@@ -3,8 +3,8 @@
 A method is a selector (which units leave, and when) and an update (what happens to them around each step): ``parts``.
 ``method`` has all the rest, ``trained_units`` the units that both work on. Selectors: ``portions`` with the scores of
 ``window_scores`` (HESSO) or ``tried_scores`` (HESSO-CRIC), ``vanishing`` with the choice of ``redundancy`` (DHSPG).
-Updates: ``linear_fade``, and ``rule_update`` with the rules of each method. ATO: ``learnt_mask`` with a ``controller``,
-and ``projection``.
+Updates: ``linear_fade``, and ``rule_update`` with the rules of each method. ATO: ``learnt_mask`` with a ``controller``
+(DDPTraining: with ``trained_latents``), and ``projection``.
 
 Imports core, trace, per_unit, criteria, surgery, selection and masks.
 """
@@ -13,6 +13,7 @@ from niwaki.methods import angle_safe as angle_safe
 from niwaki.methods.adahspg import AdaHSPG as AdaHSPG
 from niwaki.methods.ato import ATO as ATO
 from niwaki.methods.cric import CRIC as CRIC
+from niwaki.methods.ddp import DDPTraining as DDPTraining
 from niwaki.methods.dhspg import DHSPG as DHSPG
 from niwaki.methods.h2spg import H2SPG as H2SPG
 from niwaki.methods.hesso import HESSO as HESSO

@@ -135,8 +135,8 @@ class ATO(Method):
             space, made, target.limits, stages.controller_steps, budget_weight=float(budget_weight), seed=seed
         )
         data = None if batches is None else HeldOut(batches, seed)
-        controller = Controller(space, training, loss_fn, data)
-        self._mask = LearntMask(units, target, schedule, controller)
+        self._controller = Controller(self.label, space, training, loss_fn, data)
+        self._mask = LearntMask(units, target, schedule, self._controller)
         super().__init__(units, self._mask, update, shrink)
 
     @property
@@ -164,7 +164,7 @@ class ATO(Method):
             yield self.space.model
             return
         keep = torch.from_numpy(~self._mask.mask).to(self.units.device)
-        with self._mask.controller.training.gates.applied(keep.float()):
+        with self._controller.training.gates.applied(keep.float()):
             yield self.space.model
 
     @final
@@ -176,7 +176,7 @@ class ATO(Method):
             MethodError: the mask is fixed already, batches were given, the loss of the batch teaches nothing, or it is
                 too late to begin.
         """
-        if self._mask.controller.data is not None:
+        if self._controller.data is not None:
             raise MethodError(
                 f"{self.label} was given batches, and takes the steps of its controller by itself. Leave batches= out "
                 "to call controller_step."

@@ -13,27 +13,55 @@ from torch import nn
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.losses import Loss, loss_of
+from niwaki.errors import MethodError
 from niwaki.masks.held_out import HeldOut
 from niwaki.masks.training import MaskTraining
-from niwaki.methods.parts import Resumable
+from niwaki.methods.mask_source import MaskSource
+from niwaki.methods.stages import Stages
 from niwaki.trace.model_state import preserved
 
 
 @final
-class Controller(Resumable):
+class Controller(MaskSource):
     """Takes steps with the model in eval mode. The model, its gradients and the random generators are as they were
     after each, and everything is if it is refused.
 
     ``data``: None if the user brings the batches. ``taken``: how many steps there were. ``training``: of the generator.
+    ``label``: of the method whose mask it learns.
     """
 
-    def __init__(self, space: SearchSpace, training: MaskTraining, loss_fn: Loss, data: HeldOut | None) -> None:
+    def __init__(
+        self, label: str, space: SearchSpace, training: MaskTraining, loss_fn: Loss, data: HeldOut | None
+    ) -> None:
+        self._label = label
         self._space, self.training, self._loss_fn, self.data = space, training, loss_fn, data
         self.taken = 0
         self._checked = False
         if data is not None:
             self._with(data.next, self._check)
             data.move(0, 0)
+
+    def due(self, step: int, stages: Stages) -> bool:
+        """If it has batches, every so many steps."""
+        return self.data is not None and stages.controls(step)
+
+    def check_first(self, step: int, stages: Stages) -> None:
+        """In the last quarter of its time it looks at no batch."""
+        if not self.training.looks(stages.progress(step)):
+            raise MethodError(
+                f"The controller of {self._label} takes its first step before step {step}, but in the last quarter of "
+                f"its time, which ends with step {stages.freeze}, only the budget counts: nothing would be learnt. "
+                f"Call controller_step from step {stages.start} on."
+            )
+
+    def check_taken(self, step: int, stages: Stages) -> None:
+        """The user may have forgotten to call it."""
+        if step == stages.freeze and not self.taken:
+            raise MethodError(
+                f"{self._label} was given no batches, and controller_step(batch) has not been called before step "
+                f"{step}, on which the mask is fixed: nothing has been learnt. Call it every {stages.every} steps "
+                f"from step {stages.start} on with a batch that is held out of the training, or pass batches=."
+            )
 
     def step(self, progress: float, batch: Any = None) -> None:
         """One step at the share ``progress`` of its time, on the next of its batches, or on ``batch`` if it has none.
@@ -80,15 +108,22 @@ class Controller(Resumable):
         """The units [num_units] that the mask keeps, without chance."""
         return np.asarray(self.training.generator.gates().hard.cpu().numpy() > 0.5)
 
+    def holds(self) -> BoolArray:
+        """The same units: those that it masks are projected."""
+        return self.keeps()
+
     @torch.no_grad()
-    def probabilities(self) -> FloatArray:
-        """Of each unit's gate [num_units], to be open with chance."""
+    def worth(self) -> FloatArray:
+        """The probability of each unit's gate [num_units] to be open with chance."""
         found: FloatArray = torch.sigmoid(self.training.generator.gates().logits).double().cpu().numpy()
         return found
 
     def protected(self) -> BoolArray:
         """The units [num_units] that no budget takes, if it can be met without."""
         return np.asarray(self.training.generator.protected().cpu().numpy())
+
+    def fixed(self, keep: BoolArray) -> None:
+        """It is not asked any more."""
 
     def settings(self) -> dict[str, Any]:
         """The kind of the generator."""

@@ -1,4 +1,4 @@
-"""The selector of Auto-Train-Once: a mask that a controller learns while the network trains, and that is then held."""
+"""The selector of Auto-Train-Once and its kin: a mask that is learnt while the network trains, and is then held."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from niwaki.core.space import BoolArray
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_mask
-from niwaki.methods.controller import Controller
+from niwaki.methods.mask_source import MaskSource
 from niwaki.methods.parts import Selector, Target
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.stages import Stages
@@ -25,7 +25,7 @@ LEARNING, ACTING, ENDED = 0, 1, 2
 @final
 class LearntMask(Selector):
     """The units that leave are those that the ``controller`` masks, until the mask is frozen: then those that the
-    budget removes if each unit is worth the probability of its gate.
+    budget removes if each unit is worth what the controller says, the probability of its gate for instance.
 
     ``mask`` [num_units]: what leaves. ``learnt``: what the controller's own mask cost when it was frozen, by measure,
     as shares of the dense network; None before.
@@ -34,7 +34,7 @@ class LearntMask(Selector):
         MethodError: the schedule has a ramp or a fade, which mean nothing here.
     """
 
-    def __init__(self, units: TrainedUnits, target: Target, schedule: Schedule, controller: Controller) -> None:
+    def __init__(self, units: TrainedUnits, target: Target, schedule: Schedule, controller: MaskSource) -> None:
         schedule.check_fade(units.label)
         schedule.check_ramp(units.label)
         self.target, self.schedule, self.stages = target, schedule, Stages.of(schedule)
@@ -47,14 +47,10 @@ class LearntMask(Selector):
         """A step of the controller, if it is time for one; an error leaves everything as it was."""
         if self.learnt is not None or self._last == step:
             return
-        if self.controller.data is not None and self.stages.controls(step):
+        if self.controller.due(step, self.stages):
             self.learn(step)
-        elif step == self.stages.freeze and not self.controller.taken:
-            raise MethodError(
-                f"{self._units.label} was given no batches, and controller_step(batch) has not been called before step "
-                f"{step}, on which the mask is fixed: nothing has been learnt. Call it every {self.stages.every} steps "
-                f"from step {self.stages.start} on with a batch that is held out of the training, or pass batches=."
-            )
+        else:
+            self.controller.check_taken(step, self.stages)
 
     def learn(self, step: int, batch: Any = None) -> None:
         """A step of the controller before the optimizer's step number ``step``.
@@ -67,16 +63,11 @@ class LearntMask(Selector):
                 f"The mask of {self._units.label} was fixed after step {self.stages.freeze}, 60 % of the way through "
                 "its schedule: its controller takes no more steps. Call controller_step(batch) up to then."
             )
-        progress = self.stages.progress(step)
-        if not self.controller.taken and not self.controller.training.looks(progress):
-            raise MethodError(
-                f"The controller of {self._units.label} takes its first step before step {step}, but in the last "
-                f"quarter of its time, which ends with step {self.stages.freeze}, only the budget counts: nothing "
-                f"would be learnt. Call controller_step from step {self.stages.start} on."
-            )
-        self.controller.step(progress, batch)
+        if not self.controller.taken:
+            self.controller.check_first(step, self.stages)
+        self.controller.step(self.stages.progress(step), batch)
         self._last = step
-        self._hold(~self.controller.keeps())
+        self._hold(~self.controller.holds())
 
     def observe(self, step: int) -> None:
         """The controller has looked before."""
@@ -107,16 +98,18 @@ class LearntMask(Selector):
             self._units.mark(nothing, mask)
 
     def _freeze(self) -> None:
-        """What the budget removes, by the gates' probabilities."""
+        """What the budget removes, by what the controller says of each unit."""
         space, kept, limits = self._units.space, self.controller.keeps(), self.target.limits
         found, dense = (costs(space.cost_model, keep, tuple(limits)) for keep in (kept, np.ones_like(kept)))
         self.learnt = {measure: share(measure, found, dense) for measure in found}
-        self._hold(~self._chosen())
+        keep = self._chosen()
+        self.controller.fixed(keep)
+        self._hold(~keep)
 
     def _chosen(self) -> BoolArray:
         """The units to keep within the budget; those that the controller protects among them, if that is possible."""
         space, limits, steps = self._units.space, self.target.limits, self.target.steps
-        worth, protected = self.controller.probabilities(), self.controller.protected()
+        worth, protected = self.controller.worth(), self.controller.protected()
         for staying in (protected, None):
             keep = self.target.removal.select(
                 space, worth, SelectionRequest(limits, None, steps, "space", staying=staying)

@@ -127,7 +127,8 @@ class UnitGates:
 
     @contextmanager
     def applied(self, gates: Tensor) -> Iterator[None]:
-        """Inside, the model itself computes as under ``gates`` [num_units], and a backward pass reaches its parameters.
+        """Inside, the model itself computes as under ``gates`` [num_units], and a backward pass reaches its parameters,
+        and the gates if they have gradients.
 
         It holds other tensors in their place inside. They are put back at the end, also after an error. What
         recomputes activations in the backward pass, as checkpoints do, has to be inside too.
@@ -137,7 +138,7 @@ class UnitGates:
         """
         if self._inside:
             raise MethodError("The model is under gates already: a block with its gates cannot be inside of another.")
-        extended = torch.cat([gates.detach(), gates.new_ones(1)])
+        extended = torch.cat([gates, gates.new_ones(1)])
         parameters = dict(self._space.model.named_parameters())
         gated: dict[int, Tensor] = {}
         for one in self._gated:

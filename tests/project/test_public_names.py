@@ -18,6 +18,7 @@ PUBLIC = {
     "CRIC",
     "Checkpoints",
     "DDPMasks",
+    "DDPTraining",
     "DHSPG",
     "H2SPG",
     "HESSO",
@@ -84,7 +85,7 @@ def test_first_parameters() -> None:
         "reestimate_norms": ["model", "batches"],
         "export": ["small", "example_inputs", "path"],
         **dict.fromkeys(
-            ("ATO", "ATP", "HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "H2SPG", "LHSPG"),
+            ("ATO", "ATP", "DDPTraining", "HESSO", "CRIC", "HSPG", "AdaHSPG", "DHSPG", "H2SPG", "LHSPG"),
             ["space", "optimizer", "budget", "schedule"],
         ),
     }

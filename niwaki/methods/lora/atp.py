@@ -123,7 +123,9 @@ class ATP(Method):
             seed=seed,
             gates=self._gates,
         )
-        self._mask = LearntMask(units, target, schedule, Controller(merged, training, loss_fn, HeldOut(batches, seed)))
+        self._mask = LearntMask(
+            units, target, schedule, Controller(self.label, merged, training, loss_fn, HeldOut(batches, seed))
+        )
         self._prox = AdapterProx(units, pairs, schedule, lambda: self._mask.mask)
         super().__init__(
             units,

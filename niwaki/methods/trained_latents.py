@@ -1,0 +1,125 @@
+"""A source of masks without a controller: a latent number per unit, which learns from the training's own gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from niwaki.core.counts import FloatArray
+from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.errors import MethodError
+from niwaki.masks.deterministic import DeterministicTraining
+from niwaki.masks.folding import fold_gates_
+from niwaki.masks.training import over_processes
+from niwaki.methods.mask_source import MaskSource
+from niwaki.methods.stages import Stages
+from niwaki.methods.trained_units import TrainedUnits
+from niwaki.per_unit.unit_gates import UnitGates
+
+
+@final
+class TrainedLatents(MaskSource):
+    """Inside of `applied` units are multiplied by their scales where they are read, and the backward pass that gives
+    weights their gradients gives these theirs. Before each step of the optimizer the latents take one of their own.
+
+    Until the mask is fixed no unit is held at zero. Then the scales of those that stay are multiplied into the weights,
+    and the optimizer's averages follow; from then on `applied` is the mask, of 0 and 1.
+    """
+
+    def __init__(self, units: TrainedUnits, training: DeterministicTraining) -> None:
+        self._units, self.training, self.taken = units, training, 0
+        self._space: SearchSpace = units.space
+        self._gates: UnitGates = training.gates
+        self._leaf: Tensor | None = None  # what units were multiplied by since the last step
+        self._mask: Tensor | None = None
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model computes under the scales, or under the mask."""
+        if self._mask is not None:
+            with self._gates.applied(self._mask):
+                yield
+            return
+        if self._leaf is None:
+            self._leaf = self.training.gate_values().clone().requires_grad_()
+        with self._gates.applied(self._leaf):
+            yield
+
+    def due(self, step: int, stages: Stages) -> bool:
+        """Before every step until the mask is fixed. What gradients said before the first of these is forgotten."""
+        if step < stages.start:
+            self._leaf = None
+        return stages.start <= step <= stages.freeze
+
+    def check_first(self, step: int, stages: Stages) -> None:
+        """It begins by itself."""
+
+    def check_taken(self, step: int, stages: Stages) -> None:
+        """It takes all of its steps."""
+
+    def step(self, progress: float, batch: Any = None) -> None:
+        """A step on the gradients of all blocks since the last one. Where they are not finite, as a gradient scaler may
+        find them, the latents wait."""
+        leaf = self._leaf
+        if leaf is None or leaf.grad is None:
+            raise MethodError(
+                f"{self._units.label} learns from gradients that are computed under its scales, and there are none for "
+                "this step. Run the forward and the backward pass inside `with method.masked():`."
+            )
+        task = over_processes(leaf.grad)
+        self._leaf = None
+        self.taken += 1
+        if bool(task.isfinite().all()):
+            self.training.learn(task, progress, progress)
+
+    @torch.no_grad()
+    def keeps(self) -> BoolArray:
+        """The units [num_units] above the threshold."""
+        return np.asarray(self.training.latents.gates().hard.cpu().numpy() > 0.5)
+
+    def holds(self) -> BoolArray:
+        """All units: scales make them small, not the update."""
+        return np.ones(self._space.num_units, dtype=bool)
+
+    def worth(self) -> FloatArray:
+        """The retention of each unit, and its scale where that is equal."""
+        return self.training.worth()
+
+    @torch.no_grad()
+    def protected(self) -> BoolArray:
+        """The largest latents of each group."""
+        return np.asarray(self.training.latents.protected().cpu().numpy())
+
+    @torch.no_grad()
+    def fixed(self, keep: BoolArray) -> None:
+        """Multiply the weights by the scales of the units that stay."""
+        self.training.freeze(keep)
+        scales = self.training.gate_values()
+        fold_gates_(self._space, self._gates, torch.where(scales > 0, scales, 1.0), self._units.optimizer)
+        self._leaf, self._mask = None, (scales > 0).to(scales)
+
+    def settings(self) -> dict[str, Any]:
+        """What it is."""
+        return {"generator": self.training.latents.name}
+
+    def state(self) -> dict[str, Any]:
+        """The latents and their training."""
+        return {"latents": self.training.state(), "latent_steps": self.taken}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`."""
+        self.training.restore(state["latents"])
+        self.taken, self._leaf = int(state["latent_steps"]), None
+        scales = self.training.gate_values()
+        self._mask = (scales > 0).to(scales) if self.training.frozen else None
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """The state of a training of these latents, and a number."""
+        self.training.check_state(state["latents"])
+        if int(state["latent_steps"]) < 0:
+            raise ValueError("the number of steps of its latents is negative")

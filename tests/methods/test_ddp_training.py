@@ -1,0 +1,163 @@
+"""Latents that learn beside the weights: scales that go into the weights at the freeze, and what is left at the end."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from ato_run import BUDGET, SCHEDULE, labelled, loss_fn
+from torch import nn
+from training import adamw, sgd
+
+import niwaki
+from niwaki.errors import MethodError
+from niwaki.methods.stages import Stages
+from niwaki.surgery.zero import zeroed
+
+STAGES = Stages.of(SCHEDULE)
+X, Y = labelled(7, 64)
+
+
+class Job:
+    """A perceptron on batches that follow from the number of the step."""
+
+    def __init__(self, build: Any = adamw, dtype: torch.dtype = torch.float64, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.dtype, self.done = dtype, 0
+        self.model = nn.Sequential(
+            nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 2)
+        ).to(dtype)
+        self.space = niwaki.search_space(self.model, torch.randn(2, 8, dtype=dtype))
+        self.optimizer = build(self.model.parameters())
+        self.method = niwaki.DDPTraining(self.space, self.optimizer, BUDGET, SCHEDULE, **options)
+
+    def backward(self) -> None:
+        self.model.train()
+        self.optimizer.zero_grad()
+        x, y = labelled(self.done)
+        with self.method.masked() as model:
+            loss_fn(model, (x.to(self.dtype), y)).backward()
+
+    def until(self, step: int) -> Job:
+        while self.done < step:
+            self.backward()
+            self.optimizer.step()
+            self.done += 1
+        return self
+
+    def outputs(self, model: nn.Module | None = None) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = (self.model if model is None else model).eval()(X.to(self.dtype))
+        return found
+
+    def masked(self) -> torch.Tensor:
+        with self.method.masked():
+            return self.outputs()
+
+    @property
+    def mask(self) -> Any:
+        return self.method.selector.mask  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("build", [adamw, sgd])
+def test_at_the_end_masked_as_it_is_and_cut_compute_the_same(build: Any) -> None:
+    job = Job(build).until(SCHEDULE.until + 2)
+    assert job.method.done and job.method.progress.phase == "done"
+    plan, whole = job.method.plan(), job.outputs()
+    for other in (job.masked(), job.outputs(zeroed(job.model, plan)), job.outputs(niwaki.cut(job.model, plan))):
+        torch.testing.assert_close(other, whole, rtol=1e-10, atol=1e-10)
+    assert 0.45 * job.space.cost().macs <= job.space.cost(plan).macs <= 0.5 * job.space.cost().macs
+    assert plan.provenance["method"] == "ddp" and plan.provenance["generator"] == "latents"
+
+
+def test_scales_are_folded_at_the_freeze_and_the_network_computes_the_same() -> None:
+    """But for the units that leave then; and the optimizer's averages follow."""
+    job = Job().until(STAGES.freeze - 1)
+    job.backward()
+    job.method.before_step(STAGES.freeze)  # as the optimizer's step does
+    source = job.method.selector.controller  # type: ignore[attr-defined]
+    gates, scales = source.training.gates, source.training.gate_values().clone()
+    assert not job.mask.any() and float((scales - 1).abs().max()) > 0.05
+    weight = job.model[5].weight
+    moment = job.optimizer.state[weight]["exp_avg"].clone()
+    x = X.double()
+    job.model.eval()
+    job.method.selector.choose(STAGES.freeze)
+    keep = torch.from_numpy(~job.mask)
+    assert not keep.all() and source.training.frozen
+    scales = source.training.gate_values()
+    torch.testing.assert_close(
+        job.optimizer.state[weight]["exp_avg"][:, keep[24:]], (moment / scales[24:])[:, keep[24:]]
+    )
+    again = Job().until(STAGES.freeze - 1)
+    again.backward()  # which moves statistics of norms
+    again.model.eval()
+    with torch.no_grad():
+        under = again.method.selector.controller.training.gates.value(scales, lambda model: model(x))  # type: ignore[attr-defined]
+    torch.testing.assert_close(job.masked(), under, rtol=1e-12, atol=1e-12)
+    assert gates is source.training.gates
+
+
+def test_no_unit_is_held_at_zero_before_the_freeze_and_before_the_start_nothing_happens() -> None:
+    job = Job().until(SCHEDULE.start - 1)
+    torch.testing.assert_close(job.masked(), job.outputs(), rtol=0, atol=0)
+    job.until(STAGES.freeze - 1)
+    assert job.method.progress.marked == 0
+    assert float((job.masked() - job.outputs()).abs().max()) > 1e-3
+    job.until(STAGES.freeze)
+    assert job.method.progress.marked > 0
+
+
+@pytest.mark.parametrize("stop", [10, STAGES.freeze, 40])
+def test_it_resumes_to_the_same_bits(stop: int) -> None:
+    whole, first, again = Job().until(46), Job().until(stop), Job()
+    again.model.load_state_dict(copy.deepcopy(first.model.state_dict()))
+    again.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    again.done = stop
+    again.until(46)
+    for mine, other in zip(again.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_a_step_from_other_gradients_is_refused_and_leaves_everything_as_it_was() -> None:
+    job = Job().until(9)
+    before, steps = copy.deepcopy(job.model.state_dict()), job.method.step
+    job.optimizer.zero_grad()
+    x, y = labelled(3)
+    loss_fn(job.model, (x.double(), y)).backward()
+    with pytest.raises(
+        MethodError, match="^DDP learns from gradients that are computed under its scales, and there are"
+    ):
+        job.optimizer.step()
+    assert job.method.step == steps
+    learnt = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any("running" not in name and "num_batches" not in name for name in learnt)
+    job.until(11)
+
+
+def test_a_scaled_loss_teaches_the_same() -> None:
+    """A gradient scaler multiplies all gradients, and a step that it skips moves no latent."""
+    jobs = [Job(), Job()]
+    for factor, job in zip((1.0, 1024.0), jobs, strict=True):
+        for _ in range(12):
+            job.backward()
+            leaf = job.method.selector.controller._leaf  # type: ignore[attr-defined]
+            if leaf is not None:
+                leaf.grad.mul_(factor)
+            job.optimizer.step()
+            job.done += 1
+    latents = [job.method.selector.controller.training.latents.values for job in jobs]  # type: ignore[attr-defined]
+    torch.testing.assert_close(*latents, rtol=1e-3, atol=1e-3)
+    jobs[0].backward()
+    jobs[0].method.selector.controller._leaf.grad.fill_(torch.inf)  # type: ignore[attr-defined]
+    kept = latents[0].clone()
+    jobs[0].optimizer.step()
+    assert torch.equal(latents[0], kept)
+
+
+def test_the_model_shrinks_at_the_end() -> None:
+    job = Job(shrink=True).until(SCHEDULE.until + 12)
+    assert not job.method.units.live.here.all()
+    assert torch.equal(job.masked(), job.outputs())
