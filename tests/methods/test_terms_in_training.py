@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.core.edits import EraseModules
+from niwaki.criteria.registry import named
 from niwaki.errors import BudgetError, MethodError
 from niwaki.methods.method import Method
+from niwaki.per_unit.protocol import UnitUpdate
 from niwaki.selection.both import CommonScale
 from niwaki.selection.structures import erasable
 
@@ -456,3 +458,32 @@ def test_a_loop_that_does_not_see_the_gates_is_told() -> None:
     states["niwaki"]["state"]["gates"] = torch.ones(1)
     with pytest.raises(MethodError, match=r"damaged: its gates are not \d+ numbers, one per term"):
         Run("hesso").optimizer.load_state_dict(states)
+
+
+def test_gates_as_weights_by_hand() -> None:
+    """What criteria say of them, alone or beside weights, also if they had not faded; and what an update does."""
+    run = Run("hesso")
+    assert run.method is not None and run.method.units.gates is not None
+    gates, engine = run.method.units.gates, run.method.units.engine
+    run.loss(0).backward()
+    gates.values.fill_(0.5)
+    slope = dict(zip(run.gates, gates.slopes().tolist(), strict=True))
+    bare, edge = unit_of(run, "skip"), unit_of(run, "edges.0")
+    criteria = [named(name) for name in ("taylor1", "taylor2", "magnitude")]
+    found = engine.values(criteria, 0)
+    assert found[:, bare].tolist() == pytest.approx([0.5 * abs(slope["skip"]), (0.5 * slope["skip"]) ** 2 / 2, 0.5])
+    weights = type(run.method.units.engine._inner)(run.space, run.optimizer)  # type: ignore[attr-defined]
+    beside = (found - weights.values(criteria, 0))[:, edge].tolist()
+    assert beside == pytest.approx([0.5 * abs(slope["edges.0"]), (0.5 * slope["edges.0"]) ** 2 / 2, 0.0])
+    twice = engine.values(criteria, 0, size=torch.full((run.space.num_units,), 2.0))
+    assert float(twice[0, bare]) == pytest.approx(abs(slope["skip"]))
+    which, factors = np.zeros(run.space.num_units, dtype=bool), torch.ones(run.space.num_units, dtype=torch.float64)
+    which[[bare, edge]], factors[[bare, edge]] = True, torch.tensor([0.5, 1.0], dtype=torch.float64)
+    subset = engine.subset(which)
+    subset.remember()
+    with torch.no_grad():
+        subset.apply(UnitUpdate(keep=factors, penalty_step=0.25 * torch.ones_like(factors)))
+    lr = run.optimizer.param_groups[0]["lr"]
+    for name, factor in (("skip", 0.5), ("edges.0", 1.0), ("largest", None)):
+        step = 0.5 if factor is None else factor * (0.5 - lr * slope[name] - lr * 0.25 * 0.5)
+        assert run.gates[name] == pytest.approx(step, rel=1e-6)
