@@ -22,13 +22,14 @@ from niwaki.selection.soft_costs import budget_loss, soft_costs
 
 FLOOR = 0.5
 _LEAST = 1e-12
+LOWERED = 0.6  # of its time: when the limits have come down
 LATE, NEAR = 0.75, 0.004  # from this share of its time on only the budget counts; so near it, in dense networks, is met
 
 
 @dataclass(frozen=True, slots=True)
 class MaskStep:
     """What a step found before it moved: the ``loss`` of the task under the drawn gates, None if it did not look, and
-    how far the mask without noise is from the ``budget``, as log(max(a, b) / min(a, b))."""
+    how far the mask without noise is from what the ``budget`` is by then, as log(max(a, b) / min(a, b))."""
 
     loss: float | None
     budget: float
@@ -41,6 +42,9 @@ class MaskTraining:
 
     R is `niwaki.selection.soft_costs.budget_loss`. The cost is that of the mask without noise, which is the one that
     is used in the end: with half of the gates undecided, the two cost the same only by chance.
+
+    Up to 60 % of its time the limits come down from the cost of the dense network in a straight line: what leaves is
+    decided unit by unit while the network learns, and not by the first few batches.
 
     No group keeps less than ``floor`` times the share that all groups would keep if they met the limits evenly. Early
     in a training the loss tells little, and prices alone would empty the groups whose units cost most, for good: from
@@ -65,6 +69,7 @@ class MaskTraining:
         self.gates: Gates = UnitGates(space) if gates is None else gates
         generator.protect(floor * even_share(space, limits))
         self._space, self._limits, self._weight = space, dict(limits), budget_weight
+        self._dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), tuple(limits))
         self._rate = generator.travel / steps if lr is None else lr
         self._noise = torch.Generator().manual_seed(seed)
         self.optimizer = torch.optim.AdamW(
@@ -106,12 +111,13 @@ class MaskTraining:
 
     def _learn(self, function: Callable[[nn.Module], Any], progress: float) -> MaskStep:
         """With the loss, whose gradient by the gates is never longer than that of the budget."""
+        limits = self._limits_at(progress)
         with torch.enable_grad():
             scores = self.generator.scores()
             drawn, plain = (self.generator.gates_of(scores, noise) for noise in (self._noise, None))
             loss, gradient = self.gates.gradient(drawn.hard, function)
             gradient = over_processes(checked(loss, gradient))
-            budget = self._weight * budget_loss(self._space.cost_model, plain.hard, self._limits)
+            budget = self._weight * budget_loss(self._space.cost_model, plain.hard, limits)
             (price,) = torch.autograd.grad(budget, plain.hard, retain_graph=True)
             gradient = gradient * (price.norm() / gradient.norm().clamp(min=1e-30) * (1 - progress / LATE)).clamp(max=1)
             self.optimizer.zero_grad()
@@ -121,6 +127,10 @@ class MaskTraining:
             units = sum(self.generator.sizes)
             self.generator.observe(gradient[:units].detach(), unit_norms(self._space)[:units])
         return MaskStep(float(loss), float(budget.detach()) / self._weight)
+
+    def _limits_at(self, progress: float) -> dict[str, float]:
+        share = min(1.0, progress / LOWERED)
+        return {measure: self._dense[measure] * (1 - share) + share * limit for measure, limit in self._limits.items()}
 
     def _set_rate(self, progress: float) -> None:
         for group in self.optimizer.param_groups:
@@ -149,10 +159,9 @@ class MaskTraining:
         and forth, with nobody else moving: each of its two gradients undoes the other's.
         """
         model, gates = self._space.cost_model, hard.double().cpu().numpy()
-        dense = costs(model, np.ones(len(gates), dtype=bool), tuple(self._limits))
         reached = costs(model, gates > 0.5, tuple(self._limits))
         measure = max(self._limits, key=lambda name: reached[name] / max(self._limits[name], _LEAST))
-        off, near = reached[measure] - self._limits[measure], NEAR * dense[measure]
+        off, near = reached[measure] - self._limits[measure], NEAR * self._dense[measure]
         if abs(off) <= near:
             return None
         price = prices(model, gates > 0.5, [measure])[measure]

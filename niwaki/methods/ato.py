@@ -39,21 +39,22 @@ class ATO(Method):
 
     * from ``start`` on the controller takes a step before every 20th of the optimizer's (more often where it would not
       come to 60 otherwise): it draws gates with logistic noise, straight through, and minimises the loss of a held-out
-      batch under them, in eval mode, plus ``budget_weight`` times log(max(a, b) / min(a, b)), where a is the cost of
-      its mask without noise and b the budget (eq. 1 to 5). `niwaki.masks` has what can be the controller;
+      batch under them, in eval mode with the statistics of the batch, plus ``budget_weight`` times
+      log(max(a, b) / min(a, b)), where a is the cost of its mask without noise and b the budget (eq. 1 to 5), which
+      comes down from the cost of the dense network until 0.36 n. `niwaki.masks` has what can be the controller;
     * from 0.2 n on, masked units are projected after each step: y <- argmin_z t ||z|| + ||z - y||^2 / 2, the group
       soft threshold (eq. 7), where t brings a unit that nothing resists to zero in 0.4 n. A unit that the controller
       takes out of its mask trains plainly again;
-    * at 0.6 n the mask is frozen: it is what `niwaki.choose` would remove if each unit were worth the probability of
-      its gate. So it meets the budget, ``round_to`` and ``min_units`` hold, and every group keeps a unit. Units are
-      now projected four times as fast;
+    * at 0.6 n the mask is frozen: it is what `niwaki.choose` would remove if each unit were worth the logit of its
+      gate, the likeliest mask within the budget. So it meets the budget, ``round_to`` and ``min_units`` hold, and every
+      group keeps a unit. Units are now projected four times as fast;
     * in the last tenth what is left of them fades linearly. After ``until`` they are exactly zero, and stay so.
 
     What differs from the released code: the mask that is reported is the mask that is cut, and depends on no chance;
-    the task's gradient by the gates is never longer than the budget's, and vanishes in the last quarter of the
-    controller's time, so that its mask meets the budget; no group keeps less than half of the share that all groups
-    would keep evenly (see `niwaki.masks.training.MaskTraining`); the projection needs no lambda and reaches zero under
-    AdamW.
+    the budget is lowered step by step, and norms see the batch under its mask; the task's gradient by the gates is
+    never longer than the budget's, and vanishes in the last quarter of the controller's time, so that its mask meets
+    the budget; no group keeps less than half of the share that all groups would keep evenly (see
+    `niwaki.masks.training.MaskTraining`); the projection needs no lambda and reaches zero under AdamW.
 
     Args:
         space: the search space of the model that ``optimizer`` trains.

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
@@ -20,11 +21,14 @@ from niwaki.methods.mask_source import MaskSource
 from niwaki.methods.stages import Stages
 from niwaki.trace.model_state import preserved
 
+_FAINT = 1e-3  # of a logit: what units that the mask does not keep are worth, if the budget has room for them
+
 
 @final
 class Controller(MaskSource):
-    """Takes steps with the model in eval mode. The model, its gradients and the random generators are as they were
-    after each, and everything is if it is refused.
+    """Takes steps with the model in eval mode, except that BatchNorm takes the statistics of the batch: those that it
+    keeps are of the network without a mask, and early in a training they are of weights that are long gone. The model,
+    its gradients and the random generators are as they were after each step, and everything is if it is refused.
 
     ``data``: None if the user brings the batches. ``taken``: how many steps there were. ``training``: of the generator.
     ``label``: of the method whose mask it learns.
@@ -95,7 +99,7 @@ class Controller(MaskSource):
         """Let ``do`` have the loss of a batch, as a function of the model."""
         with preserved(self._space.model):
             batch = next_batch()
-            self._space.model.eval()
+            _by_batches(self._space.model)
             do(partial(loss_of, self._loss_fn, batch=batch))
 
     def _check(self, loss: Callable[[nn.Module], Any]) -> None:
@@ -114,8 +118,15 @@ class Controller(MaskSource):
 
     @torch.no_grad()
     def worth(self) -> FloatArray:
-        """The probability of each unit's gate [num_units] to be open with chance."""
-        found: FloatArray = torch.sigmoid(self.training.generator.gates().logits).double().cpu().numpy()
+        """What each unit [num_units] is worth in a choice: the logit of its gate, or next to nothing if that is
+        negative.
+
+        With gates that are open with probabilities p, the likeliest mask within a budget is the one with the largest
+        sum of log(p / (1 - p)), the logits: where the mask of the generator meets the budget, that is this mask. Were
+        a unit worth p itself, ten cheap ones with p = 0.1 would drive out an expensive one with p = 0.9.
+        """
+        logits = self.training.generator.gates().logits.double()
+        found: FloatArray = (logits.clamp(min=0) + _FAINT * torch.sigmoid(logits)).cpu().numpy()
         return found
 
     def protected(self) -> BoolArray:
@@ -151,3 +162,11 @@ class Controller(MaskSource):
             raise ValueError("the number of steps of its controller is negative")
         if state["held_out"] is not None:
             HeldOut.check_state(state["held_out"])
+
+
+def _by_batches(model: nn.Module) -> None:
+    """Eval mode, with the norms that keep statistics in train mode."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, _NormBase):
+            module.train()

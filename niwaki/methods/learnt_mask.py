@@ -25,7 +25,7 @@ LEARNING, ACTING, ENDED = 0, 1, 2
 @final
 class LearntMask(Selector):
     """The units that leave are those that the ``controller`` masks, until the mask is frozen: then those that the
-    budget removes if each unit is worth what the controller says, the probability of its gate for instance.
+    budget removes if each unit is worth what the controller says, the logit of its gate for instance.
 
     ``mask`` [num_units]: what leaves. ``learnt``: what the controller's own mask cost when it was frozen, by measure,
     as shares of the dense network; None before.

@@ -95,6 +95,14 @@ def test_units_that_cost_more_than_is_missing_do_not_cross_the_threshold_again_a
     assert abs(space.cost_of(kept).macs / space.cost().macs - share) <= 0.005
 
 
+def test_the_limits_come_down_along_the_way() -> None:
+    """So that at each time the mask costs about what the budget is by then."""
+    frozen = Frozen("independent", 0.25, steps=300)
+    for done, expected in ((75, 1 - 0.75 * 0.25 / 0.6), (150, 1 - 0.75 * 0.5 / 0.6), (200, 0.25)):
+        frozen.run(done - frozen.done)
+        assert abs(frozen.macs() - expected) < 0.08
+
+
 def test_late_steps_do_not_look_at_the_loss() -> None:
     frozen = Frozen(steps=100)
 

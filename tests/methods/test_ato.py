@@ -140,6 +140,41 @@ def test_the_mask_at_the_freeze_is_a_choice_under_the_budget() -> None:
     assert "whose own mask keeps" in repr(run.method)
 
 
+def test_the_mask_at_the_freeze_is_that_of_the_controller_where_it_meets_the_budget() -> None:
+    """Cheap units that are masked do not drive out those that cost more: the likeliest mask is chosen, not the one with
+    the largest sum of probabilities."""
+    run = Run(widths=(40, 200), budget=Budget(macs=0.4), schedule=Schedule(start=3, until=203))
+    run.step(10)
+    values = run.method.selector.controller.training.generator.get_parameter("values")
+    with torch.no_grad():  # one of the first group costs as much as three of the second
+        values[:40] = torch.where(torch.arange(40) < 30, -2.6, -6.0)
+        values[40:] = torch.where(torch.arange(200) < 100, -2.5, -3.4)
+    keep = run.method.selector.controller.keeps()
+    assert 0.39 < run.space.cost_of(keep).macs / run.space.cost().macs <= 0.4
+    chosen = run.method.selector._chosen()
+    assert run.space.cost_of(chosen).macs <= 0.4 * run.space.cost().macs
+    assert bool((chosen | ~keep).all()), "what the controller keeps stays"
+
+
+def test_norms_take_the_statistics_of_the_controllers_batch() -> None:
+    """And what they keep does not change, nor does the mode of any module; dropout is off."""
+    run = Run(batches=None).step(STAGES.start - 1)
+    norm, seen = run.model[1], {}
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        seen.update(norm=model[1].training, dropout=model[3].training, out=model[:2](batch[0]).detach())
+        return loss_fn(model, batch)
+
+    run.method.selector.controller._loss_fn = loss
+    with torch.no_grad():
+        norm.running_mean.fill_(100.0)
+    run.model.train()
+    run.method.controller_step(run.held_out[0])
+    assert (seen["norm"], seen["dropout"]) == (True, False) and all(part.training for part in run.model)
+    torch.testing.assert_close(seen["out"].mean(0), norm.bias.detach(), atol=1e-5, rtol=0)
+    assert bool((norm.running_mean == 100).all()) and int(norm.num_batches_tracked) == STAGES.start - 1
+
+
 def test_several_limits_hold() -> None:
     run = Run(budget=Budget(macs=0.6, params=0.4, units=0.9)).step(SCHEDULE.until)
     cost, dense = run.space.cost(run.method.plan()), run.space.cost()
