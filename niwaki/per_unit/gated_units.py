@@ -36,9 +36,11 @@ class GatedUnits(Units):
     ) -> None:
         self._inner, self._gates, self._closure = inner, gates, closure
         self._alone = alone
-        self._here = [place for place, number in enumerate(unit) if number >= 0]
-        self._number = [unit[place] for place in self._here]
-        self._bare = torch.from_numpy(alone[self._number]).to(inner.device)
+        self._which = [(place, number) for place, number in enumerate(unit) if number >= 0]
+        numbers = [number for _, number in self._which]
+        self._unit = torch.tensor(numbers, dtype=torch.int64, device=inner.device)
+        self._place = torch.tensor([place for place, _ in self._which], dtype=torch.int64, device=gates.values.device)
+        self._bare = torch.from_numpy(alone[numbers]).to(inner.device)
 
     @property
     def device(self) -> torch.device:
@@ -58,14 +60,14 @@ class GatedUnits(Units):
         self, measures: Sequence[Measure], seed: int, size: Tensor | None = None, by_layer: Tensor | None = None
     ) -> Tensor:
         found = self._inner.values(measures, seed, size, by_layer)
-        if not self._here:
+        if not self._which:
             return found
         reads = {name for measure in measures for name in measure.reads}
-        unit = torch.tensor(self._number, device=found.device)
-        x = self._gates.values[self._here].to(found)
+        unit = self._unit
+        x = self._gates.values[self._place].to(found)
         x = x if size is None else x * size[unit].to(found)
         sloping = not reads.isdisjoint(GRADIENT_SUMS | DIRECTION_SUMS)
-        slope = self._gates.slopes(self._closure())[self._here].to(found) if sloping else torch.zeros_like(x)
+        slope = self._gates.slopes(self._closure())[self._place].to(found) if sloping else torch.zeros_like(x)
         own = term_sums(x, slope, found.shape[1], seed)
         for row, measure in zip(found, measures, strict=True):
             value = measure.saliency(own)
@@ -79,7 +81,7 @@ class GatedUnits(Units):
     def subset(self, units: BoolArray) -> UnitSubset:
         weighty = units & ~self._alone
         inner = self._inner.subset(weighty) if weighty.any() else None
-        which = [(place, number) for place, number in zip(self._here, self._number, strict=True) if units[number]]
+        which = [(place, number) for place, number in self._which if units[number]]
         return _GatedSubset(inner, self._gates, which, self._closure, len(units), self._inner.device)
 
 

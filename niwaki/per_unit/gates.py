@@ -147,6 +147,6 @@ class _Gate:
 
     def __call__(self, result: Tensor) -> Tensor:
         factor = self.gates.values[self.numbers[0]]
-        if len(self.numbers) > 1:
-            factor = self.gates.values[list(self.numbers)].prod()
+        for number in self.numbers[1:]:
+            factor = factor * self.gates.values[number]
         return result * factor.to(result)

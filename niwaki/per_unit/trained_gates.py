@@ -42,6 +42,8 @@ class TrainedGates:
         bare = [not space.structures[number].producers for number in self.structures]
         self.alone[[unit for unit, only in zip(self.unit, bare, strict=True) if only]] = True
         self._witnesses = _smallest(optimizer)
+        home = self._witnesses[0].device if self._witnesses else self.values.device
+        self._gates.values.data = self._gates.values.data.to(home)
         self._seen: dict[int, Tensor] = {}
         self._passes = 0
         self._now: Tensor | None = None
@@ -58,8 +60,6 @@ class TrainedGates:
 
     def attach(self) -> None:
         """Let them multiply their terms in the model of the space, in the modules that it had when this was made."""
-        home = self._witnesses[0].device if self._witnesses else self.values.device
-        self._gates.values.data = self._gates.values.data.to(home)
         self._gates.attach_to(self._modules)
         self._handles = [_after_a_pass(one, _Seen(self, place)) for place, one in enumerate(self._witnesses)]
         self._handles.append(_after_a_pass(self._gates.values, self._passed))

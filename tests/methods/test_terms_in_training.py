@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from optimizers import Calls
 from torch import Tensor, nn
 
 import niwaki
@@ -487,3 +488,23 @@ def test_gates_as_weights_by_hand() -> None:
     for name, factor in (("skip", 0.5), ("edges.0", 1.0), ("largest", None)):
         step = 0.5 if factor is None else factor * (0.5 - lr * slope[name] - lr * 0.25 * 0.5)
         assert run.gates[name] == pytest.approx(step, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_no_step_waits_for_the_device(kind: str) -> None:
+    run = Run(kind)
+    assert run.method is not None
+    waiting = {"_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "masked_select", "unique"}
+    quiet = 0
+    for step in range(STEPS - 6):
+        run.optimizer.zero_grad()
+        run.loss(step).backward()
+        before = run.method.progress
+        with Calls() as calls:
+            run.optimizer.step()
+        after = run.method.progress
+        if (before.phase, before.marked, before.zero) == (after.phase, after.marked, after.zero):
+            tried = kind == "cric" and before.phase == "trial"  # whose last step is a boundary, too
+            assert tried or not waiting & set(calls.counts), f"step {step}: {calls.counts}"
+            quiet += 1
+    assert quiet > 8
