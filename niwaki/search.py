@@ -15,6 +15,7 @@ import torch
 from niwaki.core.integrations import registered
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
+from niwaki.erasing.bare_streams import note_of
 from niwaki.erasing.bypasses import bypasses_of
 from niwaki.erasing.concatenation import RunFlow, concatenated
 from niwaki.erasing.erasures import erasures_of
@@ -65,7 +66,7 @@ def search_space(
     allow_inexact: bool = False,
     as_graph: bool = False,
     layout: Literal["free", "uniform"] = "free",
-    erase: bool = False,
+    erase: bool | Literal["streams"] = False,
     required: Sequence[str] = (),
 ) -> SearchSpace:
     """Find the prunable units of ``model``, by running it in eval mode, and in train mode where that may differ.
@@ -94,7 +95,8 @@ def search_space(
             halves of transformer layers, inception branches, anything whose result reaches the rest of the network
             through additions and concatenations only. Each is a group of one unit, which
             ``niwaki.choose(..., remove="structures")`` removes. An output that follows from any input always follows
-            from at least one of these.
+            from at least one of these. ``"streams"``, for an exported program: the stream itself, too, where it is
+            added, as x in x + f(x); without it f(x) is left. Only ``space.plan`` removes it.
         required: with ``erase``, names of inputs (parameters of ``forward``): outputs that follow from one of them go
             on following from it.
 
@@ -116,10 +118,12 @@ def search_space(
     """
     if layout not in ("free", "uniform"):
         raise UnknownName(f"There is no layout {layout!r}. Choose 'free' or 'uniform' widths across layers.")
-    flags = {"inner": inner, "rehearse": rehearse, "allow_inexact": allow_inexact, "as_graph": as_graph, "erase": erase}
+    flags = {"inner": inner, "rehearse": rehearse, "allow_inexact": allow_inexact, "as_graph": as_graph}
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise UnknownName(f"{name}={flag!r} must be True or False.")
+    if not isinstance(erase, bool) and erase != "streams":
+        raise UnknownName(f"erase={erase!r} must be True, False or 'streams'.")
     if erase and as_graph and layout == "uniform":
         raise UnknownName(
             "erase=True erases whole layers of the model's class with layout='uniform', and an exported program has no "
@@ -127,9 +131,22 @@ def search_space(
         )
     calls = calls_of(model, example_inputs)
     model = program_of(model, calls[0], as_graph)
+    if erase == "streams" and not isinstance(model, Program):
+        raise UnknownName(
+            "erase='streams' is for exported programs: the code of a class goes on adding what it names. Use "
+            "as_graph=True, or erase=True."
+        )
     with preserved_outside(model.modules()):
         return _space(
-            model, calls, _matching(model, ignored), inner, rehearse, allow_inexact, layout, _names(required, erase)
+            model,
+            calls,
+            _matching(model, ignored),
+            inner,
+            rehearse,
+            allow_inexact,
+            layout,
+            _names(required, bool(erase)),
+            erase == "streams",
         )
 
 
@@ -142,8 +159,9 @@ def _space(
     allow_inexact: bool,
     layout: str,
     required: tuple[str, ...] | None,
+    streams: bool,
 ) -> SearchSpace:
-    """``required``: None where nothing is to be erased."""
+    """``required``: None where nothing is to be erased. ``streams``: the stream itself is a structure."""
     single = isinstance(model, Program)  # eval and train mode are the same
     graph = faithful_trace(model, calls, modes=(False,) if single else (False, True))
     given: list[dict[int, tuple[Label | None, ...]]] | None = None if required is None else []
@@ -159,7 +177,17 @@ def _space(
     erasures = None
     if given is not None and joined is not None:
         erasures = erasures_of(
-            model, graph, flows, joined, constraints, given, matching, calls, required or (), layout == "uniform"
+            model,
+            graph,
+            flows,
+            joined,
+            constraints,
+            given,
+            matching,
+            calls,
+            required or (),
+            layout == "uniform",
+            streams,
         )
     looked_after = [it for known in registered() for it in known.looked_after(model)]
     builder = Builder(model, graph, constraints, inner, looked_after)
@@ -186,6 +214,8 @@ def _space(
             "smaller. Return them beside the others if they have to keep their size."
         )
     notes += [*constraints.notes, *_unseen(graph, constraints)]
+    if erasures is not None and erasures.found.streams:
+        notes.append(note_of(erasures.found.streams))
     if single and given is not None and (chosen := chosen_among(graph, constraints, given)):
         notes.append(
             f"Whole experts leave the class of a model, and no exported program: {chosen[0]!r} chooses among some "

@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from niwaki.trace.structures import tensors_in
 from niwaki.verify import TOLERANCE
 
 Row = dict[str, Any]
-FORMS = ("program", "class")
+FORMS = ("program", "class", "streams")  # the last is a program, too
 
 SCRIPT = """{source}
 
@@ -45,7 +45,7 @@ if __name__ == "__main__":
     torch.manual_seed({seed})
     model = Net().double().eval()
     inputs = ({inputs},)
-    space = niwaki.search_space(model, inputs, as_graph={as_graph}, erase=True)
+    space = niwaki.search_space(model, inputs, as_graph={as_graph}, erase={erase!r})
     print(space)
     keep = torch.ones(space.num_units, dtype=torch.bool).numpy()
     keep[{gone}] = False
@@ -104,8 +104,9 @@ def _try(network: Drawn, plans: int, forms: Sequence[str], row: Row) -> None:
     try:
         row |= {"plans": 0, "erased": 0, "costs": 0, "forward": 0.0, "backward": 0.0}
         for form in forms:
-            subject = program_of(model, (inputs, {}), form == "program")
-            space = niwaki.search_space(subject, inputs, erase=True, rehearse=False)
+            subject = program_of(model, (inputs, {}), form != "class")
+            erase: Literal["streams", True] = "streams" if form == "streams" else True
+            space = niwaki.search_space(subject, inputs, erase=erase, rehearse=False)
             _listed(form, space, inputs, row)
             if row[f"erasable in {form}"]:
                 _planned(form, space, inputs, plans, row, np.random.default_rng(network.seed))
@@ -198,7 +199,8 @@ def _write(network: Drawn, problem: Problem, path: Path) -> None:
             seed=network.seed,
             inputs=inputs,
             gone=problem.gone,
-            as_graph=problem.form == "program",
+            as_graph=problem.form != "class",
+            erase="streams" if problem.form == "streams" else True,
         )
     )
 

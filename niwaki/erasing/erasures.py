@@ -36,11 +36,15 @@ def erasures_of(
     calls: Sequence[ExampleCall],
     required: Sequence[str] = (),
     whole_layers: bool = False,
+    streams: bool = False,
 ) -> FoundErasures | None:
     """The structures of ``model``; None if there is no join in it. The arguments are those of `structures`, the example
-    ``calls``, and whether only ``whole_layers`` may be erased, entries of lists of modules."""
+    ``calls``, and whether only ``whole_layers`` may be erased, entries of lists of modules. ``streams``: see
+    `structures`."""
     if isinstance(model, Program):
-        found = structures(graph, flows, joined, constraints, given, ignored, _of_graph(model), required)
+        found = structures(
+            graph, flows, joined, constraints, given, ignored, _of_graph(model), required, streams=streams
+        )
         return None if found is None else FoundErasures(found, _from_graph)
     gates = gate_modules(model, calls, graph, flows)
     found = structures(graph, flows, joined, constraints, given, ignored, _nothing_yet, required, gates)

@@ -236,8 +236,10 @@ class FoundErasures(Erasures):
 
     def _served(self, number: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
         """The few structures without which nothing needs an operator any more, where nothing else does. ``number``: of
-        the vertices of those that can be erased."""
+        the vertices of those that can be erased. What makes a stream and what it is added to is needed: both cannot
+        vanish."""
         flow = self._found.flow
+        number = {vertex: place for vertex, place in number.items() if not self._is_stream(place)}
         found: dict[int, frozenset[int]] = {}
         for vertex in reversed(rx.topological_sort(flow.graph)):
             if vertex in number:
@@ -249,6 +251,11 @@ class FoundErasures(Erasures):
                 if len(union) <= _MOST_SERVED:
                     found[vertex] = union
         return {vertex: tuple(sorted(served)) for vertex, served in found.items()}
+
+    def _is_stream(self, place: int) -> bool:
+        """Whether a structure is a stream that is added, with which no operator vanishes."""
+        one = self.listed[place]
+        return not one.operators and not one.concatenated
 
     def _outermost(self, numbers: Collection[int]) -> frozenset[int]:
         """Without those that are in another: it takes them along."""

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from niwaki.core.location import Location
 from niwaki.core.structures import Structure
+from niwaki.erasing.bare_streams import bare_streams
 from niwaki.erasing.closing import Closing
 from niwaki.erasing.concatenation import Concatenated, RunFlow, is_structure
 from niwaki.erasing.factors import Factors
@@ -37,7 +39,8 @@ class FoundStructures:
     which dimensions are tied to which; ``reading``: what reads the parts of structures that are concatenated.
     ``required``: vertices of inputs that every output which depends on them has to go on depending on. ``gates``: of
     each run the vertices that modules without parameters make, by the path of the module. ``factors``: of each
-    structure the parameters that multiply its term in the code around it, whatever they are."""
+    structure the parameters that multiply its term in the code around it, whatever they are. ``streams``: where else
+    the stream itself is added (`bare_streams`)."""
 
     graph: Graph
     flow: Flow
@@ -49,6 +52,7 @@ class FoundStructures:
     required: tuple[int, ...]
     gates: Sequence[Mapping[str, int]]
     factors: tuple[frozenset[str], ...]
+    streams: tuple[Location, ...]
 
 
 def structures(
@@ -61,6 +65,7 @@ def structures(
     cannot_cut: CannotCut,
     required: Sequence[str] = (),
     gates: Sequence[Mapping[str, int]] | None = None,
+    streams: bool = False,
 ) -> FoundStructures | None:
     """All structures, in the order of the joins that they are given to; None if the network has no join.
 
@@ -68,7 +73,7 @@ def structures(
     its operators were given (`propagate`). ``ignored``: parameters that must stay, by name, each with the pattern that
     says so. ``cannot_cut``: why a cut cannot take an operand from a join. ``required``: names of inputs that
     outputs have to go on depending on. ``gates``: see `FoundStructures`; these are structures, whatever vanishes with
-    them. None where any operand can have a gate.
+    them. None where any operand can have a gate. ``streams``: the stream itself is a structure where it is added.
 
     Raises:
         UnknownName: no input has one of these names.
@@ -76,7 +81,7 @@ def structures(
     if graph.runs[0].error is not None or not flows[0].flow.operands:
         return None
     needed = _inputs_named(graph, flows[0].flow, required)
-    return _Found(graph, flows, joined, constraints, given, cannot_cut, needed, gates).described(ignored)
+    return _Found(graph, flows, joined, constraints, given, cannot_cut, needed, gates, streams).described(ignored)
 
 
 def _inputs_named(graph: Graph, flow: Flow, names: Sequence[str]) -> tuple[int, ...]:
@@ -101,7 +106,9 @@ class _Found:
         cannot_cut: CannotCut,
         required: tuple[int, ...],
         gates: Sequence[Mapping[str, int]] | None,
+        streams: bool,
     ) -> None:
+        self._with_streams = streams
         self._known, flow, nesting = flows[0], flows[0].flow, flows[0].nesting
         self._graph, self._flow, self._nesting, self._cannot_cut = graph, flow, nesting, cannot_cut
         self._nodes = graph.runs[0].nodes
@@ -112,7 +119,9 @@ class _Found:
         self._required, self._gates = required, gates
         closing = [Closing(known, here) for known, here in zip(flows, gates or [{}] * len(flows), strict=True)]
         self._closing = closing[0]
-        self._validity = Validity(flow, counted_inputs(graph, flow), nesting, required)
+        counted = counted_inputs(graph, flow)
+        self._bare = bare_streams(graph, flows[0], counted)
+        self._validity = Validity(flow, counted, nesting, required)
         macs: Counter[int] = Counter()
         for term in constraints.macs:
             macs[term.node] += term.times * math.prod(axis.size for axis in term.axes)
@@ -141,6 +150,8 @@ class _Found:
             for vertex in sorted(nesting.around, key=self._by_join)
             if vertex in self._closing.paths or is_structure(self._known, vertex)
         ]
+        streams = sorted(self._bare.difference(listed), key=self._by_join) if self._with_streams else []
+        listed += streams
         number = {vertex: place for place, vertex in enumerate(listed)}
         within: dict[int, list[int]] = {vertex: [] for vertex in listed}
         for parameter, home in self._home.items():
@@ -150,7 +161,7 @@ class _Found:
                 home = nesting.around[home]
         layers = {vertex: f"all of {path}" for path, vertex in flow.layers.items()}
         own = [vertex for vertex in listed if vertex not in layers and is_structure(self._known, vertex)]
-        names = {**self._names(own), **self._closing.paths, **layers}
+        names = {**self._names(own), **self._closing.paths, **layers, **self._names_of(streams)}
         found = []
         factors: list[frozenset[str]] = []
         for vertex in listed:
@@ -195,6 +206,10 @@ class _Found:
             self._required,
             self._gates or (),
             tuple(factors),
+            tuple(
+                self._nodes[self._flow.operands[vertex].join].location
+                for vertex in sorted(self._bare.difference(listed), key=self._by_join)
+            ),
         )
 
     def _by_join(self, vertex: int) -> tuple[int, int]:
@@ -236,6 +251,15 @@ class _Found:
                 names[vertex] = last if alone else f"{first}..{last.removeprefix(f'{name}.')}"
         skips = {vertex for vertex in vertices if not self._operators[vertex]}
         return {vertex: f"{'skip of ' * (vertex in skips)}{name or 'model'}" for vertex, name in names.items()}
+
+    def _names_of(self, streams: Sequence[int]) -> dict[int, str]:
+        """The modules that make the streams, or the names of the inputs."""
+        found = {}
+        for vertex in streams:
+            modules = [self._nodes[place].location.module for place in self._skipped(vertex)]
+            given = self._graph.values[self._flow.operands[vertex].value].name
+            found[vertex] = f"skip of {innermost(modules) or given or 'model'}"
+        return found
 
     def _skipped(self, vertex: int) -> list[int]:
         """What makes an operand with which nothing but itself vanishes."""

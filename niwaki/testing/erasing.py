@@ -67,6 +67,7 @@ def check_erasing(
     train: bool = True,
     as_graph: bool = False,
     least_erasable: int = 1,
+    streams: bool = False,
 ) -> ErasingReport:
     """Assert that erasing structures of a model is exact: the cut network equals the masked one for random plans.
 
@@ -78,6 +79,7 @@ def check_erasing(
     Args:
         as_graph: export the model and cut the program, as `niwaki.search_space` does; a program is of eval mode.
         least_erasable: how many structures must be erasable at least.
+        streams: of a program, erase the stream itself, too (``erase="streams"`` of `niwaki.search_space`).
 
     Raises:
         AssertionError: a cut is not exact, or fewer structures are erasable than asked for, with the reasons.
@@ -98,7 +100,7 @@ def check_erasing(
         if as_graph:
             subject = program_of(subject, calls[0], True)
             example_inputs = example_inputs[0] if isinstance(example_inputs, list) else example_inputs
-        space = search_space(subject, example_inputs, erase=True)
+        space = search_space(subject, example_inputs, erase="streams" if streams else True)
         erasable = sum(one.erasable for one in space.structures)
         if erasable < least_erasable:
             raise AssertionError(_too_few(space, erasable, least_erasable))

@@ -244,7 +244,7 @@ def test_every_run_has_a_say() -> None:
     assert branch.refused == "another run (in train mode, or of another example call) uses its weights otherwise"
 
 
-@pytest.mark.parametrize("flag", ["erase", "inner", "rehearse", "allow_inexact", "as_graph"])
+@pytest.mark.parametrize("flag", ["inner", "rehearse", "allow_inexact", "as_graph"])
 def test_a_flag_is_true_or_false(flag: str) -> None:
     with pytest.raises(UnknownName, match=f"{flag}='yes' must be True or False"):
         niwaki.search_space(nn.Linear(3, 4), torch.randn(1, 3), **{flag: "yes"})  # type: ignore[arg-type]
