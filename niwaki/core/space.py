@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from niwaki.core.cost import Cost, CostModel
 from niwaki.core.counts import FloatArray
 from niwaki.core.describe import describe_group, describe_space
-from niwaki.core.edits import Implant
-from niwaki.core.implant_costs import with_implants
 from niwaki.core.location import Location
 from niwaki.core.numbers import Numbers
 from niwaki.core.plan import Plan, TensorShape
 from niwaki.core.planning import planned
 from niwaki.core.repairs import Repairs
+from niwaki.core.replaced_costs import with_replacements
 from niwaki.core.structures import Erasures, Structure
 from niwaki.core.tensor_dims import Slice, TensorDim
 from niwaki.errors import MethodError, PlanError
@@ -127,7 +126,7 @@ class SearchSpace:
         if plan is None:
             return self.cost_of(np.ones(self.num_units, dtype=bool))
         keep = self._routed(self.keep_of(plan))
-        return with_implants(self, self.cost_of(keep), keep, plan.edits_of(Implant))
+        return with_replacements(self, self.cost_of(keep), keep, plan)
 
     def _routed(self, keep: BoolArray) -> BoolArray:
         """``keep`` with the units inside of experts that are erased: others, which are counted as being as wide, get

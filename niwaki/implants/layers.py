@@ -13,10 +13,10 @@ from torch import nn
 from niwaki.core.counts import BoolArray, FloatArray, IntArray
 from niwaki.core.edits import Edit, Implant, Keep
 from niwaki.core.edits.implant import CONVOLUTIONS, centre, factors, why_not_replaceable
-from niwaki.core.implant_costs import macs_of_weights
 from niwaki.core.names import named_modules, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.positions import Positions
+from niwaki.core.replaced_costs import macs_of_weights
 from niwaki.core.scalars import is_whole
 from niwaki.core.space import Group, SearchSpace
 from niwaki.errors import PlanError

@@ -26,6 +26,7 @@ from niwaki.core.edits import (
     Keep,
     KeepDirection,
     Rescale,
+    Scatter,
     SetAttribute,
     SetScalar,
     Zeroed,
@@ -72,8 +73,11 @@ ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
     (ONE_GONE, EraseExperts("b", "m.gate", 3, (0, 2), (THREE,)), TWO_GONE),
     (Zeroed((("b", 0),), (1, 2), (1, 2)), Zeroed((("b", 0),), (1, 2), (1, 2)), None),
 )
-KINDS = {type(first) for first, _, _ in ROWS} | {Implant}  # with another network behind it: tests/implants
-OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Implant}
+KINDS = {type(first) for first, _, _ in ROWS} | {
+    Implant,
+    Scatter,
+}  # with another network behind them: tests/implants, tests/unions
+OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Implant, Scatter}
 
 
 def plan_of(*some: Edit | None) -> Plan:
@@ -190,4 +194,4 @@ def test_the_documentation_shows_the_format() -> None:
     assert re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE) == [kind.kind for kind in ORDER]
 
 
-ORDER: list[type[Edit]] = [*(type(first) for first, _, _ in ROWS[:-1]), Implant, Zeroed]
+ORDER: list[type[Edit]] = [*(type(first) for first, _, _ in ROWS[:-1]), Implant, Scatter, Zeroed]

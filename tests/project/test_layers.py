@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"surgery"},
     {"io", "repair", "solve", "verify"},
     {"erasing", "selection"},
-    {"implants"},
+    {"implants", "unions"},
     {"masks"},
     {"huggingface", "methods", "performance", "search"},
     {"choosing", "testing"},

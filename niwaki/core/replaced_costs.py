@@ -1,0 +1,86 @@
+"""What a network costs less because rows of its layers are implants, or branches write some channels only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from niwaki.core.cost import Cost
+from niwaki.core.counts import BoolArray
+from niwaki.core.edits.implant import Implant
+from niwaki.core.edits.scatter import Scatter
+from niwaki.core.names import named_buffers, named_parameters
+from niwaki.core.plan import Plan
+from niwaki.errors import PlanError
+
+if TYPE_CHECKING:
+    from niwaki.core.space import SearchSpace
+
+
+def with_replacements(space: SearchSpace, cost: Cost, keep: BoolArray, plan: Plan) -> Cost:
+    """``cost``, that of the units ``keep`` [num_units], with the implants and the narrower branches of ``plan``.
+
+    Activations are not known then: outputs of several layers are put together, which costs memory of its own.
+
+    Raises:
+        PlanError: no operator of the space multiplies by a weight, so that its multiply-accumulates are not known.
+    """
+    implants, narrower = plan.edits_of(Implant), _narrower(space, keep, plan) if plan.edits_of(Scatter) else {}
+    if not implants and not narrower:
+        return cost
+    parameters = dict(named_parameters(space.model))
+    itemsize = {name: t.itemsize for name, t in (*parameters.items(), *named_buffers(space.model))}
+    matrices = [name for name in narrower if name in parameters and parameters[name].dim() > 1]
+    macs = macs_of_weights(space, keep, {*matrices, *(edit.weight for edit in implants)})
+    less = {name: round(macs[name] * narrower[name][0] / narrower[name][1]) for name in matrices}
+    saved: dict[str, int] = {}
+    for name, (gone, alive) in narrower.items():
+        _, *others = plan.change_of(name).shape_of(plan.dense[name])
+        saved[name] = gone * int(np.prod(others))
+        assert gone < alive
+    for edit in implants:
+        saved[edit.weight] = saved.get(edit.weight, 0) + round(edit.saved_share * int(np.prod(edit.shape)))
+        left = macs[edit.weight] - less.get(edit.weight, 0)
+        less[edit.weight] = less.get(edit.weight, 0) + round(edit.saved_share * left)
+    return replace(
+        cost,
+        params=cost.params - sum(entries for name, entries in saved.items() if name in parameters),
+        macs=cost.macs - sum(less.values()),
+        memory=cost.memory - sum(entries * itemsize[name] for name, entries in saved.items()),
+        activations=0,
+    )
+
+
+def _narrower(space: SearchSpace, keep: BoolArray, plan: Plan) -> dict[str, tuple[int, int]]:
+    """The tensors that keep fewer rows than the units ``keep`` have: how many fewer, of how many."""
+    alive = np.append(keep, True)
+    found: dict[str, tuple[int, int]] = {}
+    for place in space.dims:
+        if place.dim == 0:
+            rows = int(alive[place.units].all(axis=1).sum())
+            gone = rows - plan.lengths.get((place.tensor, 0), rows)
+            if gone > 0:
+                found[place.tensor] = gone, rows
+    return found
+
+
+def macs_of_weights(space: SearchSpace, keep: BoolArray, weights: Iterable[str]) -> Mapping[str, float]:
+    """The multiply-accumulates by each of some weights, beside the units ``keep`` [num_units].
+
+    Raises:
+        PlanError: no operator multiplies by one of them.
+    """
+    model = space.cost_model
+    each = model.macs.each(model.counts(keep.astype(np.float64)))
+    found: dict[str, float] = {}
+    for name in weights:
+        if name not in model.macs_of:
+            raise PlanError(
+                f"Which operator multiplies by {name!r} is not known of this search space, so that implants there have "
+                "no cost. Make the space with niwaki.search_space, of the layer that holds the weight itself."
+            )
+        found[name] = float(each[list(model.macs_of[name])].sum())
+    return found

@@ -1,0 +1,9 @@
+"""Residual streams that carry the union of what their branches write: each branch keeps channels of its own.
+
+Imports core, criteria and selection.
+"""
+
+from niwaki.unions.plans import hap, union_plan
+from niwaki.unions.writers import Writer, Writers
+
+__all__ = ["Writer", "Writers", "hap", "union_plan"]

@@ -1,0 +1,159 @@
+"""The branches that write a residual stream, and which weights of theirs make which channel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from niwaki.core.counts import BoolArray, IntArray
+from niwaki.core.names import named_modules, named_parameters
+from niwaki.core.space import Group, SearchSpace
+from niwaki.core.structures import Structure
+from niwaki.core.tensor_dims import TensorDim
+from niwaki.errors import PlanError
+
+_DIMS: Mapping[type[nn.Module], int] = {nn.Linear: -1, nn.Conv1d: -2, nn.Conv2d: -3, nn.Conv3d: -4}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Writer:
+    """A branch that is added to a stream: its name, the number of the group of the stream's channels, its last layer,
+    the dimension of that layer's result that has the channels, the unit [channels] of each (``num_units`` for one that
+    always stays), and the dimensions of its tensors with these channels."""
+
+    name: str
+    group: int
+    module: str
+    dim: int
+    units: IntArray
+    dims: tuple[TensorDim, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Writers:
+    """The writers of the streams of a search space, and why other branches are none, by their names."""
+
+    space: SearchSpace
+    writers: tuple[Writer, ...]
+    refused: Mapping[str, str]
+
+    @classmethod
+    def of(cls, space: SearchSpace) -> Writers:
+        """Those of ``space``, made with ``niwaki.search_space(..., erase=True)``.
+
+        Raises:
+            PlanError: the space knows of no branches.
+        """
+        if space.erasures is None:
+            raise PlanError(
+                "Which branches are added to which stream is known of search spaces that were made with "
+                "niwaki.search_space(..., erase=True)."
+            )
+        modules = dict(named_modules(space.model))
+        names = Counter(id(p) for _, p in named_parameters(space.model, remove_duplicate=False))
+        shared = {name for name, p in named_parameters(space.model) if names[id(p)] > 1}
+        found: list[Writer] = []
+        refused: dict[str, str] = {}
+        taken: set[str] = set()
+        for structure in space.structures:
+            made = _writer(space, structure, modules, shared | taken)
+            if isinstance(made, str):
+                refused[structure.name] = made
+            else:
+                found.append(made)
+                taken |= {place.tensor for place in made.dims}
+        return cls(space, tuple(found), refused)
+
+    @cached_property
+    def scored_space(self) -> SearchSpace:
+        """The space in which the channels of each writer are units of their own, after all others, writer by writer:
+        to be scored. Units of streams are then what no writer of ``writers`` makes."""
+        space = self.space
+        number, sentinel = space.num_units, space.num_units + sum(len(w.units) for w in self.writers)
+        moved = {id(place): np.where(place.units == number, sentinel, place.units) for place in space.dims}
+        groups = list(space.groups)
+        for writer in self.writers:
+            own = np.arange(number, number + len(writer.units))
+            for place in writer.dims:
+                moved[id(place)] = own[:, None]
+            groups.append(Group(writer.name, number, len(own), ()))
+            number += len(own)
+        old = space.cost_model.counts
+        counts = replace(old, num_units=sentinel, units=np.where(old.units == old.num_units, sentinel, old.units))
+        return replace(
+            space,
+            groups=tuple(groups),
+            dims=tuple(replace(place, units=moved[id(place)]) for place in space.dims),
+            cost_model=replace(space.cost_model, counts=counts),
+        )
+
+    def split(self, values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """``values`` of the units of `scored_space`, as those of the units of the space, and of the channels of each
+        writer."""
+        ends = np.cumsum([self.space.num_units, *(len(writer.units) for writer in self.writers)])
+        first, *others = np.split(np.asarray(values), ends[:-1])
+        return first, others
+
+    def alone(self) -> BoolArray:
+        """The units [num_units] of streams that writers alone make, so that they leave when no writer keeps them."""
+        made = np.zeros(self.space.num_units + 1, dtype=bool)
+        for writer in self.writers:
+            made[writer.units] = True
+        own = {id(place) for writer in self.writers for place in writer.dims}
+        for place in self.space.dims:
+            if place.role.produces and place.parameter and id(place) not in own:
+                made[place.units.reshape(-1)] = False
+        return made[:-1]
+
+
+def _writer(
+    space: SearchSpace, structure: Structure, modules: Mapping[str, nn.Module], taken: set[str]
+) -> Writer | str:
+    """The writer that a structure is, or why it is none."""
+    if structure.concatenated or structure.gated or structure.layer is not None or structure.router is not None:
+        return "it is not added to a stream by weights alone"
+    if structure.refused is not None:
+        return structure.refused
+    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in structure.producers))
+    order = {path: number for number, path in enumerate(modules)}
+    if any(path not in modules for path in paths):
+        return "weights that make it are of no module"
+    paths.sort(key=order.__getitem__)
+    norms = [path for path in paths if isinstance(modules[path], _BatchNorm)]
+    layers = [path for path in paths if type(modules[path]) in _DIMS]
+    if len(layers) != 1 or len(norms) > 1 or len(layers) + len(norms) != len(paths):
+        return "several layers make it, or others than a linear layer or convolution and a BatchNorm"
+    last = norms[0] if norms else layers[0]
+    if modules[last]._forward_hooks or modules[last]._forward_pre_hooks:
+        return f"hooks on {last!r} would see other channels"
+    dims = tuple(
+        place
+        for place in space.dims
+        if place.tensor.rpartition(".")[0] in paths and (place.dim == 0 or place.tensor.rpartition(".")[0] in norms)
+    )
+    weight = next((place for place in dims if place.tensor == f"{layers[0]}.weight"), None)
+    if weight is None or any(place.tensor in taken for place in dims):
+        return "its weights are pinned, or make another branch too"
+    width = sum(group.units for group in space.width_groups)  # structures are the units after these
+
+    def channels(place: TensorDim) -> IntArray | None:
+        real = place.units < width
+        return np.where(real, place.units, -1).max(axis=1) if bool((real.sum(axis=1) == 1).all()) else None
+
+    units = channels(weight)
+    if units is None:
+        return "some of its channels always stay, or belong to several units"
+    if not all((own := channels(place)) is not None and np.array_equal(units, own) for place in dims):
+        return "its tensors do not have the channels of the stream one by one"
+    group = next(n for n, one in enumerate(space.groups) if one.first <= units[0] < one.first + one.units)
+    first, end = space.groups[group].first, space.groups[group].first + space.groups[group].units
+    if not ((units >= first) & (units < end)).all() or len(np.unique(units)) != len(units):
+        return "its channels are of several groups, or several of one unit"
+    dim = 1 if norms and not isinstance(modules[layers[0]], nn.Linear) else _DIMS[type(modules[layers[0]])]
+    return Writer(structure.name, group, last, dim, units, dims)
