@@ -3,7 +3,7 @@
 Imports core, criteria and selection.
 """
 
-from niwaki.unions.plans import hap, union_plan
+from niwaki.unions.plans import choose, hap, union_plan
 from niwaki.unions.writers import Writer, Writers
 
-__all__ = ["Writer", "Writers", "hap", "union_plan"]
+__all__ = ["Writer", "Writers", "choose", "hap", "union_plan"]

@@ -20,6 +20,7 @@ from niwaki.core.scattered import runs_of
 from niwaki.criteria.mix import finite
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError, PlanError
+from niwaki.selection.budget import Budget, check_budget
 from niwaki.selection.levels import leaving
 from niwaki.selection.steps import Widths
 from niwaki.unions.writers import Writers
@@ -140,4 +141,58 @@ def hap(writers: Writers, scores: Scores, removed: float = 0.5, *, least: float 
     keep[:width] = (np.where(alone, False, keep) | written)[:width]
     keep = ~leaving(space, ~keep, Widths())
     about = {"criterion": scores.criterion, "removed": removed, "least": least, "streams": "union"}
-    return union_plan(writers, keep, writes, about)
+    plan = union_plan(writers, keep, writes, about)
+    costs = {
+        name: {"params": cost.params, "macs": cost.macs, "memory": cost.memory}
+        for name, cost in (("dense", space.cost()), ("kept", space.cost(plan)))
+    }
+    return replace(plan, provenance={**about, **costs})
+
+
+MEASURES = ("macs", "params", "memory")
+_HALVINGS = 12
+
+
+def choose(writers: Writers, scores: Scores, budget: Budget, *, least: float = 0.05) -> Plan:
+    """The plan of `hap` that removes the smallest fraction with which every limit of ``budget`` is met.
+
+    Raises:
+        BudgetError: the budget cannot be met so, or limits something else than ``macs``, ``params`` and ``memory``.
+
+    Example:
+        >>> import torch, niwaki
+        >>> from niwaki.networks.small import ResNet
+        >>> net, x = ResNet(10, 1, (8, 8), (8,), 2), torch.randn(1, 1, 8, 8)
+        >>> space = niwaki.search_space(net, x, erase=True)
+        >>> writers = Writers.of(space)
+        >>> plan = choose(writers, niwaki.score(writers.scored_space, "magnitude"), niwaki.Budget(macs=0.5))
+        >>> space.cost(plan).macs <= 0.5 * space.cost().macs
+        True
+    """
+    check_budget(budget, training=False)
+    others = sorted(set(budget.limits) - set(MEASURES))
+    if others or budget.steps != Widths():
+        raise BudgetError(
+            f"For union streams a budget limits {', '.join(MEASURES)}, and widths are not rounded: {budget} asks for "
+            f"{others[0] if others else 'other widths'}."
+        )
+    space, limits = writers.space, budget.absolute(writers.space, MEASURES)
+
+    def meets(plan: Plan) -> bool:
+        cost = space.cost(plan)
+        return all(getattr(cost, measure) <= limit for measure, limit in limits.items())
+
+    low, high, found = 0.0, 1.0, hap(writers, scores, 1.0, least=least)
+    if not meets(found):
+        raise BudgetError(
+            f"The budget ({budget}) cannot be met: with the fraction {least} of every group and branch the network has "
+            f"{space.cost(found)}. Raise the budget, or lower `least`."
+        )
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        trial = hap(writers, scores, middle, least=least)
+        if meets(trial):
+            high, found = middle, trial
+        else:
+            low = middle
+    return replace(found, provenance={**found.provenance, "budget": dict(budget.limits)})

@@ -19,7 +19,7 @@ from niwaki.errors import BudgetError, PlanError
 from niwaki.implants import ImplantLayers
 from niwaki.networks.small import ResNet
 from niwaki.surgery.zero import zeroed
-from niwaki.unions import Writers, hap, union_plan
+from niwaki.unions import Writers, choose, hap, union_plan
 
 
 class Transformer(nn.Module):
@@ -168,6 +168,20 @@ def test_hap_has_one_threshold_for_all_channels() -> None:
     assert all(number >= max(1, int(np.ceil(0.1 * len(values)))) for number, values in zip(written, own, strict=True))
     assert len(set(written)) > 1 and space.cost(plan).macs < space.cost().macs
     assert niwaki.check(network, plan, x).holds and plan.provenance["streams"] == "union"
+
+
+def test_budgets() -> None:
+    network, writers, x = writers_of("resnet")
+    scores = niwaki.score(writers.scored_space, "magnitude")
+    plan, dense = choose(writers, scores, niwaki.Budget(macs=0.6, params=0.55)), writers.space.cost()
+    cost = writers.space.cost(plan)
+    assert cost.macs <= 0.6 * dense.macs and 0.4 * dense.params < cost.params <= 0.55 * dense.params
+    assert plan.provenance["kept"]["macs"] == cost.macs and niwaki.check(network, plan, x).holds
+    with pytest.raises(BudgetError, match=r"cannot be met: with the fraction 0\.5 of every group and branch"):
+        choose(writers, scores, niwaki.Budget(macs=0.1), least=0.5)
+    for budget in (niwaki.Budget(units=0.5), niwaki.Budget(macs=0.5, round_to=4)):
+        with pytest.raises(BudgetError, match="For union streams a budget limits macs, params, memory"):
+            choose(writers, scores, budget)
 
 
 def test_what_makes_no_plan_is_a_sentence() -> None:
