@@ -170,7 +170,7 @@ def _learnt(space: SearchSpace, learner: MaskLearner, budget: Budget) -> Plan:
     about: dict[str, Any] = {"masks": {"name": learner.name, **learner.settings()}}
     if told := slack_note(space, keep, budget.absolute(space), budget):
         about["tight"] = told
-    return space.plan(keep, provenance(space, keep, budget, **about))
+    return space.plan(keep, provenance(space, keep, budget, **about)).with_edits(learner.records())
 
 
 def _check_learnt(budget: Budget, removal: Removal, unused: Mapping[str, object]) -> None:

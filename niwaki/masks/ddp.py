@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from niwaki.core.edits import Edit
 from niwaki.core.scalars import is_number, is_whole, whole_seed
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.losses import Loss, loss_of
 from niwaki.errors import MethodError
 from niwaki.masks.deterministic import FREEZE, DeterministicTraining
 from niwaki.masks.divergence import Pick
-from niwaki.masks.folding import fold_gates_
+from niwaki.masks.folding import fold_gates_, scaled_before
 from niwaki.masks.held_out import HeldOut
 from niwaki.masks.latents import Latents
 from niwaki.masks.learner import MaskLearner
@@ -53,7 +54,7 @@ class DDPMasks(MaskLearner):
     are chosen under the budget by what the latents say, and the scales of those that stay learn on without the others.
 
     `niwaki.choose` does not change the model, so the scales are not in it. `fold_` multiplies its weights by those of
-    the last choice. Without it the cut network lacks them, and does worse.
+    the last choice. Without it the cut network lacks them, and does worse; `niwaki.cut` warns of that.
 
     A step takes two forward passes and a backward one, which computes no gradient of a weight: one forward pass more
     than a step of training, and none more with ``divergence=0``. It holds a second copy of the weights that are gated.
@@ -194,6 +195,10 @@ class DDPMasks(MaskLearner):
         fold_gates_(space, gates, scales, optimizer)
         self._folded = True
         return space.model
+
+    def records(self) -> tuple[Edit, ...]:
+        """That the scales are to be in the weights."""
+        return scaled_before(*self._result())
 
     def settings(self) -> dict[str, Any]:
         """Steps and weights, and what the mask of the latents themselves would have cost, as shares of the dense

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from niwaki.core.edits import ScaledBefore
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, ShrinkError
 from niwaki.per_unit.unit_gates import UnitGates
 from niwaki.surgery.optimizer_state import StateChange, smaller_state
+from niwaki.surgery.unscaled import total
 
 _NOTHING: Final[frozenset[int]] = frozenset()
 
@@ -70,12 +72,7 @@ def fold_gates_(space: SearchSpace, gates: UnitGates, values: Tensor, optimizer:
         raise MethodError(
             "A unit is scaled by what is not a number above 0, which no memory of an optimizer can follow."
         )
-    parameters = dict(named_parameters(space.model))
-    found: dict[str, dict[int, Tensor]] = {}
-    for name, dim, factor in gates.factors(values):
-        if not bool((factor == 1).all()):
-            own = found.setdefault(name, {})
-            own[dim] = own[dim] * factor if dim in own else factor
+    parameters, found = dict(named_parameters(space.model)), _factors(gates, values)
     changes: dict[Tensor, StateChange] = {parameters[name]: Scaled(name, factors) for name, factors in found.items()}
     actions = [] if optimizer is None else smaller_state(optimizer, changes)
     with torch.no_grad():
@@ -83,6 +80,28 @@ def fold_gates_(space: SearchSpace, gates: UnitGates, values: Tensor, optimizer:
             parameters[name].copy_(Scaled(name, factors).of(parameters[name]))
     for action in actions:
         action()
+
+
+@torch.no_grad()
+def scaled_before(space: SearchSpace, gates: UnitGates, values: Tensor) -> tuple[ScaledBefore, ...]:
+    """What a plan says of the weights that ``values`` are to be folded into: of the one whose sum they change most;
+    nothing if they change none."""
+    parameters, sums = dict(named_parameters(space.model)), []
+    for name, factors in _factors(gates, values).items():
+        weight = parameters[name]
+        sums.append(ScaledBefore(name, total(weight), total(Scaled(name, factors).of(weight))))
+    changed = [one for one in sums if one.unscaled > 0 and one.scaled != one.unscaled]
+    return tuple(sorted(changed, key=lambda one: -abs(one.scaled / one.unscaled - 1))[:1])
+
+
+def _factors(gates: UnitGates, values: Tensor) -> dict[str, dict[int, Tensor]]:
+    """What each weight is multiplied by, by dimension; only those that change."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, dim, factor in gates.factors(values):
+        if not bool((factor == 1).all()):
+            own = found.setdefault(name, {})
+            own[dim] = own[dim] * factor if dim in own else factor
+    return found
 
 
 def _along(factor: Tensor, weight: Tensor, dim: int) -> Tensor:

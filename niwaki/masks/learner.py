@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+from niwaki.core.edits import Edit
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.selection.budget import Budget
 
@@ -23,6 +24,10 @@ class MaskLearner(ABC):
             BudgetError: the budget cannot be met.
             MethodError: nothing can be learnt from what the learner was given.
         """
+
+    @abstractmethod
+    def records(self) -> tuple[Edit, ...]:
+        """What the plan has to know of the weights that it is for, besides what it cuts."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:

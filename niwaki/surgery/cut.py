@@ -19,6 +19,7 @@ from niwaki.program.module import Program
 from niwaki.surgery.history import check_plan, remember, subject_of, to_do
 from niwaki.surgery.leftovers import forget_leftovers, share_beside, warn_of_leftovers
 from niwaki.surgery.nonzero import warn_of_nonzero
+from niwaki.surgery.unscaled import warn_of_unscaled
 
 
 @overload
@@ -78,10 +79,12 @@ def cut(
         check_kind(program, plan)
         left, whole = to_do(program, plan)
         warn_of_nonzero(program, left)
+        warn_of_unscaled(program, left)
         return _rebuilt(program, left, whole)
     check_kind(model, plan)
     left, whole = to_do(model, plan)
     warn_of_nonzero(model, left)
+    warn_of_unscaled(model, left)
     warn_of_leftovers(model)
     return _made(model, left, whole)
 

@@ -21,6 +21,7 @@ from niwaki.surgery.leftovers import forget_leftovers, warn_of_leftovers
 from niwaki.surgery.nonzero import warn_of_nonzero
 from niwaki.surgery.optimizer_state import smaller_state
 from niwaki.surgery.replaced import carry_over, replaced_parameters
+from niwaki.surgery.unscaled import warn_of_unscaled
 
 
 def shrink(
@@ -77,6 +78,7 @@ def shrink(
     for copy in copies:
         left.check_fits(copy)
     warn_of_nonzero(model, left)
+    warn_of_unscaled(model, left)
     warn_of_leftovers(model)
     for copy in copies:
         warn_of_nonzero(copy, left, "an averaged copy of the model")

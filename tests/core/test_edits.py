@@ -26,6 +26,7 @@ from niwaki.core.edits import (
     Keep,
     KeepDirection,
     Rescale,
+    ScaledBefore,
     Scatter,
     SetAttribute,
     SetScalar,
@@ -72,12 +73,14 @@ ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
     (ONE_HALF, OTHER_HALF, BOTH_HALVES),
     (ONE_GONE, EraseExperts("b", "m.gate", 3, (0, 2), (THREE,)), TWO_GONE),
     (Zeroed((("b", 0),), (1, 2), (1, 2)), Zeroed((("b", 0),), (1, 2), (1, 2)), None),
+    (ScaledBefore("b", 2.0, 3.0), ScaledBefore("b", 1.5, 1.0), None),
 )
+RECORDS = 2  # of these rows change nothing
 KINDS = {type(first) for first, _, _ in ROWS} | {
     Implant,
     Scatter,
 }  # with another network behind them: tests/implants, tests/unions
-OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Implant, Scatter}
+OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Implant, Scatter, ScaledBefore}
 
 
 def plan_of(*some: Edit | None) -> Plan:
@@ -94,12 +97,20 @@ def test_two_in_a_row(first: Edit, later: Edit, both: Edit | None) -> None:
     assert first.place == later.place
     assert composed(plan_of(first), plan_of(later)).edits == plan_of(both).edits
     for alone in ((first, None), (None, first)):
-        expected = plan_of(None if isinstance(first, Zeroed) else first).edits
+        expected = plan_of(None if isinstance(first, Zeroed | ScaledBefore) else first).edits
         assert composed(*map(plan_of, alone)).edits == expected
     assert edit_from_data(json.loads(json.dumps(edit_to_data(first)))) == first
 
 
-@pytest.mark.parametrize(("first", "later", "both"), ROWS[:-1], ids=lambda edit: getattr(edit, "kind", "none"))
+def test_sums_with_and_without_scales_hold_until_the_tensor_is_cut() -> None:
+    one = ScaledBefore("b", 2.0, 3.0)
+    assert difference(plan_of(), plan_of(one)).edits == difference(plan_of(one), plan_of(one)).edits == (one,)
+    assert difference(plan_of(Keep("b", 0, (0, 3))), plan_of(Keep("b", 0, (0, 3)), one)).edits == ()
+    with pytest.raises(PlanError, match="scales a tensor 'c', which the network it is for does not have"):
+        plan_of(ScaledBefore("c", 1.0, 2.0)).check_positions()
+
+
+@pytest.mark.parametrize(("first", "later", "both"), ROWS[:-RECORDS], ids=lambda edit: getattr(edit, "kind", "none"))
 def test_what_is_left_is_what_comes_then(first: Edit, later: Edit, both: Edit) -> None:
     assert difference(plan_of(first), plan_of(both)).edits == (later,)
     assert difference(plan_of(), plan_of(both)).edits == (both,)
@@ -194,4 +205,4 @@ def test_the_documentation_shows_the_format() -> None:
     assert re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE) == [kind.kind for kind in ORDER]
 
 
-ORDER: list[type[Edit]] = [*(type(first) for first, _, _ in ROWS[:-1]), Implant, Scatter, Zeroed]
+ORDER: list[type[Edit]] = [*(type(first) for first, _, _ in ROWS[:-RECORDS]), Implant, Scatter, Zeroed, ScaledBefore]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -115,7 +116,8 @@ def test_it_is_better_than_what_scores_find() -> None:
         for criterion in ("magnitude", "taylor1", "fisher")
     ]
     with torch.no_grad():
-        unfolded = float(LOSS(niwaki.cut(model, plan)(x), y))
+        with pytest.warns(UserWarning, match="The plan was learnt together with scales"):
+            unfolded = float(LOSS(niwaki.cut(model, plan)(x), y))
         scored = [float(LOSS(niwaki.cut(model, other)(x), y)) for other in others]
         folded = float(LOSS(niwaki.cut(masks.fold_(), plan)(x), y))
     assert folded < unfolded < min(scored)
@@ -338,3 +340,22 @@ def test_divergence_of_outputs() -> None:
         divergence([(p, p)], [(q, q)], None)
     with pytest.raises(MethodError, match="^loss_fn does not call the model equally often each time"):
         divergence([p], [q, q], None)
+
+
+def test_a_cut_without_the_scales_is_warned_of() -> None:
+    """By plans that were stored, too; not once they are folded, and not after weights have trained on."""
+    model, masks, plan = learnt(steps=12)
+    plan = niwaki.Plan.from_json(plan.to_json())
+    assert [edit.kind for edit in plan.edits].count("scaled before") == 1 and "with its scales, and to" in str(plan)
+    says = (
+        r"^The plan was learnt together with scales of the units that stay, and '\d\.weight' is as it was without them"
+    )
+    with pytest.warns(UserWarning, match=says):
+        small = niwaki.cut(model, plan)
+    with pytest.warns(UserWarning, match=says):
+        niwaki.shrink(copy.deepcopy(model), plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folded = niwaki.cut(masks.fold_(), plan)
+        niwaki.cut(folded, plan), niwaki.cut(small, plan)
+        assert niwaki.check(model, plan, torch.randn(3, 8)).holds

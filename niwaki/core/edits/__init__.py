@@ -23,6 +23,7 @@ from niwaki.core.edits.implant import Implant
 from niwaki.core.edits.keep import Keep, KeepDirection
 from niwaki.core.edits.numbers import SetAttribute, SetScalar
 from niwaki.core.edits.rescale import Rescale
+from niwaki.core.edits.scaled_before import ScaledBefore
 from niwaki.core.edits.scatter import Scatter
 from niwaki.core.edits.zeroed import Zeroed
 
@@ -40,6 +41,7 @@ __all__ = [
     "Place",
     "ReplacingEdit",
     "Rescale",
+    "ScaledBefore",
     "Scatter",
     "SetAttribute",
     "SetScalar",
