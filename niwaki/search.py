@@ -96,7 +96,7 @@ def search_space(
             through additions and concatenations only. Each is a group of one unit, which
             ``niwaki.choose(..., remove="structures")`` removes. An output that follows from any input always follows
             from at least one of these. ``"streams"``, for an exported program: the stream itself, too, where it is
-            added, as x in x + f(x); without it f(x) is left. Only ``space.plan`` removes it.
+            added, as x in x + f(x); without it f(x) is left.
         required: with ``erase``, names of inputs (parameters of ``forward``): outputs that follow from one of them go
             on following from it.
 

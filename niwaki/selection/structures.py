@@ -20,10 +20,11 @@ _IN_THE_WAY = 32  # structures that are tried to be kept where the greedy select
 
 def erasable(space: SearchSpace, untrained: bool = False) -> dict[int, int]:
     """The unit of every structure that can be erased and that weights or gates make, by its number. (Only
-    `SearchSpace.plan` leaves out layers inexactly, and parts of concatenations that no weights make.)
+    `SearchSpace.plan` erases parts of concatenations that no weights make.)
 
     ``untrained``: also those that no method can drive to zero. A router goes on choosing an expert whose weights are
-    zero; and a loop that trains a class does not run the gates of the program that stands for it.
+    zero; no zeros make a network without a post-norm layer; and a loop that trains a class does not run the gates of
+    the program that stands for it.
     """
     gates_run = space.erasures is not None and space.erasures.gates_run
 
@@ -32,6 +33,8 @@ def erasable(space: SearchSpace, untrained: bool = False) -> dict[int, int]:
         one = space.structures[group.structure]
         if not untrained and (one.router is not None or (one.gated and not gates_run)):
             return False
+        if one.layer is not None:
+            return untrained
         return one.gated or any(piece.role.produces for piece in group.slices)
 
     return {group.structure: group.first for group in space.groups if group.structure is not None and can_go(group)}
@@ -183,6 +186,12 @@ def check_some(space: SearchSpace, untrained: bool = False) -> None:
     """Raise `BudgetError` if there is nothing to erase."""
     if not erasable(space, untrained):
         if others := erasable(space, untrained=True):
+            if all(space.structures[number].layer is not None for number in others):
+                raise BudgetError(
+                    "There is no structure that a method could drive to zero: all that can be erased are post-norm "
+                    "layers, and no zeros make a network without one. Erase layers before or after the training: "
+                    "niwaki.choose(space, scores, budget, remove='structures')."
+                )
             if all(space.structures[number].router is None for number in others):
                 raise BudgetError(
                     "There is no structure that a method could drive to zero: all that can be erased has gates in a "
@@ -212,8 +221,10 @@ def check_erased(
     candidates = erasable(space, untrained)
     left_out = [space.structures[number] for number in erasable(space, untrained=True).keys() - candidates.keys()]
     experts = sum(one.router is not None for one in left_out)
+    layers = sum(one.layer is not None for one in left_out)
     stay = f" ({experts} experts stay while a method trains; niwaki.choose can erase them.)" if experts else ""
-    if terms := len(left_out) - experts:
+    stay += f" ({layers} post-norm layers stay while a method trains; niwaki.choose can erase them.)" if layers else ""
+    if terms := len(left_out) - experts - layers:
         stay += (
             f" ({terms} terms with gates stay while a method trains: the gates are in a program, which a loop that "
             "trains the class does not run. Leave out as_graph=True, or use niwaki.choose.)"
@@ -244,8 +255,7 @@ def _why_none(space: SearchSpace) -> str:
     if by_hand:
         return (
             f"nothing tells what {', '.join(by_hand[:2])}{' and others' * (len(by_hand) > 2)} would be worth, which "
-            "only space.plan erases (layers that are left out inexactly, and parts of concatenations without "
-            "parameters)."
+            "only space.plan erases (parts of concatenations without parameters)."
         )
     reasons = dict.fromkeys(f"{one.name}: {one.refused}" for one in erasures.listed if one.refused)
     return f"{'; '.join(list(reasons)[:2])}."

@@ -17,6 +17,7 @@ from niwaki.core.compose import composed, difference
 from niwaki.core.edits import EraseModules
 from niwaki.core.plan import Plan, smaller_shapes, tensor_shapes
 from niwaki.core.space import SearchSpace
+from niwaki.errors import BudgetError
 from niwaki.surgery.zero import zeroed
 from niwaki.testing.models import randomised
 from niwaki.testing.rivals import Rivals
@@ -160,3 +161,21 @@ def test_plans_in_a_row_and_files(tmp_path: Path) -> None:
     assert torch.equal(niwaki.cut(small, difference(first, whole))(X), expected)
     niwaki.save(small, tmp_path / "out")
     assert torch.equal(niwaki.load(Stack().eval().double(), tmp_path / "out")(X), small(X))
+
+
+def test_a_choice_takes_layers_by_their_scores() -> None:
+    """No method can: no zeros make a network without one."""
+    model = model_of()
+    space = space_of(model, layout="uniform")
+    scores = np.ones(space.num_units)
+    named = {group.name: group.first for group in space.groups}
+    scores[named["all of layers.2 (whole)"]] = 0.1
+    kept = niwaki.score(space, lambda _: scores)
+    plan = niwaki.choose(space, kept, niwaki.Budget(params=0.8), remove="structures")
+    (edit,) = plan.edits_of(EraseModules)
+    assert edit.entries == ("layers.2",) and "(inexact)" in str(plan)
+    assert space.cost(plan).params == sum(p.numel() for p in niwaki.cut(model, plan).parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    why = "all that can be erased are post-norm layers, and no zeros make a network without one. Erase layers before or"
+    with pytest.raises(BudgetError, match=why):
+        niwaki.H2SPG(space, optimizer, niwaki.Budget(params=0.8), niwaki.Schedule(start=1, until=40))
