@@ -193,16 +193,28 @@ def test_what_is_zero_leaves_in_mid_training(kind: str) -> None:
     assert torch.allclose(niwaki.cut(small.model, small.method.plan())(x), small.model(x))
 
 
-@pytest.mark.parametrize("stop", [13, STEPS - 2])
-@pytest.mark.parametrize("kind", METHODS)
-def test_a_run_that_has_shrunk_resumes_to_the_same_bits(kind: str, stop: int) -> None:
+PHASES = {
+    "hesso": {2: "waiting", 5: "scoring", 10: "fading", 20: "fading"},
+    "cric": {1: "waiting", 5: "trial", 14: "fading", 22: "fading"},
+    "h2spg": {2: "waiting", 5: "scoring", 10: "half-space"},
+}
+IN_PHASES = [(kind, stop, phase) for kind, stops in PHASES.items() for stop, phase in stops.items()]
+
+
+@pytest.mark.parametrize(("kind", "stop", "phase"), [*IN_PHASES, *((kind, STEPS - 2, "done") for kind in METHODS)])
+def test_a_run_that_may_shrink_resumes_to_the_same_bits(kind: str, stop: int, phase: str) -> None:
+    """From before anything is chosen to the end, when structures have left the model."""
+
     def run() -> Run:
         return Run(kind, adam=True, shrink=niwaki.ShrinkPolicy(cost=0.1))
 
-    whole, first, second = run().train(), run().train(0, stop), run()
+    first, second = run().train(0, stop), run()
+    assert first.method is not None and first.method.progress.phase == phase
+    shrunk = len(first.weights) < len(second.weights)
+    assert shrunk == (stop >= 20)
     second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
     second.model.load_state_dict(copy.deepcopy(first.model.state_dict()))
-    second.train(stop)
+    whole, second = first.train(stop), second.train(stop)
     assert whole.weights.keys() == second.weights.keys()
     assert all(torch.equal(weight, second.weights[name]) for name, weight in whole.weights.items())
     assert erased(whole) == erased(second)

@@ -267,12 +267,15 @@ CASES = [(kind, stop, True) for kind, stops in PHASES.items() for stop in stops]
 @pytest.mark.parametrize(("kind", "stop", "shrink"), [*CASES, ("hesso", 9, False), ("cric", 6, False)])
 def test_a_run_resumes_to_the_same_bits(kind: str, stop: int, shrink: bool) -> None:
     def run() -> Run:
-        return Run(kind, adam=True, shrink=niwaki.ShrinkPolicy(cost=0.1) if shrink else False)
+        policy = niwaki.ShrinkPolicy(cost=0.1) if shrink else False
+        return with_edges(shrink=policy) if kind == "hesso" else Run(kind, adam=True, shrink=policy)
 
     first, second = run().train(0, stop), run()
     assert first.method is not None and first.method.progress.phase == PHASES[kind][stop]
     second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
     second.model.load_state_dict(copy.deepcopy(first.model.state_dict()))
+    if shrink and kind == "hesso":  # the edge leaves with its weights and gates, in mid-training
+        assert ("edges.0.layer.weight" in first.weights) == (stop < 16)
     whole, second = first.train(stop), second.train(stop)
     assert whole.weights.keys() == second.weights.keys() and whole.gates == second.gates
     assert all(torch.equal(weight, second.weights[name]) for name, weight in whole.weights.items())
