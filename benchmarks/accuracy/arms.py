@@ -18,6 +18,7 @@ from niwaki.methods import registry
 
 _LEFT_OUT = {"hesso", "lhspg"}
 SCORED = 10  # batches that a criterion with a gradient sees
+MASK_STEPS = 300  # in which masks are learnt, or as many as the whole run has
 
 
 Train = Callable[[Setting], Training]
@@ -86,6 +87,21 @@ class OneShot:
         return run
 
 
+def learnt_masks(setting: Setting) -> Training:
+    """Dense training until the moment, steps beside it in which masks and scales are learnt on held-out batches, one
+    cut, and training until the end."""
+    run = Training(setting.task, setting.seed)
+    run.advance(setting.until)
+    masks = niwaki.DDPMasks(
+        setting.task.held_out_batches(), setting.task.loss, steps=min(MASK_STEPS, run.steps), seed=setting.seed
+    )
+    plan = niwaki.choose(run.space(), masks, setting.budget)
+    masks.fold_(run.optimizer)
+    run.cut(plan)
+    run.advance()
+    return run
+
+
 @dataclass(frozen=True, slots=True)
 class Pruned:
     """A method prunes, or erases, between the start and the moment; then training goes on."""
@@ -123,6 +139,7 @@ ARMS: Mapping[str, Arm] = {
     "taylor2": Arm(OneShot("taylor2", SCORED)),
     "torch-pruning": Arm(peers.GroupNorm(), gradual=True),
     "torch-pruning-taylor": Arm(peers.Taylor()),
+    "ddp-masks": Arm(learnt_masks, baseline=False),
     **{name: method(name) for name in _narrowing()},
     "random-structures": Arm(random_subnetwork, prunes=False, erases=True),
     "h2spg": method("h2spg", erase=True),

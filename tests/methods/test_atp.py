@@ -142,11 +142,21 @@ def test_adapters_of_masked_units_shrink_by_equal_pieces_and_others_are_the_opti
     for step in range(22, 33):
         job.until(step)
         lengths.append(weight.detach().norm(dim=1))
-    if gone.any():
-        steps = torch.stack(lengths)[:, gone].diff(dim=0)
-        torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-6, atol=1e-12)
-        assert not lengths[-1][gone].any()
+    steps = torch.stack(lengths)[:, gone].diff(dim=0)
+    torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-6, atol=1e-12)
+    assert not lengths[-1][gone].any()
     torch.testing.assert_close(lengths[-1][~gone], lengths[0][~gone])
+    read = 0
+    for name, module in lora_layers(job.model):
+        tables = [
+            one.units for one in job.method.space.dims if one.tensor == f"{name}.base_layer.weight" and one.dim == 1
+        ]
+        columns = torch.from_numpy(np.append(masked, False)[tables[0]].any(axis=1)) if tables else torch.zeros(0).bool()
+        if columns.any():
+            weight = module.lora_A["default"].weight
+            assert not weight[:, columns].any() and weight[:, ~columns].any()
+            read += 1
+    assert read > 0 and gone.any()
 
 
 @pytest.fixture(scope="module")
