@@ -74,7 +74,7 @@ class Measurement:
         slopes: dict[str, Tensor | None] = {}
         fields: dict[str, Tensor | None] = {}
         count = 0
-        with _borrowed(self._space.model, self._parameters.values()), ExitStack() as modes:
+        with borrowed(self._space.model, self._parameters.values()), ExitStack() as modes:
             if self._settings.fresh_norms:
                 batches = list(batches)
                 refresh_norms(self._space.model, batches, loss_fn)
@@ -226,7 +226,7 @@ def _watched_by(observer: ActivationObserver | None) -> Iterator[None]:
 
 
 @contextmanager
-def _borrowed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def borrowed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Put the model into eval mode with gradients for ``parameters`` inside the block; restore everything
     afterwards."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]

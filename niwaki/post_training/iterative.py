@@ -6,14 +6,12 @@ units that do the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from niwaki.choosing import choose, chosen
 from niwaki.core.plan import Plan
@@ -25,10 +23,13 @@ from niwaki.criteria.normalise import Compare
 from niwaki.criteria.score import Scores, score
 from niwaki.errors import BudgetError, MethodError
 from niwaki.repair.batchnorm import reestimate_norms
+from niwaki.repair.compensate import compensate
 from niwaki.selection import costs
 from niwaki.selection.budget import Budget, check_budget
-from niwaki.surgery.zero import masked
+from niwaki.surgery.zero import zeroed
 
+Repair = Literal["compensate", "norms", "none"]
+REPAIRS: tuple[Repair, ...] = ("compensate", "norms", "none")
 Told = Callable[[int, Plan], object]
 
 
@@ -42,7 +43,7 @@ def choose_iteratively(
     rounds: int = 20,
     compare: Compare | None = None,
     remove: Literal["units", "structures", "both"] = "units",
-    norms: bool = True,
+    between: Repair = "norms",
     seed: int = 0,
     example_inputs: Any = None,
     told: Told | None = None,
@@ -50,7 +51,7 @@ def choose_iteratively(
     """The plan that `niwaki.choose` would find if it were asked for a little at a time.
 
     The limits of round r of R are those of the dense network less r / R of what is to be saved. In each round the units
-    chosen so far are at zero in the network itself, which is scored again; there is no further analysis. Units that
+    chosen so far are at zero in a copy of the network, which is scored again; there is no further analysis. Units that
     were removed are never taken back.
 
     Args:
@@ -59,19 +60,20 @@ def choose_iteratively(
         budget: the limits. Measured ones (``latency``, ``activations``) hold for the last round.
         batches: for criteria that need data; all are held.
         loss_fn: as for `niwaki.score`.
-        rounds: how many; 1 or more. Each costs what `niwaki.score` does, and ``norms`` one forward pass.
+        rounds: how many; 1 or more. Each costs what `niwaki.score` does, and after the first what ``between`` does: a
+            forward pass for ``norms``, three for ``compensate``.
         compare: as for `niwaki.score`.
         remove: as for `niwaki.choose`.
-        norms: score the network with BatchNorms that have the statistics of ``batches``, as it would be repaired: with
-            those of the dense network, later layers read nonsense after some rounds.
+        between: how the network is repaired before it is scored again, if there are ``batches``: ``norms`` re-estimates
+            the statistics of BatchNorms, without which later layers read nonsense after some rounds; ``compensate``
+            gives it the weights that it would have in the end; ``none``.
         seed: for criteria with random numbers.
         example_inputs: as for `niwaki.choose`.
         told: is called after each round, with its number and its plan.
 
-    The model is restored.
-
     Raises:
-        MethodError: ``rounds`` is not a whole number above 0; and whatever `niwaki.score` raises.
+        MethodError: ``between`` is none of the three, ``rounds`` is not a whole number above 0; and whatever
+            `niwaki.score` raises.
         BudgetError: the budget cannot be met, or has limits that can only be measured, and more than one round is
             asked for; and whatever `niwaki.choose` raises.
 
@@ -87,6 +89,8 @@ def choose_iteratively(
     check_budget(budget, training=False)
     if not is_whole(rounds) or rounds < 1:
         raise MethodError(f"rounds={rounds!r} must be a whole number, 1 or more: how often the network is scored.")
+    if between not in REPAIRS:
+        raise MethodError(f"between={between!r} is none of {', '.join(map(repr, REPAIRS))}.")
     limits = budget.absolute(space)
     if rounds > 1 and not limits:
         raise BudgetError(
@@ -99,11 +103,11 @@ def choose_iteratively(
     dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), limits)
     plan: Plan | None = None
     for number in range(1, rounds + 1):
-        with _as_it_is(space.model, plan, held if norms else None, loss_fn):
-            scores = score(space, criterion, held, loss_fn, compare=compare, seed=seed)
+        present = _as_it_is(space, plan, held, loss_fn, between)
+        scores = score(present, criterion, held, loss_fn, compare=compare, seed=seed)
         share = number / rounds
-        between = {m: max(2, int(dense[m] - (dense[m] - limit) * share)) for m, limit in limits.items()}
-        asked = budget if number == rounds else _within(budget, between)
+        amounts = {m: max(2, int(dense[m] - (dense[m] - limit) * share)) for m, limit in limits.items()}
+        asked = budget if number == rounds else _within(budget, amounts)
         gone = None if plan is None else ~space.keep_of(plan)
         plan = chosen(space, scores, asked, gone, None, example_inputs if number == rounds else None, remove)
         if told is not None:
@@ -118,21 +122,23 @@ def _within(budget: Budget, limits: Mapping[str, float]) -> Budget:
     return Budget(**amounts, round_to=budget.round_to, min_units=budget.min_units)
 
 
-@contextmanager
-def _as_it_is(model: nn.Module, plan: Plan | None, batches: list[Any] | None, loss_fn: Loss | None) -> Iterator[None]:
-    """Inside, ``model`` has the units at zero that ``plan`` removes, and norms with the statistics of the batches, if
-    there are any."""
+def _as_it_is(
+    space: SearchSpace, plan: Plan | None, batches: list[Any] | None, loss_fn: Loss | None, repair: Repair
+) -> SearchSpace:
+    """``space`` with a copy of its network in which the units are zero that ``plan`` removes, repaired with the
+    batches, if there are any."""
     if plan is None:
-        yield
-        return
-    statistics = [buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
-    before = [buffer.clone() for buffer in statistics]
-    with masked(model, plan):
-        try:
-            if batches and loss_fn is not None and statistics:
-                reestimate_norms(model, batches, lambda network, batch: loss_of(loss_fn, network, batch))
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in zip(statistics, before, strict=True):
-                    buffer.copy_(value)
+        return space
+    model = space.model
+    if not batches or loss_fn is None:
+        return replace(space, model=zeroed(model, plan))
+
+    def forward(network: nn.Module, batch: Any) -> None:
+        loss_of(loss_fn, network, batch)
+
+    if repair == "compensate":
+        model = compensate(space, plan, batches, forward=forward).model
+    model = zeroed(model, plan)
+    if repair == "norms":
+        reestimate_norms(model, batches, forward)
+    return replace(space, model=model)

@@ -17,7 +17,8 @@ from niwaki.criteria.losses import Loss, loss_of
 from niwaki.criteria.mix import One
 from niwaki.criteria.normalise import Compare
 from niwaki.errors import MethodError
-from niwaki.post_training.iterative import choose_iteratively
+from niwaki.post_training.iterative import REPAIRS, Repair, choose_iteratively
+from niwaki.post_training.surgeon import Surgeon
 from niwaki.repair.batchnorm import reestimate_norms
 from niwaki.repair.compensate import compensate
 from niwaki.search import search_space
@@ -26,9 +27,8 @@ from niwaki.surgery.cut import cut
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
 
+_ROUNDS = 4
 _LOG = logging.getLogger("niwaki")
-Repair = Literal["compensate", "norms", "none"]
-REPAIRS: tuple[Repair, ...] = ("compensate", "norms", "none")
 Told = Callable[[int, int, float], object]
 
 
@@ -105,12 +105,12 @@ def prune(
         budget: what may be left, `niwaki.Budget`.
         batches: a few hundred samples of the training data, as ``loss_fn`` takes them; all are held.
         loss_fn: ``loss_fn(model, batch)``, or a loss of torch's own, for batches of inputs and labels.
-        method: the criterion that scores units: a name, a function or a mix, as for `niwaki.score`. Default:
-            ``taylor1`` with batches, ``magnitude`` without.
-        rounds: how often the network is scored on the way; by default 20, and 1 where no data are given.
+        method: the criterion that scores units: a name, a function or a mix, as for `niwaki.score`. Default: a
+            `niwaki.Surgeon` for units, ``taylor1`` for structures, ``magnitude`` without batches.
+        rounds: how often the network is scored on the way; by default 4, and 1 where no data are given.
         repair: ``compensate`` fits the remaining weights to the outputs of the dense network; ``norms`` re-estimates
             the statistics of BatchNorms; ``none``. Default: ``compensate`` with batches.
-        compare: as for `niwaki.score`.
+        compare: as for `niwaki.score`; in the whole ``space`` by default, where a `niwaki.Surgeon` scores.
         remove: ``units``, or whole ``structures``, or ``both``.
         ignored: patterns of parameters that stay whole, as for `niwaki.search_space`.
         seed: for criteria with random numbers.
@@ -147,8 +147,10 @@ def prune(
         raise MethodError(f"repair={repair!r} is none of {', '.join(map(repr, REPAIRS))}.")
     if repair != "none" and data is None:
         raise MethodError(f"repair={repair!r} needs batches and loss_fn: without data nothing is known to repair.")
-    method = method or ("magnitude" if data is None else "taylor1")
-    rounds = (1 if data is None else 20) if rounds is None else rounds
+    if method is None:
+        method, own = _default(data, loss_fn, remove)
+        compare = compare or own
+    rounds = (1 if data is None else _ROUNDS) if rounds is None else rounds
 
     space = search_space(model, inputs, ignored, erase=remove != "units")
 
@@ -163,6 +165,7 @@ def prune(
         rounds=rounds,
         compare=compare,
         remove=remove,
+        between=repair,
         seed=seed,
         told=heard,
     )
@@ -187,6 +190,13 @@ def prune(
     report = PruningReport(name, rounds, repair, *costs, losses, layers, left, seconds)
     _LOG.info("%s", report)
     return Pruned(small, plan, report)
+
+
+def _default(data: list[Any] | None, loss_fn: Loss | None, remove: str) -> tuple[One, Compare | None]:
+    """The criterion for what there is, and the units among which its values are compared."""
+    if data is None or loss_fn is None:
+        return "magnitude", None
+    return (Surgeon(data, loss_fn), "space") if remove == "units" else ("taylor1", None)
 
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any], loss_fn: Loss) -> float:

@@ -26,26 +26,26 @@ def rows(
     Raises:
         ValueError: the two did not read the same positions.
     """
-    windows = _windows(small, given)
-    z = _last_channel(layer, output)
-    places = windows.shape[: z.ndim - 1]
+    views = windows(small, given)
+    z = last_channel(layer, output)
+    places = views.shape[: z.ndim - 1]
     if z.shape[:-1] != places:
         raise ValueError("it does not read the same positions in the cut network")
     z, count = z.reshape(-1, z.shape[-1]), places.numel()
     picked = torch.arange(count)
     if count > most:
         picked = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
-    exact = torch.promote_types(torch.promote_types(z.dtype, windows.dtype), torch.float32)
+    exact = torch.promote_types(torch.promote_types(z.dtype, views.dtype), torch.float32)
     bias = 0.0 if layer.bias is None else layer.bias.detach().to(exact)
     border = len(picked) - len(picked) // _HELD_OUT
     length = max(1, _ENTRIES // max(1, small.weight[0].numel()))
     for held_out, part in enumerate((picked[:border], picked[border:])):
         for piece in torch.split(part.to(z.device), length) if len(part) else ():
-            inputs = windows[torch.unravel_index(piece, places)].flatten(1).to(exact)
+            inputs = views[torch.unravel_index(piece, places)].flatten(1).to(exact)
             yield z[piece].to(exact) - bias, inputs, count / len(picked), bool(held_out)
 
 
-def _windows(layer: Reader, x: Tensor) -> Tensor:
+def windows(layer: Reader, x: Tensor) -> Tensor:
     """A view of ``x`` [positions ..., what is summed over at one of them ...]."""
     if isinstance(layer, nn.Linear):
         return x
@@ -59,7 +59,8 @@ def _windows(layer: Reader, x: Tensor) -> Tensor:
     return x.movedim(1, 1 + dims)  # channels behind the positions, in front of the places of the kernel
 
 
-def _last_channel(layer: Reader, z: Tensor) -> Tensor:
+def last_channel(layer: Reader, z: Tensor) -> Tensor:
+    """A view of the output ``z`` of a layer with its channels last."""
     if isinstance(layer, Convolution):
         return (z if z.ndim == layer.weight.ndim else z.unsqueeze(0)).movedim(1, -1)
     return z

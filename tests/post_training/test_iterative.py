@@ -105,8 +105,8 @@ def test_norms_have_the_statistics_of_the_data_while_the_network_is_scored(data:
         means.append(space.model.get_buffer("4.running_mean").clone())
         return np.arange(space.num_units) + 1.0
 
-    for norms in (True, False):
-        niwaki.choose_iteratively(*(space, noting, niwaki.Budget(macs=0.5), data, loss_fn), rounds=2, norms=norms)
+    for between in ("norms", "none"):
+        niwaki.choose_iteratively(*(space, noting, niwaki.Budget(macs=0.5), data, loss_fn), rounds=2, between=between)  # type: ignore[arg-type]
     assert [torch.equal(mean, before["4.running_mean"]) for mean in means] == [True, False, True, True]
     assert torch.equal(norm.get_buffer("running_mean"), before["4.running_mean"])
     half = niwaki.choose_iteratively(space, noting, niwaki.Budget(macs=0.75), rounds=1)
@@ -134,6 +134,8 @@ def test_a_criterion_that_fails_leaves_the_model_as_it_was(data: list[tuple[Tens
 
 def test_wrong_inputs_get_sentences(data: list[tuple[Tensor, Tensor]]) -> None:
     space = niwaki.search_space(convolutional(), data[0][0])
+    with pytest.raises(MethodError, match="between='more' is none of 'compensate', 'norms', 'none'"):
+        niwaki.choose_iteratively(space, "magnitude", niwaki.Budget(macs=0.5), between="more")  # type: ignore[arg-type]
     for rounds in (0, 1.5, "many"):
         with pytest.raises(MethodError, match=r"rounds=.* must be a whole number, 1 or more: how often the network"):
             niwaki.choose_iteratively(space, "magnitude", niwaki.Budget(macs=0.5), rounds=rounds)  # type: ignore[arg-type]

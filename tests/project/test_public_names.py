@@ -30,6 +30,7 @@ PUBLIC = {
     "SearchSpace",
     "SecondDerivatives",
     "ShrinkPolicy",
+    "Surgeon",
     "__version__",
     "check",
     "choose",
