@@ -65,6 +65,11 @@ class Structure:
             return False
         return bool(self.gates) or not (self.producers or self.concatenated)
 
+    @property
+    def bare(self) -> bool:
+        """Whether nothing but a gate makes it zero."""
+        return self.gated and not self.producers
+
     def __str__(self) -> str:
         why = "" if self.refused is None else f"; not erasable: {self.refused}"
         how = "left out" if self.layer is not None else "concatenated" if self.concatenated else "added"

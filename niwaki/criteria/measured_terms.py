@@ -21,7 +21,7 @@ def terms_of(space: SearchSpace) -> BoolArray:
     """The units of ``space`` that nothing but a gate makes, [num_units]."""
     found = np.zeros(space.num_units, dtype=bool)
     for number, unit in structure_units(space).items():
-        found[unit] = space.structures[number].gated and not space.structures[number].producers
+        found[unit] = space.structures[number].bare
     return found
 
 
@@ -75,7 +75,7 @@ class MeasuredTerms:
             usual = mean.mean(1, keepdim=True)
             mean = mean / torch.where(usual > 0, usual, 1)
         for place, number in enumerate(self._gates.structures):
-            bare = not self._space.structures[number].producers
+            bare = self._space.structures[number].bare
             for row, value in zip(self._rows, mean[:, place], strict=True):
                 found[row, units[number]] = value + (0 if bare else found[row, units[number]])
         return found

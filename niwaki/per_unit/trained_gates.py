@@ -39,7 +39,7 @@ class TrainedGates:
         self.structures = self._gates.structures
         self.unit = [first[number] for number in self.structures]
         self.alone: BoolArray = np.zeros(space.num_units, dtype=bool)
-        bare = [not space.structures[number].producers for number in self.structures]
+        bare = [space.structures[number].bare for number in self.structures]
         self.alone[[unit for unit, only in zip(self.unit, bare, strict=True) if only]] = True
         self._witnesses = _smallest(optimizer)
         home = self._witnesses[0].device if self._witnesses else self.values.device

@@ -91,7 +91,7 @@ class CommonScale:
         if compare != "space":
             own = price * _over_mean(own, start, peers_of(space, compare))
             entries = np.array([max(space.structures[number].params, 1) for number in numbers], np.float64)
-            bare = np.array([not space.structures[number].producers for number in numbers], dtype=bool)
+            bare = np.array([space.structures[number].bare for number in numbers], dtype=bool)
             density = np.where(bare, 1.0, _density(whole, entries, start[own_units] & ~bare))
             whole = _with_terms(whole, price[own_units] * density, bare, start[own_units])
             for number, factor in zip(numbers, density.tolist(), strict=True):
