@@ -173,8 +173,8 @@ class LearntMask(Selector):
         own = ", ".join(f"{part:.1%} of {measure}" for measure, part in (self.learnt or {}).items())
         return (
             f"step {now.step}, {now.phase}; {now.marked} of {now.units} units masked, {now.zero} zero; {now.macs:.1%} "
-            f"of the MACs and {now.params:.1%} of the parameters left; {self.controller.taken} steps of the controller"
-            f"{f', whose own mask keeps {own}' if own else ''}"
+            f"of the MACs and {now.params:.1%} of the parameters left; mask learnt in {self.controller.taken} steps"
+            f"{f', would itself keep {own}' if own else ''}"
         )
 
     def take_back(self) -> None:

@@ -137,7 +137,7 @@ def test_the_mask_at_the_freeze_is_a_choice_under_the_budget() -> None:
     assert abs(run.method.learnt_cost["macs"] - 0.4) <= 0.02  # a unit of this network is 0.008
     run.step(5)
     assert (run.method.selector.mask == mask).all()
-    assert "whose own mask keeps" in repr(run.method)
+    assert "would itself keep" in repr(run.method)
 
 
 def test_the_mask_at_the_freeze_is_that_of_the_controller_where_it_meets_the_budget() -> None:
