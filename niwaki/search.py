@@ -188,6 +188,7 @@ def _space(
             required or (),
             layout == "uniform",
             streams,
+            inner,
         )
     looked_after = [it for known in registered() for it in known.looked_after(model)]
     builder = Builder(model, graph, constraints, inner, looked_after)

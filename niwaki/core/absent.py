@@ -43,6 +43,14 @@ class SumOfTensors:
 
 
 @dataclass(frozen=True, slots=True)
+class TimesTensor:
+    """``times`` the size of a dimension of a parameter, such as the positions in all heads."""
+
+    size: SizeOfTensor
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
 class SizeOfArgument:
     """The size of dimension ``dim`` of the argument at ``given``, after some ``steps``: a window that is slid over it,
     for example."""
@@ -52,7 +60,7 @@ class SizeOfArgument:
     steps: tuple[LengthStep, ...] = ()
 
 
-Size = Fixed | SizeOfTensor | SumOfTensors | SizeOfArgument
+Size = Fixed | SizeOfTensor | SumOfTensors | TimesTensor | SizeOfArgument
 
 
 class Result(ABC):
@@ -254,12 +262,16 @@ def stepped(length: int, steps: tuple[LengthStep, ...]) -> int:
 def _fixed(size: Size, length: LengthOf) -> Size:
     if isinstance(size, SumOfTensors):
         return Fixed(sum(length(one.dims) for one in size.sizes))
+    if isinstance(size, TimesTensor):
+        return Fixed(size.times * length(size.size.dims))
     return Fixed(length(size.dims)) if isinstance(size, SizeOfTensor) else size
 
 
 def _renamed(size: Size, name: Callable[[str], str | None]) -> Size:
     if isinstance(size, SumOfTensors):
         return SumOfTensors(tuple(_of_renamed(one, name) for one in size.sizes))
+    if isinstance(size, TimesTensor):
+        return replace(size, size=_of_renamed(size.size, name))
     return _of_renamed(size, name) if isinstance(size, SizeOfTensor) else size
 
 
@@ -274,6 +286,8 @@ def _size_to_data(size: Size) -> Any:
         return [[tensor, dim] for tensor, dim in size.dims]
     if isinstance(size, SumOfTensors):
         return {"sum": [_size_to_data(one) for one in size.sizes]}
+    if isinstance(size, TimesTensor):
+        return {"times": size.times, "of": _size_to_data(size.size)}
     return {"given": list(size.given), "dim": size.dim, "steps": [list(step) for step in size.steps]}
 
 
@@ -285,6 +299,11 @@ def _size_from_data(data: Any) -> Size:
     if "sum" in data:
         parts = [_size_from_data(one) for one in data["sum"]]
         return SumOfTensors(tuple(one for one in parts if isinstance(one, SizeOfTensor)))
+    if "times" in data:
+        of = _size_from_data(data["of"])
+        if not isinstance(of, SizeOfTensor):
+            raise TypeError(f"{of!r} is no size of a tensor")
+        return TimesTensor(of, int(data["times"]))
     steps: list[LengthStep] = []
     for step in data["steps"]:
         times, plus, over, more = map(int, step)

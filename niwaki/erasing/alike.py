@@ -44,6 +44,31 @@ class Alike:
         parts = {run[0] for runs in self.key(axis) for run in runs}
         return all(self.key(axis)) and parts <= self._pinned
 
+    def outer(self, axis: Axis) -> tuple[Key, int, Key] | None:
+        """Of what is the product of two factors, position by position, the key of the outer one, how many positions it
+        has, and the key of the inner one; None for anything else."""
+        for plain, product in self._products.get(int(axis.ids[0, 0]) if axis.ids.size else 0, ()):
+            if np.array_equal(plain, axis.ids):
+                times = int((product[:, 0] == product[0, 0]).sum())
+                one, other = product[::times, 0], product[:times, 1]
+                whole = np.stack([np.repeat(one, times), np.tile(other, len(one))], axis=1)
+                if np.array_equal(whole, product):
+                    return self._key_of(one), len(one), self._key_of(other)
+        return None
+
+    def _key_of(self, ids: IntArray) -> Key:
+        return tuple(self._known(runs, self._parts) for runs in self._columns(ids.reshape(-1, 1)))
+
+    @cached_property
+    def _products(self) -> dict[int, list[tuple[IntArray, IntArray]]]:
+        """What is tied to products of two factors, with these, by its first id."""
+        found: dict[int, list[tuple[IntArray, IntArray]]] = {}
+        for left, right, _ in self._constraints.equal:
+            for plain, product in ((left, right), (right, left)):
+                if plain.shape[1:] == (1,) and product.shape == (len(plain), 2) and len(plain):
+                    found.setdefault(int(plain[0, 0]), []).append((plain, product))
+        return found
+
     @cached_property
     def _pinned(self) -> frozenset[int]:
         """The parts of which every position is pinned."""

@@ -53,20 +53,21 @@ class ModulesLeft:
 
 @final
 class ClassForm:
-    """Decides what becomes of the modules of ``model``. ``flows``: those of its runs.
+    """Decides what becomes of the modules of ``model``. ``flows``: those of its runs. ``inner``: see
+    `Returned`.
 
     ``modules``: those of the model by path. ``whole_only``: the paths of lists of modules from which no entry is
     deleted; whoever tries the edits sets it.
     """
 
     def __init__(
-        self, model: nn.Module, found: FoundStructures, flows: Sequence[RunFlow], constraints: Constraints
+        self, model: nn.Module, found: FoundStructures, flows: Sequence[RunFlow], constraints: Constraints, inner: bool
     ) -> None:
         self._found = found
         self.modules: dict[str, nn.Module] = dict(named_modules(model))
         inside = {name for structure in found.listed for name in structure.parameters}
         first, self._shared = _names(self.modules)
-        self._returned = Returned(found.graph, constraints, inside)
+        self._returned = Returned(found.graph, constraints, inside, inner)
         self._parameters: dict[str, list[str]] = {}  # by the path of each module around them
         for name in first:
             for path in around(name.rpartition(".")[0]):

@@ -37,10 +37,11 @@ def erasures_of(
     required: Sequence[str] = (),
     whole_layers: bool = False,
     streams: bool = False,
+    inner: bool = False,
 ) -> FoundErasures | None:
     """The structures of ``model``; None if there is no join in it. The arguments are those of `structures`, the example
     ``calls``, and whether only ``whole_layers`` may be erased, entries of lists of modules. ``streams``: see
-    `structures`."""
+    `structures`; ``inner``: see `search_space`."""
     if isinstance(model, Program):
         found = structures(
             graph, flows, joined, constraints, given, ignored, _of_graph(model), required, streams=streams
@@ -48,7 +49,7 @@ def erasures_of(
         return None if found is None else FoundErasures(found, _from_graph)
     gates = gate_modules(model, calls, graph, flows)
     found = structures(graph, flows, joined, constraints, given, ignored, _nothing_yet, required, gates)
-    return None if found is None else _of_class(model, found, flows, constraints, calls, whole_layers)
+    return None if found is None else _of_class(model, found, flows, constraints, calls, whole_layers, inner)
 
 
 def _from_graph(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
@@ -88,11 +89,12 @@ def _of_class(
     constraints: Constraints,
     calls: Sequence[ExampleCall],
     whole_layers: bool,
+    inner: bool,
 ) -> FoundErasures:
     found = replace(found, listed=tuple(_summed_or_listed(one, found.graph) for one in found.listed))
     if not any(one.erasable for one in found.listed):
         return FoundErasures(found, _from_nothing)
-    form = ClassForm(model, found, flows, constraints)
+    form = ClassForm(model, found, flows, constraints, inner)
 
     def from_class(found: FoundStructures, erased: Collection[int], tensors: frozenset[str]) -> tuple[Edit, ...]:
         left = form.without(erased, tensors)

@@ -17,12 +17,14 @@ from niwaki.core.absent import (
     SizeOfTensor,
     Steps,
     SumOfTensors,
+    TimesTensor,
     Zeros,
 )
 from niwaki.erasing.alike import Alike, Key
 from niwaki.erasing.flow import writes
 from niwaki.erasing.lengths import Lengths
 from niwaki.erasing.living import around
+from niwaki.rules.axis import Axis
 from niwaki.rules.constraints import Constraints
 from niwaki.trace.graph import Graph, ModuleCall, Origin, Ref, Run
 from niwaki.trace.module_calls import Argument
@@ -59,9 +61,11 @@ class Returned:
         graph: the record.
         constraints: what the rules said of it.
         inside: the names of parameters that may be erased.
+        inner: whether inner factors of products, such as positions in heads, are units.
     """
 
-    def __init__(self, graph: Graph, constraints: Constraints, inside: Collection[str]) -> None:
+    def __init__(self, graph: Graph, constraints: Constraints, inside: Collection[str], inner: bool) -> None:
+        self._inner = inner
         self._graph, self._labels = graph, constraints.labels
         self._alike = Alike(constraints)
         self._homes: dict[Key, list[tuple[str, int]]] = {}
@@ -158,6 +162,9 @@ class Returned:
             ]
             if parts and all(part is not None for part in parts):
                 return SumOfTensors(tuple(part for part in parts if part is not None))
+            times = self._times(axis, missing.parameters)
+            if times is not None:
+                return times
             if homes:
                 if not self._alike.stays(axis):
                     missing.fixed.add((number, dim))
@@ -167,6 +174,17 @@ class Returned:
         if found is None and kept:
             found = SizeOfArgument(steps, dim)
         return found or (Fixed(1) if made[dim] == 1 else None)
+
+    def _times(self, axis: Axis, gone: Collection[str]) -> TimesTensor | None:
+        """The size of positions in heads, where a parameter tells how many heads there are. Nothing else has the
+        positions in one: then there are always as many, unless inner factors are units."""
+        product = None if self._inner else self._alike.outer(axis)
+        if product is None:
+            return None
+        outer, count, inner = product
+        times = len(axis.ids) // count
+        living = self._living(self._homes_of(outer, count), gone)
+        return None if living is None or self._homes.get(inner) else TimesTensor(living, times)
 
     def stays(self, number: int, dim: int) -> bool:
         """Whether a dimension of a value never gets narrower."""
