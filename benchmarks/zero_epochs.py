@@ -38,15 +38,15 @@ def main() -> None:
     batches = [next(given) for _ in range(options.batches)]
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     for budget, rounds, method, repair in itertools.product(options.macs, options.rounds, options.methods, REPAIRS):
-        key = {"macs": budget, "rounds": rounds, "method": method, "repair": repair, "batches": options.batches}
-        if not any(key.items() <= row.items() for row in rows):
-            rows.append({**key, **measured(task, batches, **key), "commit": commit()})
+        key = {"macs": budget, "rounds": rounds, "method": method, "repair": repair}
+        if not any({**key, "batches": options.batches}.items() <= row.items() for row in rows):
+            rows.append({**key, "batches": options.batches, **measured(task, batches, **key), "commit": commit()})
             with options.out.open("a") as file:
                 print(json.dumps(rows[-1]), file=file, flush=True)
     print(table(rows))
 
 
-def measured(task: Task, batches: list[Any], macs: float, rounds: int, method: str, repair: Any, **_: Any) -> Any:
+def measured(task: Task, batches: list[Any], macs: float, rounds: int, method: str, repair: Any) -> Any:
     """The accuracy of the pruned network, its share of the MACs, and the CPU seconds of the pruning."""
     model = task.prepared(task.network()).eval()
     criterion = niwaki.Surgeon(batches, task.loss) if method == "surgeon" else method
