@@ -208,6 +208,27 @@ def test_a_loop_that_steps_the_controller_too_late_is_told_so() -> None:
         run.method.controller_step(run.held_out[0])
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_skipped_on_overflow_is_skipped(fused: bool) -> None:
+    """The controller has taken its step before such a step already, and does not take it again."""
+    run = Run(lambda parameters: adamw(parameters, fused=fused))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    skipped = (STAGES.start - 1, STAGES.start + 2, STAGES.project + 3, STAGES.fade + 4)
+    for attempt in range(SCHEDULE.until + len(skipped)):
+        run.optimizer.zero_grad()
+        scaler.scale(loss_fn(run.model, run.batch(attempt))).backward()
+        if attempt in skipped:
+            run.model[0].weight.grad[0, 0] = float("inf")
+        before, step = run.parameters(), run.method.step
+        scaler.step(run.optimizer)
+        scaler.update()
+        assert run.method.step == step + (attempt not in skipped)
+        if attempt in skipped:
+            assert torch.equal(run.model[0].weight, before["0.weight"])
+    assert run.method.done and run.method.progress.macs <= 0.5
+    assert run.method.selector.controller.taken == STAGES.controller_steps
+
+
 def test_a_shuffled_loader_is_the_same_after_a_resume() -> None:
     x, y = labelled(5, 40)
 

@@ -44,6 +44,21 @@ class Branches(nn.Module):
         return result
 
 
+Attach = Callable[..., Any]
+
+
+def hesso(space: Any, optimizer: Any, budget: niwaki.Budget, loss_fn: Any, held_out: Any, shrink: Any = False) -> Any:
+    return niwaki.HESSO(space, optimizer, budget, SCHEDULE, shrink=shrink)
+
+
+def ato(space: Any, optimizer: Any, budget: niwaki.Budget, loss_fn: Any, held_out: Any, shrink: Any = False) -> Any:
+    return niwaki.ATO(space, optimizer, budget, SCHEDULE, loss_fn=loss_fn, batches=held_out, shrink=shrink)
+
+
+def labelled_loss(model: nn.Module, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
 def images(count: int = 64) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, 1, 8, 8, generator=generator), torch.randint(0, 4, (count,), generator=generator)
@@ -54,8 +69,12 @@ def zero_and_exact(model: nn.Module, method: Any, x: Tensor) -> None:
     assert check.holds and check.distance == 0
 
 
-@pytest.mark.parametrize("shrink", [False, niwaki.ShrinkPolicy(cost=0.01)])
-def test_hugging_face_trainer_and_its_checkpoints(shrink: Any, tmp_path: Path) -> None:
+SMALLER = niwaki.ShrinkPolicy(cost=0.01)
+WITH_AND_WITHOUT = [(hesso, False), (hesso, SMALLER), (ato, SMALLER)]
+
+
+@pytest.mark.parametrize(("build", "shrink"), WITH_AND_WITHOUT)
+def test_hugging_face_trainer_and_its_checkpoints(build: Attach, shrink: Any, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     load()
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -63,7 +82,11 @@ def test_hugging_face_trainer_and_its_checkpoints(shrink: Any, tmp_path: Path) -
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(0, 32, (12,), generator=generator) for _ in range(128)]
 
-    def run(name: str, resume: Path | None) -> tuple[nn.Module, niwaki.HESSO]:
+    def loss_fn(model: nn.Module, tokens: Tensor) -> Tensor:
+        found: Tensor = model(input_ids=tokens, labels=tokens).loss
+        return found
+
+    def run(name: str, resume: Path | None) -> tuple[nn.Module, Any]:
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=32,
@@ -86,7 +109,8 @@ def test_hugging_face_trainer_and_its_checkpoints(shrink: Any, tmp_path: Path) -
         )
         trainer = Trainer(model, arguments, train_dataset=[{"input_ids": text, "labels": text} for text in texts])
         space = niwaki.search_space(model, {"input_ids": texts[0][None]})
-        method = niwaki.HESSO(space, trainer.create_optimizer(), niwaki.Budget(params=0.6), SCHEDULE, shrink=shrink)
+        held_out = list(torch.stack(texts[:8]).split(4))
+        method = build(space, trainer.create_optimizer(), niwaki.Budget(params=0.6), loss_fn, held_out, shrink)
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         return model, method
 
@@ -99,13 +123,14 @@ def test_hugging_face_trainer_and_its_checkpoints(shrink: Any, tmp_path: Path) -
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_accelerate_with_accumulated_gradients(precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("build", "precision"), [(hesso, "no"), (hesso, "bf16"), (ato, "no"), (ato, "bf16")])
+def test_accelerate_with_accumulated_gradients(build: Attach, precision: str, tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # one precision per process otherwise
     model, (x, y) = network(), images()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    method = niwaki.HESSO(niwaki.search_space(model, x[:1]), optimizer, niwaki.Budget(macs=0.5), SCHEDULE)
+    held_out = [(x[:8], y[:8])]
+    method = build(niwaki.search_space(model, x[:1]), optimizer, niwaki.Budget(macs=0.5), labelled_loss, held_out)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
     batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
     wrapped, stepper, batches = accelerator.prepare(model, optimizer, batches)
@@ -151,8 +176,8 @@ def test_accelerate_resumes_a_model_that_shrank(tmp_path: Path) -> None:
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("shrink", [False, niwaki.ShrinkPolicy(cost=0.01)])
-def test_lightning(shrink: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("build", "shrink"), WITH_AND_WITHOUT)
+def test_lightning(build: Attach, shrink: Any, tmp_path: Path) -> None:
     load()
     lightning = pytest.importorskip("lightning")
     x, y = images()
@@ -172,7 +197,8 @@ def test_lightning(shrink: Any, tmp_path: Path) -> None:
             self.to(self.trainer.strategy.root_device)
             self.optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
             space = niwaki.search_space(self, x[:1])
-            self.method = niwaki.HESSO(space, self.optimizer, niwaki.Budget(macs=0.5), SCHEDULE, shrink=shrink)
+            budget, held_out = niwaki.Budget(macs=0.5), [(x[:8], y[:8])]
+            self.method = build(space, self.optimizer, budget, labelled_loss, held_out, shrink)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return self.optimizer
