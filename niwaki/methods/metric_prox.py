@@ -75,8 +75,7 @@ class PlainProx(MetricProx):
         parameters = unit_parameters(self._space)
         groups = {id(p): group for group in self._optimizer.param_groups for p in group["params"]}
         metrics = {
-            name: metric_tensor(self._optimizer, groups[id(p)], p.detach(), self._penalty)
-            for name, p in parameters.items()
+            name: metric_tensor(self._optimizer, groups[id(p)], p, self._penalty) for name, p in parameters.items()
         }
         factors = {name: torch.ones_like(h) for name, h in metrics.items()}
         zero = torch.zeros(self._space.num_units, dtype=torch.bool)
@@ -221,7 +220,7 @@ class FastProx(MetricProx):
     def _metric(self, block: RowBlock, like: Tensor) -> Tensor:
         """h of the entries that are read of a block."""
         group = self._optimizer.param_groups[block.group]
-        whole = [metric_tensor(self._optimizer, group, weight.detach(), self._penalty) for weight in block.weights]
+        whole = [metric_tensor(self._optimizer, group, weight, self._penalty) for weight in block.weights]
         h = replace(block, weights=whole).read().to(self._dtype)
         return h.unsqueeze(-1).expand(like.shape) if like.dim() > h.dim() else h
 
