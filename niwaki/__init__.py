@@ -28,7 +28,7 @@ from niwaki.methods import (
     ShrinkPolicy,
 )
 from niwaki.performance.measure import latency
-from niwaki.post_training import Surgeon, choose_iteratively, distillation, prune
+from niwaki.post_training import Surgeon, choose_iteratively, distillation, prune, refine
 from niwaki.repair.batchnorm import reestimate_norms
 from niwaki.repair.compensate import compensate
 from niwaki.repair.fold import fold_constants
@@ -91,6 +91,7 @@ __all__ = [
     "load_program",
     "prune",
     "reestimate_norms",
+    "refine",
     "reindex",
     "save",
     "score",

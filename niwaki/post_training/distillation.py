@@ -42,7 +42,7 @@ class Distillation:
                 f"The parameter {shared!r} is the teacher's, too, which would change with it. Distil from a copy that "
                 "was made before: teacher = copy.deepcopy(model)."
             )
-        with torch.no_grad(), _evaluated(self.teacher):
+        with torch.no_grad(), evaluated(self.teacher):
             target, there = self._run(self.teacher, batch)
         given, here = self._run(model, batch)
         if given.shape != target.shape:
@@ -50,7 +50,7 @@ class Distillation:
                 f"The model's logits have the shape {list(given.shape)}, the teacher's {list(target.shape)}. "
                 "Say how to run both: forward=lambda model, batch: ..."
             )
-        loss = _divergence(given, target, self.temperature)
+        loss = divergence(given, target, self.temperature)
         for name, weight in self.hidden.items():
             mine, other = here.get(name), there.get(name)
             if mine is None or other is None or mine.shape != other.shape:
@@ -86,13 +86,7 @@ class Distillation:
                     ) from cause
                 stack.callback(module.register_forward_hook(noter(name)).remove)
             output = self.forward(model, batch)
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor) or not logits.is_floating_point() or not logits.ndim:
-            raise MethodError(
-                f"The {type(model).__qualname__} returns a {type(output).__qualname__}, which is not and has no tensor "
-                "of logits. Say how to get them: forward=lambda model, batch: model(batch[0])[0]."
-            )
-        return logits, seen
+        return logits_of(model, output), seen
 
 
 def distillation(
@@ -139,16 +133,32 @@ def distillation(
     for what, number in [("temperature", temperature), *((f"hidden[{name!r}]", w) for name, w in weights.items())]:
         if not is_number(number) or not 0 < number < float("inf"):
             raise MethodError(f"{what}={number!r} must be a number above 0.")
-    return Distillation(teacher, _plainly if forward is None else forward, float(temperature), weights)
+    return Distillation(teacher, plainly if forward is None else forward, float(temperature), weights)
 
 
-def _plainly(model: nn.Module, batch: Any) -> Any:
+def logits_of(model: nn.Module, output: Any) -> Tensor:
+    """The logits [..., classes] that ``model`` returned.
+
+    Raises:
+        MethodError: there are none.
+    """
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or not logits.ndim:
+        raise MethodError(
+            f"The {type(model).__qualname__} returns a {type(output).__qualname__}, which is not and has no tensor of "
+            "logits. Say how to get them: forward=lambda model, batch: model(batch[0])[0]."
+        )
+    return logits
+
+
+def plainly(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(batch[0] if isinstance(batch, _PAIRS) else batch)
 
 
-def _divergence(given: Tensor, target: Tensor, temperature: float) -> Tensor:
+def divergence(given: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(target / T) || softmax(given / T)), the mean over all but the last dimension."""
     here, there = (F.log_softmax(logits.float() / temperature, -1).flatten(0, -2) for logits in (given, target))
     return temperature**2 * F.kl_div(here, there, reduction="batchmean", log_target=True)
 
@@ -158,7 +168,7 @@ def _shape(shape: list[int] | None) -> str:
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
+def evaluated(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:

@@ -48,6 +48,7 @@ PUBLIC = {
     "load_program",
     "prune",
     "reestimate_norms",
+    "refine",
     "reindex",
     "save",
     "score",
