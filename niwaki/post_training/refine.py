@@ -96,7 +96,7 @@ def refine(
     values = finite(space, scores.values, scores.criterion)
     limits = budget.absolute(space)
     border = len(data) - max(1, len(data) // _HELD_OUT)
-    trials = _Trials(space, data[:border], forward or plainly, repair)
+    trials = _Distances(space, data[:border], forward or plainly, repair)
 
     def selected(weight: FloatArray) -> Plan:
         request = SelectionRequest(limits, steps=budget.steps, compare=compare, weight=weight)
@@ -125,7 +125,7 @@ def refine(
     return best if trials.divergence(best, data[border:]) <= trials.divergence(first, data[border:]) else first
 
 
-class _Trials:
+class _Distances:
     """Networks that are cut and repaired, and how far they are from the dense one; each plan is tried once."""
 
     def __init__(self, space: SearchSpace, batches: Sequence[Any], forward: Forward, repair: Repair) -> None:
