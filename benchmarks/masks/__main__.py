@@ -6,7 +6,7 @@ The built-in ResNet (224 units, which cost 0.3 to 3.2 % of its MACs each) learns
 does not change any more. Then each generator takes ``--steps`` steps on batches of training images under each budget of
 the MACs. *from*: above, with all units, or below, after 150 steps under a budget of 12 %. *off*: the cost of its mask
 without noise less the budget, in % of the dense network. *settled*: the step from which on it is within 0.5 %. *loss*:
-of the masked network on all test images, without any training (that of the dense network stands in the title).
+of the masked network on all test images, without any training (that of the dense network stands above).
 *evenly*: of a network whose groups keep equal shares, by magnitude. *seconds*: of all steps, on the threads that
 torch uses.
 """
@@ -20,8 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import niwaki
@@ -115,7 +113,7 @@ def run(frozen: Frozen, name: str, below: bool, share: float, steps: int) -> lis
 
 
 def main() -> None:
-    """Print one table."""
+    """Print one table, a row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=float, nargs="+", default=[round(0.1 * n, 1) for n in range(2, 10)])
     parser.add_argument("--generators", nargs="+", choices=sorted(generators()), default=sorted(generators()))
@@ -125,13 +123,14 @@ def main() -> None:
     x, y = frozen.test
     with torch.no_grad():
         dense = float(nn.functional.cross_entropy(frozen.model(x), y))
+    print(f"dense loss {dense:.3f}\n")
     columns = "generator", "from", "budget", "off %", "settled", "loss", "evenly", "seconds"
-    table = Table(*columns, title=f"dense loss {dense:.3f}")
+    for row in (columns, ["---"] * len(columns)):
+        print("|", " | ".join(row), "|", flush=True)
     for name in options.generators:
         for below in (False, True):
             for share in options.budgets:
-                table.add_row(*run(frozen, name, below, share, options.steps))
-    Console().print(table)
+                print("|", " | ".join(run(frozen, name, below, share, options.steps)), "|", flush=True)
 
 
 if __name__ == "__main__":
