@@ -183,7 +183,6 @@ def prune(
             reestimate_norms(small, data, forward)
         if repair != "none":
             losses["repaired"] = _mean_loss(small, data, loss_fn)
-    small.train(model.training)
     name = str(plan.provenance["criterion"])
     seconds = time.perf_counter() - begin
     costs = space.cost(), space.cost(plan)

@@ -33,6 +33,7 @@ from niwaki.surgery.history import check_plan
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
 
+_PART = 256  # entries of an output by which two passes are compared
 _FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
 
 
@@ -91,7 +92,8 @@ def compensate(
     The cost: a pass of the dense network over the data to find the order, then one of the dense and one of the cut
     network, whatever the depth; and two more, each up to it, for a layer that a batch calls several times. Besides, for
     a layer with S remaining inputs and O outputs, ``positions`` * S * (S + O) multiplications. All passes stand at the
-    same layer at once, each holding what it needs to go on.
+    same layer at once, each holding what it needs to go on. Where the code keeps something of a pass in a buffer or a
+    global variable, which passes in turns would mix, each layer takes passes of its own.
 
     Args:
         space: the search space of the model, which is not changed.
@@ -135,10 +137,23 @@ def compensate(
     readers = readers_of(space, plan, model)
     left = _others(space, plan, model, readers)
     fitted = _own_weights(model, {name: layer for name, (layer, _) in readers.items()}, left)
-    repair = _Repair(plan, model, {name: readers[name] for name in fitted}, list(batches), forward)
-    with preserved(model):
-        layers = repair.run(None if ridge is None else float(ridge), int(positions), left)
-    return Compensated(repair.made, layers, left)
+    data, reading = list(batches), {name: readers[name] for name in fitted}
+
+    def run(*, together: bool) -> Compensated:
+        repair, missed = _Repair(plan, model, reading, data, forward, together), dict[str, str]()
+        with preserved(model):
+            layers = repair.run(None if ridge is None else float(ridge), int(positions), missed)
+        return Compensated(repair.made, layers, left | missed)
+
+    try:
+        return run(together=True)
+    except _MixedError:
+        return run(together=False)
+
+
+class _MixedError(Exception):
+    """Passes that halt in turns are not what each is alone: the code keeps something of a pass where all passes see
+    it."""
 
 
 class _Repair:
@@ -151,7 +166,10 @@ class _Repair:
         readers: Mapping[str, tuple[Reader, Tensor]],
         batches: Sequence[Any],
         forward: Forward | None,
+        together: bool,
     ) -> None:
+        self._together = together
+        self._alone: dict[tuple[str, int], list[Tensor]] = {}  # a part of each output, by layer and number of the batch
         self._plan, self._model, self._batches, self._forward = plan, model, batches, forward
         self._readers = readers
         self.made, self._small = duplicate(model), cut_module(model, plan)
@@ -161,10 +179,11 @@ class _Repair:
         for module in (*self._model.modules(), *self._small.modules()):
             module.training = False
         calls, behind = self._watched()
-        once = [name for name, counts in calls.items() if max(counts) == 1]
-        pairs = [self._pair(once, number) for number in range(len(self._batches))]
+        once = [name for name, counts in calls.items() if max(counts) == 1] if self._together else []
         layers: dict[str, Fit] = {}
-        with closing_all([one for pair in pairs for one in pair]):
+        passes: list[Pass] = []
+        with closing_all(passes):
+            pairs = [self._pair(once, number, passes) for number in range(len(self._batches) if once else 0)]
             for name in (*calls, *(name for name in self._readers if name not in calls)):
                 sums = Regression()
                 counts = calls.get(name, [0] * len(self._batches))
@@ -174,8 +193,9 @@ class _Repair:
                         if name in once:
                             self._add(sums, name, pairs[number], count, share, number)
                         elif count:
-                            again = self._pair([name], number)
-                            with closing_all([*again]):
+                            own: list[Pass] = []
+                            with closing_all(own):
+                                again = self._pair([name], number, own)
                                 self._add(sums, name, again, count, share, number)
                     layers[name] = self._fit(name, sums, ridge, behind.get(name))
                 except ValueError as why:
@@ -191,6 +211,7 @@ class _Repair:
 
         def note(name: str, output: Tensor) -> None:
             calls.setdefault(name, [0] * len(self._batches))[number] += 1
+            self._alone.setdefault((name, number), []).append(_part(output).clone())
             watch.note(name, output)
 
         with contextlib.ExitStack() as stack:
@@ -199,6 +220,7 @@ class _Repair:
                     lambda _, args, output, name=name: note(name, output), prepend=True
                 )
                 stack.callback(handle.remove)
+            stack.callback(self._model.register_forward_hook(lambda _, args, result: watch.returned(result)).remove)
             for number, batch in enumerate(self._batches):
                 with watch:
                     feed(self._model, [batch], self._forward, number + 1)
@@ -207,17 +229,18 @@ class _Repair:
                 feed(self._model, [], self._forward)
         return calls, watch.found()
 
-    def _pair(self, names: Sequence[str], number: int) -> tuple[Pass, Pass]:
-        """A pass of the dense network, for outputs, and one of the cut network, for inputs."""
+    def _pair(self, names: Sequence[str], number: int, passes: list[Pass]) -> tuple[Pass, Pass]:
+        """A pass of the dense network, for outputs, and one of the cut network, for inputs; added to ``passes``."""
         batch, forward = self._batches[number], self._forward
-        return (
-            Pass(self._model, names, batch, forward, number + 1, after=True),
-            Pass(self._small, names, batch, forward, number + 1, after=False),
-        )
+        passes.append(dense := Pass(self._model, names, batch, forward, number + 1, after=True))
+        passes.append(small := Pass(self._small, names, batch, forward, number + 1, after=False))
+        return dense, small
 
     def _add(self, sums: Regression, name: str, pair: tuple[Pass, Pass], count: int, most: int, seed: int) -> None:
         layer, inside = self._readers[name][0], _reader(self._small, name)
         outputs, inputs = (one.take(name, count) for one in pair)
+        if self._together and not all(map(_alike, map(_part, outputs), self._alone[name, seed])):
+            raise _MixedError
         for output, given in zip(outputs, inputs, strict=True):
             for piece in rows(layer, inside, output, given, most, seed):
                 sums.add(*piece)
@@ -257,6 +280,20 @@ class _Repair:
             for tensor in changed:
                 _tensor(self._small, tensor).copy_(self._plan.change_of(tensor).of(_tensor(self.made, tensor)))
         return Fit(before, used.lost(fewer) / used.whole, norm)
+
+
+def _part(output: Tensor) -> Tensor:
+    """Some entries, evenly spread."""
+    flat = output.detach().flatten()
+    return flat[:: -(-len(flat) // _PART) or 1]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether they differ by no more than roundings."""
+    if one.shape != other.shape:
+        return False
+    near = torch.finfo(one.dtype).eps ** 0.5 * float(other.abs().nan_to_num().max()) if len(one) else 0.0
+    return torch.allclose(one, other, rtol=0.0, atol=near, equal_nan=True)
 
 
 def _own_weights(model: nn.Module, layers: Mapping[str, Reader], left: dict[str, str]) -> list[str]:

@@ -19,7 +19,8 @@ class NormsBehind(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches passes of a network in eval mode; `found` gives the norm behind each of the ``layers`` (by name).
 
     A shift of a layer's output and the same shift of a norm's running mean undo one another exactly if every output of
-    the layer goes into one operator, which has this running mean, and no other operator has it.
+    the layer goes into one operator, which has this running mean, no other operator has it, and the network does not
+    return the output.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Reader]) -> None:
@@ -36,6 +37,12 @@ class NormsBehind(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """A call of ``layer`` gave ``output``."""
         self._calls[layer] += 1
         self._outputs[_memory(output)] = layer, output
+
+    def returned(self, result: Any) -> None:
+        """The network returned ``result``: who called it reads the outputs of layers in it."""
+        for memory in {_memory(value) for value in tree_leaves(result) if isinstance(value, Tensor)}:
+            if memory in self._outputs:
+                self._read.setdefault(self._outputs[memory][0], []).append(None)
 
     def forget(self) -> None:
         """A pass is over: nothing reads its outputs any more."""

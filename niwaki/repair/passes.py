@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -42,7 +43,7 @@ class Halting(Generic[T]):
         self._said: SimpleQueue[Callable[[], T]] = SimpleQueue()
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=lambda: context.run(self._run), daemon=True)
-        self._over = False
+        self._over, self._abandoned = False, False
         self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
@@ -61,9 +62,8 @@ class Halting(Generic[T]):
 
     def close(self) -> None:
         """End the work where it stands."""
-        if not self._over:
-            self._over = True
-            self._go.put(False)
+        self._over = True
+        self._go.put(False)  # also after an interruption, when the work has not come to a halt yet
         self._thread.join()
 
     def _run(self) -> None:
@@ -82,7 +82,8 @@ class Halting(Generic[T]):
         self._wait()
 
     def _wait(self) -> None:
-        if not self._go.get():
+        if self._abandoned or not self._go.get():
+            self._abandoned = True  # a bare ``except:`` in the network's code may go on to the next halt
             raise _Abandoned
 
 
@@ -111,8 +112,12 @@ class Pass:
         own = duplicate(model, shared)
         self._seen: dict[str, list[Tensor]] = {}
 
+        surroundings = _surroundings()
+
         def work(say: Callable[[tuple[str, Tensor]], None]) -> None:
-            with eagerly(), torch.no_grad():
+            with eagerly(), torch.no_grad(), contextlib.ExitStack() as stack:
+                for context in surroundings:
+                    stack.enter_context(context)
                 for name in layers:
                     _watch(name, module_at(own, name), after, say)
                 feed(own, [batch], forward, number)
@@ -141,6 +146,14 @@ class Pass:
         self._halting.close()
 
 
+def _surroundings() -> list[contextlib.AbstractContextManager[object]]:
+    """What torch keeps for each thread of its own, and the caller has set: autocasting and the default device."""
+    kinds = sorted({"cpu", torch.get_default_device().type, *(("cuda",) if torch.cuda.is_available() else ())})
+    casts = [torch.autocast(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
+    device = torch.get_default_device()
+    return [*casts, *([] if device.type == "cpu" else [device])]
+
+
 def _watch(name: str, layer: nn.Module, after: bool, say: Callable[[tuple[str, Tensor]], None]) -> None:
     if after:
         layer.register_forward_hook(lambda _, args, output: say((name, output)), prepend=True)
@@ -152,7 +165,7 @@ def _watch(name: str, layer: nn.Module, after: bool, say: Callable[[tuple[str, T
 
 @contextmanager
 def closing_all(passes: list[Pass]) -> Iterator[None]:
-    """End all passes at the exit."""
+    """End all passes at the exit, with those that were added to the list inside."""
     try:
         yield
     finally:

@@ -155,5 +155,5 @@ def _writer(
     first, end = space.groups[group].first, space.groups[group].first + space.groups[group].units
     if not ((units >= first) & (units < end)).all() or len(np.unique(units)) != len(units):
         return "its channels are of several groups, or several of one unit"
-    dim = 1 if norms and not isinstance(modules[layers[0]], nn.Linear) else _DIMS[type(modules[layers[0]])]
+    dim = 1 if norms else _DIMS[type(modules[layers[0]])]
     return Writer(structure.name, group, last, dim, units, dims)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -137,3 +138,19 @@ def test_wrong_inputs_get_sentences(digits: tuple[nn.Module, Tensor, Tensor]) ->
         niwaki.prune(*given, repair="more")  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="rounds=0 must be a whole number"):
         niwaki.prune(*given, rounds=0)
+
+
+@pytest.mark.parametrize("repair", ["none", "norms", "compensate"])
+def test_modules_are_in_the_modes_in_which_they_were(repair: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)).train()
+    net[1].eval()
+    data = [(torch.randn(8, 4), torch.arange(8) % 3)]
+    pruned = niwaki.prune(
+        *(net, data[0][0], niwaki.Budget(macs=0.5)),
+        batches=data,
+        loss_fn=nn.CrossEntropyLoss(),
+        rounds=1,
+        repair=repair,
+    )
+    for network in (net, pruned.model):
+        assert [module.training for module in network.modules()] == [True, True, False, True, True]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -335,3 +337,56 @@ def test_the_ridge_is_chosen_on_positions_that_are_held_out() -> None:
     assert few[1e-5] > 1.2 * min(few.values())  # that a ridge matters here
     assert error(None, x) < 1.1 * min(few.values())
     assert error(None, fresh) <= 1.01 * error(1e-5, fresh)
+
+
+class Remembering(nn.Module):
+    """Its code reads something of the batch that it has put into ``where`` before."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.first, self.second, self.third = nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.register_buffer("noted", torch.zeros(64, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        if self.where == "buffer":
+            self.noted.copy_(mean)
+            mean = self.noted
+        elif self.where == "global":
+            NOTED[:] = [mean]
+        y = self.second(self.first(x).relu())
+        return self.third((y * (NOTED[0] if self.where == "global" else mean)).relu())  # type: ignore[no-any-return]
+
+
+NOTED: list[Tensor] = []
+
+
+@pytest.mark.parametrize("where", ["buffer", "global"])
+def test_batches_whose_passes_would_mix_are_run_one_after_the_other(where: str) -> None:
+    torch.manual_seed(0)
+    plain, net, batches = Remembering("local").eval(), Remembering(where).eval(), list(torch.randn(4, 64, 4))
+    net.load_state_dict(plain.state_dict())
+    found = []
+    for one in (plain, net):
+        space = niwaki.search_space(one, batches[0])
+        found.append(niwaki.compensate(space, last_half(space), batches))
+    assert found[0].layers == found[1].layers and len(found[0].layers) == 2
+    for expected, value in zip(found[0].model.parameters(), found[1].model.parameters(), strict=True):
+        assert torch.equal(expected, value)
+
+
+@pytest.mark.parametrize("numbers", [(7,), (5, 6, 7, 8, 9, 10, 11)])
+def test_an_error_in_a_pass_ends_all_of_them(numbers: tuple[int, ...]) -> None:
+    net, batches = Remembering("local").eval(), list(torch.randn(4, 64, 4))
+    space, runs, threads = niwaki.search_space(net, batches[0]), [0], threading.active_count()
+
+    def forward(model: nn.Module, batch: Tensor) -> None:
+        runs[0] += 1
+        if runs[0] in numbers:
+            raise ArithmeticError("no more")
+        model(batch)
+
+    with pytest.raises(ArithmeticError, match="no more"):
+        niwaki.compensate(space, last_half(space), batches, forward=forward)
+    assert threading.active_count() == threads

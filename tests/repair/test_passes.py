@@ -49,6 +49,54 @@ def test_what_a_work_raises_is_raised_where_the_next_value_is_asked_for() -> Non
     assert list(halting) == []
 
 
+def test_code_that_catches_everything_is_ended_too() -> None:
+    done: list[int] = []
+
+    def work(say: object) -> None:
+        for number in range(3):
+            try:
+                say(number)  # type: ignore[operator]
+            except:  # noqa: E722 - as a network's own code may
+                done.append(number)
+
+    halting: Halting[int] = Halting(work)
+    next(halting)
+    ended = threading.Thread(target=halting.close, daemon=True)
+    ended.start()
+    ended.join(10)
+    assert not ended.is_alive() and done == [0, 1, 2]
+
+
+def test_an_interruption_while_a_work_computes_ends_it_at_its_next_halt() -> None:
+    go = threading.Event()
+
+    def work(say: object) -> None:
+        go.wait()
+        say(1)  # type: ignore[operator]
+
+    halting: Halting[int] = Halting(work)
+    halting._said.put(interrupted)  # what the wait for the next value meets
+    with pytest.raises(KeyboardInterrupt):
+        next(halting)
+    go.set()
+    ended = threading.Thread(target=halting.close, daemon=True)
+    ended.start()
+    ended.join(10)
+    assert not ended.is_alive()
+
+
+def interrupted() -> int:
+    raise KeyboardInterrupt
+
+
+def test_passes_run_under_the_autocast_of_the_caller() -> None:
+    net, x = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), torch.randn(4, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        one = Pass(net, ["1"], x, None, 1, after=True)
+    with closing_all([one]):
+        assert one.take("1", 1)[0].dtype is torch.bfloat16
+
+
 class Noting(nn.Module):
     """Its code remembers the input on the module, across a call of a layer."""
 
@@ -92,8 +140,9 @@ class Convolutions(nn.Module):
         for name in ("alone", "read_twice", "shared_a", "shared_b", "viewed", "added", "bare", "twice"):
             self.add_module(name, nn.Conv2d(3, 3, 1, bias=False))
             self.add_module(f"{name}_norm", nn.BatchNorm2d(3))
+        self.returned, self.returned_norm = nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         y = self.read_twice(x)
         total = self.alone_norm(self.alone(x)) + self.read_twice_norm(y) + y
         total = total + self.shared_a_norm(self.shared_a(x)) + self.shared_a_norm(self.shared_b(x))
@@ -101,7 +150,8 @@ class Convolutions(nn.Module):
         total = total + self.added_norm(self.added(x) + 1) + self.bare(x)
         for step in range(2):
             total = total + self.twice_norm(self.twice(x + step))
-        return total  # type: ignore[no-any-return]
+        seen = self.returned(x)
+        return total + self.returned_norm(seen), {"seen": seen}
 
 
 def test_only_a_norm_that_alone_reads_a_layer_and_nothing_else_is_behind_it() -> None:
@@ -110,6 +160,7 @@ def test_only_a_norm_that_alone_reads_a_layer_and_nothing_else_is_behind_it() ->
     watch = NormsBehind(net, layers)  # type: ignore[arg-type]
     for name, layer in layers.items():
         layer.register_forward_hook(lambda _, args, output, name=name: watch.note(name, output))
+    net.register_forward_hook(lambda _, args, result: watch.returned(result))
     for _ in range(2):
         with watch, torch.no_grad():
             net(torch.randn(2, 3, 2, 2))
@@ -118,7 +169,7 @@ def test_only_a_norm_that_alone_reads_a_layer_and_nothing_else_is_behind_it() ->
     total = torch.randn(3)
     with torch.no_grad():
         x = torch.randn(2, 3, 2, 2)
-        before = net(x)
+        before, _ = net(x)
         layers["alone"].register_forward_hook(lambda _, args, output: output + total[:, None, None])
         net.alone_norm.running_mean += total
-        assert torch.allclose(net(x), before, atol=1e-5)
+        assert torch.allclose(net(x)[0], before, atol=1e-5)

@@ -38,7 +38,23 @@ class Transformer(nn.Module):
         return self.head(x)
 
 
+class NormedTokens(nn.Module):
+    """A branch whose BatchNorm has the channels in front of the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.norm = nn.Linear(5, 12), nn.Linear(12, 12), nn.BatchNorm1d(12)
+        self.other, self.head = nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.other(x.relu())
+        x = x + self.norm(self.inner(x.relu()).transpose(1, 2)).transpose(1, 2)
+        return self.head(x)
+
+
 NETS = {
+    "normed tokens": (NormedTokens, torch.randn(2, 4, 5).double()),
     "blocks": (Blocks, images()),
     "residual": (Residual, images()),
     "resnet": (lambda: ResNet(4, 1, (8, 8), (8, 12), 2), torch.randn(2, 1, 8, 8).double()),
