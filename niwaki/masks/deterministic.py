@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -168,7 +169,7 @@ class DeterministicTraining:
         """The latents, their optimizer, the prices and the mask: tensors and plain numbers."""
         return {
             "latents": {name: value.clone() for name, value in self.latents.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "price": self._price,
             "size": self._size,
             "first": None if self._first is None else self._first.clone(),
@@ -178,7 +179,7 @@ class DeterministicTraining:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
         self.latents.load_state_dict(state["latents"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._price, self._size = float(state["price"]), float(state["size"])
         self._first = None if state["first"] is None else state["first"].cpu().clone()
         self._keep = None if state["keep"] is None else state["keep"].to(self.latents.values).clone()

@@ -65,7 +65,7 @@ def fold_gates_(space: SearchSpace, gates: UnitGates, values: Tensor, optimizer:
     What ``optimizer`` remembers follows: an average of gradients by a weight times f is 1/f of what it was.
 
     Raises:
-        MethodError: a value is not a number above 0.
+        MethodError: a value is not a number above 0, or the model has been cut since. Nothing has changed then.
         ShrinkError: a state of the optimizer cannot follow. Nothing has changed then.
     """
     if not bool((values > 0).all()) or not bool(values.isfinite().all()):
@@ -73,6 +73,13 @@ def fold_gates_(space: SearchSpace, gates: UnitGates, values: Tensor, optimizer:
             "A unit is scaled by what is not a number above 0, which no memory of an optimizer can follow."
         )
     parameters, found = dict(named_parameters(space.model)), _factors(gates, values)
+    for name, factors in found.items():
+        here = parameters[name].shape if name in parameters else ()
+        if any(dim >= len(here) or here[dim] != len(factor) for dim, factor in factors.items()):
+            raise MethodError(
+                f"{name!r} has the shape {list(here)} now, and scales were learnt for other sizes: the model has been "
+                "cut since. Fold them before the cut: niwaki.cut(masks.fold_(), plan)."
+            )
     changes: dict[Tensor, StateChange] = {parameters[name]: Scaled(name, factors) for name, factors in found.items()}
     actions = [] if optimizer is None else smaller_state(optimizer, changes)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -175,14 +176,14 @@ class MaskTraining:
         """The generator, its optimizer, and the state of the noise: tensors and plain numbers."""
         return {
             "generator": {name: value.clone() for name, value in self.generator.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "noise": self._noise.get_state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
         self.generator.load_state_dict(state["generator"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._noise.set_state(state["noise"].cpu())
 
     def check_state(self, state: Mapping[str, Any]) -> None:

@@ -45,6 +45,11 @@ class Controller(MaskSource):
             self._with(data.next, self._check)
             data.move(0, 0)
 
+    @property
+    def inside(self) -> bool:
+        """Whether the model is in a block of the gates."""
+        return self.training.gates.inside
+
     def due(self, step: int, stages: Stages) -> bool:
         """If it has batches, every so many steps."""
         return self.data is not None and stages.controls(step)

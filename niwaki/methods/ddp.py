@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import final
 
 from torch import nn
@@ -91,7 +90,7 @@ class DDPTraining(Method):
         self._latents = TrainedLatents(
             units, DeterministicTraining(space, Latents(space), target.limits, steps, weight=0.0, lr=lr)
         )
-        update = Projection(units, replace(stages, project=stages.freeze), None, "prox", vectorised)
+        update = Projection(units, stages, None, "prox", vectorised)
         super().__init__(units, LearntMask(units, target, schedule, self._latents), update, shrink)
 
     @final

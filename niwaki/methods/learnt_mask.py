@@ -44,7 +44,12 @@ class LearntMask(Selector):
         self._state, self._last = LEARNING, 0  # the last: the step before which the controller has taken one
 
     def before(self, step: int) -> None:
-        """A step of the controller, if it is time for one; an error leaves everything as it was."""
+        """A step of the controller, if it is time for one; an error leaves everything as it was.
+
+        Raises:
+            MethodError: the model is under the mask: what is written into its weights now would be lost.
+        """
+        self._check_outside()
         if self.learnt is not None or self._last == step:
             return
         if self.controller.due(step, self.stages):
@@ -56,8 +61,10 @@ class LearntMask(Selector):
         """A step of the controller before the optimizer's step number ``step``.
 
         Raises:
-            MethodError: the mask is frozen, the first step comes too late, or the controller refuses.
+            MethodError: the mask is frozen, the first step comes too late, the model is under the mask, or the
+                controller refuses.
         """
+        self._check_outside()
         if self.learnt is not None:
             raise MethodError(
                 f"The mask of {self._units.label} was fixed after step {self.stages.freeze}, 60 % of the way through "
@@ -68,6 +75,14 @@ class LearntMask(Selector):
         self.controller.step(self.stages.progress(step), batch)
         self._last = step
         self._hold(~self.controller.holds())
+
+    def _check_outside(self) -> None:
+        if self.controller.inside:
+            raise MethodError(
+                f"{self._units.label} takes a step inside of `with method.masked():`, where the model holds products "
+                "of its weights and the mask, and gets its weights back at the end. Run the forward and the backward "
+                "pass inside, and optimizer.step() after the block."
+            )
 
     def observe(self, step: int) -> None:
         """The controller has looked before."""

@@ -16,6 +16,11 @@ class MaskSource(Resumable):
 
     taken: int
 
+    @property
+    @abstractmethod
+    def inside(self) -> bool:
+        """Whether the model runs under its mask now, in a block that puts its weights back."""
+
     @abstractmethod
     def due(self, step: int, stages: Stages) -> bool:
         """Whether it takes a step of its own before the optimizer's step number ``step``."""

@@ -38,6 +38,11 @@ class TrainedLatents(MaskSource):
         self._leaf: Tensor | None = None  # what units were multiplied by since the last step
         self._mask: Tensor | None = None
 
+    @property
+    def inside(self) -> bool:
+        """Whether the model is in a block of `applied`."""
+        return self._gates.inside
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the model computes under the scales, or under the mask."""

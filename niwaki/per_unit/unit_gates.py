@@ -62,6 +62,10 @@ class Gates(Protocol):
     def applied(self, gates: Tensor) -> AbstractContextManager[None]:
         """As `UnitGates.applied`."""
 
+    @property
+    def inside(self) -> bool:
+        """As `UnitGates.inside`."""
+
 
 class UnitGates:
     """The gates of the units of ``space`` in the parameters of its model, which keep their values and their gradients.
@@ -124,6 +128,11 @@ class UnitGates:
         """The same for the model with all that makes units of a ``mask`` [num_units] of 0 and 1 at zero: the reference
         that gates are compared with."""
         return self._run(self._zeroed, mask, function)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the model is in a block of `applied` now, and holds other tensors than its parameters."""
+        return self._inside
 
     @contextmanager
     def applied(self, gates: Tensor) -> Iterator[None]:

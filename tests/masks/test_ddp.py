@@ -251,6 +251,16 @@ def test_what_cannot_follow_is_refused_before_anything_changes() -> None:
         fold_gates_(niwaki.search_space(model, torch.randn(1, 8)), gates, torch.zeros(256))
 
 
+def test_a_model_that_has_been_cut_since_is_not_scaled_in_part() -> None:
+    model, masks, plan = learnt(steps=8)
+    with pytest.warns(UserWarning, match="^The plan was learnt together with scales"):
+        niwaki.shrink(model, plan, torch.optim.SGD(model.parameters(), lr=0.1))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(MethodError, match=r"has the shape \[\d+, \d+\] now, and scales were learnt for other sizes"):
+        masks.fold_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_budget_that_is_met_already_removes_nothing() -> None:
     _, _, plan = learnt(1.0, steps=8)
     assert plan.provenance["kept"] == plan.provenance["dense"]

@@ -101,6 +101,8 @@ def test_the_mask_acts_in_the_step_and_is_taken_back() -> None:
             job.method.masked(),
         ):
             pass
+        with pytest.raises(MethodError, match=r"^ATP takes a step inside of `with method.masked\(\):`"):
+            job.optimizer.step()
     assert all(
         value is before[name] and torch.equal(value, values[name]) for name, value in job.model.named_parameters()
     )

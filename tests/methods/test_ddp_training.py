@@ -161,3 +161,39 @@ def test_the_model_shrinks_at_the_end() -> None:
     job = Job(shrink=True).until(SCHEDULE.until + 12)
     assert not job.method.units.live.here.all()
     assert torch.equal(job.masked(), job.outputs())
+
+
+@pytest.mark.parametrize("stop", [10, STAGES.freeze - 1, STAGES.freeze + 2])
+def test_a_step_inside_of_the_block_is_refused(stop: int) -> None:
+    """There the model holds products, into which scales would be folded and lost."""
+    job = Job().until(stop)
+    before = copy.deepcopy(job.model.state_dict())
+    with (
+        pytest.raises(MethodError, match=r"^DDP takes a step inside of `with method.masked\(\):`, where the model hol"),
+        job.method.masked(),
+    ):
+        job.optimizer.step()
+    assert job.method.step == stop
+    assert all(torch.equal(value, before[name]) for name, value in job.model.state_dict().items())
+    job.until(stop + 2)
+
+
+def test_units_that_leave_are_shortened_by_equal_pieces() -> None:
+    job = Job(build=lambda parameters: torch.optim.SGD(parameters, lr=0.05)).until(STAGES.freeze)
+    lengths: list[torch.Tensor] = []
+    for _ in range(3):
+        lengths.append(job.model[3].weight.detach().norm(dim=1)[job.mask[24:]])
+        job.until(job.done + 1)
+    pieces = [one - after for one, after in zip(lengths, lengths[1:], strict=False)]
+    assert len(pieces[0]) and float(pieces[0].min()) > 0
+    assert bool((lengths[1] > 0.3 * lengths[0]).all())
+    torch.testing.assert_close(pieces[1], pieces[0], rtol=1e-2, atol=0)
+
+
+def test_a_state_that_was_taken_does_not_move_on() -> None:
+    job = Job().until(10)
+    state = job.optimizer.state_dict()["niwaki"]["state"]
+    before = copy.deepcopy(state["latents"])
+    job.until(13)
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(state["latents"]["optimizer"]["state"][0][name], before["optimizer"]["state"][0][name])

@@ -8,6 +8,7 @@ from ato_run import SCHEDULE, Run, labelled, loss_fn
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.errors import MethodError
 from niwaki.per_unit.unit_gates import UnitGates
 from niwaki.surgery.zero import zeroed
 
@@ -57,6 +58,17 @@ def test_the_weights_are_put_back() -> None:
         raise ValueError("stop")
     assert all(one is before[name] for name, one in run.model.named_parameters())
     assert all(torch.equal(value, values[name]) for name, value in run.parameters().items())
+
+
+def test_a_step_inside_of_the_block_is_refused() -> None:
+    """The controller would learn, and weights be projected, where the mask is in the weights already."""
+    run = Run().step(16)
+    with (
+        pytest.raises(MethodError, match=r"^ATO takes a step inside of `with method.masked\(\):`"),
+        run.method.masked(),
+    ):
+        run.optimizer.step()
+    assert run.method.step == 16
 
 
 def test_tied_weights_are_put_back_in_all_their_places() -> None:

@@ -38,6 +38,11 @@ class MergedGates:
         loss, found = self._gates.gradient(self._all(gates), function)
         return loss, None if found is None else found[self._number.to(found.device)]
 
+    @property
+    def inside(self) -> bool:
+        """Whether the model is in a block of `applied` now."""
+        return self._gates.inside
+
     @contextmanager
     def applied(self, gates: Tensor) -> Iterator[None]:
         """Inside, the model computes under ``gates``."""
