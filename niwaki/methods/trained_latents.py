@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
@@ -52,8 +53,22 @@ class TrainedLatents(MaskSource):
             return
         if self._leaf is None:
             self._leaf = self.training.gate_values().clone().requires_grad_()
+        if self._leaf.grad is not None:
+            self._leaf.grad = self._not_discarded(self._leaf.grad)
         with self._gates.applied(self._leaf):
             yield
+
+    def _not_discarded(self, gradient: Tensor) -> Tensor | None:
+        """``gradient``, of the blocks since the last step; nothing of it where the gradients of all parameters have
+        been zeroed since, as for a batch that is left out. Does not wait for the device."""
+        held = [one.grad for group in self._units.optimizer.param_groups for one in group["params"]]
+        found = [one for one in held if one is not None]
+        if not found:
+            return None
+        if any(one.layout is not torch.strided or is_traceable_wrapper_subclass(one) for one in found):
+            return gradient
+        sizes = torch.stack([size.to(gradient.device) for size in torch._foreach_norm(found)])
+        return torch.where((sizes != 0).any(), gradient, 0)
 
     def due(self, step: int, stages: Stages) -> bool:
         """Before every step until the mask is fixed. What gradients said before the first of these is forgotten."""

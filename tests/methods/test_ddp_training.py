@@ -197,3 +197,22 @@ def test_a_state_that_was_taken_does_not_move_on() -> None:
     job.until(13)
     for name in ("exp_avg", "exp_avg_sq"):
         assert torch.equal(state["latents"]["optimizer"]["state"][0][name], before["optimizer"]["state"][0][name])
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_that_were_zeroed_teach_the_latents_nothing(set_to_none: bool) -> None:
+    """As for a batch that is left out; but the gradients of several backward passes add up."""
+    jobs = [Job().until(8) for _ in range(3)]
+    x, y = labelled(8)
+    for number, job in enumerate(jobs):
+        job.optimizer.zero_grad()
+        for _ in range(number):
+            with job.method.masked() as model:
+                loss_fn(model.eval(), (x.double(), y)).backward()
+            if number == 1:
+                job.optimizer.zero_grad(set_to_none)
+        with job.method.masked() as model:
+            loss_fn(model.eval(), (x.double(), y)).backward()
+    plain, zeroed_before, summed = (job.method.selector.controller._leaf.grad for job in jobs)  # type: ignore[attr-defined]
+    assert torch.equal(zeroed_before, plain)
+    torch.testing.assert_close(summed, 3 * plain)
