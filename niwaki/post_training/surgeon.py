@@ -28,7 +28,8 @@ class Surgeon:
     """A criterion for `niwaki.score`, `niwaki.choose_iteratively` and `niwaki.prune`: the growth of the loss if a unit
     leaves and the layers that read it are compensated for it.
 
-    For a layer W x, with A the covariance of its inputs and G the sum over positions of the products of its outputs'
+    For a layer W x, with A the covariance of its inputs (about zero if neither a bias nor a BatchNorm behind takes up a
+    shift, as in `niwaki.compensate`) and G the sum over positions of the products of its outputs'
     gradients, the second-order loss of other weights W + D is about 1/2 tr(G D A D') (K-FAC, arXiv:1503.05671). If the
     inputs B of a unit leave, the best D costs
 

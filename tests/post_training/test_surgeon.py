@@ -144,3 +144,58 @@ def test_wrong_inputs_get_sentences_and_the_model_is_as_it_was() -> None:
     structures = niwaki.search_space(SuperResNet(3, 1, (4,), (2,), (3, 5)), torch.randn(2, 1, 6, 6), erase=True)
     with pytest.raises(MethodError, match="The surgeon scores units, and this search space has structures, too"):
         niwaki.score(structures, niwaki.Surgeon([(x, y)], loss_fn))
+
+
+class Constant(nn.Module):
+    """A unit that is always 2, and is read by a layer without a bias."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 4, bias=False)
+        self.norm = nn.BatchNorm1d(4) if norm else nn.Identity()
+        with torch.no_grad():
+            self.first.weight[3], self.first.bias[3] = 0.0, 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.second(self.first(x).relu()))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_constant_is_free_only_where_something_takes_up_the_shift(norm: bool) -> None:
+    torch.manual_seed(0)
+    net, x, y = Constant(norm).double().eval(), torch.randn(200, 5).double(), torch.randint(0, 4, (200,))
+    space = niwaki.search_space(net, x)
+    hidden = net.first(x).relu()
+    out = net.second(hidden)
+    loss = F.cross_entropy(net.norm(out), y)
+    (gradient,) = torch.autograd.grad(loss, out)
+    inputs = torch.cov(hidden.T, correction=0) if norm else hidden.T @ hidden / len(hidden)
+    inputs = inputs.detach() + surgeon._RIDGE * inputs.diagonal().mean().detach() * torch.eye(6)
+    alone = [joint(net.second.weight.detach(), inputs, gradient.T @ gradient, [unit]) for unit in range(6)]
+    values = niwaki.score(space, niwaki.Surgeon([(x, y)], loss_fn)).values
+    assert int(values.argmin()) == min(range(6), key=alone.__getitem__)
+    assert values.min() == pytest.approx(min(alone), rel=1e-6)
+    assert (values[3] < 1e-2 * values.max()) == norm
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, or one layer that is called twice."""
+
+    def __init__(self, second: str) -> None:
+        super().__init__()
+        self.first, self.one, self.two = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(6, 4)
+        self.two.weight, self.two.bias, self.second = self.one.weight, self.one.bias, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(self.first(x).tanh()) * 5
+        return y + self.get_submodule(self.second)(self.first(x * 2).tanh())  # type: ignore[no-any-return]
+
+
+def test_uses_of_one_weight_by_two_layers_count_as_calls_of_one_layer() -> None:
+    torch.manual_seed(0)
+    x, y, found = torch.randn(50, 5), torch.randint(0, 4, (50,)), []
+    for second in ("one", "two"):
+        torch.manual_seed(1)
+        space = niwaki.search_space(Tied(second), x)
+        found.append(niwaki.score(space, niwaki.Surgeon([(x, y)], loss_fn)).values)
+    assert found[0] == pytest.approx(found[1]) and found[0].min() > 0
