@@ -138,6 +138,9 @@ class Controller(MaskSource):
         """The units [num_units] that no budget takes, if it can be met without."""
         return np.asarray(self.training.generator.protected().cpu().numpy())
 
+    def let_go(self) -> None:
+        """Nothing of it is in the model."""
+
     def fixed(self, keep: BoolArray) -> None:
         """It is not asked any more."""
 

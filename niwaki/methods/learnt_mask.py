@@ -193,7 +193,8 @@ class LearntMask(Selector):
         )
 
     def take_back(self) -> None:
-        """Nothing is only tried."""
+        """Nothing is only tried; but scales may not be in the weights yet."""
+        self.controller.let_go()
 
     def settings(self) -> dict[str, Any]:
         """The schedule, and the kind of the generator."""

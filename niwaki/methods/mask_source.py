@@ -58,5 +58,9 @@ class MaskSource(Resumable):
         """The units [num_units] that no budget takes, if it can be met without."""
 
     @abstractmethod
+    def let_go(self) -> None:
+        """The training goes on without the method; a warning says what is lost."""
+
+    @abstractmethod
     def fixed(self, keep: BoolArray) -> None:
         """From now on the units ``keep`` [num_units] stay, and no others."""

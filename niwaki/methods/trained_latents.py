@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
@@ -114,6 +115,16 @@ class TrainedLatents(MaskSource):
     def protected(self) -> BoolArray:
         """The largest latents of each group."""
         return np.asarray(self.training.latents.protected().cpu().numpy())
+
+    def let_go(self) -> None:
+        """Until the mask is fixed, the weights have been trained for scales that are not in them."""
+        if self._mask is None and bool((self.training.gate_values() != 1).any()):
+            warnings.warn(
+                f"{self._units.label} lets go of the model before its mask is fixed. The weights have been trained "
+                "under scales that are not in them yet, so that the model computes something else than it did inside "
+                "of `with method.masked():`.",
+                stacklevel=5,
+            )
 
     @torch.no_grad()
     def fixed(self, keep: BoolArray) -> None:

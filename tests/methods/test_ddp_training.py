@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -216,3 +217,13 @@ def test_gradients_that_were_zeroed_teach_the_latents_nothing(set_to_none: bool)
     plain, zeroed_before, summed = (job.method.selector.controller._leaf.grad for job in jobs)  # type: ignore[attr-defined]
     assert torch.equal(zeroed_before, plain)
     torch.testing.assert_close(summed, 3 * plain)
+
+
+def test_who_lets_go_before_the_scales_are_in_the_weights_is_warned() -> None:
+    job = Job().until(9)
+    with pytest.warns(UserWarning, match="^DDP lets go of the model before its mask is fixed. The weights have been"):
+        job.method.detach()
+    late = Job().until(STAGES.freeze)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        late.method.detach()
