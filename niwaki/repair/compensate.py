@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from niwaki.core.edits.base import ReplacingEdit
 from niwaki.core.names import module_at, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_number, is_whole
@@ -136,7 +137,8 @@ def compensate(
     model = duplicate(space.model)
     readers = readers_of(space, plan, model)
     left = _others(space, plan, model, readers)
-    fitted = _own_weights(model, {name: layer for name, (layer, _) in readers.items()}, left)
+    replaced = {edit.path for edit in plan.edits if isinstance(edit, ReplacingEdit)}
+    fitted = _own_weights(model, {name: layer for name, (layer, _) in readers.items()}, replaced, left)
     data, reading = list(batches), {name: readers[name] for name in fitted}
 
     def run(*, together: bool) -> Compensated:
@@ -227,7 +229,8 @@ class _Repair:
                 watch.forget()
             if not self._batches:
                 feed(self._model, [], self._forward)
-        return calls, watch.found()
+        replaced = {edit.path for edit in self._plan.edits if isinstance(edit, ReplacingEdit)}
+        return calls, {layer: norm for layer, norm in watch.found().items() if norm not in replaced}
 
     def _pair(self, names: Sequence[str], number: int, passes: list[Pass]) -> tuple[Pass, Pass]:
         """A pass of the dense network, for outputs, and one of the cut network, for inputs; added to ``passes``."""
@@ -296,13 +299,15 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0.0, atol=near, equal_nan=True)
 
 
-def _own_weights(model: nn.Module, layers: Mapping[str, Reader], left: dict[str, str]) -> list[str]:
+def _own_weights(model: nn.Module, layers: Mapping[str, Reader], replaced: set[str], left: dict[str, str]) -> list[str]:
     """The names of the layers that are what their class says, with weights of their own; the others go to ``left``."""
     uses = Counter(id(value) for module in model.modules() for value in module._parameters.values())
     names = []
     for name, layer in layers.items():
         if type(layer).forward not in _FORWARDS:
             left[name] = f"{type(layer).__qualname__} computes something of its own"
+        elif name in replaced:
+            left[name] = "the plan puts another module in its place"
         elif any(uses[id(value)] > 1 for value in layer._parameters.values() if value is not None):
             left[name] = "it shares its weight or bias with another module"
         else:

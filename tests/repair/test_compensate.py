@@ -17,6 +17,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, PlanError, TraceError
 from niwaki.repair.compensate import Compensated
 from niwaki.testing.models import randomised
+from niwaki.unions import Writers, union_plan
 
 
 def last_half(space: SearchSpace) -> Plan:
@@ -390,3 +391,32 @@ def test_an_error_in_a_pass_ends_all_of_them(numbers: tuple[int, ...]) -> None:
     with pytest.raises(ArithmeticError, match="no more"):
         niwaki.compensate(space, last_half(space), batches, forward=forward)
     assert threading.active_count() == threads
+
+
+class Branch(nn.Module):
+    """A layer that reads removed units and writes a stream, with a norm behind it or without one."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.embed, self.up, self.down = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.norm, self.head = nn.BatchNorm1d(8) if norm else nn.Identity(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(x + self.norm(self.down(self.up(x).relu())))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_modules_that_the_plan_replaces_are_left_as_they_are(norm: bool) -> None:
+    torch.manual_seed(0)
+    net, x = randomised(Branch(norm)).double().eval(), torch.randn(50, 3).double()
+    writers = Writers.of(niwaki.search_space(net, x, erase=True))
+    keep = np.ones(writers.space.num_units, dtype=bool)
+    for group in writers.space.width_groups:
+        keep[group.first + 1 : group.first + 3] = False
+    plan = union_plan(writers, keep, [np.arange(8) % 2 == 0 for _ in writers.writers])
+    made = niwaki.compensate(writers.space, plan, [x])
+    assert made.left == ({} if norm else {"down": "the plan puts another module in its place"})
+    assert "up" in made.layers and all(fit.norm is None for fit in made.layers.values())
+    assert torch.equal(made.model.norm.running_mean, net.norm.running_mean) if norm else "down" not in made.layers
+    assert niwaki.check(made.model, plan, x).holds
