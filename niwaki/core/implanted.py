@@ -47,10 +47,13 @@ class Implanted(nn.Module):
             runs.append(0)
         return cls(whole, slim, tuple(runs[::2]), tuple(runs[1::2]), dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """All outputs."""
+    def forward(self, input: Tensor) -> Tensor:
+        """All outputs; ``input`` is called as torch's layers call it."""
         parts: list[Tensor] = []
-        whole, slim = self.whole(x).split(self.whole_runs, self.dim), self.slim(x).split(self.slim_runs, self.dim)
+        whole, slim = (
+            self.whole(input).split(self.whole_runs, self.dim),
+            self.slim(input).split(self.slim_runs, self.dim),
+        )
         for pair in zip(whole, slim, strict=True):
             parts += pair
         return torch.cat(parts, self.dim)

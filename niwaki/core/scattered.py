@@ -34,9 +34,9 @@ class Scattered(nn.Module):
         """The layer whose outputs are the channels that are ``written``."""
         return cls(layer, *runs_of(written), dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """All channels of the stream."""
-        made = self.layer(x)
+    def forward(self, input: Tensor) -> Tensor:
+        """All channels of the stream; ``input`` is called as torch's layers call it."""
+        made = self.layer(input)
         parts: list[Tensor] = []
         for run, gap in zip(made.split(self.runs, self.dim), self.gaps, strict=True):
             shape = list(run.shape)

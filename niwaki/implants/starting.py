@@ -60,7 +60,7 @@ def fitted(model: nn.Module, plan: Plan, batches: Iterable[Any], forward: Forwar
     teacher, made = zeroed(model, others).eval(), duplicate(model)
     layers = dict(named_modules(teacher))
     seen = {edit.module: _RowProducts(edit, layers[edit.module]) for edit in edits}
-    handles = [layers[path].register_forward_hook(moments.note) for path, moments in seen.items()]
+    handles = [layers[path].register_forward_hook(moments.note, with_kwargs=True) for path, moments in seen.items()]
     try:
         feed(teacher, batches, forward)
     finally:
@@ -109,9 +109,9 @@ class _RowProducts:
         self._stride = getattr(layer, "stride", ())
         self._sums: tuple[Tensor, ...] = ()  # of x, y, x x', x y'
 
-    def note(self, layer: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
+    def note(self, layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], result: Tensor) -> None:
         """A forward hook."""
-        x, y = args[0].detach().double(), result.detach().double()
+        x, y = (args[0] if args else kwargs["input"]).detach().double(), result.detach().double()
         if self._dims:
             for place, step in enumerate(self._stride):
                 x = x.movedim(place - self._dims, 0)[::step].movedim(0, place - self._dims)

@@ -159,7 +159,9 @@ def plainly(model: nn.Module, batch: Any) -> Any:
 
 def divergence(given: Tensor, target: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(target / T) || softmax(given / T)), the mean over all but the last dimension."""
-    here, there = (F.log_softmax(logits.float() / temperature, -1).flatten(0, -2) for logits in (given, target))
+    here, there = (
+        F.log_softmax(logits.float() / temperature, -1).reshape(-1, logits.shape[-1]) for logits in (given, target)
+    )
     return temperature**2 * F.kl_div(here, there, reduction="batchmean", log_target=True)
 
 

@@ -29,9 +29,9 @@ class Surgeon:
     leaves and the layers that read it are compensated for it.
 
     For a layer W x, with A the covariance of its inputs (about zero if neither a bias nor a BatchNorm behind takes up a
-    shift, as in `niwaki.compensate`) and G the sum over positions of the products of its outputs'
-    gradients, the second-order loss of other weights W + D is about 1/2 tr(G D A D') (K-FAC, arXiv:1503.05671). If the
-    inputs B of a unit leave, the best D costs
+    shift, as in `niwaki.compensate`) and G the sum over positions of the products of its outputs' gradients, the
+    second-order loss of other weights W + D is about 1/2 tr(G D A D') (K-FAC, arXiv:1503.05671). If the inputs B of a
+    unit leave, the best D costs
 
         1/2 tr(W_B' G W_B [(A^-1)_BB]^-1)
 
@@ -41,7 +41,8 @@ class Surgeon:
     ``compare="space"``.
 
     Units that no linear layer or ungrouped convolution reads (queries and keys, say) are worth 1/2 <x, grad>^2, the
-    criterion ``fisher``, on the same scale.
+    criterion ``fisher``, on the same scale. Other readers of a unit beside such layers (transposed convolutions,
+    recurrent weights) do not count, so that it looks cheaper than it is.
 
     Args:
         batches: a few hundred samples, as ``loss_fn`` takes them; all are held. The network runs over them forwards and

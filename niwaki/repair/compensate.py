@@ -94,7 +94,8 @@ def compensate(
     network, whatever the depth; and two more, each up to it, for a layer that a batch calls several times. Besides, for
     a layer with S remaining inputs and O outputs, ``positions`` * S * (S + O) multiplications. All passes stand at the
     same layer at once, each holding what it needs to go on. Where the code keeps something of a pass in a buffer or a
-    global variable, which passes in turns would mix, each layer takes passes of its own.
+    global variable, which passes in turns would mix, each layer takes passes of its own. Each pass has a
+    thread: code must not hold a lock while it calls layers, since who waits for it would wait for ever.
 
     Args:
         space: the search space of the model, which is not changed.

@@ -150,3 +150,22 @@ def test_a_plan_without_implants_is_refused() -> None:
     plan = niwaki.search_space(network, images()).plan(np.ones(56, dtype=bool))
     with pytest.raises(PlanError, match="The plan has no implants. Make one with niwaki.implants.choose"):
         niwaki.implants.fitted(network, plan, [images()])
+
+
+def test_layers_that_are_called_by_keyword_are_fitted() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Conv2d(1, 12, 3, padding=1), torch.nn.Conv2d(12, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.last(self.first(input=x).relu())
+            return result
+
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(4, 1, 6, 6)
+    space = niwaki.search_space(net, x)
+    plan = niwaki.implants.hap(space, niwaki.score(space, "magnitude"), 0.5, implants=0.5)
+    made = niwaki.implants.fitted(net, plan, [x])
+    assert not torch.equal(made.first.weight, net.first.weight)  # type: ignore[union-attr]
+    assert niwaki.check(made, plan, x).holds

@@ -40,6 +40,8 @@ def test_it_is_the_divergence_by_its_formula(pair: tuple[Net, Net, Tensor]) -> N
         p, q = (F.softmax(net.eval()(x) / 2, -1) for net in (teacher, student))
     expected = 4 * (p * (p.log() - q.log())).sum(-1).mean()
     assert float(found.detach()) == pytest.approx(float(expected), rel=1e-5)
+    one = niwaki.distillation(teacher, temperature=2.0)(student, x[0, 0])
+    assert float(one.detach()) == pytest.approx(float(4 * (p * (p.log() - q.log())).sum(-1)[0, 0]), rel=1e-4)
     hidden = niwaki.distillation(teacher, temperature=2.0, hidden={"into": 0.25})(student, x)
     with torch.no_grad():
         here, there = student.into(x), teacher.into(x)
