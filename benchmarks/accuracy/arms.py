@@ -28,7 +28,8 @@ Train = Callable[[Setting], Training]
 class Arm:
     """``cuts``: it has a budget. ``prunes``: it has a moment; ``own`` is the moment of its defaults, if it has one.
     ``gradual``: it needs some steps to prune in, so that it has no moment 0. ``baseline``: not one of niwaki's methods.
-    ``needs_widths``: of HESSO's network. ``erases``: whole structures leave, of a task whose network has some."""
+    ``needs_widths``: of HESSO's network. ``erases``: whole structures leave, of a task whose network has some; with
+    ``layers`` none but whole layers, of a language model of Hugging Face."""
 
     train: Train
     cuts: bool = True
@@ -38,6 +39,7 @@ class Arm:
     baseline: bool = True
     needs_widths: bool = False
     erases: bool = False
+    layers: bool = False
 
 
 def dense(setting: Setting) -> Training:
@@ -121,7 +123,8 @@ class Pruned:
 
 def method(name: str, erase: bool = False, narrow: bool = False, layers: bool = False) -> Arm:
     """A registered method with its default arguments."""
-    return Arm(Pruned(name, erase, narrow, layers), own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=erase)
+    train = Pruned(name, erase, narrow, layers)
+    return Arm(train, own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=erase, layers=layers)
 
 
 def _narrowing() -> list[str]:

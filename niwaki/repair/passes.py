@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from niwaki.core.names import module_at
 from niwaki.repair.calibration import Forward, feed
 from niwaki.surgery.cut import duplicate
-from niwaki.trace.eager import eagerly
 
 T = TypeVar("T")
 
@@ -96,7 +95,8 @@ class Pass:
 
     ``after``: it halts after the call and gives the output of the layer; otherwise before it, and gives the input. The
     pass has a copy of the model, with the same parameters and buffers: what the code notes on its modules is not mixed
-    with the notes of other passes.
+    with the notes of other passes. The caller sees to it that compiled code runs eagerly (`niwaki.trace.eager`): it
+    is a setting of the whole process, and passes that set and reset it in turns would leave it set.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Pass:
         surroundings = _surroundings()
 
         def work(say: Callable[[tuple[str, Tensor]], None]) -> None:
-            with eagerly(), torch.no_grad(), contextlib.ExitStack() as stack:
+            with torch.no_grad(), contextlib.ExitStack() as stack:
                 for context in surroundings:
                     stack.enter_context(context)
                 for name in layers:

@@ -22,6 +22,7 @@ from benchmarks.accuracy.arms import ARMS
 from benchmarks.accuracy.augmentation import AlternatingFlip, BatchShift, Epoch, Flip, Shift
 from benchmarks.accuracy.datasets import Dataset, digits
 from benchmarks.accuracy.images import CrossEntropy, ImageTask
+from benchmarks.accuracy.language import LanguageTask, Texts
 from benchmarks.accuracy.networks import CifarResNet, llama
 from benchmarks.accuracy.plots import plots
 from benchmarks.accuracy.protocol import jobs
@@ -71,7 +72,7 @@ def test_every_arm_learns_within_the_budget(arm: str) -> None:
     assert task.evaluate(run.model) > 0.2  # of ten classes
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if ARMS[arm].erases])
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if ARMS[arm].erases and not ARMS[arm].layers])
 def test_every_arm_that_erases_learns_within_the_budget(arm: str) -> None:
     task = brief(CPU, 0, build=partial(SuperResNet, 10, 1, (8, 16), (1, 1), (1, 3)))
     run = ARMS[arm].train(Setting(task, 0, 0.6))
@@ -79,6 +80,19 @@ def test_every_arm_that_erases_learns_within_the_budget(arm: str) -> None:
     assert 0.2 < macs(task, run.model) / macs(task, task.network()) <= 0.6
     dense, small = (len(list(model.modules())) for model in (task.network(), run.model))
     assert small < dense and task.evaluate(run.model) > 0.2  # of ten classes
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if ARMS[arm].layers])
+def test_arms_of_whole_layers_leave_fewer_layers(arm: str) -> None:
+    load()
+    text = np.arange(400) % 7
+    sizes = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
+    build = partial(llama, **sizes, num_attention_heads=2, num_key_value_heads=2)
+    recipe = Recipe(60, 4, 1e-2, optimizer=Adam())
+    task = LanguageTask("tiny", recipe, Texts(text, text, text), build, CPU.device, 8, 8, fresh)
+    run = ARMS[arm].train(Setting(task, 0, 0.7))
+    assert run.model.config.num_hidden_layers == 2 == len(run.model.model.layers)  # type: ignore[union-attr, arg-type]
+    assert task.evaluate(run.model) < task.evaluate(task.network())
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.startswith("torch-pruning")])

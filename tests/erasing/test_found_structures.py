@@ -104,7 +104,7 @@ NETWORKS: dict[str, tuple[Callable[[], tuple[nn.Module, Any]], int]] = {  # how 
     "llama": (lambda: llama(use_cache=False), 4),
     "llama with a cache": (llama, 4),
     "gpt2": (gpt2, 5),
-    "t5": (t5, 7),
+    "t5": (t5, 9),
 }
 
 
