@@ -46,7 +46,7 @@ def choose(
         implants: ``"value"`` does for each unit what costs the network least per saved multiply-accumulate (or
             parameter). An implant is taken to lose the fraction of the unit's score that the entries around the centres
             of its kernels have of its squared weights. Or the fraction of the units that would be removed which are
-            implanted instead, the most sensitive ones, as `hap` does; so many more are removed that the budget is met.
+            implanted instead, the most sensitive ones, as `hap` does; more are removed until the budget is met.
         rank: with it, rows of linear layers and of attention projections are implanted too: all of one layer together
             as the product of two matrices of this rank (4, 8, 16, ...), where that costs less than they do.
         compare: as in `niwaki.choose`. By default scores add up as they are: for criteria that are comparable across

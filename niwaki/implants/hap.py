@@ -35,7 +35,7 @@ def hap(
     most sensitive of which can be implanted, stays as implants; rows of linear layers too, with a ``rank``.
 
     Raises:
-        BudgetError: a fraction is none, or the scores are of another space.
+        BudgetError: a fraction is out of range, or the scores are for another space.
         PlanError: the sizes in the model's code cannot follow.
 
     Example:
@@ -76,7 +76,7 @@ def implanted(
     removes, of those that can be implanted the ones of the highest scores; ``rank`` as in `choose`.
 
     Raises:
-        BudgetError: the fraction is none, or the scores are of another space.
+        BudgetError: the fraction is out of range, or the scores are for another space.
         PlanError: the plan is of another space, has implants, or the sizes in the model's code cannot follow.
     """
     check_space(space)
@@ -114,7 +114,7 @@ def saliency_of(space: SearchSpace, scores: Scores) -> np.ndarray[Any, np.dtype[
     """The values of ``scores``, none below 0.
 
     Raises:
-        BudgetError: they are none, or of another space.
+        BudgetError: these are no scores, or scores for another space.
     """
     if not isinstance(scores, Scores) or np.shape(scores.values) != (space.num_units,):
         raise BudgetError(

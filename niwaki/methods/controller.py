@@ -51,7 +51,7 @@ class Controller(MaskSource):
         return self.training.gates.inside
 
     def due(self, step: int, stages: Stages) -> bool:
-        """If it has batches, every so many steps."""
+        """At regular intervals, if it has batches."""
         return self.data is not None and stages.controls(step)
 
     def check_first(self, step: int, stages: Stages) -> None:

@@ -99,7 +99,8 @@ def choose_iteratively(
         )
     held = None if batches is None else list(batches)
     everything = np.ones(space.num_units)
-    choose(space, Scores(everything, "any"), _within(budget, limits), remove=remove)  # raises if nothing is within it
+    if limits:
+        choose(space, Scores(everything, "any"), _within(budget, limits), remove=remove)  # raises if nothing is within
     dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), limits)
     plan: Plan | None = None
     for number in range(1, rounds + 1):

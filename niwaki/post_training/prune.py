@@ -22,7 +22,7 @@ from niwaki.post_training.surgeon import Surgeon
 from niwaki.repair.batchnorm import reestimate_norms
 from niwaki.repair.compensate import compensate
 from niwaki.search import search_space
-from niwaki.selection.budget import Budget
+from niwaki.selection.budget import Budget, check_budget
 from niwaki.surgery.cut import cut
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
@@ -102,7 +102,7 @@ def prune(
     Args:
         model: the trained network, which is not changed.
         inputs: example inputs, as for `niwaki.search_space`.
-        budget: what may be left, `niwaki.Budget`.
+        budget: what may be left, `niwaki.Budget`. ``latency`` is measured with ``inputs``, in the last round.
         batches: a few hundred samples of the training data, as ``loss_fn`` takes them; all are held.
         loss_fn: ``loss_fn(model, batch)``, or a loss of torch's own, for batches of inputs and labels.
         method: the criterion that scores units: a name, a function or a mix, as for `niwaki.score`. Default: a
@@ -135,6 +135,7 @@ def prune(
         torch.Size([32, 3])
     """
     begin = time.perf_counter()
+    check_budget(budget, training=False)
     data = None if batches is None else list(batches)
     if (data is None) != (loss_fn is None):
         have, miss = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
@@ -147,9 +148,9 @@ def prune(
         raise MethodError(f"repair={repair!r} is none of {', '.join(map(repr, REPAIRS))}.")
     if repair != "none" and data is None:
         raise MethodError(f"repair={repair!r} needs batches and loss_fn: without data nothing is known to repair.")
-    if method is None:
-        method, own = _default(data, loss_fn, remove)
-        compare = compare or own
+    method = method or _default(data, loss_fn, remove)
+    if isinstance(method, Surgeon):
+        compare = compare or "space"  # its values are losses
     rounds = (1 if data is None else _ROUNDS) if rounds is None else rounds
 
     space = search_space(model, inputs, ignored, erase=remove != "units")
@@ -167,6 +168,7 @@ def prune(
         remove=remove,
         between=repair,
         seed=seed,
+        example_inputs=inputs if "latency" in budget.limits else None,
         told=heard,
     )
     small, losses, layers, left = cut(model, plan), {}, 0, {}
@@ -191,11 +193,11 @@ def prune(
     return Pruned(small, plan, report)
 
 
-def _default(data: list[Any] | None, loss_fn: Loss | None, remove: str) -> tuple[One, Compare | None]:
-    """The criterion for what there is, and the units among which its values are compared."""
+def _default(data: list[Any] | None, loss_fn: Loss | None, remove: str) -> One:
+    """The criterion for what there is."""
     if data is None or loss_fn is None:
-        return "magnitude", None
-    return (Surgeon(data, loss_fn), "space") if remove == "units" else ("taylor1", None)
+        return "magnitude"
+    return Surgeon(data, loss_fn) if remove == "units" else "taylor1"
 
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any], loss_fn: Loss) -> float:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from niwaki.masks.ddp import MaskProgress
+from niwaki.report.bar import Bar
 
 
 @final
-class MaskBar:
+class MaskBar(Bar):
     """A progress bar on the error stream, for ``niwaki.DDPMasks(progress=...)``.
 
     Example:
@@ -32,22 +32,10 @@ class MaskBar:
 
     def __init__(self, console: Console | None = None) -> None:
         columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[found]}"))
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console or Console(stderr=True))
-        self._task = self._bar.add_task("steps", total=1, found="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        super().__init__((*columns, TimeRemainingColumn()), console, found="")
 
     def __call__(self, progress: MaskProgress) -> None:
         """Show ``progress``."""
         self.last = progress
         cost = "decided" if progress.decided else f"{progress.off:+.1%} off its budget"
-        self._bar.update(
-            self._task, completed=progress.step, total=progress.steps, found=f"loss {progress.loss:.3f}, {cost}"
-        )
+        self.show(progress.step, progress.steps, found=f"loss {progress.loss:.3f}, {cost}")

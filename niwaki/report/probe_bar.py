@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from niwaki.criteria.products import ProbeProgress
+from niwaki.report.bar import Bar
 
 
 @final
-class ProbeBar:
+class ProbeBar(Bar):
     """A progress bar on the error stream, for ``niwaki.SecondDerivatives(progress=...)``.
 
     Example:
@@ -35,25 +35,9 @@ class ProbeBar:
     def __init__(self, console: Console | None = None) -> None:
         columns = (TextColumn("batch {task.fields[batch]}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         stability = TextColumn("rank stability {task.fields[stability]:.3f}")
-        self._bar = Progress(*columns, stability, TimeElapsedColumn(), console=console or Console(stderr=True))
-        self._task = self._bar.add_task("probes", total=1, batch=0, stability=0.0)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        super().__init__((*columns, stability, TimeElapsedColumn()), console, batch=0, stability=0.0)
 
     def __call__(self, progress: ProbeProgress) -> None:
         """Show ``progress``."""
         self.last = progress
-        self._bar.update(
-            self._task,
-            completed=progress.probe,
-            total=progress.probes,
-            batch=progress.batch,
-            stability=progress.stability,
-        )
+        self.show(progress.probe, progress.probes, batch=progress.batch, stability=progress.stability)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self, final
+from typing import final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+
+from niwaki.report.bar import Bar
 
 
 @final
-class RoundBar:
+class RoundBar(Bar):
     """A progress bar on the error stream, for ``niwaki.prune(told=...)``.
 
     Example:
@@ -27,18 +28,8 @@ class RoundBar:
     def __init__(self, console: Console | None = None) -> None:
         columns = (TextColumn("round {task.completed:.0f}/{task.total:.0f}"), BarColumn())
         left = TextColumn("{task.fields[share]:.1%} of the MACs")
-        self._bar = Progress(*columns, left, TimeRemainingColumn(), console=console or Console(stderr=True))
-        self._task = self._bar.add_task("rounds", total=1, share=1.0)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        super().__init__((*columns, left, TimeRemainingColumn()), console, share=1.0)
 
     def __call__(self, number: int, rounds: int, share: float) -> None:
         """Show that round ``number`` of ``rounds`` left the ``share`` of the MACs."""
-        self._bar.update(self._task, completed=number, total=rounds, share=share)
+        self.show(number, rounds, share=share)

@@ -100,7 +100,7 @@ def hap(writers: Writers, scores: Scores, removed: float = 0.5, *, least: float 
     ones, at least the fraction ``least`` and one of them.
 
     Raises:
-        BudgetError: a fraction is none, or the scores are of another space.
+        BudgetError: a fraction is out of range, or the scores are for another space.
         PlanError: the sizes in the model's code cannot follow.
 
     Example:

@@ -154,3 +154,23 @@ def test_modules_are_in_the_modes_in_which_they_were(repair: Any) -> None:
     )
     for network in (net, pruned.model):
         assert [module.training for module in network.modules()] == [True, True, False, True, True]
+
+
+def test_measured_limits_are_met_in_one_round(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = digits
+    pruned = niwaki.prune(net, x[:2], niwaki.Budget(latency=10**9))  # a thousand seconds: everything may stay
+    assert "latency" in pruned.plan.provenance["measured"] and pruned.report.small == pruned.report.dense
+    space = niwaki.search_space(net, x[:2])
+    plan = niwaki.choose_iteratively(space, "magnitude", niwaki.Budget(activations=0.7), rounds=1)
+    assert plan.kept == niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(activations=0.7)).kept
+
+
+def test_a_surgeon_of_the_user_is_compared_in_the_whole_space(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = digits
+    data, loss_fn = batches(x, y), nn.CrossEntropyLoss()
+    given = {"batches": data, "loss_fn": loss_fn, "rounds": 1, "repair": "none"}
+    plans = [
+        niwaki.prune(net, x[:2], niwaki.Budget(macs=0.5), **given, method=method).plan  # type: ignore[arg-type]
+        for method in (None, niwaki.Surgeon(data, loss_fn))
+    ]
+    assert plans[0].kept == plans[1].kept and plans[1].provenance["compare"] == "space"
