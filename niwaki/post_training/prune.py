@@ -60,7 +60,7 @@ class PruningReport:
             told = [f"{value:.3f} {name}" for name, value in self.losses.items()]
             lines.append(f"Mean loss on the batches: {', '.join(told)}.")
         if self.repair == "compensate":
-            lines.append(f"{self.layers} layers have new weights.")
+            lines.append(f"{self.layers} layer{'s have' if self.layers != 1 else ' has'} new weights.")
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.left.items())])
 
 
