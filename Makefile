@@ -13,7 +13,7 @@ BASE ?= HEAD
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-lowest lint format replay benchmark clean
+.PHONY: demo test test-lowest test-wheel lint format replay benchmark clean
 
 # One thread: the network is so small that two would mostly wait for each other.
 demo: $(VENV)/.demo
@@ -26,6 +26,16 @@ test: $(VENV)/.test lint
 test-lowest: $(LOWEST)/.ready
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python examples/own_loop.py
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(JOBS) $(PARTS)
+
+# The wheel as a user gets it, by hand: built, installed in a fresh environment and used from elsewhere.
+test-wheel:
+	rm -rf build/wheel && mkdir -p build/wheel && $(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check build mypy==2.4.1
+	build/wheel/venv/bin/python -m build --outdir build/wheel/dist .
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		torch==2.13.0 scikit-learn build/wheel/dist/*.whl
+	cp examples/own_loop.py build/wheel && cd build/wheel && OMP_NUM_THREADS=1 venv/bin/python own_loop.py
+	cd build/wheel && venv/bin/niwaki inspect mlp && venv/bin/mypy --ignore-missing-imports own_loop.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ from niwaki.io.state import contiguous, fill, materialised, outside_state, state
 from niwaki.io.writing import Part, tensors_part, write_directory
 from niwaki.surgery.cut import cut_module, cut_program
 from niwaki.surgery.history import check_plan, plan_of
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def save(
@@ -94,8 +96,8 @@ def save(
 
 @overload
 def load(
-    fresh_dense_model: nn.Module, directory: str | os.PathLike[str], *, device: str | torch.device | None = ...
-) -> nn.Module: ...
+    fresh_dense_model: Network, directory: str | os.PathLike[str], *, device: str | torch.device | None = ...
+) -> Network: ...
 @overload
 def load(
     fresh_dense_model: ExportedProgram, directory: str | os.PathLike[str], *, device: str | torch.device | None = ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch.export import ExportedProgram
@@ -21,13 +21,13 @@ from niwaki.surgery.leftovers import forget_leftovers, share_beside, warn_of_lef
 from niwaki.surgery.nonzero import warn_of_nonzero
 from niwaki.surgery.unscaled import warn_of_unscaled
 
+Network = TypeVar("Network", bound=torch.nn.Module)
+
 
 @overload
 def cut(model: ExportedProgram, plan: Plan, as_graph: bool = ..., example_inputs: Any = ...) -> ExportedProgram: ...
 @overload
-def cut(
-    model: torch.nn.Module, plan: Plan, as_graph: Literal[False] = ..., example_inputs: Any = ...
-) -> torch.nn.Module: ...
+def cut(model: Network, plan: Plan, as_graph: Literal[False] = ..., example_inputs: Any = ...) -> Network: ...
 @overload
 def cut(model: torch.nn.Module, plan: Plan, as_graph: Literal[True], example_inputs: Any = ...) -> ExportedProgram: ...
 def cut(

@@ -69,6 +69,21 @@ def test_changelog_knows_the_version() -> None:
     assert f"## {niwaki.__version__}" in text("CHANGELOG.md")
 
 
+def test_citation_knows_the_version_and_the_methods() -> None:
+    citation = text("CITATION.cff")
+    assert f"version: {niwaki.__version__}\n" in citation
+    named = set(re.findall(r"niwaki\.([A-Za-z0-9_]+)", citation))
+    assert all(hasattr(niwaki, name) or importlib.util.find_spec(f"niwaki.{name}") for name in named)
+    methods = {"ATO", "ATP", "CRIC", "DHSPG", "H2SPG", "HESSO", "HSPG", "LHSPG", "AdaHSPG", "DDPTraining"}
+    assert methods <= named
+
+
+def test_what_the_source_distribution_includes_exists() -> None:
+    lines = [line.split() for line in text("MANIFEST.in").splitlines()]
+    for name in (name for command, *names in lines if command in ("graft", "include") for name in names):
+        assert (ROOT / name).exists(), name
+
+
 def test_no_code_depends_on_the_name_of_a_file_or_a_caller() -> None:
     """A renamed file or function must not change what the package does: code is compared by identity or by the
     directory of the library it belongs to, never by a name that is written down."""
