@@ -17,9 +17,11 @@ _CLOSE = 1e-4  # relative: between the two lie zeros in other places of the same
 
 
 @torch.no_grad()
-def check_gates(space: SearchSpace, gates: Gates, loss: Callable[[nn.Module], Any]) -> None:
+def check_gates(
+    space: SearchSpace, gates: Gates, loss: Callable[[nn.Module], Any], what: str = "the loss", random: str = "loss_fn"
+) -> None:
     """Compare the loss under a mask with that of the network whose masked units are at zero, which is what a cut
-    network computes.
+    network computes. ``what``: a name for the number that ``loss`` returns; ``random``: for what may draw by chance.
 
     Raises:
         MethodError: the two differ; the message names the first group for which they do.
@@ -37,9 +39,9 @@ def check_gates(space: SearchSpace, gates: Gates, loss: Callable[[nn.Module], An
     assert both is not None
     raise MethodError(
         f"The group {group.name!r} cannot have gates: with half of its units multiplied by zero where they are read "
-        f"the loss is {both[0]:.6g}, and with these units at zero it is {both[1]:.6g}. Something else reads them. Pin "
+        f"{what} is {both[0]:.6g}, and with these units at zero it is {both[1]:.6g}. Something else reads them. Pin "
         "the group with `ignored` when you build the search space, or use a method that scores units (niwaki.HESSO). "
-        "If loss_fn draws random numbers of its own, let it not."
+        f"If {random} draws random numbers of its own, let it not."
     )
 
 

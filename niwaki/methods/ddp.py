@@ -50,8 +50,9 @@ class DDPTraining(Method):
 
     Raises:
         BudgetError: the budget cannot be met.
-        MethodError: the optimizer does not fit the space, or no weight reads the units of a group linearly. Before a
-            step of the optimizer: its gradient was not computed inside of the block.
+        MethodError: the optimizer does not fit the space, or no weight reads the units of a group linearly. At the end
+            of the first block: something else reads them, too. Before a step of the optimizer: its gradient was not
+            computed inside of the block.
         ShrinkError: at 0.6 n: a state of the optimizer cannot follow weights that are scaled.
 
     >>> import niwaki, torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import numpy as np
@@ -16,12 +16,15 @@ from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.masks.deterministic import DeterministicTraining
+from niwaki.masks.first_call import FirstCall, ModelCall, mean_square
 from niwaki.masks.folding import fold_gates_
+from niwaki.masks.gate_check import check_gates
 from niwaki.masks.training import over_processes
 from niwaki.methods.mask_source import MaskSource
 from niwaki.methods.stages import Stages
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.per_unit.unit_gates import UnitGates
+from niwaki.trace.model_state import preserved
 
 
 @final
@@ -39,6 +42,7 @@ class TrainedLatents(MaskSource):
         self._gates: UnitGates = training.gates
         self._leaf: Tensor | None = None  # what units were multiplied by since the last step
         self._mask: Tensor | None = None
+        self._checked = False
 
     @property
     def inside(self) -> bool:
@@ -47,17 +51,39 @@ class TrainedLatents(MaskSource):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model computes under the scales, or under the mask."""
+        """Inside, the model computes under the scales, or under the mask. At the end of the first block in which it is
+        called, it is called again to see whether gates of 0 are what a cut is.
+
+        Raises:
+            MethodError: they are not, or the model is in such a block already.
+        """
+        first = FirstCall(self._space.model)
+        with nullcontext() if self._checked else first.watched(), self._gates.applied(self._at_hand()):
+            yield
+        if first.call is not None:
+            self._check(first.call)
+            self._checked = True
+
+    def _at_hand(self) -> Tensor:
+        """What units are multiplied by now, [num_units]."""
         if self._mask is not None:
-            with self._gates.applied(self._mask):
-                yield
-            return
+            return self._mask
         if self._leaf is None:
             self._leaf = self.training.gate_values().clone().requires_grad_()
         if self._leaf.grad is not None:
             self._leaf.grad = self._not_discarded(self._leaf.grad)
-        with self._gates.applied(self._leaf):
-            yield
+        return self._leaf
+
+    def _check(self, call: ModelCall) -> None:
+        with preserved(self._space.model, (call.args, call.kwargs)):
+            self._space.model.eval()
+            check_gates(
+                self._space,
+                self._gates,
+                lambda model: mean_square(call(model)),
+                "the mean square of what the model returns",
+                "the model, in eval mode,",
+            )
 
     def _not_discarded(self, gradient: Tensor) -> Tensor | None:
         """``gradient``, of the blocks since the last step; nothing of it where the gradients of all parameters have

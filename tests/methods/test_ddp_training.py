@@ -14,6 +14,7 @@ from training import adamw, sgd
 
 import niwaki
 from niwaki.errors import MethodError
+from niwaki.masks.first_call import mean_square
 from niwaki.methods.stages import Stages
 from niwaki.surgery.zero import zeroed
 
@@ -177,6 +178,66 @@ def test_a_step_inside_of_the_block_is_refused(stop: int) -> None:
     assert job.method.step == stop
     assert all(torch.equal(value, before[name]) for name, value in job.model.state_dict().items())
     job.until(stop + 2)
+
+
+class Summed(nn.Module):
+    """What is no layer reads the units, too: they stay there when the weights that read them are multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.dropout, self.head = nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor, *, scale: float = 1.0) -> dict[str, torch.Tensor]:
+        x = self.dropout(self.first(x).relu())
+        return {"logits": self.head(x) + scale * x.sum(1, keepdim=True)}
+
+
+def test_a_reader_that_is_no_layer_is_refused_at_the_end_of_the_first_block() -> None:
+    """Before any step, as the mask would look at other units than the cut; and nothing of it is left."""
+    torch.manual_seed(0)
+    model = Summed()
+    optimizer = sgd(model.parameters())
+    method = niwaki.DDPTraining(niwaki.search_space(model, X[:2]), optimizer, BUDGET, SCHEDULE)
+    with method.masked():  # in which the model is not called
+        pass
+    before, draws = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    with (
+        pytest.raises(
+            MethodError,
+            match=r"^The group 'first' cannot have gates: with half of its units multiplied by zero where they are "
+            r"read the mean square of what the model returns is [\d.]+, and with these units at zero it is [\d.]+. "
+            r"Something else reads them. Pin .* If the model, in eval mode, draws random numbers of its own, let it",
+        ),
+        method.masked(),
+    ):
+        model.eval()(X, scale=0.5)
+        model.train()
+    assert method.step == 0 and torch.equal(torch.get_rng_state(), draws)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training and not module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_check_is_taken_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs on the call of the first block, in the precision of that call, and leaves gradients and statistics."""
+    seen: list[torch.dtype] = []
+
+    def spy(output: torch.Tensor) -> torch.Tensor:
+        seen.append(output.dtype)
+        return mean_square(output)
+
+    monkeypatch.setattr("niwaki.methods.trained_latents.mean_square", spy)
+    jobs = [Job(dtype=torch.float32), Job(dtype=torch.float32)]
+    jobs[1].method.selector.controller._checked = True  # type: ignore[attr-defined]
+    for job in jobs:
+        with torch.autocast("cpu", torch.bfloat16):
+            job.backward()
+    assert seen == 2 * [torch.bfloat16]
+    for mine, other in zip(*(job.model.state_dict().values() for job in jobs), strict=True):
+        assert torch.equal(mine, other)
+    for one, same in zip(*(job.model.parameters() for job in jobs), strict=True):
+        assert one.grad is not None and same.grad is not None and torch.equal(one.grad, same.grad)
+    jobs[0].until(3)
+    assert len(seen) == 2
 
 
 def test_units_that_leave_are_shortened_by_equal_pieces() -> None:
