@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from niwaki.cli.inputs import output_directory
 from niwaki.cli.inspect import inspect
 from niwaki.cli.live import LiveObserver
+from niwaki.cli.prune import prune
 from niwaki.cli.tables import report_table
 from niwaki.errors import Interrupted, NiwakiError, RunError
 from niwaki.train.job import train as run_job
@@ -23,14 +25,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-def _directory(value: str | Path) -> Path:
-    """The directory of this name. An empty name is refused: Python reads it as the current directory, and most likely a
-    variable was unset."""
-    if not str(value):
-        raise RunError("--out is empty. Name a directory for the results; the current one is --out .")
-    return Path(value)
 
 
 _DEFAULT = Recipe()
@@ -72,7 +66,7 @@ def train(
     narrow: Annotated[
         bool, typer.Option("--narrow", help="with --erase: remove units as well, whichever is worth less for its cost")
     ] = _DEFAULT.narrow,
-    out: Annotated[Path, typer.Option(parser=_directory, metavar="PATH", help="output directory")] = Path("out"),
+    out: Annotated[Path, typer.Option(parser=output_directory, metavar="PATH", help="output directory")] = Path("out"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint in --out")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in --out")] = False,
@@ -115,6 +109,7 @@ def train(
     console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json")
 
 
+app.command()(prune)
 app.command()(inspect)
 
 

@@ -1,4 +1,4 @@
-"""Create example inputs from text on the command line."""
+"""Create example inputs, fractions and directories from text on the command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +78,18 @@ def parse_shares(text: str) -> tuple[float, ...]:
         if not 0 < share <= 1:
             raise RunError(f"{share} is not a fraction to keep: it must be above 0 and at most 1.")
     return shares
+
+
+def output_directory(value: str | Path) -> Path:
+    """The directory of this name. An empty name is refused: Python reads it as the current directory, and most likely a
+    variable was unset.
+
+    Raises:
+        RunError: the name is empty.
+    """
+    if not str(value):
+        raise RunError("--out is empty. Name a directory for the results; the current one is --out .")
+    return Path(value)
 
 
 def images_of(inputs: Sequence[GivenInput]) -> tuple[int, tuple[int, int]] | None:

@@ -24,6 +24,7 @@ class File(NetworkSource):
     it has parameters for. It returns the network, or the network and example inputs."""
 
     form = "path/to/file.py:factory"
+    trained = True
 
     def item(self, name: str) -> str | None:
         """The name itself."""

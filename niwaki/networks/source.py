@@ -40,10 +40,12 @@ class ExampleNetwork:
 
 
 class NetworkSource(ABC):
-    """A source of networks. ``form``: the form of its names. ``channels``: the channels of its images, if fixed."""
+    """A source of networks. ``form``: the form of its names. ``channels``: the channels of its images, if fixed.
+    ``trained``: whether its networks may come with the weights of a training."""
 
     form: ClassVar[str]
     channels: ClassVar[int | None] = None
+    trained: ClassVar[bool] = False
 
     @abstractmethod
     def item(self, name: str) -> str | None:

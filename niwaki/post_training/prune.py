@@ -13,11 +13,15 @@ from torch import nn
 
 from niwaki.core.cost import Cost
 from niwaki.core.plan import Plan
+from niwaki.core.scalars import is_whole
+from niwaki.core.space import SearchSpace
 from niwaki.criteria.losses import Loss, loss_of
 from niwaki.criteria.mix import One
 from niwaki.criteria.normalise import Compare
+from niwaki.criteria.score import score
 from niwaki.errors import MethodError
 from niwaki.post_training.iterative import REPAIRS, Repair, choose_iteratively
+from niwaki.post_training.refine import refine as share_out
 from niwaki.post_training.surgeon import Surgeon
 from niwaki.repair.batchnorm import reestimate_norms
 from niwaki.repair.compensate import compensate
@@ -87,6 +91,7 @@ def prune(
     method: One | Mapping[One, float] | None = None,
     rounds: int | None = None,
     repair: Repair | None = None,
+    refine: int = 0,
     compare: Compare | None = None,
     remove: Literal["units", "structures", "both"] = "units",
     ignored: Sequence[str] = (),
@@ -110,16 +115,20 @@ def prune(
         rounds: how often the network is scored on the way; by default 4, and 1 where no data are given.
         repair: ``compensate`` fits the remaining weights to the outputs of the dense network; ``norms`` re-estimates
             the statistics of BatchNorms; ``none``. Default: ``compensate`` with batches.
+        refine: how often `niwaki.refine` tries all groups, after one round: it takes up to two cuts, repairs and passes
+            over three quarters of the batches for each group, and finds the better share of each group.
         compare: as for `niwaki.score`; in the whole ``space`` by default, where a `niwaki.Surgeon` scores.
         remove: ``units``, or whole ``structures``, or ``both``.
         ignored: patterns of parameters that stay whole, as for `niwaki.search_space`.
         seed: for criteria with random numbers.
-        told: is called after each round with its number, the number of rounds, and the share of MACs that is left;
-            `niwaki.report.RoundBar` shows a bar. Each round is a message of the logger ``niwaki``, too.
+        told: is called after each round, and each group that ``refine`` tries, with its number, how many there are, and
+            the share of MACs that is left; `niwaki.report.RoundBar` shows a bar. Each round is a message of the logger
+            ``niwaki``, too.
 
     Raises:
         MethodError: ``batches`` are given without ``loss_fn`` or the other way round, or are missing where ``method``
-            or ``repair`` needs them; or ``repair`` is none of the three.
+            or ``repair`` or ``refine`` needs them; ``repair`` is none of the three; ``refine`` is negative, or asked
+            for with several rounds.
         NiwakiError: whatever the functions above raise. The model is as before.
 
     Example:
@@ -151,15 +160,18 @@ def prune(
     method = method or _default(data, loss_fn, remove)
     if isinstance(method, Surgeon):
         compare = compare or "space"  # its values are losses
-    rounds = (1 if data is None else _ROUNDS) if rounds is None else rounds
+    _check_refine(refine, rounds, data, remove)
+    rounds = (1 if data is None or refine else _ROUNDS) if rounds is None else rounds
 
     space = search_space(model, inputs, ignored, erase=remove != "units")
 
+    trials = refine * len(space.groups)
+
     def heard(number: int, plan: Plan) -> None:
-        share = space.cost(plan).macs / max(space.cost().macs, 1)
+        share = _share(space, plan)
         _LOG.info("Round %d of %d: %.1f %% of the MACs are left.", number, rounds, 100 * share)
         if told is not None:
-            told(number, rounds, share)
+            told(number, rounds + trials, share)
 
     plan = choose_iteratively(
         *(space, method, budget, data, loss_fn),
@@ -171,6 +183,15 @@ def prune(
         example_inputs=inputs if "latency" in budget.limits else None,
         told=heard,
     )
+    if refine and data is not None and loss_fn is not None:
+        share, scores = _share(space, plan), score(space, method, data, loss_fn, compare=compare, seed=seed)
+
+        def tried(number: int, trials: int, divergence: float) -> None:
+            _LOG.info("Group %d of %d: the divergence from the dense network is %.4g.", number, trials, divergence)
+            if told is not None:
+                told(rounds + number, rounds + trials, share)
+
+        plan = share_out(space, scores, budget, data, repair=repair, compare=compare, sweeps=refine, told=tried)
     small, losses, layers, left = cut(model, plan), {}, 0, {}
     if data is not None and loss_fn is not None:
 
@@ -191,6 +212,25 @@ def prune(
     report = PruningReport(name, rounds, repair, *costs, losses, layers, left, seconds)
     _LOG.info("%s", report)
     return Pruned(small, plan, report)
+
+
+def _check_refine(refine: int, rounds: int | None, data: list[Any] | None, remove: str) -> None:
+    """Raise `MethodError` unless the plan can be refined, or need not be."""
+    if not is_whole(refine) or refine < 0:
+        raise MethodError(f"refine={refine!r} must be a whole number: how often all groups are tried, 0 for never.")
+    if refine and data is None:
+        raise MethodError("refine= needs batches and loss_fn: it compares outputs with those of the dense network.")
+    if refine and rounds is not None and rounds != 1:
+        raise MethodError(
+            f"refine= starts from a choice in one round, not from rounds={rounds!r}. Leave one of both out."
+        )
+    if refine and remove != "units":
+        raise MethodError(f"refine= shares units out among groups, and remove={remove!r} asks for whole structures.")
+
+
+def _share(space: SearchSpace, plan: Plan) -> float:
+    """The share of the MACs that is left."""
+    return space.cost(plan).macs / max(space.cost().macs, 1)
 
 
 def _default(data: list[Any] | None, loss_fn: Loss | None, remove: str) -> One:

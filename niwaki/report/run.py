@@ -1,4 +1,4 @@
-"""The report of a training run, as data and as JSON."""
+"""The report of a run, as data and as JSON."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class RunReport:
 
     ``check``: the result of `niwaki.check`. ``kept``: kept units and all units, by group. ``history``: one entry per
     epoch. ``data``: names, sizes and the normalisation that inputs need: ``(pixel - mean) / std``, pixels in 0 to 255.
+    ``repair``: of a network that was trained before, accuracy and loss before and after the repair; None otherwise.
     """
 
     recipe: Mapping[str, Any]
@@ -44,7 +45,11 @@ class RunReport:
     kept: Mapping[str, tuple[int, int]]
     history: tuple[Mapping[str, float], ...]
     seconds: float
+    repair: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """The report as JSON text with a format number."""
-        return json.dumps({"format": REPORT_FORMAT, **dataclasses.asdict(self)}, indent=1)
+        values = dataclasses.asdict(self)
+        if self.repair is None:
+            del values["repair"]
+        return json.dumps({"format": REPORT_FORMAT, **values}, indent=1)

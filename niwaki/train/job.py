@@ -7,6 +7,7 @@ import dataclasses
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from niwaki.errors import Interrupted, RunError
 from niwaki.io import PLAN_FILE, WEIGHTS_FILE
 from niwaki.io.atomic import write_atomically
 from niwaki.report import Figures, Latency, RunReport
+from niwaki.train.batches import Batches
 from niwaki.train.checkpoint import FOLDER, Checkpoint, read_checkpoint, remove_checkpoints, write_checkpoint
-from niwaki.train.data import load_images
+from niwaki.train.data import Images, load_images
 from niwaki.train.loop import EpochResult, RunObserver, TrainingProgress, TrainingRun
 from niwaki.train.recipe import Recipe
 from niwaki.train.scores import accuracy
@@ -56,7 +58,7 @@ def train(
     begin = time.perf_counter()
     checkpoint = _prepare(recipe, out, resume=resume, overwrite=overwrite)
     images = load_images(recipe.data, recipe.seed)
-    run = TrainingRun(recipe, images, _device(device))
+    run = TrainingRun(recipe, images, device_named(device))
     dense = copy.deepcopy(run.model)
     if checkpoint is not None:
         run.restore(checkpoint)
@@ -90,30 +92,16 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
     if not check.holds:
         raise RunError(f"The small network would not equal the trained one, so nothing was saved. {check}")
     before, after = accuracy(run.model, run.batches), accuracy(small, run.batches)
-    latency = _latencies(run, dense, small, measure_seconds)
+    latency = latencies(dense.to(run.device), small, run.batches, measure_seconds)
     costs = {"dense": run.space.cost(), "small": run.space.cost(plan)}
     figures = {
         name: Figures(share, costs[name].params, costs[name].macs, costs[name].memory, latency[name])
         for name, share in (("dense", before), ("small", after))
     }
-    mean, std = run.images.statistics()
     report = RunReport(
         recipe=run.recipe.to_dict(),
-        data={
-            "name": run.images.name,
-            "train": len(run.images.train_y),
-            "test": len(run.images.test_y),
-            "classes": run.images.classes,
-            "shape": list(run.images.train_x.shape[1:]),
-            "mean": mean.tolist(),
-            "std": std.tolist(),
-        },
-        versions={
-            "niwaki": niwaki.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "device": _describe(run.device),
-        },
+        data=facts_of(run.images),
+        versions=versions(run.device),
         dense=figures["dense"],
         small=figures["small"],
         coverage=run.space.coverage,
@@ -129,8 +117,32 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
     return report
 
 
-def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Checkpoint | None:
-    """Check the output directory before anything is computed; returns the checkpoint to resume from, or None."""
+def facts_of(images: Images) -> dict[str, Any]:
+    """The data of a report."""
+    mean, std = images.statistics()
+    return {
+        "name": images.name,
+        "train": len(images.train_y),
+        "test": len(images.test_y),
+        "classes": images.classes,
+        "shape": list(images.train_x.shape[1:]),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """The versions of a report, and what the run took place on."""
+    return {
+        "niwaki": niwaki.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": _describe(device),
+    }
+
+
+def check_output(out: Path) -> None:
+    """Raise `RunError` unless ``out`` is a directory, or can become one."""
     if out.exists() and not out.is_dir():
         raise RunError(f"The output {str(out)!r} is a file. Name a directory with --out.")
     for parent in out.absolute().parents:
@@ -138,6 +150,17 @@ def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Che
             if not parent.is_dir():
                 raise RunError(f"The output {str(out)!r} lies below {str(parent)!r}, which is a file.")
             break
+
+
+def held_by(out: Path) -> str | None:
+    """The file or folder of an earlier run in ``out``; None if there is none."""
+    names = (REPORT_FILE, WEIGHTS_FILE, PLAN_FILE, FOLDER)
+    return next((name for name in names if out.is_dir() and (out / name).exists()), None)
+
+
+def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Checkpoint | None:
+    """Check the output directory before anything is computed; returns the checkpoint to resume from, or None."""
+    check_output(out)
     if resume:
         if (out / REPORT_FILE).exists() and not (out / FOLDER).exists():
             raise RunError(f"The run in {str(out)!r} has finished: there is nothing to resume.")
@@ -149,26 +172,27 @@ def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Che
                 "resume it, or start another run."
             )
         return checkpoint
-    if out.is_dir() and not overwrite:
-        for name in (REPORT_FILE, WEIGHTS_FILE, PLAN_FILE, FOLDER):
-            if (out / name).exists():
-                raise RunError(
-                    f"{str(out)!r} already holds a run ({name}). Continue with --resume, replace it with --overwrite, "
-                    "or choose another --out."
-                )
+    if not overwrite and (name := held_by(out)):
+        raise RunError(
+            f"{str(out)!r} already holds a run ({name}). Continue with --resume, replace it with --overwrite, "
+            "or choose another --out."
+        )
     return None
 
 
-def _latencies(run: TrainingRun, dense: nn.Module, small: nn.Module, seconds: float) -> dict[str, tuple[Latency, ...]]:
-    """Latency of both networks on one image and on a training batch."""
-    networks = {"dense": dense.to(run.device), "small": small}
-    measured = [
-        niwaki.latency(networks, run.batches.example(count), seconds=seconds) for count in (1, run.recipe.batch_size)
-    ]
-    return {name: tuple(latencies.networks[name] for latencies in measured) for name in networks}
+def latencies(dense: nn.Module, small: nn.Module, batches: Batches, seconds: float) -> dict[str, tuple[Latency, ...]]:
+    """Latency of both networks, by name, on one image and on a training batch."""
+    networks = {"dense": dense, "small": small}
+    measured = [niwaki.latency(networks, batches.example(count), seconds=seconds) for count in (1, batches.batch_size)]
+    return {name: tuple(both.networks[name] for both in measured) for name in networks}
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        RunError: it cannot be used here.
+    """
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()

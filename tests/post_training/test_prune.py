@@ -174,3 +174,32 @@ def test_a_surgeon_of_the_user_is_compared_in_the_whole_space(digits: tuple[nn.M
         for method in (None, niwaki.Surgeon(data, loss_fn))
     ]
     assert plans[0].kept == plans[1].kept and plans[1].provenance["compare"] == "space"
+
+
+def test_refine_comes_nearer_to_the_dense_outputs(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = digits
+    heard: list[tuple[int, int, float]] = []
+    given: dict[str, Any] = {"batches": batches(x, y), "loss_fn": nn.CrossEntropyLoss(), "method": "magnitude"}
+    refined = niwaki.prune(
+        *(net, x[:2], niwaki.Budget(macs=0.4)), **given, refine=1, told=lambda *one: heard.append(one)
+    )
+    space = niwaki.search_space(net, x[:2])
+    scores = niwaki.score(space, "magnitude")
+    assert refined.plan.kept == niwaki.refine(space, scores, niwaki.Budget(macs=0.4), given["batches"]).kept
+    assert [one[:2] for one in heard] == [(number, 4) for number in (1, 2, 3, 4)]
+    assert {one[2] for one in heard} == {heard[0][2]} and 0.38 < heard[0][2] <= 0.4
+    assert "refined" in refined.plan.provenance and refined.report.losses["repaired"] < refined.report.losses["cut"]
+
+
+def test_refine_says_what_it_needs(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = digits
+    given = (net, x[:2], niwaki.Budget(macs=0.5))
+    data: dict[str, Any] = {"batches": batches(x, y), "loss_fn": nn.CrossEntropyLoss()}
+    with pytest.raises(MethodError, match="refine=-1 must be a whole number: how often all groups are tried"):
+        niwaki.prune(*given, refine=-1)
+    with pytest.raises(MethodError, match="refine= needs batches and loss_fn: it compares outputs"):
+        niwaki.prune(*given, refine=1)
+    with pytest.raises(MethodError, match="refine= starts from a choice in one round, and rounds=4 is given"):
+        niwaki.prune(*given, **data, refine=1, rounds=4)
+    with pytest.raises(MethodError, match="refine= shares units out among groups, and remove='structures' asks"):
+        niwaki.prune(*given, **data, refine=1, remove="structures")

@@ -107,6 +107,10 @@ def test_commands_and_options() -> None:
             *("--seed", "--prune-start", "--prune-until", "--out", "--device", "--resume", "--overwrite"),
             *("--checkpoint-every", "--shrink", "--erase", "--narrow"),
         },
+        "prune": {
+            *("model", "--weights", "--data", "--keep-macs", "--keep-params", "--keep-memory", "--method", "--rounds"),
+            *("--repair", "--refine", "--images", "--batch-size", "--seed", "--out", "--device", "--overwrite"),
+        },
         "inspect": {
             *("model", "--input", "--classes", "--keep", "--draw", "--check", "--meta", "--allow-inexact", "--json"),
             *("--as-graph", "--erase"),

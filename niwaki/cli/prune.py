@@ -1,0 +1,120 @@
+"""`niwaki prune`: make a trained network smaller without training it, and say what was lost."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from niwaki.cli.inputs import output_directory
+from niwaki.post_training.iterative import REPAIRS
+from niwaki.report import RoundBar, RunReport
+from niwaki.train.pruning import PruningRecipe, prune_trained
+
+_MODEL = "resnet, mlp, superresnet, unets, cells, supernet, timm:NAME, torchvision:NAME or path/to/file.py:factory"
+
+
+def prune(
+    model: Annotated[str, typer.Argument(help=f"{_MODEL}; a factory may return a trained network")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="those of its training: a .safetensors, .pt or .pth file of a state dictionary, or a directory that "
+            "niwaki wrote  \\[default: as the factory makes it]",
+        ),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="digits, an .npz file with images and labels, or a folder of images per class")
+    ] = "digits",
+    keep_macs: Annotated[
+        float | None,
+        typer.Option(help="multiply-accumulates to keep: a fraction up to 1, or a number  \\[default: 0.5]"),
+    ] = None,
+    keep_params: Annotated[
+        float | None, typer.Option(help="parameters to keep: a fraction up to 1, or a number")
+    ] = None,
+    keep_memory: Annotated[
+        float | None, typer.Option(help="bytes of parameters and buffers to keep: a fraction up to 1, or a number")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="what scores the units: surgeon, or a criterion such as taylor1 or magnitude")
+    ] = "surgeon",
+    rounds: Annotated[
+        int | None, typer.Option(help="how often the network is scored on the way  \\[default: 4; 1 with --refine]")
+    ] = None,
+    repair: Annotated[str, typer.Option(help=f"of the remaining weights: {', '.join(REPAIRS)}")] = "compensate",
+    refine: Annotated[
+        int, typer.Option(help="how often every group is tried wider and narrower, which takes minutes")
+    ] = 0,
+    images: Annotated[int, typer.Option(help="training images that score and repair")] = 1024,
+    batch_size: Annotated[int, typer.Option(help="images per batch")] = 128,
+    seed: Annotated[int, typer.Option(help="random seed (split and choice of the images)")] = 0,
+    out: Annotated[Path, typer.Option(parser=output_directory, metavar="PATH", help="output directory")] = Path("out"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in --out")] = False,
+) -> None:
+    """Make a trained network smaller without training it, and save it."""
+    if keep_macs is keep_params is keep_memory is None:
+        keep_macs = 0.5
+    recipe = PruningRecipe(
+        model=model,
+        data=data,
+        weights=weights,
+        keep_macs=keep_macs,
+        keep_params=keep_params,
+        keep_memory=keep_memory,
+        method=method,
+        rounds=rounds,
+        repair=repair,
+        refine=refine,
+        images=images,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    console, errors = Console(), Console(stderr=True)
+    bar: Any = RoundBar(errors) if errors.is_terminal else nullcontext()
+    with bar as told:
+        report = prune_trained(recipe, out, device=device, overwrite=overwrite, told=told)
+    console.print(pruning_table(report))
+    console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json")
+
+
+def pruning_table(report: RunReport) -> Table:
+    """Dense against cut against repaired: accuracy, loss, cost and latency."""
+    dense, small, repair = report.dense, report.small, report.repair
+    assert repair is not None
+    repaired = report.recipe["repair"] != "none"
+    table = Table(title=escape(f"{report.recipe['model']} on {report.data['name']}"), title_justify="left")
+    for name in ("", "dense", *(("cut", "repaired") if repaired else ("cut",)), "ratio"):
+        table.add_column(name, justify="right" if name else "left")
+    lost = [f"{dense.accuracy:.2%}", *([f"{repair['accuracy_before']:.2%}"] if repaired else [])]
+    table.add_row("test accuracy", *lost, f"{small.accuracy:.2%}", "")
+    losses = [f"{repair['losses'][name]:.3f}" for name in ("dense", "cut", "repaired") if name in repair["losses"]]
+    table.add_row("loss on the batches", *losses, "")
+    same = [""] if repaired else []
+    for name, before, after in (
+        ("MACs", dense.macs, small.macs),
+        ("parameters", dense.params, small.params),
+        ("memory, KiB", dense.memory // 2**10, small.memory // 2**10),
+    ):
+        table.add_row(name, f"{before:,}", *same, f"{after:,}", f"{after / max(before, 1):.1%}")
+    for old, new in zip(dense.latency, small.latency, strict=True):
+        times = (f"{time / 1e3:.2f} ms" for time in (old.median_us, new.median_us))
+        share = f"{new.median_us / old.median_us:.1%}"
+        table.add_row(f"latency, batch {old.shapes[0][0]}", next(times), *same, next(times), share)
+    left = "".join(f" Not repaired: {escape(name)}, {escape(why)}." for name, why in repair["left"].items())
+    layers = f" {repair['layers']} layers have new weights." if report.recipe["repair"] == "compensate" else ""
+    table.caption = (
+        f"Units chosen by {escape(repair['method'])} in {repair['rounds']} round"
+        f"{'s' if repair['rounds'] > 1 else ''}. The cut is exact: max. difference "
+        f"{report.check['deviation']:.1e} (relative).{layers}{left} It took {report.seconds:.0f} s on "
+        f"{report.versions['device']}."
+    )
+    table.caption_justify = "left"
+    return table
