@@ -1,23 +1,18 @@
-"""The `niwaki` command. Errors are one sentence on stderr and a non-zero exit code."""
+"""The `niwaki` command. Errors are one sentence on stderr and a non-zero exit code.
+
+Each command is a file of its own, which is imported when it is called: `niwaki --help` does not wait for torch.
+"""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from niwaki.cli.inputs import output_directory
-from niwaki.cli.inspect import inspect
-from niwaki.cli.live import LiveObserver
-from niwaki.cli.prune import prune
-from niwaki.cli.tables import report_table
-from niwaki.errors import Interrupted, NiwakiError, RunError
-from niwaki.train.job import train as run_job
-from niwaki.train.recipe import Recipe, choices
+from niwaki.errors import Interrupted, NiwakiError
+from niwaki.version import __version__
 
 app = typer.Typer(
     help="Prune a PyTorch network while it trains; the smaller network equals the trained one.",
@@ -26,114 +21,62 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# What stands behind the name of a command, --help included, is read by the command itself.
+_UNREAD = {"ignore_unknown_options": True, "allow_extra_args": True}
 
-_DEFAULT = Recipe()
-_MODEL = "resnet, mlp, superresnet, unets, cells, supernet, timm:NAME, torchvision:NAME or path/to/file.py:factory"
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"niwaki {__version__}\n")
+        raise typer.Exit
 
 
-@app.command()
-def train(
-    context: typer.Context,
-    model: Annotated[str, typer.Option(help=_MODEL)] = _DEFAULT.model,
-    data: Annotated[
-        str, typer.Option(help="digits, an .npz file with images and labels, or a folder of images per class")
-    ] = _DEFAULT.data,
-    method: Annotated[str, typer.Option(help=f"{choices()}, which trains the dense network")] = _DEFAULT.method,
-    keep_macs: Annotated[
-        float | None,
-        typer.Option(help="multiply-accumulates to keep: a fraction up to 1, or a number  \\[default: 0.4]"),
-    ] = None,
-    keep_params: Annotated[
-        float | None, typer.Option(help="parameters to keep: a fraction up to 1, or a number")
-    ] = None,
-    epochs: Annotated[int, typer.Option(help="passes over the training images")] = _DEFAULT.epochs,
-    batch_size: Annotated[int, typer.Option(help="images per optimizer step")] = _DEFAULT.batch_size,
-    lr: Annotated[float, typer.Option(help="peak learning rate")] = _DEFAULT.lr,
-    seed: Annotated[int, typer.Option(help="random seed (initialisation, split, order, augmentation)")] = _DEFAULT.seed,
-    prune_start: Annotated[
-        float, typer.Option(help="fraction of the run after which pruning begins")
-    ] = _DEFAULT.prune_start,
-    prune_until: Annotated[
-        float, typer.Option(help="fraction of the run after which pruning is complete")
-    ] = _DEFAULT.prune_until,
-    shrink: Annotated[
-        bool, typer.Option("--shrink", help="remove units as they reach zero: the rest of the run is cheaper")
-    ] = _DEFAULT.shrink,
-    erase: Annotated[
-        bool,
-        typer.Option("--erase", help="erase whole branches and blocks instead of units (h2spg, hesso, hesso-cric)"),
-    ] = _DEFAULT.erase,
-    narrow: Annotated[
-        bool, typer.Option("--narrow", help="with --erase: remove units as well, whichever is worth less for its cost")
-    ] = _DEFAULT.narrow,
-    out: Annotated[Path, typer.Option(parser=output_directory, metavar="PATH", help="output directory")] = Path("out"),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint in --out")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in --out")] = False,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, help="optimizer steps between checkpoints  \\[default: one epoch]")
-    ] = None,
+@app.callback()
+def niwaki(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
+    """Options that stand before a command."""
+
+
+@app.command(add_help_option=False, context_settings=_UNREAD)
+def train(context: typer.Context) -> None:
     """Train a network once, prune it on the way, and save the smaller one."""
-    if keep_macs is None and keep_params is None:
-        keep_macs = _DEFAULT.keep_macs
-    options: dict[str, Any] = {
-        "model": model,
-        "data": data,
-        "method": method,
-        "keep_macs": keep_macs,
-        "keep_params": keep_params,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "seed": seed,
-        "prune_start": prune_start,
-        "prune_until": prune_until,
-        "shrink": shrink,
-        "erase": erase,
-        "narrow": narrow,
-    }
-    recipe = _resumed(context, options, out) if resume else Recipe(**options)
-    console = Console()
-    with LiveObserver(console, recipe.epochs) as observer:
-        report = run_job(
-            recipe,
-            out,
-            observer,
-            device=device,
-            resume=resume,
-            overwrite=overwrite,
-            checkpoint_every=checkpoint_every,
-        )
-    console.print(report_table(report))
-    console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json")
+    from niwaki.cli.train import train as function
+
+    _run(context, function)
 
 
-app.command()(prune)
-app.command()(inspect)
+@app.command(add_help_option=False, context_settings=_UNREAD)
+def prune(context: typer.Context) -> None:
+    """Make a trained network smaller without training it, and save it."""
+    from niwaki.cli.prune import prune as function
+
+    _run(context, function)
 
 
-def _resumed(context: typer.Context, options: dict[str, Any], out: Path) -> Recipe:
-    """The recipe of the interrupted run; raises if an option of this call differs from it."""
-    from niwaki.train.checkpoint import read_checkpoint
-    from niwaki.train.job import REPORT_FILE
+@app.command(add_help_option=False, context_settings=_UNREAD)
+def inspect(context: typer.Context) -> None:
+    """Print what of a network can be pruned, what cannot, and why, without training it."""
+    from niwaki.cli.inspect import inspect as function
 
-    if out.is_dir() and (out / REPORT_FILE).exists():
-        raise RunError(f"The run in {str(out)!r} has finished: there is nothing to resume.")
-    recipe = Recipe(**read_checkpoint(out).facts["recipe"])
-    given = {name: value for name, value in options.items() if _was_given(context, name)}
-    if odd := recipe.differences(given):
-        name = odd[0]
-        raise RunError(
-            f"The run in {str(out)!r} was started with --{name.replace('_', '-')} {recipe.to_dict()[name]}, not "
-            f"{given[name]}. Omit the option to resume it, or start another run."
-        )
-    return recipe
+    _run(context, function)
 
 
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def command_of(function: Callable[..., None]) -> typer.core.TyperCommand:
+    """A function with annotated options as a command."""
+    alone = typer.Typer(add_completion=False)
+    alone.command()(function)
+    command = typer.main.get_command(alone)
+    assert isinstance(command, typer.core.TyperCommand)
+    return command
+
+
+def _run(context: typer.Context, function: Callable[..., None]) -> None:
+    command = command_of(function)
+    with command.make_context(context.info_name, context.args, parent=context.parent) as inner:
+        command.invoke(inner)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Integrations: what a package for the models of one library adds to searching and cutting. The core names none of
 them.
 
-Such a package registers an `Integration` when it is imported.
+Such a package registers an `Integration` when it is imported, and `niwaki.core.announced` sees to that.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from niwaki.core.announced import import_announced
 from niwaki.core.plan import Plan
 
 
@@ -60,4 +61,5 @@ def register(integration: Integration) -> None:
 
 def registered() -> Iterator[Integration]:
     """All integrations."""
+    import_announced()
     return iter(tuple(_REGISTERED))

@@ -47,7 +47,7 @@ def dot_text(drawing: Drawing) -> str:
         )
         out += [f"  {_edge(number, stop)};" for stop in line.stops]
     for number, whole in enumerate(drawing.structures):
-        label = f"{whole.structure.name}\n{whole.structure.macs:,} MACs, {whole.structure.params:,} parameters"
+        label = f"{whole.name}\n{whole.macs:,} MACs, {whole.params:,} parameters"
         out.append(f"  s{number} [shape=folder, style=dashed, label={_quoted(label)}];")
         out += [f"  s{number} -> m{block} [style=dashed, arrowhead=none];" for block in whole.blocks]
     for number, reason in enumerate(drawing.reasons):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from niwaki.core.describe import counted
 from niwaki.core.names import named_modules
+from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
-from niwaki.core.structures import Structure
 from niwaki.report.inspection import GroupFigures, PinReason, group_figures, line_of, reasons
 
 CHARGED = ("#c2410c", "#b91c1c", "#a16207", "#be185d", "#7e22ce", "#854d0e", "#9f1239", "#6b21a8")
@@ -50,20 +50,27 @@ class PathStop:
 
 @dataclass(frozen=True, slots=True)
 class GroupPath:
-    """A group and the modules it runs through, in the order of the model."""
+    """A group and the modules it runs through, in the order of the model. ``kept``: the units that a plan keeps, if the
+    drawing is of one."""
 
     group: GroupFigures
     stops: tuple[PathStop, ...]
+    kept: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StructurePath:
-    """A structure that can be erased, and the modules whose parameters go with it, in the order of the model.
-    ``makes``: those that make its result."""
+    """A structure that can be erased, what is to say about it, and the modules whose parameters go with it, in the
+    order of the model. ``makes``: those that make its result. ``erased``: whether a plan erases it."""
 
-    structure: Structure
+    name: str
+    about: str
+    macs: int
+    params: int
+    parameters: tuple[str, ...]
     blocks: tuple[int, ...]
-    makes: frozenset[int]
+    makes: tuple[int, ...]
+    erased: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +89,9 @@ class Drawing:
         return CHARGED[min(reason, len(CHARGED) - 1)] if self.reasons[reason].params else FREE_OF_CHARGE
 
 
-def drawing(space: SearchSpace, title: str) -> Drawing:
-    """The drawing of a space: its modules, its groups, and the modules that each group runs through.
+def drawing(space: SearchSpace, title: str, plan: Plan | None = None) -> Drawing:
+    """The drawing of a space: its modules, its groups, and the modules that each group runs through; with a ``plan``,
+    also what it keeps of each.
 
     >>> import niwaki, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -101,15 +109,21 @@ def drawing(space: SearchSpace, title: str) -> Drawing:
         for piece in group.slices:
             roles[number_of[_owner(piece.tensor)]].add(piece.role.produces)
         stops = tuple(PathStop(block, True in roles[block], False in roles[block]) for block in sorted(roles))
-        lines.append(GroupPath(figures[group.name], stops))
+        lines.append(GroupPath(figures[group.name], stops, None if plan is None else len(plan.kept[group.name])))
     lines.sort(key=lambda line: (line.stops[0].block, -line.stops[-1].block))
+    gone = _erased(space, plan)
     wholes = [
         StructurePath(
-            one,
+            one.name,
+            str(one),
+            one.macs,
+            one.params,
+            tuple(one.parameters),
             tuple(sorted({number_of[_owner(name)] for name in one.parameters})),
-            frozenset(number_of[_owner(name)] for name in one.producers),
+            tuple(sorted({number_of[_owner(name)] for name in one.producers})),
+            number in gone,
         )
-        for one in space.structures
+        for number, one in enumerate(space.structures)
         if one.erasable and one.parameters
     ]
     wholes.sort(key=lambda whole: (whole.blocks[0], -whole.blocks[-1]))
@@ -121,6 +135,13 @@ def drawing(space: SearchSpace, title: str) -> Drawing:
     if wholes:
         summary += f" {counted(len(wholes), 'structure')} can be erased, each by itself."
     return Drawing(title, summary, blocks, tuple(lines), why, tuple(wholes))
+
+
+def _erased(space: SearchSpace, plan: Plan | None) -> set[int]:
+    """The numbers of the structures that the plan erases."""
+    if plan is None:
+        return set()
+    return {one.structure for one in space.groups if one.structure is not None and not len(plan.kept[one.name])}
 
 
 def _owner(tensor: str) -> str:

@@ -129,8 +129,7 @@ def _group(line: GroupPath, x: int, colour: str) -> str:
 
 
 def _whole(whole: StructurePath, x: int) -> str:
-    one = whole.structure
-    title = escape(f"{one}\n" + "\n".join(one.parameters))
+    title = escape("\n".join([whole.about, *whole.parameters]))
     top, bottom = _y(whole.blocks[0]), _y(whole.blocks[-1])
     stops = ""
     for block in whole.blocks:

@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 import niwaki
+from niwaki.core.cost import Cost
 from niwaki.errors import Interrupted, RunError
 from niwaki.io import PLAN_FILE, WEIGHTS_FILE
 from niwaki.io.atomic import write_atomically
-from niwaki.report import Figures, Latency, RunReport
+from niwaki.report import REPORT_FILE, Figures, Latencies, RunReport
+from niwaki.report.drawing import drawing
 from niwaki.train.batches import Batches
 from niwaki.train.checkpoint import FOLDER, Checkpoint, read_checkpoint, remove_checkpoints, write_checkpoint
 from niwaki.train.data import Images, load_images
 from niwaki.train.loop import EpochResult, RunObserver, TrainingProgress, TrainingRun
 from niwaki.train.recipe import Recipe
 from niwaki.train.scores import accuracy
-
-REPORT_FILE = "report.json"
 
 
 def train(
@@ -92,11 +92,10 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
     if not check.holds:
         raise RunError(f"The small network would not equal the trained one, so nothing was saved. {check}")
     before, after = accuracy(run.model, run.batches), accuracy(small, run.batches)
-    latency = latencies(dense.to(run.device), small, run.batches, measure_seconds)
+    measured = latencies(dense.to(run.device), small, run.batches, measure_seconds)
     costs = {"dense": run.space.cost(), "small": run.space.cost(plan)}
     figures = {
-        name: Figures(share, costs[name].params, costs[name].macs, costs[name].memory, latency[name])
-        for name, share in (("dense", before), ("small", after))
+        name: figures_of(name, share, costs[name], measured) for name, share in (("dense", before), ("small", after))
     }
     report = RunReport(
         recipe=run.recipe.to_dict(),
@@ -108,9 +107,18 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
         check=dataclasses.asdict(check),
         kept={name: (len(kept), plan.units[name]) for name, kept in plan.kept.items()},
         history=tuple(
-            {"epoch": r.epoch, "loss": r.loss, "accuracy": r.accuracy, "macs_left": r.macs_left} for r in run.history
+            {
+                "step": r.epoch * run.batches.per_epoch,
+                "epoch": r.epoch,
+                "loss": r.loss,
+                "accuracy": r.accuracy,
+                "macs_left": r.macs_left,
+            }
+            for r in run.history
         ),
         seconds=seconds,
+        ratios=tuple(both.ratios["small"] for both in measured),
+        map=drawing(run.space, f"{run.recipe.model} on {run.images.name}", plan),
     )
     niwaki.save(small, out)
     write_atomically(out / REPORT_FILE, report.to_json().encode())
@@ -180,11 +188,16 @@ def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Che
     return None
 
 
-def latencies(dense: nn.Module, small: nn.Module, batches: Batches, seconds: float) -> dict[str, tuple[Latency, ...]]:
-    """Latency of both networks, by name, on one image and on a training batch."""
+def latencies(dense: nn.Module, small: nn.Module, batches: Batches, seconds: float) -> tuple[Latencies, ...]:
+    """Latency of both networks, called ``dense`` and ``small``, on one image and on a training batch."""
     networks = {"dense": dense, "small": small}
-    measured = [niwaki.latency(networks, batches.example(count), seconds=seconds) for count in (1, batches.batch_size)]
-    return {name: tuple(both.networks[name] for both in measured) for name in networks}
+    counts = (1, batches.batch_size)
+    return tuple(niwaki.latency(networks, batches.example(count), seconds=seconds) for count in counts)
+
+
+def figures_of(name: str, accuracy: float, cost: Cost, measured: tuple[Latencies, ...]) -> Figures:
+    """One network of a report, under its name in ``measured``."""
+    return Figures(accuracy, cost.params, cost.macs, cost.memory, tuple(both.networks[name] for both in measured))
 
 
 def device_named(name: str) -> torch.device:

@@ -22,7 +22,8 @@ from niwaki.networks import ImageTask, build_model, channels_of
 from niwaki.networks.source import find
 from niwaki.post_training.iterative import REPAIRS, Repair
 from niwaki.post_training.prune import Pruned
-from niwaki.report import Figures, RunReport
+from niwaki.report import RunReport
+from niwaki.report.drawing import drawing
 from niwaki.train.batches import Batches
 from niwaki.train.data import Images, load_images
 from niwaki.train.job import (
@@ -30,6 +31,7 @@ from niwaki.train.job import (
     check_output,
     device_named,
     facts_of,
+    figures_of,
     held_by,
     latencies,
     versions,
@@ -177,10 +179,7 @@ def _report(
     measured = latencies(model, small, batches, measure_seconds)
     costs = {"dense": pruned.report.dense, "small": pruned.report.small}
     accuracies = {"dense": accuracy(model, batches), "small": accuracy(small, batches)}
-    figures = {
-        name: Figures(accuracies[name], cost.params, cost.macs, cost.memory, measured[name])
-        for name, cost in costs.items()
-    }
+    figures = {name: figures_of(name, accuracies[name], cost, measured) for name, cost in costs.items()}
     return RunReport(
         recipe=dataclasses.asdict(recipe),
         data=facts_of(batches.images),
@@ -200,6 +199,8 @@ def _report(
             "layers": pruned.report.layers,
             "left": dict(pruned.report.left),
         },
+        ratios=tuple(both.ratios["small"] for both in measured),
+        map=drawing(space, f"{recipe.model} on {batches.images.name}", plan),
     )
 
 

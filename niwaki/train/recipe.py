@@ -10,9 +10,8 @@ from typing import Any
 
 import niwaki
 from niwaki.errors import RunError
-from niwaki.methods.registry import methods
 
-METHODS = (*sorted(methods()), "none")
+NO_METHOD = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class Recipe:
     narrow: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if self.method not in method_names():
             raise RunError(f"There is no method {self.method!r}. Choose {choices()}.")
         for name in ("epochs", "batch_size", "periods"):
             if getattr(self, name) < 1:
@@ -66,7 +65,7 @@ class Recipe:
                 f"Pruning from the fraction {self.prune_start} of all steps until {self.prune_until} is not an "
                 "interval in 0 to 1. Use for example 0.1 and 0.35."
             )
-        if self.method != "none" and self.keep_macs is self.keep_params is self.keep_units is None:
+        if self.method != NO_METHOD and self.keep_macs is self.keep_params is self.keep_units is None:
             raise RunError(f"The method {self.method!r} needs to know what to keep: give keep_macs or keep_params.")
 
     def budget(self) -> niwaki.Budget:
@@ -107,9 +106,17 @@ class Recipe:
         return sorted(name for name, value in others.items() if mine[name] != value)
 
 
+def method_names() -> tuple[str, ...]:
+    """The names of all methods, and that of none, which trains the dense network."""
+    from niwaki.methods.registry import methods  # here, since the command line shows defaults without torch
+
+    return (*sorted(methods()), NO_METHOD)
+
+
 def choices() -> str:
     """The names of all methods, as a sentence lists them."""
-    return f"{', '.join(METHODS[:-1])} or {METHODS[-1]}"
+    *names, none = method_names()
+    return f"{', '.join(names)} or {none}"
 
 
 def _limit(value: float | None) -> float | int | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 
 from niwaki.cli.app import main
 
@@ -218,11 +217,11 @@ def test_bad_seeds_and_places_are_one_sentence(
 
 def test_option_defaults_are_the_recipe() -> None:
     """What --help promises is what `Recipe` does."""
-    from niwaki.cli.app import app
+    from niwaki.cli.app import command_of
+    from niwaki.cli.train import train
     from niwaki.train.recipe import Recipe
 
     defaults = Recipe().to_dict()
-    parameters = typer.main.get_command(app).commands["train"].params  # type: ignore[attr-defined]
-    for parameter in parameters:
+    for parameter in command_of(train).params:
         if parameter.name in defaults and parameter.name != "keep_macs":
             assert parameter.default == defaults[parameter.name], parameter.name

@@ -377,7 +377,7 @@ def test_structures_are_drawn() -> None:
             return result
 
     drawn = drawing(niwaki.search_space(Net(), torch.randn(2, 6), erase=True, as_graph=True), "net")
-    assert [(one.structure.name, one.blocks, one.makes) for one in drawn.structures] == [
+    assert [(one.name, one.blocks, set(one.makes)) for one in drawn.structures] == [
         ("first..second", (0, 1, 2), {2}),
         ("inner", (1,), {1}),
     ]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import typer
 
 import niwaki
-from niwaki.cli.app import app
+from niwaki.cli import inspect as inspect_command
+from niwaki.cli import prune as prune_command
+from niwaki.cli import train as train_command
+from niwaki.cli.app import app, command_of
 
 PUBLIC = {
     "ATO",
@@ -46,6 +53,7 @@ PUBLIC = {
     "load",
     "load_optimizer",
     "load_program",
+    "load_run",
     "prune",
     "reestimate_norms",
     "refine",
@@ -69,6 +77,37 @@ def test_public_names_are_documented() -> None:
         assert inspect.getdoc(getattr(niwaki, name)), name
 
 
+def test_type_checkers_know_the_same_names() -> None:
+    tree = ast.parse(Path(niwaki.__file__).read_text())
+    block = next(
+        ast.unparse(node) for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in node.test.id
+    )
+    told = {
+        alias.name: node.module
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == niwaki._HOME_OF
+    assert set(told) | {"__version__"} == PUBLIC
+
+
+def test_completion_shows_what_a_user_calls() -> None:
+    assert set(dir(niwaki)) == PUBLIC | {"huggingface", "implants", "testing", "unions"}
+    assert all(inspect.ismodule(getattr(niwaki, name)) for name in set(dir(niwaki)) - PUBLIC)
+
+
+def test_help_and_version_need_no_torch() -> None:
+    for arguments in (["--help"], ["--version"]):
+        code = (
+            "import sys; from niwaki.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
+            "assert 'torch' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "train" in done.stdout or done.stdout == f"niwaki {niwaki.__version__}\n"
+
+
 def test_first_parameters() -> None:
     """The order of parameters is part of the interface."""
     first = {
@@ -80,6 +119,7 @@ def test_first_parameters() -> None:
         "load": ["fresh_dense_model", "directory"],
         "load_optimizer": ["optimizer", "small", "directory"],
         "load_program": ["directory"],
+        "load_run": ["directory"],
         "choose": ["space", "scores", "budget"],
         "latency": ["model", "inputs"],
         "latency_profile": ["space", "scores", "budget", "inputs"],
@@ -97,10 +137,13 @@ def test_first_parameters() -> None:
 
 def test_commands_and_options() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    options = {
-        name: {option for parameter in command.params for option in parameter.opts if option != "--help"}
-        for name, command in commands.items()
-    }
+    functions = {"train": train_command.train, "prune": prune_command.prune, "inspect": inspect_command.inspect}
+    assert list(commands) == list(functions)
+    options = {}
+    for name, function in functions.items():
+        command = command_of(function)
+        assert commands[name].help == str(command.help).splitlines()[0]  # what `niwaki --help` says of it
+        options[name] = {option for parameter in command.params for option in parameter.opts if option != "--help"}
     assert options == {
         "train": {
             *("--model", "--data", "--method", "--keep-macs", "--keep-params", "--epochs", "--batch-size", "--lr"),

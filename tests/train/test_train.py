@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import niwaki
-from niwaki.errors import DataError, Interrupted, RunError
+from niwaki.errors import DataError, FileFormatError, Interrupted, RunError
 from niwaki.networks import ImageTask, build_model
 from niwaki.train import job
 from niwaki.train.batches import Batches, InOrder, shifted
@@ -327,6 +327,35 @@ def test_a_run_trains_cuts_and_saves(tmp_path: Path) -> None:
     from niwaki.train.scores import accuracy
 
     assert accuracy(small, batches) == report.small.accuracy
+    loaded = niwaki.load_run(tmp_path / "out")  # the same, but it normalises by itself
+    right = loaded(images.test_x).argmax(1) == images.test_y
+    assert not loaded.training and float(right.double().mean()) == pytest.approx(report.small.accuracy)
+    assert loaded.report.to_json() == report.to_json()
+
+
+def test_reports_of_before_are_read_and_others_are_refused(tmp_path: Path) -> None:
+    report = train(Recipe(model="mlp", epochs=1, method="none", width=0.1), tmp_path / "out", Silent())
+    path = tmp_path / "out" / "report.json"
+    data = json.loads(path.read_text())
+    before = {key: value for key, value in data.items() if key not in ("map", "ratios", "baseline")} | {"format": 2}
+    path.write_text(json.dumps(before))
+    assert (
+        niwaki.load_run(tmp_path / "out").report.to_json() == dataclasses.replace(report, map=None, ratios=()).to_json()
+    )
+    for text, message in (
+        (json.dumps(data | {"format": 9}), "has format 9, and this niwaki reads the formats 2 to 3"),
+        ("{}", "is not the report of a niwaki run: KeyError: 'format'"),
+        ("[", "is not the report of a niwaki run: JSONDecodeError"),
+        (
+            json.dumps(data | {"recipe": data["recipe"] | {"model": "gone.py:net"}}),
+            "of the network 'gone.py:net', which",
+        ),
+    ):
+        path.write_text(text)
+        with pytest.raises(FileFormatError, match=message):
+            niwaki.load_run(tmp_path / "out")
+    with pytest.raises(FileFormatError, match="Name the directory that `niwaki train --out` wrote"):
+        niwaki.load_run(tmp_path / "nowhere")
 
 
 def test_without_a_method_nothing_leaves(tmp_path: Path) -> None:
