@@ -37,6 +37,16 @@ def taylor2(unit: UnitSums) -> Tensor:
     return unit.product_square / 2
 
 
+@criterion("drive", reads=("absolute", "product_absolute", "gradient_absolute"))
+def drive(unit: UnitSums) -> Tensor:
+    """sum_i |x_i| + |x_i grad_i| + |grad_i| (DRIVE, arXiv 2404.03687): size, and what the loss says of both of them.
+
+    Meant for a network after its first few epochs, in which weights are still small and gradients large. The paper
+    ranks single weights; a unit has the sum over its own. The terms are not brought to one scale, as published.
+    """
+    return unit.absolute + unit.product_absolute + unit.gradient_absolute
+
+
 @criterion("fisher", reads=("product",))
 def fisher(unit: UnitSums) -> Tensor:
     """1/2 <x_g, grad_g>^2 per batch, averaged by the caller: 1/2 x_g' F x_g with F the empirical Fisher matrix.

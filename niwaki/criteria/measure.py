@@ -116,7 +116,9 @@ class Measurement:
     def _observer(self) -> ActivationObserver | None:
         if not any(criterion.needs_activations for criterion in self._criteria):
             return None
-        return ActivationObserver(self._space, self._index.entries, energy="energy" in self._reads)
+        return ActivationObserver(
+            self._space, self._index.entries, energy="energy" in self._reads, share="share" in self._reads
+        )
 
     def _absence(self) -> Absence | None:
         wanted = self._reads & ABSENCE

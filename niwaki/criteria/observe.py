@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from niwaki.core.dying import homes, structure_units
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
+from niwaki.criteria.contributions import shares_in_convolution, shares_in_product
 from niwaki.errors import MethodError
 
 aten = torch.ops.aten
@@ -56,23 +58,28 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
     later operator reads the same units.
     """
 
-    def __init__(self, space: SearchSpace, like: Tensor, *, energy: bool) -> None:
+    def __init__(self, space: SearchSpace, like: Tensor, *, energy: bool, share: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._space, self._like, self._with_energy = space, like, energy
+        self._space, self._like, self._with_energy, self._with_share = space, like, energy, share
         self._owner = ParameterOwners(space.model)
         self._owned: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
         for group in space.groups:
             for piece in group.slices:
                 index = torch.from_numpy(piece.index)
                 self._owned.setdefault((piece.tensor, piece.dim), []).append((group.first, index))
-        self._active, self._energy, self._reads = like.new_zeros(3, space.num_units)
+        self._active, self._energy, self._share, self._reads = like.new_zeros(4, space.num_units)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for values, key in read_by(func, args, self._owner):
-            for first, index in self._owned.get(key, ()):
+        for values, key, shares in read_by(func, args, self._owner):
+            owned = self._owned.get(key, ())
+            share = shares() if owned and self._with_share else None
+            for first, index in owned:
                 self._add(values, first, index)
+                if share is not None:
+                    own = share[index.to(share.device)].sum(1)
+                    self._share[first : first + len(index)] += own.to(self._like)
         return func(*args, **(kwargs or {}))
 
     def _add(self, values: Tensor, first: int, index: Tensor) -> None:
@@ -89,8 +96,8 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._energy[numbers] += torch.linalg.svdvals(own).sum(1) if own.shape[2] > 1 else own.norm(dim=(1, 2))
 
     def fields(self) -> dict[str, Tensor]:
-        """``active`` and ``energy`` [num_units] since the last call: means over all reads. A structure has the mean of
-        the units inside of it; one without units has the mean of all.
+        """``active``, ``energy`` and ``share`` [num_units] since the last call: means over all reads. A structure
+        has the mean of the units inside of it; one without units has the mean of all.
 
         Raises:
             MethodError: no activations of some group were observed.
@@ -105,9 +112,9 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "no activations."
             )
         reads = self._reads.clamp(min=1)
-        sums = {"active": self._active, "energy": self._energy}
+        sums = {"active": self._active, "energy": self._energy, "share": self._share}
         found = {name: self._of_structures(total / reads) for name, total in sums.items()}
-        self._active, self._energy, self._reads = self._like.new_zeros(3, self._space.num_units)
+        self._active, self._energy, self._share, self._reads = self._like.new_zeros(4, self._space.num_units)
         return found
 
     def _of_structures(self, values: Tensor) -> Tensor:
@@ -125,16 +132,17 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def read_by(
     func: Any, args: tuple[Any, ...], owner: Callable[[Tensor, int], tuple[str, int] | None]
-) -> Iterator[tuple[Tensor, tuple[str, int]]]:
-    """The values that an operator multiplies by a parameter, [positions, samples, places], and the parameter's
-    dimension."""
+) -> Iterator[tuple[Tensor, tuple[str, int], Callable[[], Tensor]]]:
+    """The values that an operator multiplies by a parameter, [positions, samples, places]; the parameter's dimension;
+    and what computes the shares of the positions in the operator's outputs, [positions]."""
     if func in _PRODUCTS:
         left, right = (args[place] for place in _PRODUCTS[func])
         for values, dim, key in ((left, -1, owner(right, -2)), (right, -2, owner(left, -1))):
             if key is not None:
-                yield values.movedim(dim, 0).flatten(1).unsqueeze(2), key
+                both = (left, right) if dim == -1 else (right.mT, left.mT)
+                yield values.movedim(dim, 0).flatten(1).unsqueeze(2), key, partial(shares_in_product, *both)
     elif func is aten.convolution.default:
         x, weight, transposed, groups = args[0], args[1], args[6], args[8]
         key = owner(weight, 0 if transposed else 1) if groups == 1 else None
         if key is not None:
-            yield x.movedim(1, 0).flatten(2), key
+            yield x.movedim(1, 0).flatten(2), key, partial(shares_in_convolution, x, weight, args[3:9])

@@ -173,6 +173,8 @@ def term_sums(x: Tensor, slope: Tensor, num_units: int, seed: int) -> UnitSums:
         absolute=x.abs(),
         product=x * slope,
         product_square=(x * slope).square(),
+        product_absolute=(x * slope).abs(),
+        gradient_absolute=slope.abs(),
         aligned=x * slope,
         direction_square=slope.square(),
         group=number,

@@ -128,6 +128,8 @@ def _sums(x: Tensor, gradient: Tensor, direction: Tensor) -> dict[str, Tensor]:
         "absolute": x.abs().sum(),
         "product": (x * gradient).sum(),
         "product_square": (x * gradient).square().sum(),
+        "product_absolute": (x * gradient).abs().sum(),
+        "gradient_absolute": gradient.abs().sum(),
         "aligned": (x * direction).sum(),
         "direction_square": direction.square().sum(),
     }

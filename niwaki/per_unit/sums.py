@@ -14,9 +14,9 @@ from torch import Tensor
 
 from niwaki.per_unit.index import as_real
 
-GRADIENT_SUMS = frozenset({"product", "product_square"})
+GRADIENT_SUMS = frozenset({"product", "product_square", "product_absolute", "gradient_absolute"})
 DIRECTION_SUMS = frozenset({"aligned", "direction_square"})
-ACTIVATION_SUMS = frozenset({"active", "energy"})
+ACTIVATION_SUMS = frozenset({"active", "energy", "share"})
 CURVATURE_SUMS = frozenset({"curved", "relative_trace"})
 ABSENCE = frozenset({"changed", "worse"})  # of whole structures
 
@@ -38,6 +38,8 @@ class UnitSums:
     absolute: Tensor = _NONE  # sum of |x|
     product: Tensor = _NONE  # sum of x h
     product_square: Tensor = _NONE  # sum of (x h)^2
+    product_absolute: Tensor = _NONE  # sum of |x h|
+    gradient_absolute: Tensor = _NONE  # sum of |h|
     aligned: Tensor = _NONE  # sum of x d
     direction_square: Tensor = _NONE  # sum of d^2
     group: Tensor = _NONE  # the number of its group
@@ -45,6 +47,7 @@ class UnitSums:
     scale: Tensor = _NONE  # mean of |s| over the BatchNorm scales s among x
     active: Tensor = _NONE  # mean of |a| over the values a that are read of the unit
     energy: Tensor = _NONE  # nuclear norm of these values as a matrix [samples, positions]
+    share: Tensor = _NONE  # of what readers add up, the share that is the unit's: its mean plus its deviation
     curved: Tensor = _NONE  # x' H x, H the Hessian of the loss by x
     relative_trace: Tensor = _NONE  # sum over its weights s of trace(H_ss) / (2 |s|) ||x_s||^2
     changed: Tensor = _NONE  # 1 - CKA of the last features with and without it; of structures
@@ -71,21 +74,22 @@ def row_sums(
     if "square" in reads:
         rows["square"] = squares(x, dims)
     if "absolute" in reads:
-        rows["absolute"] = [
-            x.abs().to(_wide(x)) if x.dim() == 1 else torch.linalg.vector_norm(x, 1, _others(x, dim), dtype=_wide(x))
-            for dim in dims
-        ]
+        rows["absolute"] = sizes(x, dims)
     if direction is not None and not DIRECTION_SUMS.isdisjoint(reads):
         if "direction_square" in reads:
             rows["direction_square"] = squares(direction, dims)
         if "aligned" in reads:
             rows["aligned"] = totals(torch.mul(x, direction, out=scratch), dims)
-    if gradient is not None and not GRADIENT_SUMS.isdisjoint(reads):
+    if gradient is not None and "gradient_absolute" in reads:
+        rows["gradient_absolute"] = sizes(gradient, dims)
+    if gradient is not None and not _PRODUCT_SUMS.isdisjoint(reads):
         product = torch.mul(x, gradient, out=scratch)
         if "product" in reads:
             rows["product"] = totals(product, dims)
         if "product_square" in reads:
             rows["product_square"] = squares(product, dims)
+        if "product_absolute" in reads:
+            rows["product_absolute"] = sizes(product, dims)
     for name in reads:
         if name not in rows and name in ROW_SUMS:  # no gradient reached this tensor: it contributes nothing
             rows[name] = [x.new_zeros(x.shape[dim], dtype=_wide(x)) for dim in dims]
@@ -93,15 +97,32 @@ def row_sums(
 
 
 ROW_SUMS = frozenset({"square", "absolute"}) | GRADIENT_SUMS | DIRECTION_SUMS
+_PRODUCT_SUMS = GRADIENT_SUMS - {"gradient_absolute"}
 
 _AS_THEY_ARE = frozenset({torch.float32, torch.float64})  # asking torch for their promotion costs more than a small sum
 
-_DEGREE = {"square": 2, "absolute": 1, "product": 1, "product_square": 2, "aligned": 1, "direction_square": 0}
+_DEGREE = {
+    "square": 2,
+    "absolute": 1,
+    "product": 1,
+    "product_square": 2,
+    "product_absolute": 1,
+    "gradient_absolute": 0,
+    "aligned": 1,
+    "direction_square": 0,
+}
 
 
 def enlarged(sums: Mapping[str, Tensor], size: Tensor) -> dict[str, Tensor]:
     """Those of `ROW_SUMS` in ``sums`` if the weights x of each unit were ``size`` times as large, all [units]."""
     return {name: value * size.to(value) ** _DEGREE[name] for name, value in sums.items()}
+
+
+def sizes(x: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    """The sums of |x| over all entries behind each position, for each of ``dims``."""
+    if x.dim() == 1:
+        return [x.abs().to(_wide(x))]
+    return [torch.linalg.vector_norm(x, 1, _others(x, dim), dtype=_wide(x)) for dim in dims]
 
 
 def squares(x: Tensor, dims: Sequence[int]) -> list[Tensor]:

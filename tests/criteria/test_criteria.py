@@ -30,6 +30,7 @@ ELSEWHERE = {
     "random",
     "activation",
     "energy",
+    "small_contributions",
     "hessian",
     "relative_hessian_trace",
     "batchnorm_scale",
@@ -58,6 +59,7 @@ def by_hand(name: str, x: Tensor, h: Tensor, group: list[Tensor]) -> float:
     """The definitions, with the gradient as the direction of descent; ``group``: the weights of all units of x's."""
     return float(
         {
+            "drive": (x.abs() + (x * h).abs() + h.abs()).sum(),
             "fisher": (x @ h) ** 2 / 2,
             "lamp": x @ x / sum(other @ other for other in group if other.norm() >= x.norm()),
             "geometric_median": sum((x - other).norm() for other in group),
@@ -138,19 +140,22 @@ def test_what_each_criterion_needs() -> None:
         "cosine": (False, True),
         "taylor1": (True, False),
         "taylor2": (True, False),
+        "drive": (True, False),
         "fisher": (True, False),
         "lamp": (False, False),
         "geometric_median": (False, False),
         "batchnorm_scale": (False, False),
         "activation": (False, False),
         "energy": (False, False),
+        "small_contributions": (False, False),
         "hessian": (False, False),
         "relative_hessian_trace": (False, False),
         "cka": (False, False),
         "reinitialised": (False, False),
     }
     assert {name for name, c in criteria().items() if c.needs_absence} == {"cka", "reinitialised"}
-    assert {name for name, c in criteria().items() if c.needs_activations} == {"activation", "energy"}
+    seen = {"activation", "energy", "small_contributions"}
+    assert {name for name, c in criteria().items() if c.needs_activations} == seen
     assert {name for name, c in criteria().items() if c.needs_curvature} == {"hessian", "relative_hessian_trace"}
 
 

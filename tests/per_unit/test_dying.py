@@ -110,6 +110,8 @@ def test_against_the_definition(space: niwaki.SearchSpace, name: str) -> None:
             "absolute": x.abs().sum(),
             "product": x @ h,
             "product_square": (x * h) @ (x * h),
+            "product_absolute": (x * h).abs().sum(),
+            "gradient_absolute": h.abs().sum(),
             "aligned": x @ h,
             "direction_square": h @ h,
         }
