@@ -6,6 +6,7 @@ from niwaki.criteria import absence as absence
 from niwaki.criteria import activations as activations
 from niwaki.criteria import curvature as curvature
 from niwaki.criteria import gradients as gradients
+from niwaki.criteria import routed as routed
 from niwaki.criteria import trace as trace
 from niwaki.criteria import weights as weights
 from niwaki.criteria.consensus import consensus as consensus

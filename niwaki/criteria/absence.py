@@ -18,6 +18,7 @@ from niwaki.core.names import named_modules
 from niwaki.core.space import Group, SearchSpace
 from niwaki.criteria.observe import ParameterOwners, read_by
 from niwaki.criteria.registry import criterion
+from niwaki.criteria.routed import RoutedTokens
 from niwaki.errors import MethodError
 from niwaki.per_unit.gates import TermGates
 from niwaki.per_unit.index import scored_parameters
@@ -56,6 +57,7 @@ class Absence:
         self._space, self._reads, self._seed, self._like = space, reads, seed, like
         self._parameters = scored_parameters(space)
         self._groups = [group for group in space.groups if group.structure is not None]
+        self._routed = RoutedTokens(space, like) if "routed" in reads else None
         if not self._groups:
             name = "cka" if "changed" in reads else "reinitialised"
             raise MethodError(
@@ -65,7 +67,7 @@ class Absence:
 
     @torch.no_grad()
     def fields(self, loss: Callable[[], Tensor], count: int) -> dict[str, Tensor]:
-        """``changed`` and ``worse`` [num_units], as far as they are wanted, for batch number ``count``."""
+        """``changed``, ``worse`` and ``routed`` [num_units], as far as they are wanted, for batch number ``count``."""
         found: dict[str, Tensor] = {}
         if "changed" in self._reads:
             found["changed"], whole = torch.zeros_like(self._like), self._features(loss)
@@ -78,6 +80,8 @@ class Absence:
                 generator = torch.Generator().manual_seed(self._seed + count)
                 with self._redrawn(group, generator):
                     found["worse"][group.first] = max(0.0, float(loss()) - before)
+        if self._routed is not None:
+            found["routed"] = self._routed.field(loss)
         return found
 
     def _features(self, loss: Callable[[], Tensor]) -> Tensor:

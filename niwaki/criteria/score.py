@@ -21,6 +21,7 @@ from niwaki.criteria.mix import One, check_layers, check_one, finite, name_of, w
 from niwaki.criteria.normalise import Compare, check_compare, normalise
 from niwaki.criteria.products import SecondDerivatives
 from niwaki.criteria.registry import Criterion, named
+from niwaki.criteria.routed import not_experts
 from niwaki.criteria.terms import EFFECTS, terms_worth
 from niwaki.errors import MethodError
 
@@ -31,7 +32,7 @@ class Scores:
 
     ``compare``: the units among which values were normalised, and among which `niwaki.choose` compares them; None if
     they are the criterion's own. ``silent``: the units of which they say nothing, so that `niwaki.choose` keeps them:
-    terms without parameters, where no batches have been scored.
+    terms without parameters, where no batches have been scored; for ``reap`` all that is not an expert.
     """
 
     values: FloatArray
@@ -127,6 +128,7 @@ def score(
     found: dict[str, Any] = {}
     terms, everything = terms_of(space), np.ones(space.num_units, dtype=bool)
     silent = terms & bool(registered)
+    others = not_experts(space) if any("routed" in one.reads for one in registered) else np.zeros_like(terms)
     if registered:
         settings = ScoreSettings(seed, int(probes), second_derivatives or SecondDerivatives(), bool(fresh_norms))
         if silent.any() and all(one.knows_terms for one in registered):
@@ -140,7 +142,7 @@ def score(
             rows = measured.double().cpu().numpy()
             measured = terms_worth(space, rows, registered, terms, everything)
         found = dict(zip([one.name for one in registered], measured, strict=True))
-    total = np.zeros(space.num_units)
+    total, silent = np.zeros(space.num_units), silent | others
     for one, weight in mix.items():
         name = name_of(one)
         values = finite(space, found[one] if isinstance(one, str) else one(space), name)

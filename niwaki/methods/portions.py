@@ -67,8 +67,8 @@ class PortionScores(Resumable):
         """How much more some groups matter than others, [groups]; see `select`."""
 
     @abstractmethod
-    def phase(self, step: int) -> str:
-        """What happens on a ``step`` before the first portion leaves."""
+    def phase(self, step: int) -> str | None:
+        """What happens on a ``step`` before the first portion leaves; None where that is for the update to say."""
 
     @abstractmethod
     def describe(self) -> str:

@@ -61,7 +61,8 @@ class WindowScores(PortionScores):
     """The mean over the window that ends with the selection.
 
     With ``readmit`` every period of four steps or more has a second window before its middle, in which the weights that
-    fade count as if they had not.
+    fade count as if they had not. ``acts_from``: the step from which the update acts on all units, before any is
+    chosen, if it does.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class WindowScores(PortionScores):
         readmit: bool,
         seed: int,
         compare: Compare,
+        acts_from: int | None = None,
     ) -> None:
+        self._acts_from = acts_from
         self.sampler = Sampler(units, criteria, window, seed, compare)
         self._timeline = Timeline.of(schedule, int(window))
         if not isinstance(readmit, bool):
@@ -132,8 +135,10 @@ class WindowScores(PortionScores):
     def group_weight(self) -> None:
         """No group matters more than another."""
 
-    def phase(self, step: int) -> str:
+    def phase(self, step: int) -> str | None:
         """Before the first portion."""
+        if self._acts_from is not None and step >= self._acts_from:
+            return None
         return "scoring" if self._timeline.scores(step) else "waiting"
 
     def describe(self) -> str:

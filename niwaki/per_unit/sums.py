@@ -18,7 +18,7 @@ GRADIENT_SUMS = frozenset({"product", "product_square", "product_absolute", "gra
 DIRECTION_SUMS = frozenset({"aligned", "direction_square"})
 ACTIVATION_SUMS = frozenset({"active", "energy", "share"})
 CURVATURE_SUMS = frozenset({"curved", "relative_trace"})
-ABSENCE = frozenset({"changed", "worse"})  # of whole structures
+ABSENCE = frozenset({"changed", "worse", "routed"})  # of whole structures
 
 _NONE = torch.empty(0)
 
@@ -52,6 +52,7 @@ class UnitSums:
     relative_trace: Tensor = _NONE  # sum over its weights s of trace(H_ss) / (2 |s|) ||x_s||^2
     changed: Tensor = _NONE  # 1 - CKA of the last features with and without it; of structures
     worse: Tensor = _NONE  # the growth of the loss with its weights drawn anew; of structures
+    routed: Tensor = _NONE  # mean over the tokens it is given of the size of what it adds to them; of experts
 
 
 def row_sums(

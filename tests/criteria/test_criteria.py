@@ -35,6 +35,7 @@ ELSEWHERE = {
     "relative_hessian_trace",
     "batchnorm_scale",
     "cka",
+    "reap",
     "reinitialised",
 }
 
@@ -151,9 +152,10 @@ def test_what_each_criterion_needs() -> None:
         "hessian": (False, False),
         "relative_hessian_trace": (False, False),
         "cka": (False, False),
+        "reap": (False, False),
         "reinitialised": (False, False),
     }
-    assert {name for name, c in criteria().items() if c.needs_absence} == {"cka", "reinitialised"}
+    assert {name for name, c in criteria().items() if c.needs_absence} == {"cka", "reap", "reinitialised"}
     seen = {"activation", "energy", "small_contributions"}
     assert {name for name, c in criteria().items() if c.needs_activations} == seen
     assert {name for name, c in criteria().items() if c.needs_curvature} == {"hessian", "relative_hessian_trace"}

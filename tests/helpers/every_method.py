@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from training import Training, sgd
 
-from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, AdaHSPG, Schedule
+from niwaki.methods import CRIC, DHSPG, HESSO, HSPG, AdaHSPG, GReg2, Schedule
 from niwaki.methods.method import Method
 from niwaki.selection.budget import Budget
 
@@ -25,6 +25,7 @@ KINDS: dict[str, tuple[Callable[..., Method], dict[str, Any]]] = {
     "dhspg": (DHSPG, {"window": 3}),
     "hspg": (HSPG, {"penalty": 0.05}),
     "adahspg": (AdaHSPG, {"penalty": 0.05}),
+    "greg2": (GReg2, {"growth": 0.2}),
 }
 
 

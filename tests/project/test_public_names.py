@@ -27,6 +27,8 @@ PUBLIC = {
     "DDPMasks",
     "DDPTraining",
     "DHSPG",
+    "GReg1",
+    "GReg2",
     "H2SPG",
     "HESSO",
     "HSPG",
