@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         GReg2,
         Schedule,
         ShrinkPolicy,
+        WeightMom,
     )
     from niwaki.performance.measure import latency
     from niwaki.post_training.distillation import distillation
@@ -65,7 +66,7 @@ _HOMES: Mapping[str, str] = {
     "io": "Checkpoints load load_optimizer load_program save",
     "io.export": "export",
     "masks.ddp": "DDPMasks",
-    "methods": "ATO ATP CRIC DHSPG H2SPG HESSO HSPG LHSPG AdaHSPG DDPTraining Schedule ShrinkPolicy GReg1 GReg2",
+    "methods": "ATO ATP CRIC DHSPG H2SPG HESSO HSPG LHSPG AdaHSPG DDPTraining Schedule ShrinkPolicy GReg1 GReg2 WeightMom",
     "performance.measure": "latency",
     "post_training.distillation": "distillation",
     "post_training.iterative": "choose_iteratively",
@@ -134,6 +135,7 @@ __all__ = [
     "SecondDerivatives",
     "ShrinkPolicy",
     "Surgeon",
+    "WeightMom",
     "__version__",
     "check",
     "choose",

@@ -28,3 +28,4 @@ from niwaki.methods.method import Method as Method
 from niwaki.methods.schedule import Schedule as Schedule
 from niwaki.methods.shrinking import ShrinkPolicy as ShrinkPolicy
 from niwaki.methods.status import Progress as Progress
+from niwaki.methods.weightmom import WeightMom as WeightMom

@@ -87,13 +87,24 @@ def test_every_method_resumes_in_the_main_job(name: str, tmp_path: Path) -> None
 
 def test_the_command_line_offers_every_method() -> None:
     told = " ".join(CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output.split())
-    assert "adahspg, ato, dhspg, greg1, greg2, h2spg, hesso, hesso-cric, hspg or none" in told
+    assert "adahspg, ato, dhspg, greg1, greg2, h2spg, hesso, hesso-cric, hspg, weightmom or none" in told
 
 
 def test_names_are_the_classes_own_and_stand_in_one_place() -> None:
     """One plug-in is one file and one import line: no other file of the package knows the name of a method."""
     root = Path(niwaki.__file__).parent
-    assert set(methods()) == {"ato", "hesso", "hesso-cric", "hspg", "adahspg", "dhspg", "h2spg", "greg1", "greg2"}
+    assert set(methods()) == {
+        "ato",
+        "hesso",
+        "hesso-cric",
+        "hspg",
+        "adahspg",
+        "dhspg",
+        "h2spg",
+        "greg1",
+        "greg2",
+        "weightmom",
+    }
     for name in methods():
         said = [
             str(path.relative_to(root))

@@ -40,6 +40,7 @@ PUBLIC = {
     "SecondDerivatives",
     "ShrinkPolicy",
     "Surgeon",
+    "WeightMom",
     "__version__",
     "check",
     "choose",
