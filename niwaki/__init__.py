@@ -66,7 +66,8 @@ _HOMES: Mapping[str, str] = {
     "io": "Checkpoints load load_optimizer load_program save",
     "io.export": "export",
     "masks.ddp": "DDPMasks",
-    "methods": "ATO ATP CRIC DHSPG H2SPG HESSO HSPG LHSPG AdaHSPG DDPTraining Schedule ShrinkPolicy GReg1 GReg2 WeightMom",
+    "methods": "ATO ATP CRIC DHSPG H2SPG HESSO HSPG LHSPG AdaHSPG DDPTraining GReg1 GReg2 Schedule ShrinkPolicy "
+    "WeightMom",
     "performance.measure": "latency",
     "post_training.distillation": "distillation",
     "post_training.iterative": "choose_iteratively",
