@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from niwaki.core.edits import ScaledBefore
@@ -16,6 +16,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, ShrinkError
 from niwaki.per_unit.unit_gates import UnitGates
 from niwaki.surgery.optimizer_state import StateChange, smaller_state
+from niwaki.surgery.shrink import averaged_copies
 from niwaki.surgery.unscaled import total
 
 _NOTHING: Final[frozenset[int]] = frozenset()
@@ -58,14 +59,22 @@ class Scaled:
         return state
 
 
-def fold_gates_(space: SearchSpace, gates: UnitGates, values: Tensor, optimizer: Optimizer | None = None) -> None:
+def fold_gates_(
+    space: SearchSpace,
+    gates: UnitGates,
+    values: Tensor,
+    optimizer: Optimizer | None = None,
+    ema: Iterable[nn.Module] = (),
+) -> None:
     """Multiply the weights by what the gates of units multiply them by, for good: the model computes then what it did
     under the gates ``values`` [num_units], all of them above 0.
 
-    What ``optimizer`` remembers follows: an average of gradients by a weight times f is 1/f of what it was.
+    What ``optimizer`` remembers follows: an average of gradients by a weight times f is 1/f of what it was. So do the
+    weights of averaged copies of the model, ``ema``.
 
     Raises:
         MethodError: a value is not a number above 0, or the model has been cut since. Nothing has changed then.
+        PlanError: a copy has other tensors than the model. Nothing has changed then.
         ShrinkError: a state of the optimizer cannot follow. Nothing has changed then.
     """
     if not bool((values > 0).all()) or not bool(values.isfinite().all()):
@@ -82,9 +91,11 @@ def fold_gates_(space: SearchSpace, gates: UnitGates, values: Tensor, optimizer:
             )
     changes: dict[Tensor, StateChange] = {parameters[name]: Scaled(name, factors) for name, factors in found.items()}
     actions = [] if optimizer is None else smaller_state(optimizer, changes)
+    copies = averaged_copies(space.model, ema)
     with torch.no_grad():
-        for name, factors in found.items():
-            parameters[name].copy_(Scaled(name, factors).of(parameters[name]))
+        for own in (parameters, *(dict(named_parameters(copy)) for copy in copies)):
+            for name, factors in found.items():
+                own[name].copy_(Scaled(name, factors).of(own[name]))
     for action in actions:
         action()
 

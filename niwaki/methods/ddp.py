@@ -5,7 +5,7 @@ It is not in the registry of methods: its trainings run the model in a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -25,6 +25,7 @@ from niwaki.methods.stages import Stages
 from niwaki.methods.trained_latents import TrainedLatents
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.selection.budget import Budget, check_budget
+from niwaki.surgery.shrink import averaged_copies
 
 
 class DDPTraining(Method):
@@ -45,6 +46,9 @@ class DDPTraining(Method):
         budget: what must hold after ``schedule.until`` steps.
         schedule: ``start`` is the latents' first step. Its periods mean nothing here.
         lr: of the latents; 6 over the number of their steps by default.
+        ema: averaged copies of the model, such as ``torch.optim.swa_utils.AveragedModel``. Their weights are multiplied
+            by the scales at 0.6 n as well; else an average over that step is of weights of two scales. Those of a
+            `ShrinkPolicy` need not be given twice.
         shrink: True lets the units leave the model in place after ``until``; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over units, which is the specification.
 
@@ -53,6 +57,7 @@ class DDPTraining(Method):
         MethodError: the optimizer does not fit the space, or no weight reads the units of a group linearly. At the end
             of the first block: something else reads them, too. Before a step of the optimizer: its gradient was not
             computed inside of the block.
+        PlanError: an averaged copy has other tensors than the model.
         ShrinkError: at 0.6 n: a state of the optimizer cannot follow weights that are scaled.
 
     >>> import niwaki, torch
@@ -80,6 +85,7 @@ class DDPTraining(Method):
         schedule: Schedule,
         *,
         lr: float | None = None,
+        ema: nn.Module | Sequence[nn.Module] = (),
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
@@ -87,9 +93,13 @@ class DDPTraining(Method):
         check_budget(budget)
         Schedule.check(schedule)
         target, stages = Target.of(space, budget), Stages.of(schedule)
-        steps = stages.freeze - stages.start + 1
+        steps, policy = stages.freeze - stages.start + 1, ShrinkPolicy.of(shrink)
+        copies = averaged_copies(space.model, ema)
+        copies += averaged_copies(space.model, [] if policy is None else policy.ema)
         self._latents = TrainedLatents(
-            units, DeterministicTraining(space, Latents(space), target.limits, steps, weight=0.0, lr=lr)
+            units,
+            DeterministicTraining(space, Latents(space), target.limits, steps, weight=0.0, lr=lr),
+            list({id(copy): copy for copy in copies}.values()),
         )
         update = Projection(units, stages, None, "prox", vectorised)
         super().__init__(units, LearntMask(units, target, schedule, self._latents), update, shrink)

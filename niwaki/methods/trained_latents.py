@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from niwaki.core.counts import FloatArray
@@ -33,11 +33,12 @@ class TrainedLatents(MaskSource):
     weights their gradients gives these theirs. Before each step of the optimizer the latents take one of their own.
 
     Until the mask is fixed no unit is held at zero. Then the scales of those that stay are multiplied into the weights,
-    and the optimizer's averages follow; from then on `applied` is the mask, of 0 and 1.
+    and the optimizer's averages follow, and ``ema``, averaged copies of the model; from then on `applied` is the mask,
+    of 0 and 1.
     """
 
-    def __init__(self, units: TrainedUnits, training: DeterministicTraining) -> None:
-        self._units, self.training, self.taken = units, training, 0
+    def __init__(self, units: TrainedUnits, training: DeterministicTraining, ema: Sequence[nn.Module] = ()) -> None:
+        self._units, self.training, self.taken, self._ema = units, training, 0, ema
         self._space: SearchSpace = units.space
         self._gates: UnitGates = training.gates
         self._leaf: Tensor | None = None  # what units were multiplied by since the last step
@@ -157,7 +158,7 @@ class TrainedLatents(MaskSource):
         """Multiply the weights by the scales of the units that stay."""
         self.training.freeze(keep)
         scales = self.training.gate_values()
-        fold_gates_(self._space, self._gates, torch.where(scales > 0, scales, 1.0), self._units.optimizer)
+        fold_gates_(self._space, self._gates, torch.where(scales > 0, scales, 1.0), self._units.optimizer, self._ema)
         self._leaf, self._mask = None, (scales > 0).to(scales)
 
     def settings(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from niwaki.core.names import named_modules
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.errors import MethodError
+from niwaki.per_unit.backward_passes import BackwardPasses
 from niwaki.per_unit.gates import TermGates
 
 _WITNESSES = 4  # small parameters, some of which a backward pass may not reach
@@ -41,13 +42,12 @@ class TrainedGates:
         self.alone: BoolArray = np.zeros(space.num_units, dtype=bool)
         bare = [space.structures[number].bare for number in self.structures]
         self.alone[[unit for unit, only in zip(self.unit, bare, strict=True) if only]] = True
-        self._witnesses = _smallest(optimizer)
-        home = self._witnesses[0].device if self._witnesses else self.values.device
+        witnesses = _smallest(optimizer)
+        home = witnesses[0].device if witnesses else self.values.device
         self._gates.values.data = self._gates.values.data.to(home)
-        self._seen: dict[int, Tensor] = {}
-        self._passes = 0
+        self._passes = BackwardPasses(self._gates.values, witnesses)
         self._now: Tensor | None = None
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._attached = False
 
     @property
     def values(self) -> Tensor:
@@ -61,20 +61,19 @@ class TrainedGates:
     def attach(self) -> None:
         """Let them multiply their terms in the model of the space, in the modules that it had when this was made."""
         self._gates.attach_to(self._modules)
-        self._handles = [_after_a_pass(one, _Seen(self, place)) for place, one in enumerate(self._witnesses)]
-        self._handles.append(_after_a_pass(self._gates.values, self._passed))
+        self._gates.values.requires_grad_()  # which `settle` has taken from them
+        self._passes.attach()
+        self._attached = True
 
     def detach(self) -> None:
         """Leave the model as it was before, whatever the values."""
         self._gates.detach()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self.forget()
+        self._passes.detach()
+        self._attached, self._now = False, None
 
     def settle(self) -> None:
         """Nothing changes any more: what is closed stays so, and all else is as if there had never been a gate."""
-        if self._handles:
+        if self._attached:
             self.detach()
             closed = [place for place, one in enumerate(self.values.tolist()) if one != 1]
             self._gates.values.requires_grad_(False)
@@ -93,23 +92,16 @@ class TrainedGates:
                 stacklevel=3,
             )
 
-    def saw(self, place: int, gradient: Tensor) -> None:
-        """What a backward pass has left of the gradient of one of the witnesses."""
-        if not gradient.is_sparse:
-            self._seen[place] = gradient.detach().clone()
-
-    def _passed(self, values: Tensor) -> None:
-        self._passes += 1
-
     def slopes(self, closure: bool = False) -> Tensor:
-        """After a step: the gradient of the loss by the gates, [gates], as the step would have consumed it. The mean
-        over the passes that a ``closure`` has made within the step. Does not wait for the device.
+        """After a step: the gradient of the loss by the gates, [gates], as the step would have consumed it: nothing of
+        passes whose gradients were zeroed before it. The mean over the passes that a ``closure`` has made within the
+        step. Does not wait for the device.
 
         Raises:
             MethodError: no gradient has reached any of them.
         """
         if self._now is None:
-            gradient = self._gates.values.grad
+            gradient = self._passes.mean() if closure else self._passes.total()
             if gradient is None:
                 raise MethodError(
                     f"No gradient has reached the gates of terms without parameters ({', '.join(self._gates.names[:3])}"
@@ -117,14 +109,12 @@ class TrainedGates:
                     "the training loop call the model of the search space, and build the method before the model is "
                     "compiled (torch.compile does not see hooks that come later)."
                 )
-            gradient = gradient / self._passes if closure and self._passes else gradient
             # What is not finite is left of a pass whose step a scaler has skipped: the weights of this one are.
             self._now = torch.nan_to_num(self._as_consumed(gradient.double()), 0.0, 0.0, 0.0)
         return self._now
 
     def _as_consumed(self, gradient: Tensor) -> Tensor:
-        pairs = [(seen, self._witnesses[place].grad) for place, seen in self._seen.items()]
-        found = [(a, b) for a, b in pairs if b is not None and not b.is_sparse and a.shape == b.shape]
+        found = self._passes.of_witnesses()
         before = torch.cat([gradient, *(a.flatten().to(gradient) for a, _ in found)])
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(before)
@@ -138,8 +128,8 @@ class TrainedGates:
 
     def forget(self) -> None:
         """The step is over."""
-        self._gates.values.grad = None
-        self._seen, self._passes, self._now = {}, 0, None
+        self._passes.forget()
+        self._now = None
 
     def rate(self) -> float | Tensor:
         """The learning rate of a gate: that of the optimizer's first param group."""
@@ -149,20 +139,6 @@ class TrainedGates:
     def load(self, values: Tensor) -> None:
         """Continue with these ``values`` [gates]."""
         self.values.copy_(values)
-
-
-class _Seen:
-    def __init__(self, gates: TrainedGates, place: int) -> None:
-        self._gates, self._place = gates, place
-
-    def __call__(self, parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            self._gates.saw(self._place, parameter.grad)
-
-
-def _after_a_pass(of: nn.Parameter, hook: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
-    found: torch.utils.hooks.RemovableHandle = of.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-    return found
 
 
 def _smallest(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -74,7 +74,7 @@ def shrink(
     model = inside(model, plan)
     check_kind(model, plan)
     left, whole = to_do(model, plan)
-    copies = [_copy(copy, model) for copy in ([ema] if isinstance(ema, nn.Module) else ema)]
+    copies = averaged_copies(model, ema)
     for copy in copies:
         left.check_fits(copy)
     warn_of_nonzero(model, left)
@@ -123,6 +123,15 @@ def _check_alone() -> None:
             "DistributedDataParallel keep the old sizes of what they wrap. Cut at the end of training instead "
             "(niwaki.cut)."
         )
+
+
+def averaged_copies(model: nn.Module, ema: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
+    """The copies of ``model`` in ``ema``: averages of its weights, or modules that hold one each.
+
+    Raises:
+        PlanError: one of them has other tensors.
+    """
+    return [_copy(copy, model) for copy in ([ema] if isinstance(ema, nn.Module) else ema)]
 
 
 def _copy(copy: nn.Module, model: nn.Module) -> nn.Module:

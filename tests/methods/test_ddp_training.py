@@ -13,7 +13,7 @@ from torch import nn
 from training import adamw, sgd
 
 import niwaki
-from niwaki.errors import MethodError
+from niwaki.errors import MethodError, PlanError
 from niwaki.masks.first_call import mean_square
 from niwaki.methods.stages import Stages
 from niwaki.surgery.zero import zeroed
@@ -278,6 +278,34 @@ def test_gradients_that_were_zeroed_teach_the_latents_nothing(set_to_none: bool)
     plain, zeroed_before, summed = (job.method.selector.controller._leaf.grad for job in jobs)  # type: ignore[attr-defined]
     assert torch.equal(zeroed_before, plain)
     torch.testing.assert_close(summed, 3 * plain)
+
+
+@pytest.mark.parametrize("policy", [True, False])
+def test_averages_of_weights_follow_the_scales(policy: bool) -> None:
+    """At the freeze alone, and once; what they were before is what the scales were learnt for."""
+    torch.manual_seed(0)
+    job = Job()
+    average = torch.optim.swa_utils.AveragedModel(job.model)
+    job.method.detach()
+    ema = {"shrink": niwaki.ShrinkPolicy(ema=[average])} if policy else {"ema": average}
+    job.method = niwaki.DDPTraining(job.space, job.optimizer, BUDGET, SCHEDULE, **ema)
+    job.until(STAGES.freeze - 1)
+    average.update_parameters(job.model)
+    before = copy.deepcopy(average.module.state_dict())
+    job.until(STAGES.freeze)
+    source = job.method.selector.controller  # type: ignore[attr-defined]
+    scales = source.training.gate_values()
+    scales = torch.where(scales > 0, scales, 1.0)
+    after = average.module.state_dict()
+    factors: dict[str, torch.Tensor] = {}
+    for name, dim, factor in source.training.gates.factors(scales):
+        assert dim == 1 and name not in factors
+        factors[name] = factor
+    assert set(factors) == {"3.weight", "5.weight"} and float((factors["5.weight"] - 1).abs().max()) > 0.05
+    for name, value in after.items():
+        torch.testing.assert_close(value, before[name] * factors.get(name, 1.0), check_dtype=False)
+    with pytest.raises(PlanError, match=r"^The averaged copy \(Linear\) has not the tensors of the model"):
+        niwaki.DDPTraining(job.space, sgd(job.model.parameters()), BUDGET, SCHEDULE, ema=nn.Linear(2, 2))
 
 
 def test_who_lets_go_before_the_scales_are_in_the_weights_is_warned() -> None:

@@ -51,7 +51,8 @@ class Pooled(nn.Module):
 
 
 def test_slopes_are_those_that_the_step_consumed() -> None:
-    """Of several passes, after a scaler's factor and clipping; what an overflow has left does not count."""
+    """Of several passes, after a scaler's factor and clipping; what an overflow has left does not count, and where
+    it is all that there is, nothing is told."""
     run = Run("hesso")
     assert run.method is not None and run.method.units.gates is not None
     gates = run.method.units.gates
@@ -70,10 +71,37 @@ def test_slopes_are_those_that_the_step_consumed() -> None:
     torch.testing.assert_close(gates.slopes(), expected * 1e-3 / norm, rtol=1e-3, atol=0)
     gates.forget()
     run.optimizer.zero_grad()
-    (float("inf") * run.loss(0)).backward()  # a scaler skips this step
-    run.optimizer.zero_grad()
-    run.loss(0).backward()
+    (float("inf") * run.loss(0)).backward()
     assert not gates.slopes().any()
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("early", [True, False])
+def test_passes_whose_gradients_were_zeroed_do_not_count(early: bool, set_to_none: bool) -> None:
+    """As of batches that are left out, also of a step that a scaler skips, wherever the loop zeroes gradients; those of
+    several passes add up."""
+    run = Run("hesso")
+    assert run.method is not None and run.method.units.gates is not None
+    gates = run.method.units.gates
+
+    def taught(steps: list[float], zeroed: int) -> Tensor:
+        gates.forget()
+        run.optimizer.zero_grad(set_to_none)
+        for number, scale in enumerate(steps):
+            if number == zeroed and early:
+                run.optimizer.zero_grad(set_to_none)
+            loss = scale * run.loss(number)
+            if number == zeroed and not early:
+                run.optimizer.zero_grad(set_to_none)
+            loss.backward()
+        return gates.slopes().clone()
+
+    plain = taught([0.0, 0.0, 1.0, 1.0], 0)
+    assert float(plain.abs().min()) > 0
+    for left_out in (1.0, float("inf")):
+        torch.testing.assert_close(taught([left_out, left_out, 1.0, 1.0], 2), plain, rtol=1e-6, atol=1e-12)
+    both = taught([1.0, 1.0, 1.0, 1.0], 0)
+    assert float((both - plain).abs().max()) > 1e-3
 
 
 def test_a_closure_takes_several_passes() -> None:
