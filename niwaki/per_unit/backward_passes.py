@@ -30,11 +30,10 @@ class BackwardPasses:
 
     def attach(self) -> None:
         """Look at all backward passes from now on."""
-        self._handles.append(self._values.register_hook(self._passed))
+        self._handles.append(_hook(self._values.register_hook, self._passed))
         for place, one in enumerate(self._witnesses):
-            self._handles.append(one.register_hook(_Place(self._before, place)))
-            after: Callable[..., Any] = one.register_post_accumulate_grad_hook
-            self._handles.append(after(_Place(self._after, place)))
+            self._handles.append(_hook(one.register_hook, _Place(self._before, place)))
+            self._handles.append(_hook(one.register_post_accumulate_grad_hook, _Place(self._after, place)))
 
     def detach(self) -> None:
         """Look no more, and forget."""
@@ -87,6 +86,11 @@ class BackwardPasses:
     def _after(self, place: int, witness: Tensor) -> None:
         if witness.grad is not None and not witness.grad.is_sparse:
             self._seen[place] = witness.grad.detach().clone()
+
+
+def _hook(register: Callable[..., Any], hook: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
+    found: torch.utils.hooks.RemovableHandle = register(hook)
+    return found
 
 
 class _Place:
