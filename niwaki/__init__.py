@@ -88,7 +88,7 @@ _HOMES: Mapping[str, str] = {
     "verify": "check",
 }
 _HOME_OF = {name: f"niwaki.{module}" for module, names in _HOMES.items() for name in names.split()}
-_ROOMS = ("huggingface", "implants", "testing", "unions")  # packages with public names of their own
+_ROOMS = ("huggingface", "implants", "integrations", "testing", "unions")  # packages with public names of their own
 _RENAMED = {"Shrinking": "ShrinkPolicy", "declare_state": "register_state_layout"}
 
 announce("niwaki.huggingface")  # it registers what it knows of models

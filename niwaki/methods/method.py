@@ -220,6 +220,31 @@ class Method:
         return self.selector.progress(self.step, phase)
 
     @final
+    def log(self, prefix: str = "niwaki/") -> dict[str, float]:
+        """`progress` in numbers, for TensorBoard, W&B or the log of a trainer: the optimizer steps, the fractions of
+        MACs and parameters that are left once all marked units are gone, and how many units are marked and zero. May
+        wait for the device.
+
+        Args:
+            prefix: stands before every name.
+
+        Example::
+
+            for name, value in method.log().items():
+                writer.add_scalar(name, value, step)  # TensorBoard
+            wandb.log(method.log(), step=step)
+        """
+        now = self.progress
+        values = {
+            "step": now.step,
+            "macs_left": now.macs,
+            "params_left": now.params,
+            "units_marked": now.marked,
+            "units_zero": now.zero,
+        }
+        return {prefix + name: float(value) for name, value in values.items()}
+
+    @final
     def __repr__(self) -> str:
         return f"{self.label}: {self.selector.describe(self.progress)}"
 

@@ -103,6 +103,7 @@ def test_hugging_face_trainer_and_its_checkpoints(build: Attach, shrink: Any, tm
             learning_rate=0.01,
             max_steps=30,
             save_steps=15,
+            logging_steps=10,
             report_to=[],
             use_cpu=True,
             disable_tqdm=True,
@@ -111,11 +112,16 @@ def test_hugging_face_trainer_and_its_checkpoints(build: Attach, shrink: Any, tm
         space = niwaki.search_space(model, {"input_ids": texts[0][None]})
         held_out = list(torch.stack(texts[:8]).split(4))
         method = build(space, trainer.create_optimizer(), niwaki.Budget(params=0.6), loss_fn, held_out, shrink)
+        trainer.add_callback(niwaki.integrations.trainer_callback(trainer, method))
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        logs = [entry for entry in trainer.state.log_history if "niwaki/step" in entry]
+        assert [entry["niwaki/step"] for entry in logs] == [entry["step"] for entry in logs] == [10, 20, 30]
+        assert logs[0]["niwaki/params_left"] > 0.6 >= logs[-1]["niwaki/params_left"]
         return model, method
 
     model, method = run("whole", None)
     assert method.step == 30
+    assert set(method.log("")) == {"step", "macs_left", "params_left", "units_marked", "units_zero"}
     zero_and_exact(model, method, texts[0][None])
     shutil.copytree(tmp_path / "whole" / "checkpoint-15", tmp_path / "again" / "checkpoint-15")
     again, resumed = run("again", tmp_path / "again" / "checkpoint-15")
@@ -208,9 +214,11 @@ def test_lightning(build: Attach, shrink: Any, tmp_path: Path) -> None:
         module = Module()
         silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         checkpoints = {"enable_checkpointing": False, "default_root_dir": tmp_path}
-        trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", **silent, **checkpoints)
+        log = niwaki.integrations.lightning_callback(lambda: module.method)
+        trainer = lightning.Trainer(max_steps=steps, accelerator="cpu", callbacks=[log], **silent, **checkpoints)
         batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
         trainer.fit(module, batches, ckpt_path=resume)
+        assert trainer.callback_metrics["niwaki/step"] == steps
         return module, trainer
 
     module, _ = fit(32)

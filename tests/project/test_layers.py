@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"implants", "unions"},
     {"masks"},
     {"huggingface", "methods", "performance", "search"},
-    {"choosing", "testing"},
+    {"choosing", "integrations", "testing"},
     {"post_training"},
     {"report"},
     {"__init__"},

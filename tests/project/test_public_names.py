@@ -96,7 +96,7 @@ def test_type_checkers_know_the_same_names() -> None:
 
 
 def test_completion_shows_what_a_user_calls() -> None:
-    assert set(dir(niwaki)) == PUBLIC | {"huggingface", "implants", "testing", "unions"}
+    assert set(dir(niwaki)) == PUBLIC | {"huggingface", "implants", "integrations", "testing", "unions"}
     assert all(inspect.ismodule(getattr(niwaki, name)) for name in set(dir(niwaki)) - PUBLIC)
 
 
