@@ -25,7 +25,7 @@ def trainer_callback(trainer: Any, method: Method) -> Any:
     """
     from transformers import TrainerCallback
 
-    class MethodLog(TrainerCallback):  # type: ignore[misc]
+    class MethodLog(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if control.should_log:
                 trainer.log(method.log())
