@@ -1,6 +1,7 @@
 """What a trained network is worth once it is pruned and repaired, before any training.
 
     python -m benchmarks.zero_epochs --data DIR --out zero_epochs.jsonl
+    python -m benchmarks.zero_epochs --data DIR --out zero_epochs.jsonl --methods torch-pruning-taylor
 
 The network is the dense one of recipe B' (ResNet-20 on CIFAR-10), the data are batches of its training set as recipe C
 augments them, and the accuracy is that on all 10,000 test images. Every row is a line of ``--out``; the same command
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import niwaki
+from benchmarks.accuracy import peers
 from benchmarks.accuracy.protocol import commit
 from benchmarks.accuracy.task import Task
 from benchmarks.accuracy.tasks import TASKS
@@ -26,6 +29,9 @@ from benchmarks.accuracy.where import Where
 from niwaki.post_training.iterative import REPAIRS
 
 METHODS = ("magnitude", "taylor1", "taylor2", "activation", "surgeon")
+PEERS = ("torch-pruning-taylor", "torch-pruning-magnitude")  # in up to STEPS cuts, Taylor scored again before each
+STEPS = 200
+OURS = "compensate"
 SPACE = {"taylor1", "taylor2", "surgeon"}  # whose values are losses, and are compared in the whole space
 
 
@@ -37,7 +43,10 @@ def main() -> None:
     given = task.batches(0)
     batches = [next(given) for _ in range(options.batches)]
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    for budget, rounds, method, repair in itertools.product(options.macs, options.rounds, options.methods, REPAIRS):
+    asked = list(itertools.product(options.macs, options.rounds, options.methods, REPAIRS))
+    own = [one for one in asked if one[2] not in PEERS]
+    theirs = dict.fromkeys((macs, STEPS, name, how) for macs, _, name, how in asked if name in PEERS and how != OURS)
+    for budget, rounds, method, repair in [*own, *theirs]:
         key = {"macs": budget, "rounds": rounds, "method": method, "repair": repair}
         if not any({**key, "batches": options.batches}.items() <= row.items() for row in rows):
             rows.append({**key, "batches": options.batches, **measured(task, batches, **key), "commit": commit()})
@@ -49,6 +58,8 @@ def main() -> None:
 def measured(task: Task, batches: list[Any], macs: float, rounds: int, method: str, repair: Any) -> Any:
     """The accuracy of the pruned network, its share of the MACs, and the CPU seconds of the pruning."""
     model = task.prepared(task.network()).eval()
+    if method in PEERS:
+        return _by_peer(task, model, batches, macs, rounds, method, repair)
     criterion = niwaki.Surgeon(batches, task.loss) if method == "surgeon" else method
     begin = time.process_time()
     pruned = niwaki.prune(
@@ -64,6 +75,22 @@ def measured(task: Task, batches: list[Any], macs: float, rounds: int, method: s
     report = pruned.report
     share = report.small.macs / report.dense.macs
     return {"test": task.evaluate(pruned.model), "reached": share, "seconds": round(seconds, 1)}
+
+
+def _by_peer(
+    task: Task, model: nn.Module, batches: list[Any], macs: float, steps: int, method: str, repair: str
+) -> dict[str, float]:
+    """The same of a network that Torch-Pruning cuts, whose norms are re-estimated by our function or left alone."""
+    begin, dense = time.process_time(), peers.macs_of(model, task)
+    if method == "torch-pruning-taylor":
+        peers.taylor(model, task, macs * dense, itertools.cycle(batches), steps)
+    else:
+        peers.magnitude(model, task, macs * dense, steps)
+    if repair == "norms":
+        niwaki.reestimate_norms(model, batches, task.loss)
+    seconds = time.process_time() - begin
+    reached = peers.macs_of(model, task) / dense
+    return {"test": task.evaluate(model.eval()), "reached": reached, "seconds": round(seconds, 1)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -92,7 +119,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("out/zero_epochs.jsonl"))
     parser.add_argument("--macs", type=float, nargs="+", default=[0.7, 0.5])
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=(*METHODS, *PEERS))
     parser.add_argument("--batches", type=int, default=8, help="of 128 images")
     return parser.parse_args()
 

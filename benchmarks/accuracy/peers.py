@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.accuracy.setting import Setting
+from benchmarks.accuracy.task import Task
 from benchmarks.accuracy.training import Training
 
 
@@ -27,10 +28,13 @@ class GroupNorm:
         run = Training(setting.task, setting.seed)
         run.advance(setting.start)
         importance = peer.importance.GroupMagnitudeImportance(p=2)
-        pruner = _pruner(peer.pruner.GroupNormPruner, importance, run, self.steps, reg=self.regularization)
-        limit = setting.macs * _macs(run)
+        pruner = _pruner(
+            peer.pruner.GroupNormPruner, importance, run.model, run.task, self.steps, reg=self.regularization
+        )
+        limit = setting.macs * macs_of(run.model, run.task)
         run.advance(setting.until, before_step=lambda: pruner.regularize(run.model))
-        _cut(run, pruner, limit, self.steps, score=lambda: None)
+        _cut(run.model, run.task, pruner, limit, self.steps, score=lambda: None)
+        run.replace(run.model)
         run.advance()
         return run
 
@@ -42,19 +46,33 @@ class Taylor:
     steps: int = 200
 
     def __call__(self, setting: Setting) -> Training:
-        peer = _peer()
         run = Training(setting.task, setting.seed)
         run.advance(setting.until)
-        pruner = _pruner(peer.pruner.BasePruner, peer.importance.GroupTaylorImportance(), run, self.steps)
-        batches = iter(run.more_batches(self.steps))
-
-        def score() -> None:
-            run.model.zero_grad()
-            setting.task.loss(run.model, next(batches)).backward()  # type: ignore[no-untyped-call]
-
-        _cut(run, pruner, setting.macs * _macs(run), self.steps, score)
+        limit = setting.macs * macs_of(run.model, run.task)
+        taylor(run.model, run.task, limit, run.more_batches(self.steps), self.steps)
+        run.replace(run.model)
         run.advance()
         return run
+
+
+def taylor(model: nn.Module, task: Task, limit: float, batches: Iterable[Any], steps: int) -> None:
+    """Cut ``model`` in place to at most ``limit`` multiply-accumulates by the Taylor criterion, which sees one of
+    ``batches`` before each of up to ``steps`` cuts."""
+    peer, each = _peer(), iter(batches)
+    pruner = _pruner(peer.pruner.BasePruner, peer.importance.GroupTaylorImportance(), model, task, steps)
+
+    def score() -> None:
+        model.zero_grad()
+        task.loss(model, next(each)).backward()  # type: ignore[no-untyped-call]
+
+    _cut(model, task, pruner, limit, steps, score)
+
+
+def magnitude(model: nn.Module, task: Task, limit: float, steps: int) -> None:
+    """The same by its group magnitude, in up to ``steps`` cuts."""
+    peer = _peer()
+    pruner = _pruner(peer.pruner.BasePruner, peer.importance.GroupMagnitudeImportance(p=2), model, task, steps)
+    _cut(model, task, pruner, limit, steps, score=lambda: None)
 
 
 def _peer() -> Any:
@@ -65,14 +83,14 @@ def _peer() -> Any:
     return torch_pruning
 
 
-def _pruner(build: Any, importance: Any, run: Training, steps: int, **more: Any) -> Any:
+def _pruner(build: Any, importance: Any, model: nn.Module, task: Task, steps: int, **more: Any) -> Any:
     """A pruner of all units of the network that could remove everything in ``steps`` cuts."""
-    example = run.task.example()
-    ignored = [module for module in run.model.modules() if _makes_scores(module, run.model, example)]
-    ignored += [run.model.get_submodule(name) for name in run.task.ignored]
-    run.model.eval()
+    example = task.example()
+    ignored = [module for module in model.modules() if _makes_scores(module, model, example)]
+    ignored += [model.get_submodule(name) for name in task.ignored]
+    model.eval()
     return build(
-        run.model,
+        model,
         example,
         importance=importance,
         global_pruning=True,
@@ -83,23 +101,22 @@ def _pruner(build: Any, importance: Any, run: Training, steps: int, **more: Any)
     )
 
 
-def _cut(run: Training, pruner: Any, limit: float, steps: int, score: Callable[[], None]) -> None:
+def _cut(model: nn.Module, task: Task, pruner: Any, limit: float, steps: int, score: Callable[[], None]) -> None:
     """Cut until the network has at most ``limit`` multiply-accumulates. Its parameters are new objects afterwards, so
-    that the optimizer starts without momentum."""
-    run.model.eval()
+    that an optimizer starts without momentum."""
+    model.eval()
     for _ in range(steps):
-        if _macs(run) <= limit:
+        if macs_of(model, task) <= limit:
             break
         score()
         pruner.step()
-    run.replace(run.model)
 
 
-def _macs(run: Training) -> float:
+def macs_of(model: nn.Module, task: Task) -> float:
     """Multiply-accumulates of one example, counted by torch."""
-    run.model.eval()
+    model.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run.model(run.task.example())
+        model(task.example())
     return counter.get_total_flops() / 2
 
 

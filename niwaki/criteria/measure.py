@@ -40,6 +40,7 @@ class ScoreSettings:
     probes: int = 30
     second: SecondDerivatives = SecondDerivatives()
     fresh_norms: bool = False
+    readers: bool = False
 
 
 class Measurement:
@@ -54,8 +55,8 @@ class Measurement:
         by_layer: BoolArray | None = None,
     ) -> None:
         self._space, self._criteria, self._settings = space, criteria, settings
-        self._parameters = scored_parameters(space)
-        self._index = UnitIndex.of(space, self._parameters)
+        self._parameters = scored_parameters(space, settings.readers)
+        self._index = UnitIndex.of(space, self._parameters, settings.readers)
         self._layers = None if by_layer is None else Layers.of(self._index, self._parameters)
         self._counted = by_layer
         self._reads = {name for criterion in criteria for name in criterion.reads}

@@ -52,6 +52,7 @@ def score(
     probes: int = 30,
     second_derivatives: SecondDerivatives | None = None,
     fresh_norms: bool = False,
+    readers: bool = False,
     among: Compare | None = None,
 ) -> Scores:
     """Score every unit of ``space``.
@@ -74,6 +75,8 @@ def score(
         second_derivatives: how these products are computed, and when they suffice: `niwaki.SecondDerivatives`.
         fresh_norms: score with running statistics of BatchNorm that are estimated anew from ``batches``, which are read
             twice: for networks that were never trained, or whose statistics are of other data.
+        readers: sum over the weights that read a unit, too, and not only over those that make it. A criterion of
+            activations, of distances between units, or a function is the same with and without.
         among: the earlier name of ``compare``; it warns.
 
     A structure, of a space made with ``erase=True``, is scored by all weights that die with it: by what the criterion
@@ -123,6 +126,12 @@ def score(
         check_one(criterion)
         mix = {criterion: 1.0}
     registered = [named(one) for one in mix if isinstance(one, str)]
+    bent = next((one.name for one in registered if one.needs_curvature), None)
+    if readers and bent is not None:
+        raise MethodError(
+            f"The criterion {bent!r} is defined by the weights that make a unit: leave out readers=True, or take one "
+            "such as 'taylor1'."
+        )
     if compare == "layer":
         check_layers(registered, [one for one in mix if not isinstance(one, str)])
     found: dict[str, Any] = {}
@@ -130,7 +139,9 @@ def score(
     silent = terms & bool(registered)
     others = not_experts(space) if any("routed" in one.reads for one in registered) else np.zeros_like(terms)
     if registered:
-        settings = ScoreSettings(seed, int(probes), second_derivatives or SecondDerivatives(), bool(fresh_norms))
+        settings = ScoreSettings(
+            seed, int(probes), second_derivatives or SecondDerivatives(), bool(fresh_norms), bool(readers)
+        )
         if silent.any() and all(one.knows_terms for one in registered):
             silent = np.zeros_like(terms)
         elif silent.any() and batches is not None and loss_fn is not None:

@@ -37,13 +37,16 @@ def unit_parameters(space: SearchSpace) -> dict[str, torch.nn.Parameter]:
     return _unchanged(space, {place.tensor for place in space.dims if place.parameter and place.role.zeroed_by_method})
 
 
-def scored_parameters(space: SearchSpace) -> dict[str, torch.nn.Parameter]:
-    """The same, and those that die with structures without being of any unit themselves.
+def scored_parameters(space: SearchSpace, readers: bool = False) -> dict[str, torch.nn.Parameter]:
+    """The same, and those that die with structures without being of any unit themselves; with ``readers`` those that
+    read units, too.
 
     Raises:
         MethodError: the model has been shrunk since.
     """
     found = unit_parameters(space)
+    if readers:
+        found |= _unchanged(space, {place.tensor for place in space.dims if place.parameter and place.role.consumes})
     dying = _unchanged(space, dying_parameters(space))
     return found | {name: p for name, p in dying.items() if p.is_floating_point() or p.is_complex()}
 
@@ -96,10 +99,10 @@ class UnitIndex:
     whole: Tensor | None = None  # [num_units]
 
     @classmethod
-    def of(cls, space: SearchSpace, parameters: Mapping[str, Tensor]) -> UnitIndex:
+    def of(cls, space: SearchSpace, parameters: Mapping[str, Tensor], readers: bool = False) -> UnitIndex:
         """The index of all producing dimensions of the parameters of ``space``, and of all that die with structures
-        and are among ``parameters``."""
-        by_tensor = _rows_of(space, parameters)
+        and are among ``parameters``; with ``readers`` of all dimensions that read units, too."""
+        by_tensor = _rows_of(space, parameters, readers)
         vectors: dict[tuple[torch.device, torch.dtype], list[str]] = {}
         bundles: list[Bundle] = []
         for name, places in by_tensor.items():
@@ -143,12 +146,14 @@ class UnitIndex:
         return dict(zip(rows, sums, strict=True))
 
 
-def _rows_of(space: SearchSpace, parameters: Mapping[str, Tensor]) -> dict[str, list[tuple[int, IntArray]]]:
+def _rows_of(
+    space: SearchSpace, parameters: Mapping[str, Tensor], readers: bool
+) -> dict[str, list[tuple[int, IntArray]]]:
     """The dimensions of each parameter that sums are taken behind, each with the units [n, K] of its positions. All
     rows of one dimension of a parameter that dies with a structure are that structure's, once."""
     found: dict[str, list[tuple[int, IntArray]]] = {}
     for place in space.dims:
-        if place.role.produces and place.parameter:
+        if place.parameter and (place.role.produces or (readers and place.role.consumes)):
             found.setdefault(place.tensor, []).append((place.dim, place.units))
     for name, owners in dying_parameters(space).items():
         if name in parameters:

@@ -42,6 +42,7 @@ def choose_iteratively(
     *,
     rounds: int = 20,
     compare: Compare | None = None,
+    readers: bool = False,
     remove: Literal["units", "structures", "both"] = "units",
     between: Repair = "norms",
     seed: int = 0,
@@ -62,7 +63,7 @@ def choose_iteratively(
         loss_fn: as for `niwaki.score`.
         rounds: how many; 1 or more. Each costs what `niwaki.score` does, and after the first what ``between`` does: a
             forward pass for ``norms``, three for ``compensate``.
-        compare: as for `niwaki.score`.
+        compare, readers: as for `niwaki.score`.
         remove: as for `niwaki.choose`.
         between: how the network is repaired before it is scored again, if there are ``batches``: ``norms`` re-estimates
             the statistics of BatchNorms, without which later layers read nonsense after some rounds; ``compensate``
@@ -105,7 +106,7 @@ def choose_iteratively(
     plan: Plan | None = None
     for number in range(1, rounds + 1):
         present = _as_it_is(space, plan, held, loss_fn, between)
-        scores = score(present, criterion, held, loss_fn, compare=compare, seed=seed)
+        scores = score(present, criterion, held, loss_fn, compare=compare, seed=seed, readers=readers)
         share = number / rounds
         amounts = {m: max(2, int(dense[m] - (dense[m] - limit) * share)) for m, limit in limits.items()}
         asked = budget if number == rounds else _within(budget, amounts)

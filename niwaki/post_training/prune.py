@@ -93,6 +93,7 @@ def prune(
     repair: Repair | None = None,
     refine: int = 0,
     compare: Compare | None = None,
+    readers: bool = False,
     remove: Literal["units", "structures", "both"] = "units",
     ignored: Sequence[str] = (),
     seed: int = 0,
@@ -118,6 +119,7 @@ def prune(
         refine: how often `niwaki.refine` tries all groups, after one round: it takes up to two cuts, repairs and passes
             over three quarters of the batches for each group, and finds the better share of each group.
         compare: as for `niwaki.score`; in the whole ``space`` by default, where a `niwaki.Surgeon` scores.
+        readers: as for `niwaki.score`: the weights that read a unit count, too.
         remove: ``units``, or whole ``structures``, or ``both``.
         ignored: patterns of parameters that stay whole, as for `niwaki.search_space`.
         seed: for criteria with random numbers.
@@ -177,6 +179,7 @@ def prune(
         *(space, method, budget, data, loss_fn),
         rounds=rounds,
         compare=compare,
+        readers=readers,
         remove=remove,
         between=repair,
         seed=seed,
@@ -184,7 +187,10 @@ def prune(
         told=heard,
     )
     if refine and data is not None and loss_fn is not None:
-        share, scores = _share(space, plan), score(space, method, data, loss_fn, compare=compare, seed=seed)
+        share, scores = (
+            _share(space, plan),
+            score(space, method, data, loss_fn, compare=compare, seed=seed, readers=readers),
+        )
 
         def tried(number: int, trials: int, divergence: float) -> None:
             _LOG.info("Group %d of %d: the divergence from the dense network is %.4g.", number, trials, divergence)

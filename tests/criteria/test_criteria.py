@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import criteria, criterion, normalise, score
 from niwaki.errors import MethodError, UnknownName
-from niwaki.per_unit.index import unit_parameters
 from niwaki.per_unit.sums import UnitSums
 
 NETS: dict[str, tuple[Callable[[], nn.Module], Callable[..., SearchSpace], tuple[int, ...]]] = {
@@ -44,14 +43,14 @@ def loss(model: nn.Module, batch: Tensor) -> Tensor:
     return model(batch).square().mean()
 
 
-def unit_vector(space: SearchSpace, tensors: dict[str, Tensor], number: int) -> Tensor:
-    """All producing entries of one unit, flat, by its slices."""
+def unit_vector(space: SearchSpace, tensors: dict[str, Tensor], number: int, readers: bool = False) -> Tensor:
+    """All producing entries of one unit, flat, by its slices; with those that read it, if asked for."""
     group = next(g for g in space.groups if g.first <= number < g.first + g.units)
     return torch.cat(
         [
             tensors[s.tensor].index_select(s.dim, torch.from_numpy(s.index[number - group.first])).flatten()
             for s in group.slices
-            if s.role.produces and s.parameter
+            if s.parameter and (s.role.produces or (readers and s.role.consumes))
         ]
     )
 
@@ -74,17 +73,19 @@ def by_hand(name: str, x: Tensor, h: Tensor, group: list[Tensor]) -> float:
     )
 
 
+@pytest.mark.parametrize("readers", [False, True])
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("name", sorted(set(criteria()) - ELSEWHERE))
-def test_against_a_loop_over_units(net: str, name: str) -> None:
+def test_against_a_loop_over_units(net: str, name: str, readers: bool) -> None:
     build, space_of, shape = NETS[net]
     model = build().double()
     space = space_of(model)
     batches = [torch.randn(5, *shape, dtype=torch.double) for _ in range(3)]
-    found = score(space, name, batches, loss)
+    found = score(space, name, batches, loss, readers=readers)
     assert found.criterion == name and found.values.dtype == np.float64
 
-    parameters = unit_parameters(space)
+    readers = readers and name != "geometric_median"  # of distances between units, which are of what makes them
+    parameters = dict(model.named_parameters())
     model.eval()
     expected = np.zeros(space.num_units)
     for batch in batches:
@@ -92,10 +93,19 @@ def test_against_a_loop_over_units(net: str, name: str) -> None:
         for unit in range(space.num_units):
             weights = {k: v.detach() for k, v in parameters.items()}
             home = next(g for g in space.groups if g.first <= unit < g.first + g.units)
-            group = [unit_vector(space, weights, other) for other in range(home.first, home.first + home.units)]
-            x = unit_vector(space, weights, unit)
-            expected[unit] += by_hand(name, x, unit_vector(space, grads, unit), group) / 3
+            group = [
+                unit_vector(space, weights, other, readers) for other in range(home.first, home.first + home.units)
+            ]
+            x, slope = (unit_vector(space, each, unit, readers) for each in (weights, grads))
+            expected[unit] += by_hand(name, x, slope, group) / 3
     np.testing.assert_allclose(found.values, expected, rtol=1e-7)
+
+
+def test_curvature_is_of_the_weights_that_make_a_unit() -> None:
+    space, batches = mlp_space(MLP()), [torch.randn(5, 6)]
+    for name in ("hessian", "relative_hessian_trace"):
+        with pytest.raises(MethodError, match=rf"The criterion '{name}' is defined by the weights that make a unit"):
+            score(space, name, batches, loss, readers=True)
 
 
 def test_random_follows_its_seed() -> None:
