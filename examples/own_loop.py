@@ -1,7 +1,9 @@
 """niwaki in a training loop of one's own: digits, a small network, a third of its multiply-accumulates.
 
-python examples/own_loop.py
+python examples/own_loop.py [EPOCHS]
 """
+
+import sys
 
 import torch
 from sklearn.datasets import load_digits
@@ -31,7 +33,8 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
 space = niwaki.search_space(model, x[:1])
 print(space)
-steps = 20 * (len(train) // 64)
+epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+steps = epochs * (len(train) // 64)
 method = niwaki.HESSO(
     space, optimizer, niwaki.Budget(macs=0.33), niwaki.Schedule(start=steps // 10, until=steps // 2, periods=10)
 )

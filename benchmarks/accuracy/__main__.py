@@ -6,6 +6,7 @@
     python -m benchmarks.accuracy run --tasks cifar10-resnet56 cifar10-resnet18 --budget 0.5 0.2 --data DIR   # on a GPU
     python -m benchmarks.accuracy run --tasks cifar10-resnet56 --smoke --data DIR   # few images and steps: does it run
     python -m benchmarks.accuracy show --plots DIR           # the table and three plots, from the results on disk
+    python -m benchmarks.accuracy show --tasks fashion --chart docs/accuracy.svg --out benchmarks/accuracy/results
 
 All arms of a task share network, recipe, number of optimizer steps, seeds (weights, order of examples) and data, and
 are measured after the last step. The *moment* of a run is the share of it after which the last removed unit is zero:
@@ -29,6 +30,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.accuracy.arms import ARMS
+from benchmarks.accuracy.chart import chart
 from benchmarks.accuracy.plots import plots
 from benchmarks.accuracy.protocol import jobs, trained
 from benchmarks.accuracy.rows import append, missing, read
@@ -66,6 +68,8 @@ def show(options: argparse.Namespace) -> int:
     print(markdown(rows, options.held_out))
     if options.plots:
         plots(rows, options.plots, options.moment, options.held_out)
+    if options.chart:
+        chart(rows, options.tasks[0], options.moment, options.chart)
     return 0
 
 
@@ -98,6 +102,7 @@ def _options() -> argparse.Namespace:
     showing.add_argument("--held-out", action="store_true", help="measured on held-out training data, for choices")
     showing.add_argument("--moment", type=float, default=DEFAULT_MOMENT, help="of the plots over MACs and time")
     showing.add_argument("--plots", type=Path, help="a folder for the plots")
+    showing.add_argument("--chart", type=Path, help="an SVG of the first task, as in the README")
     return parser.parse_args()
 
 

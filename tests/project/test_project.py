@@ -101,17 +101,6 @@ def test_no_code_depends_on_the_name_of_a_file_or_a_caller() -> None:
     assert not found
 
 
-def test_examples_run(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    for example in sorted((ROOT / "examples").glob("*.py")):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, example], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "Exact: the cut network equals the masked one" in done.stdout
-
-
 def test_no_two_test_files_have_one_name() -> None:
     """pytest imports them by name: the second one would not be collected."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
