@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         WeightMom,
     )
     from niwaki.performance.measure import latency
+    from niwaki.performance.timed import timed
     from niwaki.post_training.distillation import distillation
     from niwaki.post_training.iterative import choose_iteratively
     from niwaki.post_training.prune import prune
@@ -69,6 +70,7 @@ _HOMES: Mapping[str, str] = {
     "methods": "ATO ATP CRIC DHSPG H2SPG HESSO HSPG LHSPG AdaHSPG DDPTraining GReg1 GReg2 Schedule ShrinkPolicy "
     "WeightMom",
     "performance.measure": "latency",
+    "performance.timed": "timed",
     "post_training.distillation": "distillation",
     "post_training.iterative": "choose_iteratively",
     "post_training.prune": "prune",
@@ -161,5 +163,6 @@ __all__ = [
     "score",
     "search_space",
     "shrink",
+    "timed",
     "zero_",
 ]

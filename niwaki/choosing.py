@@ -22,10 +22,10 @@ from niwaki.performance.meters import Limit, meters
 from niwaki.selection import STRUCTURES, UNITS, Removal, SelectionRequest, removal_named
 from niwaki.selection.budget import (
     MODELLED,
-    TRAINED,
     Budget,
     check_budget,
     check_left,
+    followed,
     provenance,
     slack_note,
 )
@@ -53,7 +53,8 @@ def choose(
     Args:
         space: the search space.
         scores: the saliency of each unit, from `niwaki.score`. Or what learns on batches which units to keep:
-            `niwaki.DDPMasks`, for limits in macs, params, units and memory, and for units alone. It learns here.
+            `niwaki.DDPMasks`, for limits in macs, params, units and memory, in a space that is `niwaki.timed` also in
+            latency, and for units alone. It learns here.
         budget: the limits on the cost of the network.
         compare: units are compared by their fraction of the score of their ``group``; by that of all ``isomorphic``
             groups; or by the score itself, in the whole ``space`` (for criteria that are comparable across layers).
@@ -61,7 +62,8 @@ def choose(
             ``niwaki.score(..., compare=...)``, otherwise in the group.
         example_inputs: for ``latency``: the inputs of the measured passes, on the model's device; a tensor or tuple is
             positional, a dict is keywords. ``activations`` are then measured with them too, otherwise they are those
-            for the inputs of the search space. The model is not changed.
+            for the inputs of the search space. The model is not changed. In a space that is `niwaki.timed` they may be
+            left out: the latency is what is predicted, and not measured.
         remove: ``units`` makes layers narrower. ``structures`` erases whole ones, of a space made with ``erase=True``:
             by their score per cost, each if outputs still follow from inputs without it. ``both`` does what keeps most
             for the budget: a unit inside of a structure is paid for once, by the unit or by the structure. In the whole
@@ -86,7 +88,7 @@ def choose(
     check_space(space)
     if isinstance(scores, MaskLearner):
         check_budget(budget, training=False)
-        _check_learnt(budget, removal_named(remove), {"compare": compare, "example_inputs": example_inputs})
+        _check_learnt(space, budget, removal_named(remove), {"compare": compare, "example_inputs": example_inputs})
     if not space.num_units:
         warnings.warn(
             "The search space has no units, so the plan removes nothing. print(space) tells why.", stacklevel=2
@@ -124,7 +126,7 @@ def chosen(
             "0. Use remove='structures', or a criterion of units."
         )
     silent = None if removal is UNITS else _silent(space, scores)
-    limits = budget.absolute(space, TRAINED if example_inputs is None else MODELLED)
+    limits = budget.absolute(space, followed(space) if example_inputs is None else MODELLED)
     measured = {measure: limit for measure, limit in budget.measured.items() if measure not in limits}
     if removal is STRUCTURES and measured:
         raise BudgetError(
@@ -168,16 +170,18 @@ def _learnt(space: SearchSpace, learner: MaskLearner, budget: Budget) -> Plan:
     """The plan of a mask that ``learner`` learns."""
     keep = learner.learn(space, budget)
     about: dict[str, Any] = {"masks": {"name": learner.name, **learner.settings()}}
-    if told := slack_note(space, keep, budget.absolute(space), budget):
+    if told := slack_note(space, keep, budget.absolute(space, followed(space, MODELLED)), budget):
         about["tight"] = told
     return space.plan(keep, provenance(space, keep, budget, **about)).with_edits(learner.records())
 
 
-def _check_learnt(budget: Budget, removal: Removal, unused: Mapping[str, object]) -> None:
+def _check_learnt(space: SearchSpace, budget: Budget, removal: Removal, unused: Mapping[str, object]) -> None:
     """Raise `BudgetError` where something is asked for that a mask which is learnt cannot give."""
-    if budget.measured:
+    known = followed(space, MODELLED)
+    measured = [measure for measure in budget.measured if measure not in known]
+    if measured:
         raise BudgetError(
-            f"A mask that is learnt follows limits in {', '.join(MODELLED)}, not in {', '.join(budget.measured)}. "
+            f"A mask that is learnt follows limits in {', '.join(known)}, not in {', '.join(measured)}. "
             "First find the MACs that meet it with niwaki.score and niwaki.choose, and learn with these: "
             "niwaki.Budget(macs=space.cost(plan).macs)."
         )

@@ -25,7 +25,7 @@ from niwaki.masks.latents import Latents
 from niwaki.masks.learner import MaskLearner
 from niwaki.per_unit.unit_gates import UnitGates
 from niwaki.selection import UNITS, SelectionRequest, costs
-from niwaki.selection.budget import Budget, check_met
+from niwaki.selection.budget import MODELLED, Budget, check_met, followed
 from niwaki.trace.model_state import preserved
 
 
@@ -131,7 +131,7 @@ class DDPMasks(MaskLearner):
 
     def learn(self, space: SearchSpace, budget: Budget) -> BoolArray:
         """As `MaskLearner.learn`."""
-        limits = budget.absolute(space)
+        limits = budget.absolute(space, followed(space, MODELLED))
         least = UNITS.select(space, np.ones(space.num_units), SelectionRequest(limits, steps=budget.steps))
         check_met(space, least, limits, budget.steps)
         latents = Latents(space)

@@ -121,7 +121,7 @@ class ATO(Method):
         vectorised: bool = True,
     ) -> None:
         units = TrainedUnits(self.label, space, optimizer, vectorised)
-        check_budget(budget)
+        check_budget(budget, space=space)
         Schedule.check(schedule)
         check_number("budget_weight", budget_weight, 0, float("inf"), "it weighs the budget against the loss")
         target, stages = Target.of(space, budget), Stages.of(schedule)

@@ -90,7 +90,7 @@ class DDPTraining(Method):
         vectorised: bool = True,
     ) -> None:
         units = TrainedUnits(self.label, space, optimizer, vectorised)
-        check_budget(budget)
+        check_budget(budget, space=space)
         Schedule.check(schedule)
         target, stages = Target.of(space, budget), Stages.of(schedule)
         steps, policy = stages.freeze - stages.start + 1, ShrinkPolicy.of(shrink)

@@ -157,7 +157,7 @@ class DHSPG(Method):
         check_steps("window", window, "redundancy is averaged over it")
         check_compare(compare, ("group", "isomorphic", "space"))
         units = TrainedUnits(self.label, space, optimizer, vectorised)
-        check_budget(budget)
+        check_budget(budget, space=space)
         Schedule.check(schedule)
         target = Target.of(space, budget)
         choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare)

@@ -109,7 +109,7 @@ class H2SPG(Method):
         if removal is UNITS:
             raise MethodError("H2SPG erases structures, perhaps beside units. For units alone use niwaki.DHSPG.")
         rule = DualHalfSpace(*usual_penalty(optimizer, penalty, amplify, most), float(epsilon))
-        check_budget(budget)
+        check_budget(budget, space=space)
         units = TrainedUnits(self.label, space, optimizer, vectorised, removal=removal)
         Schedule.check(schedule)
         target = Target.of(space, budget, removal)

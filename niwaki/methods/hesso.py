@@ -97,7 +97,7 @@ class HESSO(Method):
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
-        check_budget(budget)
+        check_budget(budget, space=space)
         Schedule.check(schedule)
         removal = removal_named(remove)
         units = TrainedUnits(self.label, space, optimizer, vectorised, removal=removal)

@@ -13,7 +13,7 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.status import Progress
 from niwaki.selection import UNITS, Removal, SelectionRequest, Widths, costs
-from niwaki.selection.budget import TRAINED, Budget, check_budget, check_left
+from niwaki.selection.budget import Budget, check_budget, check_left, followed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,8 +38,8 @@ class Target:
         dense = costs(space.cost_model, everything, ("macs", "params"))
         if budget is None:
             return cls(None, {}, Widths(), dense, removal)
-        check_budget(budget)
-        target = cls(budget, budget.absolute(space, TRAINED), budget.steps, dense, removal)
+        check_budget(budget, space=space)
+        target = cls(budget, budget.absolute(space, followed(space)), budget.steps, dense, removal)
         target.check_reachable(space)
         return target
 

@@ -1,6 +1,6 @@
 """Measure latency and activation memory, predict them from the times of operators, and choose by limits on them.
 
 ``measure``: interleaved rounds of networks. ``operators``: the time of each operator; ``predict``: of a plan, from
-these. ``activations``: peak memory. ``meters`` and ``fit``: budgets in measured quantities. Imports core, trace,
-program, surgery and selection.
+these. ``activations``: peak memory. ``meters`` and ``fit``: budgets in measured quantities; ``timed``: in predicted
+ones. Imports core, trace, program, surgery and selection.
 """

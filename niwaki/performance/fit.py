@@ -76,7 +76,7 @@ def _by_operators(
         Unpredictable: the times of operators do not predict the latency.
     """
     meter, everything = wanted[by], np.ones(space.num_units, dtype=bool)
-    readings = [_read(space, meter, first.keep)]
+    readings = [read_operators(space, meter, first.keep)]
     model, trials, tight = priced(space, readings), [first], list[Trial]()
     while len(trials) <= _TRIALS and len(tight) < 2:
         limit = _next_share(model, wanted, by, trials) * costs(model.cost_model, everything, ["latency"])["latency"]
@@ -86,7 +86,7 @@ def _by_operators(
         trial = _tried(space, wanted, keep)
         trials.append(trial)
         tight += [trial] * (trial.used <= 1 and _is_tight(wanted, trial))
-        readings.append(_read(space, meter, keep))
+        readings.append(read_operators(space, meter, keep))
         model = priced(space, readings)
     found = tight[-1] if tight else _halved(model, wanted, "latency", trials, limits, selected)
     told = found.told[by]
@@ -171,8 +171,12 @@ def _tried(space: SearchSpace, wanted: Mapping[str, Limit], keep: BoolArray) -> 
     return Trial(keep, used, {measure: {"kept": kept, "dense": dense} for measure, (kept, dense) in readings.items()})
 
 
-def _read(space: SearchSpace, meter: Limit, keep: BoolArray) -> OperatorTimes:
-    """The times of the operators in the network cut to ``keep``."""
+def read_operators(space: SearchSpace, meter: Limit, keep: BoolArray) -> OperatorTimes:
+    """The times of the operators in the network cut to ``keep`` [num_units].
+
+    Raises:
+        Unpredictable: it does not run, or runs other operators than the search space was made from.
+    """
     assert meter.timed is not None
     try:
         times = meter.timed(cut(space.model, space.plan(keep)))

@@ -49,7 +49,8 @@ class Budget:
     parameters and buffers. These are known for any choice of units, and so is ``activations``, the most bytes of
     computed tensors alive at once in one forward pass in eval mode, for the inputs of the search space. With example
     inputs, `niwaki.choose` measures ``activations`` on cut networks instead, and also ``latency``, the microseconds of
-    that pass on the device of the model.
+    that pass on the device of the model. In a space that is `niwaki.timed` a fraction of the ``latency`` is known, too,
+    as it is predicted from the times of operators.
 
     ``round_to``: every weight keeps a multiple of this many entries of each dimension in which it produces units, or
     all of them; with 32 the channels of a convolution are removed by 32, and attention heads of 32 rows one by one. A
@@ -120,9 +121,16 @@ class Budget:
         """The limits among ``measures``, which need no measurement, as amounts, for the model of ``space``.
 
         Raises:
-            BudgetError: activations are among them and not known, or the network's cost in a measure is zero.
+            BudgetError: activations are among them and not known, the latency is and is no fraction, or the network's
+                cost in a measure is zero.
         """
         modelled = {measure: limit for measure, limit in self.limits.items() if measure in measures}
+        if is_whole(modelled.get("latency")):
+            raise BudgetError(
+                f"latency={modelled['latency']!r} asks for microseconds, and a latency that is predicted from the "
+                "times of operators is known as a fraction of the dense network's alone. Pass that fraction, such as "
+                "latency=0.6, or measure: niwaki.choose(..., example_inputs=x) in a space that is not timed."
+            )
         if "activations" in modelled and space.cost_model.activations is None:
             raise BudgetError(
                 "The number of activations alive at once is not known for this search space, since no run of its "
@@ -176,18 +184,25 @@ def _checked_round_to(round_to: object) -> int | dict[str, int]:
     return found
 
 
-def check_budget(budget: object, *, training: bool = True) -> None:
+def followed(space: SearchSpace, measures: tuple[str, ...] = TRAINED) -> tuple[str, ...]:
+    """``measures``, and the latency where the cost model of ``space`` predicts it (`niwaki.timed`)."""
+    return measures if space.cost_model.latency is None else (*measures, "latency")
+
+
+def check_budget(budget: object, *, training: bool = True, space: SearchSpace | None = None) -> None:
     """Raise `BudgetError` if ``budget`` is not one, such as a bare number, or if it has limits that a method cannot
-    follow during a ``training``."""
+    follow during a ``training`` in ``space``."""
     if not isinstance(budget, Budget):
         raise BudgetError(f"budget={budget!r} is not a budget. Name its measure: niwaki.Budget(macs=0.5).")
-    measure = next((measure for measure in budget.limits if measure not in TRAINED), None)
+    known = TRAINED if space is None else followed(space)
+    measure = next((measure for measure in budget.limits if measure not in known), None)
     if training and measure is not None:
         raise BudgetError(
             f"{measure} is measured on networks that are cut, which a method cannot do during the training. "
             f"First find the MACs that meet it, plan = niwaki.choose(space, niwaki.score(space, 'magnitude'), "
             f"niwaki.Budget({measure}={budget.measured[measure]!r}), example_inputs=x), and give the method these: "
-            "niwaki.Budget(macs=space.cost(plan).macs)."
+            "niwaki.Budget(macs=space.cost(plan).macs). Or train in a space that predicts the latency: "
+            "niwaki.timed(space, x)."
         )
 
 
@@ -276,6 +291,7 @@ def provenance(space: SearchSpace, keep: BoolArray, budget: Budget, **more: Any)
         "budget": {**budget.limits, "round_to": budget.round_to, "min_units": budget.min_units},
         "dense": _plain(space.cost()),
         "kept": _plain(space.cost_of(keep)),
+        **_predicted(space, keep, budget),
         "entries_per_unit": {g.name: width for g in space.width_groups if (width := g.slices[0].index.shape[1]) > 1},
         "seed": torch.initial_seed(),
         "niwaki": __version__,
@@ -283,6 +299,14 @@ def provenance(space: SearchSpace, keep: BoolArray, budget: Budget, **more: Any)
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
+
+
+def _predicted(space: SearchSpace, keep: BoolArray, budget: Budget) -> dict[str, Any]:
+    """What is left of a latency that is limited and predicted, as a fraction."""
+    if "latency" not in budget.limits or space.cost_model.latency is None:
+        return {}
+    now, dense = (costs(space.cost_model, units, ["latency"])["latency"] for units in (keep, np.ones_like(keep)))
+    return {"predicted": {"latency": now / dense}}
 
 
 def _plain(cost: Cost) -> dict[str, int]:

@@ -65,6 +65,7 @@ PUBLIC = {
     "score",
     "search_space",
     "shrink",
+    "timed",
     "zero_",
 }
 

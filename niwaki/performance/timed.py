@@ -1,0 +1,62 @@
+"""A search space that knows the latency of its networks, as it is predicted from the times of operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from niwaki.core.space import SearchSpace, check_space
+from niwaki.errors import BudgetError
+from niwaki.performance.fit import read_operators
+from niwaki.performance.meters import meters
+from niwaki.performance.predict import Unpredictable, priced
+from niwaki.selection.levels import leaving
+from niwaki.selection.steps import Widths
+from niwaki.trace.model_state import preserved
+
+_KEPT = (0.75, 0.5, 0.25)  # of the units of every group, in the networks that are timed
+
+
+def timed(space: SearchSpace, example_inputs: Any) -> SearchSpace:
+    """``space`` with a cost model that predicts the latency of one forward pass in eval mode, for budgets such as
+    ``niwaki.Budget(latency=0.6)`` in trainings and in masks that are learnt, which cannot run cut networks.
+
+    Three networks, with three quarters, a half and a quarter of the units of every group, are cut, and their operators
+    are timed beside those of the dense one, for a second each: on the device of the model, with the threads that torch
+    has. How the time of each operator falls with its work is fitted to these (see `niwaki.performance.predict`). What
+    is predicted is a share; `niwaki.latency` measures what came of it.
+
+    Args:
+        space: of a model with its weights, not of an exported program.
+        example_inputs: of the passes that are timed, on the device of the model: a tensor or tuple is positional, a
+            dict is keywords. The model is not changed.
+
+    Raises:
+        BudgetError: there are no inputs, the model cannot be run, or it runs other operators than the search space was
+            made from.
+
+    Example:
+        >>> import niwaki, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.ReLU(), torch.nn.Linear(512, 64))
+        >>> x = torch.randn(64, 64)
+        >>> space = niwaki.timed(niwaki.search_space(model, x), x)  # doctest: +SKIP
+        >>> plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(latency=0.6))  # doctest: +SKIP
+    """
+    check_space(space)
+    meter = meters(space, {"latency": 1.0}, example_inputs)["latency"]
+    number, readings = np.zeros(space.num_units), []
+    for group in space.width_groups:
+        number[group.numbers] = (np.arange(group.units) + 0.5) / group.units
+    try:
+        with preserved(space.model):
+            for kept in _KEPT:
+                keep = ~leaving(space, number > kept, Widths())
+                readings.append(read_operators(space, meter, keep))
+    except Unpredictable as cause:
+        raise BudgetError(
+            f"The latency of this network cannot be predicted from the times of its operators: {cause}. Build the "
+            "search space from the same inputs, or let niwaki.choose measure cut networks: "
+            "niwaki.choose(..., example_inputs=x)."
+        ) from cause
+    return priced(space, readings)
