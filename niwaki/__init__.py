@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from niwaki.repair.fold import fold_constants
     from niwaki.report.latency_profile import latency_profile
     from niwaki.report.load_run import load_run
+    from niwaki.report.write import report
     from niwaki.search import search_space
     from niwaki.selection.budget import Budget
     from niwaki.surgery.cut import cut
@@ -81,6 +82,7 @@ _HOMES: Mapping[str, str] = {
     "repair.fold": "fold_constants",
     "report.latency_profile": "latency_profile",
     "report.load_run": "load_run",
+    "report.write": "report",
     "search": "search_space",
     "selection.budget": "Budget",
     "surgery.cut": "cut",
@@ -100,8 +102,9 @@ def __getattr__(name: str) -> Any:
     """Public names and packages, imported when they are asked for; names of earlier versions, with a warning that gives
     the new name."""
     if name in _HOME_OF:
-        globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
-        return globals()[name]
+        module = importlib.import_module(_HOME_OF[name])
+        # `niwaki.report` is in place by now: the package, which can be called.
+        return globals().setdefault(name, getattr(module, name))
     if name in _RENAMED:
         warnings.warn(f"niwaki.{name} is called niwaki.{_RENAMED[name]} now.", DeprecationWarning, stacklevel=2)
         return __getattr__(_RENAMED[name])
@@ -159,6 +162,7 @@ __all__ = [
     "reestimate_norms",
     "refine",
     "reindex",
+    "report",
     "save",
     "score",
     "search_space",

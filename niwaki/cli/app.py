@@ -57,6 +57,14 @@ def prune(context: typer.Context) -> None:
 
 
 @app.command(add_help_option=False, context_settings=_UNREAD)
+def report(context: typer.Context) -> None:
+    """Write the page of a run again, from its report.json."""
+    from niwaki.cli.report import report as function
+
+    _run(context, function)
+
+
+@app.command(add_help_option=False, context_settings=_UNREAD)
 def inspect(context: typer.Context) -> None:
     """Print what of a network can be pruned, what cannot, and why, without training it."""
     from niwaki.cli.inspect import inspect as function

@@ -82,7 +82,7 @@ def prune(
     with bar as told:
         report = prune_trained(recipe, out, device=device, overwrite=overwrite, told=told)
     console.print(pruning_table(report))
-    console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json")
+    console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json, report.html")
 
 
 def pruning_table(report: RunReport) -> Table:

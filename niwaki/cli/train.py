@@ -96,7 +96,7 @@ def train(
             checkpoint_every=checkpoint_every,
         )
     console.print(report_table(report))
-    console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json")
+    console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json, report.html")
 
 
 def _resumed(context: typer.Context, options: dict[str, Any], out: Path) -> Recipe:

@@ -15,10 +15,11 @@ from torch import nn
 
 import niwaki
 from niwaki.core.cost import Cost
+from niwaki.core.describe import counted
 from niwaki.errors import Interrupted, RunError
 from niwaki.io import PLAN_FILE, WEIGHTS_FILE
 from niwaki.io.atomic import write_atomically
-from niwaki.report import REPORT_FILE, Figures, Latencies, RunReport
+from niwaki.report import REPORT_FILE, Figures, Latencies, RunReport, write_run_page
 from niwaki.report.drawing import drawing
 from niwaki.train.batches import Batches
 from niwaki.train.checkpoint import FOLDER, Checkpoint, read_checkpoint, remove_checkpoints, write_checkpoint
@@ -39,7 +40,8 @@ def train(
     checkpoint_every: int | None = None,
     measure_seconds: float = 2.0,
 ) -> RunReport:
-    """Train by ``recipe`` and write ``model.safetensors``, ``plan.json`` and ``report.json`` to ``out``.
+    """Train by ``recipe`` and write ``model.safetensors``, ``plan.json``, ``report.json`` and ``report.html`` to
+    ``out``.
 
     Args:
         recipe: the network, the data and the settings.
@@ -121,8 +123,14 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
         map=drawing(run.space, f"{run.recipe.model} on {run.images.name}", plan),
     )
     niwaki.save(small, out)
-    write_atomically(out / REPORT_FILE, report.to_json().encode())
+    write_report(report, out)
     return report
+
+
+def write_report(report: RunReport, out: Path) -> None:
+    """Write the report of a run, as data and as a page."""
+    write_atomically(out / REPORT_FILE, report.to_json().encode())
+    write_run_page(report, out)
 
 
 def facts_of(images: Images) -> dict[str, Any]:
@@ -217,7 +225,7 @@ def device_named(name: str) -> torch.device:
 def _describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    return f"{device.type}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 __all__ = ["REPORT_FILE", "EpochResult", "RunObserver", "TrainingProgress", "finish", "train"]

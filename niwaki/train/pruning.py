@@ -17,7 +17,6 @@ import niwaki
 from niwaki.core.modes import eval_mode
 from niwaki.core.space import SearchSpace
 from niwaki.errors import RunError
-from niwaki.io.atomic import write_atomically
 from niwaki.networks import ImageTask, build_model, channels_of
 from niwaki.networks.source import find
 from niwaki.post_training.iterative import REPAIRS, Repair
@@ -27,7 +26,6 @@ from niwaki.report.drawing import drawing
 from niwaki.train.batches import Batches
 from niwaki.train.data import Images, load_images
 from niwaki.train.job import (
-    REPORT_FILE,
     check_output,
     device_named,
     facts_of,
@@ -35,6 +33,7 @@ from niwaki.train.job import (
     held_by,
     latencies,
     versions,
+    write_report,
 )
 from niwaki.train.scores import accuracy, check_scores
 from niwaki.train.weights import with_weights
@@ -135,7 +134,7 @@ def prune_trained(
     seconds = time.perf_counter() - begin
     report = _report(recipe, model, pruned, batches, seconds, measure_seconds)
     niwaki.save(pruned.model, out)
-    write_atomically(out / REPORT_FILE, report.to_json().encode())
+    write_report(report, out)
     return report
 
 

@@ -57,6 +57,7 @@ def test_train_prints_a_table_and_saves(niwaki, tmp_path: Path) -> None:
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
         "model.safetensors",
         "plan.json",
+        "report.html",
         "report.json",
     ]
 

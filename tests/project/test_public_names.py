@@ -14,6 +14,7 @@ import typer
 import niwaki
 from niwaki.cli import inspect as inspect_command
 from niwaki.cli import prune as prune_command
+from niwaki.cli import report as report_command
 from niwaki.cli import train as train_command
 from niwaki.cli.app import app, command_of
 
@@ -61,6 +62,7 @@ PUBLIC = {
     "reestimate_norms",
     "refine",
     "reindex",
+    "report",
     "save",
     "score",
     "search_space",
@@ -124,6 +126,7 @@ def test_first_parameters() -> None:
         "load_optimizer": ["optimizer", "small", "directory"],
         "load_program": ["directory"],
         "load_run": ["directory"],
+        "report": ["where", "space", "plan"],
         "choose": ["space", "scores", "budget"],
         "latency": ["model", "inputs"],
         "latency_profile": ["space", "scores", "budget", "inputs"],
@@ -141,7 +144,12 @@ def test_first_parameters() -> None:
 
 def test_commands_and_options() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    functions = {"train": train_command.train, "prune": prune_command.prune, "inspect": inspect_command.inspect}
+    functions = {
+        "train": train_command.train,
+        "prune": prune_command.prune,
+        "report": report_command.report,
+        "inspect": inspect_command.inspect,
+    }
     assert list(commands) == list(functions)
     options = {}
     for name, function in functions.items():
@@ -158,6 +166,7 @@ def test_commands_and_options() -> None:
             *("model", "--weights", "--data", "--keep-macs", "--keep-params", "--keep-memory", "--method", "--rounds"),
             *("--repair", "--refine", "--images", "--batch-size", "--seed", "--out", "--device", "--overwrite"),
         },
+        "report": {"out"},
         "inspect": {
             *("model", "--input", "--classes", "--keep", "--draw", "--check", "--meta", "--allow-inexact", "--json"),
             *("--as-graph", "--erase"),

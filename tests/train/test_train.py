@@ -312,7 +312,8 @@ def test_random_generators_are_restored() -> None:
 def test_a_run_trains_cuts_and_saves(tmp_path: Path) -> None:
     recorder = Recorder()
     report = train(SHORT, tmp_path / "out", recorder)
-    assert sorted(e.name for e in (tmp_path / "out").iterdir()) == ["model.safetensors", "plan.json", "report.json"]
+    files = ["model.safetensors", "plan.json", "report.html", "report.json"]
+    assert sorted(e.name for e in (tmp_path / "out").iterdir()) == files
     assert report.dense.accuracy == report.small.accuracy
     assert report.small.macs <= 0.4 * report.dense.macs
     assert report.small.params < report.dense.params
