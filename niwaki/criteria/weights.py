@@ -56,6 +56,20 @@ def geometric_median(unit: UnitSums) -> Tensor:
     return unit.distance
 
 
+@criterion("exemplar", reads=("exemplar",))
+def exemplar(unit: UnitSums) -> Tensor:
+    """For how strict a choice of exemplars by affinity propagation the unit is still one (EPruner, arXiv 2101.07985).
+
+    Units are points, s_ik = -||x_i - x_k||^2 how well k stands for i, and beta * median(s) what it costs to stand for
+    itself: those that are left to stand for the others are the exemplars. The paper takes one beta, at which every
+    layer has a number of exemplars of its own; here the score is for how many of seven betas, from 1/8 to 8, the unit
+    is one. So with ``compare="space"`` the budget decides on beta, and each group keeps as many as it has different
+    units. x is all weights that produce a unit, not its filter alone. Needs weights only, and a table of all pairs of a
+    group: at most 4,096 units, and some seconds for a thousand; too slow to be computed on steps of a training.
+    """
+    return unit.exemplar
+
+
 @criterion("batchnorm_scale", reads=("scale",))
 def batchnorm_scale(unit: UnitSums) -> Tensor:
     """The mean of |gamma| over all BatchNorms that the unit runs through.

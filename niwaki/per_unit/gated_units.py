@@ -179,6 +179,7 @@ def term_sums(x: Tensor, slope: Tensor, num_units: int, seed: int) -> UnitSums:
         direction_square=slope.square(),
         group=number,
         distance=nothing,
+        exemplar=nothing,
         scale=nothing,
     )
 

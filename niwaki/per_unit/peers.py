@@ -1,4 +1,5 @@
-"""Compute what criteria read of a unit beside sums over it: its distance to the others of its group, its scales."""
+"""Compute what criteria read of a unit beside sums over it: its distance to the others of its group,
+whether it stands for them, its scales."""
 
 from __future__ import annotations
 
@@ -15,20 +16,24 @@ from niwaki.core.names import named_modules
 from niwaki.core.space import Group, SearchSpace
 from niwaki.core.tensor_dims import TensorDim
 from niwaki.errors import MethodError
+from niwaki.per_unit.exemplars import persistence
 from niwaki.per_unit.index import as_real
 
 
 def among(
     space: SearchSpace, parameters: Mapping[str, Tensor], reads: Collection[str], like: Tensor
 ) -> dict[str, Tensor]:
-    """Those of ``group``, ``distance`` and ``scale`` that are in ``reads``, as fields of `UnitSums`, where and as
-    ``like`` is."""
+    """Those of ``group``, ``distance``, ``exemplar`` and ``scale`` that are in ``reads``, as fields of `UnitSums`, like
+    ``like``."""
     found: dict[str, Tensor] = {}
     if "group" in reads:
         found["group"] = torch.from_numpy(peer_groups(space)).to(like.device)
     if "distance" in reads:
         parts = [_vectors(group, parameters).to(like) for group in space.groups]
         found["distance"] = torch.cat([torch.cdist(x, x).sum(1) for x in parts])
+    if "exemplar" in reads:
+        vectors = [_vectors(group, parameters).to(like.device) for group in space.groups]
+        found["exemplar"] = torch.cat([persistence(x) for x in vectors]).to(like)
     if "scale" in reads:
         found["scale"] = mean_scales(space, parameters, like)
     return found

@@ -14,6 +14,7 @@ from niwaki.core.dying import dying_parameters
 from niwaki.core.isomorphic import group_of, peer_groups
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.per_unit.direction import Directions, decay
+from niwaki.per_unit.exemplars import persistence
 from niwaki.per_unit.index import as_real, scored_parameters, structures_of, trained, unit_parameters
 from niwaki.per_unit.peers import mean_scales
 from niwaki.per_unit.protocol import Measure, UnitIterates, Units, UnitSubset, UnitUpdate, UpdateRule
@@ -80,6 +81,10 @@ class PlainUnits(Units):
                     for x, g in zip(weights, alike, strict=True)
                 ]
             )
+        if any("exemplar" in measure.reads for measure in measures):
+            home = group_of(self._space).tolist()
+            groups = [[w for w, g in zip(weights, home, strict=True) if g == one] for one in dict.fromkeys(home)]
+            fields["exemplar"] = torch.cat([persistence(torch.stack(one)) for one in groups]).to(fields["square"])
         if any("scale" in measure.reads for measure in measures):
             fields["scale"] = mean_scales(self._space, self._parameters, fields["square"])
         units = UnitSums(self._of, self._number[owners], seed=seed, group=group, **fields)

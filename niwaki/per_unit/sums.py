@@ -44,6 +44,7 @@ class UnitSums:
     direction_square: Tensor = _NONE  # sum of d^2
     group: Tensor = _NONE  # the number of its group
     distance: Tensor = _NONE  # sum of ||x - x_h|| over the units h of its group
+    exemplar: Tensor = _NONE  # for how many preferences it stands for others of its group, see `exemplars`
     scale: Tensor = _NONE  # mean of |s| over the BatchNorm scales s among x
     active: Tensor = _NONE  # mean of |a| over the values a that are read of the unit
     energy: Tensor = _NONE  # nuclear norm of these values as a matrix [samples, positions]

@@ -34,6 +34,7 @@ ELSEWHERE = {
     "relative_hessian_trace",
     "batchnorm_scale",
     "cka",
+    "exemplar",
     "reap",
     "reinitialised",
 }
@@ -153,6 +154,7 @@ def test_what_each_criterion_needs() -> None:
         "taylor2": (True, False),
         "drive": (True, False),
         "fisher": (True, False),
+        "exemplar": (False, False),
         "lamp": (False, False),
         "geometric_median": (False, False),
         "batchnorm_scale": (False, False),
