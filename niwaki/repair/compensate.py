@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +24,20 @@ from niwaki.core.scalars import is_number, is_whole
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, TraceError
 from niwaki.repair.calibration import Forward, feed
-from niwaki.repair.consumers import Reader, readers_of, removed_from
+from niwaki.repair.consumers import reading_maps, removed_from
+from niwaki.repair.linear_maps import LinearMap, is_known
 from niwaki.repair.norms_behind import NormsBehind
-from niwaki.repair.passes import Pass, closing_all
-from niwaki.repair.positions import rows
+from niwaki.repair.passes import Pass, Pick, closing_all
 from niwaki.repair.regression import Regression
+from niwaki.repair.sampling import rows
 from niwaki.surgery.cut import cut_module, duplicate
 from niwaki.surgery.history import check_plan
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
 
+_NO_LAYER = "it is not the matrix of a layer whose sums can be seen from outside"
+_RECURRENT = "it reads hidden states, which the recurrent layer does not show"
 _PART = 256  # entries of an output by which two passes are compared
-_FORWARDS = {nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,12 @@ def compensate(
     W_S being the weights of the remaining inputs, C a covariance. Without a bias the shift d goes into the running mean
     of the BatchNorm that alone reads the layer, which changes nothing else (OB2C, arXiv:2608.17657); without such a
     norm d is 0 and C not centred. Networks run in eval mode.
+
+    Layers are linear ones, convolutions and transposed ones, grouped and depthwise ones by groups, what recurrent
+    layers and cells read, the queries, keys and values of `torch.nn.MultiheadAttention`, and any layer that multiplies
+    by its only matrix, as GPT-2's do (which is tried on the batches). Others, and hidden states inside of a recurrent
+    layer, are in ``Compensated.left``. In a grouped convolution the groups that stay are fitted, although what they
+    read is whole, since errors of earlier layers reach them.
 
     The norms behind repaired layers need no `niwaki.reestimate_norms`: their means are right, and the variance that the
     repaired output lacks is what it does not know of the dense one. Scaled up to the full variance it would be wrong by
@@ -136,11 +144,10 @@ def compensate(
     if any(parameter.is_meta for parameter in space.model.parameters()):
         raise TraceError("The model is on the meta device, where it has no weights to change. Move it first.")
     model = duplicate(space.model)
-    readers = readers_of(space, plan, model)
+    readers = reading_maps(space, plan, model)
     left = _others(space, plan, model, readers)
     replaced = {edit.path for edit in plan.edits if isinstance(edit, ReplacingEdit)}
-    fitted = _own_weights(model, {name: layer for name, (layer, _) in readers.items()}, replaced, left)
-    data, reading = list(batches), {name: readers[name] for name in fitted}
+    data, reading = list(batches), _own_weights(model, readers, replaced, left)
 
     def run(*, together: bool) -> Compensated:
         repair, missed = _Repair(plan, model, reading, data, forward, together), dict[str, str]()
@@ -152,6 +159,9 @@ def compensate(
         return run(together=True)
     except _MixedError:
         return run(together=False)
+
+
+_PickOne = Callable[[tuple[Any, ...], Mapping[str, Any], Any], Tensor]
 
 
 class _MixedError(Exception):
@@ -166,29 +176,30 @@ class _Repair:
         self,
         plan: Plan,
         model: nn.Module,
-        readers: Mapping[str, tuple[Reader, Tensor]],
+        readers: Mapping[str, Sequence[LinearMap]],
         batches: Sequence[Any],
         forward: Forward | None,
         together: bool,
     ) -> None:
         self._together = together
-        self._alone: dict[tuple[str, int], list[Tensor]] = {}  # a part of each output, by layer and number of the batch
+        self._alone: dict[tuple[str, int], list[list[Tensor]]] = {}  # a part of what each call gave, by layer and batch
         self._plan, self._model, self._batches, self._forward = plan, model, batches, forward
-        self._readers = readers
+        self._readers = {name: list(maps) for name, maps in readers.items()}
+        self._names = {id(parameter): name for name, parameter in named_parameters(model)}
         self.made, self._small = duplicate(model), cut_module(model, plan)
 
     def run(self, ridge: float | None, positions: int, left: dict[str, str]) -> dict[str, Fit]:
         """Fit all layers; those which cannot be go to ``left``, with the reason."""
         for module in (*self._model.modules(), *self._small.modules()):
             module.training = False
-        calls, behind = self._watched()
+        calls, behind = self._watched(left)
         once = [name for name, counts in calls.items() if max(counts) == 1] if self._together else []
         layers: dict[str, Fit] = {}
         passes: list[Pass] = []
         with closing_all(passes):
             pairs = [self._pair(once, number, passes) for number in range(len(self._batches) if once else 0)]
             for name in (*calls, *(name for name in self._readers if name not in calls)):
-                sums = Regression()
+                sums = [Regression() for _ in self._readers[name]]
                 counts = calls.get(name, [0] * len(self._batches))
                 try:
                     for number, count in enumerate(counts):
@@ -200,27 +211,47 @@ class _Repair:
                             with closing_all(own):
                                 again = self._pair([name], number, own)
                                 self._add(sums, name, again, count, share, number)
-                    layers[name] = self._fit(name, sums, ridge, behind.get(name))
                 except ValueError as why:
-                    left[name] = str(why)
+                    left.update({one.title(name): str(why) for one in self._readers[name]})
+                    continue
+                for one, moments in zip(self._readers[name], sums, strict=True):
+                    try:
+                        layers[one.title(name)] = self._fit(name, one, moments, ridge, behind.get(name))
+                    except ValueError as why:
+                        left[one.title(name)] = str(why)
         return layers
 
-    def _watched(self) -> tuple[dict[str, list[int]], dict[str, str]]:
+    def _watched(self, left: dict[str, str]) -> tuple[dict[str, list[int]], dict[str, str]]:
         """The number of calls of each layer by each batch, in the order of the first calls; and the norms behind layers
-        without a bias."""
+        without a bias. Layers that turn out not to be what their maps say go to ``left``."""
         calls: dict[str, list[int]] = {}
-        watch = NormsBehind(self._model, {name: layer for name, (layer, _) in self._readers.items()})
+        layers = {name: maps[0].layer for name, maps in self._readers.items()}
+        watch = NormsBehind(
+            self._model, {name: one for name, one in layers.items() if not self._readers[name][0].inside}
+        )
+        failed: dict[LinearMap, str] = {}
         number = 0
 
-        def note(name: str, output: Tensor) -> None:
+        def note(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
             calls.setdefault(name, [0] * len(self._batches))[number] += 1
-            self._alone.setdefault((name, number), []).append(_part(output).clone())
-            watch.note(name, output)
+            parts: list[Tensor] = []
+            for one in self._readers[name]:
+                try:
+                    parts.append(_part(one.given(args, kwargs, output)).clone())
+                    if one.tried and not one.holds(one.read(args, kwargs), output):
+                        failed[one] = f"{type(one.layer).__qualname__} computes something of its own"
+                except ValueError as why:
+                    failed[one] = str(why)
+            self._alone.setdefault((name, number), []).append(parts)
+            if isinstance(output, Tensor):
+                watch.note(name, output)
 
         with contextlib.ExitStack() as stack:
-            for name, (layer, _) in self._readers.items():
+            for name, layer in layers.items():
                 handle = layer.register_forward_hook(
-                    lambda _, args, output, name=name: note(name, output), prepend=True
+                    lambda _, args, kwargs, output, name=name: note(name, args, kwargs, output),
+                    prepend=True,
+                    with_kwargs=True,
                 )
                 stack.callback(handle.remove)
             stack.callback(self._model.register_forward_hook(lambda _, args, result: watch.returned(result)).remove)
@@ -230,60 +261,97 @@ class _Repair:
                 watch.forget()
             if not self._batches:
                 feed(self._model, [], self._forward)
+        self._drop(failed, calls, left)
         replaced = {edit.path for edit in self._plan.edits if isinstance(edit, ReplacingEdit)}
         return calls, {layer: norm for layer, norm in watch.found().items() if norm not in replaced}
+
+    def _drop(self, failed: Mapping[LinearMap, str], calls: dict[str, list[int]], left: dict[str, str]) -> None:
+        """Leave out the maps that ``failed``; of the two that a square matrix may be, one may be right."""
+        for name, maps in list(self._readers.items()):
+            right = [one for one in maps if one not in failed]
+            if len(right) == len(maps):
+                continue
+            for one in maps:
+                if one in failed and not (one.tried and right):
+                    left[one.title(name)] = failed[one]
+            for number in range(len(self._batches)):
+                parts = self._alone.get((name, number), [])
+                parts[:] = [[part for part, one in zip(call, maps, strict=False) if one in right] for call in parts]
+            self._readers[name] = right
+            if not right:
+                del self._readers[name]
+                calls.pop(name, None)
 
     def _pair(self, names: Sequence[str], number: int, passes: list[Pass]) -> tuple[Pass, Pass]:
         """A pass of the dense network, for outputs, and one of the cut network, for inputs; added to ``passes``."""
         batch, forward = self._batches[number], self._forward
-        passes.append(dense := Pass(self._model, names, batch, forward, number + 1, after=True))
-        passes.append(small := Pass(self._small, names, batch, forward, number + 1, after=False))
+        given = {name: _picking([one.given for one in self._readers[name]]) for name in names}
+        read = {name: _picking([_reading(one) for one in self._readers[name]]) for name in names}
+        passes.append(dense := Pass(self._model, given, batch, forward, number + 1, after=True))
+        passes.append(small := Pass(self._small, read, batch, forward, number + 1, after=False))
         return dense, small
 
-    def _add(self, sums: Regression, name: str, pair: tuple[Pass, Pass], count: int, most: int, seed: int) -> None:
-        layer, inside = self._readers[name][0], _reader(self._small, name)
+    def _add(
+        self, sums: Sequence[Regression], name: str, pair: tuple[Pass, Pass], count: int, most: int, seed: int
+    ) -> None:
         outputs, inputs = (one.take(name, count) for one in pair)
-        if self._together and not all(map(_alike, map(_part, outputs), self._alone[name, seed])):
-            raise _MixedError
-        for output, given in zip(outputs, inputs, strict=True):
-            for piece in rows(layer, inside, output, given, most, seed):
-                sums.add(*piece)
+        for call, alone in zip(outputs, self._alone[name, seed], strict=False):
+            if self._together and not all(map(_alike, map(_part, call), alone)):
+                raise _MixedError
+        for number, one in enumerate(self._readers[name]):
+            small, (groups, _) = one.counterpart(module_at(self._small, name)), one.stay(self._plan, self._name(one))
+            for output, given in zip(outputs, inputs, strict=True):
+                for piece in rows(one, small, groups, output[number], given[number], most, seed):
+                    sums[number].add(*piece)
 
-    def _fit(self, name: str, sums: Regression, ridge: float | None, norm: str | None) -> Fit:
-        """Change the weights of a layer, in ``made`` and in the cut network.
+    def _fit(self, name: str, one: LinearMap, sums: Regression, ridge: float | None, norm: str | None) -> Fit:
+        """Change the weights of a map, in ``made`` and in the cut network.
 
         Raises:
             ValueError: why they are not changed.
         """
         if sums.empty:
             raise ValueError("no batch reached it as a layer of its own")
-        layer, removed = _reader(self.made, name), self._readers[name][1]
+        layer = module_at(self.made, name)
+        made, (groups, stay) = one.counterpart(layer), one.stay(self._plan, self._name(one))
         found = sums.moments()
         if not found.finite:
             raise ValueError("what it reads is not finite")
-        weight = layer.weight.detach().double().reshape(len(layer.weight), -1)
-        stay = torch.ones(layer.weight.shape[1], dtype=torch.bool, device=weight.device)
-        stay[removed] = False
-        stay = stay.repeat_interleave(weight.shape[1] // len(stay))
-        fewer = weight[:, stay]
-        norm = norm if layer.bias is None else None
-        centred = layer.bias is not None or norm is not None
+        matrix = made.matrix()
+        places = torch.tensor(stay, device=matrix.device)[:, None, :, None]  # [groups, 1, inputs, 1]
+        places = places.expand(-1, matrix.shape[1], -1, matrix.shape[3])
+        fewer = matrix[groups].gather(2, places).flatten(2)
+        norm = norm if made.sums.bias is None else None
+        centred = made.sums.bias is not None or norm is not None
         before = found.plain.lost(fewer) / max(found.whole if centred else found.plain.whole, 1e-300)
         used = found if centred else found.plain
         fewer = used.fitted(fewer, sums.ridge(fewer, centred) if ridge is None else ridge)
-        shift = found.z - fewer @ found.y
+        shift = matrix.new_zeros(matrix.shape[:2])
+        shift[groups] = found.z - (fewer @ found.y.unsqueeze(2)).squeeze(2)
         with torch.no_grad():
-            weight[:, stay] = fewer
-            layer.weight.copy_(weight.reshape(layer.weight.shape))
+            matrix[groups] = matrix[groups].scatter(2, places, fewer.reshape(places.shape))
+            made.write(matrix)
             changed = [f"{name}.{part}" for part, _ in named_parameters(layer)]
-            if layer.bias is not None:
-                layer.bias += shift.to(layer.bias.dtype)
+            if made.sums.bias is not None:
+                made.add_to_bias(shift.flatten())
             elif norm is not None:
-                module_at(self.made, norm).get_buffer("running_mean").sub_(shift)
+                module_at(self.made, norm).get_buffer("running_mean").sub_(shift.flatten())
                 changed.append(f"{norm}.running_mean")
             for tensor in changed:
                 _tensor(self._small, tensor).copy_(self._plan.change_of(tensor).of(_tensor(self.made, tensor)))
         return Fit(before, used.lost(fewer) / used.whole, norm)
+
+    def _name(self, one: LinearMap) -> str:
+        return self._names[id(one.sums.weight)]
+
+
+def _picking(each: Sequence[_PickOne]) -> Pick:
+    """What several maps of a layer need of a call."""
+    return lambda args, kwargs, output: tuple(one(args, kwargs, output) for one in each)
+
+
+def _reading(one: LinearMap) -> _PickOne:
+    return lambda args, kwargs, output: one.read(args, kwargs)
 
 
 def _part(output: Tensor) -> Tensor:
@@ -300,25 +368,24 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0.0, atol=near, equal_nan=True)
 
 
-def _own_weights(model: nn.Module, layers: Mapping[str, Reader], replaced: set[str], left: dict[str, str]) -> list[str]:
-    """The names of the layers that are what their class says, with weights of their own; the others go to ``left``."""
+def _own_weights(
+    model: nn.Module, layers: Mapping[str, Sequence[LinearMap]], replaced: set[str], left: dict[str, str]
+) -> dict[str, Sequence[LinearMap]]:
+    """The layers that are what their class says, with weights of their own; the others go to ``left``."""
     uses = Counter(id(value) for module in model.modules() for value in module._parameters.values())
-    names = []
-    for name, layer in layers.items():
-        if type(layer).forward not in _FORWARDS:
-            left[name] = f"{type(layer).__qualname__} computes something of its own"
+    found = {}
+    for name, maps in layers.items():
+        layer, why = maps[0].layer, ""
+        if not is_known(layer, maps):
+            why = f"{type(layer).__qualname__} computes something of its own"
         elif name in replaced:
-            left[name] = "the plan puts another module in its place"
+            why = "the plan puts another module in its place"
         elif any(uses[id(value)] > 1 for value in layer._parameters.values() if value is not None):
-            left[name] = "it shares its weight or bias with another module"
+            why = "it shares its weight or bias with another module"
+        if why:
+            left.update({one.title(name): why for one in maps})
         else:
-            names.append(name)
-    return names
-
-
-def _reader(model: nn.Module, name: str) -> Reader:
-    found = module_at(model, name)
-    assert isinstance(found, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+            found[name] = maps
     return found
 
 
@@ -328,12 +395,20 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     return tensor
 
 
-def _others(space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[str, object]) -> dict[str, str]:
+def _others(
+    space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[str, Sequence[LinearMap]]
+) -> dict[str, str]:
     """The parameters that read removed units in other ways, each with the reason why it has no new weights."""
     parameters = dict(named_parameters(model))
-    known = {id(module_at(model, name).weight) for name in readers}
+    known = {id(one.sums.weight) for maps in readers.values() for one in maps}
+    recurrent = {
+        id(value)
+        for module in model.modules()
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase)
+        for value in module._parameters.values()
+    }
     return {
-        place.tensor: "it is not a weight of a linear layer or of an ungrouped convolution"
+        place.tensor: _RECURRENT if id(parameters[place.tensor]) in recurrent else _NO_LAYER
         for place in space.dims
         if place.role.consumes
         and place.parameter

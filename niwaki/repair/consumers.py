@@ -11,23 +11,22 @@ from torch import Tensor, nn
 from niwaki.core.names import named_modules, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
+from niwaki.repair.linear_maps import LinearMap, linear_maps
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Reader = nn.Linear | Convolution
 
 
-def readers_of(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, tuple[Reader, Tensor]]:
-    """The linear layers and ungrouped convolutions that read removed units, with the numbers of these inputs."""
+def reading_maps(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, list[LinearMap]]:
+    """The linear maps of all layers that read removed units, by the name of the layer."""
     reading = {(place.tensor, place.dim) for place in space.dims if not place.role.produces}
-    parameters = dict(named_parameters(model))
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    found: dict[str, tuple[Reader, Tensor]] = {}
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
+    found: dict[str, list[LinearMap]] = {}
     for path, layer in named_modules(model):
-        if isinstance(layer, nn.Linear) or (isinstance(layer, Convolution) and layer.groups == 1):
-            name = names.get(id(layer.weight), "")
-            removed = removed_from(plan, name, 1, parameters)
-            if (name, 1) in reading and removed is not None:
-                found[path] = layer, removed
+        for one in linear_maps(layer):
+            name = names.get(id(one.sums.weight), "")
+            if one.removed(plan, name) and (one.groups > 1 or (name, one.sums.dim) in reading):
+                found.setdefault(path, []).append(one)
     return found
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from niwaki.core.names import named_modules
-from niwaki.repair.consumers import Reader
+from niwaki.repair.positions import Convolved
 
 
 class NormsBehind(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -23,7 +23,7 @@ class NormsBehind(TorchDispatchMode):  # type: ignore[no-untyped-call]
     return the output.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, Reader]) -> None:
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._layers = layers
         self._norms = {name: module for name, module in named_modules(model) if _keeps_a_mean(module)}
@@ -68,7 +68,8 @@ class NormsBehind(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _channel_of_norm(self, layer: str, output: Tensor, norm: str) -> bool:
         """Whether the norm's channels are those of the layer: dimension 1 of a batch."""
-        batched = 2 if isinstance(self._layers[layer], nn.Linear) else self._layers[layer].weight.ndim
+        one = self._layers[layer]
+        batched = one.weight.ndim if isinstance(one, Convolved) else 2
         return output.ndim == batched and output.shape[1] == self._norms[norm].get_buffer("running_mean").numel()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from niwaki.repair.calibration import Forward, feed
 from niwaki.surgery.cut import duplicate
 
 T = TypeVar("T")
+Pick = Callable[[tuple[Any, ...], Mapping[str, Any], Any], tuple[Tensor, ...]]
 
 
 class _Abandoned(BaseException):
@@ -93,16 +94,17 @@ def _raised(cause: BaseException) -> Any:
 class Pass:
     """One forward pass over one batch, which halts at each call of the ``layers`` (by name).
 
-    ``after``: it halts after the call and gives the output of the layer; otherwise before it, and gives the input. The
-    pass has a copy of the model, with the same parameters and buffers: what the code notes on its modules is not mixed
-    with the notes of other passes. The caller sees to it that compiled code runs eagerly (`niwaki.trace.eager`): it
-    is a setting of the whole process, and passes that set and reset it in turns would leave it set.
+    It gives what the layer's `Pick` takes of the call: of its arguments and its output, if it halts ``after`` the call;
+    of its arguments and None, if it halts before. The pass has a copy of the model, with the same parameters and
+    buffers: what the code notes on its modules is not mixed with the notes of other passes. The caller sees to it that
+    compiled code runs eagerly (`niwaki.trace.eager`): it is a setting of the whole process, and passes that set and
+    reset it in turns would leave it set.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        layers: Iterable[str],
+        layers: Mapping[str, Pick],
         batch: Any,
         forward: Forward | None,
         number: int,
@@ -110,22 +112,22 @@ class Pass:
     ) -> None:
         shared: dict[int, object] = {id(x): x for x in (*model.parameters(), *model.buffers())}
         own = duplicate(model, shared)
-        self._seen: dict[str, list[Tensor]] = {}
+        self._seen: dict[str, list[tuple[Tensor, ...]]] = {}
 
         surroundings = _surroundings()
 
-        def work(say: Callable[[tuple[str, Tensor]], None]) -> None:
+        def work(say: Callable[[tuple[str, tuple[Tensor, ...]]], None]) -> None:
             with torch.no_grad(), contextlib.ExitStack() as stack:
                 for context in surroundings:
                     stack.enter_context(context)
-                for name in layers:
-                    _watch(name, module_at(own, name), after, say)
+                for name, pick in layers.items():
+                    _watch(name, module_at(own, name), pick, after, say)
                 feed(own, [batch], forward, number)
 
-        self._halting: Halting[tuple[str, Tensor]] = Halting(work)
+        self._halting: Halting[tuple[str, tuple[Tensor, ...]]] = Halting(work)
 
-    def take(self, name: str, count: int) -> list[Tensor]:
-        """What the first ``count`` calls of a layer read, or give; the pass stands at the last of them.
+    def take(self, name: str, count: int) -> list[tuple[Tensor, ...]]:
+        """What was picked of the first ``count`` calls of a layer; the pass stands at the last of them.
 
         Raises:
             ValueError: the layer has fewer calls.
@@ -138,7 +140,8 @@ class Pass:
             if said[0] == name:
                 found.append(said[1])
             else:
-                self._seen.setdefault(said[0], []).append(said[1].clone())  # the code may write to it when it goes on
+                # The code may write to it when it goes on.
+                self._seen.setdefault(said[0], []).append(tuple(value.clone() for value in said[1]))
         return found
 
     def close(self) -> None:
@@ -154,13 +157,19 @@ def _surroundings() -> list[contextlib.AbstractContextManager[object]]:
     return [*casts, *([] if device.type == "cpu" else [device])]
 
 
-def _watch(name: str, layer: nn.Module, after: bool, say: Callable[[tuple[str, Tensor]], None]) -> None:
+def _watch(
+    name: str,
+    layer: nn.Module,
+    pick: Pick,
+    after: bool,
+    say: Callable[[tuple[str, tuple[Tensor, ...]]], None],
+) -> None:
     if after:
-        layer.register_forward_hook(lambda _, args, output: say((name, output)), prepend=True)
-    else:
-        layer.register_forward_pre_hook(
-            lambda _, args, kwargs: say((name, args[0] if args else kwargs["input"])), with_kwargs=True
+        layer.register_forward_hook(
+            lambda _, args, kwargs, output: say((name, pick(args, kwargs, output))), prepend=True, with_kwargs=True
         )
+    else:
+        layer.register_forward_pre_hook(lambda _, args, kwargs: say((name, pick(args, kwargs, None))), with_kwargs=True)
 
 
 @contextmanager

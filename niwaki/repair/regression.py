@@ -1,4 +1,4 @@
-"""Least squares of a layer's output on its remaining inputs, from sums over positions."""
+"""Least squares of a layer's output on its remaining inputs, from sums over positions, in each group of the layer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _TINY = torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Means and covariances over positions: of the output z [O] that a layer has in the dense network, less its bias,
-    and of its remaining inputs y [S]. ``zz`` [O]: variances; ``zy`` [O, S]; ``yy`` [S, S]."""
+    """Means and covariances over positions: of the outputs z [G, O] of each group of a layer in the dense network, less
+    its bias, and of its remaining inputs y [G, S]. ``zz`` [G, O]: variances; ``zy`` [G, O, S]; ``yy`` [G, S, S].
+    """
 
     z: Tensor
     y: Tensor
@@ -30,8 +31,8 @@ class Moments:
             torch.zeros_like(self.z),
             torch.zeros_like(self.y),
             self.zz + self.z**2,
-            self.zy + self.z.outer(self.y),
-            self.yy + self.y.outer(self.y),
+            self.zy + self.z[:, :, None] * self.y[:, None],
+            self.yy + self.y[:, :, None] * self.y[:, None],
         )
 
     @property
@@ -50,19 +51,21 @@ class Moments:
         return max(float(square), 0.0)
 
     def fitted(self, weight: Tensor, ridge: float) -> Tensor:
-        """The weights [O, S] that lose least, changes of ``weight`` being penalised by ``ridge`` times the mean power
-        of an input.
+        """The weights [G, O, S] that lose least, changes of ``weight`` being penalised by ``ridge`` times the mean
+        power of an input of the group.
 
         Raises:
             ValueError: the inputs are so dependent that the equations have no stable solution.
         """
-        power = float(self.yy.diagonal().mean())
-        if power <= 0:
-            return weight
-        root, failed = torch.linalg.cholesky_ex(self.yy + ridge * power * torch.eye(len(self.yy)).to(self.yy))
-        if int(failed):
+        power = self.yy.diagonal(dim1=1, dim2=2).mean(1)
+        silent = power <= 0  # groups that read nothing, which keep their weights
+        eye = torch.eye(self.yy.shape[1]).to(self.yy)
+        strength = torch.where(silent, 1.0, ridge * power)[:, None, None] * eye
+        root, failed = torch.linalg.cholesky_ex(self.yy + strength)
+        if bool(failed.any()):
             raise ValueError(f"its remaining inputs are too correlated for ridge={ridge:g}")
-        return weight + torch.cholesky_solve((self.zy - weight @ self.yy).T, root).T
+        change = torch.cholesky_solve((self.zy - weight @ self.yy).mT, root).mT
+        return weight + torch.where(silent[:, None, None], 0.0, change)
 
 
 class Regression:
@@ -82,11 +85,12 @@ class Regression:
         return self._about is None
 
     def add(self, outputs: Tensor, inputs: Tensor, weight: float, held_out: bool) -> None:
-        """Add positions: ``outputs`` [N, O] and ``inputs`` [N, S], each counted ``weight`` times."""
+        """Add positions: ``outputs`` [N, G, O] and ``inputs`` [N, G, S], each counted ``weight`` times."""
         if self._about is None:
             self._about = outputs.mean(0), inputs.mean(0)
         z, y = outputs - self._about[0], inputs - self._about[1]
-        sums = [value.double() * weight for value in (z.sum(0), y.sum(0), (z * z).sum(0), z.T @ y, y.T @ y)]
+        across, square = z.permute(1, 2, 0) @ y.transpose(0, 1), y.permute(1, 2, 0) @ y.transpose(0, 1)
+        sums = [value.double() * weight for value in (z.sum(0), y.sum(0), (z * z).sum(0), across, square)]
         sums.append(sums[0].new_tensor(weight * len(z)))
         part = self._parts[held_out]
         part[:] = [a + b for a, b in zip(part, sums, strict=True)] if part else sums
@@ -111,7 +115,8 @@ class Regression:
             except ValueError:
                 errors.append(float("inf"))
                 continue
-            shift = (held_out.z - fit.z) - new @ (held_out.y - fit.y)  # zero where moments are about zero
+            # Zero where moments are about zero:
+            shift = (held_out.z - fit.z) - (new @ (held_out.y - fit.y).unsqueeze(2)).squeeze(2)
             errors.append(held_out.lost(new) + float(shift.square().sum()))
         return RIDGES[min(range(len(RIDGES)), key=errors.__getitem__)]
 
@@ -120,4 +125,5 @@ class Regression:
         *parts, count = sums
         z, y, zz, zy, yy = (part / count for part in parts)
         about = [value.double() for value in self._about]
-        return Moments(about[0] + z, about[1] + y, (zz - z * z).clamp(min=0), zy - z.outer(y), yy - y.outer(y))
+        cross, square = zy - z[:, :, None] * y[:, None], yy - y[:, :, None] * y[:, None]
+        return Moments(about[0] + z, about[1] + y, (zz - z * z).clamp(min=0), cross, square)

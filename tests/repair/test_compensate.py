@@ -173,13 +173,13 @@ def test_what_cannot_be_compensated_is_named() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.own, self.up = nn.Conv1d(2, 8, 1), Standardised(8, 2), nn.ConvTranspose1d(8, 2, 1)
+            self.first, self.own, self.bare = nn.Conv1d(2, 8, 1), Standardised(8, 2), nn.Parameter(torch.randn(2, 8))
             self.one, self.other, self.unused = nn.Conv1d(8, 2, 1), nn.Conv1d(8, 2, 1), nn.Linear(8, 2)
             self.other.weight = self.one.weight
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(x)
-            y = self.up(x) + self.one(x) + self.other(x)
+            y = F.linear(x.mT, self.bare).mT + self.one(x) + self.other(x)
             result: Tensor = y + self.own(x.mT).mT + F.linear(x.mT, self.unused.weight).mT
             return result
 
@@ -187,12 +187,12 @@ def test_what_cannot_be_compensated_is_named() -> None:
     assert not result.layers
     assert dict(result.left) == {
         "own": "test_what_cannot_be_compensated_is_named.<locals>.Standardised computes something of its own",
-        "up.weight": "it is not a weight of a linear layer or of an ungrouped convolution",
+        "bare": "it is not the matrix of a layer whose sums can be seen from outside",
         "one": "it shares its weight or bias with another module",
         "other": "it shares its weight or bias with another module",
         "unused": "no batch reached it as a layer of its own",
     }
-    assert "not up.weight: it is not a weight of a linear layer" in str(result)
+    assert "not bare: it is not the matrix of a layer" in str(result)
 
 
 def test_wrong_inputs_get_sentences() -> None:

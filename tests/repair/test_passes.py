@@ -89,12 +89,20 @@ def interrupted() -> int:
     raise KeyboardInterrupt
 
 
+def output(args: tuple[Tensor, ...], kwargs: dict[str, Tensor], result: Tensor) -> tuple[Tensor, ...]:
+    return (result,)
+
+
+def argument(args: tuple[Tensor, ...], kwargs: dict[str, Tensor], result: None) -> tuple[Tensor, ...]:
+    return (args[0] if args else kwargs["input"],)
+
+
 def test_passes_run_under_the_autocast_of_the_caller() -> None:
     net, x = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), torch.randn(4, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        one = Pass(net, ["1"], x, None, 1, after=True)
+        one = Pass(net, {"1": output}, x, None, 1, after=True)
     with closing_all([one]):
-        assert one.take("1", 1)[0].dtype is torch.bfloat16
+        assert one.take("1", 1)[0][0].dtype is torch.bfloat16
 
 
 class Noting(nn.Module):
@@ -114,19 +122,21 @@ class Noting(nn.Module):
 def test_passes_advance_together_without_a_mix_of_their_notes() -> None:
     torch.manual_seed(0)
     net, batches = Noting(), [torch.randn(4, 2), torch.randn(5, 2)]
-    passes = [Pass(net, ["second", "first"], x, None, 1, after=False) for x in batches]
+    passes = [Pass(net, {"second": argument, "first": argument}, x, None, 1, after=False) for x in batches]
     with closing_all(passes):
-        assert [torch.equal(one.take("first", 1)[0], x) for one, x in zip(passes, batches, strict=True)] == [True] * 2
-        hidden = [one.take("second", 1)[0] for one in passes]
+        assert [torch.equal(one.take("first", 1)[0][0], x) for one, x in zip(passes, batches, strict=True)] == [
+            True
+        ] * 2
+        hidden = [one.take("second", 1)[0][0] for one in passes]
         for y, x in zip(hidden, batches, strict=True):
             assert torch.equal(y, net.first(x).relu())
         with pytest.raises(ValueError, match="it does not read the same positions in the cut network"):
             passes[0].take("second", 1)
-    after = Pass(net, ["second", "first"], batches[0], None, 1, after=True)
+    after = Pass(net, {"second": output, "first": output}, batches[0], None, 1, after=True)
     with closing_all([after]):
-        assert torch.equal(after.take("second", 1)[0], net.second(hidden[0]))  # passes by the first
-        assert torch.equal(after.take("first", 1)[0], net.first(batches[0]))  # before relu_ wrote to it
-    wrong = Pass(net, ["first"], torch.randn(4, 7), None, 3, after=False)
+        assert torch.equal(after.take("second", 1)[0][0], net.second(hidden[0]))  # passes by the first
+        assert torch.equal(after.take("first", 1)[0][0], net.first(batches[0]))  # before relu_ wrote to it
+    wrong = Pass(net, {"first": argument}, torch.randn(4, 7), None, 3, after=False)
     with closing_all([wrong]), pytest.raises(TraceError, match="does not run on batch 3"):
         wrong.take("second", 1)
     assert not hasattr(net, "noted")
