@@ -68,8 +68,9 @@ def choose(
             by their score per cost, each if outputs still follow from inputs without it. ``both`` does what keeps most
             for the budget: a unit inside of a structure is paid for once, by the unit or by the structure. In the whole
             ``space`` scores add up as they are, and a structure is worth its own, or that of the units inside of it if
-            that is more; otherwise a unit of the mean score of its group is worth what it costs, and so is a structure
-            of the mean score per weight. Measured limits are for ``units`` and ``both``.
+            that is more; otherwise a unit of the mean score of its group is worth what it costs, and structures are
+            worth to one another what their scores are, and all together what they cost. Measured limits are for
+            ``units`` and ``both``.
 
     Raises:
         BudgetError: the budget cannot be met; the message gives the least reachable cost and the pins that cause it. Or

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -25,6 +26,22 @@ def dying_parameters(space: SearchSpace) -> dict[str, list[int]]:
             if name in shaped:
                 found.setdefault(name, []).append(unit)
     return found
+
+
+def uses_of_weights(space: SearchSpace) -> dict[str, float]:
+    """How often an input is multiplied by each entry of the parameters that die with structures, over the mean of all
+    these entries, by name. 1 where no operator multiplies by them (norms, biases), or none is known.
+
+    An entry of a kernel is used at every position of a picture, those of early layers more often than those of late
+    ones; entries of linear layers are used once for each token.
+    """
+    model, dying = space.cost_model, dying_parameters(space)
+    entries = {shape.name: math.prod(shape.shape) for shape in space.shapes}
+    each = model.macs.each(model.counts(np.ones(space.num_units)))
+    macs = {name: float(each[list(model.macs_of[name])].sum()) for name in dying if name in model.macs_of}
+    usual = sum(macs.values()) / max(sum(entries[name] for name in macs), 1)
+    found = {name: total / (entries[name] * usual) for name, total in macs.items() if total and entries[name]}
+    return {name: found.get(name, 1.0) for name in dying}
 
 
 def homes(space: SearchSpace, structures: Collection[int]) -> IntArray:

@@ -26,7 +26,7 @@ from niwaki.per_unit.index import UnitIndex, scored_parameters
 from niwaki.per_unit.layers import Layers
 from niwaki.per_unit.peers import among
 from niwaki.per_unit.sums import ABSENCE, UnitSums, row_sums
-from niwaki.per_unit.whole import saliencies
+from niwaki.per_unit.whole import WholeUnits, saliencies
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
 from niwaki.trace.structures import tensors_in
@@ -57,6 +57,7 @@ class Measurement:
         self._space, self._criteria, self._settings = space, criteria, settings
         self._parameters = scored_parameters(space, settings.readers)
         self._index = UnitIndex.of(space, self._parameters, settings.readers)
+        self._whole = WholeUnits.of(space, self._parameters, self._index.entries, settings.readers)
         self._layers = None if by_layer is None else Layers.of(self._index, self._parameters)
         self._counted = by_layer
         self._reads = {name for criterion in criteria for name in criterion.reads}
@@ -182,7 +183,7 @@ class Measurement:
         else:
             index, unit, others = self._layers.index, self._layers.unit, {"group": self._layers.layer}
         sums = UnitSums(self._index.num_units, unit, index.entries, self._settings.seed, **index.total(rows), **others)
-        whole = self._index.whole if self._layers is None else None
+        whole = self._whole if self._layers is None else None
         return list(saliencies(criteria, sums, whole))
 
     def _joined(self, values: Sequence[Tensor]) -> Tensor:

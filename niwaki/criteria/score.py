@@ -79,12 +79,14 @@ def score(
             activations, of distances between units, or a function is the same with and without.
         among: the earlier name of ``compare``; it warns.
 
-    A structure, of a space made with ``erase=True``, is scored by all weights that die with it: by what the criterion
-    says of their mean weight, times their number, which is comparable between structures of any size. Criteria of
-    activations take the mean over the units inside of it instead. One without parameters (a shortcut, a pooling) has a
-    gate, a factor of value 1: criteria of the gradient score it as a weight, all others as a structure of weights of
-    the same effect on the loss (of first and second order, over the mean of all). That takes ``batches`` and
-    ``loss_fn``, whatever the criterion; without them nothing is said of it, and `niwaki.choose` keeps it.
+    A structure, of a space made with ``erase=True``, is scored by all weights that die with it, and comparably between
+    structures of any size. Criteria of the gradient tell its effect on the loss. All others say what they think of the
+    mean weight, times the number of weights, each as often as it is used (a kernel at every position of a picture).
+    Criteria of activations take the mean over the units inside of it instead of the mean weight. One without parameters
+    (a shortcut, a pooling) has a gate, a factor of value 1: criteria of the gradient score it as a weight, all others
+    as a structure of weights of the same effect on the loss (of first and second order, over the mean of all). That
+    takes ``batches`` and ``loss_fn``, whatever the criterion; without them nothing is said of it, and `niwaki.choose`
+    keeps it.
 
     The model is restored: parameters, gradients, modes, buffers and attributes; so are the random states of Python,
     numpy and torch.

@@ -62,8 +62,8 @@ class MostRedundant(Choice):
 
     def observe(self, step: int) -> None:
         """Add c and a to the window (a is infinite for a unit that is zero); at its end choose G_p."""
-        found, weights = self._units.engine.values(self._criteria, 0), self._units.engine.weights
-        opposed, magnitude = found[:2] / weights
+        found, uses = self._units.engine.values(self._criteria, 0), self._units.engine.uses
+        opposed, magnitude = found[:2] / uses
         scores = torch.cat([torch.stack([1 - opposed, 1 / magnitude]), found[2:]])
         if self._scores is not None and self._memory:
             self._scores = self._memory * self._scores.to(scores) + (1 - self._memory) * scores
@@ -92,8 +92,8 @@ class MostRedundant(Choice):
         whole = list(structure_units(space).values())
         if whole and target.removal is STRUCTURES:  # by redundancy alone: they are worth more if they cost more
             saliency[whole] *= mixed(prices(space.cost_model, everything, target.limits), dense, target.limits)[whole]
-        elif whole:  # per weight
-            saliency *= self._units.engine.weights.double().cpu().numpy()
+        elif whole:  # per use of a weight
+            saliency *= self._units.engine.uses.double().cpu().numpy()
         if gated is not None:
             saliency = worth_by_effect(space, saliency, np.array(effects), gated, everything)
         limits = {m: max(0.0, limit - self._tolerance * dense[m]) for m, limit in target.limits.items()}

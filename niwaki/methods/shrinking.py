@@ -179,8 +179,8 @@ class LiveUnits(Units):
         return self._inner.device
 
     @property
-    def weights(self) -> Tensor:
-        inner = self._inner.weights
+    def uses(self) -> Tensor:
+        inner = self._inner.uses
         return inner.new_ones(len(self._here)).index_copy_(0, self._index, inner)
 
     def remember(self) -> None:

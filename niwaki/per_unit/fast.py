@@ -20,7 +20,7 @@ from niwaki.per_unit.layers import Layers
 from niwaki.per_unit.peers import among
 from niwaki.per_unit.protocol import IterateSums, Measure, Units, UnitSubset, UnitUpdate, UpdateRule
 from niwaki.per_unit.sums import DIRECTION_SUMS, UnitSums, enlarged
-from niwaki.per_unit.whole import saliencies, weights_of
+from niwaki.per_unit.whole import WholeUnits, saliencies
 
 Rows = list[tuple[Tensor, int, Tensor]]  # (parameter, dimension, positions)
 
@@ -37,6 +37,7 @@ class FastUnits(Units):
         self._space, self._optimizer = space, optimizer
         self._parameters = trained(scored_parameters(space), optimizer)
         self._index = UnitIndex.of(space, self._parameters)
+        self._whole = WholeUnits.of(space, self._parameters, self._index.entries)
         self._of = space.num_units if of is None else of
         numbers = np.arange(space.num_units) if numbers is None else numbers
         self._number = torch.from_numpy(numbers).to(self._index.entries.device)
@@ -49,9 +50,9 @@ class FastUnits(Units):
     def device(self) -> torch.device:
         return self._index.entries.device
 
-    @cached_property
-    def weights(self) -> Tensor:
-        return weights_of(self._index.entries, self._index.whole)
+    @property
+    def uses(self) -> Tensor:
+        return torch.ones_like(self._index.entries) if self._whole is None else self._whole.uses
 
     def remember(self) -> None:
         self._directions.remember()
@@ -73,7 +74,7 @@ class FastUnits(Units):
         others = among(self._space, self._parameters, reads, index.entries)
         totals = index.total(rows) if size is None else enlarged(index.total(rows), size)
         sums = UnitSums(self._of, self._number, index.entries, seed, **totals, **others)
-        return saliencies(measures, sums, index.whole)
+        return saliencies(measures, sums, self._whole)
 
     def _values_by_layer(
         self,

@@ -47,8 +47,8 @@ class GatedUnits(Units):
         return self._inner.device
 
     @property
-    def weights(self) -> Tensor:
-        return self._inner.weights
+    def uses(self) -> Tensor:
+        return self._inner.uses
 
     def remember(self) -> None:
         self._inner.remember()

@@ -88,7 +88,7 @@ class UnitIndex:
 
     ``bundles`` in the order of the rows; for each bundle the rows of its first dimension, then of its second, ... Pair
     i says that row ``row[i]`` belongs to unit ``unit[i]``. ``entries`` [num_units]: the number of weights |x_g| of
-    each unit. ``whole`` [num_units]: the units that are structures; None if there are none.
+    each unit.
     """
 
     num_units: int
@@ -96,7 +96,6 @@ class UnitIndex:
     row: Tensor  # [pairs] int64
     unit: Tensor  # [pairs] int64
     entries: Tensor  # [num_units]
-    whole: Tensor | None = None  # [num_units]
 
     @classmethod
     def of(cls, space: SearchSpace, parameters: Mapping[str, Tensor], readers: bool = False) -> UnitIndex:
@@ -132,7 +131,6 @@ class UnitIndex:
             row=torch.from_numpy(np.concatenate(rows)).to(device),
             unit=torch.from_numpy(unit).to(device),
             entries=torch.from_numpy(entries).to(device, dtype),
-            whole=structures_of(space, device),
         )
 
     def total(self, rows: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
@@ -163,13 +161,6 @@ def _rows_of(
             others[0] = dim, np.column_stack([units, np.tile(np.array(owners, np.int64), (len(units), 1))])
             found[name] = others
     return found
-
-
-def structures_of(space: SearchSpace, device: torch.device) -> Tensor | None:
-    """Which units are structures, [num_units] on ``device``; None if none is."""
-    whole = np.zeros(space.num_units, dtype=bool)
-    whole[[group.first for group in space.groups if group.structure is not None]] = True
-    return torch.from_numpy(whole).to(device) if whole.any() else None
 
 
 def _home(parameters: Iterable[Tensor]) -> tuple[torch.device, torch.dtype]:

@@ -15,11 +15,11 @@ from niwaki.core.isomorphic import group_of, peer_groups
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.per_unit.direction import Directions, decay
 from niwaki.per_unit.exemplars import persistence
-from niwaki.per_unit.index import as_real, scored_parameters, structures_of, trained, unit_parameters
+from niwaki.per_unit.index import as_real, scored_parameters, trained, unit_parameters
 from niwaki.per_unit.peers import mean_scales
 from niwaki.per_unit.protocol import Measure, UnitIterates, Units, UnitSubset, UnitUpdate, UpdateRule
 from niwaki.per_unit.sums import UnitSums
-from niwaki.per_unit.whole import saliencies, weights_of
+from niwaki.per_unit.whole import WholeUnits, saliencies
 
 
 class PlainUnits(Units):
@@ -32,7 +32,8 @@ class PlainUnits(Units):
         self._of = space.num_units if of is None else of
         self._number = torch.from_numpy(np.arange(space.num_units) if numbers is None else numbers)
         self._parameters = trained(scored_parameters(space), optimizer)
-        self._dying, self._whole = dying_parameters(space), structures_of(space, self.device)
+        self._dying = dying_parameters(space)
+        self._whole = WholeUnits.of(space, self._parameters, torch.zeros((), device=self.device))
         self._directions = Directions(optimizer, list(self._parameters.values()))
 
     @property
@@ -94,13 +95,8 @@ class PlainUnits(Units):
         return torch.stack([_joined(row, owners, layers, by_layer.tolist()) for row in values])
 
     @property
-    def weights(self) -> Tensor:
-        number = torch.zeros(self._space.num_units)
-        for unit in range(self._space.num_units):
-            for name, dim, index in self._scored(unit):
-                weight = self._parameters[name]
-                number[unit] += len(index) * weight.numel() / weight.shape[dim]
-        return weights_of(number, self._whole)
+    def uses(self) -> Tensor:
+        return torch.ones(self._space.num_units) if self._whole is None else self._whole.uses
 
     def _scored(self, number: int) -> Iterator[tuple[str, int, Tensor]]:
         """What a unit is scored by: what produces it, and of a structure all that dies with it."""

@@ -43,8 +43,8 @@ class Units(Protocol):
 
     @property
     @abstractmethod
-    def weights(self) -> Tensor:
-        """How many weights the value of a structure is a sum of, and 1 for other units, [num_units]."""
+    def uses(self) -> Tensor:
+        """How often the weights of each structure are used, and 1 for other units, [num_units]; see `WholeUnits`."""
 
     @abstractmethod
     def remember(self) -> None:

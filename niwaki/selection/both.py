@@ -76,11 +76,10 @@ class CommonScale:
 
         ``compare="space"``: saliencies are taken as they are, so that they add up; a structure is worth its own, or
         what the units inside of it are worth together if that is more. Otherwise units are compared in their group:
-        one of average saliency is worth its ``price`` in the dense network, and so is a structure whose saliency per
-        weight is that of all structures together (without weights, it is worth to the mean of the others what its
-        saliency is to their mean); what is inside of a structure shares in its worth. ``weight``
-        [groups] multiplies the worth of units. ``around``: a structure and those around it, from inside out. ``start``
-        [num_units]: what is compared, since it is there.
+        one of average saliency is worth its ``price`` in the dense network. Structures are worth to one another what
+        their saliencies are, and all that weights make are worth together what they cost; what is inside of a structure
+        shares in its worth. ``weight`` [groups] multiplies the worth of units. ``around``: a structure and those around
+        it, from inside out. ``start`` [num_units]: what is compared, since it is there.
         """
         home, numbers, own_units = homes(space, units), list(units), list(units.values())
         inside = np.array([np.isin(home, [one for one in units if number in around[one]]) for number in numbers])
@@ -90,10 +89,9 @@ class CommonScale:
         whole = saliency[own_units].astype(np.float64)
         if compare != "space":
             own = price * _over_mean(own, start, peers_of(space, compare))
-            entries = np.array([max(space.structures[number].params, 1) for number in numbers], np.float64)
-            bare = np.array([space.structures[number].bare for number in numbers], dtype=bool)
-            density = np.where(bare, 1.0, _density(whole, entries, start[own_units] & ~bare))
-            whole = _with_terms(whole, price[own_units] * density, bare, start[own_units])
+            weighty = np.array([not space.structures[number].bare for number in numbers]) & start[own_units]
+            density = _worth_per_cost(whole, price[own_units], weighty if weighty.any() else start[own_units])
+            whole = price[own_units] * density
             for number, factor in zip(numbers, density.tolist(), strict=True):
                 own[home == number] *= factor
         if weight is not None:
@@ -113,20 +111,11 @@ def _over_mean(values: FloatArray, start: BoolArray, peers: IntArray) -> FloatAr
     return np.asarray(values / np.where(mean > 0, mean, 1.0)[peers], np.float64)
 
 
-def _density(whole: FloatArray, entries: FloatArray, here: BoolArray) -> FloatArray:
-    """The saliency of structures per weight, over that of all that are there together; 1 where these have none."""
-    usual = float(whole[here].sum() / max(entries[here].sum(), 1.0))
-    return np.asarray(whole / entries / usual if usual > 0 else np.ones_like(whole), np.float64)
-
-
-def _with_terms(saliency: FloatArray, worth: FloatArray, bare: BoolArray, here: BoolArray) -> FloatArray:
-    """The ``worth`` of structures where those that no weights make are worth what their ``saliency`` says, on the scale
-    of the others that are there; of all where there are no others."""
-    others = here & ~bare if (here & ~bare).any() else here
-    usual = float(saliency[others].mean()) if others.any() else 0.0
-    if not bare.any() or usual <= 0:
-        return worth
-    return np.where(bare, saliency / usual * worth[others].mean(), worth)
+def _worth_per_cost(saliency: FloatArray, price: FloatArray, here: BoolArray) -> FloatArray:
+    """The ``saliency`` of structures over their ``price``, over that of all that are ``here`` together; 1 where these
+    have none. All arguments [structures]."""
+    total, cost = float(saliency[here].sum()), float(price[here].sum())
+    return np.asarray(saliency / price * (cost / total) if total > 0 else np.ones_like(price), np.float64)
 
 
 class _Sweep:

@@ -87,6 +87,25 @@ def test_what_a_choice_is_worth() -> None:
     assert worth(space, values, everything) == 5.0 + 3.0 + 7.0
 
 
+def test_structures_are_worth_what_their_scores_say() -> None:
+    """Not what they cost: of two of equal scores the one that costs more is worth no more, and goes first."""
+    space = space_of(Branches((2, 6), nested=False))
+    units = structure_units(space)
+    small, large = (
+        next(unit for number, unit in units.items() if space.structures[number].name == f"up.{place}..down.{place}")
+        for place in (0, 1)
+    )
+    saliency, everything = np.ones(space.num_units), np.ones(space.num_units, dtype=bool)
+    price = space.cost_model.price(np.ones(space.num_units), "macs")
+    values = CommonScale.of(space, units, around(space), everything, saliency, price, "group")
+    whole = dict(zip(units.values(), values.inside @ values.own, strict=True))
+    assert price[large] == 3 * price[small] and whole[large] == pytest.approx(whole[small])
+    assert sum(whole.values()) == pytest.approx(price[list(units.values())].sum())
+    budget = niwaki.Budget(macs=int(space.cost().macs - price[large]))
+    kept = space.keep_of(niwaki.choose(space, niwaki.score(space, lambda _: saliency), budget, remove="both"))
+    assert not kept[large] and kept[small]
+
+
 @pytest.mark.parametrize("measure", ["macs", "params"])
 def test_against_all_choices(measure: str) -> None:
     """Scores that add up, random ones: nothing better exists, up to steps that are too coarse for a sweep."""

@@ -125,7 +125,7 @@ def test_the_fast_path_is_the_plain_loop(space: niwaki.SearchSpace, adam: bool) 
     model = space.model
     optimizer = (torch.optim.Adam if adam else torch.optim.SGD)(model.parameters(), lr=0.01)
     fast, plain = FastUnits(space, optimizer), PlainUnits(space, optimizer)
-    assert torch.equal(fast.weights, plain.weights.to(fast.weights))
+    assert torch.equal(fast.uses, plain.uses.to(fast.uses))
     for _ in range(2):
         optimizer.zero_grad()
         model(torch.randn(8, 4, 3, 3).double()).square().mean().backward()
@@ -187,5 +187,38 @@ def test_a_parameter_that_nobody_trains_counts_at_its_weights(space: niwaki.Sear
     held = [p for name, p in space.model.named_parameters() if name != "times.shift"]
     units = FastUnits(space, torch.optim.SGD(held, lr=0.1))
     whole = FastUnits(space, torch.optim.SGD(space.model.parameters(), lr=0.1))
-    lost = (whole.weights - units.weights).unique().tolist()
+    lost = (whole.uses - units.uses).unique().tolist()
     assert lost == [0.0, 9.0]
+
+
+def test_weights_count_as_often_as_they_are_used() -> None:
+    """The same kernel is worth four times as much at four times the positions; what it does to the loss knows that."""
+
+    class Stages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.early, self.late = nn.Conv2d(2, 2, 3, padding=1, bias=False), nn.Conv2d(2, 2, 3, padding=1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.early(x).relu()
+            x = nn.functional.avg_pool2d(x, 2)
+            return x + self.late(x).relu()
+
+    model = Stages()
+    model.late.load_state_dict(model.early.state_dict())
+    x = torch.randn(2, 2, 8, 8)
+    space = niwaki.search_space(model, x, erase=True)
+    early, late = (structure_units(space)[place] for place in range(2))
+    assert [space.structures[place].name for place in range(2)] == ["early", "late"]
+    for name in ("magnitude", "average_magnitude", "magnitude_l1"):
+        values = niwaki.score(space, name).values
+        assert values[early] == pytest.approx(4 * values[late])
+    model.zero_grad()
+    model(x).square().sum().backward()
+    assert model.late.weight.grad is not None
+    for name, expected in (
+        ("taylor1", (model.late.weight * model.late.weight.grad).sum().abs()),
+        ("fisher", (model.late.weight * model.late.weight.grad).sum().square() / 2),
+    ):
+        values = niwaki.score(space, name, [x], lambda model, x: model(x).square().sum()).values
+        assert values[late] == pytest.approx(float(expected), rel=1e-4)
