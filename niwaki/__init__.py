@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         LHSPG,
         AdaHSPG,
         DDPTraining,
+        GaP,
         GReg1,
         GReg2,
         Schedule,
@@ -68,7 +69,7 @@ _HOMES: Mapping[str, str] = {
     "io": "Checkpoints load load_optimizer load_program save",
     "io.export": "export",
     "masks.ddp": "DDPMasks",
-    "methods": "ATO ATP CRIC DHSPG H2SPG HESSO HSPG LHSPG AdaHSPG DDPTraining GReg1 GReg2 Schedule ShrinkPolicy "
+    "methods": "ATO ATP CRIC DHSPG H2SPG HESSO HSPG LHSPG AdaHSPG DDPTraining GaP GReg1 GReg2 Schedule ShrinkPolicy "
     "WeightMom",
     "performance.measure": "latency",
     "performance.timed": "timed",
@@ -132,6 +133,7 @@ __all__ = [
     "Checkpoints",
     "DDPMasks",
     "DDPTraining",
+    "GaP",
     "GReg1",
     "GReg2",
     "NiwakiError",

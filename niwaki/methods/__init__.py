@@ -15,6 +15,7 @@ from niwaki.methods.ato import ATO as ATO
 from niwaki.methods.cric import CRIC as CRIC
 from niwaki.methods.ddp import DDPTraining as DDPTraining
 from niwaki.methods.dhspg import DHSPG as DHSPG
+from niwaki.methods.gap import GaP as GaP
 from niwaki.methods.greg import GReg1 as GReg1
 from niwaki.methods.greg import GReg2 as GReg2
 from niwaki.methods.h2spg import H2SPG as H2SPG

@@ -87,7 +87,7 @@ def test_every_method_resumes_in_the_main_job(name: str, tmp_path: Path) -> None
 
 def test_the_command_line_offers_every_method() -> None:
     told = " ".join(CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output.split())
-    assert "adahspg, ato, dhspg, greg1, greg2, h2spg, hesso, hesso-cric, hspg, weightmom or none" in told
+    assert "adahspg, ato, dhspg, gap, greg1, greg2, h2spg, hesso, hesso-cric, hspg, weightmom or none" in told
 
 
 def test_names_are_the_classes_own_and_stand_in_one_place() -> None:
@@ -104,6 +104,7 @@ def test_names_are_the_classes_own_and_stand_in_one_place() -> None:
         "greg1",
         "greg2",
         "weightmom",
+        "gap",
     }
     for name in methods():
         said = [
@@ -126,7 +127,7 @@ def test_unknown_and_doubled_names() -> None:
         lambda: model(torch.zeros(1, 6)).sum(),
     )
     with pytest.raises(
-        UnknownName, match=r"There is no method 'magic'. Registered are: adahspg, ato, dhspg, greg1, greg2"
+        UnknownName, match=r"There is no method 'magic'. Registered are: adahspg, ato, dhspg, gap, greg1"
     ):
         attach("magic", training)
     with pytest.raises(MethodError, match="There is already a method 'hesso'. Give the new one another name"):

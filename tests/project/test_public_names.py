@@ -29,6 +29,7 @@ PUBLIC = {
     "DDPTraining",
     "DHSPG",
     "GReg1",
+    "GaP",
     "GReg2",
     "H2SPG",
     "HESSO",
