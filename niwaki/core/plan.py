@@ -25,6 +25,7 @@ from niwaki.core.edits.base import (
 )
 from niwaki.core.edits.keep import kept_by_tensor
 from niwaki.core.edits.older import edits_of_older
+from niwaki.core.html import plan_html
 from niwaki.core.json_text import item_a_line
 from niwaki.core.names import named_buffers, named_modules, named_parameters, plain_json
 from niwaki.core.positions import Positions, whole_number
@@ -43,7 +44,7 @@ class TensorShape:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """What stays of a network, and all that a cut does.
 
@@ -217,6 +218,11 @@ class Plan:
 
     def __str__(self) -> str:
         return describe_plan(self)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return plan_html(self)
 
 
 def _shapes(data: Mapping[str, Any]) -> tuple[TensorShape, ...]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from niwaki.core.cost import Cost, CostModel
 from niwaki.core.counts import FloatArray
-from niwaki.core.describe import describe_group, describe_space
+from niwaki.core.describe import counted, describe_group, describe_space
+from niwaki.core.html import html_table, space_html
 from niwaki.core.location import Location
 from niwaki.core.numbers import Numbers
 from niwaki.core.plan import Plan, TensorShape
@@ -27,7 +28,7 @@ from niwaki.errors import MethodError, PlanError
 BoolArray = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Group:
     """Similar units that run through coupled tensors, such as the 64 channels of ``layer1``.
 
@@ -51,6 +52,17 @@ class Group:
 
     def __str__(self) -> str:
         return describe_group(self)
+
+    def __repr__(self) -> str:
+        tensors = len({piece.tensor for piece in self.slices})
+        return f"<group {self.name}: {counted(self.units, 'unit')} in {counted(tensors, 'tensor')}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(piece.tensor, piece.dim, str(piece.role), piece.index.shape[1]) for piece in self.slices]
+        title = f"{self.name}: {counted(self.units, 'unit')}"
+        return html_table(
+            title, ("tensor", "dimension", "role", "entries of a unit"), rows, filter(None, [self.inexact])
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +213,9 @@ class SearchSpace:
         return describe_space(self)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return space_html(self)
 
 
 def check_space(space: object) -> None:

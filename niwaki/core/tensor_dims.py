@@ -78,7 +78,7 @@ class TensorDim:
         return self.role.zeroed_by_method
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Slice:
     """What the units of a group own of one dimension: ``index[u]`` holds the positions of unit u, [U, K]."""
 
@@ -107,6 +107,8 @@ class Slice:
 
     def __str__(self) -> str:
         return f"{self.tensor} dim {self.dim}: {counted(self.index.shape[1], 'position')} per unit ({self.role})"
+
+    __repr__ = __str__
 
 
 def slices_by_group(dims: Sequence[TensorDim], starts: IntArray) -> list[tuple[Slice, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from niwaki.core.counts import FloatArray
+from niwaki.core.describe import counted, first_of
+from niwaki.core.html import html_table
 from niwaki.core.scalars import is_whole, whole_seed
 from niwaki.core.space import SearchSpace, check_space
 from niwaki.criteria.losses import Loss
@@ -26,19 +28,47 @@ from niwaki.criteria.terms import EFFECTS, terms_worth
 from niwaki.errors import MethodError
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Scores:
     """The saliency of each unit: ``values`` [num_units], float64, and the name of the ``criterion``.
 
     ``compare``: the units among which values were normalised, and among which `niwaki.choose` compares them; None if
     they are the criterion's own. ``silent``: the units of which they say nothing, so that `niwaki.choose` keeps them:
     terms without parameters, where no batches have been scored; for ``reap`` all that is not an expert.
+
+    ``groups``: the range of each group among the values, for printing.
     """
 
     values: FloatArray
     criterion: str
     compare: Compare | None = None
     silent: tuple[int, ...] = ()
+    groups: Mapping[str, slice] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        ranges = self._ranges()
+        width = max(map(len, ranges), default=0)
+        rows = [f"  {name:<{width}}  {low:.3g}  {mid:.3g}  {high:.3g}" for name, (low, mid, high) in ranges.items()]
+        head = f"{self._title}: {counted(len(self.values), 'unit')}; lowest, median and highest"
+        return "\n".join([head, *first_of(rows, 20)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = [(name, *(f"{value:.3g}" for value in values)) for name, values in self._ranges().items()]
+        return html_table(self._title, ("group", "lowest", "median", "highest"), rows)
+
+    @property
+    def _title(self) -> str:
+        return f"Scores by {self.criterion}" + (f", compared by {self.compare}" if self.compare else "")
+
+    def _ranges(self) -> dict[str, tuple[float, float, float]]:
+        """The lowest, the median and the highest score of each group."""
+        spans = self.groups or {"all units": slice(None)}
+        found = {name: self.values[span] for name, span in spans.items()}
+        return {
+            name: (float(own.min()), float(np.median(own)), float(own.max())) for name, own in found.items() if len(own)
+        }
 
 
 def score(
@@ -163,9 +193,11 @@ def score(
             values = normalise(space, values, ~silent, compare)
         total += weight * values
     told = tuple(np.flatnonzero(silent).tolist())
+    groups = {group.name: group.numbers for group in space.groups}
     if not isinstance(criterion, Mapping):
-        return Scores(total, name_of(criterion), compare, told)
-    return Scores(total, " + ".join(f"{weight:g} {name_of(one)}" for one, weight in mix.items()), compare, told)
+        return Scores(total, name_of(criterion), compare, told, groups)
+    name = " + ".join(f"{weight:g} {name_of(one)}" for one, weight in mix.items())
+    return Scores(total, name, compare, told, groups)
 
 
 def _measure(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from niwaki.core.html import bar_of, html_table
 from niwaki.core.plan import Plan, structure_hash
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, PlanError, ShrinkError
@@ -247,6 +248,18 @@ class Method:
     @final
     def __repr__(self) -> str:
         return f"{self.label}: {self.selector.describe(self.progress)}"
+
+    @final
+    def _repr_html_(self) -> str:
+        now = self.progress
+        rows = [
+            ("step", now.step, now.phase),
+            ("units marked", now.marked, f"of {now.units:,}"),
+            ("units at zero", now.zero, bar_of(now.zero / max(now.marked, 1))),
+            ("MACs left", f"{now.macs:.1%}", bar_of(now.macs)),
+            ("parameters left", f"{now.params:.1%}", bar_of(now.params)),
+        ]
+        return html_table(repr(self), ("", "", ""), rows)
 
     @final
     def settings(self) -> dict[str, Any]:

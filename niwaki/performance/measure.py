@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from niwaki.core.html import html_table
 from niwaki.core.modes import eval_mode
 from niwaki.core.scalars import is_whole
 from niwaki.errors import MethodError, TraceError
@@ -23,7 +24,7 @@ from niwaki.trace.outside import preserved_outside
 from niwaki.trace.structures import map_tensors, others_in, tensors_in
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Latency:
     """Microseconds of one forward pass in eval mode without gradients: the median, and the middle half, of ``rounds``
     passes. ``shapes``: of the input tensors. ``clock``: ``"wall"``, or ``"cpu"`` for the time the process computed."""
@@ -44,6 +45,8 @@ class Latency:
             f"to {self.upper_us:,.0f}), {_how(self)}"
         )
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
@@ -57,7 +60,7 @@ class Ratio:
         return f"{self.median:.3f} ({self.lower:.3f} to {self.upper:.3f})"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Latencies:
     """Networks that took turns, by name. ``ratios``: each one's time over that of the first, round by round."""
 
@@ -72,6 +75,17 @@ class Latencies:
             line = f"  {name:<{width}} {found.median_us:>12,.0f} ({found.lower_us:,.0f} to {found.upper_us:,.0f})"
             lines.append(line if name == first else f"{line}, {self.ratios[name]} of {first}")
         return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        first, one = next(iter(self.networks.items()))
+        rows = [
+            (name, f"{found.median_us:,.0f}", f"{found.lower_us:,.0f} to {found.upper_us:,.0f}", str(self.ratios[name]))
+            for name, found in self.networks.items()
+        ]
+        headings = ("", "median, μs", "middle half", f"of {first}")
+        return html_table("Microseconds per forward pass", headings, rows, [f"{one.rounds:,} rounds, {_how(one)}"])
 
 
 def timing(
