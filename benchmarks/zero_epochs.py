@@ -28,7 +28,8 @@ from benchmarks.accuracy.tasks import TASKS
 from benchmarks.accuracy.where import Where
 from niwaki.post_training.iterative import REPAIRS
 
-METHODS = ("magnitude", "taylor1", "taylor2", "activation", "surgeon")
+READERS = "-and-readers"  # at the end of a name: the weights that read a unit count, too
+METHODS = ("magnitude", "taylor1", "taylor2", "activation", "surgeon", f"magnitude{READERS}", f"taylor1{READERS}")
 PEERS = ("torch-pruning-taylor", "torch-pruning-magnitude")  # in up to STEPS cuts, Taylor scored again before each
 STEPS = 200
 OURS = "compensate"
@@ -60,7 +61,8 @@ def measured(task: Task, batches: list[Any], macs: float, rounds: int, method: s
     model = task.prepared(task.network()).eval()
     if method in PEERS:
         return _by_peer(task, model, batches, macs, rounds, method, repair)
-    criterion = niwaki.Surgeon(batches, task.loss) if method == "surgeon" else method
+    name = method.removesuffix(READERS)
+    criterion = niwaki.Surgeon(batches, task.loss) if method == "surgeon" else name
     begin = time.process_time()
     pruned = niwaki.prune(
         *(model, task.example(), niwaki.Budget(macs=macs)),
@@ -69,7 +71,8 @@ def measured(task: Task, batches: list[Any], macs: float, rounds: int, method: s
         method=criterion,
         rounds=rounds,
         repair=repair,
-        compare="space" if method in SPACE else "group",
+        compare="space" if name in SPACE else "group",
+        readers=method != name,
     )
     seconds = time.process_time() - begin
     report = pruned.report

@@ -260,7 +260,7 @@ class AdaHSPG(Method):
     ) -> None:
         check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
         units = TrainedUnits(self.label, space, optimizer, vectorised)
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         target = Target.of(space, budget)
         selector = Vanishing(units, target, schedule, Everything(units, target, first=schedule.start))
         super().__init__(units, selector, Alternating(units, schedule, float(penalty)), shrink)

@@ -122,7 +122,7 @@ class ATO(Method):
     ) -> None:
         units = TrainedUnits(self.label, space, optimizer, vectorised)
         check_budget(budget, space=space)
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         check_number("budget_weight", budget_weight, 0, float("inf"), "it weighs the budget against the loss")
         target, stages = Target.of(space, budget), Stages.of(schedule)
         made = generator if isinstance(generator, MaskGenerator) else generator_named(generator)(space, seed)

@@ -121,7 +121,7 @@ class CRIC(Method):
         vectorised: bool = True,
     ) -> None:
         check_budget(budget, space=space)
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         removal = removal_named(remove)
         units = TrainedUnits(self.label, space, optimizer, vectorised, removal=removal)
         compare = removal.compared(compare)

@@ -91,7 +91,7 @@ class DDPTraining(Method):
     ) -> None:
         units = TrainedUnits(self.label, space, optimizer, vectorised)
         check_budget(budget, space=space)
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         target, stages = Target.of(space, budget), Stages.of(schedule)
         steps, policy = stages.freeze - stages.start + 1, ShrinkPolicy.of(shrink)
         copies = averaged_copies(space.model, ema)

@@ -158,7 +158,7 @@ class DHSPG(Method):
         check_compare(compare, ("group", "isomorphic", "space"))
         units = TrainedUnits(self.label, space, optimizer, vectorised)
         check_budget(budget, space=space)
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         target = Target.of(space, budget)
         choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare)
         rule = DualHalfSpace(penalty, amplify, most, float(epsilon))

@@ -96,7 +96,7 @@ class GaP(Method):
         vectorised: bool = True,
     ) -> None:
         check_budget(budget)
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         schedule.check_ramp(self.label)
         schedule.check_fade(self.label)
         check_steps("window", window, "scores are averaged over it")

@@ -111,7 +111,7 @@ def _parts(
 ) -> tuple[TrainedUnits, Portions, GrowingPenalty]:
     """Both methods: units are chosen by their L1 norms once, ``pick`` of the way from the start to the end."""
     check_budget(budget)
-    Schedule.check(schedule)
+    Schedule.check(schedule, label)
     schedule.check_ramp(label)
     schedule.check_fade(label)
     if growth is not None:

@@ -111,7 +111,7 @@ class H2SPG(Method):
         rule = DualHalfSpace(*usual_penalty(optimizer, penalty, amplify, most), float(epsilon))
         check_budget(budget, space=space)
         units = TrainedUnits(self.label, space, optimizer, vectorised, removal=removal)
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         target = Target.of(space, budget, removal)
         compare = removal.compared(None)
         choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare, float(memory))

@@ -11,11 +11,12 @@ from niwaki.criteria.normalise import Compare
 from niwaki.methods.fades import fade_named
 from niwaki.methods.method import Method
 from niwaki.methods.parts import Target
-from niwaki.methods.portions import Portions
+from niwaki.methods.portions import Portions, PortionScores
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.scoring import WEIGHTS, Criteria
 from niwaki.methods.shrinking import ShrinkPolicy
+from niwaki.methods.stable_scores import StableScores
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.window_scores import WindowScores
 from niwaki.selection import removal_named
@@ -102,8 +103,13 @@ class HESSO(Method):
         removal = removal_named(remove)
         units = TrainedUnits(self.label, space, optimizer, vectorised, removal=removal)
         compare = removal.compared(compare)
-        scores = WindowScores(units, schedule, criteria, window, readmit, seed, compare)
-        portions = Portions(units, Target.of(space, budget, removal), schedule, scores)
+        target = Target.of(space, budget, removal)
+        scores: PortionScores
+        if schedule.stable:
+            scores = StableScores(units, target, schedule, criteria, window, readmit, seed, compare)
+        else:
+            scores = WindowScores(units, schedule, criteria, window, readmit, seed, compare)
+        portions = Portions(units, target, schedule, scores)
         super().__init__(units, portions, fade_named(schedule.fade)(units), shrink)
 
 

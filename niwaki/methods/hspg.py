@@ -138,7 +138,7 @@ class HSPG(Method):
         check_number("penalty", penalty, 0, float("inf"), "it weighs the norms of the units against the loss")
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
         units = TrainedUnits(self.label, space, optimizer, vectorised)
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         penalised = Penalised(float(penalty))
         projected = HalfSpace(float(penalty), float(epsilon))
         update = RuleUpdate(

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from niwaki.errors import MethodError
 from niwaki.methods.fades import LINEAR, fade_named
 from niwaki.selection.budget import is_whole
 
+STABLE = "stable"
+
+LEAST_STEPS = 10
+
+# Shares of a run: when scoring starts, and when the last removed unit is zero (benchmarks/accuracy/RESULTS.md).
+_FROM_SCRATCH = (0.1, 0.35)
+_PRETRAINED = (0.03, 0.1)
+
 RAMPS = {"linear": 1, "cubic": 3}  # by name: the power of the share of periods that is left
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Schedule:
     """The steps of a method, counted in calls of ``optimizer.step()``, the first being step 1.
 
     ``start``: the step on which the first scoring happens. ``until``: the last step on which anything that is to go is
     not yet zero: after it the budget is met. ``periods``: in how many portions units leave.
+
+    ``start="stable"``, for HESSO: units begin to leave when it has become clear which, at the latest after three
+    quarters of the steps to ``until``. `of` gives a schedule from the length of a run alone.
 
     ``ramp``: how large the portions are. ``"linear"``: equal shares of the way to the budget. ``"cubic"``: after p of P
     portions (1 - p / P)^3 of the way is left, so that most leaves early, when there is most time to recover.
@@ -30,16 +41,56 @@ class Schedule:
         UnknownName: there is no fade of that name.
 
     >>> Schedule(start=100, until=500, periods=10)
-    Schedule(start=100, until=500, periods=10, ramp='linear', fade='linear')
+    Schedule(start=100, until=500, periods=10, ramp='linear', fade='linear', stable=False)
     """
 
     start: int
     until: int
-    periods: int = 10
-    ramp: str = "linear"
-    fade: str = LINEAR
+    periods: int
+    ramp: str
+    fade: str
+    stable: bool
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        start: int | Literal["stable"],
+        until: int,
+        periods: int = 10,
+        ramp: str = "linear",
+        fade: str = LINEAR,
+        stable: bool = False,
+    ) -> None:
+        if start == STABLE:
+            start, stable = 1, True
+        values = {"start": start, "until": until, "periods": periods, "ramp": ramp, "fade": fade, "stable": stable}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    @classmethod
+    def of(cls, steps: int, *, pretrained: bool = False) -> Schedule:
+        """The default schedule of a training of ``steps`` optimizer steps.
+
+        Args:
+            steps: of the whole training.
+            pretrained: the network has been trained before, and is only fine-tuned.
+
+        Raises:
+            MethodError: there are too few steps to prune in.
+
+        >>> Schedule.of(1000)
+        Schedule(start=100, until=350, periods=10, ramp='linear', fade='linear', stable=False)
+        """
+        if not is_whole(steps) or steps < LEAST_STEPS:
+            raise MethodError(
+                f"A training of {steps!r} optimizer steps is too short to prune in: it takes {LEAST_STEPS} or more."
+            )
+        start, until = _PRETRAINED if pretrained else _FROM_SCRATCH
+        first = max(1, round(start * steps))
+        last = max(first + 1, round(until * steps))
+        return cls(first, last, min(10, last - first))
+
+    def _check(self) -> None:
         for name, value, why in (
             ("start", self.start, "the step on which the first scoring happens; the first step is 1"),
             ("until", self.until, "the last step on which anything is not yet zero"),
@@ -76,14 +127,20 @@ class Schedule:
     def data(self) -> list[Any]:
         """As plain data; what is as published is left out."""
         more = [self.ramp, self.fade] if (self.ramp, self.fade) != ("linear", LINEAR) else []
-        return [self.start, self.until, self.periods, *more]
+        return [STABLE if self.stable else self.start, self.until, self.periods, *more]
 
     @classmethod
-    def check(cls, schedule: object) -> None:
-        """Raise `MethodError` if what was passed is not a schedule, such as a number of steps."""
+    def check(cls, schedule: object, label: str | None = None) -> None:
+        """Raise `MethodError` if what was passed is not a schedule, such as a number of steps; or, for the method
+        ``label``, one whose start is not known."""
         if not isinstance(schedule, cls):
             raise MethodError(
                 f"schedule={schedule!r} is not a schedule. Say when: niwaki.Schedule(start=100, until=500) in steps."
+            )
+        if schedule.stable and label is not None:
+            raise MethodError(
+                f"{label} cannot start when choices are stable: only HESSO chooses again and again before it starts. "
+                "Give the step, such as niwaki.Schedule(start=100, until=500), or take HESSO."
             )
 
     def check_ramp(self, label: str) -> None:

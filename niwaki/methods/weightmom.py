@@ -173,7 +173,7 @@ class WeightMom(Method):
         vectorised: bool = True,
     ) -> None:
         check_budget(budget)
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         check_number("momentum", momentum, 0, 1, "it is what is left of the average of sizes after a step")
         check_compare(compare)
         if compare == "layer":

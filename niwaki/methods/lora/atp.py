@@ -101,7 +101,7 @@ class ATP(Method):
     ) -> None:
         check_space(space)
         check_budget(budget)
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         check_number("budget_weight", budget_weight, 0, float("inf"), "it weighs the budget against the loss")
         if batches is None:
             raise MethodError(

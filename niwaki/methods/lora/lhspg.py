@@ -140,7 +140,7 @@ class LHSPG(Method):
     ) -> None:
         check_number("protect", protect, 0, 1, "it is the share of the groups that lose nothing")
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
-        Schedule.check(schedule)
+        Schedule.check(schedule, self.label)
         schedule.check_fade(self.label)
         if penalty is not None:
             check_number("penalty", penalty, 0, math.inf, "it is the length that a unit loses in each step")

@@ -1,0 +1,100 @@
+"""A start that waits until it is clear what will leave."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from training import Training, sgd
+
+from niwaki.core.space import SearchSpace
+from niwaki.errors import MethodError
+from niwaki.methods import CRIC, AdaHSPG, GReg1, Schedule
+from niwaki.methods.stable_scores import Looks
+from niwaki.selection.budget import Budget
+
+STABLE = Schedule("stable", until=40, periods=3)
+
+
+def settled(space: SearchSpace) -> np.ndarray:
+    return np.arange(space.num_units, dtype=float) + 1
+
+
+class Restless:
+    """Never ranks twice alike."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(0)
+
+    def __call__(self, space: SearchSpace) -> np.ndarray:
+        return self.generator.random(space.num_units)
+
+
+def run(criteria: object, steps: int = 40, **options: object) -> Training:
+    training = fresh(criteria, **options)
+    training.step(steps)
+    return training
+
+
+def fresh(criteria: object, **options: object) -> Training:
+    return Training("mlp", sgd, Budget(macs=0.5), schedule=STABLE, criteria=criteria, **options)
+
+
+def test_the_looks_of_a_schedule() -> None:
+    for until in range(4, 60):
+        for periods in (1, 3):
+            looks = Looks.of(Schedule("stable", until=until, periods=periods), 5)
+            at = [step for step in range(until + 1) if looks.at(step)]
+            assert at[0] == looks.first and at[-1] == looks.latest and until - looks.latest >= periods
+            assert {step for step in range(1, until) if looks.scores(step)} == {
+                step for last in at for step in range(last - looks.width + 1, last + 1)
+            }
+
+
+def test_a_settled_choice_begins_with_the_fifth_look() -> None:
+    looks = Looks.of(STABLE, 3)
+    method = run(settled).method
+    at = [step for step in range(41) if looks.at(step)]
+    assert method.selector.scores.timeline.borders[0] == at[4]  # each is compared with the last but one, three times
+    assert method.progress.phase == "done" and method.progress.macs <= 0.5
+    assert f"; begun at step {at[4]}" in str(method)
+
+
+def test_a_restless_one_with_the_last() -> None:
+    method = run(Restless(), 40).method
+    assert method.selector.scores.timeline.borders[0] == Looks.of(STABLE, 3).latest == 31
+    assert method.progress.phase == "done" and method.progress.macs <= 0.5
+
+
+def test_before_it_has_begun_nothing_leaves() -> None:
+    method = run(Restless(), 29).method
+    assert method.progress.marked == 0 and method.progress.phase in ("scoring", "waiting")
+    assert "of the last choice but one kept" in str(method)
+
+
+@pytest.mark.parametrize("stop", [1, 6, 8, 12, 25, 39])
+def test_it_resumes_bit_identically(stop: int) -> None:
+    mix = {"magnitude": 1.0, "taylor1": 1.0}
+    whole, first, again = run(mix), run(mix, stop), fresh(mix)
+    again.model.load_state_dict(first.model.state_dict())
+    again.optimizer.load_state_dict(first.optimizer.state_dict())
+    again.done = stop
+    again.step(40 - stop)
+    for name, value in whole.parameters().items():
+        assert torch.equal(value, again.parameters()[name]), name
+    assert str(again.method) == str(whole.method)
+
+
+def test_other_methods_need_a_step() -> None:
+    for kind, label in ((AdaHSPG, "AdaHSPG"), (GReg1, "GReg-1"), (CRIC, "HESSO-CRIC")):
+        with pytest.raises(MethodError, match=rf"^{label}.* cannot start when choices are stable: only HESSO"):
+            Training("mlp", sgd, Budget(macs=0.5), kind=kind, schedule=STABLE)
+
+
+def test_a_schedule_of_a_length() -> None:
+    for steps in (*range(10, 60), 1000, 12345):
+        for pretrained in (False, True):
+            schedule = Schedule.of(steps, pretrained=pretrained)
+            assert 1 <= schedule.start < schedule.until <= steps * 0.4 + 1
+    with pytest.raises(MethodError, match="A training of 9 optimizer steps is too short to prune in: it takes 10 or m"):
+        Schedule.of(9)
