@@ -14,13 +14,13 @@ from niwaki.train.loop import TrainingProgress as Step
 
 
 class LiveObserver:
-    """Shows epoch, loss, accuracy and the fraction of MACs left during a run; without a terminal, one line per
-    epoch."""
+    """Shows epoch, loss, accuracy and the fraction of MACs left during a run, and leaves one line per epoch. ``what``
+    stands before each, if there are several trainings."""
 
-    def __init__(self, console: Console, epochs: int) -> None:
-        self._console = console
+    def __init__(self, console: Console, epochs: int, what: str = "") -> None:
+        self._console, self._what = console, f"{what} " * bool(what)
         self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]:>3}/" + str(epochs)),
+            TextColumn(self._what + "epoch {task.fields[epoch]:>3}/" + str(epochs)),
             BarColumn(bar_width=None),
             TextColumn("loss {task.fields[loss]}"),
             TextColumn("accuracy {task.fields[accuracy]}"),
@@ -64,12 +64,11 @@ class LiveObserver:
     def on_epoch(self, result: EpochResult) -> None:
         """Show the epoch's accuracy and the fraction of MACs left."""
         self._bar.update(self._task, accuracy=f"{result.accuracy:.1%}", macs=f"{result.macs_left:.0%}")
-        if not self._console.is_terminal:
-            self._console.print(
-                f"epoch {result.epoch:>3}/{self._epochs}  loss {result.loss:.3f}  accuracy {result.accuracy:.2%}  "
-                f"MACs left {result.macs_left:.0%}",
-                highlight=False,
-            )
+        self._console.print(
+            f"{self._what}epoch {result.epoch:>3}/{self._epochs}  loss {result.loss:.3f}  "
+            f"accuracy {result.accuracy:.2%}  MACs left {result.macs_left:.0%}",
+            highlight=False,
+        )
 
     def should_stop(self) -> bool:
         """Whether Ctrl-C was pressed."""

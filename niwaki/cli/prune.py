@@ -12,8 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from niwaki.cli.inputs import output_directory
+from niwaki.cli.tables import latency_row
 from niwaki.post_training.iterative import REPAIRS
-from niwaki.report import RoundBar, RunReport
+from niwaki.report import PAGE_FILE, RoundBar, RunReport
+from niwaki.report.content import headline_of
 from niwaki.train.pruning import PruningRecipe, prune_trained
 
 _MODEL = "resnet, mlp, superresnet, unets, cells, supernet, timm:NAME, torchvision:NAME or path/to/file.py:factory"
@@ -81,8 +83,12 @@ def prune(
     bar: Any = RoundBar(errors) if errors.is_terminal else nullcontext()
     with bar as told:
         report = prune_trained(recipe, out, device=device, overwrite=overwrite, told=told)
+    console.print(f"{headline_of(report)}", style="bold", highlight=False)
     console.print(pruning_table(report))
     console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json, report.html")
+    console.print(
+        f"Look at it: {out / PAGE_FILE}\nUse it:     niwaki.load_run({str(out)!r})", highlight=False, markup=False
+    )
 
 
 def pruning_table(report: RunReport) -> Table:
@@ -104,10 +110,9 @@ def pruning_table(report: RunReport) -> Table:
         ("memory, KiB", dense.memory // 2**10, small.memory // 2**10),
     ):
         table.add_row(name, f"{before:,}", *same, f"{after:,}", f"{after / max(before, 1):.1%}")
-    for old, new in zip(dense.latency, small.latency, strict=True):
-        times = (f"{time / 1e3:.2f} ms" for time in (old.median_us, new.median_us))
-        share = f"{new.median_us / old.median_us:.1%}"
-        table.add_row(f"latency, batch {old.shapes[0][0]}", next(times), *same, next(times), share)
+    for number, (old, new) in enumerate(zip(dense.latency, small.latency, strict=True)):
+        name, first, second, share = latency_row(old, new, report.ratios[number])
+        table.add_row(name, first, *same, second, share)
     left = "".join(f" Not repaired: {escape(name)}, {escape(why)}." for name, why in repair["left"].items())
     layers = f" {repair['layers']} layers have new weights." if report.recipe["repair"] == "compensate" else ""
     table.caption = (

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from niwaki.cli.inputs import output_directory
 from niwaki.cli.live import LiveObserver
-from niwaki.cli.tables import report_table
+from niwaki.cli.tables import report_parts
 from niwaki.errors import RunError
+from niwaki.report import REPORT_FILE, read_report
+from niwaki.train.baseline import add_baseline, baseline_waits
 from niwaki.train.checkpoint import read_checkpoint
-from niwaki.train.job import REPORT_FILE
 from niwaki.train.job import train as run_job
-from niwaki.train.recipe import Recipe, choices
+from niwaki.train.recipe import NO_METHOD, Recipe, choices
 
 _DEFAULT = Recipe()
 _MODEL = "resnet, mlp, superresnet, unets, cells, supernet, timm:NAME, torchvision:NAME or path/to/file.py:factory"
@@ -58,6 +58,9 @@ def train(
     ] = _DEFAULT.narrow,
     out: Annotated[Path, typer.Option(parser=output_directory, metavar="PATH", help="output directory")] = Path("out"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="then train the dense network as well, to compare with")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint in --out")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in --out")] = False,
     checkpoint_every: Annotated[
@@ -83,20 +86,19 @@ def train(
         "erase": erase,
         "narrow": narrow,
     }
-    recipe = _resumed(context, options, out) if resume else Recipe(**options)
     console = Console()
-    with LiveObserver(console, recipe.epochs) as observer:
-        report = run_job(
-            recipe,
-            out,
-            observer,
-            device=device,
-            resume=resume,
-            overwrite=overwrite,
-            checkpoint_every=checkpoint_every,
-        )
-    console.print(report_table(report))
-    console.print(f"Saved to [bold]{escape(str(out))}[/]: model.safetensors, plan.json, report.json, report.html")
+    options_of_run: dict[str, Any] = {"device": device, "checkpoint_every": checkpoint_every}
+    if resume and (out / REPORT_FILE).exists() and baseline_waits(out):
+        baseline, report = True, read_report(out)
+    else:
+        recipe = _resumed(context, options, out) if resume else Recipe(**options)
+        with LiveObserver(console, recipe.epochs) as observer:
+            report = run_job(recipe, out, observer, resume=resume, overwrite=overwrite, **options_of_run)
+    if baseline and report.recipe["method"] != NO_METHOD:
+        with LiveObserver(console, report.recipe["epochs"], "baseline") as observer:
+            report = add_baseline(report, out, observer, **options_of_run)
+    for part in report_parts(report, out):
+        console.print(part, highlight=False)
 
 
 def _resumed(context: typer.Context, options: dict[str, Any], out: Path) -> Recipe:

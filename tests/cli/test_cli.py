@@ -62,6 +62,20 @@ def test_train_prints_a_table_and_saves(niwaki, tmp_path: Path) -> None:
     ]
 
 
+def test_a_baseline_is_trained_and_told_first(niwaki, tmp_path: Path) -> None:
+    outcome = niwaki("train", "--model", "mlp", *SHORT, "--out", "run", "--baseline")
+    assert outcome.code == 0, outcome.err
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    dense, small = report["baseline"]["accuracy"], report["small"]["accuracy"]
+    assert json.loads((tmp_path / "run" / "baseline" / "report.json").read_text())["small"]["accuracy"] == dense
+    assert "baseline epoch   2/2" in outcome.out and f"{dense:.2%}" in outcome.out
+    told = f"2.5 times fewer MACs, {100 * dense:.1f} → {100 * small:.1f} % accuracy, "
+    assert outcome.out.index(told) < outcome.out.index("mlp on digits") < outcome.out.index("MACs left  ")
+    assert 'polyline class="dense"' in (tmp_path / "run" / "report.html").read_text()
+    assert "niwaki.load_run('run')" in outcome.out.splitlines()[-1]
+    assert niwaki("report", "run").out == "run/report.html\n"
+
+
 def test_train_on_an_archive_with_a_model_from_a_file(niwaki, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     y = np.arange(80) % 2

@@ -161,7 +161,7 @@ def test_commands_and_options() -> None:
         "train": {
             *("--model", "--data", "--method", "--keep-macs", "--keep-params", "--epochs", "--batch-size", "--lr"),
             *("--seed", "--prune-start", "--prune-until", "--out", "--device", "--resume", "--overwrite"),
-            *("--checkpoint-every", "--shrink", "--erase", "--narrow"),
+            *("--checkpoint-every", "--baseline", "--shrink", "--erase", "--narrow"),
         },
         "prune": {
             *("model", "--weights", "--data", "--keep-macs", "--keep-params", "--keep-memory", "--method", "--rounds"),

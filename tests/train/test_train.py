@@ -21,7 +21,9 @@ import torch
 import niwaki
 from niwaki.errors import DataError, FileFormatError, Interrupted, RunError
 from niwaki.networks import ImageTask, build_model
+from niwaki.report import read_report
 from niwaki.train import job
+from niwaki.train.baseline import add_baseline, baseline_waits
 from niwaki.train.batches import Batches, InOrder, shifted
 from niwaki.train.checkpoint import (
     FOLDER,
@@ -357,6 +359,22 @@ def test_reports_of_before_are_read_and_others_are_refused(tmp_path: Path) -> No
             niwaki.load_run(tmp_path / "out")
     with pytest.raises(FileFormatError, match="Name the directory that `niwaki train --out` wrote"):
         niwaki.load_run(tmp_path / "nowhere")
+
+
+def test_a_baseline_that_is_interrupted_continues(tmp_path: Path) -> None:
+    class Stops(Silent):
+        def should_stop(self) -> bool:
+            return True
+
+    out = tmp_path / "out"
+    report = train(Recipe(model="mlp", epochs=2, batch_size=256, periods=2, width=0.1), out, Silent())
+    assert report.baseline is None and not baseline_waits(out)
+    with pytest.raises(Interrupted):
+        add_baseline(report, out, Stops())
+    assert baseline_waits(out) and read_report(out).baseline is None
+    found = add_baseline(report, out, Silent())
+    assert found.baseline is not None and len(found.baseline.history) == 2 and not baseline_waits(out)
+    assert read_report(out).to_json() == found.to_json()
 
 
 def test_without_a_method_nothing_leaves(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""The dense network, trained as a run was but without pruning: what the small one is to be compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from niwaki.report import Baseline, RunReport
+from niwaki.train.checkpoint import FOLDER
+from niwaki.train.job import train, write_report
+from niwaki.train.loop import RunObserver
+from niwaki.train.recipe import NO_METHOD, Recipe
+
+BASELINE_FOLDER = "baseline"
+
+
+def baseline_waits(out: Path) -> bool:
+    """Whether the baseline of the run in ``out`` was interrupted."""
+    return (out / BASELINE_FOLDER / FOLDER).is_dir()
+
+
+def add_baseline(
+    report: RunReport,
+    out: Path,
+    observer: RunObserver,
+    *,
+    device: str = "cpu",
+    checkpoint_every: int | None = None,
+) -> RunReport:
+    """Train the dense network of a finished run into ``out/baseline``, and write the report of the run again, with it.
+    An interrupted baseline continues.
+
+    Raises:
+        Interrupted: the observer asked to stop; a checkpoint has been written.
+        NiwakiError: the training cannot start or continue.
+    """
+    dense = dataclasses.replace(Recipe(**report.recipe), method=NO_METHOD, shrink=False, erase=False, narrow=False)
+    waits = baseline_waits(out)
+    found = train(
+        dense,
+        out / BASELINE_FOLDER,
+        observer,
+        device=device,
+        resume=waits,
+        overwrite=not waits,
+        checkpoint_every=checkpoint_every,
+        measure_seconds=0.0,
+    )
+    complete = dataclasses.replace(report, baseline=Baseline(found.small.accuracy, found.history, found.seconds))
+    write_report(complete, out)
+    return complete
