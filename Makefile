@@ -13,7 +13,7 @@ BASE ?= HEAD
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-lowest test-wheel lint format replay benchmark clean
+.PHONY: demo test test-lowest test-wheel lint docs format replay benchmark clean
 
 # One thread: the network is so small that two would mostly wait for each other.
 demo: $(VENV)/.demo
@@ -41,6 +41,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation as a site, in out/site. `mkdocs serve` shows it while you write.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
@@ -71,6 +75,10 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -e '.[dev]' transformers accelerate
 	$(PIP) --no-deps torchvision==0.28.0 timm bitsandbytes
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(PIP) -e '.[docs]'
 	touch $@
 
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt

@@ -44,7 +44,11 @@ def test_every_requirement_has_a_tested_version() -> None:
     assert names <= pinned, names - pinned
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -53,16 +57,12 @@ def test_what_a_page_names_exists(page: str) -> None:
     for name in re.findall(r"\bniwaki\.([a-zA-Z_][a-zA-Z0-9_]*)", text(page)):
         assert importlib.util.find_spec(f"niwaki.{name}") or hasattr(niwaki, name), name
     for link in re.findall(r"\]\(([^)]+)\)", text(page)):
-        assert (ROOT / page).parent.joinpath(link).is_file(), link
+        assert (ROOT / page).parent.joinpath(link.partition("#")[0]).exists(), link
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
 def test_no_page_holds_an_unresolved_merge(page: str) -> None:
     assert not re.findall(r"^(?:<<<<<<<|>>>>>>>).*", text(page), flags=re.MULTILINE)
-
-
-def test_every_page_is_linked_from_the_readme() -> None:
-    assert set(PAGES) - set(re.findall(r"\]\(([^)]+)\)", text("README.md"))) == {"README.md"}
 
 
 def test_changelog_knows_the_version() -> None:
