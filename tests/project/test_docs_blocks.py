@@ -75,4 +75,5 @@ def test_the_reference_has_every_public_name() -> None:
 
     reference = (ROOT / "docs/reference.md").read_text()
     listed = set(re.findall(r"^::: niwaki\.(?:[\w.]+\.)?(\w+)$", reference, flags=re.MULTILINE))
-    assert set(niwaki.__all__) - {"__version__"} <= listed
+    missing = set(niwaki.__all__) - {"__version__"} - listed
+    assert not missing, f"Add ::: niwaki.NAME to docs/reference.md for {missing}."
