@@ -1,6 +1,6 @@
 """Residual streams that carry the union of what their branches write: each branch keeps channels of its own.
 
-Imports core, criteria and selection.
+Imports core, trace, criteria, erasing and selection.
 """
 
 from niwaki.unions.plans import choose, hap, union_plan

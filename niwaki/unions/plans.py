@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from niwaki.core.counts import BoolArray
+from niwaki.core.dying import structure_units
 from niwaki.core.edits import Edit, Keep, Scatter, SetAttribute
 from niwaki.core.edits.numbers import derived_attributes
 from niwaki.core.plan import Plan
@@ -35,6 +36,8 @@ def union_plan(
     dropped. A channel that writers alone make leaves the stream if no writer keeps it. Equal to the dense network whose
     weights of every writer are zero for the channels that it does not write.
 
+    A writer whose structure is erased writes nothing, whatever ``writes`` says.
+
     Raises:
         PlanError: a writer would write nothing; or the sizes in the model's code cannot follow.
     """
@@ -45,16 +48,20 @@ def union_plan(
         raise PlanError(
             f"writes must be a mask of its channels for each of the {len(writers.writers)} writers, in their order."
         )
+    keep = np.array(keep, dtype=bool)
+    living = _living(writers, keep)
     someone = ~writers.alone()
-    for mask, writer in zip(writes, writers.writers, strict=True):
-        someone[writer.units[np.asarray(mask, bool)]] = True
-    keep = np.array(keep, dtype=bool) & someone
+    for mask, writer, lives in zip(writes, writers.writers, living, strict=True):
+        someone[writer.units[np.asarray(mask, bool) & lives]] = True
+    keep &= someone
     plan = space.plan(keep, provenance)
     kept = space.keep_of(plan)
     edits = {edit.place: edit for edit in plan.edits}
     scatters: list[Edit] = []
     lengths: dict[tuple[str, int], int] = {}
-    for mask, writer in zip(writes, writers.writers, strict=True):
+    for mask, writer, lives in zip(writes, writers.writers, living, strict=True):
+        if not lives:
+            continue
         stream = kept[writer.units]
         written = np.asarray(mask, bool) & stream
         if not written.any() and stream.any():
@@ -71,6 +78,20 @@ def union_plan(
     for edit in derived_attributes(space.model, {**plan.lengths, **lengths}, _read(plan, space.model)):
         edits[edit.place] = edit
     return replace(plan, edits=(*edits.values(), *scatters))
+
+
+def _living(writers: Writers, keep: BoolArray) -> list[bool]:
+    """For each writer, whether its structure, and all around it, stay in a plan of the units ``keep`` [num_units]."""
+    space = writers.space
+    whole = structure_units(space)
+    gone = [n for n, unit in whole.items() if not keep[unit]]
+    own = {one.name: number for number, one in enumerate(space.structures)}
+    assert space.erasures is not None
+    lost = space.erasures.gone(gone) if gone else frozenset()
+    return [
+        own[writer.name] not in gone and not any(place.tensor in lost for place in writer.dims)
+        for writer in writers.writers
+    ]
 
 
 def _read(plan: Plan, model: nn.Module) -> list[SetAttribute]:

@@ -9,7 +9,6 @@ from functools import cached_property
 
 import numpy as np
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from niwaki.core.counts import BoolArray, IntArray
 from niwaki.core.names import named_modules, named_parameters
@@ -17,6 +16,7 @@ from niwaki.core.space import Group, SearchSpace
 from niwaki.core.structures import Structure
 from niwaki.core.tensor_dims import TensorDim
 from niwaki.errors import PlanError
+from niwaki.unions.layers_behind import LayersBehind
 
 _DIMS: Mapping[type[nn.Module], int] = {nn.Linear: -1, nn.Conv1d: -2, nn.Conv2d: -3, nn.Conv3d: -4}
 
@@ -58,11 +58,12 @@ class Writers:
         modules = dict(named_modules(space.model))
         names = Counter(id(p) for _, p in named_parameters(space.model, remove_duplicate=False))
         shared = {name for name, p in named_parameters(space.model) if names[id(p)] > 1}
+        order = LayersBehind.of(space.erasures)
         found: list[Writer] = []
         refused: dict[str, str] = {}
         taken: set[str] = set()
         for structure in space.structures:
-            made = _writer(space, structure, modules, shared | taken)
+            made = _writer(space, structure, modules, shared | taken, order)
             if isinstance(made, str):
                 refused[structure.name] = made
             else:
@@ -113,21 +114,24 @@ class Writers:
 
 
 def _writer(
-    space: SearchSpace, structure: Structure, modules: Mapping[str, nn.Module], taken: set[str]
+    space: SearchSpace,
+    structure: Structure,
+    modules: Mapping[str, nn.Module],
+    taken: set[str],
+    order: LayersBehind,
 ) -> Writer | str:
     """The writer that a structure is, or why it is none."""
     if structure.concatenated or structure.gated or structure.layer is not None or structure.router is not None:
         return "it is not added to a stream by weights alone"
     if structure.refused is not None:
         return structure.refused
-    paths = list(dict.fromkeys(name.rpartition(".")[0] for name in structure.producers))
-    order = {path: number for number, path in enumerate(modules)}
+    paths = {name.rpartition(".")[0] for name in structure.producers}
     if any(path not in modules for path in paths):
         return "weights that make it are of no module"
-    paths.sort(key=order.__getitem__)
-    norms = [path for path in paths if isinstance(modules[path], _BatchNorm)]
-    layers = [path for path in paths if type(modules[path]) in _DIMS]
-    if len(layers) != 1 or len(norms) > 1 or len(layers) + len(norms) != len(paths):
+    # Norms in front of the layer have the channels of the stream, too. They do not make the term.
+    behind = order.of_term(structure, modules)
+    norms, layers = behind[:-1], behind[-1:]
+    if not layers or type(modules[layers[0]]) not in _DIMS or len(norms) > 1 or not paths >= {*behind}:
         return "several layers make it, or others than a linear layer or convolution and a BatchNorm"
     last = norms[0] if norms else layers[0]
     if modules[last]._forward_hooks or modules[last]._forward_pre_hooks:
@@ -135,7 +139,7 @@ def _writer(
     dims = tuple(
         place
         for place in space.dims
-        if place.tensor.rpartition(".")[0] in paths and (place.dim == 0 or place.tensor.rpartition(".")[0] in norms)
+        if place.tensor.rpartition(".")[0] in behind and (place.dim == 0 or place.tensor.rpartition(".")[0] in norms)
     )
     weight = next((place for place in dims if place.tensor == f"{layers[0]}.weight"), None)
     if weight is None or any(place.tensor in taken for place in dims):
