@@ -1,4 +1,5 @@
-"""What a network costs less because rows of its layers are implants, or branches write some channels only."""
+"""What a network costs less because rows of its layers are implants, branches write some channels only, or modules are
+constants."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 from niwaki.core.cost import Cost
 from niwaki.core.counts import BoolArray
 from niwaki.core.edits.implant import Implant
+from niwaki.core.edits.make_constant import MakeConstant
 from niwaki.core.edits.scatter import Scatter
 from niwaki.core.names import named_buffers, named_parameters
 from niwaki.core.plan import Plan
@@ -21,13 +23,16 @@ if TYPE_CHECKING:
 
 
 def with_replacements(space: SearchSpace, cost: Cost, keep: BoolArray, plan: Plan) -> Cost:
-    """``cost``, that of the units ``keep`` [num_units], with the implants and the narrower branches of ``plan``.
+    """``cost``, that of the units ``keep`` [num_units], with the implants, the narrower branches and the
+    constants of ``plan``. Constants cost no multiply-accumulates; those of an expert's are counted all the same, since
+    how many tokens it gets follows from data.
 
     Activations are not known then: outputs of several layers are put together, which costs memory of its own.
 
     Raises:
         PlanError: no operator of the space multiplies by a weight, so that its multiply-accumulates are not known.
     """
+    cost = _without_constants(space, cost, plan)
     implants, narrower = plan.edits_of(Implant), _narrower(space, keep, plan) if plan.edits_of(Scatter) else {}
     if not implants and not narrower:
         return cost
@@ -51,6 +56,23 @@ def with_replacements(space: SearchSpace, cost: Cost, keep: BoolArray, plan: Pla
         macs=cost.macs - sum(less.values()),
         memory=cost.memory - sum(entries * itemsize[name] for name, entries in saved.items()),
         activations=0,
+    )
+
+
+def _without_constants(space: SearchSpace, cost: Cost, plan: Plan) -> Cost:
+    """``cost`` without the tensors of modules that are constants, and with the constants."""
+    edits = plan.edits_of(MakeConstant)
+    if not edits:
+        return cost
+    parameters = dict(named_parameters(space.model))
+    tensors = {**parameters, **dict(named_buffers(space.model))}
+    gone = [name for name in tensors if any(name.startswith(f"{edit.module}.") for edit in edits)]
+    sizes = {name: int(np.prod(plan.change_of(name).shape_of(plan.dense[name]))) for name in gone}
+    added = sum(len(edit.value) for edit in edits) * max((tensors[name].itemsize for name in gone), default=0)
+    return replace(
+        cost,
+        params=cost.params - sum(size for name, size in sizes.items() if name in parameters),
+        memory=cost.memory - sum(size * tensors[name].itemsize for name, size in sizes.items()) + added,
     )
 
 

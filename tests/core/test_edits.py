@@ -25,6 +25,7 @@ from niwaki.core.edits import (
     Implant,
     Keep,
     KeepDirection,
+    MakeConstant,
     Rescale,
     ScaledBefore,
     Scatter,
@@ -78,9 +79,10 @@ ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
 RECORDS = 2  # of these rows change nothing
 KINDS = {type(first) for first, _, _ in ROWS} | {
     Implant,
+    MakeConstant,
     Scatter,
 }  # with another network behind them: tests/implants, tests/unions
-OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Implant, Scatter, ScaledBefore}
+OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Implant, MakeConstant, Scatter, ScaledBefore}
 
 
 def plan_of(*some: Edit | None) -> Plan:
@@ -205,4 +207,11 @@ def test_the_documentation_shows_the_format() -> None:
     assert re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE) == [kind.kind for kind in ORDER]
 
 
-ORDER: list[type[Edit]] = [*(type(first) for first, _, _ in ROWS[:-RECORDS]), Implant, Scatter, Zeroed, ScaledBefore]
+ORDER: list[type[Edit]] = [
+    *(type(first) for first, _, _ in ROWS[:-RECORDS]),
+    Implant,
+    MakeConstant,
+    Scatter,
+    Zeroed,
+    ScaledBefore,
+]

@@ -21,6 +21,7 @@ from niwaki.core.edits.erase_experts import EraseExperts
 from niwaki.core.edits.erase_modules import EraseModules
 from niwaki.core.edits.implant import Implant
 from niwaki.core.edits.keep import Keep, KeepDirection
+from niwaki.core.edits.make_constant import MakeConstant
 from niwaki.core.edits.numbers import SetAttribute, SetScalar
 from niwaki.core.edits.rescale import Rescale
 from niwaki.core.edits.scaled_before import ScaledBefore
@@ -36,6 +37,7 @@ __all__ = [
     "Implant",
     "Keep",
     "KeepDirection",
+    "MakeConstant",
     "ModuleEdit",
     "NewParameter",
     "Place",
