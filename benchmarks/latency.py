@@ -5,7 +5,7 @@
 A torchvision network with random weights and statistics of norms as they are made; latency does not depend on them, and
 magnitudes of random weights say little, so which units leave is close to chance. Dense and cut networks take turns in
 one process; a ratio is the median, over rounds, of two passes side by side. ONNX Runtime runs beside where
-``pip install niwaki[onnx]`` was done.
+``pip install onnx onnxruntime onnxscript`` was done.
 
 The second table: the plan of the MACs budget (``round_to=1``) keeps some share of the saliency and takes some time.
 Budgets of less time are given to `niwaki.choose` (for the first batch size, in steps of ``--budget-round-to``), and

@@ -3,7 +3,7 @@
     python benchmarks/lora_stories.py --weights stories260K --text tinystories_tok512.npz
 
 ``--weights``: a folder with ``config.json`` and ``model.safetensors`` of a Llama; ``--text``: an archive with the
-arrays ``train`` and ``val`` of its tokens. Needs transformers and peft (``pip install niwaki[zoo,lora]``).
+arrays ``train`` and ``val`` of its tokens. Needs transformers and peft (``pip install transformers peft``).
 
 For each seed (of adapters and batches) and share of the parameters: the loss in nats per token on the same windows of
 ``val``, of the dense network as it came (``before``); of LHSPG's merged and cut network (``lhspg``); and, trained by

@@ -79,7 +79,7 @@ def _peer() -> Any:
     try:
         import torch_pruning
     except ImportError as cause:
-        raise SystemExit("The arms torch-pruning need it: pip install 'niwaki[benchmark]'.") from cause
+        raise SystemExit("The arms torch-pruning need it: pip install torch-pruning.") from cause
     return torch_pruning
 
 

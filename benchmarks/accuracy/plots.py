@@ -59,7 +59,7 @@ def _figure(panels: dict[str, list[Summary]], place: Place, label: str, path: Pa
     try:
         from matplotlib.figure import Figure
     except ImportError as cause:
-        raise SystemExit("A plot needs matplotlib: pip install 'niwaki[benchmark]'.") from cause
+        raise SystemExit("A plot needs matplotlib: pip install matplotlib.") from cause
     if not panels:
         return None
     figure = Figure(figsize=(5.5 * len(panels), 4.5), layout="constrained")

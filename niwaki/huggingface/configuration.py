@@ -177,7 +177,7 @@ class Unsaid(FileFormatError):
 def unsaid(why: str) -> Unsaid:
     return Unsaid(
         f"This network cannot be expressed in a config.json: {why}. Cut with a plan of niwaki.search_space(..., "
-        "layout='uniform') and keep what a configuration cannot say: print(niwaki.huggingface.can_save(space)) tells, "
-        "before a training, what to pass as `ignored=`. Or use niwaki.save and niwaki.load.",
+        "layout='uniform') and keep what a configuration cannot express: print(niwaki.huggingface.can_save(space)) "
+        "shows, before a training, what to pass as `ignored=`. Or use niwaki.save and niwaki.load.",
         why,
     )

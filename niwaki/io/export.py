@@ -44,7 +44,7 @@ def export(
         small: any network: one that `niwaki.cut` returned, or another.
         example_inputs: one call: a tensor or tuple is positional, a dict is keywords.
         path: where to write the ONNX file, ``*.onnx``; the weights of networks over 2 GB are written beside it. Needs
-            ``pip install niwaki[onnx]``.
+            ``pip install onnx onnxruntime onnxscript``.
         dynamic: the dimensions of dynamic size, by the name of the parameter of ``forward``: ``{"x": (0,)}`` for the
             batch. The example must have 2 or more there.
 
@@ -191,7 +191,9 @@ def _write_onnx(
         import onnxruntime
         import onnxscript  # noqa: F401  what torch's exporter is written in
     except ImportError as cause:
-        raise ExportError(f"Writing ONNX needs the package {cause.name}: pip install niwaki[onnx].") from cause
+        raise ExportError(
+            f"Writing ONNX needs the package {cause.name}: pip install onnx onnxruntime onnxscript."
+        ) from cause
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

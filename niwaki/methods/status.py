@@ -51,9 +51,9 @@ def not_ended(label: str, optimizer: Optimizer, step: int, until: int, left: str
             "the calls of step() of the very optimizer it was built with: build it with the one that your loop steps."
         )
     return (
-        f"{label} has not reached the end of its schedule, step {until}, so this plan {left}. print(method) tells "
-        f"where it is. Go on training until step {until}, or build the method with a schedule that ends earlier. Steps "
-        "that a gradient scaler skips do not count: let the schedule end some steps before the training does."
+        f"{label} has not reached the end of its schedule, step {until}, so this plan {left}. print(method) shows "
+        f"where it is. Continue training until step {until}, or build the method with a schedule that ends earlier. "
+        "Steps that a gradient scaler skips do not count: let the schedule end some steps before the training does."
     )
 
 

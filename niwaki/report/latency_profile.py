@@ -101,7 +101,7 @@ def latency_profile(
         round_to: the steps to try.
         compare: as for `niwaki.choose`.
         runtimes: functions by name that prepare a network to be run, such as ``torch.compile``. None: eager torch, and
-            for a model on the CPU also `onnx_runtime` if ``pip install niwaki[onnx]`` was done.
+            for a model on the CPU also `onnx_runtime` if ``pip install onnx onnxruntime onnxscript`` was done.
         seconds: the time to measure in each runtime.
         rounds: the least number of passes of each network.
         threads: the number of threads of torch on the CPU, and of ONNX Runtime; None: the present number of torch.
@@ -171,7 +171,7 @@ def onnx_runtime(network: nn.Module, inputs: Any, threads: int | None = None) ->
     loaded. It takes the inputs of the network and returns its output tensors as a list.
 
     Raises:
-        ExportError: the network cannot be exported, or ``pip install niwaki[onnx]`` was not done.
+        ExportError: the network cannot be exported, or ``pip install onnx onnxruntime onnxscript`` was not done.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"

@@ -111,7 +111,7 @@ def _digits(seed: int) -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError as cause:
-        raise DataError("The embedded digits come with scikit-learn: pip install 'niwaki[train]'.") from cause
+        raise DataError("The embedded digits come with scikit-learn: pip install scikit-learn.") from cause
     images, labels = load_digits(return_X_y=True)
     # 1,797 real hand-written digits of 8x8 pixels with 17 shades.
     return _split("digits", (images.reshape(-1, 1, 8, 8) * 15).astype(np.uint8), labels, seed)
@@ -190,7 +190,7 @@ def _folder(path: Path, seed: int) -> Images:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as cause:
-        raise DataError("Reading image files needs pillow: pip install 'niwaki[train]'.") from cause
+        raise DataError("Reading image files needs pillow: pip install pillow.") from cause
     names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     files = [
         (file, label)

@@ -176,7 +176,7 @@ def test_a_difference_is_an_error_that_names_the_output(tmp_path: Path, monkeypa
     assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["net.onnx"]
     monkeypatch.setattr(torch.onnx, "export", real)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(ExportError, match=r"Writing ONNX needs the package onnxscript: pip install niwaki\[onnx\]"):
+    with pytest.raises(ExportError, match="needs the package onnxscript: pip install onnx onnxruntime onnxscript"):
         niwaki.export(Net().eval(), IMAGES, path)
 
 

@@ -34,7 +34,7 @@ TINY = {
 def peft() -> Any:
     pytest.importorskip("transformers")
     if find_spec("peft") is None:
-        pytest.skip("peft is not installed: pip install niwaki[lora]")
+        pytest.skip("peft is not installed: pip install peft")
     load()  # transformers imports torchvision
     import peft
 
