@@ -131,17 +131,20 @@ class _Distances:
     def __init__(self, space: SearchSpace, batches: Sequence[Any], forward: Forward, repair: Repair) -> None:
         self._space, self._batches, self._forward, self._repair = space, batches, forward, repair
         self._known: dict[tuple[tuple[int, ...], ...], float] = {}
+        self._dense: list[Tensor] = []  # the logits of the dense network, of the batches of the repair
 
     def divergence(self, plan: Plan, batches: Sequence[Any] | None = None) -> float:
         """The mean KL(dense || small) over ``batches``, by default those of the repair."""
         key = tuple(tuple(kept) for kept in plan.kept.values())
         if batches is None and key in self._known:
             return self._known[key]
-        small = self._small(plan)
-        total = 0.0
-        for batch in self._batches if batches is None else batches:
-            total += float(divergence(self._logits(small, batch), self._logits(self._space.model, batch), 1.0))
-        mean = total / len(self._batches if batches is None else batches)
+        small, model = self._small(plan), self._space.model
+        if batches is None:
+            self._dense = self._dense or [self._logits(model, batch) for batch in self._batches]
+            pairs = list(zip(self._batches, self._dense, strict=True))
+        else:
+            pairs = [(batch, self._logits(model, batch)) for batch in batches]
+        mean = sum(float(divergence(self._logits(small, batch), dense, 1.0)) for batch, dense in pairs) / len(pairs)
         if batches is None:
             self._known[key] = mean
         return mean

@@ -45,11 +45,13 @@ class Fit:
     """Relative error of a layer's output in the cut network, as a fraction of the power of the dense output: with the
     old weights (``before``) and with the new ones (``after``). Earlier layers have their new weights in both. Measured
     on the positions of the fit. ``norm``: the BatchNorm whose running mean took up the shift of a layer without a
-    bias; None if there is none, or the layer has a bias."""
+    bias; None if there is none, or the layer has a bias. ``centred``: whether one of both took up the shift; otherwise
+    the fit is about zero, and what the lost inputs gave on average is missing as far as the others cannot give it."""
 
     before: float
     after: float
     norm: str | None = None
+    centred: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +66,8 @@ class Compensated:
     def __str__(self) -> str:
         lines = [f"{len(self.layers)} layers have new weights. Relative error of each layer's output:"]
         lines += [f"  {name}: {fit.after:.2%} ({fit.before:.2%} without repair)" for name, fit in self.layers.items()]
+        if about_zero := [name for name, fit in self.layers.items() if not fit.centred]:
+            lines.append(f"  about zero, without a bias or a norm behind for a shift: {', '.join(about_zero)}")
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.left.items())])
 
 
@@ -86,7 +90,9 @@ def compensate(
 
     W_S being the weights of the remaining inputs, C a covariance. Without a bias the shift d goes into the running mean
     of the BatchNorm that alone reads the layer, which changes nothing else (OB2C, arXiv:2608.17657); without such a
-    norm d is 0 and C not centred. Networks run in eval mode.
+    norm d is 0 and C not centred, and ``Fit.centred`` says so: a new bias would be another architecture, which the
+    network's class and its plan do not know. Give the layer a bias of zeros before the search space is made, where it
+    may have one. Networks run in eval mode.
 
     Layers are linear ones, convolutions and transposed ones, grouped and depthwise ones by groups, what recurrent
     layers and cells read, the queries, keys and values of `torch.nn.MultiheadAttention`, and any layer that multiplies
@@ -339,7 +345,7 @@ class _Repair:
                 changed.append(f"{norm}.running_mean")
             for tensor in changed:
                 _tensor(self._small, tensor).copy_(self._plan.change_of(tensor).of(_tensor(self.made, tensor)))
-        return Fit(before, used.lost(fewer) / used.whole, norm)
+        return Fit(before, used.lost(fewer) / used.whole, norm, centred)
 
     def _name(self, one: LinearMap) -> str:
         return self._names[id(one.sums.weight)]

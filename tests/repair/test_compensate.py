@@ -79,6 +79,8 @@ def test_without_a_bias_and_at_zero_padding_what_is_linear_is_kept() -> None:
         net[0].bias.zero_()
     result, _, without, with_it = compensated(net, torch.randn(40, 3, 8, 8, dtype=torch.float64))
     assert without > 0.1 and with_it < 1e-6 and not result.left
+    assert not result.layers["1"].centred
+    assert "about zero, without a bias or a norm behind for a shift: 1" in str(result)
 
 
 def test_the_fit_is_the_least_squares_solution() -> None:
@@ -275,6 +277,7 @@ def test_without_a_bias_the_norm_behind_takes_up_the_shift() -> None:
     biased[-1].load_state_dict(net[-1].state_dict())
     found = [compensated(one, x, ridge=1e-3) for one in (net, biased)]
     assert [found[0][0].layers[name].norm for name in ("3", "6", "9")] == ["4", "7", None]
+    assert all(fit.centred for fit in found[0][0].layers.values()) and "about zero" not in str(found[0][0])
     assert not torch.equal(found[0][0].model[4].running_mean, net[4].running_mean)
     for name in ("3", "6", "9"):
         assert torch.allclose(found[0][0].model[int(name)].weight, found[1][0].model[int(name)].weight)
