@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from niwaki.performance.measure import latency
     from niwaki.performance.timed import timed
     from niwaki.post_training.distillation import distillation
+    from niwaki.post_training.explained import CaP
     from niwaki.post_training.iterative import choose_iteratively
     from niwaki.post_training.prune import prune
     from niwaki.post_training.refine import refine
@@ -74,6 +75,7 @@ _HOMES: Mapping[str, str] = {
     "performance.measure": "latency",
     "performance.timed": "timed",
     "post_training.distillation": "distillation",
+    "post_training.explained": "CaP",
     "post_training.iterative": "choose_iteratively",
     "post_training.prune": "prune",
     "post_training.refine": "refine",
@@ -130,6 +132,7 @@ __all__ = [
     "LHSPG",
     "AdaHSPG",
     "Budget",
+    "CaP",
     "Checkpoints",
     "DDPMasks",
     "DDPTraining",

@@ -4,9 +4,10 @@ Imports core, trace, criteria, surgery, repair, selection, search and choosing.
 """
 
 from niwaki.post_training.distillation import distillation
+from niwaki.post_training.explained import CaP
 from niwaki.post_training.iterative import choose_iteratively
 from niwaki.post_training.prune import prune
 from niwaki.post_training.refine import refine
 from niwaki.post_training.surgeon import Surgeon
 
-__all__ = ["Surgeon", "choose_iteratively", "distillation", "prune", "refine"]
+__all__ = ["CaP", "Surgeon", "choose_iteratively", "distillation", "prune", "refine"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from niwaki.criteria.losses import Loss, check_loss, loss_of
 from niwaki.criteria.measure import borrowed
 from niwaki.errors import MethodError
+from niwaki.repair.calibration import Forward, feed
 from niwaki.repair.consumers import Reader
 from niwaki.repair.norms_behind import NormsBehind
 from niwaki.repair.positions import last_channel, windows
@@ -71,9 +72,15 @@ class _Sums:
 
 @eagerly()
 def covariances(
-    model: nn.Module, layers: Mapping[str, Reader], batches: Iterable[Any], loss_fn: Loss, positions: int
+    model: nn.Module,
+    layers: Mapping[str, Reader],
+    batches: Iterable[Any],
+    loss_fn: Loss | None,
+    positions: int,
+    forward: Forward | None = None,
 ) -> dict[str, Covariances]:
-    """The covariances of all ``layers`` that are called, in eval mode; the model is restored.
+    """The covariances of all ``layers`` that are called, in eval mode; the model is restored. Without a loss there are
+    no gradients, and ``forward`` says how to run a batch, as for `niwaki.compensate`.
 
     Raises:
         MethodError: there are no batches, the loss is not a finite scalar with a gradient, or something is not finite.
@@ -93,8 +100,13 @@ def covariances(
             stack.callback(handle.remove)
         for number, batch in enumerate(data):
             with torch.enable_grad(), watch if bare else nullcontext():
-                loss = loss_of(loss_fn, model, batch)
+                if loss_fn is None:
+                    feed(model, [batch], forward, number + 1)
+                else:
+                    loss = loss_of(loss_fn, model, batch)
             watch.forget()
+            if loss_fn is None:
+                continue
             check_loss(loss, number)
             torch.autograd.backward(loss)
     for name in bare.keys() - watch.found().keys():

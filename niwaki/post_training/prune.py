@@ -20,6 +20,7 @@ from niwaki.criteria.mix import One
 from niwaki.criteria.normalise import Compare
 from niwaki.criteria.score import score
 from niwaki.errors import MethodError
+from niwaki.post_training.explained import CaP
 from niwaki.post_training.iterative import REPAIRS, Repair, choose_iteratively
 from niwaki.post_training.refine import refine as share_out
 from niwaki.post_training.surgeon import Surgeon
@@ -118,7 +119,8 @@ def prune(
             the statistics of BatchNorms; ``none``. Default: ``compensate`` with batches.
         refine: how often `niwaki.refine` tries all groups, after one round: it takes up to two cuts, repairs and passes
             over three quarters of the batches for each group, and finds the better share of each group.
-        compare: as for `niwaki.score`; in the whole ``space`` by default, where a `niwaki.Surgeon` scores.
+        compare: as for `niwaki.score`; in the whole ``space`` by default, where a `niwaki.Surgeon` or
+            `niwaki.CaP` scores.
         readers: as for `niwaki.score`: the weights that read a unit count, too.
         remove: ``units``, or whole ``structures``, or ``both``.
         ignored: patterns of parameters that stay whole, as for `niwaki.search_space`.
@@ -160,8 +162,8 @@ def prune(
     if repair != "none" and data is None:
         raise MethodError(f"repair={repair!r} needs batches and loss_fn: without data nothing is known to repair.")
     method = method or _default(data, loss_fn, remove)
-    if isinstance(method, Surgeon):
-        compare = compare or "space"  # its values are losses
+    if isinstance(method, Surgeon | CaP):
+        compare = compare or "space"  # its values are losses, or parts of the outputs
     _check_refine(refine, rounds, data, remove)
     rounds = (1 if data is None or refine else _ROUNDS) if rounds is None else rounds
 

@@ -82,13 +82,13 @@ class Surgeon:
                 "The surgeon scores units, and this search space has structures, too. Score it by another criterion, "
                 "such as 'taylor1', or make it without erase=True."
             )
-        readers = _readers(space)
+        readers = measured_readers(space)
         found = covariances(space.model, readers, self.batches, self.loss_fn, self.positions)
         values = score(space, "fisher", self.batches, self.loss_fn).values.copy()
         for group in space.groups:
             reading = [
                 _Reading(readers[name], found[name], columns)
-                for name, columns in _columns(space, group, readers).items()
+                for name, columns in columns_of(space, group, readers).items()
                 if name in found
             ]
             if reading:
@@ -96,7 +96,7 @@ class Surgeon:
         return values
 
 
-def _readers(space: SearchSpace) -> dict[str, Reader]:
+def measured_readers(space: SearchSpace) -> dict[str, Reader]:
     """The linear layers and ungrouped convolutions with weights of their own class, by name."""
     return {
         path: layer
@@ -105,7 +105,7 @@ def _readers(space: SearchSpace) -> dict[str, Reader]:
     }
 
 
-def _columns(space: SearchSpace, group: Group, readers: Mapping[str, Reader]) -> dict[str, Tensor]:
+def columns_of(space: SearchSpace, group: Group, readers: Mapping[str, Reader]) -> dict[str, Tensor]:
     """The inputs of each reader that belong to each unit of ``group``, [units, K]; readers with others are left out."""
     names = {id(parameter): name for name, parameter in named_parameters(space.model)}
     weights = {names.get(id(layer.weight)): path for path, layer in readers.items()}

@@ -40,7 +40,7 @@ from niwaki.train.weights import with_weights
 
 Told = Callable[[int, int, float], object]
 
-SURGEON = "surgeon"  # the criterion that niwaki.prune takes by default
+SURGEON, CAP = "surgeon", "cap"  # criteria that look at layers: the one that niwaki.prune takes by default, and another
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class PruningRecipe:
 
     ``model``, ``data``: as in a `Recipe`. ``weights``: a directory or a file, see `niwaki.train.weights`; only the
     factory of a file may do without. ``keep_macs``, ``keep_params`` and ``keep_memory``: fractions to keep in (0, 1] or
-    absolute numbers above 1. ``method``: a criterion of `niwaki.score`, or ``surgeon``. ``rounds``, ``repair`` and
-    ``refine``: as in `niwaki.prune`. ``images``: so many training images are scored and repaired with.
+    absolute numbers above 1. ``method``: a criterion of `niwaki.score`, ``surgeon`` or ``cap``. ``rounds``, ``repair``
+    and ``refine``: as in `niwaki.prune`. ``images``: so many training images are scored and repaired with.
     """
 
     model: str
@@ -124,7 +124,7 @@ def prune_trained(
         *(model, batches.example(), budget),
         batches=data,
         loss_fn=_loss,
-        method=niwaki.Surgeon(data, _loss) if recipe.method == SURGEON else recipe.method,
+        method=_method(recipe.method, data),
         rounds=recipe.rounds,
         repair=cast(Repair, recipe.repair),
         refine=recipe.refine,
@@ -149,6 +149,13 @@ def _trained(recipe: PruningRecipe, images: Images) -> nn.Module:
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, ImageTask(images.classes, images.channels, images.size))
     return (model if recipe.weights is None else with_weights(model, Path(recipe.weights))).eval()
+
+
+def _method(name: str, data: list[tuple[Tensor, Tensor]]) -> str | niwaki.Surgeon | niwaki.CaP:
+    """The criterion of this name."""
+    if name == SURGEON:
+        return niwaki.Surgeon(data, _loss)
+    return niwaki.CaP(data, lambda model, batch: model(batch[0])) if name == CAP else name
 
 
 def _first(batches: Batches, count: int) -> list[tuple[Tensor, Tensor]]:

@@ -41,6 +41,7 @@ PUBLIC = {
     "SearchSpace",
     "SecondDerivatives",
     "ShrinkPolicy",
+    "CaP",
     "Surgeon",
     "WeightMom",
     "__version__",
