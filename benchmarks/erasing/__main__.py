@@ -5,6 +5,7 @@ python -m benchmarks.erasing law --plans 200 [--only llama t5]
 python -m benchmarks.erasing zoo [--zoo timm] [--read]
 python -m benchmarks.erasing analysis
 python -m benchmarks.erasing latency --seeds 3
+python -m benchmarks.erasing worth --task stories --data DIR
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.erasing import analysis, fuzz, latency, law, zoo
+from benchmarks.erasing import analysis, fuzz, latency, law, worth, zoo
 from benchmarks.erasing.networks import LARGE, NETWORKS
 
 
@@ -49,6 +50,10 @@ def main() -> None:
     times.add_argument("--seeds", type=int, default=3)
     times.add_argument("--criteria", nargs="*", default=["magnitude", "random"], help="what structures and units score")
     times.add_argument("--seconds", type=float, default=10.0, help="of measuring, per choice of scores and seed")
+    lost = commands.add_parser("worth", help="scores of structures beside the loss of a trained network without each")
+    lost.add_argument("--task", default="fashion-super-resnet", help="of benchmarks.accuracy, with structures")
+    lost.add_argument("--steps", type=int, default=200, help="of training before, of the first of its recipe")
+    lost.add_argument("--data", type=Path, default=None, help="the folder of the data")
     options = parser.parse_args()
     if options.command == "fuzz":
         fuzz.run(options.networks, options.first, options.plans, options.forms, options.out)
@@ -56,6 +61,8 @@ def main() -> None:
         zoo.sweep(options)
     if options.command == "analysis":
         analysis.run(options.rounds)
+    if options.command == "worth":
+        worth.run(options.task, options.steps, options.data)
     if options.command == "latency" and not latency.run(options.seeds, options.criteria, options.seconds):
         sys.exit(1)
     if options.command == "law" and not law.run(options.only, options.forms, options.plans):
