@@ -10,10 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from niwaki.core.describe import counted
 from niwaki.performance.measure import Latency, Ratio
 from niwaki.report import PAGE_FILE, RunReport
 from niwaki.report.content import accuracies, headline_of
 from niwaki.report.sentence import percent
+from niwaki.train.recipe import NO_METHOD, Recipe
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LONGEST = 40  # letters of a curve
@@ -80,9 +82,13 @@ def _notes(report: RunReport) -> Iterator[str]:
         f"The cut is exact: max. difference {report.check['deviation']:.1e} (relative). {percent(report.coverage)} of "
         f"the parameters are prunable. Trained in {report.seconds:.0f} s on {report.versions['device']}."
     )
+    recipe = Recipe(**report.recipe)
+    periods = recipe.schedule(int(report.history[-1]["step"])).periods
+    if recipe.method != NO_METHOD and periods < recipe.periods:
+        yield f"Units left in {counted(periods, 'portion')}, not {recipe.periods}: there were few optimizer steps."
     if report.baseline is not None:
         yield f"Dense accuracy: of the same training without pruning ({report.baseline.seconds:.0f} s)."
-    elif report.recipe["method"] != "none":
+    elif recipe.method != NO_METHOD:
         yield "The accuracy of the dense network was not measured; --baseline trains it, too."
 
 

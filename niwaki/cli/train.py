@@ -15,8 +15,9 @@ from niwaki.errors import RunError
 from niwaki.report import REPORT_FILE, read_report
 from niwaki.train.baseline import add_baseline, baseline_waits
 from niwaki.train.checkpoint import read_checkpoint
+from niwaki.train.job import AUTO
 from niwaki.train.job import train as run_job
-from niwaki.train.recipe import NO_METHOD, Recipe, choices
+from niwaki.train.recipe import LEARNING_RATES, NO_METHOD, Recipe, choices
 
 _DEFAULT = Recipe()
 _MODEL = "resnet, mlp, superresnet, unets, cells, supernet, timm:NAME, torchvision:NAME or path/to/file.py:factory"
@@ -26,7 +27,11 @@ def train(
     context: typer.Context,
     model: Annotated[str, typer.Option(help=_MODEL)] = _DEFAULT.model,
     data: Annotated[
-        str, typer.Option(help="digits, an .npz file with images and labels, or a folder of images per class")
+        str,
+        typer.Option(
+            help="digits, an .npz file with images and labels, or a folder of images per class, perhaps in train/ and "
+            "val/"
+        ),
     ] = _DEFAULT.data,
     method: Annotated[str, typer.Option(help=f"{choices()}, which trains the dense network")] = _DEFAULT.method,
     keep_macs: Annotated[
@@ -38,7 +43,33 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option(help="passes over the training images")] = _DEFAULT.epochs,
     batch_size: Annotated[int, typer.Option(help="images per optimizer step")] = _DEFAULT.batch_size,
-    lr: Annotated[float, typer.Option(help="peak learning rate")] = _DEFAULT.lr,
+    optimizer: Annotated[str, typer.Option(help=f"{' or '.join(LEARNING_RATES)}")] = _DEFAULT.optimizer,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="peak learning rate  \\[default: "
+            + ", ".join(f"{rate:g} for {name}" for name, rate in LEARNING_RATES.items())
+            + "]"
+        ),
+    ] = _DEFAULT.lr,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="where the training starts: a .safetensors, .pt or .pth file of a state dictionary, or a directory "
+            "that niwaki wrote  \\[default: random weights]",
+        ),
+    ] = _DEFAULT.weights,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="scale and crop all images to this size, 64 or 64x96 (height by width)  \\[default: as they are]",
+        ),
+    ] = _DEFAULT.image_size,
+    periods: Annotated[
+        int, typer.Option(help="portions in which units leave; fewer where there are fewer optimizer steps")
+    ] = _DEFAULT.periods,
     seed: Annotated[int, typer.Option(help="random seed (initialisation, split, order, augmentation)")] = _DEFAULT.seed,
     prune_start: Annotated[
         float, typer.Option(help="fraction of the run after which pruning begins")
@@ -57,7 +88,7 @@ def train(
         bool, typer.Option("--narrow", help="with --erase: remove units as well, whichever is worth less for its cost")
     ] = _DEFAULT.narrow,
     out: Annotated[Path, typer.Option(parser=output_directory, metavar="PATH", help="output directory")] = Path("out"),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = AUTO,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="then train the dense network as well, to compare with")
     ] = False,
@@ -85,6 +116,10 @@ def train(
         "shrink": shrink,
         "erase": erase,
         "narrow": narrow,
+        "optimizer": optimizer,
+        "weights": weights,
+        "image_size": image_size,
+        "periods": periods,
     }
     console = Console()
     options_of_run: dict[str, Any] = {"device": device, "checkpoint_every": checkpoint_every}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from niwaki.errors import DataError
+from niwaki.train.folders import read_folder
 
 _PAIRS = (
     ("x_train", "y_train"),
@@ -24,7 +25,6 @@ _PAIRS = (
 )
 _TEST_PAIRS = (("x_test", "y_test"), ("test_images", "test_labels"))
 _TEST_SHARE = 0.25
-_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +32,7 @@ class Images:
     """Labelled images, split for training and testing.
 
     ``train_x`` and ``test_x`` are uint8 [N, C, H, W], ``train_y`` and ``test_y`` int64 [N] in ``range(classes)``.
+    ``labels``: the names of the classes, where they are known.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Images:
     test_x: Tensor
     test_y: Tensor
     classes: int
+    labels: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -80,31 +82,48 @@ class Images:
         parts = (replace(self, train_x=self.train_x[which], train_y=self.train_y[which]) for which in (~apart, apart))
         return next(parts), next(parts)
 
+    def resized(self, size: tuple[int, int]) -> Images:
+        """The same scaled to cover ``size``, and cropped to it in the middle."""
+        return replace(self, train_x=_fitted(self.train_x, size), test_x=_fitted(self.test_x, size))
+
     def first(self, train_limit: int) -> Images:
         """The same test images with only the first ``train_limit`` training images."""
         return replace(self, train_x=self.train_x[:train_limit], train_y=self.train_y[:train_limit])
 
 
-def load_images(source: str, seed: int) -> Images:
+def load_images(source: str, seed: int, size: tuple[int, int] | None = None) -> Images:
     """Read labelled images.
 
     Args:
         source: ``digits``, a path of an ``.npz`` archive, or a folder with one sub-folder of images per class.
         seed: seed of the stratified test split, if the source has no split.
+        size: height and width that all images are scaled and cropped to; None leaves them as they are.
 
     Raises:
         DataError: the source does not exist, cannot be read, or does not hold labelled images of one size.
     """
     path = Path(source)
     if source == "digits":
-        return _digits(seed)
+        return _digits(seed) if size is None else _digits(seed).resized(size)
     if path.is_dir():
-        return _folder(path, seed)
+        return _folder(path, seed, size)
     if not path.is_file():
         raise DataError(
             f"There is no data at {source!r}. Give 'digits', an .npz file, or a folder with one sub-folder per class."
         )
-    return _npz(path, seed)
+    return _npz(path, seed) if size is None else _npz(path, seed).resized(size)
+
+
+def _fitted(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images [N, C, H, W] that cover ``size``, without what stands out on two sides."""
+    if tuple(x.shape[2:]) == size:
+        return x
+    factor = max(wanted / here for wanted, here in zip(size, x.shape[2:], strict=True))
+    whole = [max(wanted, round(factor * here)) for wanted, here in zip(size, x.shape[2:], strict=True)]
+    scaled = torch.nn.functional.interpolate(x.float(), size=whole, mode="bilinear", antialias=True)
+    top, left = ((here - wanted) // 2 for wanted, here in zip(size, whole, strict=True))
+    part = scaled[:, :, top : top + size[0], left : left + size[1]]
+    return part.round().clamp(0, 255).to(torch.uint8).contiguous()
 
 
 def _digits(seed: int) -> Images:
@@ -186,36 +205,14 @@ def _labels(labels: NDArray[np.generic], images: int, path: Path) -> NDArray[np.
     return labels.reshape(-1).astype(np.int64)
 
 
-def _folder(path: Path, seed: int) -> Images:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as cause:
-        raise DataError("Reading image files needs pillow: pip install pillow.") from cause
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    files = [
-        (file, label)
-        for label, name in enumerate(names)
-        for file in sorted((path / name).iterdir())
-        if file.suffix.lower() in _PICTURES
-    ]
-    if len(names) < 2 or not files:
-        raise DataError(
-            f"{str(path)!r} has {len(names)} sub-folders with {len(files)} images. It must hold one sub-folder of "
-            "images for each of at least two classes."
-        )
-    pixels: list[NDArray[np.uint8]] = []
-    for file, _ in files:
-        try:
-            with Image.open(file) as picture:
-                pixels.append(np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"), dtype=np.uint8))
-        except (UnidentifiedImageError, OSError, ValueError) as cause:
-            raise DataError(f"{str(file)!r} cannot be read as an image: {cause}.") from cause
-        if pixels[-1].shape != pixels[0].shape:
-            raise DataError(
-                f"All images must have one size and as many channels, but {str(files[0][0])!r} is "
-                f"{list(pixels[0].shape)} and {str(file)!r} is {list(pixels[-1].shape)}. Resize them first."
-            )
-    return _split(path.name, _channels_first(np.stack(pixels), path), np.array([label for _, label in files]), seed)
+def _folder(path: Path, seed: int, size: tuple[int, int] | None) -> Images:
+    found = read_folder(path, size)
+    train, test = found.train, found.test
+    pixels = _channels_first(train.pixels, path)
+    if test is None:
+        return replace(_split(path.name, pixels, train.labels, seed), labels=found.names)
+    images = _images(path.name, pixels, train.labels, _channels_first(test.pixels, path), test.labels)
+    return replace(images, labels=found.names, classes=len(found.names))
 
 
 def _split(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64], seed: int) -> Images:

@@ -28,6 +28,8 @@ from niwaki.train.loop import EpochResult, RunObserver, TrainingProgress, Traini
 from niwaki.train.recipe import Recipe
 from niwaki.train.scores import accuracy
 
+AUTO = "auto"
+
 
 def train(
     recipe: Recipe,
@@ -59,7 +61,7 @@ def train(
     """
     begin = time.perf_counter()
     checkpoint = _prepare(recipe, out, resume=resume, overwrite=overwrite)
-    images = load_images(recipe.data, recipe.seed)
+    images = load_images(recipe.data, recipe.seed, recipe.size())
     run = TrainingRun(recipe, images, device_named(device))
     dense = copy.deepcopy(run.model)
     if checkpoint is not None:
@@ -144,6 +146,7 @@ def facts_of(images: Images) -> dict[str, Any]:
         "shape": list(images.train_x.shape[1:]),
         "mean": mean.tolist(),
         "std": std.tolist(),
+        **({"labels": list(images.labels)} if images.labels else {}),
     }
 
 
@@ -209,11 +212,13 @@ def figures_of(name: str, accuracy: float, cost: Cost, measured: tuple[Latencies
 
 
 def device_named(name: str) -> torch.device:
-    """The device of this name.
+    """The device of this name; ``auto`` is CUDA's where there is one, else the CPU.
 
     Raises:
         RunError: it cannot be used here.
     """
+    if name == AUTO:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()
@@ -228,4 +233,4 @@ def _describe(device: torch.device) -> str:
     return f"{device.type}, {counted(torch.get_num_threads(), 'thread')}"
 
 
-__all__ = ["REPORT_FILE", "EpochResult", "RunObserver", "TrainingProgress", "finish", "train"]
+__all__ = ["AUTO", "REPORT_FILE", "EpochResult", "RunObserver", "TrainingProgress", "finish", "train"]

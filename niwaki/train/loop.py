@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +22,23 @@ from niwaki.train.checkpoint import Checkpoint, random_state, set_random_state
 from niwaki.train.data import Images
 from niwaki.train.recipe import Recipe
 from niwaki.train.scores import accuracy, check_scores
+from niwaki.train.weights import with_weights
 
+_OPTIMIZERS: Mapping[str, Callable[[nn.Module, Recipe], torch.optim.Optimizer]] = {
+    "sgd": lambda model, recipe: torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.peak_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    ),
+    "adam": lambda model, recipe: torch.optim.Adam(
+        model.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay
+    ),
+    "adamw": lambda model, recipe: torch.optim.AdamW(
+        model.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay
+    ),
+}
 HELD_OUT = 20  # one of so many training images, for a method that learns from images that are not trained on
 
 
@@ -94,7 +111,8 @@ class TrainingRun:
         self.batches = Batches(self.images, recipe.batch_size, recipe.seed, recipe.shift, device)
         self.steps = recipe.epochs * self.batches.per_epoch
         task = ImageTask(self.images.classes, self.images.channels, self.images.size)
-        self.model = build_model(recipe.model, task, recipe.width).to(device)
+        model = build_model(recipe.model, task, recipe.width)
+        self.model = (model if recipe.weights is None else with_weights(model, Path(recipe.weights))).to(device)
         check_scores(self.model, self.batches.example(2), task, recipe.model)
         self.optimizer = self._optimizer()
         self.space = niwaki.search_space(self.model, self.batches.example(), erase=recipe.erase)
@@ -153,7 +171,7 @@ class TrainingRun:
         if not np.isfinite(value):
             raise RunError(
                 f"The loss became {value} at step {self.step + 1} (epoch {epoch + 1}). "
-                f"Lower the learning rate (it was {self.recipe.lr})."
+                f"Lower the learning rate (it was {self.recipe.peak_rate})."
             )
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -232,14 +250,7 @@ class TrainingRun:
         self.history = [EpochResult(*entry) for entry in facts["history"]]
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        recipe = self.recipe
-        return torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.momentum > 0,
-        )
+        return _OPTIMIZERS[self.recipe.optimizer](self.model, self.recipe)
 
 
 def _loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

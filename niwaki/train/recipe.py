@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import niwaki
+from niwaki.core.describe import counted
 from niwaki.errors import RunError
 
 NO_METHOD = "none"
+LEARNING_RATES: Mapping[str, float] = {"sgd": 0.02, "adam": 0.001, "adamw": 0.001}  # the usual peak of each optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,10 @@ class Recipe:
     network recovers. ``width`` multiplies the widths of a built-in network. ``shrink``: units that have reached zero
     are removed during the training, which makes the rest of the run cheaper. ``erase``: whole structures leave the
     network, such as branches and blocks, instead of units; with ``narrow`` units leave beside them, whichever is worth
-    less for what it costs.
+    less for what it costs. ``lr``: the peak learning rate; None is that of the ``optimizer`` in `LEARNING_RATES`.
+    ``weights``: where the training starts, as `niwaki.train.weights.with_weights` reads them. ``image_size``: ``"64"``
+    or ``"64x96"``, height by width, to which all images are scaled and cropped. Where there are fewer optimizer steps
+    than ``periods``, there are as many periods as steps.
     """
 
     model: str = "resnet"
@@ -34,7 +39,7 @@ class Recipe:
     keep_units: float | None = None
     epochs: int = 40
     batch_size: int = 64
-    lr: float = 0.02
+    lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     seed: int = 0
@@ -46,6 +51,9 @@ class Recipe:
     shrink: bool = False
     erase: bool = False
     narrow: bool = False
+    optimizer: str = "sgd"
+    weights: str | None = None
+    image_size: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in method_names():
@@ -57,9 +65,14 @@ class Recipe:
             raise RunError(f"seed is {self.seed}, but must be a whole number from 0 to {2**32 - 1}.")
         if self.batch_size == 1:
             raise RunError("batch_size is 1, but BatchNorm cannot train on single images. Use at least 2.")
-        for name in ("lr", "width"):
+        if self.optimizer not in LEARNING_RATES:
+            raise RunError(f"There is no optimizer {self.optimizer!r}. Choose {' or '.join(LEARNING_RATES)}.")
+        self.size()
+        for name in ("peak_rate", "width"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise RunError(f"{name} is {getattr(self, name)}, but must be a finite number above 0.")
+                raise RunError(
+                    f"{name.replace('peak_rate', 'lr')} is {getattr(self, name)}, but must be a finite number above 0."
+                )
         if not 0 <= self.prune_start < self.prune_until <= 1:
             raise RunError(
                 f"Pruning from the fraction {self.prune_start} of all steps until {self.prune_until} is not an "
@@ -78,23 +91,44 @@ class Recipe:
         """The schedule of the method in a run of ``steps`` optimizer steps.
 
         Raises:
-            RunError: the run is too short for ten periods of at least one step each.
+            RunError: the run is too short for a period of one step.
         """
         start = max(1, round(self.prune_start * steps))
         until = max(start + 1, round(self.prune_until * steps))
-        if until - start < self.periods:
+        if until > steps:
             raise RunError(
-                f"{steps} optimizer steps are too few to prune in {self.periods} periods between the step {start} and "
-                f"the step {until}. Train for more epochs, or with a smaller batch size."
+                f"{counted(steps, 'optimizer step')} cannot prune a network: units leave after the first of at least "
+                "two. Train for more epochs, or with a smaller batch size."
             )
-        return niwaki.Schedule(start=start, until=until, periods=self.periods)
+        return niwaki.Schedule(start=start, until=until, periods=min(self.periods, until - start))
+
+    @property
+    def peak_rate(self) -> float:
+        """The highest learning rate of the run."""
+        return LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
+
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that images are scaled to; None leaves them as they are.
+
+        >>> Recipe(image_size="64").size(), Recipe(image_size="64x96").size()
+        ((64, 64), (64, 96))
+
+        Raises:
+            RunError: ``image_size`` is no size.
+        """
+        if self.image_size is None:
+            return None
+        parts = self.image_size.lower().split("x")
+        if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            raise RunError(f"image_size is {self.image_size!r}; write 64, or 64x96 for height and width, in pixels.")
+        return int(parts[0]), int(parts[-1])
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The rate of optimizer step ``step``: linear warm-up over a twentieth of the run, then a cosine to zero."""
         warm = max(1, steps // 20)
         if step < warm:
-            return self.lr * (step + 1) / warm
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+            return self.peak_rate * (step + 1) / warm
+        return self.peak_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values; ``Recipe(**values)`` reads them."""

@@ -109,7 +109,7 @@ def test_train_on_an_archive_with_a_model_from_a_file(niwaki, tmp_path: Path) ->
         (("--keep-macs", "0"), "macs=0.0 is not a budget"),
         (("--keep-params", "-3"), "params=-3.0 is not a budget"),
         (("--epochs", "0"), "epochs is 0"),
-        (("--epochs", "1", "--batch-size", "600"), "optimizer steps are too few to prune in 10 periods"),
+        (("--epochs", "1", "--batch-size", "2000"), "1 optimizer step cannot prune a network"),
         (("--lr", "nan"), "lr is nan"),
         (("--device", "warp"), "The device 'warp' cannot be used here"),
         (("--out", "text.npz"), "The output 'text.npz' is a file"),

@@ -162,7 +162,8 @@ def test_commands_and_options() -> None:
         "train": {
             *("--model", "--data", "--method", "--keep-macs", "--keep-params", "--epochs", "--batch-size", "--lr"),
             *("--seed", "--prune-start", "--prune-until", "--out", "--device", "--resume", "--overwrite"),
-            *("--checkpoint-every", "--baseline", "--shrink", "--erase", "--narrow"),
+            *("--checkpoint-every", "--baseline", "--optimizer", "--weights"),
+            *("--image-size", "--periods", "--shrink", "--erase", "--narrow"),
         },
         "prune": {
             *("model", "--weights", "--data", "--keep-macs", "--keep-params", "--keep-memory", "--method", "--rounds"),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_folder_of_classes(tmp_path: Path) -> None:
     assert (images.classes, images.channels, images.size) == (2, 3, (5, 7))
     assert torch.equal(images.test_x[:, 0, 0, 0] > 100, images.test_y == 1)
     Image.new("RGB", (8, 5)).save(tmp_path / "dog" / "odd.png")
-    with pytest.raises(DataError, match=r"one size.*odd\.png"):
+    with pytest.raises(DataError, match=r"several sizes: .*odd\.png.* with --image-size"):
         load_images(str(tmp_path), 0)
     (tmp_path / "dog" / "odd.png").write_text("no image")
     with pytest.raises(DataError, match=r"odd\.png' cannot be read as an image"):
@@ -225,6 +226,52 @@ def test_zoo_models() -> None:
         build_model("torchvision:resnet19", task)
 
 
+def picture(path: Path, size: tuple[int, int], colour: Any) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L" if isinstance(colour, int) else "RGB", size, colour).save(path)
+
+
+def test_folders_of_mixed_sizes_and_of_two_parts(tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / "train" / "cat" / f"{number}.png", (10 + number, 8), 40 * number)
+        picture(tmp_path / "train" / "dog" / f"{number}.jpg", (6, 12), (200, 0, 0))
+        picture(tmp_path / "val" / "dog" / f"{number}.png", (9, 9), (200, 0, 0))
+    with pytest.raises(DataError, match=r"0.png' is 8x10 and .*1.png' is 8x11. Scale .* with --image-size 6"):
+        load_images(str(tmp_path), 0)
+    images = load_images(str(tmp_path), 0, (8, 6))
+    assert images.train_x.shape == (8, 3, 8, 6) and images.test_x.shape == (4, 3, 8, 6)  # grey ones have three channels
+    assert images.labels == ("cat", "dog") and images.classes == 2 and images.test_y.tolist() == [1] * 4
+    assert images.train_x[1].unique().tolist() == [40] and images.train_x[0, 0].shape == (8, 6)
+    picture(tmp_path / "val" / "bird" / "1.png", (9, 9), 0)
+    with pytest.raises(DataError, match=r"val' has a class 'bird', which .*train' does not have"):
+        load_images(str(tmp_path), 0, (8, 6))
+
+
+def test_images_are_scaled_to_cover_and_cropped_in_the_middle(tmp_path: Path) -> None:
+    x = np.zeros((8, 4, 8), dtype=np.uint8)
+    x[:, :, 2:6] = 200
+    source = archive(tmp_path / "a.npz", images=x, labels=np.arange(8) // 4)
+    small = load_images(source, 0, (4, 4))
+    assert small.train_x.shape[1:] == (1, 4, 4) and (small.train_x == 200).all()
+    large = load_images(source, 0, (8, 8))
+    assert large.train_x.shape[1:] == (1, 8, 8) and int(large.train_x[0, 0, 4, 4]) == 200
+    assert load_images("digits", 0, (8, 8)).fingerprint == load_images("digits", 0).fingerprint
+
+
+def test_a_run_starts_from_weights_with_another_optimizer(tmp_path: Path) -> None:
+    short = Recipe(model="mlp", epochs=1, batch_size=256, periods=2, width=0.1, optimizer="adamw", lr=1e-9)
+    torch.manual_seed(5)
+    model = build_model("mlp", ImageTask(10, 1, (8, 8)), 0.1)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    run = TrainingRun(dataclasses.replace(short, weights=str(tmp_path / "w.pt")), load_images("digits", 0), CPU)
+    assert isinstance(run.optimizer, torch.optim.AdamW)
+    assert all(torch.equal(*pair) for pair in zip(run.model.parameters(), model.parameters(), strict=True))
+    with pytest.raises(RunError, match="There are no weights at 'nowhere.pt'"):
+        TrainingRun(dataclasses.replace(short, weights="nowhere.pt"), load_images("digits", 0), CPU)
+
+
 # ---------------------------------------------------------------- recipe
 
 
@@ -232,7 +279,7 @@ def test_bad_recipes_are_sentences() -> None:
     for options, message in (
         (
             {"method": "magic"},
-            "There is no method 'magic'. Choose adahspg, ato, dhspg, h2spg, hesso, hesso-cric, hspg or none.",
+            "There is no method 'magic'. Choose adahspg, ato, dhspg, .* or none.",
         ),
         ({"epochs": 0}, "epochs is 0, but must be at least 1."),
         ({"lr": float("nan")}, "lr is nan, but must be a finite number above 0."),
@@ -242,8 +289,14 @@ def test_bad_recipes_are_sentences() -> None:
     ):
         with pytest.raises(RunError, match=message):
             Recipe(**options)  # type: ignore[arg-type]
-    with pytest.raises(RunError, match="4 optimizer steps are too few to prune in 10 periods"):
-        Recipe().schedule(4)
+    assert [Recipe().schedule(steps).periods for steps in (2, 20, 400)] == [1, 5, 10]
+    with pytest.raises(RunError, match="1 optimizer step cannot prune a network: units leave after the first"):
+        Recipe().schedule(1)
+    with pytest.raises(RunError, match="There is no optimizer 'lion'. Choose sgd or adam or adamw."):
+        Recipe(optimizer="lion")
+    with pytest.raises(RunError, match="image_size is '64x'; write 64, or 64x96 for height and width"):
+        Recipe(image_size="64x")
+    assert (Recipe().peak_rate, Recipe(optimizer="adamw").peak_rate, Recipe(lr=0.1).peak_rate) == (0.02, 0.001, 0.1)
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
