@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lora import LoraLinear
+from mixtures import Around, Listed
 from torch import Tensor, nn
 
 import niwaki
@@ -120,3 +121,10 @@ def with_history() -> dict[str, Any]:
 
 def _method(kind: Any, found: dict[str, Any]) -> Any:
     return kind(found["space"], found["optimizer"], BUDGET, SCHEDULE)
+
+
+def of_experts() -> dict[str, Any]:
+    """A mixture of experts, in a space with structures."""
+    model, x, y = Around(Listed()), torch.randn(32, 3), torch.randint(2, (32,))
+    space = niwaki.search_space(model, x, erase=True)
+    return {"niwaki": niwaki, "model": model, "space": space, "batches": [(x, y)], "loss_fn": loss_fn}

@@ -27,6 +27,7 @@ FROM_NOTHING = ("docs/tasks/", "docs/from/", "docs/index.md", "docs/nothing_prun
 SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {  # by what a block mentions
     "method.masked():  # Accelerate": pages.masked,
     "niwaki.report(": pages.with_history,
+    '"reap"': pages.of_experts,
     "can_save": pages.hugging_face,
     "Trainer(": pages.hugging_face,
     "accelerator": pages.accelerated,
