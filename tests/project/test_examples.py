@@ -32,12 +32,16 @@ SMALLEST = {
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     _needs(ast.parse(path.read_text()))
     arguments = [SMALLEST[path.stem]] if path.stem in SMALLEST else []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path), *arguments])
     runpy.run_path(str(path), run_name="__main__")
+    if "niwaki.check(" in path.read_text():
+        assert "Exact: the cut network equals the masked one" in capsys.readouterr().out
 
 
 def _needs(code: ast.AST) -> None:
