@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +15,7 @@ import niwaki
 from benchmarks.accuracy import peers
 from benchmarks.accuracy.setting import DEFAULT_MOMENT, Setting
 from benchmarks.accuracy.training import Training
+from niwaki import implants
 from niwaki.methods import registry
 
 _LEFT_OUT = {"hesso", "lhspg"}
@@ -105,6 +107,24 @@ def learnt_masks(setting: Setting) -> Training:
 
 
 @dataclass(frozen=True, slots=True)
+class HessianAware:
+    """Dense training until the moment, one cut by the relative trace of the Hessian with implants in place of the share
+    ``implants`` of what would leave, or by ``"value"`` (`niwaki.implants.choose`), and training until the end."""
+
+    implants: float | Literal["value"]
+
+    def __call__(self, setting: Setting) -> Training:
+        run = Training(setting.task, setting.seed)
+        run.advance(setting.until)
+        space = run.space()
+        data = run.more_batches(SCORED)
+        scores = niwaki.score(space, "relative_hessian_trace", data, setting.task.loss, seed=setting.seed)
+        run.cut(implants.choose(space, scores, setting.budget, implants=self.implants))
+        run.advance()
+        return run
+
+
+@dataclass(frozen=True, slots=True)
 class Pruned:
     """A method prunes, or erases, between the start and the moment; then training goes on."""
 
@@ -143,6 +163,9 @@ ARMS: Mapping[str, Arm] = {
     "torch-pruning": Arm(peers.GroupNorm(), gradual=True),
     "torch-pruning-taylor": Arm(peers.Taylor()),
     "ddp-masks": Arm(learnt_masks, baseline=False),
+    "hap": Arm(HessianAware(0.0), baseline=False),
+    "hap-implants": Arm(HessianAware(0.1), baseline=False),
+    "hap-value": Arm(HessianAware("value"), baseline=False),
     **{name: method(name) for name in _narrowing()},
     "random-structures": Arm(random_subnetwork, prunes=False, erases=True),
     "h2spg": method("h2spg", erase=True),
