@@ -1,0 +1,119 @@
+"""What `niwaki.ATO` costs over a whole run, beside the same training without it: CPU time, and peak memory.
+
+python -m benchmarks.masks.whole_run time small|resnet|decoder [--steps 300]
+python -m benchmarks.masks.whole_run memory resnet|decoder plain|ato
+
+``time``: two trainings of the same network take turns, step by step, so that what else the machine does is the same for
+both. ATO has its default arguments, a budget of half of the MACs, and a schedule from a tenth to seven tenths of the
+run; its controller learns on two held-out batches of the training's size. *small* is the built-in ResNet on 64 images
+of 8 pixels; the others are those of `benchmarks.masks.cost`.
+
+``memory``: one process for each, since a peak is that of a process. The schedule is so short that twelve steps go
+through all of its phases. The target is the training's peak and one copy of the gated weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import niwaki
+from benchmarks.masks.cost import MIB, decoder, resnet
+from niwaki.networks.small import ResNet
+from niwaki.per_unit.unit_gates import UnitGates
+
+Loss = Callable[[nn.Module], Tensor]
+FEW = 12  # steps of which memory is looked at
+
+
+def small() -> tuple[nn.Module, Tensor, Loss, type[Any]]:
+    """Images and classes."""
+    model = ResNet(10, 1, (8, 8), (16, 32, 64), blocks=1)
+    x, y = torch.randn(64, 1, 8, 8), torch.randint(0, 10, (64,))
+    return model, x[:1], lambda model: nn.functional.cross_entropy(model(x), y), torch.optim.SGD
+
+
+class Run:
+    """A training that repeats one batch, with ATO or without."""
+
+    def __init__(self, network: str, ato: bool, steps: int) -> None:
+        torch.manual_seed(0)
+        self.model, inputs, self.loss, kind = {"small": small, "resnet": resnet, "decoder": decoder}[network]()
+        more = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+        self.optimizer = kind(self.model.parameters(), lr=1e-3, **more)
+        self.method: niwaki.ATO | None = None
+        self.spent = 0.0
+        if ato:
+            schedule = niwaki.Schedule(start=max(2, steps // 10), until=7 * steps // 10)
+            began = time.process_time()
+            self.space = niwaki.search_space(self.model, inputs)
+            self.method = niwaki.ATO(
+                *(self.space, self.optimizer, niwaki.Budget(macs=0.5), schedule),
+                loss_fn=lambda model, batch: self.loss(model),
+                batches=[0, 1],
+            )
+            self.begun = time.process_time() - began
+
+    def step(self) -> None:
+        """One step, whose time counts."""
+        began = time.process_time()
+        self.model.train()
+        self.optimizer.zero_grad()
+        self.loss(self.model).backward()
+        self.optimizer.step()
+        self.spent += time.process_time() - began
+
+
+def timed(network: str, steps: int) -> None:
+    """Print one line."""
+    plain, ato = Run(network, False, steps), Run(network, True, steps)
+    for number in range(steps):
+        for run in (plain, ato) if number % 2 else (ato, plain):
+            run.step()
+    assert ato.method is not None
+    more = ato.spent / plain.spent - 1
+    print(
+        f"{network}: {steps} steps, {plain.spent:.1f} s without ATO and {ato.spent:.1f} s with it, {more:+.1%}; "
+        f"{ato.method.step} steps counted, phase {ato.method.progress.phase}, {ato.method.progress.macs:.1%} of the "
+        f"MACs; analysis and constructor {ato.begun:.1f} s"
+    )
+
+
+def memory(network: str, ato: bool) -> None:
+    """Print one line."""
+    run = Run(network, ato, FEW)
+    for _ in range(FEW):
+        run.step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
+    weights = sum(p.numel() * p.element_size() for p in run.model.parameters()) / 2**20
+    told = f"{network} {'ato' if ato else 'plain'}: peak {peak:,.0f} MiB, weights {weights:,.0f} MiB"
+    if ato:
+        sizes = dict(run.model.named_parameters())
+        names = {name for name, _, _ in UnitGates(run.space).factors(torch.ones(run.space.num_units))}
+        gated = sum(sizes[name].numel() * sizes[name].element_size() for name in names) / 2**20
+        told += f", gated weights {gated:,.0f} MiB"
+    print(told)
+
+
+def main() -> None:
+    """Run one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("time", "memory"))
+    parser.add_argument("network", choices=("small", "resnet", "decoder"))
+    parser.add_argument("how", nargs="?", choices=("plain", "ato"), default="ato")
+    parser.add_argument("--steps", type=int, default=300)
+    given = parser.parse_args()
+    if given.what == "time":
+        timed(given.network, given.steps)
+    else:
+        memory(given.network, given.how == "ato")
+
+
+if __name__ == "__main__":
+    main()
