@@ -29,7 +29,16 @@ from benchmarks.accuracy.where import Where
 from niwaki.post_training.iterative import REPAIRS
 
 READERS = "-and-readers"  # at the end of a name: the weights that read a unit count, too
-METHODS = ("magnitude", "taylor1", "taylor2", "activation", "surgeon", f"magnitude{READERS}", f"taylor1{READERS}")
+METHODS = (
+    "magnitude",
+    "taylor1",
+    "taylor2",
+    "activation",
+    "surgeon",
+    f"magnitude{READERS}",
+    f"taylor1{READERS}",
+    f"taylor2{READERS}",
+)
 PEERS = ("torch-pruning-taylor", "torch-pruning-magnitude")  # in up to STEPS cuts, Taylor scored again before each
 STEPS = 200
 OURS = "compensate"
