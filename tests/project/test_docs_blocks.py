@@ -78,3 +78,13 @@ def test_the_reference_has_every_public_name() -> None:
     listed = set(re.findall(r"^::: niwaki\.(?:[\w.]+\.)?(\w+)$", reference, flags=re.MULTILINE))
     missing = set(niwaki.__all__) - {"__version__"} - listed
     assert not missing, f"Add ::: niwaki.NAME to docs/reference.md for {missing}."
+
+
+def test_reasons_that_a_page_quotes_are_what_niwaki_says() -> None:
+    """The first column of the table of reasons, up to where an example begins, stands in the code."""
+    code = "\n".join(path.read_text() for path in sorted((ROOT / "niwaki").rglob("*.py")))
+    table = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/nothing_pruned.md").read_text(), flags=re.MULTILINE)
+    quoted = [row.split("…")[0].strip() for row in table if row not in ("the reason says", "---")]
+    assert len(quoted) > 5
+    for text in quoted:
+        assert text in code, text
