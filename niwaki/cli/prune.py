@@ -55,6 +55,10 @@ def prune(
         int, typer.Option(help="how often every group is tried wider and narrower, which takes minutes")
     ] = 0,
     images: Annotated[int, typer.Option(help="training images that score and repair")] = 1024,
+    repair_images: Annotated[
+        int | None,
+        typer.Option(help="training images of the last repair, which all are in memory at once  \\[default: --images]"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="images per batch")] = 128,
     seed: Annotated[int, typer.Option(help="random seed (split and choice of the images)")] = 0,
     out: Annotated[Path, typer.Option(parser=output_directory, metavar="PATH", help="output directory")] = Path("out"),
@@ -76,6 +80,7 @@ def prune(
         repair=repair,
         refine=refine,
         images=images,
+        repair_images=repair_images,
         batch_size=batch_size,
         seed=seed,
     )

@@ -33,6 +33,7 @@ from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
 
 _ROUNDS = 4
+_POSITIONS = 131_072  # of the last repair, which is made once
 _LOG = logging.getLogger("niwaki")
 Told = Callable[[int, int, float], object]
 
@@ -93,6 +94,7 @@ def prune(
     rounds: int | None = None,
     repair: Repair | None = None,
     refine: int = 0,
+    repair_batches: Iterable[Any] | None = None,
     compare: Compare | None = None,
     readers: bool = False,
     remove: Literal["units", "structures", "both"] = "units",
@@ -119,6 +121,8 @@ def prune(
             the statistics of BatchNorms; ``none``. Default: ``compensate`` with batches.
         refine: how often `niwaki.refine` tries all groups, after one round: it takes up to two cuts, repairs and passes
             over three quarters of the batches for each group, and finds the better share of each group.
+        repair_batches: as ``batches``, for the last repair and the losses of the report; by default the same. Three
+            times as many lost less where it was measured, and only the last repair takes longer with them.
         compare: as for `niwaki.score`; in the whole ``space`` by default, where a `niwaki.Surgeon` or
             `niwaki.CaP` scores.
         readers: as for `niwaki.score`: the weights that read a unit count, too.
@@ -153,7 +157,10 @@ def prune(
     if (data is None) != (loss_fn is None):
         have, miss = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
         raise MethodError(f"niwaki.prune has {have} without {miss}: it needs both, or neither for method='magnitude'.")
-    if data is not None and not data:
+    if repair_batches is not None and data is None:
+        raise MethodError("niwaki.prune has repair_batches without batches: it needs both, or batches alone.")
+    last = data if repair_batches is None else list(repair_batches)
+    if any(some is not None and not some for some in (data, last)):
         raise MethodError("There are no batches. Pass some inputs; a loader that is used up gives none.")
     if repair is None:
         repair = "none" if data is None else "compensate"
@@ -201,19 +208,19 @@ def prune(
 
         plan = share_out(space, scores, budget, data, repair=repair, compare=compare, sweeps=refine, told=tried)
     small, losses, layers, left = cut(model, plan), {}, 0, {}
-    if data is not None and loss_fn is not None:
+    if last is not None and loss_fn is not None:
 
         def forward(network: nn.Module, batch: Any) -> None:
             loss_of(loss_fn, network, batch)
 
-        losses = {"dense": _mean_loss(model, data, loss_fn), "cut": _mean_loss(small, data, loss_fn)}
+        losses = {"dense": _mean_loss(model, last, loss_fn), "cut": _mean_loss(small, last, loss_fn)}
         if repair == "compensate":
-            made = compensate(space, plan, data, forward=forward)
+            made = compensate(space, plan, last, positions=_POSITIONS, forward=forward)
             small, layers, left = cut(made.model, plan), len(made.layers), dict(made.left)
         elif repair == "norms":
-            reestimate_norms(small, data, forward)
+            reestimate_norms(small, last, forward)
         if repair != "none":
-            losses["repaired"] = _mean_loss(small, data, loss_fn)
+            losses["repaired"] = _mean_loss(small, last, loss_fn)
     name = str(plan.provenance["criterion"])
     seconds = time.perf_counter() - begin
     costs = space.cost(), space.cost(plan)

@@ -50,7 +50,8 @@ class PruningRecipe:
     ``model``, ``data``: as in a `Recipe`. ``weights``: a directory or a file, see `niwaki.train.weights`; only the
     factory of a file may do without. ``keep_macs``, ``keep_params`` and ``keep_memory``: fractions to keep in (0, 1] or
     absolute numbers above 1. ``method``: a criterion of `niwaki.score`, ``surgeon`` or ``cap``. ``rounds``, ``repair``
-    and ``refine``: as in `niwaki.prune`. ``images``: so many training images are scored and repaired with.
+    and ``refine``: as in `niwaki.prune`. ``images``: so many training images are scored and repaired with;
+    ``repair_images``: the last repair uses so many instead.
     """
 
     model: str
@@ -64,12 +65,13 @@ class PruningRecipe:
     repair: str = "compensate"
     refine: int = 0
     images: int = 1024
+    repair_images: int | None = None
     batch_size: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("images", "repair_images", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RunError(f"{name} is {getattr(self, name)}, but must be at least 1.")
         if not 0 <= self.seed < 2**32:  # the range of numpy's generators
             raise RunError(f"seed is {self.seed}, but must be a whole number from 0 to {2**32 - 1}.")
@@ -128,6 +130,7 @@ def prune_trained(
         rounds=recipe.rounds,
         repair=cast(Repair, recipe.repair),
         refine=recipe.refine,
+        repair_batches=None if recipe.repair_images is None else _first(batches, recipe.repair_images),
         seed=recipe.seed,
         told=told,
     )

@@ -93,7 +93,19 @@ def test_a_factory_may_bring_its_weights(run, weights: Path, tmp_path: Path) -> 
         f"    model.load_state_dict(load_file({str(weights)!r}))\n"
         "    return model\n"
     )
-    code, _, err = run("net.py:trained", "--rounds", "1", "--images", "100", "--batch-size", "50", "--refine", "1")
+    code, _, err = run(
+        "net.py:trained",
+        "--rounds",
+        "1",
+        "--repair-images",
+        "150",
+        "--images",
+        "100",
+        "--batch-size",
+        "50",
+        "--refine",
+        "1",
+    )
     assert code == 0, err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["dense"]["accuracy"] > 0.9 and report["small"]["macs"] <= 0.5 * report["dense"]["macs"]

@@ -203,3 +203,22 @@ def test_refine_says_what_it_needs(digits: tuple[nn.Module, Tensor, Tensor]) -> 
         niwaki.prune(*given, **data, refine=1, rounds=4)
     with pytest.raises(MethodError, match="refine= shares units out among groups, and remove='structures' asks"):
         niwaki.prune(*given, **data, refine=1, remove="structures")
+
+
+def test_the_last_repair_can_have_batches_of_its_own(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = digits
+    few, more = batches(x, y)[:1], list(zip(x[:1200].split(100), y[:1200].split(100), strict=True))
+    given: dict[str, Any] = {"loss_fn": nn.CrossEntropyLoss(), "method": "magnitude", "rounds": 1}
+    found = [
+        niwaki.prune(net, x[:2], niwaki.Budget(macs=0.3), batches=few, repair_batches=last, **given)
+        for last in (None, more)
+    ]
+    assert found[0].plan.kept == found[1].plan.kept
+    assert lost(found[1].model, x, y) < lost(found[0].model, x, y)
+    with torch.no_grad():
+        whole = sum(float(F.cross_entropy(net(a), b)) for a, b in more) / len(more)
+    assert found[1].report.losses["dense"] == pytest.approx(whole)
+    with pytest.raises(MethodError, match="niwaki.prune has repair_batches without batches: it needs both"):
+        niwaki.prune(net, x[:2], niwaki.Budget(macs=0.5), repair_batches=more)
+    with pytest.raises(MethodError, match="There are no batches"):
+        niwaki.prune(net, x[:2], niwaki.Budget(macs=0.5), batches=few, repair_batches=[], **given)

@@ -167,7 +167,17 @@ def test_commands_and_options() -> None:
         },
         "prune": {
             *("model", "--weights", "--data", "--keep-macs", "--keep-params", "--keep-memory", "--method", "--rounds"),
-            *("--repair", "--refine", "--images", "--batch-size", "--seed", "--out", "--device", "--overwrite"),
+            *(
+                "--repair",
+                "--refine",
+                "--images",
+                "--repair-images",
+                "--batch-size",
+                "--seed",
+                "--out",
+                "--device",
+                "--overwrite",
+            ),
         },
         "report": {"out"},
         "inspect": {
