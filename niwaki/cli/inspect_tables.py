@@ -18,7 +18,7 @@ from niwaki.report.inspection import Inspection
 _MOST_GROUPS = 20
 _MOST_REASONS = 40
 _MOST_LINES = 3
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+_NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")  # a whole part of a name, as in encoder_layer_0.mlp
 
 
 def inspection_tables(found: Inspection) -> Iterator[RenderableType]:

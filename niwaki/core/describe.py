@@ -107,7 +107,8 @@ def describe_space(space: SearchSpace) -> str:
             "(space.pins has them all)"
         )
     for reason, pins in sorted(by_reason.items(), key=lambda item: -len(item[1]))[:_SHOWN]:
-        where = f" at {pins[0].location}" if pins[0].location else ""
+        # A file of an installed package is named from there.
+        where = f" at {str(pins[0].location).rpartition('site-packages/')[2]}" if pins[0].location else ""
         lines.append(f"  {len(pins)} x {reason}: {pins[0].parameter} dim {pins[0].dim}{where}")
     if len(by_reason) > _SHOWN:
         lines.append(f"  ... and {len(by_reason) - _SHOWN} more reasons")

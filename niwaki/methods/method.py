@@ -34,6 +34,7 @@ from niwaki.selection.budget import Budget, provenance, slack_note
 
 KEY = "niwaki"
 _FORMAT = 1
+_ORGANS = {"after_step", "before_step", "label", "restore", "selector", "settings", "state", "units", "update"}
 _attached: WeakKeyDictionary[Optimizer, str] = WeakKeyDictionary()  # the name of its method
 
 
@@ -244,6 +245,10 @@ class Method:
             "units_zero": now.zero,
         }
         return {prefix + name: float(value) for name, value in values.items()}
+
+    def __dir__(self) -> list[str]:
+        """For tab completion: what a user calls, without what parts and checkpoints call."""
+        return sorted(set(object.__dir__(self)) - _ORGANS)
 
     @final
     def __repr__(self) -> str:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import niwaki
 from niwaki.cli import inspect_model as inspecting
+from niwaki.cli import inspect_tables
 from niwaki.cli.app import app
 from niwaki.cli.inputs import as_call, parse_inputs
 from niwaki.cli.inspect_model import Request, inspect_model
@@ -309,6 +310,18 @@ def test_named_inputs() -> None:
         as_call(parse_inputs(["2x3", "x=2x3"]), Two())
     with pytest.raises(RunError, match="The positional input number 3 has no name"):
         as_call(parse_inputs(["1", "1", "1", "y=1"]), Two())
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"),
+    [
+        ("encoder.layers.encoder_layer_0.mlp", "encoder.layers.encoder_layer_*.mlp"),
+        ("layer4.2.conv2", "layer4.*.conv2"),
+        ("h.11", "h.*"),
+    ],
+)
+def test_numbers_of_layers_are_folded(name: str, folded: str) -> None:
+    assert inspect_tables._NUMBER.sub("*", name) == folded
 
 
 # ---------------------------------------------------------------- what it draws

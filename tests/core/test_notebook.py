@@ -77,5 +77,9 @@ def test_a_method_shows_where_it_stands(network: nn.Module) -> None:
     space = niwaki.search_space(network, torch.randn(2, 4))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.5), niwaki.Schedule(start=2, until=12))
+    assert {name for name in dir(method) if not name.startswith("_")} == {
+        *("attach", "budget", "detach", "done", "log", "name", "optimizer", "plan", "progress", "schedule", "shrink"),
+        *("shrinking", "space", "step"),
+    }
     assert "MACs left 100.0% ████████" in shown(method)
     method.detach()

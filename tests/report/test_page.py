@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import html
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+from browser import CHROMIUM, picture
 from torch import nn
 
 import niwaki
@@ -182,26 +181,16 @@ def test_wrong_calls_are_sentences(run: Path, tmp_path: Path) -> None:
     assert niwaki.report.RunReport is RunReport  # type: ignore[attr-defined]  # the package is there as well
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chromium")
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(1100, False), (1100, True), (390, False)])
 def test_a_browser_shows_it(run: Path, tmp_path: Path, width: int, dark: bool) -> None:
     """It is not empty, logs nothing to the console, and has the colours of the scheme."""
-    scheme = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
-    done = subprocess.run(
-        [
-            *("chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *scheme),
-            *("--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1200"),
-            *(f"--screenshot={tmp_path / 'page.png'}", (run / "report.html").as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "CONSOLE" not in done.stderr, done.stderr
+    said = picture(run / "report.html", tmp_path / "page.png", width, 1200, dark)
+    assert "CONSOLE" not in said, said
     from PIL import Image
 
-    with Image.open(tmp_path / "page.png") as picture:
-        colours = picture.convert("RGB").getcolors(2**24)
+    with Image.open(tmp_path / "page.png") as shown:
+        colours = shown.convert("RGB").getcolors(2**24)
     assert len(colours) > 100
     assert (sum(max(colours)[1]) < 120) is dark  # the most frequent one is the paper
