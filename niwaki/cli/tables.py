@@ -45,10 +45,10 @@ def sparkline(values: Sequence[float], low: float, high: float) -> str:
 
 
 def latency_row(old: Latency, new: Latency, ratio: Ratio | None) -> tuple[str, str, str, str]:
-    """Two latencies with their middle halves, and their ratio: dim where it cannot be told apart from 1."""
+    """Two latencies with their middle halves below, and their ratio: dim where it cannot be told apart from 1."""
     share = ""
     if ratio is not None:
-        share = f"{ratio.median:.1%} ({ratio.lower:.0%} to {ratio.upper:.0%})"
+        share = f"{ratio.median:.1%}\n{100 * ratio.lower:.0f} – {100 * ratio.upper:.0f}"
         share = f"[dim]{share}[/]" if ratio.lower <= 1 <= ratio.upper else share
     return f"latency, batch {old.shapes[0][0]}", _time(old), _time(new), share
 
@@ -94,4 +94,4 @@ def _notes(report: RunReport) -> Iterator[str]:
 
 def _time(one: Latency) -> str:
     low, middle, high = (time / 1e3 for time in (one.lower_us, one.median_us, one.upper_us))
-    return f"{middle:.2f} ms ({low:.2f} to {high:.2f})"
+    return f"{middle:.2f} ms\n{low:.2f} – {high:.2f}"
