@@ -105,8 +105,9 @@ def score(
         second_derivatives: how these products are computed, and when they suffice: `niwaki.SecondDerivatives`.
         fresh_norms: score with running statistics of BatchNorm that are estimated anew from ``batches``, which are read
             twice: for networks that were never trained, or whose statistics are of other data.
-        readers: sum over the weights that read a unit, too, and not only over those that make it. A criterion of
-            activations, of distances between units, or a function is the same with and without.
+        readers: sum over the weights that read a unit, too, and not only over those that make it; a weight by which a
+            unit makes itself counts for both. A criterion of activations, of distances between units, or a function is
+            the same with and without.
         among: the earlier name of ``compare``; it warns.
 
     A structure, of a space made with ``erase=True``, is scored by all weights that die with it, and comparably between
@@ -149,6 +150,8 @@ def score(
         compare = among
     if compare is not None:
         check_compare(compare)
+    if not isinstance(readers, bool):
+        raise MethodError(f"readers={readers!r} must be True or False: whether weights that read a unit count, too.")
     if not is_whole(probes) or probes < 1:
         raise MethodError(f"probes={probes!r} must be a whole number, 1 or more.")
     seed = whole_seed(seed)
@@ -172,7 +175,7 @@ def score(
     others = not_experts(space) if any("routed" in one.reads for one in registered) else np.zeros_like(terms)
     if registered:
         settings = ScoreSettings(
-            seed, int(probes), second_derivatives or SecondDerivatives(), bool(fresh_norms), bool(readers)
+            seed, int(probes), second_derivatives or SecondDerivatives(), bool(fresh_norms), readers
         )
         if silent.any() and all(one.knows_terms for one in registered):
             silent = np.zeros_like(terms)

@@ -83,7 +83,11 @@ class Schedule:
         """
         if not is_whole(steps) or steps < LEAST_STEPS:
             raise MethodError(
-                f"A training of {steps!r} optimizer steps is too short to prune in: it takes {LEAST_STEPS} or more."
+                f"steps={steps!r} must be a whole number, {LEAST_STEPS} or more: the optimizer steps of the training."
+            )
+        if not isinstance(pretrained, bool):
+            raise MethodError(
+                f"pretrained={pretrained!r} must be True or False: whether the network is trained already."
             )
         start, until = _PRETRAINED if pretrained else _FROM_SCRATCH
         first = max(1, round(start * steps))
@@ -127,7 +131,7 @@ class Schedule:
     def data(self) -> list[Any]:
         """As plain data; what is as published is left out."""
         more = [self.ramp, self.fade] if (self.ramp, self.fade) != ("linear", LINEAR) else []
-        return [STABLE if self.stable else self.start, self.until, self.periods, *more]
+        return [[STABLE, self.start] if self.stable else self.start, self.until, self.periods, *more]
 
     @classmethod
     def check(cls, schedule: object, label: str | None = None) -> None:

@@ -91,6 +91,7 @@ class StableScores(PortionScores):
         self._scores = beginning(self._looks.first)
         self._target, self._candidates = target, target.removal.candidates(units.space)
         self._groups = group_of(units.space)
+        self._counted = np.bincount(self._groups, self._candidates) > 0
         self._began: int | None = None
         self._first: FloatArray | None = None  # the saliency of the look that decided
         self._kept: list[BoolArray] = []
@@ -145,8 +146,8 @@ class StableScores(PortionScores):
         self._kept = []
 
     def _similar(self, one: BoolArray, other: BoolArray) -> float:
-        """The mean over all groups of what both keep over what either keeps; 1 for a group of which neither does."""
-        both, either = (np.bincount(self._groups, found) for found in (one & other, one | other))
+        """What both keep over what either keeps, 1 where neither does: the mean over the groups that can lose units."""
+        both, either = (np.bincount(self._groups, found)[self._counted] for found in (one & other, one | other))
         return float(np.mean(np.where(either > 0, both / np.maximum(either, 1), 1.0)))
 
     def ready(self, step: int) -> None:
@@ -206,8 +207,11 @@ class StableScores(PortionScores):
         began, looks = int(state["began"]), state.get("looks")
         if began and not self._looks.at(began):
             raise ValueError(f"it began at step {began}, after which there is no look")
-        if len(state["similarities"]) > MEAN_OF:
-            raise ValueError(f"it has more than {MEAN_OF} similarities")
-        if looks is not None and (looks.dim() != 2 or looks.shape[1] != self.space.num_units or len(looks) > AGO):
-            raise ValueError(f"what looks kept is not up to {AGO} rows of {self.space.num_units} truth values")
+        if len(state["similarities"]) > MEAN_OF or not all(isinstance(one, float) for one in state["similarities"]):
+            raise ValueError(f"its similarities are not up to {MEAN_OF} numbers")
+        shape = () if looks is None else tuple(looks.shape)
+        if looks is not None and (looks.dtype != torch.bool or len(shape) != 2 or shape[1] != self.space.num_units):
+            raise ValueError(f"what looks kept is not rows of {self.space.num_units} truth values")
+        if looks is not None and len(looks) > AGO:
+            raise ValueError(f"it has more than {AGO} looks")
         self._scores.check_state(state)

@@ -107,6 +107,8 @@ def test_curvature_is_of_the_weights_that_make_a_unit() -> None:
     for name in ("hessian", "relative_hessian_trace"):
         with pytest.raises(MethodError, match=rf"The criterion '{name}' is defined by the weights that make a unit"):
             score(space, name, batches, loss, readers=True)
+    with pytest.raises(MethodError, match="readers='no' must be True or False"):
+        score(space, "magnitude", readers="no")  # type: ignore[arg-type]
 
 
 def test_random_follows_its_seed() -> None:

@@ -96,5 +96,28 @@ def test_a_schedule_of_a_length() -> None:
         for pretrained in (False, True):
             schedule = Schedule.of(steps, pretrained=pretrained)
             assert 1 <= schedule.start < schedule.until <= steps * 0.4 + 1
-    with pytest.raises(MethodError, match="A training of 9 optimizer steps is too short to prune in: it takes 10 or m"):
-        Schedule.of(9)
+    for steps, options in ((9, {}), ("100", {}), (100, {"pretrained": "no"})):
+        with pytest.raises(
+            MethodError, match=r"must be (a whole number, 10 or more: the optimizer|True or False: wheth)"
+        ):
+            Schedule.of(steps, **options)  # type: ignore[arg-type]
+
+
+def test_looks_are_part_of_what_a_resumed_run_repeats() -> None:
+    assert Schedule(5, until=40, stable=True).data != STABLE.data != Schedule(1, until=40, periods=3).data
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ({"similarities": ["x"]}, "its similarities are not up to 3 numbers"),
+        ({"looks": torch.ones(1, 24)}, "what looks kept is not rows of .* truth values"),
+        ({"looks": torch.ones(3, 0, dtype=torch.bool)}, "what looks kept is not rows of .* truth values"),
+        ({"began": 3}, "it began at step 3, after which there is no look"),
+    ],
+)
+def test_damaged_states_are_sentences(damage: dict[str, object], told: str) -> None:
+    scores = run(Restless(), 12).method.selector.scores
+    with pytest.raises(ValueError, match=told):
+        scores.check_state(scores.state() | damage)
+    scores.check_state(scores.state())
