@@ -59,8 +59,3 @@ def removed_from(plan: Plan, tensor: str, dim: int, parameters: Mapping[str, nn.
     stays = torch.zeros(parameters[tensor].shape[dim], dtype=torch.bool, device=parameters[tensor].device)
     stays[list(kept)] = True
     return (~stays).nonzero().flatten()
-
-
-def channels(layer: Reader) -> int:
-    """The dimension of the input that the layer sums over, counted from the end."""
-    return -1 if isinstance(layer, nn.Linear) else 1 - layer.weight.ndim
