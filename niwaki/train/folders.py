@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from niwaki.core.describe import counted
 from niwaki.errors import DataError
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -51,8 +52,9 @@ def read_folder(path: Path, size: tuple[int, int] | None = None) -> FoundImages:
     files = [_files(train, names)] + ([] if test is None else [_files(test, _known(test, train, names))])
     if len(names) < 2 or not files[0]:
         raise DataError(
-            f"{str(train)!r} has {len(names)} sub-folders with {len(files[0])} images. It must hold one sub-folder of "
-            "images for each of at least two classes; train/ and val/ (or test/) may hold them instead."
+            f"{str(train)!r} has {counted(len(names), 'sub-folder')} with {counted(len(files[0]), 'image')}. It must "
+            "hold one sub-folder of images for each of at least two classes; train/ and val/ (or test/) may hold them "
+            "instead."
         )
     numbers = {name: number for number, name in enumerate(names)}
     parts = [[(file, numbers[name]) for file, name in found] for found in files]
