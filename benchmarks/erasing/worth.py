@@ -16,6 +16,7 @@ from benchmarks.accuracy.training import Training
 from benchmarks.accuracy.where import Where
 from niwaki.core.dying import structure_units
 from niwaki.methods.scoring import WEIGHTS
+from niwaki.networks.torchvision_cpu import load
 
 SCORED = 5  # batches of training
 LOOKED_AT = 3  # held-out batches of the losses
@@ -24,6 +25,7 @@ LOOKED_AT = 3  # held-out batches of the losses
 def run(name: str, steps: int, data: Path | None) -> None:
     """Train the task ``name`` for ``steps`` steps, score its structures, run it without each, and print a table and
     rank correlations, of scores and of scores per multiply-accumulate."""
+    load()  # transformers imports torchvision
     torch.set_num_threads(1)
     task = TASKS[name](Where(data, torch.device("cpu")), 0)
     training = Training(task, 0)
