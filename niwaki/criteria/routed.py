@@ -61,23 +61,42 @@ class Mixture:
         """For each expert what it adds to the result, [tokens, features].
 
         Raises:
-            MethodError: the result is not the sum of what the experts add, and something that does not depend on them.
+            MethodError: the result is not the sum of what the experts add, and something that does not depend on them;
+            or no expert adds anything.
         """
-        whole, total = _tokens(run(), self.path), None
+        made = _result(run(), self.path)
+        whole, total = _tokens(made), None
         for unit, slices in self.experts.items():
             with _zero(slices):
-                term = whole - _tokens(run(), self.path)
+                term = whole - _tokens(_result(run(), self.path))
             total = term if total is None else total + term
             yield unit, term
+        if total is None:
+            return
         with _zero([one for slices in self.experts.values() for one in slices]):
-            rest = whole - _tokens(run(), self.path)
-        if total is not None and float((total - rest).norm()) > torch.finfo(rest.dtype).eps ** 0.5 * float(rest.norm()):
+            rest = whole - _tokens(_result(run(), self.path))
+        if whole.any() and not (total.any() or rest.any()):
+            raise MethodError(
+                f"The criterion 'reap' sets experts to zero, one after the other, and the result of "
+                f"{self.path or 'the model'!r} did not change for any of them. Either they are zero already, or the "
+                "module computes with copies of their weights: let it use the parameters themselves."
+            )
+        step = self._rounding(made)
+        error, most = float((total - rest).norm()), step**0.5 * float(rest.norm())
+        if error > most + 2 * step * float(whole.norm()):  # each of the runs rounds the whole result
             raise MethodError(
                 f"The criterion 'reap' needs what each expert adds to the result of {self.path or 'the model'!r}, "
                 "which has the router and its experts. But that result is not a sum over experts: something else "
                 "follows in the same module. Put router and experts into a module of their own, or use another "
                 "criterion, such as 'taylor1'."
             )
+
+    def _rounding(self, made: Tensor) -> float:
+        """The largest relative error of a number in what leads to the result ``made``."""
+        types = {made.dtype, *(weight.dtype for slices in self.experts.values() for weight, _, _ in slices)}
+        if torch.is_autocast_enabled(made.device.type):
+            types.add(torch.get_autocast_dtype(made.device.type))
+        return max(torch.finfo(one).eps for one in types if one.is_floating_point)
 
 
 @final
@@ -155,12 +174,17 @@ def _around(names: set[str], modules: Mapping[str, nn.Module]) -> str:
     return ".".join(parts[0][:common])
 
 
-def _tokens(result: Any, path: str) -> Tensor:
-    """The first floating tensor of a result, [tokens, features]."""
+def _result(result: Any, path: str) -> Tensor:
+    """The first floating tensor of a result."""
     first = next((one for one in tensors_in(result) if one.is_floating_point() and one.dim()), None)
     if first is None:
         raise MethodError(f"The criterion 'reap' needs what {path or 'the model'!r} returns, which is not a tensor.")
-    return first.detach().to(torch.promote_types(first.dtype, torch.float32)).reshape(-1, first.shape[-1]).clone()
+    return first.detach()
+
+
+def _tokens(made: Tensor) -> Tensor:
+    """A copy of a result, [tokens, features]."""
+    return made.to(torch.promote_types(made.dtype, torch.float32)).reshape(-1, made.shape[-1]).clone()
 
 
 @contextmanager
@@ -169,7 +193,9 @@ def _zero(slices: Sequence[tuple[nn.Parameter, int, Tensor]]) -> Iterator[None]:
     try:
         for weight, dim, at, _ in kept:
             weight.index_fill_(dim, at, 0)
+        torch.clear_autocast_cache()  # which has copies of the weights in half precision
         yield
     finally:
         for weight, dim, at, old in kept:
             weight.index_copy_(dim, at, old)
+        torch.clear_autocast_cache()

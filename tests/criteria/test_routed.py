@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,47 @@ def test_the_weights_are_as_they_were() -> None:
     niwaki.score(space, "reap", [torch.randn(9, 3)], loss)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def in_half(model: nn.Module, batch: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return loss(model, batch)
+
+
+@pytest.mark.parametrize("mixture", [lambda: Stacked(k=2), lambda: Listed("normalised")])
+def test_under_autocast_and_in_half_precision(mixture: type[nn.Module]) -> None:
+    """Autocast keeps casts of the weights, which must not outlive a zero."""
+    torch.manual_seed(0)
+    model, batch = Around(mixture()), torch.randn(64, 3)
+    space = niwaki.search_space(model, torch.randn(5, 3), erase=True)
+    units = [group.first for group in experts_of(space)]
+    exact = niwaki.score(space, "reap", [batch], loss).values[units]
+    assert (exact > 0.1).sum() >= 3
+    np.testing.assert_allclose(niwaki.score(space, "reap", [batch], in_half).values[units], exact, rtol=0.05)
+    model.bfloat16()
+    halves = niwaki.score(space, "reap", [batch.bfloat16()], loss).values[units]
+    np.testing.assert_allclose(halves, exact, rtol=0.05)
+
+
+class Copied(Listed):
+    """Computes with a copy of its experts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "kept"):
+            self.kept = [copy.deepcopy(self.experts)]
+        own, self._modules["experts"] = self.experts, self.kept[0]
+        try:
+            return self.mixed(x, self.gate(x))
+        finally:
+            self._modules["experts"] = own
+
+
+def test_experts_of_which_a_copy_computes_are_refused() -> None:
+    model = Around(Listed())
+    space = niwaki.search_space(model, torch.randn(5, 3), erase=True)
+    model.layers[0].__class__ = Copied
+    with pytest.raises(MethodError, match=r"'layers.0' did not change for any of them. Either they are zero already"):
+        niwaki.score(space, "reap", [torch.randn(9, 3)], loss)
 
 
 class Bent(Listed):
