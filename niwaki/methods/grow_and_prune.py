@@ -24,13 +24,14 @@ GROWING = "growing"  # the phase
 
 
 def bundles_of(space: SearchSpace) -> list[list[Group]]:
-    """The groups of ``space``, those together that lose units only together."""
+    """The groups of units of ``space``, those together that lose units only together; no structures, which stay."""
     home = list(range(len(space.groups)))
     for tie in space.ties:
         first = min(home[number] for number in tie.groups)
         joined = {home[number] for number in tie.groups}
         home = [first if one in joined else one for one in home]
-    return [[g for g, one in zip(space.groups, home, strict=True) if one == h] for h in dict.fromkeys(home)]
+    listed = [(home[number], group) for number, group in enumerate(space.groups) if group.structure is None]
+    return [[group for one, group in listed if one == first] for first in dict.fromkeys(one for one, _ in listed)]
 
 
 def parts_of(space: SearchSpace, parts: int) -> list[BoolArray]:
@@ -46,10 +47,11 @@ def parts_of(space: SearchSpace, parts: int) -> list[BoolArray]:
             "parts, which grow one after the other, are made of these. Use fewer."
         )
     found = [np.zeros(space.num_units, dtype=bool) for _ in range(parts)]
+    units = sum(group.units for bundle in bundles for group in bundle)
     total, part = 0, 0
     for place, bundle in enumerate(bundles):
         empty, left = not found[part].any(), len(bundles) - place
-        if not empty and (total >= (part + 1) * space.num_units / parts or left == parts - part - 1):
+        if not empty and (total >= (part + 1) * units / parts or left == parts - part - 1):
             part = min(part + 1, parts - 1)
         for group in bundle:
             found[part][group.numbers] = True
@@ -148,7 +150,7 @@ class GrowAndPrune(Selector):
 
     def removable(self) -> BoolArray:
         """None while units may return; at the end what is zero."""
-        ended = self._zero.any() and self._aside.empty
+        ended = self._zero.any() and self._aside.dropped
         return self._zero.copy() if ended else np.zeros_like(self._zero)
 
     def shortfall(self, step: int) -> str | None:
@@ -203,7 +205,7 @@ class GrowAndPrune(Selector):
     def check_state(self, state: Mapping[str, Any]) -> None:
         """One truth value per unit, copies of this model's weights, and a window of one row per criterion."""
         check_mask("zero", state["zero"], len(self._zero))
-        self._aside.check_state(state["aside"])
+        self._aside.check_state(state["aside"], state["zero"].cpu().numpy())
         self._sampler.window.check_state(state, len(self._sampler.mix.weights), len(self._zero))
 
 

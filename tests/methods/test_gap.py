@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from handmade import ConvNet
 from torch import nn
 from training import Training, adamw
 
@@ -81,6 +82,39 @@ def test_it_resumes_to_the_same_bits() -> None:
         assert (again.marked() == whole.marked()).all()
 
 
+def test_norms_know_what_returns() -> None:
+    """While a unit is at zero, running statistics become those of zeros; they return with it, for eval mode."""
+    schedule = niwaki.Schedule(start=2, until=17, periods=3)  # the second of three parts grows after step 7
+    run, first = (Training("conv", adamw, Budget(macs=0.5), schedule, kind=GaP, window=1) for _ in range(2))
+    run.model.norm1.momentum = first.model.norm1.momentum = 0.5
+    names = ("running_mean", "running_var")
+    run.step(2)
+    at_zero = run.method.selector.zero()
+    (group,) = (g for g in run.space.groups if any(piece.tensor == "norm1.running_var" for piece in g.slices))
+    gone = torch.from_numpy(np.flatnonzero(at_zero[group.numbers]))
+    before = {name: getattr(run.model.norm1, name)[gone].clone() for name in names}
+    assert len(gone)
+    run.step(4)
+    assert run.model.norm1.running_var[gone].max() < 0.2 * before["running_var"].min()
+    first.model.load_state_dict(copy.deepcopy(run.model.state_dict()))
+    first.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
+    first.done = run.done  # it resumes from here
+    for one in (run, first):
+        one.step(1)
+        assert not one.method.selector.zero()[group.numbers][gone].any()
+        for name in names:
+            assert torch.equal(getattr(one.model.norm1, name)[gone], before[name])
+
+
+def test_structures_are_no_parts() -> None:
+    """A space may have them beside its units; a period in which nothing could grow would be lost."""
+    model = ConvNet()
+    plain, both = (niwaki.search_space(model, torch.randn(1, 1, 6, 6), erase=erase) for erase in (False, True))
+    assert both.num_units > plain.num_units
+    for one, other in zip(parts_of(plain, 2), parts_of(both, 2), strict=True):
+        assert (other[: plain.num_units] == one).all() and not other[plain.num_units :].any()
+
+
 def test_it_shrinks_at_the_end_only() -> None:
     run, dense = made(shrink=niwaki.ShrinkPolicy(cost=0.01)), made()
     for one in (run, dense):
@@ -114,4 +148,7 @@ def test_errors_are_sentences() -> None:
     saved = run.optimizer.state_dict()
     saved["niwaki"]["state"]["aside"]["a.weight"] = torch.zeros(1)
     with pytest.raises(MethodError, match="is damaged: its copy of 'a.weight' is of another network"):
+        made().optimizer.load_state_dict(saved)
+    saved["niwaki"]["state"]["aside"] = {}
+    with pytest.raises(MethodError, match=r"is damaged: it has units at zero that may return, and no copy of '"):
         made().optimizer.load_state_dict(saved)
