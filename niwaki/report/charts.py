@@ -46,7 +46,7 @@ def chart_svg(chart: Chart, unit: str = "step", pruning: tuple[float, float] | N
     last = max(xs)
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
-        across, up = point[0] / last, (point[1] - low) / ((high - low) or 1)
+        across, up = point[0] / (last or 1), (point[1] - low) / ((high - low) or 1)
         return (
             round(_LEFT + across * (_WIDTH - _LEFT - _RIGHT), 1),
             round(_HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM), 1),
@@ -80,8 +80,8 @@ def nice_ticks(low: float, high: float, most: int = 4) -> list[float]:
     ([0.0, 0.5, 1.0], [0.0, 0.5, 1.0], [0.0, 1.0, 2.0, 3.0])
     """
     span = (high - low) or abs(high) or 1.0
-    size = 10 ** math.floor(math.log10(span / most))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if span / (size * factor) <= most - 0.999)
+    size = 10 ** math.floor(math.log10(span / most))  # the span is `most` to 10 * `most` of these
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10, 20) if span / (size * factor) <= most - 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
 

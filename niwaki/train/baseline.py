@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from niwaki.report import Baseline, RunReport
+from niwaki.report import Baseline, RunReport, write_run_page
 from niwaki.train.checkpoint import FOLDER
 from niwaki.train.job import train, write_report
 from niwaki.train.loop import RunObserver
@@ -48,4 +48,5 @@ def add_baseline(
     )
     complete = dataclasses.replace(report, baseline=Baseline(found.small.accuracy, found.history, found.seconds))
     write_report(complete, out)
+    write_run_page(complete, out)
     return complete

@@ -19,7 +19,7 @@ from niwaki.core.describe import counted
 from niwaki.errors import Interrupted, RunError
 from niwaki.io import PLAN_FILE, WEIGHTS_FILE
 from niwaki.io.atomic import write_atomically
-from niwaki.report import REPORT_FILE, Figures, Latencies, RunReport, write_run_page
+from niwaki.report import PAGE_FILE, REPORT_FILE, Figures, Latencies, RunReport, write_run_page
 from niwaki.report.drawing import drawing
 from niwaki.train.batches import Batches
 from niwaki.train.checkpoint import FOLDER, Checkpoint, read_checkpoint, remove_checkpoints, write_checkpoint
@@ -79,11 +79,12 @@ def train(
             )
     report = finish(run, dense, out, time.perf_counter() - begin, measure_seconds)
     remove_checkpoints(out)
+    write_run_page(report, out)  # last: the run is complete without it, and `niwaki report` writes it again
     return report
 
 
 def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measure_seconds: float) -> RunReport:
-    """Cut the trained network, check that the cut is exact, measure both networks, and save.
+    """Cut the trained network, check that the cut is exact, measure both networks, and save them with their report.
 
     ``dense``: a network of the same architecture, with any weights. ``seconds``: the time of the training.
 
@@ -124,15 +125,22 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
         ratios=tuple(both.ratios["small"] for both in measured),
         map=drawing(run.space, f"{run.recipe.model} on {run.images.name}", plan),
     )
-    niwaki.save(small, out)
-    write_report(report, out)
+    save_run(small, report, out)
     return report
 
 
+def save_run(small: nn.Module, report: RunReport, out: Path) -> None:
+    """Save the network of a run, then its report as data. Those of an earlier run go first: wherever this fails, no
+    network stands beside the report of another."""
+    for name in (REPORT_FILE, PAGE_FILE):
+        (out / name).unlink(missing_ok=True)
+    niwaki.save(small, out)
+    write_report(report, out)
+
+
 def write_report(report: RunReport, out: Path) -> None:
-    """Write the report of a run, as data and as a page."""
+    """Write the report of a run as data."""
     write_atomically(out / REPORT_FILE, report.to_json().encode())
-    write_run_page(report, out)
 
 
 def facts_of(images: Images) -> dict[str, Any]:
@@ -173,7 +181,7 @@ def check_output(out: Path) -> None:
 
 def held_by(out: Path) -> str | None:
     """The file or folder of an earlier run in ``out``; None if there is none."""
-    names = (REPORT_FILE, WEIGHTS_FILE, PLAN_FILE, FOLDER)
+    names = (REPORT_FILE, PAGE_FILE, WEIGHTS_FILE, PLAN_FILE, FOLDER)
     return next((name for name in names if out.is_dir() and (out / name).exists()), None)
 
 

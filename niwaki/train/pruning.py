@@ -21,7 +21,7 @@ from niwaki.networks import ImageTask, build_model, channels_of
 from niwaki.networks.source import find
 from niwaki.post_training.iterative import REPAIRS, Repair
 from niwaki.post_training.prune import Pruned
-from niwaki.report import RunReport
+from niwaki.report import RunReport, write_run_page
 from niwaki.report.drawing import drawing
 from niwaki.train.batches import Batches
 from niwaki.train.data import Images, load_images
@@ -32,8 +32,8 @@ from niwaki.train.job import (
     figures_of,
     held_by,
     latencies,
+    save_run,
     versions,
-    write_report,
 )
 from niwaki.train.scores import accuracy, check_scores
 from niwaki.train.weights import with_weights
@@ -96,7 +96,8 @@ def prune_trained(
     told: Told | None = None,
     measure_seconds: float = 2.0,
 ) -> RunReport:
-    """Prune by ``recipe`` and write ``model.safetensors``, ``plan.json`` and ``report.json`` to ``out``.
+    """Prune by ``recipe`` and write ``model.safetensors``, ``plan.json``, ``report.json`` and ``report.html`` to
+    ``out``.
 
     Args:
         recipe: the network, the data and the settings.
@@ -136,8 +137,8 @@ def prune_trained(
     )
     seconds = time.perf_counter() - begin
     report = _report(recipe, model, pruned, batches, seconds, measure_seconds)
-    niwaki.save(pruned.model, out)
-    write_report(report, out)
+    save_run(pruned.model, report, out)
+    write_run_page(report, out)
     return report
 
 

@@ -124,6 +124,16 @@ def test_the_curves_are_the_history(report: RunReport) -> None:
     assert heights[0] < heights[1]  # more is higher
 
 
+def test_ticks_are_few_round_and_around_the_values_whatever_the_span() -> None:
+    for power in range(-5, 7):
+        for span in (one / 100 * 10.0**power for one in range(100, 1000)):
+            for low in (0.0, 0.37 * span):
+                ticks = nice_ticks(low, low + span)
+                assert 2 <= len(ticks) <= 5 and ticks[0] <= low + 1e-6 * span and ticks[-1] >= low + span * (1 - 1e-6)
+    assert nice_ticks(0.6267, 1.0) == [0.6, 0.8, 1.0] and nice_ticks(0.0, 3.5) == [0.0, 2.0, 4.0]
+    assert "<polyline" in chart_svg(Chart("loss", ((0, 2.0),), "{:.1f}".format))  # before the first step
+
+
 def test_a_baseline_is_told_and_drawn(report: RunReport) -> None:
     base = Baseline(0.991, tuple({**entry, "accuracy": 0.9} for entry in report.history), 3.0)
     faster = dataclasses.replace(report, baseline=base, ratios=(Ratio(0.9, 0.8, 1.1), Ratio(0.5, 0.49, 0.52)))

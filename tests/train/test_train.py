@@ -543,6 +543,38 @@ def test_a_finished_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
         train(SHORT, tmp_path, Silent(), resume=True)
 
 
+def test_a_page_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out, recipe = tmp_path / "out", Recipe(model="mlp", epochs=1, batch_size=256, method="none", width=0.1)
+    monkeypatch.setattr(job, "write_run_page", fail)
+    with pytest.raises(OSError, match="No space left"):
+        train(recipe, out, Silent())
+    assert sorted(entry.name for entry in out.iterdir()) == ["model.safetensors", "plan.json", "report.json"]
+    assert niwaki.report(out).name == "report.html"
+
+
+def test_no_network_stands_under_the_report_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    out, recipe = tmp_path / "out", Recipe(model="mlp", epochs=1, batch_size=256, method="none", width=0.1)
+    train(recipe, out, Silent())
+    monkeypatch.setattr(job, "write_report", fail)
+    with pytest.raises(OSError, match="No space left"):
+        train(dataclasses.replace(recipe, seed=1), out, Silent(), overwrite=True)
+    with pytest.raises(FileFormatError, match="Name the directory that"):
+        niwaki.load_run(out)
+
+
+def test_a_page_of_ones_own_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(RunError, match=r"already holds a run \(report.html\).*--overwrite"):
+        train(SHORT, tmp_path, Silent())
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text(
         "import torch\nfrom torch import nn\n"
