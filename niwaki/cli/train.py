@@ -13,7 +13,7 @@ from niwaki.cli.live import LiveObserver
 from niwaki.cli.tables import report_parts
 from niwaki.errors import RunError
 from niwaki.report import REPORT_FILE, read_report
-from niwaki.train.baseline import add_baseline, baseline_waits
+from niwaki.train.baseline import add_baseline, baseline_waits, check_place
 from niwaki.train.checkpoint import read_checkpoint
 from niwaki.train.job import AUTO
 from niwaki.train.job import train as run_job
@@ -93,7 +93,9 @@ def train(
         bool, typer.Option("--baseline", help="then train the dense network as well, to compare with")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint in --out")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in --out")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace an earlier run in --out, and its baseline")
+    ] = False,
     checkpoint_every: Annotated[
         int | None, typer.Option(min=1, help="optimizer steps between checkpoints  \\[default: one epoch]")
     ] = None,
@@ -123,15 +125,18 @@ def train(
     }
     console = Console()
     options_of_run: dict[str, Any] = {"device": device, "checkpoint_every": checkpoint_every}
-    if resume and (out / REPORT_FILE).exists() and baseline_waits(out):
+    continues = resume and (out / REPORT_FILE).exists() and baseline_waits(out)
+    if continues:
         baseline, report = True, read_report(out)
     else:
         recipe = _resumed(context, options, out) if resume else Recipe(**options)
+        if baseline and recipe.method != NO_METHOD:
+            check_place(out, overwrite=overwrite)
         with LiveObserver(console, recipe.epochs) as observer:
             report = run_job(recipe, out, observer, resume=resume, overwrite=overwrite, **options_of_run)
     if baseline and report.recipe["method"] != NO_METHOD:
         with LiveObserver(console, report.recipe["epochs"], "baseline") as observer:
-            report = add_baseline(report, out, observer, **options_of_run)
+            report = add_baseline(report, out, observer, overwrite=overwrite and not continues, **options_of_run)
     for part in report_parts(report, out):
         console.print(part, highlight=False)
 

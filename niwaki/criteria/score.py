@@ -65,7 +65,8 @@ class Scores:
     def _ranges(self) -> dict[str, tuple[float, float, float]]:
         """The lowest, the median and the highest score of each group."""
         spans = self.groups or {"all units": slice(None)}
-        found = {name: self.values[span] for name, span in spans.items()}
+        values = np.asarray(self.values, dtype=np.float64)  # a list of one's own prints as well
+        found = {name: values[span] for name, span in spans.items()}
         return {
             name: (float(own.min()), float(np.median(own)), float(own.max())) for name, own in found.items() if len(own)
         }

@@ -118,12 +118,15 @@ def read_report(directory: str | os.PathLike[str]) -> RunReport:
         FileFormatError: there is none, or it cannot be read.
     """
     path = Path(directory) / REPORT_FILE
+    if not path.exists():
+        raise FileFormatError(
+            f"There is no run in {os.fspath(directory)!r}: it has no {REPORT_FILE}. Name the directory that `niwaki "
+            "train --out` or `niwaki prune --out` wrote."
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:
-        raise FileFormatError(
-            f"{str(path)!r} cannot be read: {cause}. Name the directory that `niwaki train --out` wrote."
-        ) from cause
+        raise FileFormatError(f"{str(path)!r} cannot be read: {cause}.") from cause
     try:
         return RunReport.from_json(text)
     except FileFormatError as cause:

@@ -56,6 +56,11 @@ def read_folder(path: Path, size: tuple[int, int] | None = None) -> FoundImages:
             "hold one sub-folder of images for each of at least two classes; train/ and val/ (or test/) may hold them "
             "instead."
         )
+    if test is not None and not files[1]:
+        raise DataError(
+            f"{str(test)!r} has no images in sub-folders of classes, and it is where the images for testing are looked "
+            "for. Put some there, or remove it and train/ around the classes, so that a part is held back for testing."
+        )
     numbers = {name: number for number, name in enumerate(names)}
     parts = [[(file, numbers[name]) for file, name in found] for found in files]
     pictures = [[_read(file, size) for file, _ in part] for part in parts]
@@ -129,5 +134,4 @@ def _stacked(parts: list[list[tuple[Path, int]]], pictures: list[list[Pixels]]) 
     return [
         np.stack([np.repeat(one[..., None], 3, -1) if coloured and one.ndim == 2 else one for one in ones])
         for ones in pictures
-        if ones
     ]

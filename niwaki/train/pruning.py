@@ -35,6 +35,7 @@ from niwaki.train.job import (
     save_run,
     versions,
 )
+from niwaki.train.recipe import check_weights
 from niwaki.train.scores import accuracy, check_scores
 from niwaki.train.weights import with_weights
 
@@ -70,6 +71,7 @@ class PruningRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_weights(self.weights)
         for name in ("images", "repair_images", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RunError(f"{name} is {getattr(self, name)}, but must be at least 1.")
@@ -123,6 +125,11 @@ def prune_trained(
     model = _trained(recipe, images).to(where)
     check_scores(model, batches.example(2), ImageTask(images.classes, images.channels, images.size), recipe.model)
     data = _first(batches, recipe.images)
+    if recipe.refine and len(data) < 2:
+        raise RunError(
+            f"--refine needs two batches or more, since some choose and others decide; {sum(len(y) for _, y in data)} "
+            f"images are one batch of {recipe.batch_size}. Give more --images, or a smaller --batch-size."
+        )
     pruned = niwaki.prune(
         *(model, batches.example(), budget),
         batches=data,

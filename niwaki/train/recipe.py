@@ -56,6 +56,7 @@ class Recipe:
     image_size: str | None = None
 
     def __post_init__(self) -> None:
+        check_weights(self.weights)
         if self.method not in method_names():
             raise RunError(f"There is no method {self.method!r}. Choose {choices()}.")
         for name in ("epochs", "batch_size", "periods"):
@@ -151,6 +152,13 @@ def choices() -> str:
     """The names of all methods, as a sentence lists them."""
     *names, none = method_names()
     return f"{', '.join(names)} or {none}"
+
+
+def check_weights(source: str | None) -> None:
+    """Raise `RunError` for an empty name: Python reads it as the current directory, and most likely a variable was
+    unset."""
+    if source is not None and not source.strip():
+        raise RunError("--weights is empty. Name a file of a state dictionary, or a directory that niwaki wrote.")
 
 
 def _limit(value: float | None) -> float | int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ def with_weights(model: nn.Module, source: Path) -> nn.Module:
         )
     try:
         state = reader(source)
+    except pickle.UnpicklingError as cause:
+        if "global" not in str(cause).lower():  # it is no pickle at all
+            raise RunError(f"The weights {str(source)!r} cannot be read: {first_line(cause)}") from cause
+        raise RunError(
+            f"{str(source)!r} holds Python objects, such as a whole model, and these run code when they are read. Save "
+            "the tensors alone: torch.save(model.state_dict(), path)."
+        ) from cause
     except Exception as cause:  # a file that is no state dictionary fails in torch with any error
         why = f"{type(cause).__name__}: {first_line(cause)}"
         raise RunError(f"The weights {str(source)!r} cannot be read: {why}") from cause

@@ -74,6 +74,11 @@ def test_a_baseline_is_trained_and_told_first(niwaki, tmp_path: Path) -> None:
     assert 'polyline class="dense"' in (tmp_path / "run" / "report.html").read_text()
     assert "niwaki.load_run('run')" in outcome.out.splitlines()[-1]
     assert niwaki("report", "run").out == "run/report.html\n"
+    (tmp_path / "run").rename(tmp_path / "baseline")  # a run of its own, where another's baseline would be
+    before = (tmp_path / "baseline" / "report.json").read_bytes()
+    outcome = niwaki("train", "--model", "mlp", *SHORT, "--out", ".", "--baseline")
+    assert outcome.code == 1 and "'baseline' already holds a run (report.json), and --baseline trains" in outcome.err
+    assert (tmp_path / "baseline" / "report.json").read_bytes() == before and not (tmp_path / "report.json").exists()
 
 
 def test_train_on_an_archive_with_a_model_from_a_file(niwaki, tmp_path: Path) -> None:

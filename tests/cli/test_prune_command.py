@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import niwaki
 from niwaki.cli.app import main
+from niwaki.cli.prune import _new_weights
 from niwaki.networks import ImageTask, build_model
 from niwaki.train.batches import Batches
 from niwaki.train.data import load_images
@@ -84,6 +85,10 @@ def test_it_says_what_was_lost_and_the_result_loads_and_can_be_pruned_again(run,
     assert sum(p.numel() for p in niwaki.load(dense, tmp_path / "two").parameters()) == again["small"]["params"]
 
 
+def test_one_layer_has_new_weights() -> None:
+    assert (_new_weights(1), _new_weights(2)) == ("1 layer has new weights.", "2 layers have new weights.")
+
+
 def test_a_factory_may_bring_its_weights(run, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "from safetensors.torch import load_file\n"
@@ -123,6 +128,9 @@ def test_a_factory_may_bring_its_weights(run, weights: Path, tmp_path: Path) -> 
         (("mlp", "--weights", "text.safetensors"), "The weights 'text.safetensors' cannot be read: "),
         (("mlp", "--weights", "text.pt"), "The weights 'text.pt' cannot be read: "),
         (("mlp", "--weights", "list.pt"), "'list.pt' holds no state dictionary, tensors by name. Save the network's"),
+        (("mlp", "--weights", "whole.pt"), "'whole.pt' holds Python objects, such as a whole model, and these run"),
+        (("mlp", "--weights", ""), "--weights is empty. Name a file of a state dictionary, or a directory"),
+        (("mlp", "--weights", "MLP", "--refine", "1", "--images", "100"), "Give more --images, or a smaller --batch"),
         (("mlp", "--weights", "."), "plan.json"),
         (("resnet", "--weights", "MLP"), "are of another network: "),
         (("mlp", "--weights", "MLP", "--keep-macs", "0"), "macs=0.0 is not a budget"),
@@ -144,6 +152,7 @@ def test_bad_input_is_one_sentence(
     for name in ("text.bin", "text.pt", "text.safetensors"):
         (tmp_path / name).write_text("text")
     torch.save([1, 2], tmp_path / "list.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
     before = sorted(entry.name for entry in tmp_path.iterdir())
     code, _, err = run(*(str(weights) if argument == "MLP" else argument for argument in arguments))
     assert code == 1 and err.startswith("niwaki: ") and message in err, err

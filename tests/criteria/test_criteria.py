@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from niwaki.core.space import SearchSpace
 from niwaki.criteria import criteria, criterion, normalise, score
+from niwaki.criteria.score import Scores
 from niwaki.errors import MethodError, UnknownName
 from niwaki.per_unit.sums import UnitSums
 
@@ -373,3 +374,7 @@ def test_a_loss_of_another_signature_is_told() -> None:
     ):
         with pytest.raises(MethodError, match=message):
             score(space, "taylor1", [torch.randn(4, 6)], loss_fn)  # type: ignore[arg-type]
+
+
+def test_scores_of_ones_own_print() -> None:
+    assert "all units  1  1.5  2" in repr(Scores([1.0, 2.0], "mine"))  # type: ignore[arg-type]

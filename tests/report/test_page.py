@@ -181,7 +181,7 @@ def test_wrong_calls_are_sentences(run: Path, tmp_path: Path) -> None:
     space = niwaki.search_space(net, torch.randn(1, 4))
     with pytest.raises(MethodError, match="needs both a search space and a plan of it, or a directory of a run alone"):
         niwaki.report(tmp_path, space)
-    with pytest.raises(FileFormatError, match="Name the directory that `niwaki train --out` wrote"):
+    with pytest.raises(FileFormatError, match="it has no report.json. Name the directory that `niwaki train --out`"):
         niwaki.report(tmp_path)
     alone = niwaki.latency({"dense": net}, torch.randn(1, 4), seconds=0)
     with pytest.raises(MethodError, match="A latency of a single network compares nothing"):

@@ -244,6 +244,10 @@ def test_folders_of_mixed_sizes_and_of_two_parts(tmp_path: Path) -> None:
     assert images.train_x.shape == (8, 3, 8, 6) and images.test_x.shape == (4, 3, 8, 6)  # grey ones have three channels
     assert images.labels == ("cat", "dog") and images.classes == 2 and images.test_y.tolist() == [1] * 4
     assert images.train_x[1].unique().tolist() == [40] and images.train_x[0, 0].shape == (8, 6)
+    for number in range(4):
+        (tmp_path / "val" / "dog" / f"{number}.png").unlink()
+    with pytest.raises(DataError, match=r"val' has no images in sub-folders of classes, and it is where the images"):
+        load_images(str(tmp_path), 0, (8, 6))
     picture(tmp_path / "val" / "bird" / "1.png", (9, 9), 0)
     with pytest.raises(DataError, match=r"val' has a class 'bird', which .*train' does not have"):
         load_images(str(tmp_path), 0, (8, 6))
@@ -410,7 +414,7 @@ def test_reports_of_before_are_read_and_others_are_refused(tmp_path: Path) -> No
         path.write_text(text)
         with pytest.raises(FileFormatError, match=message):
             niwaki.load_run(tmp_path / "out")
-    with pytest.raises(FileFormatError, match="Name the directory that `niwaki train --out` wrote"):
+    with pytest.raises(FileFormatError, match="it has no report.json. Name the directory that `niwaki train --out`"):
         niwaki.load_run(tmp_path / "nowhere")
 
 
