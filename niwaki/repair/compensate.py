@@ -25,7 +25,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, TraceError
 from niwaki.repair.calibration import Forward, feed
 from niwaki.repair.consumers import reading_maps, removed_from
-from niwaki.repair.linear_maps import LinearMap, is_known
+from niwaki.repair.linear_maps import LinearMap, is_known, of_its_own
 from niwaki.repair.norms_behind import NormsBehind
 from niwaki.repair.passes import Pass, Pick, closing_all
 from niwaki.repair.regression import Regression
@@ -37,6 +37,7 @@ from niwaki.trace.model_state import preserved
 
 _NO_LAYER = "it is not the matrix of a layer whose sums can be seen from outside"
 _RECURRENT = "it reads hidden states, which the recurrent layer does not show"
+_COMPLEX = "its weights are complex numbers, and only real ones are fitted"
 _PART = 256  # entries of an output by which two passes are compared
 
 
@@ -245,7 +246,7 @@ class _Repair:
                 try:
                     parts.append(_part(one.given(args, kwargs, output)).clone())
                     if one.tried and not one.holds(one.read(args, kwargs), output):
-                        failed[one] = f"{type(one.layer).__qualname__} computes something of its own"
+                        failed[one] = of_its_own(one.layer)
                 except ValueError as why:
                     failed[one] = str(why)
             self._alone.setdefault((name, number), []).append(parts)
@@ -377,13 +378,15 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 def _own_weights(
     model: nn.Module, layers: Mapping[str, Sequence[LinearMap]], replaced: set[str], left: dict[str, str]
 ) -> dict[str, Sequence[LinearMap]]:
-    """The layers that are what their class says, with weights of their own; the others go to ``left``."""
+    """The layers that are what their class says, with real weights of their own; the others go to ``left``."""
     uses = Counter(id(value) for module in model.modules() for value in module._parameters.values())
     found = {}
     for name, maps in layers.items():
         layer, why = maps[0].layer, ""
-        if not is_known(layer, maps):
-            why = f"{type(layer).__qualname__} computes something of its own"
+        if any(one.sums.weight.is_complex() for one in maps):
+            why = _COMPLEX
+        elif not is_known(layer, maps):
+            why = of_its_own(layer)
         elif name in replaced:
             why = "the plan puts another module in its place"
         elif any(uses[id(value)] > 1 for value in layer._parameters.values() if value is not None):

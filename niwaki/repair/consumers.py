@@ -25,7 +25,9 @@ def reading_maps(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, 
     for path, layer in named_modules(model):
         for one in linear_maps(layer):
             name = names.get(id(one.sums.weight), "")
-            if one.removed(plan, name) and (one.groups > 1 or (name, one.sums.dim) in reading):
+            # Complex convolutions are sums of real ones, in which their inputs look as if they computed the units.
+            reads = one.groups > 1 or one.sums.weight.is_complex() or (name, one.sums.dim) in reading
+            if one.removed(plan, name) and reads:
                 found.setdefault(path, []).append(one)
     return found
 

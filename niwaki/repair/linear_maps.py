@@ -145,9 +145,10 @@ class LinearMap:
             rows = rows - self.sums.bias.to(rows.dtype)
         return rows.reshape(len(rows), self.groups, -1)
 
-    def windows(self, given: Tensor) -> Tensor:
-        """A view of what `read` found, [positions ..., what is summed over at one of them]."""
-        return windows(self.layer, given)
+    def windows(self, given: Tensor, sides: Sequence[int] | None = None) -> Tensor:
+        """A view of what `read` found, [positions ..., what is summed over at one of them]; ``sides``: those of the
+        output, which a call of a transposed convolution may choose."""
+        return windows(self.layer, given, sides)
 
     def holds(self, given: Tensor, output: Tensor) -> bool:
         """Whether the layer gave what the map says, up to roundings."""
@@ -164,20 +165,31 @@ def linear_maps(layer: nn.Module) -> list[LinearMap]:
     recurrent layers and attention read, and of any layer with one matrix, which may or may not be multiplied by it."""
     inside = isinstance(layer, _OWN_OUTPUT)
     found = [LinearMap(layer, one, inside=inside) for one in uptakes(layer)]
-    if isinstance(layer, nn.Linear) and type(layer).forward not in _KNOWN:
+    if isinstance(layer, nn.Linear) and not _is_of_torch(layer):
         return [replace(found[0], tried=True)]
     if isinstance(layer, Convolved) and layer.groups > 1:
         bias = None if layer.bias is None else layer.bias.detach()
         dim = 0 if isinstance(layer, TRANSPOSED) else 1
         found = [LinearMap(layer, Uptake(layer.weight, dim, bias, channel=1 - layer.weight.ndim), layer.groups)]
-    if found or type(layer).forward in _KNOWN:
+    if found or _is_of_torch(layer):
         return found
     return list(_products(layer))
 
 
 def is_known(layer: nn.Module, maps: Sequence[LinearMap]) -> bool:
-    """Whether the class computes what its ``maps`` say, or whether they are tried."""
-    return type(layer).forward in _KNOWN or all(one.tried for one in maps)
+    """Whether the layer computes what its ``maps`` say, or whether they are tried."""
+    return _is_of_torch(layer) or all(one.tried for one in maps)
+
+
+def of_its_own(layer: nn.Module) -> str:
+    """The reason to give for a layer that computes something else."""
+    own = "the forward of this instance" if "forward" in vars(layer) else type(layer).__qualname__
+    return f"{own} computes something of its own"
+
+
+def _is_of_torch(layer: nn.Module) -> bool:
+    """Whether the code that runs is torch's own: neither the class nor the instance has another ``forward``."""
+    return "forward" not in vars(layer) and type(layer).forward in _KNOWN
 
 
 def _products(layer: nn.Module) -> Iterator[LinearMap]:

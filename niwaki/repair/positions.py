@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -9,15 +11,18 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 Convolved = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
-def windows(layer: nn.Module, x: Tensor) -> Tensor:
-    """A view of ``x`` [positions ..., what is summed over at one of them ...]."""
+def windows(layer: nn.Module, x: Tensor, sides: Sequence[int] | None = None) -> Tensor:
+    """A view of ``x`` [positions ..., what is summed over at one of them ...].
+
+    ``sides``: those of the output of a transposed convolution, where its call may have had an ``output_size``.
+    """
     if not isinstance(layer, Convolved):
         return x
     dims = layer.weight.ndim - 2
     x = x if x.ndim > dims + 1 else x.unsqueeze(0)
     stride = layer.stride
     if isinstance(layer, TRANSPOSED):
-        x, stride = _spread(layer, x), (1,) * dims
+        x, stride = _spread(layer, x, sides), (1,) * dims
     elif any(layer._reversed_padding_repeated_twice):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
@@ -26,7 +31,7 @@ def windows(layer: nn.Module, x: Tensor) -> Tensor:
     return x.movedim(1, 1 + dims)  # channels behind the positions, in front of the places of the kernel
 
 
-def _spread(layer: nn.Module, x: Tensor) -> Tensor:
+def _spread(layer: nn.Module, x: Tensor, sides: Sequence[int] | None) -> Tensor:
     """The input of the convolution that a transposed one is: zeros between the entries of ``x``, and around them."""
     assert isinstance(layer, TRANSPOSED)
     stride = layer.stride
@@ -34,8 +39,12 @@ def _spread(layer: nn.Module, x: Tensor) -> Tensor:
     wide[(slice(None), slice(None), *(slice(None, None, step) for step in stride))] = x
     around: list[int] = []
     for dim in reversed(range(len(stride))):
-        border = layer.dilation[dim] * (layer.kernel_size[dim] - 1) - int(layer.padding[dim])
-        around += [border, border + layer.output_padding[dim]]
+        reach = layer.dilation[dim] * (layer.kernel_size[dim] - 1)
+        border, further = reach - int(layer.padding[dim]), layer.output_padding[dim]
+        if sides is not None:  # no more than torch allows: other positions must not look like those of the output
+            asked = sides[dim] - (wide.shape[2 + dim] + 2 * border - reach)
+            further = min(max(asked, 0), max(layer.stride[dim], layer.dilation[dim]) - 1)
+        around += [border, border + further]
     return F.pad(wide, around)
 
 

@@ -26,7 +26,8 @@ def rows(
     Raises:
         ValueError: the two did not read the same positions.
     """
-    views, z = small.windows(read), dense.places(outcome)
+    z = dense.places(outcome)
+    views = small.windows(read, z.shape[1:-1] if small.transposed else None)
     places = views.shape[: z.ndim - 1]
     if z.shape[:-1] != places:
         raise ValueError("it does not read the same positions in the cut network")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -237,3 +238,63 @@ def test_layers_of_language_models_are_fitted() -> None:
     plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.6))
     result = niwaki.compensate(space, plan, [{"input_ids": tokens}])
     assert {"model.layers.0.self_attn.o_proj", "model.layers.0.mlp.down_proj"} <= set(result.layers), result
+
+
+class Enlarging(nn.Module):
+    """A transposed convolution whose call says how large the output is to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.reader = nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 4, 3, stride=(3, 2), padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.reader(self.first(x).tanh(), output_size=(12, 10))
+        return result
+
+
+def test_the_size_that_a_call_of_a_transposed_convolution_asks_for_is_that_of_the_fit() -> None:
+    torch.manual_seed(0)
+    net, x = Enlarging(), torch.randn(15, 3, 4, 5, dtype=torch.float64)
+    result, plan, small = halved(net, x)
+    assert list(result.layers) == ["reader"] and not result.left
+    twin = nn.ConvTranspose2d(6, 4, 3, stride=(3, 2), padding=1, output_padding=(2, 1)).double()
+    twin.load_state_dict(net.reader.state_dict())
+    same, _, other = halved(Two(net.first, twin), x)
+    assert torch.allclose(small.reader.weight, other.reader.weight)  # type: ignore[union-attr, operator, arg-type]
+    assert same.layers["reader"].after == pytest.approx(result.layers["reader"].after)
+
+
+def test_a_forward_of_an_instance_is_tried_or_left() -> None:
+    """A copy keeps such a forward; it may be a wrapper that changes nothing, as libraries make them."""
+
+    def scaled(layer: nn.Module, x: Tensor) -> Tensor:
+        return 0.1 * type(layer).forward(layer, x)
+
+    def same(layer: nn.Module, x: Tensor) -> Tensor:
+        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    x, why = torch.randn(30, 3), "the forward of this instance computes something of its own"
+    for forward, reader, left in (
+        (scaled, nn.Linear(8, 2), {"reader": why}),
+        (same, nn.Linear(8, 2), {}),
+        (scaled, nn.Conv1d(8, 2, 1), {"reader": why}),
+    ):
+        plain = isinstance(reader, nn.Linear)
+        net = Two(nn.Linear(3, 8) if plain else nn.Conv1d(3, 8, 1), reader)
+        reader.forward = MethodType(forward, reader)  # type: ignore[method-assign]
+        result, _, _ = halved(net, x.double() if plain else x.double().reshape(15, 3, 2))
+        assert result.left == left and list(result.layers) == ([] if left else ["reader"])
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv1d])
+def test_complex_weights_are_left_and_named(kind: Any) -> None:
+    torch.manual_seed(0)
+    kernel, sides = ((), ()) if kind is nn.Linear else ((2,), (4,))
+    net = nn.Sequential(*(kind(*widths, *kernel, dtype=torch.complex64) for widths in ((3, 8), (8, 2))))
+    x = torch.randn(10, 3, *sides, dtype=torch.complex64)
+    space = niwaki.search_space(net, x)
+    keep = np.arange(space.num_units) % 2 == 0
+    result = niwaki.compensate(space, space.plan(keep), [x])
+    assert not result.layers
+    assert result.left == {"1": "its weights are complex numbers, and only real ones are fitted"}
