@@ -136,12 +136,15 @@ class Mix:
         return np.where(keep, np.sum(parts, axis=0), 0.0)
 
     def check_size(self, what: str) -> None:
-        """Raise `MethodError` if there are functions: ``what`` asks for scores of weights other than they are."""
-        if self.functions:
+        """Raise `MethodError` if there are functions, or criteria that are not made of sums over the weights of each
+        unit: ``what`` asks for scores of weights other than they are."""
+        odd = next((one.name for one in self.registered if not one.adds_up), None)
+        if self.functions or odd is not None:
+            whose = f"the criterion {odd!r}" if odd is not None else "a function of the search space "
+            whose += "" if odd is not None else f"({name_of(self.functions[0])!r})"
             raise MethodError(
-                f"{what} scores what has begun to fade as if it had not, which a function of the search space "
-                f"({name_of(self.functions[0])!r}) cannot be asked for. Use registered criteria, or HESSO without "
-                "readmit."
+                f"{what} scores what has begun to fade as if it had not, which {whose} cannot be asked for. Use "
+                "registered criteria of the sizes and gradients of single weights, or HESSO without readmit."
             )
 
 

@@ -73,6 +73,9 @@ def test_what_makes_no_sense_is_refused() -> None:
         Training("mlp", sgd, Budget(macs=0.5), kind=CRIC, criteria=reversed_order, layers=0)
     with pytest.raises(MethodError, match="readmit=True scores what has begun to fade as if it had not"):
         Training("mlp", sgd, Budget(macs=0.5), readmit=True, criteria=reversed_order)
+    for name in ("exemplar", "geometric_median"):  # of distances, which no sum over a unit tells
+        with pytest.raises(MethodError, match=f"if it had not, which the criterion '{name}' cannot be asked for"):
+            Training("mlp", sgd, Budget(macs=0.5), readmit=True, criteria={"magnitude": 1.0, name: 1.0})
     for function, message in (
         (lambda space: np.ones(3), "'<lambda>' must return one number per unit, an array of shape"),
         (lambda space: "many", "'<lambda>' returned something that is not an array of numbers"),
