@@ -95,7 +95,7 @@ class GaP(Method):
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
-        check_budget(budget)
+        check_budget(budget, space=space)
         Schedule.check(schedule, self.label)
         schedule.check_ramp(self.label)
         schedule.check_fade(self.label)

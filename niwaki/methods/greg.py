@@ -110,7 +110,7 @@ def _parts(
     vectorised: bool,
 ) -> tuple[TrainedUnits, Portions, GrowingPenalty]:
     """Both methods: units are chosen by their L1 norms once, ``pick`` of the way from the start to the end."""
-    check_budget(budget)
+    check_budget(budget, space=space)
     Schedule.check(schedule, label)
     schedule.check_ramp(label)
     schedule.check_fade(label)

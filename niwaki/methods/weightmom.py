@@ -172,7 +172,7 @@ class WeightMom(Method):
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
-        check_budget(budget)
+        check_budget(budget, space=space)
         Schedule.check(schedule, self.label)
         check_number("momentum", momentum, 0, 1, "it is what is left of the average of sizes after a step")
         check_compare(compare)

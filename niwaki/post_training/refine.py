@@ -23,7 +23,7 @@ from niwaki.post_training.iterative import REPAIRS, Repair
 from niwaki.repair.batchnorm import reestimate_norms
 from niwaki.repair.compensate import compensate
 from niwaki.selection import UNITS, SelectionRequest
-from niwaki.selection.budget import Budget, check_budget, check_left, provenance
+from niwaki.selection.budget import Budget, check_budget, check_left, followed, provenance
 from niwaki.surgery.cut import cut
 
 _HELD_OUT = 4  # one of so many batches decides in the end
@@ -81,7 +81,7 @@ def refine(
     """
     check_space(space)
     compare = compared(scores, compare)
-    check_budget(budget)
+    check_budget(budget, space=space)
     if repair not in REPAIRS:
         raise MethodError(f"repair={repair!r} is none of {', '.join(map(repr, REPAIRS))}.")
     if not is_whole(sweeps) or sweeps < 1:
@@ -94,7 +94,7 @@ def refine(
             f"There {'is one batch' if data else 'are no batches'}. Some choose and others decide: pass two or more."
         )
     values = finite(space, scores.values, scores.criterion)
-    limits = budget.absolute(space)
+    limits = budget.absolute(space, followed(space))
     border = len(data) - max(1, len(data) // _HELD_OUT)
     trials = _Distances(space, data[:border], forward or plainly, repair)
 

@@ -191,18 +191,18 @@ def followed(space: SearchSpace, measures: tuple[str, ...] = TRAINED) -> tuple[s
 
 def check_budget(budget: object, *, training: bool = True, space: SearchSpace | None = None) -> None:
     """Raise `BudgetError` if ``budget`` is not one, such as a bare number, or if it has limits that a method cannot
-    follow during a ``training`` in ``space``."""
+    follow during a ``training`` in ``space``; None if it could not predict more if it were timed."""
     if not isinstance(budget, Budget):
         raise BudgetError(f"budget={budget!r} is not a budget. Name its measure: niwaki.Budget(macs=0.5).")
     known = TRAINED if space is None else followed(space)
     measure = next((measure for measure in budget.limits if measure not in known), None)
     if training and measure is not None:
+        timed = "" if space is None else " Or train in a space that predicts the latency: niwaki.timed(space, x)."
         raise BudgetError(
             f"{measure} is measured on networks that are cut, which a method cannot do during the training. "
             f"First find the MACs that meet it, plan = niwaki.choose(space, niwaki.score(space, 'magnitude'), "
             f"niwaki.Budget({measure}={budget.measured[measure]!r}), example_inputs=x), and give the method these: "
-            "niwaki.Budget(macs=space.cost(plan).macs). Or train in a space that predicts the latency: "
-            "niwaki.timed(space, x)."
+            f"niwaki.Budget(macs=space.cost(plan).macs).{timed}"
         )
 
 

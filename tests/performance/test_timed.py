@@ -42,6 +42,10 @@ def left(space: niwaki.SearchSpace, plan: niwaki.Plan) -> float:
 METHODS: dict[str, Any] = {
     "hesso": lambda space, optimizer: niwaki.HESSO(space, optimizer, LIMIT, SCHEDULE),
     "ddp": lambda space, optimizer: niwaki.DDPTraining(space, optimizer, LIMIT, SCHEDULE),
+    "greg1": lambda space, optimizer: niwaki.GReg1(space, optimizer, LIMIT, SCHEDULE),
+    "greg2": lambda space, optimizer: niwaki.GReg2(space, optimizer, LIMIT, SCHEDULE),
+    "weightmom": lambda space, optimizer: niwaki.WeightMom(space, optimizer, LIMIT, SCHEDULE),
+    "gap": lambda space, optimizer: niwaki.GaP(space, optimizer, LIMIT, SCHEDULE),
     "ato": lambda space, optimizer: niwaki.ATO(
         space, optimizer, LIMIT, SCHEDULE, loss_fn=loss_fn, batches=[labelled(7, 64)], generator="independent"
     ),
@@ -73,7 +77,8 @@ def test_masks_and_choices_meet_it() -> None:
     for scores in (masks, niwaki.score(space, "magnitude")):
         plan = niwaki.choose(space, scores, LIMIT)
         assert 0.3 < left(space, plan) <= 0.5 and plan.provenance["predicted"]["latency"] <= 0.5
-    assert niwaki.check(model, plan, torch.randn(2, 8)).holds
+    plan = niwaki.refine(space, scores, LIMIT, [labelled(n)[0] for n in range(2)], sweeps=1)
+    assert niwaki.check(model, plan, torch.randn(2, 8)).holds and left(space, plan) <= 0.5
 
 
 def test_limits_that_make_no_sense() -> None:
