@@ -160,7 +160,7 @@ class _LastRead(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for values, _, _ in read_by(func, args, self._owner):
+        for values, *_ in read_by(func, args, self._owner):
             rows = values.detach().flatten(1).T[:_MOST_ROWS]
             self.values = rows.abs().double() if rows.is_complex() else rows.double()
         return func(*args, **(kwargs or {}))

@@ -23,9 +23,9 @@ def small_contributions(unit: UnitSums) -> Tensor:
 
     In a sample, input j has of the output i of a matrix product or convolution the share
     c_ij = |w_ij x_j| / sum_k |w_ik x_k|, without the bias. The unit's score is the sum, over the weights that read it,
-    of mean(c) + std(c) over all samples and places, by the number of outputs; the mean over its readers. Weights of a
-    small and steady share are those that the paper removes; a unit is removed with all that read it. Shares mean the
-    same in every layer: use it with ``compare="space"``.
+    of mean(c) + std(c) over all samples and places of all batches, by the number of outputs; the mean over its readers.
+    Weights of a small and steady share are those that the paper removes; a unit is removed with all that read it.
+    Shares mean the same in every layer: use it with ``compare="space"``.
 
     The paper also calls a removal safe where the pre-activation stays in the range in which the activation is flat.
     That is not looked at: a norm or a sum may stand between the two.

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from niwaki.core.dying import homes, structure_units
 from niwaki.core.names import named_parameters
 from niwaki.core.space import SearchSpace
-from niwaki.criteria.contributions import shares_in_convolution, shares_in_product
+from niwaki.criteria.contributions import ShareSums, shares_in_convolution, shares_in_product
 from niwaki.errors import MethodError
 
 aten = torch.ops.aten
@@ -24,6 +24,10 @@ _PRODUCTS: Mapping[Any, tuple[int, int]] = {  # the positions of the two factors
     aten.addmm.default: (1, 2),
     aten.baddbmm.default: (1, 2),
 }
+
+
+View = tuple[int, tuple[tuple[int, int], ...]]  # an offset, and sizes with steps
+Reader = tuple[tuple[str, int], View]  # a dimension of a parameter, and the part of it that reads
 
 
 class ParameterOwners:
@@ -67,19 +71,20 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for piece in group.slices:
                 index = torch.from_numpy(piece.index)
                 self._owned.setdefault((piece.tensor, piece.dim), []).append((group.first, index))
-        self._active, self._energy, self._share, self._reads = like.new_zeros(4, space.num_units)
+        self._active, self._energy, self._reads = like.new_zeros(3, space.num_units)
+        self._shares: dict[Reader, ShareSums] = {}
+        self._given, self._batches = like.new_zeros(space.num_units), 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for values, key, shares in read_by(func, args, self._owner):
+        for values, key, view, shares in read_by(func, args, self._owner):
             owned = self._owned.get(key, ())
-            share = shares() if owned and self._with_share else None
             for first, index in owned:
                 self._add(values, first, index)
-                if share is not None:
-                    own = share[index.to(share.device)].sum(1)
-                    self._share[first : first + len(index)] += own.to(self._like)
+            if owned and self._with_share:
+                reader, found = (key, view), shares()
+                self._shares[reader] = self._shares[reader] + found if reader in self._shares else found
         return func(*args, **(kwargs or {}))
 
     def _add(self, values: Tensor, first: int, index: Tensor) -> None:
@@ -96,8 +101,10 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._energy[numbers] += torch.linalg.svdvals(own).sum(1) if own.shape[2] > 1 else own.norm(dim=(1, 2))
 
     def fields(self) -> dict[str, Tensor]:
-        """``active``, ``energy`` and ``share`` [num_units] since the last call: means over all reads. A structure
-        has the mean of the units inside of it; one without units has the mean of all.
+        """``active``, ``energy`` and ``share`` [num_units]. A structure has the mean of the units inside of it; one
+        without units has the mean of all. The first two are of what ran since the last call, means over all reads.
+        Shares are of all that ran so far, as what has to be added to the earlier answers so that the mean of all
+        answers is theirs: means and deviations are over all samples, however they are divided into batches.
 
         Raises:
             MethodError: no activations of some group were observed.
@@ -112,10 +119,24 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "no activations."
             )
         reads = self._reads.clamp(min=1)
-        sums = {"active": self._active, "energy": self._energy, "share": self._share}
-        found = {name: self._of_structures(total / reads) for name, total in sums.items()}
-        self._active, self._energy, self._share, self._reads = self._like.new_zeros(4, self._space.num_units)
-        return found
+        found = {name: total / reads for name, total in (("active", self._active), ("energy", self._energy))}
+        self._batches += 1
+        found["share"] = self._batches * self._mean_shares() - self._given
+        self._given = self._given + found["share"]
+        self._active, self._energy, self._reads = self._like.new_zeros(3, self._space.num_units)
+        return {name: self._of_structures(values) for name, values in found.items()}
+
+    def _mean_shares(self) -> Tensor:
+        """The shares of the units in all samples so far, means over their readers, [num_units]."""
+        total, readers = self._like.new_zeros(2, self._space.num_units)
+        for (key, _), sums in self._shares.items():
+            share = sums.shares()
+            for first, index in self._owned[key] if sums.samples else ():
+                numbers = slice(first, first + len(index))
+                total[numbers] += share[index.to(share.device)].sum(1).to(total)
+                readers[numbers] += 1
+        mean: Tensor = total / readers.clamp(min=1)
+        return mean
 
     def _of_structures(self, values: Tensor) -> Tensor:
         """``values`` [num_units] of units, and for each structure the mean over those that it has inside."""
@@ -132,17 +153,26 @@ class ActivationObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def read_by(
     func: Any, args: tuple[Any, ...], owner: Callable[[Tensor, int], tuple[str, int] | None]
-) -> Iterator[tuple[Tensor, tuple[str, int], Callable[[], Tensor]]]:
+) -> Iterator[tuple[Tensor, tuple[str, int], View, Callable[[], ShareSums]]]:
     """The values that an operator multiplies by a parameter, [positions, samples, places]; the parameter's dimension;
-    and what computes the shares of the positions in the operator's outputs, [positions]."""
+    which part of the parameter it is; and what computes the shares of the positions in the operator's outputs."""
     if func in _PRODUCTS:
         left, right = (args[place] for place in _PRODUCTS[func])
         for values, dim, key in ((left, -1, owner(right, -2)), (right, -2, owner(left, -1))):
             if key is not None:
                 both = (left, right) if dim == -1 else (right.mT, left.mT)
-                yield values.movedim(dim, 0).flatten(1).unsqueeze(2), key, partial(shares_in_product, *both)
+                shares = partial(shares_in_product, *both)
+                yield values.movedim(dim, 0).flatten(1).unsqueeze(2), key, _view(both[1]), shares
     elif func is aten.convolution.default:
         x, weight, transposed, groups = args[0], args[1], args[6], args[8]
         key = owner(weight, 0 if transposed else 1) if groups == 1 else None
         if key is not None:
-            yield x.movedim(1, 0).flatten(2), key, partial(shares_in_convolution, x, weight, args[3:9])
+            shares = partial(shares_in_convolution, x, weight, args[3:9])
+            yield x.movedim(1, 0).flatten(2), key, _view(weight), shares
+
+
+def _view(part: Tensor) -> View:
+    """Which numbers of its storage a view of a parameter has, in whatever arrangement along repeated dimensions."""
+    sizes = [(size, step) for size, step in zip(part.shape, part.stride(), strict=True) if step]
+    offset: Any = part.storage_offset()
+    return int(offset), tuple(sizes)

@@ -46,7 +46,9 @@ def by_loops(x: Tensor, weight: Tensor) -> list[float]:
 def test_shares_by_hand() -> None:
     """Of 3, -1 the shares are 3/4 and 1/4, of 0, 2 they are 0 and 1: means 3/8, 5/8, deviations 3/8 both."""
     x = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
-    torch.testing.assert_close(shares_in_product(x, torch.tensor([[1.0], [-1.0]])), torch.tensor([6 / 8, 8 / 8]))
+    torch.testing.assert_close(
+        shares_in_product(x, torch.tensor([[1.0], [-1.0]])).shares(), torch.tensor([6 / 8, 8 / 8])
+    )
 
 
 def test_shares_are_those_of_every_reader() -> None:
@@ -58,6 +60,44 @@ def test_shares_are_those_of_every_reader() -> None:
         second = torch.relu(model.b(first))
     expected = by_loops(first, model.b.weight.detach()) + by_loops(second, model.c.weight.detach())
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+class Twice(nn.Module):
+    """A convolution, one that runs twice, and a weight that is repeated along the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice = nn.Conv1d(2, 5, 3, padding=1), nn.Conv1d(5, 5, 3, padding=1)
+        self.last = nn.Parameter(torch.randn(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.twice(torch.relu(self.twice(torch.relu(self.first(x))))))
+        return torch.bmm(x.mT, self.last.expand(len(x), 5, 3))
+
+
+@pytest.mark.parametrize("build", [lambda: (MLP(), (6,)), lambda: (Twice(), (2, 4))])
+def test_batches_change_no_shares(build: Callable[[], tuple[nn.Module, tuple[int, ...]]]) -> None:
+    """Means and deviations are over all samples, which lie in any number of batches of any sizes."""
+    torch.manual_seed(0)
+    model, shape = build()
+    x = torch.randn(9, *shape, dtype=torch.double) * torch.arange(1.0, 10).reshape(9, *(1 for _ in shape))
+    space = niwaki.search_space(model.double(), x[:2])
+    whole = score(space, "small_contributions", [x], loss).values
+    for sizes in ([1] * 9, [2, 7], [4, 4, 1]):
+        found = score(space, "small_contributions", x.split(sizes), loss).values
+        np.testing.assert_allclose(found, whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-30, 1e25])
+def test_shares_do_not_depend_on_how_large_numbers_are(size: float) -> None:
+    x, weight = torch.rand(6, 3) + 0.1, torch.randn(3, 4)
+    expected = shares_in_product(x, weight).shares()
+    some = torch.where(torch.arange(6) < 3, size, 1.0)[:, None]
+    torch.testing.assert_close(shares_in_product(x * some, weight).shares(), expected)
+    torch.testing.assert_close(shares_in_product(x, weight * size).shares(), expected)
+    kernel, how = weight.T.reshape(4, 3, 1), ([1], [0], [1], False, [0], 1)
+    found = shares_in_convolution((x * some).reshape(6, 3, 1), kernel * size, how).shares()
+    torch.testing.assert_close(found, expected)
 
 
 CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
@@ -76,7 +116,7 @@ def test_shares_in_convolutions_are_those_of_the_matrix(kind: str) -> None:
     size = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     transposed = isinstance(layer, nn.ConvTranspose2d)
     how = [*(list(one) for one in size.values()), transposed, list(layer.output_padding), 1]
-    found = shares_in_convolution(x, layer.weight, how)
+    found = shares_in_convolution(x, layer.weight, how).shares()
 
     def run(weight: Tensor, values: Tensor) -> Tensor:
         return torch.ops.aten.convolution(values, weight, None, *how)
@@ -94,7 +134,7 @@ def test_shares_in_convolutions_are_those_of_the_matrix(kind: str) -> None:
 
 def test_an_output_without_inputs_has_no_shares() -> None:
     x, weight = torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    torch.testing.assert_close(shares_in_product(x, weight), torch.tensor([0.25, 0.25]))
+    torch.testing.assert_close(shares_in_product(x, weight).shares(), torch.tensor([0.25, 0.25]))
 
 
 def test_what_small_contributions_need_is_said() -> None:
