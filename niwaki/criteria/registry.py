@@ -16,6 +16,7 @@ from niwaki.per_unit.sums import (
     CURVATURE_SUMS,
     DIRECTION_SUMS,
     GRADIENT_SUMS,
+    PEER_SUMS,
     ROW_SUMS,
     UnitSums,
 )
@@ -75,6 +76,11 @@ class Criterion:
         """Whether it cannot be computed from the weights alone."""
         of_loss = self.needs_gradients or self.needs_direction or self.needs_curvature
         return of_loss or self.needs_activations or self.needs_absence
+
+    @property
+    def needs_peers(self) -> bool:
+        """Whether it compares a unit with the others of its group: a structure, which is alone in its own, has none."""
+        return not PEER_SUMS.isdisjoint(self.reads)
 
     @property
     def adds_up(self) -> bool:

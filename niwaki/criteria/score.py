@@ -13,6 +13,7 @@ from torch import Tensor
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.describe import counted, first_of
+from niwaki.core.dying import structure_units
 from niwaki.core.html import html_table
 from niwaki.core.scalars import is_whole, whole_seed
 from niwaki.core.space import SearchSpace, check_space
@@ -34,7 +35,8 @@ class Scores:
 
     ``compare``: the units among which values were normalised, and among which `niwaki.choose` compares them; None if
     they are the criterion's own. ``silent``: the units of which they say nothing, so that `niwaki.choose` keeps them:
-    terms without parameters, where no batches have been scored; for ``reap`` all that is not an expert.
+    terms without parameters, where no batches have been scored; for ``reap`` all that is not an expert; for criteria
+    that compare units with others of their group all structures.
 
     ``groups``: the range of each group among the values, for printing.
     """
@@ -174,6 +176,8 @@ def score(
     terms, everything = terms_of(space), np.ones(space.num_units, dtype=bool)
     silent = terms & bool(registered)
     others = not_experts(space) if any("routed" in one.reads for one in registered) else np.zeros_like(terms)
+    if any(one.needs_peers for one in registered):
+        others[list(structure_units(space).values())] = True
     if registered:
         settings = ScoreSettings(
             seed, int(probes), second_derivatives or SecondDerivatives(), bool(fresh_norms), readers

@@ -48,7 +48,8 @@ class TrainedUnits:
     ``leaving`` [num_units]: those that the update acts on; ``zero`` [num_units]: those that are kept at zero. ``live``:
     what of the space is still in the model. ``at_zero`` [num_units], on the device: what the update has brought to zero
     so far, if it says so. ``closure``: what the optimizer's step at hand was given. ``gates``: those of structures
-    that can leave by ``removal`` and that weights alone do not make; None if there are none.
+    that can leave by ``removal`` and that weights alone do not make; None if there are none. ``removal``: what is to
+    leave.
 
     Raises:
         MethodError: the optimizer does not train the parameters of the space, or some are frozen.
@@ -68,6 +69,7 @@ class TrainedUnits:
         if merged is None:
             check_parameters(space, optimizer)
         self.label, self.space, self.optimizer, self.merged = label, space, optimizer, merged
+        self.removal = removal
         self.holder = optimizer if merged is None else merged.holder
         self.live = LiveSpace(space)
         self.closure: Callable[[], Any] | None = None

@@ -19,6 +19,7 @@ from niwaki.methods.portions import PortionScores
 from niwaki.methods.schedule import Schedule, Timeline
 from niwaki.methods.scoring import Criteria, Mix, Window
 from niwaki.methods.trained_units import TrainedUnits
+from niwaki.selection import UNITS
 
 
 @final
@@ -29,6 +30,13 @@ class Sampler:
         check_steps("window", window, "scores are averaged over it")
         self.seed = whole_seed(seed)
         mix = Mix.of(criteria, units.space, compare)
+        lonely = next((one.name for one in mix.registered if one.needs_peers), None)
+        if lonely is not None and units.removal is not UNITS:
+            raise MethodError(
+                f"The criterion {lonely!r} compares units with the others of their group, and a structure is alone in "
+                f"its own, so remove={units.removal.name!r} has no scores to choose by. Use another criterion, such as "
+                "'magnitude', or remove='units'."
+            )
         self.mix = mix if units.gated is None else mix.with_effects()
         self.units, self.window = units, Window()
 

@@ -18,6 +18,7 @@ GRADIENT_SUMS = frozenset({"product", "product_square", "product_absolute", "gra
 DIRECTION_SUMS = frozenset({"aligned", "direction_square"})
 ACTIVATION_SUMS = frozenset({"active", "energy", "share"})
 CURVATURE_SUMS = frozenset({"curved", "relative_trace"})
+PEER_SUMS = frozenset({"distance", "exemplar"})
 ABSENCE = frozenset({"changed", "worse", "routed"})  # of whole structures
 
 _NONE = torch.empty(0)

@@ -229,11 +229,16 @@ def check_erased(
             f" ({terms} terms with gates stay while a method trains: the gates are in a program, which a loop that "
             "trains the class does not run. Leave out as_graph=True, or use niwaki.choose.)"
         )
-    untold = 0 if silent is None else int(silent.sum())
-    if untold:
+    untold = [number for number, unit in candidates.items() if silent is not None and silent[unit]]
+    if not all(space.structures[number].bare for number in untold):
         stay += (
-            f" ({untold} stay because they have no parameters, and the scores say nothing of them: with batches and "
-            "loss_fn niwaki.score does, by the gradients of their gates.)"
+            f" ({len(untold)} stay because the scores say nothing of them: their criterion is for units of another "
+            "kind. Use one such as 'magnitude' or 'taylor1'.)"
+        )
+    elif untold:
+        stay += (
+            f" ({len(untold)} stay because they have no parameters, and the scores say nothing of them: with batches "
+            "and loss_fn niwaki.score does, by the gradients of their gates.)"
         )
     for measure, reached in costs(space.cost_model, keep, limits).items():
         if reached > limits[measure]:

@@ -181,6 +181,23 @@ def test_what_takes_data_to_be_scored() -> None:
     assert edit.gated == ("pool",)
 
 
+@pytest.mark.parametrize("name", ["exemplar", "geometric_median"])
+def test_what_is_compared_with_its_peers_says_nothing_of_a_structure(name: str) -> None:
+    """It is alone in its group. Both are of value 0 or 1 there, beside which units would be worth all or nothing."""
+    space = space_of(0)
+    scores, names = niwaki.score(space, name), [group.name for group in space.groups if group.structure is not None]
+    assert set(scores.silent) == {group.first for group in space.groups if group.structure is not None}
+    plan = niwaki.choose(space, scores, niwaki.Budget(macs=0.6), remove="both")
+    assert all(len(plan.kept[one]) == 1 for one in names)
+    with pytest.raises(BudgetError, match=r"\d stay because the scores say nothing of them: their criterion is for un"):
+        niwaki.choose(space, scores, niwaki.Budget(macs=0.6), remove="structures")
+    optimizer = torch.optim.SGD(space.model.parameters(), lr=0.1)
+    with pytest.raises(MethodError, match=f"{name}' compares units with the others of their group, and a structure is"):
+        niwaki.HESSO(
+            space, optimizer, niwaki.Budget(macs=0.6), niwaki.Schedule(1, 9, 2), criteria={name: 1.0}, remove="both"
+        )
+
+
 def test_other_errors() -> None:
     space = space_of(1)
     scores = niwaki.score(space, "magnitude")
