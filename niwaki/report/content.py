@@ -142,7 +142,7 @@ def content_of_plan(
 ) -> PageContent:
     """The content for a plan that a loop of one's own, or `niwaki.choose`, has made."""
     dense, small = space.cost(), space.cost(plan)
-    measured = [_first_two(one) for one in latency]
+    measured = [_small_of_dense(one) for one in latency]
     before, after = accuracy
     rows = [] if after is None else [Row("accuracy", "–" if before is None else percent(before), percent(after))]
     provenance: Mapping[str, Any] = plan.provenance
@@ -167,9 +167,13 @@ def content_of_plan(
     )
 
 
-def _first_two(one: Latencies) -> Measured:
-    dense, small = list(one.networks.values())[:2]
-    return Measured(dense, small, list(one.ratios.values())[1])
+def _small_of_dense(one: Latencies) -> Measured:
+    """Ratios are of the first network: where that is the small one, the dense one's is turned round."""
+    ratio = one.ratios["small"]
+    if next(iter(one.networks)) == "small":
+        other = one.ratios["dense"]
+        ratio = Ratio(1 / other.median, 1 / other.upper, 1 / other.lower)
+    return Measured(one.networks["dense"], one.networks["small"], ratio)
 
 
 def _cost(name: str, dense: int, small: int) -> Row:

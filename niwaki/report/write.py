@@ -12,8 +12,10 @@ from niwaki.errors import MethodError
 from niwaki.io.atomic import write_atomically
 from niwaki.performance.measure import Latencies
 from niwaki.report.content import PageContent, content_of_plan, content_of_run
+from niwaki.report.given import accuracies_of, history_of, is_page, latencies_of, place_of
 from niwaki.report.run import RunReport, read_report
 from niwaki.report.run_page import run_page
+from niwaki.surgery.history import check_plan
 
 PAGE_FILE = "report.html"
 
@@ -50,7 +52,9 @@ def report(
 
     Raises:
         FileFormatError: without a space: the directory holds no report of a run.
-        MethodError: only one of space and plan is given, or a latency is of a single network.
+        MethodError: only one of space and plan is given, or something that a page cannot show truly: no fractions,
+            values that are not finite, latencies without a dense or a small network.
+        PlanError: the plan is of another network.
 
     Example:
         >>> import tempfile, torch, niwaki
@@ -62,20 +66,16 @@ def report(
         >>> "2.0 times fewer MACs, 98.0 → 97.0 % accuracy" in page
         True
     """
-    path = Path(where)
+    path = place_of(where)
     if (space is None) is not (plan is None):
         raise MethodError("niwaki.report needs both a search space and a plan of it, or a directory of a run alone.")
     if space is None or plan is None:
-        directory = path.parent if path.suffix == ".html" else path
+        directory = path.parent if is_page(path) else path
         return write_page(path, content_of_run(read_report(directory), os.fspath(directory)))
     check_space(space)
-    several = (latency,) if isinstance(latency, Latencies) else tuple(latency)
-    if any(len(one.networks) < 2 for one in several):
-        raise MethodError(
-            "A latency of a single network compares nothing. Measure both: niwaki.latency({'dense': model, 'small': "
-            "small}, x)."
-        )
-    return write_page(path, content_of_plan(space, plan, title, history, accuracy, several, load))
+    check_plan(plan)
+    given = history_of(history), accuracies_of(accuracy), latencies_of(latency)
+    return write_page(path, content_of_plan(space, plan, title, *given, load))
 
 
 def write_run_page(run: RunReport, directory: Path) -> Path:
@@ -85,7 +85,7 @@ def write_run_page(run: RunReport, directory: Path) -> Path:
 
 def write_page(where: Path, content: PageContent) -> Path:
     """Write a page to a file, or as ``report.html`` into a directory."""
-    path = where if where.suffix == ".html" else where / PAGE_FILE
+    path = where if is_page(where) else where / PAGE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, run_page(content).encode())
     return path

@@ -7,6 +7,7 @@ import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from browser import CHROMIUM, picture
 from torch import nn
 
 import niwaki
-from niwaki.errors import FileFormatError, MethodError
-from niwaki.performance.measure import Ratio
+from niwaki.errors import FileFormatError, MethodError, NiwakiError, PlanError
+from niwaki.performance.measure import Latencies, Latency, Ratio
 from niwaki.report import Baseline, RunReport, read_report
 from niwaki.report.charts import Chart, chart_svg, nice_ticks
 from niwaki.report.content import content_of_run, headline_of
@@ -189,6 +190,69 @@ def test_wrong_calls_are_sentences(run: Path, tmp_path: Path) -> None:
     before = (run / "report.html").read_bytes()
     assert niwaki.report(run).read_bytes() == before
     assert niwaki.report.RunReport is RunReport  # type: ignore[attr-defined]  # the package is there as well
+
+
+@pytest.fixture(scope="module")
+def pruned() -> tuple[niwaki.SearchSpace, niwaki.Plan]:
+    space = niwaki.search_space(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
+    return space, niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(macs=0.5))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"accuracy": (98.0, 97.0)},
+            r"accuracy=\(98.0, 97.0\): 98 is not a fraction in 0 to 1. Divide per cent by 100",
+        ),
+        ({"accuracy": 0.97}, r"accuracy=0.97 must be two fractions, of the dense network and of the small one"),
+        ({"accuracy": None}, "accuracy=None must be two fractions"),
+        ({"accuracy": (float("nan"), 0.9)}, "nan is not a finite number"),
+        ({"history": [{"epoch": 1, "loss": 1.0}]}, r"history\[0\] has no 'step', by which a page draws it"),
+        (
+            {"history": [{"step": 1, "loss": float("nan")}]},
+            r"history\[0\]\['loss'\]: nan is not a finite number. Leave",
+        ),
+        ({"history": [{"step": 1, "accuracy": None}]}, r"history\[0\]\['accuracy'\]: None is not a finite number"),
+        ({"history": [{"step": 1, "accuracy": 97.0}]}, r"history\[0\]\['accuracy'\]: 97 is not a fraction"),
+        ({"history": [{"step": -1}]}, "is -1; steps count from 0"),
+        ({"history": None}, "history= must be a list of dictionaries"),
+        ({"latency": {"dense": 1, "small": 2}}, "latency= must be what niwaki.latency returned, not a dict"),
+        ({"where": None}, "writes to a directory or an .html file, but was given None"),
+        ({"where": "page.htm"}, "'page.htm' is no name of a page: use 'page.html'"),
+        ({"where": "notes.txt"}, "'notes.txt' is a file. Name a directory, or an .html file to write"),
+    ],
+)
+def test_a_page_does_not_show_what_cannot_be(
+    pruned: tuple[niwaki.SearchSpace, niwaki.Plan],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    given: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(MethodError, match=message):
+        niwaki.report(*(given.get("where", "page.html"), *pruned), **{k: v for k, v in given.items() if k != "where"})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_latencies_are_looked_up_by_name(pruned: tuple[niwaki.SearchSpace, niwaki.Plan], tmp_path: Path) -> None:
+    def latency(first: str, second: str, times: tuple[float, float]) -> Latencies:
+        one, two = (Latency(t, t, t, 9, ((1, 4),), 1, "cpu", "float32", "wall") for t in times)
+        share = times[1] / times[0]
+        return Latencies({first: one, second: two}, {first: Ratio(1, 1, 1), second: Ratio(share, share, share)})
+
+    for given in (latency("dense", "small", (300.0, 100.0)), latency("small", "dense", (100.0, 300.0))):
+        told = text_of(niwaki.report(tmp_path, *pruned, latency=given).read_text())
+        assert "3.0 times as fast" in told and told.index("0.300 ms") < told.index("0.100 ms")
+    with pytest.raises(MethodError, match="latency= is of 'a', 'b', and a page compares 'small' with 'dense'"):
+        niwaki.report(tmp_path, *pruned, latency=latency("a", "b", (3.0, 1.0)))
+    other = niwaki.search_space(nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2)), torch.randn(1, 4))
+    with pytest.raises(PlanError):
+        niwaki.report(tmp_path, other, pruned[1])
+    with pytest.raises(NiwakiError):
+        niwaki.report(tmp_path, *reversed(pruned))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chromium")
