@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from niwaki.core.space import Group, SearchSpace
 from niwaki.errors import MethodError
 from niwaki.per_unit.unit_gates import Gates
+from niwaki.trace.model_state import drawing_alike
 
 _CLOSE = 1e-4  # relative: between the two lie zeros in other places of the same sums
 
@@ -41,7 +42,7 @@ def check_gates(
         f"The group {group.name!r} cannot have gates: with half of its units multiplied by zero where they are read "
         f"{what} is {both[0]:.6g}, and with these units at zero it is {both[1]:.6g}. Something else reads them. Pin "
         "the group with `ignored` when you build the search space, or use a method that scores units (niwaki.HESSO). "
-        f"If {random} draws random numbers of its own, let it not."
+        f"If {random} draws random numbers from a generator of its own, let it not."
     )
 
 
@@ -54,8 +55,12 @@ def _half(space: SearchSpace, groups: list[Group]) -> Tensor:
 
 
 def _losses(gates: Gates, mask: Tensor, loss: Callable[[nn.Module], Any]) -> tuple[float, float] | None:
-    """The loss under a mask and with its units at zero; None where it is not a finite scalar, which others refuse."""
-    found = [run(mask, loss) for run in (gates.value, gates.zeroed)]
+    """The loss under a mask and with its units at zero, from the same random numbers; None where it is not a finite
+    scalar, which others refuse."""
+    found = []
+    for run in (gates.value, gates.zeroed):
+        with drawing_alike():
+            found.append(run(mask, loss))
     if not all(isinstance(value, Tensor) and value.numel() == 1 and bool(value.isfinite()) for value in found):
         return None
     masked, zeroed = (float(value) for value in found)

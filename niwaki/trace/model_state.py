@@ -126,6 +126,16 @@ def held(model: torch.nn.Module, others: Any) -> Iterator[None]:
 
 
 @contextmanager
+def drawing_alike() -> Iterator[None]:
+    """Inside of every such block the random generators start from the same state; then they are as they were."""
+    with _random_state():
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
 def _random_state() -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:

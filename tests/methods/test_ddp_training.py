@@ -206,7 +206,7 @@ def test_a_reader_that_is_no_layer_is_refused_at_the_end_of_the_first_block() ->
             MethodError,
             match=r"^The group 'first' cannot have gates: with half of its units multiplied by zero where they are "
             r"read the mean square of what the model returns is [\d.]+, and with these units at zero it is [\d.]+. "
-            r"Something else reads them. Pin .* If the model, in eval mode, draws random numbers of its own, let it",
+            r"Something else reads them. Pin .* If the model, in eval mode, draws random numbers from a generator",
         ),
         method.masked(),
     ):
@@ -316,3 +316,29 @@ def test_who_lets_go_before_the_scales_are_in_the_weights_is_warned() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         late.method.detach()
+
+
+class Noisy(nn.Module):
+    """Adds noise in eval mode, too, as a diffusion model does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.b(torch.relu(self.a(x))))
+        result: torch.Tensor = self.c(hidden * (1 + 0.3 * torch.randn_like(hidden)))
+        return result
+
+
+def test_a_network_that_draws_random_numbers_is_trained_and_goes_on_drawing_its_own() -> None:
+    model = Noisy()
+    space = niwaki.search_space(model, torch.randn(2, 8))
+    method = niwaki.DDPTraining(space, sgd(model.parameters()), BUDGET, SCHEDULE)
+    torch.manual_seed(3)
+    with method.masked():
+        loss_fn(model, labelled(0)).backward()
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    loss_fn(model, labelled(0))
+    assert after == torch.rand(1)
