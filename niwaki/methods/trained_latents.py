@@ -43,7 +43,7 @@ class TrainedLatents(MaskSource):
         self._gates: UnitGates = training.gates
         self._leaf: Tensor | None = None  # what units were multiplied by since the last step
         self._mask: Tensor | None = None
-        self._checked = False
+        self._checked = self._warned = False
 
     @property
     def inside(self) -> bool:
@@ -118,6 +118,15 @@ class TrainedLatents(MaskSource):
             raise MethodError(
                 f"{self._units.label} learns from gradients that are computed under its scales, and there are none for "
                 "this step. Run the forward and the backward pass inside `with method.masked():`."
+            )
+        if not (self._checked or self._warned):
+            self._warned = True
+            warnings.warn(
+                f"{self._units.label} gets gradients, but no call of the model has been seen inside of "
+                "`with method.masked():`, so it could not be checked that its gates of 0 are what a cut is. Call the "
+                "model itself, and not its forward or a part of it; or compare by yourself at the end: "
+                "niwaki.check(model, method.plan(), inputs).",
+                stacklevel=2,
             )
         task = over_processes(leaf.grad)
         self._leaf = None

@@ -342,3 +342,20 @@ def test_a_network_that_draws_random_numbers_is_trained_and_goes_on_drawing_its_
     torch.manual_seed(3)
     loss_fn(model, labelled(0))
     assert after == torch.rand(1)
+
+
+def test_a_model_that_is_never_called_is_trained_with_a_warning_that_nothing_was_checked() -> None:
+    job = Job()
+    job.model.forward, run = None, job.model.forward  # type: ignore[assignment,method-assign]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(SCHEDULE.start + 2):
+            job.optimizer.zero_grad()
+            with job.method.masked():
+                run(labelled(step)[0].double()).square().mean().backward()
+            job.optimizer.step()
+    (said,) = (str(one.message) for one in caught)
+    assert said.startswith("DDP gets gradients, but no call of the model has been seen inside of")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Job().until(SCHEDULE.start + 2)
