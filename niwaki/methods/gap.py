@@ -41,7 +41,7 @@ class GaP(Method):
     had when it was set aside; units are chosen by size and a Taylor term, since size alone would mostly choose the same
     ones again; and the network is pruned at once, without a training of its own before.
 
-    A copy of the weights is kept until the end. The network is dense in one part at a time, so it cannot be shrunk
+    A copy of the weights, and of the running statistics of norms, is kept until the end. The network is dense in one part at a time, so it cannot be shrunk
     before the end.
 
     Args:
