@@ -41,8 +41,8 @@ class GaP(Method):
     had when it was set aside; units are chosen by size and a Taylor term, since size alone would mostly choose the same
     ones again; and the network is pruned at once, without a training of its own before.
 
-    A copy of the weights, and of the running statistics of norms, is kept until the end. The network is dense in one part at a time, so it cannot be shrunk
-    before the end.
+    A copy of the weights, and of the running statistics of norms, is kept until the end. The network is dense in one
+    part at a time, so it cannot be shrunk before the end.
 
     Args:
         space: the search space of the model that ``optimizer`` trains.
