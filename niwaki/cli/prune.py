@@ -33,8 +33,20 @@ def prune(
         ),
     ] = None,
     data: Annotated[
-        str, typer.Option(help="digits, an .npz file with images and labels, or a folder of images per class")
-    ] = "digits",
+        str | None,
+        typer.Option(
+            help="digits, an .npz file with images and labels, or a folder of images per class  \\[default: those of "
+            "the training, or digits]"
+        ),
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="scale and crop all images to this size, 64 or 64x96 (height by width)  \\[default: as the training "
+            "did]",
+        ),
+    ] = None,
     keep_macs: Annotated[
         float | None,
         typer.Option(help="multiply-accumulates to keep: a fraction up to 1, or a number  \\[default: 0.5]"),
@@ -61,7 +73,13 @@ def prune(
         typer.Option(help="training images of the last repair, which all are in memory at once  \\[default: --images]"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="images per batch")] = 128,
-    seed: Annotated[int, typer.Option(help="random seed (split and choice of the images)")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="random seed (choice of the images, and their split if the training's is not known)  \\[default: that "
+            "of the training, or 0]"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(parser=output_directory, metavar="PATH", help="output directory")] = Path("out"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run in --out")] = False,
@@ -84,6 +102,7 @@ def prune(
         repair_images=repair_images,
         batch_size=batch_size,
         seed=seed,
+        image_size=image_size,
     )
     console, errors = Console(), Console(stderr=True)
     bar: Any = RoundBar(errors) if errors.is_terminal else nullcontext()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from niwaki.core.scalars import is_whole
 from niwaki.errors import FileFormatError
 from niwaki.performance.measure import Latency, Ratio
 from niwaki.report.drawing import Drawing
@@ -91,6 +93,7 @@ class RunReport:
                     f"The report has format {version!r}, and this niwaki reads the formats {_READ[0]} to {_READ[-1]}. "
                     "Use the niwaki version that wrote it."
                 )
+            _check_facts(data["recipe"], data["data"])
             base = data.get("baseline")
             return cls(
                 **{
@@ -136,3 +139,21 @@ def read_report(directory: str | os.PathLike[str]) -> RunReport:
 def _figures(data: Mapping[str, Any]) -> Figures:
     latency = (Latency(**{**one, "shapes": tuple(tuple(shape) for shape in one["shapes"])}) for one in data["latency"])
     return Figures(**{**data, "latency": tuple(latency)})
+
+
+def _check_facts(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless these say which network it is, and which images it takes."""
+    names = ("model", "data", "method")
+    if not isinstance(recipe, Mapping) or not all(isinstance(recipe[name], str) for name in names):
+        raise ValueError("'recipe' names no model, data and method")
+    if not is_whole(recipe["seed"]) or not _is_number(recipe.get("width", 1.0)):
+        raise ValueError("the 'seed' or the 'width' of 'recipe' is no number")
+    shape = data["shape"]
+    if len(shape) != 3 or not all(is_whole(size) and size > 0 for size in (*shape, data["classes"])):
+        raise ValueError("'data' has no shape [channels, height, width] and a number of classes")
+    if not all(len(data[name]) == shape[0] and all(map(_is_number, data[name])) for name in ("mean", "std")):
+        raise ValueError("'data' has no mean and std of each channel")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

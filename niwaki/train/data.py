@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from niwaki.errors import DataError
+from niwaki.networks.scaling import scaled
 from niwaki.train.folders import read_folder
 
 _PAIRS = (
@@ -61,6 +62,12 @@ class Images:
             check = zlib.crc32(tensor.contiguous().numpy().tobytes(), check)
         return f"{check:08x}"
 
+    @property
+    def test_checksum(self) -> str:
+        """A short checksum of the test images and labels; that of grey ones is the same in three channels."""
+        check = zlib.crc32(self.test_x[:, 0].contiguous().numpy().tobytes())
+        return f"{zlib.crc32(self.test_y.contiguous().numpy().tobytes(), check):08x}"
+
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [C] of the training pixels, in 0 to 255."""
         pixels = self.train_x[:10_000].to(torch.float64)
@@ -84,7 +91,7 @@ class Images:
 
     def resized(self, size: tuple[int, int]) -> Images:
         """The same scaled to cover ``size``, and cropped to it in the middle."""
-        return replace(self, train_x=_fitted(self.train_x, size), test_x=_fitted(self.test_x, size))
+        return replace(self, train_x=scaled(self.train_x, size), test_x=scaled(self.test_x, size))
 
     def first(self, train_limit: int) -> Images:
         """The same test images with only the first ``train_limit`` training images."""
@@ -112,18 +119,6 @@ def load_images(source: str, seed: int, size: tuple[int, int] | None = None) -> 
             f"There is no data at {source!r}. Give 'digits', an .npz file, or a folder with one sub-folder per class."
         )
     return _npz(path, seed) if size is None else _npz(path, seed).resized(size)
-
-
-def _fitted(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images [N, C, H, W] that cover ``size``, without what stands out on two sides."""
-    if tuple(x.shape[2:]) == size:
-        return x
-    factor = max(wanted / here for wanted, here in zip(size, x.shape[2:], strict=True))
-    whole = [max(wanted, round(factor * here)) for wanted, here in zip(size, x.shape[2:], strict=True)]
-    scaled = torch.nn.functional.interpolate(x.float(), size=whole, mode="bilinear", antialias=True)
-    top, left = ((here - wanted) // 2 for wanted, here in zip(size, whole, strict=True))
-    part = scaled[:, :, top : top + size[0], left : left + size[1]]
-    return part.round().clamp(0, 255).to(torch.uint8).contiguous()
 
 
 def _digits(seed: int) -> Images:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from niwaki.core.describe import counted
 from niwaki.errors import DataError
+from niwaki.networks.scaling import scaled
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 _GREY = ("1", "L")
@@ -110,11 +112,16 @@ def _read(file: Path, size: tuple[int, int] | None) -> Pixels:
         with Image.open(file) as picture:
             upright: Any = ImageOps.exif_transpose(picture)
             upright = upright.convert("L" if upright.mode in _GREY else "RGB")
-            if size is not None:
-                upright = ImageOps.fit(upright, (size[1], size[0]), Image.Resampling.BICUBIC)
-            return np.asarray(upright, dtype=np.uint8)
+            pixels = np.array(upright, dtype=np.uint8)
     except (UnidentifiedImageError, OSError, ValueError) as cause:
         raise DataError(f"{str(file)!r} cannot be read as an image: {cause}.") from cause
+    return pixels if size is None else _scaled(pixels, size)
+
+
+def _scaled(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    image = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
+    made: Pixels = scaled(image[None], size)[0].permute(1, 2, 0).numpy()
+    return made if pixels.ndim == 3 else made[..., 0]
 
 
 def _stacked(parts: list[list[tuple[Path, int]]], pictures: list[list[Pixels]]) -> list[Pixels]:

@@ -16,6 +16,7 @@ from torch import nn
 import niwaki
 from niwaki.core.cost import Cost
 from niwaki.core.describe import counted
+from niwaki.core.devices import usable_device
 from niwaki.errors import Interrupted, RunError
 from niwaki.io import PLAN_FILE, WEIGHTS_FILE
 from niwaki.io.atomic import write_atomically
@@ -104,7 +105,7 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
     }
     report = RunReport(
         recipe=run.recipe.to_dict(),
-        data=facts_of(run.images),
+        data=facts_of(run.images, run.recipe.seed),
         versions=versions(run.device),
         dense=figures["dense"],
         small=figures["small"],
@@ -143,8 +144,8 @@ def write_report(report: RunReport, out: Path) -> None:
     write_atomically(out / REPORT_FILE, report.to_json().encode())
 
 
-def facts_of(images: Images) -> dict[str, Any]:
-    """The data of a report."""
+def facts_of(images: Images, split: int) -> dict[str, Any]:
+    """The data of a report. ``split``: the seed that divided them for training and testing."""
     mean, std = images.statistics()
     return {
         "name": images.name,
@@ -154,6 +155,8 @@ def facts_of(images: Images) -> dict[str, Any]:
         "shape": list(images.train_x.shape[1:]),
         "mean": mean.tolist(),
         "std": std.tolist(),
+        "split": split,
+        "test_checksum": images.test_checksum,
         **({"labels": list(images.labels)} if images.labels else {}),
     }
 
@@ -227,12 +230,7 @@ def device_named(name: str) -> torch.device:
     """
     if name == AUTO:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as cause:
-        raise RunError(f"The device {name!r} cannot be used here: {str(cause).splitlines()[0]}") from cause
-    return device
+    return usable_device(name)
 
 
 def _describe(device: torch.device) -> str:

@@ -35,8 +35,9 @@ from niwaki.train.job import (
     save_run,
     versions,
 )
-from niwaki.train.recipe import check_weights
+from niwaki.train.recipe import check_weights, size_of
 from niwaki.train.scores import accuracy, check_scores
+from niwaki.train.trained_on import TrainedOn, trained_on
 from niwaki.train.weights import with_weights
 
 Told = Callable[[int, int, float], object]
@@ -48,15 +49,16 @@ SURGEON, CAP = "surgeon", "cap"  # criteria that look at layers: the one that ni
 class PruningRecipe:
     """The settings of `prune_trained`.
 
-    ``model``, ``data``: as in a `Recipe`. ``weights``: a directory or a file, see `niwaki.train.weights`; only the
-    factory of a file may do without. ``keep_macs``, ``keep_params`` and ``keep_memory``: fractions to keep in (0, 1] or
-    absolute numbers above 1. ``method``: a criterion of `niwaki.score`, ``surgeon`` or ``cap``. ``rounds``, ``repair``
-    and ``refine``: as in `niwaki.prune`. ``images``: so many training images are scored and repaired with;
+    ``model``: as in a `Recipe`. ``data``, ``image_size`` and ``seed``: as well; where they are None, those of the
+    training, if there is a report beside the weights. ``weights``: a directory or a file, see `niwaki.train.weights`;
+    only the factory of a file may do without. ``keep_macs``, ``keep_params`` and ``keep_memory``: fractions to keep in
+    (0, 1] or absolute numbers above 1. ``method``: a criterion of `niwaki.score`, ``surgeon`` or ``cap``. ``rounds``,
+    ``repair`` and ``refine``: as in `niwaki.prune`. ``images``: so many training images are scored and repaired with;
     ``repair_images``: the last repair uses so many instead.
     """
 
     model: str
-    data: str = "digits"
+    data: str | None = None
     weights: str | None = None
     keep_macs: float | None = None
     keep_params: float | None = None
@@ -68,19 +70,25 @@ class PruningRecipe:
     images: int = 1024
     repair_images: int | None = None
     batch_size: int = 128
-    seed: int = 0
+    seed: int | None = None
+    image_size: str | None = None
 
     def __post_init__(self) -> None:
         check_weights(self.weights)
         for name in ("images", "repair_images", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RunError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-        if not 0 <= self.seed < 2**32:  # the range of numpy's generators
+        self.size()
+        if self.seed is not None and not 0 <= self.seed < 2**32:  # the range of numpy's generators
             raise RunError(f"seed is {self.seed}, but must be a whole number from 0 to {2**32 - 1}.")
         if self.repair not in REPAIRS:
             raise RunError(f"There is no repair {self.repair!r}. Choose {', '.join(REPAIRS[:-1])} or {REPAIRS[-1]}.")
         if self.keep_macs is self.keep_params is self.keep_memory is None:
             raise RunError("Say what to keep: give keep_macs, keep_params or keep_memory.")
+
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that images are scaled to; None leaves them as they are."""
+        return size_of(self.image_size)
 
     def budget(self) -> niwaki.Budget:
         """The budget that the cut network meets."""
@@ -118,8 +126,14 @@ def prune_trained(
             f"{str(out)!r} already holds a run ({name}). Replace it with --overwrite, or choose another --out."
         )
     begin, budget = time.perf_counter(), recipe.budget()
+    before = trained_on(recipe.weights)
+    recipe = _completed(recipe, before)
+    assert recipe.data is not None and recipe.seed is not None
+    split = recipe.seed if before is None else before.split
     where = device_named(device)
-    given = load_images(recipe.data, recipe.seed)
+    given = load_images(recipe.data, split, recipe.size())
+    if before is not None:
+        before.check(given, recipe.data, recipe.image_size)
     images = given.with_channels(channels_of(recipe.model, given.channels))
     batches = Batches(images, recipe.batch_size, recipe.seed, 0, where)
     model = _trained(recipe, images).to(where)
@@ -143,10 +157,21 @@ def prune_trained(
         told=told,
     )
     seconds = time.perf_counter() - begin
-    report = _report(recipe, model, pruned, batches, seconds, measure_seconds)
+    report = _report(recipe, split, model, pruned, batches, seconds, measure_seconds)
     save_run(pruned.model, report, out)
     write_run_page(report, out)
     return report
+
+
+def _completed(recipe: PruningRecipe, before: TrainedOn | None) -> PruningRecipe:
+    """The recipe with what it leaves to the training of the weights."""
+    first = before or TrainedOn("digits", 0, None, None)
+    return dataclasses.replace(
+        recipe,
+        data=first.data if recipe.data is None else recipe.data,
+        seed=first.split if recipe.seed is None else recipe.seed,
+        image_size=first.image_size if recipe.image_size is None else recipe.image_size,
+    )
 
 
 def _trained(recipe: PruningRecipe, images: Images) -> nn.Module:
@@ -157,7 +182,7 @@ def _trained(recipe: PruningRecipe, images: Images) -> nn.Module:
             f"The network {recipe.model!r} has random weights, and there is nothing to keep of these. Give those of "
             "its training with --weights: a file of a state dictionary, or a directory that niwaki wrote."
         )
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed or 0)
     model = build_model(recipe.model, ImageTask(images.classes, images.channels, images.size))
     return (model if recipe.weights is None else with_weights(model, Path(recipe.weights))).eval()
 
@@ -180,7 +205,13 @@ def _first(batches: Batches, count: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _report(
-    recipe: PruningRecipe, model: nn.Module, pruned: Pruned, batches: Batches, seconds: float, measure_seconds: float
+    recipe: PruningRecipe,
+    split: int,
+    model: nn.Module,
+    pruned: Pruned,
+    batches: Batches,
+    seconds: float,
+    measure_seconds: float,
 ) -> RunReport:
     """The figures of both networks, and what the cut and the repair changed.
 
@@ -199,7 +230,7 @@ def _report(
     figures = {name: figures_of(name, accuracies[name], cost, measured) for name, cost in costs.items()}
     return RunReport(
         recipe=dataclasses.asdict(recipe),
-        data=facts_of(batches.images),
+        data=facts_of(batches.images, split),
         versions=versions(batches.device),
         dense=figures["dense"],
         small=figures["small"],

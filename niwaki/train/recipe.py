@@ -117,12 +117,7 @@ class Recipe:
         Raises:
             RunError: ``image_size`` is no size.
         """
-        if self.image_size is None:
-            return None
-        parts = self.image_size.lower().split("x")
-        if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-            raise RunError(f"image_size is {self.image_size!r}; write 64, or 64x96 for height and width, in pixels.")
-        return int(parts[0]), int(parts[-1])
+        return size_of(self.image_size)
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The rate of optimizer step ``step``: linear warm-up over a twentieth of the run, then a cosine to zero."""
@@ -152,6 +147,20 @@ def choices() -> str:
     """The names of all methods, as a sentence lists them."""
     *names, none = method_names()
     return f"{', '.join(names)} or {none}"
+
+
+def size_of(image_size: str | None) -> tuple[int, int] | None:
+    """Height and width from ``"64"`` or ``"64x96"``; None from None.
+
+    Raises:
+        RunError: ``image_size`` is no size.
+    """
+    if image_size is None:
+        return None
+    parts = image_size.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise RunError(f"image_size is {image_size!r}; write 64, or 64x96 for height and width, in pixels.")
+    return int(parts[0]), int(parts[-1])
 
 
 def check_weights(source: str | None) -> None:

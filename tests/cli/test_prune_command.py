@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,7 +18,10 @@ from niwaki.cli.prune import _new_weights
 from niwaki.networks import ImageTask, build_model
 from niwaki.train.batches import Batches
 from niwaki.train.data import load_images
+from niwaki.train.job import train
+from niwaki.train.loop import Silent
 from niwaki.train.pruning import prune_trained
+from niwaki.train.recipe import Recipe
 
 pytest.importorskip("sklearn")
 
@@ -83,6 +87,27 @@ def test_it_says_what_was_lost_and_the_result_loads_and_can_be_pruned_again(run,
     assert again["dense"]["params"] == report["small"]["params"] and again["repair"]["layers"] == 0
     assert "repaired" not in out and "Units chosen by magnitude in 4 rounds" in out
     assert sum(p.numel() for p in niwaki.load(dense, tmp_path / "two").parameters()) == again["small"]["params"]
+
+
+def test_no_image_of_the_training_is_tested_on(run, tmp_path: Path) -> None:
+    recipe = Recipe(model="mlp", epochs=2, batch_size=128, method="none", seed=3, image_size="10")
+    before = train(recipe, tmp_path / "dense", Silent(), measure_seconds=0.0)
+    short = ("--method", "magnitude", "--rounds", "1", "--repair", "none")
+    for seed in ((), ("--seed", "5")):
+        code, _, err = run("mlp", "--weights", "dense", *short, *seed, "--out", "small", "--overwrite")
+        assert code == 0, err
+        report = json.loads((tmp_path / "small" / "report.json").read_text())
+        assert report["dense"]["accuracy"] == before.small.accuracy and report["data"]["shape"] == [1, 10, 10]
+        assert report["data"]["split"] == 3 and report["recipe"]["seed"] == (5 if seed else 3)
+        assert report["data"]["test_checksum"] == before.data["test_checksum"]
+    code, _, err = run("mlp", "--weights", "small", *short, "--out", "smaller")  # the split is handed on
+    assert code == 0 and json.loads((tmp_path / "smaller" / "report.json").read_text())["data"]["split"] == 3, err
+    images = load_images("digits", 3)
+    pixels = torch.cat([images.test_x, images.train_x])[:, 0].numpy()
+    np.savez(tmp_path / "other.npz", images=pixels, labels=torch.cat([images.test_y, images.train_y]).numpy())
+    code, _, err = run("mlp", "--weights", "dense/model.safetensors", *short, "--data", "other.npz", "--out", "no")
+    assert code == 1 and "The weights were trained on the images of 'digits', and those of 'other.npz' have" in err
+    assert not (tmp_path / "no").exists()
 
 
 def test_one_layer_has_new_weights() -> None:

@@ -418,6 +418,55 @@ def test_reports_of_before_are_read_and_others_are_refused(tmp_path: Path) -> No
         niwaki.load_run(tmp_path / "nowhere")
 
 
+def test_a_run_takes_images_as_its_training_did(tmp_path: Path) -> None:
+    recipe = Recipe(model="mlp", epochs=2, batch_size=256, method="none", width=0.1, image_size="12x10")
+    report = train(recipe, tmp_path, Silent())
+    network, images = niwaki.load_run(tmp_path), load_images("digits", 0)
+    right = (network(images.test_x).argmax(1) == images.test_y).double().mean()
+    assert float(right) == pytest.approx(report.small.accuracy) and report.data["shape"] == [1, 12, 10]
+    assert torch.equal(network(images.test_x.float()), network(images.test_x))
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        near = network.to(dtype)(images.test_x[:8])
+        assert near.dtype == dtype and torch.isfinite(near).all()
+    zeros = torch.zeros(1, 1, 12, 10, dtype=torch.float64)
+    assert niwaki.search_space(network, zeros).num_units
+    assert network.to("meta")(zeros.to("meta")).shape == (1, 10)
+
+
+def test_images_that_a_run_was_not_trained_on_are_refused(tmp_path: Path) -> None:
+    train(Recipe(model="mlp", epochs=1, batch_size=256, method="none", width=0.1), tmp_path, Silent())
+    network = niwaki.load_run(tmp_path)
+    for images, message in (
+        (torch.rand(2, 1, 8, 8), "The largest pixel is .*, and pixels from 0 to 255 are expected. Multiply"),
+        (torch.zeros(2, 1, 16, 16), "The images are 16x16 pixels, and the network was trained on 8x8. Scale them"),
+        (torch.zeros(2, 3, 8, 8), "The images have 3 channels, and the network takes 1"),
+        (torch.zeros(1, 8, 8), r"The images are of shape \[1, 8, 8\], but must be a tensor \[batch, 1, 8, 8\]"),
+        (np.zeros((2, 1, 8, 8)), "The images are a ndarray, but must be a tensor"),
+    ):
+        with pytest.raises(DataError, match=message):
+            network(images)
+    with pytest.raises(RunError, match="The device 'warp' cannot be used here"):
+        niwaki.load_run(tmp_path, device="warp")
+    path = tmp_path / "report.json"
+    good = json.loads(path.read_text())
+    for part, change in (
+        ("data", {"mean": [1.0, 2.0, 3.0]}),
+        ("data", {"std": ["a"]}),
+        ("data", {"shape": [1, 8]}),
+        ("data", {"classes": None}),
+        ("recipe", {"width": None}),
+        ("recipe", {"model": 3}),
+        ("recipe", {"seed": "a"}),
+    ):
+        path.write_text(json.dumps(good | {part: good[part] | change}))
+        with pytest.raises(FileFormatError, match="is not the report of a niwaki run: ValueError: "):
+            niwaki.load_run(tmp_path)
+    for whole in (good | {"recipe": []}, good | {"data": None}, [], good | {"data": {"mean": [1.0]}}):
+        path.write_text(json.dumps(whole))
+        with pytest.raises(FileFormatError, match="is not the report of a niwaki run: "):
+            niwaki.load_run(tmp_path)
+
+
 def test_a_baseline_that_is_interrupted_continues(tmp_path: Path) -> None:
     class Stops(Silent):
         def should_stop(self) -> bool:
