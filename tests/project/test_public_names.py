@@ -170,6 +170,7 @@ def test_commands_and_options() -> None:
             *(
                 "--repair",
                 "--refine",
+                "--image-size",
                 "--images",
                 "--repair-images",
                 "--batch-size",
