@@ -27,6 +27,11 @@ def name_of(one: One) -> str:
 
 def check_one(one: object) -> None:
     """Raise `MethodError` unless ``one`` is a name or a function."""
+    if isinstance(one, type):
+        raise MethodError(
+            f"{one.__name__} is a class and no criterion: pass an instance of it, such as niwaki.Surgeon(batches, "
+            "loss_fn)."
+        )
     if not isinstance(one, str) and not callable(one):
         raise MethodError(
             f"{one!r} is not a criterion: pass the name of one, such as 'magnitude', a function of the search space "

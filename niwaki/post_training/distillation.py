@@ -154,6 +154,11 @@ def logits_of(model: nn.Module, output: Any) -> Tensor:
 def plainly(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
+    if isinstance(batch, _PAIRS) and len(batch) > 2:
+        raise MethodError(
+            f"A batch is a {type(batch).__qualname__} of {len(batch)}, more than inputs and labels. Say how to run a "
+            "model on it: forward=lambda model, batch: model(batch[0], batch[1])."
+        )
     return model(batch[0] if isinstance(batch, _PAIRS) else batch)
 
 

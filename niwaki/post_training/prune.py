@@ -19,21 +19,23 @@ from niwaki.criteria.losses import Loss, loss_of
 from niwaki.criteria.mix import One
 from niwaki.criteria.normalise import Compare
 from niwaki.criteria.score import score
-from niwaki.errors import MethodError
+from niwaki.errors import BudgetError, MethodError
 from niwaki.post_training.explained import CaP
 from niwaki.post_training.iterative import REPAIRS, Repair, choose_iteratively
 from niwaki.post_training.refine import refine as share_out
+from niwaki.post_training.seen_outputs import check_outputs, outputs_for
 from niwaki.post_training.surgeon import Surgeon
 from niwaki.repair.batchnorm import reestimate_norms
 from niwaki.repair.compensate import compensate
 from niwaki.search import search_space
-from niwaki.selection.budget import Budget, check_budget
+from niwaki.selection.budget import TRAINED, Budget, check_budget
 from niwaki.surgery.cut import cut
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
 
 _ROUNDS = 4
 _POSITIONS = 131_072  # of the last repair, which is made once
+SURGEON, CAP = "surgeon", "cap"  # criteria of units that look at layers, with the batches of `prune`
 _LOG = logging.getLogger("niwaki")
 Told = Callable[[int, int, float], object]
 
@@ -114,18 +116,20 @@ def prune(
         budget: what may be left, `niwaki.Budget`. ``latency`` is measured with ``inputs``, in the last round.
         batches: a few hundred samples of the training data, as ``loss_fn`` takes them; all are held.
         loss_fn: ``loss_fn(model, batch)``, or a loss of torch's own, for batches of inputs and labels.
-        method: the criterion that scores units: a name, a function or a mix, as for `niwaki.score`. Default: a
-            `niwaki.Surgeon` for units, ``taylor1`` for structures, ``magnitude`` without batches.
+        method: the criterion that scores units: a name, a function or a mix, as for `niwaki.score`; or ``surgeon`` or
+            ``cap``, a `niwaki.Surgeon` or `niwaki.CaP` with these batches. Default: ``surgeon`` for units, ``taylor1``
+            for structures, ``magnitude`` without batches.
         rounds: how often the network is scored on the way; by default 4, and 1 where no data are given.
         repair: ``compensate`` fits the remaining weights to the outputs of the dense network; ``norms`` re-estimates
             the statistics of BatchNorms; ``none``. Default: ``compensate`` with batches.
         refine: how often `niwaki.refine` tries all groups, after one round: it takes up to two cuts, repairs and passes
-            over three quarters of the batches for each group, and finds the better share of each group.
+            over three quarters of the batches for each group, and finds the better share of each group. Networks are
+            compared by the logits that ``loss_fn`` gets of them.
         repair_batches: as ``batches``, for the last repair and the losses of the report; by default the same. Three
             times as many lost less where it was measured, and only the last repair takes longer with them.
         compare: as for `niwaki.score`; in the whole ``space`` by default, where a `niwaki.Surgeon` or
             `niwaki.CaP` scores.
-        readers: as for `niwaki.score`: the weights that read a unit count, too.
+        readers: as for `niwaki.score`: the weights that read a unit count, too; not for ``surgeon`` and ``cap``.
         remove: ``units``, or whole ``structures``, or ``both``.
         ignored: patterns of parameters that stay whole, as for `niwaki.search_space`.
         seed: for criteria with random numbers.
@@ -135,8 +139,10 @@ def prune(
 
     Raises:
         MethodError: ``batches`` are given without ``loss_fn`` or the other way round, or are missing where ``method``
-            or ``repair`` or ``refine`` needs them; ``repair`` is none of the three; ``refine`` is negative, or asked
-            for with several rounds.
+            or ``repair`` or ``refine`` needs them; ``repair`` is none of the three; ``readers`` is asked for with
+            ``surgeon`` or ``cap``; ``refine`` is negative, asked for with several rounds, or where ``loss_fn`` does not
+            call the network once for logits.
+        BudgetError: ``refine`` is asked for with a limit in latency.
         NiwakiError: whatever the functions above raise. The model is as before.
 
     Example:
@@ -168,10 +174,17 @@ def prune(
         raise MethodError(f"repair={repair!r} is none of {', '.join(map(repr, REPAIRS))}.")
     if repair != "none" and data is None:
         raise MethodError(f"repair={repair!r} needs batches and loss_fn: without data nothing is known to repair.")
-    method = method or _default(data, loss_fn, remove)
+    method = _looking_at_layers(method or _default(data, remove), data, loss_fn)
     if isinstance(method, Surgeon | CaP):
         compare = compare or "space"  # its values are losses, or parts of the outputs
-    _check_refine(refine, rounds, data, remove)
+        if readers is True:
+            raise MethodError(
+                f"readers=True changes nothing for a {type(method).__name__}, which looks at the layers that read a "
+                "unit in any case. Leave it out, or take a criterion such as method='taylor1'."
+            )
+    _check_refine(refine, rounds, data, remove, budget)
+    if refine and data is not None and loss_fn is not None:
+        check_outputs(model, data, outputs_for(loss_fn))
     rounds = (1 if data is None or refine else _ROUNDS) if rounds is None else rounds
 
     space = search_space(model, inputs, ignored, erase=remove != "units")
@@ -206,7 +219,13 @@ def prune(
             if told is not None:
                 told(rounds + number, rounds + trials, share)
 
-        plan = share_out(space, scores, budget, data, repair=repair, compare=compare, sweeps=refine, told=tried)
+        plan = share_out(
+            *(space, scores, budget, data, outputs_for(loss_fn)),
+            repair=repair,
+            compare=compare,
+            sweeps=refine,
+            told=tried,
+        )
     small, losses, layers, left = cut(model, plan), {}, 0, {}
     if last is not None and loss_fn is not None:
 
@@ -229,8 +248,8 @@ def prune(
     return Pruned(small, plan, report)
 
 
-def _check_refine(refine: int, rounds: int | None, data: list[Any] | None, remove: str) -> None:
-    """Raise `MethodError` unless the plan can be refined, or need not be."""
+def _check_refine(refine: int, rounds: int | None, data: list[Any] | None, remove: str, budget: Budget) -> None:
+    """Raise an error unless the plan can be refined, or need not be."""
     if not is_whole(refine) or refine < 0:
         raise MethodError(f"refine={refine!r} must be a whole number: how often all groups are tried, 0 for never.")
     if refine and data is None:
@@ -241,6 +260,12 @@ def _check_refine(refine: int, rounds: int | None, data: list[Any] | None, remov
         )
     if refine and remove != "units":
         raise MethodError(f"refine= shares units out among groups, and remove={remove!r} asks for whole structures.")
+    measure = next((measure for measure in budget.limits if measure not in TRAINED), None)
+    if refine and measure is not None:
+        raise BudgetError(
+            f"refine= compares networks of equal cost, and a limit in {measure} is met by measuring cut ones. Prune "
+            "without refine= first, and give it the MACs of that network: niwaki.Budget(macs=pruned.report.small.macs)."
+        )
 
 
 def _share(space: SearchSpace, plan: Plan) -> float:
@@ -248,11 +273,24 @@ def _share(space: SearchSpace, plan: Plan) -> float:
     return space.cost(plan).macs / max(space.cost().macs, 1)
 
 
-def _default(data: list[Any] | None, loss_fn: Loss | None, remove: str) -> One:
+def _default(data: list[Any] | None, remove: str) -> str:
     """The criterion for what there is."""
-    if data is None or loss_fn is None:
+    if data is None:
         return "magnitude"
-    return Surgeon(data, loss_fn) if remove == "units" else "taylor1"
+    return SURGEON if remove == "units" else "taylor1"
+
+
+def _looking_at_layers(
+    method: One | Mapping[One, float], data: list[Any] | None, loss_fn: Loss | None
+) -> One | Mapping[One, float]:
+    """``method``, or what a name means that is no criterion of `niwaki.score`, which has other batches."""
+    if method not in (SURGEON, CAP):
+        return method
+    if data is None or loss_fn is None:
+        raise MethodError(f"method={method!r} needs batches and loss_fn: it looks at what layers read, on data.")
+    if method == SURGEON:
+        return Surgeon(data, loss_fn)
+    return CaP(data, lambda model, batch: loss_of(loss_fn, model, batch))
 
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any], loss_fn: Loss) -> float:

@@ -97,11 +97,12 @@ class Surgeon:
 
 
 def measured_readers(space: SearchSpace) -> dict[str, Reader]:
-    """The linear layers and ungrouped convolutions with weights of their own class, by name."""
+    """The linear layers and ungrouped convolutions of real weights, by name."""
     return {
         path: layer
         for path, layer in named_modules(space.model)
-        if isinstance(layer, nn.Linear) or (isinstance(layer, Convolution) and layer.groups == 1)
+        if (isinstance(layer, nn.Linear) or (isinstance(layer, Convolution) and layer.groups == 1))
+        and not layer.weight.is_complex()
     }
 
 

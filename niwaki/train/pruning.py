@@ -20,7 +20,7 @@ from niwaki.errors import RunError
 from niwaki.networks import ImageTask, build_model, channels_of
 from niwaki.networks.source import find
 from niwaki.post_training.iterative import REPAIRS, Repair
-from niwaki.post_training.prune import Pruned
+from niwaki.post_training.prune import SURGEON, Pruned
 from niwaki.report import RunReport, write_run_page
 from niwaki.report.drawing import drawing
 from niwaki.train.batches import Batches
@@ -41,8 +41,6 @@ from niwaki.train.trained_on import TrainedOn, trained_on
 from niwaki.train.weights import with_weights
 
 Told = Callable[[int, int, float], object]
-
-SURGEON, CAP = "surgeon", "cap"  # criteria that look at layers: the one that niwaki.prune takes by default, and another
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +146,7 @@ def prune_trained(
         *(model, batches.example(), budget),
         batches=data,
         loss_fn=_loss,
-        method=_method(recipe.method, data),
+        method=recipe.method,
         rounds=recipe.rounds,
         repair=cast(Repair, recipe.repair),
         refine=recipe.refine,
@@ -185,13 +183,6 @@ def _trained(recipe: PruningRecipe, images: Images) -> nn.Module:
     torch.manual_seed(recipe.seed or 0)
     model = build_model(recipe.model, ImageTask(images.classes, images.channels, images.size))
     return (model if recipe.weights is None else with_weights(model, Path(recipe.weights))).eval()
-
-
-def _method(name: str, data: list[tuple[Tensor, Tensor]]) -> str | niwaki.Surgeon | niwaki.CaP:
-    """The criterion of this name."""
-    if name == SURGEON:
-        return niwaki.Surgeon(data, _loss)
-    return niwaki.CaP(data, lambda model, batch: model(batch[0])) if name == CAP else name
 
 
 def _first(batches: Batches, count: int) -> list[tuple[Tensor, Tensor]]:

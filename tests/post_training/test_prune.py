@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import niwaki
-from niwaki.errors import MethodError
+from niwaki.errors import BudgetError, MethodError
 from niwaki.networks.super_resnet import SuperResNet
 
 pytest.importorskip("sklearn")
@@ -222,3 +222,86 @@ def test_the_last_repair_can_have_batches_of_its_own(digits: tuple[nn.Module, Te
         niwaki.prune(net, x[:2], niwaki.Budget(macs=0.5), repair_batches=more)
     with pytest.raises(MethodError, match="There are no batches"):
         niwaki.prune(net, x[:2], niwaki.Budget(macs=0.5), batches=few, repair_batches=[], **given)
+
+
+class Masked(nn.Module):
+    """A network that needs its second argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.relu(self.first(x * mask)))
+        return out
+
+
+def test_refine_runs_networks_as_the_loss_does() -> None:
+    torch.manual_seed(0)
+    net = Masked()
+    triples = [(torch.randn(32, 8), (torch.rand(32, 8) > 0.5).float(), torch.randint(0, 3, (32,))) for _ in range(4)]
+    named = [{"image": x, "mask": mask, "label": y} for x, mask, y in triples]
+    found = [
+        niwaki.prune(
+            *(net, triples[0][:2], niwaki.Budget(macs=0.5)), batches=data, loss_fn=loss_fn, method="magnitude", refine=1
+        ).plan.kept
+        for data, loss_fn in (
+            (triples, lambda model, batch: F.cross_entropy(model(*batch[:2]), batch[2])),
+            (named, lambda model, batch: F.cross_entropy(model(batch["image"], batch["mask"]), batch["label"])),
+            ([(batch[:2], batch[2]) for batch in triples], nn.CrossEntropyLoss()),
+        )
+    ]
+    space = niwaki.search_space(net, triples[0][:2])
+    scores, budget = niwaki.score(space, "magnitude"), niwaki.Budget(macs=0.5)
+    plan = niwaki.refine(space, scores, budget, triples, lambda model, batch: model(*batch[:2]))
+    assert found == [plan.kept] * 3
+    with pytest.raises(MethodError, match="A batch is a tuple of 3, more than inputs and labels. Say how to run a mod"):
+        niwaki.refine(space, scores, budget, triples)
+
+
+def test_what_refine_cannot_compare_is_said_before_anything_is_scored() -> None:
+    def never(space: Any) -> Any:
+        raise AssertionError("scored")
+
+    class Named(nn.Sequential):
+        def forward(self, x: Tensor) -> Any:
+            return {"out": super().forward(x)}
+
+    net, data = Named(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), [torch.randn(8, 4) for _ in range(2)]
+    given: dict[str, Any] = {"batches": data, "method": never, "refine": 1}
+    budget = niwaki.Budget(macs=0.5)
+    with pytest.raises(MethodError, match=r"refine= compares logits, and the .*Named gives loss_fn a dict, which is"):
+        niwaki.prune(net, data[0], budget, **given, loss_fn=lambda model, x: model(x)["out"].square().mean())
+    with pytest.raises(MethodError, match=r"refine= compares what .* and loss_fn calls it 2 times for one. Call"):
+        niwaki.prune(net, data[0], budget, **given, loss_fn=lambda model, x: (model(x), model(x)))
+    with pytest.raises(BudgetError, match="refine= compares networks of equal cost, and a limit in latency is met by"):
+        niwaki.prune(net, data[0], niwaki.Budget(latency=0.5), **given, loss_fn=lambda model, x: model(x))
+
+
+def test_criteria_that_look_at_layers_have_names(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = digits
+    data, loss_fn = batches(x, y), nn.CrossEntropyLoss()
+    given = (net, x[:2], niwaki.Budget(macs=0.5))
+    rest: dict[str, Any] = {"batches": data, "loss_fn": loss_fn, "rounds": 1, "repair": "none"}
+    for name, one in (
+        ("surgeon", niwaki.Surgeon(data, loss_fn)),
+        ("cap", niwaki.CaP(data, lambda model, batch: model(batch[0]))),
+    ):
+        plans = [niwaki.prune(*given, **rest, method=method).plan for method in (name, one)]
+        assert plans[0].kept == plans[1].kept and plans[0].provenance["compare"] == "space"
+        with pytest.raises(MethodError, match=f"method='{name}' needs batches and loss_fn: it looks at what layers"):
+            niwaki.prune(*given, method=name)
+        with pytest.raises(MethodError, match=r"readers=True changes nothing for a (Surgeon|CaP), which looks at the"):
+            niwaki.prune(*given, **rest, method=name, readers=True)
+    with pytest.raises(MethodError, match="Surgeon is a class and no criterion: pass an instance of it"):
+        niwaki.prune(*given, **rest, method=niwaki.Surgeon)
+
+
+def test_complex_layers_are_scored_by_other_means_than_the_surgeons() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.Linear(*size, dtype=torch.complex64) for size in ((4, 16), (16, 6))))
+    data = [torch.randn(30, 4, dtype=torch.complex64)]
+    pruned = niwaki.prune(
+        *(net, data[0], niwaki.Budget(macs=0.5)), batches=data, loss_fn=lambda model, x: model(x).abs().mean()
+    )
+    assert pruned.report.left == {"1": "its weights are complex numbers, and only real ones are fitted"}
