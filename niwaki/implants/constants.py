@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ def constant_experts(
 
     Raises:
         BudgetError: the fraction is out of range, or the scores are for another space.
-        MethodError: the space has no experts, or one of them returns something else than one tensor.
+        MethodError: the space has no experts, or one of them returns something else than one tensor, or a mean that is
+            not finite.
         PlanError: the experts are no modules of their own.
 
     >>> import niwaki, torch
@@ -91,7 +93,14 @@ def constant_experts(
         own.append((float(values[group.first]), _module_of(structure, modules)))
     every = [[name for _, name in sorted(own)] for own in routers.values()]
     means = _means([{name: modules[name] for name in own} for own in every], space.model, batches, loss_fn)
-    chosen = [name for own in every for name in own[: math.floor(experts * len(own))]]
+    # 0.29 of 100 are 29, although the float of that number is a little less.
+    chosen = [name for own in every for name in own[: math.floor(Fraction(repr(float(experts))) * len(own))]]
+    broken = next((name for name in chosen if not np.isfinite(means[name]).all()), None)
+    if broken is not None:
+        raise MethodError(
+            f"The mean of what the expert {broken!r} returns is not finite, so that it cannot stand for it. Look for "
+            "NaN or infinite values in the batches, or for diverged weights."
+        )
     everything = np.ones(space.num_units, dtype=bool)
     plan = space.plan(everything, {"criterion": scores.criterion, "constant experts": experts})
     plan = plan.with_edits([MakeConstant(name, means[name]) for name in chosen])

@@ -25,9 +25,16 @@ def trainer_callback(trainer: Any, method: Method) -> Any:
     """
     from transformers import TrainerCallback
 
+    def log(control: Any) -> None:
+        if control.should_log:
+            trainer.log(method.log())
+            control.should_log = True  # trainer.log puts it off, and the trainer's own loss is yet to be logged
+
     class MethodLog(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if control.should_log:
-                trainer.log(method.log())
+            log(control)
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            log(control)  # under logging_strategy="epoch"
 
     return MethodLog()

@@ -50,6 +50,15 @@ def test_the_constant_is_the_mean_over_its_tokens(space: niwaki.SearchSpace) -> 
     torch.testing.assert_close(torch.tensor(edit.value, dtype=torch.double), expected, rtol=1e-7, atol=1e-9)
 
 
+def test_the_fraction_is_that_of_the_decimal_number() -> None:
+    """0.58 * 50 is 28.999999999999996 in floating point."""
+    torch.manual_seed(0)
+    many = niwaki.search_space(Around(Listed(k=1, experts=50)), torch.randn(5, 3), erase=True)
+    batches = [torch.randn(20, 3)]
+    plan = constant_experts(many, niwaki.score(many, "reap", batches, loss), batches, loss, 0.58)
+    assert len(plan.edits_of(MakeConstant)) == 29
+
+
 def test_the_cut_is_the_masked_network(space: niwaki.SearchSpace, tmp_path: Path) -> None:
     model, plan, x = space.model, planned(space), BATCHES[1]
     small = niwaki.cut(model, plan)
@@ -95,6 +104,10 @@ def test_what_cannot_be_mapped_is_refused(space: niwaki.SearchSpace) -> None:
         MethodError, match="No batch sent a token to any of the experts beside 'layers.0.experts..', so"
     ):
         constant_experts(space, scores, [], loss)
+    broken = BATCHES[0].clone()
+    broken[3] = float("nan")
+    with pytest.raises(MethodError, match="The mean of what the expert 'layers.0.experts..' returns is not finite, so"):
+        constant_experts(space, scores, [broken], loss, 0.75)
     stacked = niwaki.search_space(Around(Stacked()), torch.randn(5, 3), erase=True)
     batches = [torch.randn(9, 3)]
     with pytest.raises(PlanError, match="is a part of tensors that hold all experts, and no module of its own, so"):

@@ -116,6 +116,7 @@ def test_hugging_face_trainer_and_its_checkpoints(build: Attach, shrink: Any, tm
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         logs = [entry for entry in trainer.state.log_history if "niwaki/step" in entry]
         assert [entry["niwaki/step"] for entry in logs] == [entry["step"] for entry in logs] == [10, 20, 30]
+        assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [10, 20, 30]
         assert logs[0]["niwaki/params_left"] > 0.6 >= logs[-1]["niwaki/params_left"]
         return model, method
 
@@ -127,6 +128,44 @@ def test_hugging_face_trainer_and_its_checkpoints(build: Attach, shrink: Any, tm
     again, resumed = run("again", tmp_path / "again" / "checkpoint-15")
     assert resumed.step == 30 and resumed.plan().kept == method.plan().kept
     assert all(torch.equal(*pair) for pair in zip(model.parameters(), again.parameters(), strict=True))
+
+
+class Answering(nn.Module):
+    """What Hugging Face's Trainer takes: a network that returns its own loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.layers(x)
+        return {"logits": logits} | ({} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)})
+
+
+def test_hugging_face_trainer_that_logs_once_an_epoch(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    load()
+    from transformers import Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    model, data = Answering(), [{"x": torch.randn(4), "labels": torch.tensor(number % 3)} for number in range(32)]
+    arguments = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=4,
+        num_train_epochs=3,
+        logging_strategy="epoch",
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model, arguments, train_dataset=data)
+    space = niwaki.search_space(model, {"x": torch.randn(1, 4)})
+    method = niwaki.HESSO(space, trainer.create_optimizer(), niwaki.Budget(params=0.6), niwaki.Schedule(2, 20, 3))
+    trainer.add_callback(niwaki.integrations.trainer_callback(trainer, method))
+    trainer.train()
+    for what in ("niwaki/step", "loss"):
+        assert [entry["step"] for entry in trainer.state.log_history if what in entry] == [8, 16, 24], what
 
 
 @pytest.mark.parametrize(("build", "precision"), [(hesso, "no"), (hesso, "bf16"), (ato, "no"), (ato, "bf16")])
