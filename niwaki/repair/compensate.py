@@ -245,7 +245,7 @@ class _Repair:
             for one in self._readers[name]:
                 try:
                     parts.append(_part(one.given(args, kwargs, output)).clone())
-                    if one.tried and not one.holds(one.read(args, kwargs), output):
+                    if one.tried and not one.holds(args, kwargs, output):
                         failed[one] = of_its_own(one.layer)
                 except ValueError as why:
                     failed[one] = str(why)

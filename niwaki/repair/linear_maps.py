@@ -150,10 +150,17 @@ class LinearMap:
         output, which a call of a transposed convolution may choose."""
         return windows(self.layer, given, sides)
 
-    def holds(self, given: Tensor, output: Tensor) -> bool:
-        """Whether the layer gave what the map says, up to roundings."""
+    def holds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> bool:
+        """Whether the layer gave what the map says in a call, up to roundings.
+
+        Raises:
+            ValueError: it is called in another way.
+        """
         weight, bias = self.sums.weight.detach(), self.sums.bias
-        expected = nn.functional.linear(given, weight.movedim(self.sums.dim, 1), bias)
+        if type(self.layer).forward in _KNOWN:  # and the instance has another
+            expected = type(self.layer).forward(self.layer, *args, **kwargs)
+        else:
+            expected = nn.functional.linear(self.read(args, kwargs), weight.movedim(self.sums.dim, 1), bias)
         if expected.shape != output.shape or expected.dtype != output.dtype:
             return False
         near = _ROUNDINGS * torch.finfo(output.dtype).eps * float(output.abs().nan_to_num().max()) if len(output) else 0
@@ -171,6 +178,8 @@ def linear_maps(layer: nn.Module) -> list[LinearMap]:
         bias = None if layer.bias is None else layer.bias.detach()
         dim = 0 if isinstance(layer, TRANSPOSED) else 1
         found = [LinearMap(layer, Uptake(layer.weight, dim, bias, channel=1 - layer.weight.ndim), layer.groups)]
+    if found and isinstance(layer, Convolved) and not _is_of_torch(layer) and type(layer).forward in _KNOWN:
+        return [replace(found[0], tried=True)]
     if found or _is_of_torch(layer):
         return found
     return list(_products(layer))

@@ -267,11 +267,11 @@ def test_the_size_that_a_call_of_a_transposed_convolution_asks_for_is_that_of_th
 def test_a_forward_of_an_instance_is_tried_or_left() -> None:
     """A copy keeps such a forward; it may be a wrapper that changes nothing, as libraries make them."""
 
-    def scaled(layer: nn.Module, x: Tensor) -> Tensor:
-        return 0.1 * type(layer).forward(layer, x)
+    def scaled(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return 0.1 * type(layer).forward(layer, *args, **kwargs)
 
-    def same(layer: nn.Module, x: Tensor) -> Tensor:
-        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+    def same(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return type(layer).forward(layer, *args, **kwargs)
 
     torch.manual_seed(0)
     x, why = torch.randn(30, 3), "the forward of this instance computes something of its own"
@@ -279,6 +279,7 @@ def test_a_forward_of_an_instance_is_tried_or_left() -> None:
         (scaled, nn.Linear(8, 2), {"reader": why}),
         (same, nn.Linear(8, 2), {}),
         (scaled, nn.Conv1d(8, 2, 1), {"reader": why}),
+        (same, nn.Conv1d(8, 2, 1), {}),
     ):
         plain = isinstance(reader, nn.Linear)
         net = Two(nn.Linear(3, 8) if plain else nn.Conv1d(3, 8, 1), reader)
