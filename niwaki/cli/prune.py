@@ -13,7 +13,7 @@ from rich.table import Table
 
 from niwaki.cli.inputs import output_directory
 from niwaki.cli.tables import latency_row
-from niwaki.core.describe import counted
+from niwaki.core.describe import new_weights
 from niwaki.post_training.iterative import REPAIRS
 from niwaki.report import PAGE_FILE, RoundBar, RunReport
 from niwaki.report.content import headline_of
@@ -139,7 +139,7 @@ def pruning_table(report: RunReport) -> Table:
         name, first, second, share = latency_row(old, new, report.ratios[number])
         table.add_row(name, first, *same, second, share)
     left = "".join(f" Not repaired: {escape(name)}, {escape(why)}." for name, why in repair["left"].items())
-    layers = f" {_new_weights(repair['layers'])}" if report.recipe["repair"] == "compensate" else ""
+    layers = f" {new_weights(repair['layers'])}" if report.recipe["repair"] == "compensate" else ""
     table.caption = (
         f"Units chosen by {escape(repair['method'])} in {repair['rounds']} round"
         f"{'s' if repair['rounds'] > 1 else ''}. The cut is exact: max. difference "
@@ -148,7 +148,3 @@ def pruning_table(report: RunReport) -> Table:
     )
     table.caption_justify = "left"
     return table
-
-
-def _new_weights(layers: int) -> str:
-    return f"{counted(layers, 'layer')} {'has' if layers == 1 else 'have'} new weights."

@@ -149,9 +149,11 @@ def _resumed(context: typer.Context, options: dict[str, Any], out: Path) -> Reci
     given = {name: value for name, value in options.items() if _was_given(context, name)}
     if odd := recipe.differences(given):
         name = odd[0]
+        there, option = recipe.to_dict()[name], f"--{name.replace('_', '-')}"
+        said = f"the default {option}" if there is None else f"{option} {there}"
         raise RunError(
-            f"The run in {str(out)!r} was started with --{name.replace('_', '-')} {recipe.to_dict()[name]}, not "
-            f"{given[name]}. Omit the option to resume it, or start another run."
+            f"The run in {str(out)!r} was started with {said}, not {given[name]}. Omit the option to resume "
+            "it, or start another run."
         )
     return recipe
 

@@ -63,6 +63,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def new_weights(layers: int) -> str:
+    """How many layers a repair has changed.
+
+    >>> new_weights(1)
+    '1 layer has new weights.'
+    """
+    return f"{counted(layers, 'layer')} {'has' if layers == 1 else 'have'} new weights."
+
+
 def _limit(limit: Any) -> str:
     """A limit as the user gave it: a fraction, or an amount."""
     if not isinstance(limit, (int, float)):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from niwaki.core.cost import Cost
+from niwaki.core.describe import new_weights
 from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_whole
 from niwaki.core.space import SearchSpace
@@ -68,7 +69,7 @@ class PruningReport:
             told = [f"{value:.3f} {name}" for name, value in self.losses.items()]
             lines.append(f"Mean loss on the batches: {', '.join(told)}.")
         if self.repair == "compensate":
-            lines.append(f"{self.layers} layer{'s have' if self.layers != 1 else ' has'} new weights.")
+            lines.append(new_weights(self.layers))
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.left.items())])
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from niwaki.core.describe import new_weights
 from niwaki.core.edits.base import ReplacingEdit
 from niwaki.core.names import module_at, named_parameters
 from niwaki.core.plan import Plan
@@ -65,7 +66,7 @@ class Compensated:
     left: Mapping[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.layers)} layers have new weights. Relative error of each layer's output:"]
+        lines = [f"{new_weights(len(self.layers))} Relative error of each layer's output:"]
         lines += [f"  {name}: {fit.after:.2%} ({fit.before:.2%} without repair)" for name, fit in self.layers.items()]
         if about_zero := [name for name, fit in self.layers.items() if not fit.centred]:
             lines.append(f"  about zero, without a bias or a norm behind for a shift: {', '.join(about_zero)}")

@@ -28,6 +28,7 @@ from niwaki.train.data import Images, load_images
 from niwaki.train.loop import EpochResult, RunObserver, TrainingProgress, TrainingRun
 from niwaki.train.recipe import Recipe
 from niwaki.train.scores import accuracy
+from niwaki.train.trained_on import split_of
 
 AUTO = "auto"
 
@@ -62,7 +63,8 @@ def train(
     """
     begin = time.perf_counter()
     checkpoint = _prepare(recipe, out, resume=resume, overwrite=overwrite)
-    images = load_images(recipe.data, recipe.seed, recipe.size())
+    split = split_of(recipe.data, recipe.seed, recipe.weights)
+    images = load_images(recipe.data, split, recipe.size())
     run = TrainingRun(recipe, images, device_named(device))
     dense = copy.deepcopy(run.model)
     if checkpoint is not None:
@@ -105,7 +107,7 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
     }
     report = RunReport(
         recipe=run.recipe.to_dict(),
-        data=facts_of(run.images, run.recipe.seed),
+        data=facts_of(run.images, split_of(run.recipe.data, run.recipe.seed, run.recipe.weights)),
         versions=versions(run.device),
         dense=figures["dense"],
         small=figures["small"],
@@ -198,8 +200,8 @@ def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Che
         if odd := recipe.differences(checkpoint.facts["recipe"]):
             there, here = checkpoint.facts["recipe"][odd[0]], recipe.to_dict()[odd[0]]
             raise RunError(
-                f"The run in {str(out)!r} was started with {odd[0]} = {there!r}, not {here!r}. Omit the option to "
-                "resume it, or start another run."
+                f"The run in {str(out)!r} was started with {_said(odd[0], there)}, not {here!r}. Omit the option "
+                "to resume it, or start another run."
             )
         return checkpoint
     if not overwrite and (name := held_by(out)):
@@ -208,6 +210,10 @@ def _prepare(recipe: Recipe, out: Path, *, resume: bool, overwrite: bool) -> Che
             "or choose another --out."
         )
     return None
+
+
+def _said(name: str, value: object) -> str:
+    return f"the default {name}" if value is None else f"{name} = {value!r}"
 
 
 def latencies(dense: nn.Module, small: nn.Module, batches: Batches, seconds: float) -> tuple[Latencies, ...]:

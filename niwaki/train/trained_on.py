@@ -21,6 +21,10 @@ class TrainedOn:
     image_size: str | None
     test_checksum: str | None
 
+    def same_source(self, data: str) -> bool:
+        """Whether ``data`` names the same images."""
+        return data == self.data or Path(data).absolute() == Path(self.data).absolute()
+
     def check(self, images: Images, data: str, image_size: str | None) -> None:
         """Compare with ``images``, which were read from ``data`` and divided by `split`.
 
@@ -30,13 +34,20 @@ class TrainedOn:
         if self.test_checksum is not None and image_size == self.image_size:
             same = self.test_checksum == images.test_checksum
         else:
-            same = data == self.data or Path(data).absolute() == Path(self.data).absolute()
+            same = self.same_source(data)
         if not same:
             raise RunError(
                 f"The weights were trained on the images of {self.data!r}, and those of {data!r} have another test "
                 "part or are others: images that the network was trained on may be among them. Give the data of the "
                 "training, or, if they are meant, the network with its weights as path/to/file.py:factory."
             )
+
+
+def split_of(data: str, seed: int, weights: str | None) -> int:
+    """The seed that divides the images of a training into those for training and testing: ``seed``, or, where the
+    training goes on from a run on the same ``data``, that of this run."""
+    before = trained_on(weights)
+    return before.split if before is not None and before.same_source(data) else seed
 
 
 def trained_on(weights: str | None) -> TrainedOn | None:

@@ -216,7 +216,7 @@ def test_interrupt_and_resume(tmp_path: Path) -> None:
         text=True,
     )
     assert refused.returncode == 1
-    assert "was started with --lr" in refused.stderr
+    assert "was started with the default --lr, not 0.3" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 import niwaki
 from niwaki.cli.app import main
-from niwaki.cli.prune import _new_weights
 from niwaki.networks import ImageTask, build_model
 from niwaki.train.batches import Batches
 from niwaki.train.data import load_images
@@ -108,10 +107,6 @@ def test_no_image_of_the_training_is_tested_on(run, tmp_path: Path) -> None:
     code, _, err = run("mlp", "--weights", "dense/model.safetensors", *short, "--data", "other.npz", "--out", "no")
     assert code == 1 and "The weights were trained on the images of 'digits', and those of 'other.npz' have" in err
     assert not (tmp_path / "no").exists()
-
-
-def test_one_layer_has_new_weights() -> None:
-    assert (_new_weights(1), _new_weights(2)) == ("1 layer has new weights.", "2 layers have new weights.")
 
 
 def test_a_factory_may_bring_its_weights(run, weights: Path, tmp_path: Path) -> None:

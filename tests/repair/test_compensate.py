@@ -69,7 +69,7 @@ def test_units_that_depend_on_others_leave_without_a_trace(net: nn.Sequential) -
     assert without > 0.1 and with_it < 1e-6, (without, with_it)
     assert list(result.layers) == ["1"] and not result.left
     assert result.layers["1"].before > 0.01 and result.layers["1"].after < 1e-9
-    assert "1 layers have new weights" in str(result) and "1: 0.00% (" in str(result)
+    assert "1 layer has new weights" in str(result) and "1: 0.00% (" in str(result)
 
 
 def test_without_a_bias_and_at_zero_padding_what_is_linear_is_kept() -> None:

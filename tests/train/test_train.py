@@ -433,6 +433,16 @@ def test_a_run_takes_images_as_its_training_did(tmp_path: Path) -> None:
     assert network.to("meta")(zeros.to("meta")).shape == (1, 10)
 
 
+def test_a_training_that_goes_on_keeps_its_test_images(tmp_path: Path) -> None:
+    recipe = Recipe(model="mlp", epochs=1, batch_size=256, method="none", seed=3)
+    first = train(recipe, tmp_path / "first", Silent())
+    next_one = dataclasses.replace(recipe, seed=4, weights=str(tmp_path / "first"))
+    report = train(next_one, tmp_path / "next", Silent())
+    assert report.data["test_checksum"] == first.data["test_checksum"] and report.data["split"] == 3
+    again = train(dataclasses.replace(recipe, seed=4), tmp_path / "again", Silent())
+    assert again.data["test_checksum"] != first.data["test_checksum"] and again.data["split"] == 4
+
+
 def test_images_that_a_run_was_not_trained_on_are_refused(tmp_path: Path) -> None:
     train(Recipe(model="mlp", epochs=1, batch_size=256, method="none", width=0.1), tmp_path, Silent())
     network = niwaki.load_run(tmp_path)
@@ -577,7 +587,7 @@ def test_resuming_needs_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         train(SHORT, tmp_path / "out", Recorder(stop_at=2))
     import dataclasses
 
-    with pytest.raises(RunError, match="was started with lr = 0.02, not 0.5"):
+    with pytest.raises(RunError, match="was started with the default lr, not 0.5"):
         train(dataclasses.replace(SHORT, lr=0.5), tmp_path / "out", Silent(), resume=True)
     checkpoint = read_checkpoint(tmp_path / "out")
     run = TrainingRun(SHORT, load_images("digits", 1), CPU)
