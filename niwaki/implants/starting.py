@@ -46,6 +46,7 @@ def fitted(model: nn.Module, plan: Plan, batches: Iterable[Any], forward: Forwar
     Example:
         >>> import torch, niwaki
         >>> from niwaki import implants
+        >>> _ = torch.manual_seed(0)
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 20, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(20, 1, 3))
         >>> x = torch.randn(8, 1, 8, 8).cumsum(3)
         >>> space = niwaki.search_space(net, x)

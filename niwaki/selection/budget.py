@@ -16,7 +16,7 @@ import torch
 from niwaki.core.cost import Cost
 from niwaki.core.scalars import is_number as is_number
 from niwaki.core.scalars import is_whole as is_whole
-from niwaki.core.space import BoolArray, Pin, SearchSpace
+from niwaki.core.space import BoolArray, Pin, SearchSpace, check_space
 from niwaki.errors import BudgetError
 from niwaki.selection import (
     STRUCTURES,
@@ -194,6 +194,8 @@ def check_budget(budget: object, *, training: bool = True, space: SearchSpace | 
     follow during a ``training`` in ``space``; None if it could not predict more if it were timed."""
     if not isinstance(budget, Budget):
         raise BudgetError(f"budget={budget!r} is not a budget. Name its measure: niwaki.Budget(macs=0.5).")
+    if space is not None:
+        check_space(space)
     known = TRAINED if space is None else followed(space)
     measure = next((measure for measure in budget.limits if measure not in known), None)
     if training and measure is not None:

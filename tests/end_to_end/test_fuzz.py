@@ -27,7 +27,7 @@ from niwaki.rules.registry import NAMED, RULES, Rule
 from niwaki.testing.models import random_plan, randomised
 from niwaki.trace.tracer import example_calls, trace
 
-IN_CI = 400
+IN_CI = 250
 PLANS = 2
 
 
