@@ -44,7 +44,8 @@ def constant_experts(
     Args:
         space: made with ``erase=True``, of a model whose experts are modules of their own.
         scores: of the structures, such as ``niwaki.score(space, "reap", batches, loss_fn)``.
-        batches, loss_fn: as for `niwaki.score`; the loss itself is not looked at.
+        batches: as for `niwaki.score`.
+        loss_fn: as for `niwaki.score`; the loss itself is not looked at.
         experts: the fraction of each router's, from 0 to below 1; rounded down.
 
     Raises:

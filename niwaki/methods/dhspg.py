@@ -103,8 +103,9 @@ class DHSPG(Method):
         budget: what must hold at the end. ``Budget(units=1 - K / N)`` with ``compare="space"`` is the paper's.
         schedule: ``start`` is the first step of the window; the target must be reached at ``until``. Its periods mean
             nothing here.
-        penalty, amplify, most: lambda, its amplification and its cap, in lambdas. By default 1e-3, 2 and 10 for SGD and
-            1e-2, 20 and 1e3 for optimizers that normalise the gradient, as published.
+        penalty: lambda. By default 1e-3 for SGD and 1e-2 for optimizers that normalise the gradient, as published.
+        amplify: its amplification, 2 and 20.
+        most: its cap in lambdas, 10 and 1e3.
         epsilon: how readily units are set to zero, from 0 to below 1.
         tolerance: how much more than the budget asks for G_p may be, as a share of the dense network.
         window: over how many steps the redundancy is averaged (the paper looks at one mini-batch).

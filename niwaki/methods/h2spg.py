@@ -46,7 +46,10 @@ class H2SPG(Method):
         budget: what must hold at the end.
         schedule: ``start`` is the first step of the window; the target must be reached at ``until``. Its periods mean
             nothing here.
-        penalty, amplify, most, epsilon: those of DHSPG.
+        penalty: as for `DHSPG`.
+        amplify: as for `DHSPG`.
+        most: as for `DHSPG`.
+        epsilon: as for `DHSPG`.
         tolerance: how much more than the budget asks for G_p may be, as a share of the dense network.
         window: over how many steps the redundancy is averaged.
         memory: how much of the average is left after one more step, from 0 (the mean over the window) to below 1.

@@ -50,7 +50,8 @@ class Method:
 
     Args:
         units: of the search space of the model that the optimizer trains.
-        selector, update: on these very units.
+        selector: on these very units.
+        update: on these very units.
         shrink: see `ShrinkPolicy`.
         cannot_shrink: why the model cannot be shrunk on the way, as a sentence that says what to do; or nothing.
 

@@ -63,7 +63,8 @@ def choose_iteratively(
         loss_fn: as for `niwaki.score`.
         rounds: how many; 1 or more. Each costs what `niwaki.score` does, and after the first what ``between`` does: a
             forward pass for ``norms``, three for ``compensate``.
-        compare, readers: as for `niwaki.score`.
+        compare: as for `niwaki.score`.
+        readers: as for `niwaki.score`.
         remove: as for `niwaki.choose`.
         between: how the network is repaired before it is scored again, if there are ``batches``: ``norms`` re-estimates
             the statistics of BatchNorms, without which later layers read nonsense after some rounds; ``compensate``
