@@ -71,8 +71,8 @@ def reindex(
     for edit in plan.module_edits:
         if isinstance(edit, ReplacingEdit):
             raise PlanError(
-                f"The plan puts another layer in the place of {edit.path!r}, which this search space knows nothing of. "
-                "Analyse the small network again with niwaki.search_space."
+                f"The plan puts another layer in the place of {edit.module!r}, which this search space knows nothing "
+                "of. Analyse the small network again with niwaki.search_space."
             )
     here = {name: tuple(tensor.shape) for name, tensor in (*named_parameters(model), *named_buffers(model))}
     shapes = smaller_shapes(plan)

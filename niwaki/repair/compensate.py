@@ -154,7 +154,7 @@ def compensate(
     model = duplicate(space.model)
     readers = reading_maps(space, plan, model)
     left = _others(space, plan, model, readers)
-    replaced = {edit.path for edit in plan.edits if isinstance(edit, ReplacingEdit)}
+    replaced = {edit.module for edit in plan.edits if isinstance(edit, ReplacingEdit)}
     data, reading = list(batches), _own_weights(model, readers, replaced, left)
 
     def run(*, together: bool) -> Compensated:
@@ -270,7 +270,7 @@ class _Repair:
             if not self._batches:
                 feed(self._model, [], self._forward)
         self._drop(failed, calls, left)
-        replaced = {edit.path for edit in self._plan.edits if isinstance(edit, ReplacingEdit)}
+        replaced = {edit.module for edit in self._plan.edits if isinstance(edit, ReplacingEdit)}
         return calls, {layer: norm for layer, norm in watch.found().items() if norm not in replaced}
 
     def _drop(self, failed: Mapping[LinearMap, str], calls: dict[str, list[int]], left: dict[str, str]) -> None:

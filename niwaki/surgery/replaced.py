@@ -18,7 +18,7 @@ def replaced_parameters(model: nn.Module, plan: Plan) -> dict[str, dict[str, nn.
     """The parameters of the modules of ``model`` that ``plan`` replaces, by path and name."""
     modules = dict(named_modules(model))
     return {
-        edit.path: {name: value for name, value in modules[edit.path]._parameters.items() if value is not None}
+        edit.module: {name: value for name, value in modules[edit.module]._parameters.items() if value is not None}
         for edit in plan.module_edits
         if isinstance(edit, ReplacingEdit)
     }
@@ -31,11 +31,11 @@ def carry_over(
     of ``optimizer``, and give them their state, as far as they are some of their entries: other ones begin without."""
     modules, names = dict(named_modules(model)), Renaming.of(plan)
     for edit in plan.module_edits:
-        path = names.after(edit.path) if isinstance(edit, ReplacingEdit) else None
+        path = names.after(edit.module) if isinstance(edit, ReplacingEdit) else None
         if path is None or not isinstance(edit, ReplacingEdit):
             continue
         for name, part in edit.parts().items():
-            old, new = replaced[edit.path][part.old], modules[path].get_parameter(name)
+            old, new = replaced[edit.module][part.old], modules[path].get_parameter(name)
             if part.selects and old.grad is not None:
                 new.grad = part.of(old.grad.detach())
             if optimizer is not None:

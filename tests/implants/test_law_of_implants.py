@@ -46,7 +46,7 @@ def test_cut_is_masked(seed: int, training: bool) -> None:
     assert near(ours.pop(""), theirs.pop(""), 1e-8)
     scale = max(float(gradient.abs().max()) for gradient in theirs.values())  # some are zero before a norm
     parts = {
-        f"{edit.path}.{name}": (f"{edit.path}.{part.old}", part.of)
+        f"{edit.module}.{name}": (f"{edit.module}.{part.old}", part.of)
         for edit in plan.edits
         if isinstance(edit, ReplacingEdit)
         for name, part in edit.parts().items()

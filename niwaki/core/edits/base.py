@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -189,14 +189,36 @@ class NewParameter:
 
 
 class ReplacingEdit(ModuleEdit):
-    """An edit that puts another module in the place of one, whose tensors become those of its own."""
+    """An edit that puts another module in the place of ``module``, whose tensors become those of its own."""
 
     __slots__ = ()
 
+    module: str
+
     @property
+    @final
+    def place(self) -> Place:
+        return self.kind, self.module
+
+    @property
+    @final
+    def for_graph(self) -> bool | None:
+        return False
+
+    @final
+    def apply(self, modules: Mapping[str, nn.Module]) -> None:
+        old = modules[self.module]
+        holders = list(modules[""].modules())  # the new module may hold the old one
+        made = self.replacement(old)
+        made.train(old.training)
+        for holder in holders:
+            for name, child in holder._modules.items():
+                if child is old:
+                    holder._modules[name] = made
+
     @abstractmethod
-    def path(self) -> str:
-        """The module that it takes the place of."""
+    def replacement(self, old: nn.Module) -> nn.Module:
+        """The new module, from the ``old`` one."""
 
     @abstractmethod
     def parts(self) -> Mapping[str, NewParameter]:
@@ -214,6 +236,16 @@ class ReplacingEdit(ModuleEdit):
         Raises:
             PlanError: that cannot be said so.
         """
+
+    @classmethod
+    @final
+    def then(cls, first: Self | None, later: Self | None) -> Self | None:
+        return later or first
+
+    @final
+    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
+        module = name(self.module)
+        return None if module is None else replace(self, module=module)  # type: ignore[type-var]
 
 
 def closed(result: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from niwaki.core.edits.base import (
     Edit,
     ModuleEdit,
     NewParameter,
-    Place,
     ReplacingEdit,
     Shape,
     edited_by_hand,
@@ -62,14 +61,6 @@ class Implant(ReplacingEdit):
                 object.__setattr__(self, name, Positions(getattr(self, name)))
 
     @property
-    def place(self) -> Place:
-        return "implant", self.module
-
-    @property
-    def for_graph(self) -> bool | None:
-        return False
-
-    @property
     def weight(self) -> str:
         """The name of the weight in the dense network."""
         return f"{self.module}.weight"
@@ -105,19 +96,6 @@ class Implant(ReplacingEdit):
         if why is not None:
             raise edited_by_hand(f"implants into {self.module!r}: {why}")
 
-    def apply(self, modules: Mapping[str, nn.Module]) -> None:
-        layer = modules[self.module]
-        made = self._layer(layer)
-        made.train(layer.training)
-        for holder in modules[""].modules():
-            for name, child in holder._modules.items():
-                if child is layer:
-                    holder._modules[name] = made
-
-    @property
-    def path(self) -> str:
-        return self.module
-
     def parts(self) -> Mapping[str, NewParameter]:
         whole, slim = (_chooser(rows) for rows in self._rows())
         found = {"whole.weight": NewParameter("weight", whole, True)}
@@ -137,12 +115,12 @@ class Implant(ReplacingEdit):
         slim = np.isin(np.asarray(self.kept), np.asarray(self.slim))
         return np.flatnonzero(~slim), np.flatnonzero(slim)
 
-    def _layer(self, layer: nn.Module) -> Implanted:
+    def replacement(self, old: nn.Module) -> nn.Module:
         given: dict[str, nn.Parameter] = {}
         for name, part in self.parts().items():
-            old = layer._parameters[part.old]
-            assert old is not None
-            given[name] = nn.Parameter(part.of(old.detach()), requires_grad=old.requires_grad)
+            dense = old._parameters[part.old]
+            assert dense is not None
+            given[name] = nn.Parameter(part.of(dense.detach()), requires_grad=dense.requires_grad)
         whole, slim = self._rows()
         is_slim = np.isin(np.asarray(self.kept), np.asarray(self.slim)).tolist()
         if self.rank is not None:
@@ -156,10 +134,10 @@ class Implant(ReplacingEdit):
                 is_slim,
                 -1,
             )
-        inputs, kind, dims = self.shape[1], type(layer), CONVOLUTIONS[type(layer)]
-        how = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+        inputs, kind, dims = self.shape[1], type(old), CONVOLUTIONS[type(old)]
+        how = {name: getattr(old, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
         first = kind(inputs, len(whole), bias=self.bias, device="meta", **how)
-        second = kind(inputs, len(slim), 1, layer.stride, bias=self.bias, device="meta")
+        second = kind(inputs, len(slim), 1, old.stride, bias=self.bias, device="meta")
         return Implanted.of(_filled(first, given, "whole"), _filled(second, given, "slim"), is_slim, -1 - dims)
 
     def update_shapes(self, shapes: dict[str, Shape]) -> None:
@@ -244,10 +222,6 @@ class Implant(ReplacingEdit):
         return edit.renamed(lambda name: None if name == self.module or name.startswith(own) else name)
 
     @classmethod
-    def then(cls, first: Self | None, later: Self | None) -> Self | None:
-        return later or first
-
-    @classmethod
     def left(cls, first: Self | None, whole: Self | None, done: Plan, plan: Plan) -> Self | None:
         if first is None:
             assert whole is not None
@@ -271,10 +245,6 @@ class Implant(ReplacingEdit):
             f"The plan wants something else of {first.module!r} than what has been implanted there, and is for the "
             "dense network. Make it from the search space of the network as it is now."
         )
-
-    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
-        module = name(self.module)
-        return None if module is None else replace(self, module=module)
 
     def to_data(self) -> dict[str, Any]:
         return {

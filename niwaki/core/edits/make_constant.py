@@ -15,7 +15,6 @@ from niwaki.core.edits.base import (
     Edit,
     ModuleEdit,
     NewParameter,
-    Place,
     ReplacingEdit,
     Shape,
     edited_by_hand,
@@ -43,18 +42,6 @@ class MakeConstant(ReplacingEdit):
     module: str
     value: tuple[float, ...]
 
-    @property
-    def place(self) -> Place:
-        return "make constant", self.module
-
-    @property
-    def for_graph(self) -> bool | None:
-        return False
-
-    @property
-    def path(self) -> str:
-        return self.module
-
     def check(self, plan: Plan) -> None:
         if not any(name.startswith(f"{self.module}.") for name in plan.dense):
             raise edited_by_hand(f"makes {self.module!r} constant, of which the network it is for has no tensor")
@@ -65,15 +52,9 @@ class MakeConstant(ReplacingEdit):
         if self.module not in modules:
             raise edited_by_hand(f"makes {self.module!r} constant, which the model does not have")
 
-    def apply(self, modules: Mapping[str, nn.Module]) -> None:
-        old = modules[self.module]
+    def replacement(self, old: nn.Module) -> nn.Module:
         like = next(iter(old.parameters()), torch.empty(0))
-        made = Constant(torch.tensor(self.value, dtype=like.dtype, device=like.device))
-        made.train(old.training)
-        for holder in modules[""].modules():
-            for name, child in holder._modules.items():
-                if child is old:
-                    holder._modules[name] = made
+        return Constant(torch.tensor(self.value, dtype=like.dtype, device=like.device))
 
     def parts(self) -> Mapping[str, NewParameter]:
         """None: the value is a buffer."""
@@ -108,10 +89,6 @@ class MakeConstant(ReplacingEdit):
         return replace(self, value=value), others
 
     @classmethod
-    def then(cls, first: Self | None, later: Self | None) -> Self | None:
-        return later or first
-
-    @classmethod
     def left(cls, first: Self | None, whole: Self | None, done: Plan, plan: Plan) -> Self | None:
         if first is not None and whole is None:
             raise PlanError(
@@ -119,10 +96,6 @@ class MakeConstant(ReplacingEdit):
                 "cannot come back: use a plan that makes at least those modules constant."
             )
         return None if first is not None else whole
-
-    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
-        module = name(self.module)
-        return None if module is None else replace(self, module=module)
 
     def to_data(self) -> dict[str, Any]:
         return {"module": self.module, "value": list(self.value)}

@@ -12,7 +12,6 @@ from niwaki.core.edits.base import (
     Edit,
     ModuleEdit,
     NewParameter,
-    Place,
     ReplacingEdit,
     Shape,
     edited_by_hand,
@@ -50,18 +49,6 @@ class Scatter(ReplacingEdit):
     dim: int
     tensors: tuple[tuple[str, Shape], ...]
 
-    @property
-    def place(self) -> Place:
-        return "scatter", self.module
-
-    @property
-    def for_graph(self) -> bool | None:
-        return False
-
-    @property
-    def path(self) -> str:
-        return self.module
-
     def check(self, plan: Plan) -> None:
         for name, shape in self.tensors:
             full = f"{self.module}.{name}"
@@ -81,15 +68,8 @@ class Scatter(ReplacingEdit):
         if self.module not in modules:
             raise edited_by_hand(f"scatters the outputs of {self.module!r}, and there is no such module")
 
-    def apply(self, modules: Mapping[str, nn.Module]) -> None:
-        layer = modules[self.module]
-        holders = list(modules[""].modules())
-        made = Scattered(layer, self.runs, self.gaps, self.dim)
-        made.train(layer.training)
-        for holder in holders:
-            for name, child in holder._modules.items():
-                if child is layer:
-                    holder._modules[name] = made
+    def replacement(self, old: nn.Module) -> nn.Module:
+        return Scattered(old, self.runs, self.gaps, self.dim)
 
     def parts(self) -> Mapping[str, NewParameter]:
         return {}  # they are the same objects
@@ -116,10 +96,10 @@ class Scatter(ReplacingEdit):
             return self.module + name[len(inside) :] if f"{name}.".startswith(f"{inside}.") else name
 
         for edit in later:
-            if isinstance(edit, ReplacingEdit) and outside(edit.path) == self.module:
+            if isinstance(edit, ReplacingEdit) and outside(edit.module) == self.module:
                 raise PlanError(
-                    f"The plan replaces {edit.path!r}, which is inside of what stands there already. Make one plan of "
-                    "both, from the search space of the dense network."
+                    f"The plan replaces {edit.module!r}, which is inside of what stands there already. Make one plan "
+                    "of both, from the search space of the dense network."
                 )
             if isinstance(edit, ModuleEdit) and Renaming(edit.moved).after(inside) is None:
                 raise PlanError(
@@ -141,10 +121,6 @@ class Scatter(ReplacingEdit):
         return replace(self, runs=lengths["runs"], gaps=lengths["gaps"], tensors=tuple(shapes.items())), others
 
     @classmethod
-    def then(cls, first: Self | None, later: Self | None) -> Self | None:
-        return later or first
-
-    @classmethod
     def left(cls, first: Self | None, whole: Self | None, done: Plan, plan: Plan) -> Self | None:
         if first is None:
             return whole
@@ -157,10 +133,6 @@ class Scatter(ReplacingEdit):
             f"The plan wants something else of {first.module!r}, whose outputs are scattered already, and is for the "
             "dense network. Make it from the search space of the network as it is now."
         )
-
-    def renamed(self, name: Callable[[str], str | None]) -> Self | None:
-        module = name(self.module)
-        return None if module is None else replace(self, module=module)
 
     def to_data(self) -> dict[str, Any]:
         return {
