@@ -31,7 +31,7 @@ class ModelCall:
 
 @final
 class FirstCall:
-    """``call``: the first call of ``model`` inside of `watched`; None if there was none."""
+    """``call``: the first call of ``model`` inside of `watched`; None if it has not been called."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

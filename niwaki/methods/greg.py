@@ -30,7 +30,7 @@ RATIO = 1e3  # of kept to pruned magnitudes, at which the paper removes weights
 
 @dataclass(frozen=True, slots=True)
 class Rise:
-    """The penalty on the steps between ``start`` and ``until``, on both of which there is none."""
+    """The penalty on the steps after ``start`` and before ``until``; it is zero on these two."""
 
     start: int
     until: int

@@ -96,7 +96,7 @@ class Schedule:
 
     def _check(self) -> None:
         for name, value, why in (
-            ("start", self.start, "the step on which the first scoring happens; the first step is 1"),
+            ("start", self.start, "the step on which the first scoring happens (the first step is 1), or 'stable'"),
             ("until", self.until, "the last step on which anything is not yet zero"),
             ("periods", self.periods, "the number of portions in which units leave"),
         ):

@@ -22,7 +22,7 @@ from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.window_scores import WindowScores
 from niwaki.selection import SelectionRequest
 
-LOOKS = 40  # about so many until the latest start
+LOOKS = 40  # before the latest start, approximately
 AGO = 2  # each look is compared with the last but one
 MEAN_OF = 3
 ENOUGH = 0.999

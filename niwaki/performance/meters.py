@@ -59,7 +59,7 @@ def meters(space: SearchSpace, limits: Mapping[str, float | int], example_inputs
     wanted = " and ".join(limits)
     if example_inputs is None:
         raise BudgetError(
-            f"To measure {wanted}, niwaki.choose must run the network: pass example_inputs, on the model's device."
+            f"To measure {wanted}, niwaki must run the network: pass example inputs, on the model's device."
         )
     model = space.model
     if isinstance(model, Program):

@@ -41,7 +41,7 @@ class CaP:
         batches: a few hundred inputs, as `niwaki.compensate` takes them; all are held. The network runs over them each
             time that it is scored.
         forward: how to run the model on any other batch: ``lambda model, batch: model(batch[0])``.
-        positions: at most so many positions of each layer's input are used for R.
+        positions: the largest number of positions of each layer's input that R is computed from.
 
     It costs a forward pass, positions * S^2 multiplications for each layer of S inputs, and S^3 for the order; it holds
     S^2 numbers for each layer.

@@ -74,7 +74,7 @@ def choose_iteratively(
         told: is called after each round, with its number and its plan.
 
     Raises:
-        MethodError: ``between`` is none of the three, ``rounds`` is not a whole number above 0; and whatever
+        MethodError: ``between`` is unknown, ``rounds`` is not a whole number above 0; and whatever
             `niwaki.score` raises.
         BudgetError: the budget cannot be met, or has limits that can only be measured, and more than one round is
             asked for; and whatever `niwaki.choose` raises.

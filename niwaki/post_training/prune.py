@@ -140,7 +140,7 @@ def prune(
 
     Raises:
         MethodError: ``batches`` are given without ``loss_fn`` or the other way round, or are missing where ``method``
-            or ``repair`` or ``refine`` needs them; ``repair`` is none of the three; ``readers`` is asked for with
+            or ``repair`` or ``refine`` needs them; ``repair`` is unknown; ``readers`` is asked for with
             ``surgeon`` or ``cap``; ``refine`` is negative, asked for with several rounds, or where ``loss_fn`` does not
             call the network once for logits.
         BudgetError: ``refine`` is asked for with a limit in latency.

@@ -48,7 +48,7 @@ class Surgeon:
         batches: a few hundred samples, as ``loss_fn`` takes them; all are held. The network runs over them forwards and
             backwards each time that it is scored.
         loss_fn: as for `niwaki.score`.
-        positions: at most so many positions of each layer's input are used for A.
+        positions: the largest number of positions of each layer's input that A is computed from.
 
     It costs a forward and a backward pass, positions * S^2 multiplications for each layer of S inputs, and S^3 for the
     order; it holds S^2 numbers for each layer.

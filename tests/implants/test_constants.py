@@ -67,6 +67,7 @@ def test_the_cut_is_the_masked_network(space: niwaki.SearchSpace, tmp_path: Path
     torch.testing.assert_close(small(x), reference, rtol=1e-10, atol=1e-12)
     assert not torch.allclose(model(x), reference) and niwaki.check(model, plan, x).holds
     assert sum(isinstance(module, Constant) for module in small.modules()) == EXPERTS
+    assert not any(module.training for module in small.modules())  # as the model is
     assert space.cost(plan).params == sum(p.numel() for p in small.parameters())
     held = sum(t.numel() * t.itemsize for t in (*small.parameters(), *small.buffers()))
     assert space.cost(plan).memory == held

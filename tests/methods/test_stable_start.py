@@ -66,6 +66,41 @@ def test_a_restless_one_with_the_last() -> None:
     assert method.progress.phase == "done" and method.progress.macs <= 0.5
 
 
+class Alternating:
+    """Ranks one way and the other in turn."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, space: SearchSpace) -> np.ndarray:
+        self.calls += 1
+        return settled(space)[:: 1 if self.calls % 2 else -1].copy()
+
+
+def test_a_choice_is_compared_with_the_last_but_one() -> None:
+    looks = Looks.of(STABLE, 1)
+    assert looks.width == 1
+    method = run(Alternating(), window=1).method
+    assert method.selector.scores.timeline.borders[0] == [step for step in range(41) if looks.at(step)][4]
+
+
+class Turning:
+    """Ranks the other way from some call on."""
+
+    def __init__(self, turn: int) -> None:
+        self.calls, self.turn = 0, turn
+
+    def __call__(self, space: SearchSpace) -> np.ndarray:
+        self.calls += 1
+        return settled(space)[:: -1 if self.calls > self.turn else 1].copy()
+
+
+def test_later_portions_are_of_later_scores() -> None:
+    turns = 5  # the looks until the first portion, at a window of one step
+    same, turned = (run(Turning(turn), window=1).marked() for turn in (1000, turns))
+    assert (same != turned).any()
+
+
 def test_before_it_has_begun_nothing_leaves() -> None:
     method = run(Restless(), 29).method
     assert method.progress.marked == 0 and method.progress.phase in ("scoring", "waiting")

@@ -187,9 +187,7 @@ def test_networks_are_cut_run_and_timed(traced: bool, priced: str, simulated: No
 def test_what_cannot_be_measured_or_met_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = MLP(), torch.randn(2, 6)
     space = mlp_space(model)
-    with pytest.raises(
-        BudgetError, match="To measure latency, niwaki.choose must run the network: pass example_inputs"
-    ):
+    with pytest.raises(BudgetError, match="To measure latency, niwaki must run the network: pass example inputs"):
         choose(space, even(space), Budget(latency=0.5))
     with pytest.raises(
         BudgetError, match=r"activations <= 33 bytes \(.* of .*\) cannot be met: with every group at its le"

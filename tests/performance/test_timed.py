@@ -88,7 +88,7 @@ def test_limits_that_make_no_sense() -> None:
     bare = niwaki.search_space(model, torch.randn(2, 8))
     with pytest.raises(BudgetError, match=r"Or train in a space that predicts the latency: niwaki.timed\(space, x\)"):
         niwaki.HESSO(bare, torch.optim.SGD(model.parameters(), lr=0.1), LIMIT, SCHEDULE)
-    with pytest.raises(BudgetError, match="^To measure latency, niwaki.choose must run the network: pass example_inp"):
+    with pytest.raises(BudgetError, match="^To measure latency, niwaki must run the network: pass example inputs"):
         niwaki.timed(bare, None)
 
 
