@@ -9,7 +9,6 @@ passes of all batches halt at a layer, it is fitted, and they go on, so that dep
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +24,9 @@ from niwaki.core.scalars import is_number, is_whole
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, TraceError
 from niwaki.repair.calibration import Forward, feed
-from niwaki.repair.consumers import reading_maps, removed_from
-from niwaki.repair.linear_maps import LinearMap, is_known, of_its_own
+from niwaki.repair.consumers import reading_maps
+from niwaki.repair.fittable import fitted_layers, no_layers
+from niwaki.repair.linear_maps import LinearMap, of_its_own
 from niwaki.repair.norms_behind import NormsBehind
 from niwaki.repair.passes import Pass, Pick, closing_all
 from niwaki.repair.regression import Regression
@@ -36,9 +36,6 @@ from niwaki.surgery.history import check_plan
 from niwaki.trace.eager import eagerly
 from niwaki.trace.model_state import preserved
 
-_NO_LAYER = "it is not the matrix of a layer whose sums can be seen from outside"
-_RECURRENT = "it reads hidden states, which the recurrent layer does not show"
-_COMPLEX = "its weights are complex numbers, and only real ones are fitted"
 _PART = 256  # entries of an output by which two passes are compared
 
 
@@ -153,9 +150,9 @@ def compensate(
         raise TraceError("The model is on the meta device, where it has no weights to change. Move it first.")
     model = duplicate(space.model)
     readers = reading_maps(space, plan, model)
-    left = _others(space, plan, model, readers)
+    left = no_layers(space, plan, model, readers)
     replaced = {edit.module for edit in plan.edits if isinstance(edit, ReplacingEdit)}
-    data, reading = list(batches), _own_weights(model, readers, replaced, left)
+    data, reading = list(batches), fitted_layers(model, readers, replaced, left)
 
     def run(*, together: bool) -> Compensated:
         repair, missed = _Repair(plan, model, reading, data, forward, together), dict[str, str]()
@@ -376,52 +373,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0.0, atol=near, equal_nan=True)
 
 
-def _own_weights(
-    model: nn.Module, layers: Mapping[str, Sequence[LinearMap]], replaced: set[str], left: dict[str, str]
-) -> dict[str, Sequence[LinearMap]]:
-    """The layers that are what their class says, with real weights of their own; the others go to ``left``."""
-    uses = Counter(id(value) for module in model.modules() for value in module._parameters.values())
-    found = {}
-    for name, maps in layers.items():
-        layer, why = maps[0].layer, ""
-        if any(one.sums.weight.is_complex() for one in maps):
-            why = _COMPLEX
-        elif not is_known(layer, maps):
-            why = of_its_own(layer)
-        elif name in replaced:
-            why = "the plan puts another module in its place"
-        elif any(uses[id(value)] > 1 for value in layer._parameters.values() if value is not None):
-            why = "it shares its weight or bias with another module"
-        if why:
-            left.update({one.title(name): why for one in maps})
-        else:
-            found[name] = maps
-    return found
-
-
 def _tensor(model: nn.Module, name: str) -> Tensor:
     path, _, own = name.rpartition(".")
     tensor: Tensor = getattr(module_at(model, path), own)
     return tensor
-
-
-def _others(
-    space: SearchSpace, plan: Plan, model: nn.Module, readers: Mapping[str, Sequence[LinearMap]]
-) -> dict[str, str]:
-    """The parameters that read removed units in other ways, each with the reason why it has no new weights."""
-    parameters = dict(named_parameters(model))
-    known = {id(one.sums.weight) for maps in readers.values() for one in maps}
-    recurrent = {
-        id(value)
-        for module in model.modules()
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase)
-        for value in module._parameters.values()
-    }
-    return {
-        place.tensor: _RECURRENT if id(parameters[place.tensor]) in recurrent else _NO_LAYER
-        for place in space.dims
-        if place.role.consumes
-        and place.parameter
-        and id(parameters[place.tensor]) not in known
-        and removed_from(plan, place.tensor, place.dim, parameters) is not None
-    }
