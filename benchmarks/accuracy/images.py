@@ -34,8 +34,8 @@ class ImageTask(Task):
 
     All images live on the device of the task, and every epoch is augmented at once. ``build()`` makes a network,
     ``renew(model)`` draws the weights of one that has been cut. ``channels_last``: the memory layout on a CPU (on a GPU
-    it is always that one); not for images of one channel, with which torch 2.13's convolutions on a CPU write past
-    their buffers (see `niwaki.train.batches.shifted`).
+    it is always that one); images of one channel, and the layers that read them, stay contiguous there, since torch
+    2.13's convolutions write past their buffers otherwise.
     """
 
     measure = "accuracy"
@@ -56,9 +56,12 @@ class ImageTask(Task):
         channels_last: bool = False,
     ) -> None:
         about = f"{about}, {data}, {loss}, {' '.join(map(str, augmentations)) or 'no augmentation'}"
+        about += ", bfloat16" if fast else ""
         super().__init__(name, recipe, device, about, ignored, fast)
         self.build, self.augmentations, self._loss, self._renew = build, tuple(augmentations), loss, renew
         self._layout = torch.channels_last if channels_last or device.type == "cuda" else torch.contiguous_format
+        grey = data.train[0].shape[1] == 1 and device.type == "cpu"
+        self._images = torch.contiguous_format if grey else self._layout
         self._train, self._held_out, self._test = (_on(p, device) for p in (data.train, data.held_out, data.test))
         self._mean, self._std = (values.to(device)[:, None, None] for values in (data.mean, data.std))
 
@@ -69,7 +72,11 @@ class ImageTask(Task):
         self._renew(model)
 
     def prepared(self, model: nn.Module) -> nn.Module:
-        return model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload, no-any-return]
+        model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d) and layer.in_channels == 1 and self._images != self._layout:
+                layer.weight.data = layer.weight.data.clone(memory_format=self._images)
+        return model
 
     def example(self) -> Any:
         return self._ready(self._train[0][:1])
@@ -103,14 +110,13 @@ class ImageTask(Task):
         x, y = self._held_out if held_out else self._test
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         for start in range(0, len(y), EVALUATED):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
-                scores = model(self._ready(x[start : start + EVALUATED]))
+            scores = model(self._ready(x[start : start + EVALUATED]))
             right += (scores.argmax(1) == y[start : start + EVALUATED]).sum()
         return right.item() / len(y)
 
     def _ready(self, x: Tensor) -> Tensor:
         # A copy, since `contiguous` leaves images of one channel with the strides of channels-last ones.
-        x = x.to(torch.float32).clone(memory_format=self._layout)
+        x = x.to(torch.float32).clone(memory_format=self._images)
         return x.sub_(self._mean).div_(self._std)
 
 

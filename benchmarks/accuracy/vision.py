@@ -53,8 +53,17 @@ def fashion(
     epochs, batch = (SMOKE_EPOCHS, 64) if where.smoke else (10, 128)
     recipe = Recipe(steps(data, epochs, batch), batch, 0.1, 5e-4, Sgd(0.9, nesterov=True), OneCycle(0.2))
     return ImageTask(
-        name, recipe, data, build, where.device, (Flip(), Shift(2)), CrossEntropy(0.1), about=about
-    )  # fmt: skip
+        name,
+        recipe,
+        data,
+        build,
+        where.device,
+        (Flip(), Shift(2)),
+        CrossEntropy(0.1),
+        about=about,
+        fast=True,
+        channels_last=True,
+    )
 
 
 def airbench(where: Where, seed: int, epochs: int = 8) -> Task:
@@ -75,6 +84,7 @@ def airbench(where: Where, seed: int, epochs: int = 8) -> Task:
         renew=Airbench.initialise,  # type: ignore[arg-type]
         ignored=("whiten",),
         about="airbench 24-32-128-128",
+        fast=True,
     )
 
 
@@ -92,6 +102,7 @@ def resnet20(where: Where, seed: int) -> Task:
         where.device,
         (Flip(), Shift(4)),
         about="resnet20 16-32-64",
+        fast=True,
         channels_last=True,
     )
 
@@ -108,6 +119,7 @@ def finetuned(where: Where, seed: int, epochs: int | None = None) -> Task:
         where.device,
         (Flip(), Shift(4)),
         about=f"resnet20 16-32-64 of {_digest(RESNET20)}",
+        fast=epochs is not None,
         channels_last=True,
     )
 
@@ -124,7 +136,7 @@ def gpu(where: Where, seed: int, layers: int, blocks: int, widths: tuple[int, ..
         partial(CifarResNet, 10, 3, blocks, widths),
         where.device,
         (Flip(), Shift(4)),
-        about=f"resnet{layers} {'-'.join(map(str, widths))}, bfloat16",
+        about=f"resnet{layers} {'-'.join(map(str, widths))}",
         fast=True,
     )
 
