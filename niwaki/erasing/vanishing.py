@@ -34,18 +34,23 @@ class Producers:
         _, self._component = connected_components(joined, directed=False)
         marked = constraints.marked()
         zeroed = ~marked[Mark.CONSUMED] | marked[Mark.PRODUCED] | marked[Mark.ZEROED_BY_METHOD]
-        directions = {
-            value
-            for (value, _), (first, length) in constraints.ids_of.items()
-            if marked[Mark.DIRECTION][first : first + length].any()
+        parts = {
+            key: int(self._component[bisect_right(starts, first)]) for key, (first, _) in constraints.ids_of.items()
         }
+        directions: dict[int, set[int]] = {}  # the parts in which a length makes the same weight zero
+        for (value, dim), (first, length) in constraints.ids_of.items():
+            if marked[Mark.DIRECTION][first : first + length].any():
+                directions.setdefault(value, set()).add(parts[value, dim])
         self._by_component: dict[int, set[int]] = {}
-        for (value, _), (first, length) in constraints.ids_of.items():
-            if value in directions or graph.values[value].origin is not Origin.PARAMETER:
+        self._divided: dict[int, int] = {}  # by part, a parameter that is divided by its norm
+        for (value, dim), (first, length) in constraints.ids_of.items():
+            if graph.values[value].origin is not Origin.PARAMETER or not zeroed[first : first + length].any():
                 continue
-            if zeroed[first : first + length].any():
-                block = bisect_right(starts, first)
-                self._by_component.setdefault(int(self._component[block]), set()).add(value)
+            part = parts[value, dim]
+            if value not in directions:
+                self._by_component.setdefault(part, set()).add(value)
+            elif part not in directions[value]:
+                self._divided[part] = value
 
     def along(self, label: Label | None) -> frozenset[int] | None:
         """What a tensor with this ``label`` is tied to along a dimension that it is zero along where units are: numbers
@@ -58,6 +63,11 @@ class Producers:
     def of(self, parts: frozenset[int]) -> set[int]:
         """The parameters of these ``parts``, by value number."""
         return set().union(*(self._by_component.get(part, set()) for part in parts))
+
+    def divided(self, parts: frozenset[int]) -> int | None:
+        """A parameter of these ``parts`` that cannot be zero as a whole, since it is divided by its norm, and that no
+        length of the same parts makes zero; by value number."""
+        return next((self._divided[part] for part in sorted(parts) if part in self._divided), None)
 
     def follows(self, label: Label | None, parts: frozenset[int]) -> bool:
         """Whether a tensor with this ``label`` is zero along a dimension of ``parts`` where units are."""

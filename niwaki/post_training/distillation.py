@@ -140,13 +140,20 @@ def logits_of(model: nn.Module, output: Any) -> Tensor:
     """The logits [..., classes] that ``model`` returned.
 
     Raises:
-        MethodError: there are none.
+        MethodError: there are none, or there is one class.
     """
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or not logits.ndim:
         raise MethodError(
             f"The {type(model).__qualname__} returns a {type(output).__qualname__}, which is not and has no tensor of "
             "logits. Say how to get them: forward=lambda model, batch: model(batch[0])[0]."
+        )
+    if logits.shape[-1] == 1:
+        raise MethodError(
+            f"The {type(model).__qualname__} returns one number per sample, of shape {list(logits.shape)}, whose softmax "
+            "is 1 whatever it is, so that outputs cannot be compared by it. If it is the logit of one of two classes, "
+            "say so: forward=lambda model, batch: torch.nn.functional.pad(model(batch[0]), (1, 0)). Of a regression, "
+            "compare outputs by a loss of your own."
         )
     return logits
 

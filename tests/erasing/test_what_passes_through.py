@@ -124,6 +124,29 @@ def test_the_direction_of_a_weight_norm_stays() -> None:
     assert one.erasable and set(one.producers) == {"a.bias", "a.parametrizations.weight.original0"}
 
 
+@pytest.mark.parametrize("as_graph", [False, True])
+def test_a_weight_with_norms_along_another_dimension_than_its_result_stays(as_graph: bool) -> None:
+    """Nothing but its bias could be zero: the whole of its direction would be divided by nothing."""
+
+    class Normed(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(4, 6, 3, padding=1), nn.Conv1d(6, 4, 3, padding=1)
+            nn.utils.parametrizations.weight_norm(self.b, dim=dim)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x + self.b(torch.relu(self.a(x))))
+
+    def found(dim: int) -> niwaki.Structure:
+        space = niwaki.search_space(Normed(dim).eval(), torch.randn(2, 4, 8), erase=True, as_graph=as_graph)
+        return next(one for one in space.structures if one.name == "a..b")
+
+    direction, length = (f"b.parametrizations.weight.original{one}" for one in (1, 0))
+    assert found(0).erasable and set(found(0).producers) == {"b.bias", length}
+    for dim in (1, 2):
+        assert found(dim).refused == f"'{direction}' is divided by its norm, which would be zero"
+
+
 def test_a_branch_whose_values_python_reads() -> None:
     def way(net: Net, h: Tensor) -> Tensor:
         y = net.a(h)

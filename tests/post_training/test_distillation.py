@@ -109,3 +109,8 @@ def test_wrong_inputs_get_sentences(pair: tuple[Net, Net, Tensor]) -> None:
     other.out = nn.Linear(8, 4)
     with pytest.raises(MethodError, match=r"The model's logits have the shape \[5, 7, 4\], the teacher's \[5, 7, 3\]"):
         niwaki.distillation(teacher)(other, x)
+    single = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+    copied, x = copy.deepcopy(single), torch.randn(3, 4)
+    with pytest.raises(MethodError, match=r"one number per sample, of shape \[3, 1\], whose softmax is 1 whatever it"):
+        niwaki.distillation(single)(copied, x)
+    assert niwaki.distillation(single, lambda model, batch: F.pad(model(batch), (1, 0)))(copied, x) == 0

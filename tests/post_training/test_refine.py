@@ -94,3 +94,11 @@ def test_wrong_inputs_get_sentences() -> None:
         niwaki.refine(space, scores, niwaki.Budget(latency=0.5), data)
     with pytest.raises(BudgetError, match="cannot be met: with every group at its least size"):
         niwaki.refine(space, scores, niwaki.Budget(macs=0.01), data)
+
+
+def test_outputs_without_a_distribution_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+    data = list(torch.randn(8, 4).split(4))
+    space = niwaki.search_space(net, data[0])
+    with pytest.raises(MethodError, match="returns one number per sample"):
+        niwaki.refine(space, niwaki.score(space, "magnitude"), niwaki.Budget(macs=0.5), data)
