@@ -38,12 +38,12 @@ class Producers:
             key: int(self._component[bisect_right(starts, first)]) for key, (first, _) in constraints.ids_of.items()
         }
         directions: dict[int, set[int]] = {}  # the parts in which a length makes the same weight zero
-        for (value, dim), (first, length) in ids_of.items():
+        for (value, dim), (first, length) in constraints.ids_of.items():
             if marked[Mark.DIRECTION][first : first + length].any():
                 directions.setdefault(value, set()).add(parts[value, dim])
         self._by_component: dict[int, set[int]] = {}
         self._divided: dict[int, int] = {}  # by part, a parameter that is divided by its norm
-        for (value, dim), (first, length) in ids_of.items():
+        for (value, dim), (first, length) in constraints.ids_of.items():
             if graph.values[value].origin is not Origin.PARAMETER or not zeroed[first : first + length].any():
                 continue
             part = parts[value, dim]

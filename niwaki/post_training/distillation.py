@@ -151,9 +151,9 @@ def logits_of(model: nn.Module, output: Any) -> Tensor:
     if logits.shape[-1] == 1:
         raise MethodError(
             f"The {type(model).__qualname__} returns one number per sample, of shape {list(logits.shape)}, whose "
-            "softmax is 1 whatever it is, so that outputs cannot be compared by it. If it is the logit of one of two classes, "
-            "say so: forward=lambda model, batch: torch.nn.functional.pad(model(batch[0]), (1, 0)). Of a regression, "
-            "compare outputs by a loss of your own."
+            "softmax is 1 whatever it is, so that outputs cannot be compared by it. If it is the logit of one of two "
+            "classes, say so: forward=lambda model, batch: torch.nn.functional.pad(model(batch[0]), (1, 0)). Of a "
+            "regression, compare outputs by a loss of your own."
         )
     return logits
 
