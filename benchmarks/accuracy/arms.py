@@ -16,7 +16,9 @@ from benchmarks.accuracy import peers
 from benchmarks.accuracy.setting import DEFAULT_MOMENT, Setting
 from benchmarks.accuracy.training import Training
 from niwaki import implants
+from niwaki.criteria.normalise import Compare
 from niwaki.methods import registry
+from niwaki.methods.scoring import WEIGHTS
 
 _LEFT_OUT = {"hesso", "lhspg"}
 SCORED = 10  # batches that a criterion with a gradient sees
@@ -141,6 +143,30 @@ class Pruned:
         return run
 
 
+@dataclass(frozen=True, slots=True)
+class Hesso:
+    """HESSO with units compared as ``compare`` says, and other ``criteria`` than its mix, if any."""
+
+    compare: Compare = "group"
+    criteria: tuple[str, ...] = ()
+
+    def __call__(self, setting: Setting) -> Training:
+        run = Training(setting.task, setting.seed)
+        schedule = niwaki.Schedule(start=setting.start, until=setting.until)
+        criteria = dict.fromkeys(self.criteria, 1.0) or WEIGHTS
+        method = niwaki.HESSO(
+            run.space(), run.optimizer, setting.budget, schedule, criteria=criteria, compare=self.compare
+        )
+        run.follow(method, schedule)
+        run.advance()
+        return run
+
+
+def varied(compare: Compare = "group", criteria: tuple[str, ...] = ()) -> Arm:
+    """HESSO with other arguments than its own."""
+    return Arm(Hesso(compare, criteria), own=DEFAULT_MOMENT, gradual=True, baseline=False)
+
+
 def method(name: str, erase: bool = False, narrow: bool = False, layers: bool = False) -> Arm:
     """A registered method with its default arguments."""
     train = Pruned(name, erase, narrow, layers)
@@ -167,6 +193,11 @@ ARMS: Mapping[str, Arm] = {
     "hap-implants": Arm(HessianAware(0.1), baseline=False),
     "hap-value": Arm(HessianAware("value"), baseline=False),
     **{name: method(name) for name in _narrowing()},
+    "hesso-space": varied("space"),
+    "hesso-isomorphic": varied("isomorphic"),
+    "hesso-magnitude": varied(criteria=("magnitude",)),
+    "hesso-taylor": varied(criteria=("taylor1", "taylor2")),
+    "hesso-space-taylor": varied("space", ("taylor1", "taylor2")),
     "random-structures": Arm(random_subnetwork, prunes=False, erases=True),
     "h2spg": method("h2spg", erase=True),
     "hesso-structures": method("hesso", erase=True),

@@ -56,9 +56,8 @@ class Training:
         narrow: bool = False,
         layers: bool = False,
     ) -> None:
-        """Let a method prune, or ``erase`` (and ``narrow`` as well, or whole ``layers`` only), and cut the network when
-        its schedule is over."""
-        self._until = schedule.until
+        """Let a method with its default arguments prune, or ``erase`` (and ``narrow`` as well, or whole ``layers``
+        only), and cut the network when its schedule is over."""
         space = self.space(erase=erase, layers=layers)
         training = registry.Training(
             *(space, self.optimizer, budget, schedule, self._loss),
@@ -67,7 +66,11 @@ class Training:
             loss_fn=self.task.loss,
             held_out=self.task.held_out_batches() if name in registry.holding_out() else None,
         )
-        self._method = registry.attach(name, training)
+        self.follow(registry.attach(name, training), schedule)
+
+    def follow(self, method: Method, schedule: niwaki.Schedule) -> None:
+        """Let a method that is attached to the optimizer prune, and cut the network when its schedule is over."""
+        self._method, self._until = method, schedule.until
 
     def advance(self, until: int | None = None, before_step: Callable[[], None] | None = None) -> None:
         """Train up to the step ``until`` (default: the end); ``before_step`` is called when gradients are there."""
