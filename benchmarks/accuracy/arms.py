@@ -167,6 +167,16 @@ def varied(compare: Compare = "group", criteria: tuple[str, ...] = ()) -> Arm:
     return Arm(Hesso(compare, criteria), own=DEFAULT_MOMENT, gradual=True, baseline=False)
 
 
+def h2spg_by_mix(setting: Setting) -> Training:
+    """H2SPG's update of the structures that HESSO's scores choose."""
+    run = Training(setting.task, setting.seed)
+    schedule = niwaki.Schedule(start=setting.start, until=setting.until)
+    space = run.space(erase=True)
+    run.follow(niwaki.H2SPG(space, run.optimizer, setting.budget, schedule, criteria=WEIGHTS), schedule)
+    run.advance()
+    return run
+
+
 def method(name: str, erase: bool = False, narrow: bool = False, layers: bool = False) -> Arm:
     """A registered method with its default arguments."""
     train = Pruned(name, erase, narrow, layers)
@@ -200,6 +210,7 @@ ARMS: Mapping[str, Arm] = {
     "hesso-space-taylor": varied("space", ("taylor1", "taylor2")),
     "random-structures": Arm(random_subnetwork, prunes=False, erases=True),
     "h2spg": method("h2spg", erase=True),
+    "h2spg-mix": Arm(h2spg_by_mix, own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=True),
     "hesso-structures": method("hesso", erase=True),
     "hesso-layers": method("hesso", erase=True, layers=True),
     "h2spg-layers": method("h2spg", erase=True, layers=True),

@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 from niwaki.core.space import SearchSpace
 from niwaki.criteria.normalise import Compare, check_compare
 from niwaki.methods.checks import check_number, check_steps
+from niwaki.methods.chosen_once import ChosenOnce
 from niwaki.methods.method import Method
 from niwaki.methods.parts import Target
 from niwaki.methods.proximal import dual_penalty, left_half_space
-from niwaki.methods.redundancy import MostRedundant
+from niwaki.methods.redundancy import Redundancy
 from niwaki.methods.registry import register
 from niwaki.methods.rule_update import RuleUpdate, follows_gradient
 from niwaki.methods.schedule import Schedule
@@ -161,7 +162,8 @@ class DHSPG(Method):
         check_budget(budget, space=space)
         Schedule.check(schedule, self.label)
         target = Target.of(space, budget)
-        choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare)
+        scores = Redundancy(units, target, compare)
+        choice = ChosenOnce(units, target, schedule, scores, float(tolerance), int(window))
         rule = DualHalfSpace(penalty, amplify, most, float(epsilon))
         update = RuleUpdate(units, lambda step, left: rule, lambda step: "half-space", asdict(rule))
         super().__init__(units, Vanishing(units, target, schedule, choice), update, shrink)

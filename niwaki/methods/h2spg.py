@@ -10,16 +10,20 @@ from torch.optim import Optimizer
 from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_number, check_steps
+from niwaki.methods.chosen_once import ChosenOnce, OnceScores
 from niwaki.methods.dhspg import DualHalfSpace, usual_penalty
 from niwaki.methods.method import Method
+from niwaki.methods.mixed_once import MixedOnce
 from niwaki.methods.parts import Target
-from niwaki.methods.redundancy import MostRedundant
+from niwaki.methods.redundancy import Redundancy
 from niwaki.methods.registry import register
 from niwaki.methods.rule_update import RuleUpdate
 from niwaki.methods.schedule import Schedule
+from niwaki.methods.scoring import Criteria
 from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.trained_units import TrainedUnits
 from niwaki.methods.vanishing import Vanishing
+from niwaki.methods.window_scores import Sampler
 from niwaki.selection import UNITS, removal_named
 from niwaki.selection.budget import Budget, check_budget
 
@@ -31,10 +35,11 @@ class H2SPG(Method):
     * With x all weights that die with a structure and d the direction in which the optimizer moves them, redundancy
       0.5 c + 0.5 a, from c = cos(x, d) and a = sqrt(|x|) / ||x||, each over its L2 norm, is averaged over the
       ``window`` steps from ``schedule.start``: s <- memory s + (1 - memory) s_t. (The paper's |x| / ||x|| is larger for
-      larger structures.)
-    * Then structures are erased in thought, by decreasing redundancy, each if every output still follows from an input
-      without it and skipped otherwise, until the budget is met: G_p. All weights outside of it take the bare
-      optimizer's step from beginning to end, to the bit.
+      larger structures.) Norms and angles do not see what the loss depends on: with ``criteria``, HESSO's scores
+      choose instead.
+    * Then structures are erased in thought, by decreasing redundancy (with ``criteria``: by increasing score per cost),
+      each if every output still follows from an input without it and skipped otherwise, until the budget is met: G_p.
+      All weights outside of it take the bare optimizer's step from beginning to end, to the bit.
     * The weights that make the results of G_p take DHSPG's half-space step, see `niwaki.DHSPG`, until the budget is
       met; at ``until`` what is left of them is set to zero. All else goes with the cut. A term without parameters has
       a gate, one weight of value 1, which takes this step with its own gradient; its redundancy follows from its effect
@@ -46,15 +51,18 @@ class H2SPG(Method):
         budget: what must hold at the end.
         schedule: ``start`` is the first step of the window; the target must be reached at ``until``. Its periods mean
             nothing here.
+        criteria: None for the paper's redundancy; or what chooses in its place, as for `niwaki.HESSO`: criteria and
+            their weights, or a function of the space. ``niwaki.HESSO.CRITERIA`` is the mix of HESSO.
         penalty: as for `DHSPG`.
         amplify: as for `DHSPG`.
         most: as for `DHSPG`.
         epsilon: as for `DHSPG`.
         tolerance: how much more than the budget asks for G_p may be, as a share of the dense network.
-        window: over how many steps the redundancy is averaged.
+        window: over how many steps the redundancy, or each criterion, is averaged.
         memory: how much of the average is left after one more step, from 0 (the mean over the window) to below 1.
-        remove: ``"both"`` chooses units beside structures, by DHSPG's redundancy in their groups, whichever is worth
-            less for what it costs; see `niwaki.choose`.
+        remove: ``"both"`` chooses units beside structures, by DHSPG's redundancy in their groups or by ``criteria``,
+            whichever is worth less for what it costs; see `niwaki.choose`.
+        seed: for criteria that draw.
         shrink: True lets what has reached zero for good leave the model in place as soon as that pays, so that the rest
             of the training is cheaper; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over structures, which is the specification.
@@ -93,6 +101,7 @@ class H2SPG(Method):
         budget: Budget,
         schedule: Schedule,
         *,
+        criteria: Criteria | None = None,
         penalty: float | None = None,
         amplify: float | None = None,
         most: float | None = None,
@@ -101,13 +110,14 @@ class H2SPG(Method):
         window: int = 10,
         memory: float = 0.9,
         remove: Literal["structures", "both"] = "structures",
+        seed: int = 0,
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
         check_number("epsilon", epsilon, 0, 1, "it is the share of a unit that must be left after a step")
         check_number("tolerance", tolerance, 0, 1, "it is a share of the dense network")
         check_number("memory", memory, 0, 1, "it is the share of an average that is left after one more step")
-        check_steps("window", window, "redundancy is averaged over it")
+        check_steps("window", window, "scores are averaged over it")
         removal = removal_named(remove)
         if removal is UNITS:
             raise MethodError("H2SPG erases structures, perhaps beside units. For units alone use niwaki.DHSPG.")
@@ -117,7 +127,12 @@ class H2SPG(Method):
         Schedule.check(schedule, self.label)
         target = Target.of(space, budget, removal)
         compare = removal.compared(None)
-        choice = MostRedundant(units, target, schedule, float(tolerance), int(window), compare, float(memory))
+        scores: OnceScores
+        if criteria is None:
+            scores = Redundancy(units, target, compare)
+        else:
+            scores = MixedOnce(units, target, Sampler(units, criteria, window, seed, compare))
+        choice = ChosenOnce(units, target, schedule, scores, float(tolerance), int(window), float(memory))
         update = RuleUpdate(units, lambda step, left: rule, lambda step: "half-space", asdict(rule))
         super().__init__(units, Vanishing(units, target, schedule, choice), update, shrink)
 

@@ -41,7 +41,7 @@ class HESSO(Method):
             (``requires_grad=False``), since units fade in all of their parameters: pin frozen ones with ``ignored``.
         budget: what must hold after ``schedule.until`` steps.
         schedule: when; see `Schedule`.
-        criteria: criteria and their weights; or one function of the space, which returns [num_units] values, the larger
+        criteria: criteria and their weights, by default ``HESSO.CRITERIA``; or one function of the space, which returns [num_units] values, the larger
             the more the network needs the unit. Such functions may stand in the mix as well. They are called, without
             gradients, after each step of a window, when weights are new and ``.grad`` is what the step consumed.
         window: over how many steps criteria are averaged before each selection.
@@ -81,6 +81,7 @@ class HESSO(Method):
     """
 
     name, label = "hesso", "HESSO"
+    CRITERIA = WEIGHTS
 
     def __init__(
         self,

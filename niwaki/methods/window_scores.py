@@ -24,7 +24,7 @@ from niwaki.selection import UNITS
 
 @final
 class Sampler:
-    """PortionScores all units of a training by a mix of criteria, one sample per step, into the open window."""
+    """Scores all units of a training by a mix of criteria, one sample per step, into the open window."""
 
     def __init__(self, units: TrainedUnits, criteria: Criteria, window: int, seed: int, compare: Compare) -> None:
         check_steps("window", window, "scores are averaged over it")
@@ -46,14 +46,18 @@ class Sampler:
             self.units.engine.remember()
 
     def sample(self, size: Tensor | None = None) -> Tensor:
-        """Score all units as they are, or as if they were ``size`` [num_units] times as large, into the open window;
-        the scores [criteria, num_units]."""
+        """Score all units as `measure` does, into the open window; the scores [criteria, num_units]."""
+        values = self.measure(size)
+        self.window.add(values)
+        return values
+
+    def measure(self, size: Tensor | None = None) -> Tensor:
+        """The scores [criteria, num_units] of all units as they are, or as if they were ``size`` [num_units] times as
+        large."""
         units, live, counted = self.units, self.units.live, None
         if self.mix.by_layer:  # by the mean of those that a selection would normalise by
             counted = units.on_device(~units.zero if size is not None else ~(units.zero | units.leaving))
-        values = self.mix.values(units.engine, self.seed, live.space, live.here, size, counted)
-        self.window.add(values)
-        return values
+        return self.mix.values(units.engine, self.seed, live.space, live.here, size, counted)
 
     def weighted(self, means: Tensor, keep: BoolArray, step: int) -> FloatArray:
         """The weighted sum of criteria [criteria, num_units], each over its mean: [num_units]; see `Mix.weighted`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,12 @@ def h2spg(space: niwaki.SearchSpace, optimizer: torch.optim.Optimizer, **more: A
     return niwaki.H2SPG(space, optimizer, budget, schedule, **{"window": 3, "epsilon": 0.5} | more)
 
 
-METHODS: dict[str, Callable[..., Method]] = {"hesso": hesso, "cric": cric, "h2spg": h2spg}
+METHODS: dict[str, Callable[..., Method]] = {
+    "hesso": hesso,
+    "cric": cric,
+    "h2spg": h2spg,
+    "h2spg by criteria": partial(h2spg, criteria=niwaki.HESSO.CRITERIA),
+}
 
 
 class Run:

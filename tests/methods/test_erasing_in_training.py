@@ -67,6 +67,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "hesso both": partial(hesso, remove="both"),
     "cric both": partial(cric, remove="both"),
     "h2spg both": partial(h2spg, remove="both"),
+    "h2spg by criteria": partial(h2spg, criteria=niwaki.HESSO.CRITERIA),
 }
 
 
