@@ -2,9 +2,10 @@
 
 A method is a selector (which units leave, and when) and an update (what happens to them around each step): ``parts``.
 ``method`` has all the rest, ``trained_units`` the units that both work on. Selectors: ``portions`` with the scores of
-``window_scores`` (HESSO) or ``tried_scores`` (HESSO-CRIC); ``vanishing`` with what is ``chosen_once`` by ``redundancy``
-(DHSPG, H2SPG) or ``mixed_once`` (H2SPG with criteria). Updates: ``linear_fade``, and ``rule_update`` with the rules of each method. ATO: ``learnt_mask`` with a ``controller``
-(DDPTraining: with ``trained_latents``), and ``projection``.
+``window_scores`` (HESSO) or ``tried_scores`` (HESSO-CRIC); ``vanishing`` with what is ``chosen_once``, by
+``redundancy`` (DHSPG, H2SPG) or ``mixed_once`` (H2SPG with criteria). Updates: ``linear_fade``, and ``rule_update``
+with the rules of each method. ATO: ``learnt_mask`` with a ``controller`` (DDPTraining: with ``trained_latents``), and
+``projection``.
 
 Imports core, trace, per_unit, criteria, surgery, selection and masks.
 """

@@ -41,9 +41,10 @@ class HESSO(Method):
             (``requires_grad=False``), since units fade in all of their parameters: pin frozen ones with ``ignored``.
         budget: what must hold after ``schedule.until`` steps.
         schedule: when; see `Schedule`.
-        criteria: criteria and their weights, by default ``HESSO.CRITERIA``; or one function of the space, which returns [num_units] values, the larger
-            the more the network needs the unit. Such functions may stand in the mix as well. They are called, without
-            gradients, after each step of a window, when weights are new and ``.grad`` is what the step consumed.
+        criteria: criteria and their weights, by default ``HESSO.CRITERIA``; or one function of the space, which returns
+            [num_units] values, the larger the more the network needs the unit. Such functions may stand in the mix as
+            well. They are called, without gradients, after each step of a window, when weights are new and ``.grad`` is
+            what the step consumed.
         window: over how many steps criteria are averaged before each selection.
         readmit: choose once more in the middle of each period of four steps or more, among all units that are not yet
             zero: one that has begun to fade returns if it would be kept now, by its scores as if it had not faded.
