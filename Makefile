@@ -8,12 +8,15 @@ PARTS := $(addprefix tests/, $(addsuffix .py, trace/test_trace end_to_end/test_p
 	selection/test_budget criteria/test_criteria methods/test_hesso surgery/test_shrink io/test_io io/test_export \
 	program/test_graph_cut huggingface/test_huggingface methods/test_lhspg_peft cli/test_cli))
 
+# mypy as somebody else's project runs it: strict, without our settings (torch does not type `backward`).
+STRANGER := --config-file= --strict --allow-untyped-calls --ignore-missing-imports
+
 BASE ?= HEAD
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-lowest test-wheel lint docs format replay benchmark clean
+.PHONY: demo test test-lowest test-wheel test-lightning lint docs pictures format replay benchmark clean
 
 # One thread: the network is so small that two would mostly wait for each other.
 demo: $(VENV)/.demo
@@ -31,11 +34,11 @@ test-lowest: $(LOWEST)/.ready
 test-wheel:
 	rm -rf build/wheel && mkdir -p build/wheel && $(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check build mypy==2.4.1
-	build/wheel/venv/bin/python -m build --outdir build/wheel/dist .
+	build/wheel/venv/bin/python -m build --outdir build/wheel/dist . > build/wheel/build.log
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		torch==2.13.0 scikit-learn build/wheel/dist/*.whl
 	cp examples/own_loop.py build/wheel && cd build/wheel && OMP_NUM_THREADS=1 venv/bin/python own_loop.py
-	cd build/wheel && venv/bin/niwaki inspect mlp && venv/bin/mypy --ignore-missing-imports own_loop.py
+	cd build/wheel && venv/bin/niwaki inspect mlp && venv/bin/mypy $(STRANGER) own_loop.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -45,6 +48,10 @@ lint: $(VENV)/.test
 # The documentation as a site, in out/site. `mkdocs serve` shows it while you write.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The pictures of the terminal, of a run's page and of the map, in docs/; they need the browser chromium.
+pictures: $(VENV)/.test
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/helpers $(BIN)/python -m pictures
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

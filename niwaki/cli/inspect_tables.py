@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from niwaki.core.cost import Cost
-from niwaki.core.describe import counted
+from niwaki.core.describe import counted, percent
 from niwaki.report.inspection import Inspection
 
 _MOST_GROUPS = 20
@@ -40,8 +40,8 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
 def _groups(found: Inspection) -> Iterator[RenderableType]:
     """The groups, by the parameters that they reach; groups that differ only in the number of a layer share a row."""
     yield Text(
-        f"{found.model}: {found.units:,} units in {counted(len(found.groups), 'group')}; {found.coverage:.1%} of the "
-        f"parameters lie in at least one unit (analysed in {found.seconds:.1f} s)"
+        f"{found.model}: {found.units:,} units in {counted(len(found.groups), 'group')}; {percent(found.coverage)} of "
+        f"the parameters lie in at least one unit (analysed in {found.seconds:.1f} s)"
     )
     table = Table()
     table.add_column("group", overflow="fold")

@@ -10,11 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from niwaki.core.describe import counted
+from niwaki.core.describe import counted, percent
 from niwaki.performance.measure import Latency, Ratio
 from niwaki.report import PAGE_FILE, RunReport
 from niwaki.report.content import accuracies, headline_of
-from niwaki.report.sentence import percent
 from niwaki.train.recipe import NO_METHOD, Recipe
 
 _BARS = "▁▂▃▄▅▆▇█"

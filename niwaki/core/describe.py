@@ -90,7 +90,7 @@ def describe_space(space: SearchSpace) -> str:
     groups = space.width_groups
     lines = [
         f"Search space: {sum(group.units for group in groups):,} units in {counted(len(groups), 'group')}; "
-        f"{space.coverage:.1%} of the parameters lie in at least one unit",
+        f"{percent(space.coverage)} of the parameters lie in at least one unit",
         f"  dense: {dense}",
         f"  least: {least} (the fewest units left in every group)",
     ]
@@ -192,3 +192,18 @@ def spans(numbers: IntArray) -> str:
     if start < len(numbers):
         found.append(f"… {len(numbers) - start:,} more")
     return " ".join(found)
+
+
+def percent(share: float) -> str:
+    """A fraction in per cent, rounded to 0 or 100 only if it is that.
+
+    >>> percent(0.99994), percent(1.0), percent(0.4512)
+    ('99.99 %', '100 %', '45.1 %')
+    """
+    if share in (0, 1):
+        return f"{100 * share:.0f} %"
+    for digits in (1, 2, 3):
+        text = f"{100 * share:.{digits}f}"
+        if float(text) not in (0, 100):
+            return f"{text} %"
+    return "under 0.001 %" if share < 0.5 else "over 99.999 %"

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from niwaki.core.describe import percent
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.performance.measure import Latencies, Latency, Ratio
 from niwaki.report.charts import Chart, Points, series
 from niwaki.report.drawing import Drawing, drawing
 from niwaki.report.run import RunReport
-from niwaki.report.sentence import headline, percent, short
+from niwaki.report.sentence import headline, short
 
 
 @dataclass(frozen=True, slots=True)

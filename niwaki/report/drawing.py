@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from niwaki.core.describe import counted
+from niwaki.core.describe import counted, percent
 from niwaki.core.names import named_modules
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
@@ -129,7 +129,7 @@ def drawing(space: SearchSpace, title: str, plan: Plan | None = None) -> Drawing
     wholes.sort(key=lambda whole: (whole.blocks[0], -whole.blocks[-1]))
     units = sum(group.units for group in space.width_groups)
     summary = (
-        f"{units:,} units in {counted(len(space.width_groups), 'group')}; {space.coverage:.1%} of the "
+        f"{units:,} units in {counted(len(space.width_groups), 'group')}; {percent(space.coverage)} of the "
         f"{space.cost().params:,} parameters lie in at least one unit."
     )
     if wholes:

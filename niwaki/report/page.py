@@ -7,14 +7,14 @@ from html import escape
 from niwaki.report.drawing import Drawing, form
 from niwaki.report.map_svg import legend, map_svg
 from niwaki.report.pins import pins_html
-from niwaki.report.style import document
+from niwaki.report.style import document, lede
 
 
 @form(".html")
 def html_page(drawing: Drawing) -> str:
     """A page with a summary, the map, and the reasons for pins."""
     body = f"""<h1>{escape(drawing.title)}</h1>
-<p class="lede">{escape(drawing.summary)}</p>
+{lede(drawing.summary)}
 <p class="soft">{legend(drawing)}</p>
 <div class="map">
 {map_svg(drawing)}

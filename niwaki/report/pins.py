@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from niwaki.core.describe import counted
+from niwaki.core.describe import counted, percent
 from niwaki.report.drawing import Drawing
-from niwaki.report.sentence import percent
 
 _LINES = 4
 

@@ -10,7 +10,7 @@ from niwaki.report.charts import chart_svg
 from niwaki.report.content import Kept, Measured, PageContent, Row
 from niwaki.report.map_svg import legend, map_svg
 from niwaki.report.pins import pins_html
-from niwaki.report.style import document
+from niwaki.report.style import document, lede
 
 _MOST_BARS = 60
 
@@ -19,7 +19,7 @@ def run_page(content: PageContent) -> str:
     """The page: headline, figures, the training, what was kept, the map, pins, and how to load the network."""
     parts = [
         f"<header><h1>{escape(content.title)}</h1>",
-        f'<p class="lede">{escape(content.headline)}</p>',
+        lede(content.headline),
         f'<p class="soft small">{escape(content.about)}</p></header>',
         _figures(content),
         _training(content),

@@ -59,18 +59,3 @@ def short(number: float) -> str:
             value = number / size
             return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
     return f"{number:,.0f}"
-
-
-def percent(share: float) -> str:
-    """A fraction in per cent, rounded to 0 or 100 only if it is that.
-
-    >>> percent(0.99994), percent(1.0), percent(0.4512)
-    ('99.99 %', '100 %', '45.1 %')
-    """
-    if share in (0, 1):
-        return f"{100 * share:.0f} %"
-    for digits in (1, 2, 3):
-        text = f"{100 * share:.{digits}f}"
-        if float(text) not in (0, 100):
-            return f"{text} %"
-    return "under 0.001 %" if share < 0.5 else "over 99.999 %"

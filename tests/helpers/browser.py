@@ -1,18 +1,13 @@
-"""Pictures of a page by headless Chromium, where it is installed.
-
-``PYTHONPATH=tests/helpers python -m browser out/demo/report.html docs/`` makes those of the documentation.
-"""
+"""Pictures of a page by headless Chromium, where it is installed."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 CHROMIUM = shutil.which("chromium")
-SIZES = {"light": (1100, 2060), "dark": (1100, 2060), "phone": (390, 1480)}
 
 
 def picture(page: Path, out: Path, width: int, height: int, dark: bool = False) -> str:
@@ -31,18 +26,3 @@ def picture(page: Path, out: Path, width: int, height: int, dark: bool = False) 
             timeout=120,
         )
     return done.stderr
-
-
-def main() -> None:
-    """The pictures of a report: light, dark, and as on a phone."""
-    from PIL import Image
-
-    page, folder = map(Path, sys.argv[1:3])
-    for name, (width, height) in SIZES.items():
-        out = folder / f"report-{name}.png"
-        picture(page, out, width, height, name == "dark")
-        Image.open(out).convert("RGB").quantize(96).save(out, optimize=True)
-
-
-if __name__ == "__main__":
-    main()
