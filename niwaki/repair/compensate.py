@@ -31,6 +31,7 @@ from niwaki.repair.norms_behind import NormsBehind
 from niwaki.repair.passes import Pass, Pick, closing_all
 from niwaki.repair.regression import Regression
 from niwaki.repair.sampling import rows
+from niwaki.repair.waiting import Made, Store
 from niwaki.surgery.cut import cut_module, duplicate
 from niwaki.surgery.history import check_plan
 from niwaki.trace.eager import eagerly
@@ -106,9 +107,11 @@ def compensate(
     The cost: a pass of the dense network over the data to find the order, then one of the dense and one of the cut
     network, whatever the depth; and two more, each up to it, for a layer that a batch calls several times. Besides, for
     a layer with S remaining inputs and O outputs, ``positions`` * S * (S + O) multiplications. All passes stand at the
-    same layer at once, each holding what it needs to go on. Where the code keeps something of a pass in a buffer or a
-    global variable, which passes in turns would mix, each layer takes passes of its own. Each pass has a
-    thread: code must not hold a lock while it calls layers, since who waits for it would wait for ever.
+    same layer at once, each holding what it needs to go on: in memory up to half of what the operators of a pass over
+    one batch give in all, about half of what a training step takes, and the rest in a temporary file (of a GPU, in the
+    memory of the host), whatever the number of batches. Where the code keeps something of a pass in a buffer or a
+    global variable, which passes in turns would mix, each layer takes passes of its own. Each pass has a thread: code
+    must not hold a lock while it calls layers, since who waits for it would wait for ever.
 
     Args:
         space: the search space of the model, which is not changed.
@@ -189,6 +192,7 @@ class _Repair:
         self._together = together
         self._alone: dict[tuple[str, int], list[list[Tensor]]] = {}  # a part of what each call gave, by layer and batch
         self._plan, self._model, self._batches, self._forward = plan, model, batches, forward
+        self._activations = 0  # bytes that a pass of one batch takes, if nothing of it is freed
         self._readers = {name: list(maps) for name, maps in readers.items()}
         self._names = {id(parameter): name for name, parameter in named_parameters(model)}
         self.made, self._small = duplicate(model), cut_module(model, plan)
@@ -201,8 +205,9 @@ class _Repair:
         once = [name for name, counts in calls.items() if max(counts) == 1] if self._together else []
         layers: dict[str, Fit] = {}
         passes: list[Pass] = []
-        with closing_all(passes):
-            pairs = [self._pair(once, number, passes) for number in range(len(self._batches) if once else 0)]
+        store = Store(self._activations // 2)
+        with contextlib.closing(store), closing_all(passes):
+            pairs = [self._pair(once, number, passes, store) for number in range(len(self._batches) if once else 0)]
             for name in (*calls, *(name for name in self._readers if name not in calls)):
                 sums = [Regression() for _ in self._readers[name]]
                 counts = calls.get(name, [0] * len(self._batches))
@@ -211,6 +216,8 @@ class _Repair:
                         share = -(-positions // sum(counts)) if count else 0
                         if name in once:
                             self._add(sums, name, pairs[number], count, share, number)
+                            for standing in pairs[number]:
+                                standing.rest()
                         elif count:
                             own: list[Pass] = []
                             with closing_all(own):
@@ -261,9 +268,10 @@ class _Repair:
                 stack.callback(handle.remove)
             stack.callback(self._model.register_forward_hook(lambda _, args, result: watch.returned(result)).remove)
             for number, batch in enumerate(self._batches):
-                with watch:
+                with watch, Made() as made:
                     feed(self._model, [batch], self._forward, number + 1)
                 watch.forget()
+                self._activations = max(self._activations, made.bytes)
             if not self._batches:
                 feed(self._model, [], self._forward)
         self._drop(failed, calls, left)
@@ -287,13 +295,15 @@ class _Repair:
                 del self._readers[name]
                 calls.pop(name, None)
 
-    def _pair(self, names: Sequence[str], number: int, passes: list[Pass]) -> tuple[Pass, Pass]:
+    def _pair(
+        self, names: Sequence[str], number: int, passes: list[Pass], store: Store | None = None
+    ) -> tuple[Pass, Pass]:
         """A pass of the dense network, for outputs, and one of the cut network, for inputs; added to ``passes``."""
         batch, forward = self._batches[number], self._forward
         given = {name: _picking([one.given for one in self._readers[name]]) for name in names}
         read = {name: _picking([_reading(one) for one in self._readers[name]]) for name in names}
-        passes.append(dense := Pass(self._model, given, batch, forward, number + 1, after=True))
-        passes.append(small := Pass(self._small, read, batch, forward, number + 1, after=False))
+        passes.append(dense := Pass(self._model, given, batch, forward, number + 1, True, store))
+        passes.append(small := Pass(self._small, read, batch, forward, number + 1, False, store))
         return dense, small
 
     def _add(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from niwaki.core.names import module_at
 from niwaki.repair.calibration import Forward, feed
+from niwaki.repair.waiting import Made, Store
 from niwaki.surgery.cut import duplicate
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class Pass:
     of its arguments and None, if it halts before. The pass has a copy of the model, with the same parameters and
     buffers: what the code notes on its modules is not mixed with the notes of other passes. The caller sees to it that
     compiled code runs eagerly (`niwaki.trace.eager`): it is a setting of the whole process, and passes that set and
-    reset it in turns would leave it set.
+    reset it in turns would leave it set. While it stands still, `rest` lets a ``store`` have what it holds.
     """
 
     def __init__(
@@ -109,12 +110,17 @@ class Pass:
         forward: Forward | None,
         number: int,
         after: bool,
+        store: Store | None = None,
     ) -> None:
         shared: dict[int, object] = {id(x): x for x in (*model.parameters(), *model.buffers())}
         own = duplicate(model, shared)
         self._seen: dict[str, list[tuple[Tensor, ...]]] = {}
 
         surroundings = _surroundings()
+        self._store, self._made = store, Made(store)
+        self._room: int | None = None  # in the store, while it has what the pass holds
+        if store is not None:
+            surroundings.append(self._made)
 
         def work(say: Callable[[tuple[str, tuple[Tensor, ...]]], None]) -> None:
             with torch.no_grad(), contextlib.ExitStack() as stack:
@@ -132,6 +138,9 @@ class Pass:
         Raises:
             ValueError: the layer has fewer calls.
         """
+        if self._store is not None and self._room is not None:
+            self._store.go_on(self._made, self._room)
+            self._room = None
         found = self._seen.pop(name, [])
         while len(found) < count:
             said = next(self._halting, None)
@@ -143,6 +152,11 @@ class Pass:
                 # The code may write to it when it goes on.
                 self._seen.setdefault(said[0], []).append(tuple(value.clone() for value in said[1]))
         return found
+
+    def rest(self) -> None:
+        """The pass will stand still for a while, and nobody reads what it gave."""
+        if self._store is not None and self._room is None:
+            self._room = self._store.put_away(self._made)
 
     def close(self) -> None:
         """End the pass where it stands."""

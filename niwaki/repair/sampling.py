@@ -9,7 +9,7 @@ from torch import Tensor
 
 from niwaki.repair.linear_maps import LinearMap
 
-_ENTRIES = 2**22  # of the inputs that are gathered at once
+_ENTRIES = 2**20  # of the inputs that are gathered at once
 _HELD_OUT = 4  # one of so many positions is held out
 
 

@@ -8,23 +8,16 @@ import numpy as np
 import pytest
 import torch
 from exactness import deviations
+from remembering import Remembering, last_half
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import niwaki
 from niwaki.core.plan import Plan
-from niwaki.core.space import SearchSpace
 from niwaki.errors import MethodError, PlanError, TraceError
 from niwaki.repair.compensate import Compensated
 from niwaki.testing.models import randomised
 from niwaki.unions import Writers, union_plan
-
-
-def last_half(space: SearchSpace) -> Plan:
-    keep = np.ones(space.num_units, dtype=bool)
-    for group in space.groups:
-        keep[group.first + group.units // 2 : group.first + group.units] = False
-    return space.plan(keep)
 
 
 def compensated(net: nn.Module, x: Tensor, ridge: float = 1e-12) -> tuple[Compensated, Plan, float, float]:
@@ -341,29 +334,6 @@ def test_the_ridge_is_chosen_on_positions_that_are_held_out() -> None:
     assert few[1e-5] > 1.2 * min(few.values())  # that a ridge matters here
     assert error(None, x) < 1.1 * min(few.values())
     assert error(None, fresh) <= 1.01 * error(1e-5, fresh)
-
-
-class Remembering(nn.Module):
-    """Its code reads something of the batch that it has put into ``where`` before."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.where = where
-        self.first, self.second, self.third = nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 3)
-        self.register_buffer("noted", torch.zeros(64, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(1, keepdim=True)
-        if self.where == "buffer":
-            self.noted.copy_(mean)
-            mean = self.noted
-        elif self.where == "global":
-            NOTED[:] = [mean]
-        y = self.second(self.first(x).relu())
-        return self.third((y * (NOTED[0] if self.where == "global" else mean)).relu())  # type: ignore[no-any-return]
-
-
-NOTED: list[Tensor] = []
 
 
 @pytest.mark.parametrize("where", ["buffer", "global"])
