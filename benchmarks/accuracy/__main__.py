@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     load()  # transformers imports torchvision
     torch.set_num_threads(options.threads)
     console = Console(width=150, highlight=False)
-    where = Where(options.data, torch.device(options.device), options.smoke)
+    where = Where(options.data, torch.device(options.device), options.smoke, options.all_images)
     wanted = jobs(where, options.tasks, options.arms, options.budget, options.moment, range(options.seeds))
     wanted = missing(wanted, read(options.out))
     for number, job in enumerate(wanted, 1):
@@ -95,6 +95,11 @@ def _options() -> argparse.Namespace:
     training.add_argument("--seeds", type=int, default=3, help="how many, from 0; default: %(default)s")
     training.add_argument("--data", type=Path, help="the folder of the data")
     training.add_argument("--save", type=Path, help="a folder for the weights of every network that is trained")
+    training.add_argument(
+        "--all-images",
+        action="store_true",
+        help="train on the images that are held out, too: for dense networks beside published ones",
+    )
     training.add_argument("--smoke", action="store_true", help="few examples and steps: does it run here")
     training.add_argument("--threads", type=int, default=1, help="of the CPU; default: %(default)s")
     device = "cuda" if torch.cuda.is_available() else "cpu"

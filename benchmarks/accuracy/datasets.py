@@ -30,6 +30,11 @@ class Dataset:
         parts = [(x[:size], y[:size]) for (x, y), size in zip(self._parts, (train, other, other), strict=True)]
         return Dataset(*parts, self.mean, self.std)
 
+    def with_held_out(self) -> Dataset:
+        """The images that are held out are trained on as well, at the end."""
+        x, y = (torch.cat(both) for both in zip(self.train, self.held_out, strict=True))
+        return Dataset((x, y), self.held_out, self.test, self.mean, self.std)
+
     def __str__(self) -> str:
         return " + ".join(f"{len(y)}" for _, y in self._parts) + " images"
 

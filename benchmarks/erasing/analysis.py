@@ -1,4 +1,4 @@
-"""What ``erase=True`` adds to the analysis, and how long ten thousand candidates take."""
+"""What ``erase=True`` adds to the analysis, in the class and as a program; how long ten thousand candidates take."""
 
 from __future__ import annotations
 
@@ -55,21 +55,24 @@ def run(rounds: int) -> None:
         pairs = []
         for _ in range(rounds + 1):
             spent = [_seconds(model, inputs, erase)[0] for erase in (False, True)]
-            pairs.append((spent[1] / spent[0], *spent))
-        ratio, without, with_erase = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+            spent.append(_seconds(model, inputs, True, as_graph=True)[0])
+            pairs.append((spent[1] / spent[0], *spent, spent[2] / spent[0]))
+        columns = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+        ratio, without, with_erase, exported, more = columns
         space = _seconds(model, inputs, True)[1]
         erasable = sum(one.erasable for one in space.structures)
         print(
             f"{name}: {ratio:.2f} times as long with erase=True ({with_erase:.2f} s against {without:.2f} s of CPU, "
-            f"medians of {rounds} pairs), {erasable} of {len(space.structures)} structures erasable",
+            f"medians of {rounds} pairs), {erasable} of {len(space.structures)} structures erasable; "
+            f"as a program, too, {more:.2f} times ({exported:.2f} s)",
             flush=True,
         )
     print(f"{CANDIDATES} candidates of a stack of residual blocks, all erased: {candidates(CANDIDATES):.1f} s")
 
 
-def _seconds(model: nn.Module, inputs: Any, erase: bool) -> tuple[float, niwaki.SearchSpace]:
+def _seconds(model: nn.Module, inputs: Any, erase: bool, as_graph: bool = False) -> tuple[float, niwaki.SearchSpace]:
     start = time.process_time()
-    space = niwaki.search_space(model, inputs, erase=erase)
+    space = niwaki.search_space(model, inputs, erase=erase, as_graph=as_graph)
     return time.process_time() - start, space
 
 
