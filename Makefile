@@ -16,7 +16,7 @@ BASE ?= HEAD
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-lowest test-wheel test-lightning lint docs pictures format replay benchmark clean
+.PHONY: demo test test-lowest test-wheel lint docs pictures format replay benchmark clean
 
 # One thread: the network is so small that two would mostly wait for each other.
 demo: $(VENV)/.demo
@@ -81,7 +81,7 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 # These ask for a torch of their own choice, so they come without their dependencies.
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -e '.[dev]' transformers accelerate
-	$(PIP) --no-deps torchvision==0.28.0 timm bitsandbytes
+	$(PIP) --no-deps torchvision==0.28.0 timm bitsandbytes lightning torchmetrics lightning-utilities
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.demo

@@ -192,3 +192,38 @@ def test_check_says_that_the_model_does_not_run_either() -> None:
     net, plan, x = trained(in_a_number)
     with pytest.raises(NiwakiError, match="The model does not run"):
         niwaki.check(net, plan, x[:3])
+
+
+class Trainer:
+    """Refers to the model, as Lightning's does, and fills its lists when the training begins."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net, self.optimizers, self.batches = net, [], []  # type: ignore[var-annotated]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_trains_the_model_is_none_of_its_tensors(in_place: bool) -> None:
+    """A model that holds its optimizer, its trainer and its method keeps them; what it has made for itself goes."""
+    net: Any = Net(in_an_attribute)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net.optimizer, net.trainer = optimizer, Trainer(net)
+    space = niwaki.search_space(net, torch.randn(2, 5))
+    schedule = niwaki.Schedule(start=1, until=3, periods=1)
+    net.method = niwaki.HESSO(space, optimizer, niwaki.Budget(units=0.5), schedule)
+    net.trainer.optimizers.append(optimizer)
+    net.trainer.batches.append(torch.randn(4, 5))
+    net.trainer.loaders = [torch.randn(4, 5)]
+    for _ in range(4):
+        optimizer.zero_grad()
+        net(torch.randn(4, 5)).square().sum().backward()
+        optimizer.step()
+    with pytest.warns(UserWarning, match="its search space was made: 'kept'. They may"):
+        if in_place:
+            net.method.shrink()
+        else:
+            assert niwaki.cut(net, net.method.plan()).kept is None
+    assert net.optimizer is optimizer and net.trainer.optimizers == [optimizer] and net.method.done
+    assert len(net.trainer.batches) == len(net.trainer.loaders) == 1 and len(optimizer.state) == 4
+    assert (net.kept is None) is in_place
+    net(torch.randn(4, 5)).sum().backward()
+    optimizer.step()
