@@ -2,7 +2,7 @@
 
 python benchmarks/curvature.py [--seeds 3]
 python benchmarks/curvature.py --stories DIRECTORY
-python benchmarks/curvature.py --passes
+python benchmarks/curvature.py --passes [--images 32] [--size 64]
 
 A convolutional network of about 5,000 weights is trained on the 8 x 8 digits of scikit-learn (1,797 images). The table
 gives Spearman's rank correlation over all its units, the mean of the seeds, with the exact relative Hessian trace on
@@ -163,15 +163,15 @@ def stories(directory: Path, sample: int = 300) -> None:
         print(f"{name:>24} {_rank(values[units], np.array(truth)):.3f}")
 
 
-def passes() -> None:
-    """What a probe costs, in forward and backward passes of the same batch."""
+def passes(images: int, size: int) -> None:
+    """What a probe costs, in forward and backward passes of the same batch of ``images`` of ``size`` pixels a side."""
     from niwaki.networks.torchvision_cpu import load
 
     load()
     import torchvision
 
     model = torchvision.models.resnet50().eval()
-    x, y = torch.randn(16, 3, 64, 64), torch.randint(0, 1000, (16,))
+    x, y = torch.randn(images, 3, size, size), torch.randint(0, 1000, (images,))
     space, loss = niwaki.search_space(model, x[:1]), nn.CrossEntropyLoss()
 
     def step() -> None:
@@ -218,9 +218,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stories", type=Path)
     parser.add_argument("--passes", action="store_true")
+    parser.add_argument("--images", type=int, default=32, help="in the batch of --passes")
+    parser.add_argument("--size", type=int, default=64, help="pixels a side of these images")
     given = parser.parse_args()
     if given.passes:
-        return passes()
+        return passes(given.images, given.size)
     if given.stories is not None:
         return stories(given.stories)
     rows = [correlations(seed) for seed in range(given.seeds)]

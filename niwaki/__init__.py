@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from niwaki.performance.timed import timed
     from niwaki.post_training.distillation import distillation
     from niwaki.post_training.explained import CaP
+    from niwaki.post_training.hessian_aware import HAP
     from niwaki.post_training.iterative import choose_iteratively
     from niwaki.post_training.prune import prune
     from niwaki.post_training.refine import refine
@@ -76,6 +77,7 @@ _HOMES: Mapping[str, str] = {
     "performance.timed": "timed",
     "post_training.distillation": "distillation",
     "post_training.explained": "CaP",
+    "post_training.hessian_aware": "HAP",
     "post_training.iterative": "choose_iteratively",
     "post_training.prune": "prune",
     "post_training.refine": "refine",
@@ -127,6 +129,7 @@ __all__ = [
     "CRIC",
     "DHSPG",
     "H2SPG",
+    "HAP",
     "HESSO",
     "HSPG",
     "LHSPG",

@@ -58,7 +58,8 @@ def prune(
         float | None, typer.Option(help="bytes of parameters and buffers to keep: a fraction up to 1, or a number")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="what scores the units: surgeon, cap, or a criterion such as taylor1 or magnitude")
+        str,
+        typer.Option(help="what chooses the units: surgeon, cap, hap, or a criterion such as taylor1 or magnitude"),
     ] = "surgeon",
     rounds: Annotated[
         int | None, typer.Option(help="how often the network is scored on the way  \\[default: 4; 1 with --refine]")

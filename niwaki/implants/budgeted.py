@@ -16,6 +16,7 @@ from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.implants.hap import most_sensitive, planned_with, saliency_of
 from niwaki.implants.layers import ImplantLayers
+from niwaki.implants.limits import limits_of, meets
 from niwaki.implants.value import ByValue
 from niwaki.selection import UNITS
 from niwaki.selection.budget import Budget, check_budget, check_met, provenance
@@ -24,7 +25,6 @@ from niwaki.selection.objective import costs
 from niwaki.selection.request import SelectionRequest
 from niwaki.selection.steps import Widths
 
-MEASURES = ("macs", "params")
 _HALVINGS = 12
 
 
@@ -66,20 +66,14 @@ def choose(
         (True, True)
     """
     check_space(space)
-    check_budget(budget, training=False)
     check_compare(compare)
-    others = sorted(set(budget.limits) - set(MEASURES))
-    if others:
-        raise BudgetError(
-            f"With implants a budget limits {' and '.join(MEASURES)}, and this one limits {others[0]}, which implants "
-            "change in ways that are not modelled."
-        )
+    check_budget(budget, training=False)
     if implants != "value" and not (is_number(implants) and 0 <= implants <= 1):
         raise BudgetError(f"implants={implants!r} must be 'value', or a fraction from 0 to 1 of what would be removed.")
     saliency, layers = saliency_of(space, scores), ImplantLayers.of(space, rank)
+    limits = limits_of(layers, budget)
     if compare != "space":
         saliency = normalise(space, saliency, np.ones(space.num_units, dtype=bool), compare)
-    limits = budget.absolute(space, MEASURES)
     if isinstance(implants, str):
         if budget.steps != Widths(min_units=budget.min_units):
             raise BudgetError("round_to is for implants by their share: whole rows and implants have their own widths.")
@@ -95,12 +89,6 @@ def choose(
     if compare != "group":
         about["compare"] = compare
     return planned_with(layers, keep, slim, **provenance(space, keep, budget, **about))
-
-
-def meets(layers: ImplantLayers, keep: BoolArray, slim: BoolArray, limits: Mapping[str, float]) -> bool:
-    """Whether every limit is met by the units ``keep`` [num_units], of which ``slim`` are implants."""
-    found = costs(layers.space.cost_model, keep, limits)
-    return all(round(found[name] - layers.saved(keep, slim, name)) <= limit for name, limit in limits.items())
 
 
 def _share(

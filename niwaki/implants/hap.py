@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from niwaki.core.counts import FloatArray
 from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_number
 from niwaki.core.space import BoolArray, SearchSpace, check_space
@@ -15,6 +16,8 @@ from niwaki.criteria.mix import finite
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.implants.layers import ImplantLayers
+from niwaki.implants.limits import limits_of, meets
+from niwaki.selection.budget import Budget, provenance
 from niwaki.selection.levels import leaving
 from niwaki.selection.steps import Widths
 
@@ -22,7 +25,7 @@ from niwaki.selection.steps import Widths
 def hap(
     space: SearchSpace,
     scores: Scores,
-    removed: float = 0.5,
+    removed: float | Budget = 0.5,
     *,
     implants: float = 0.1,
     least: float = 0.05,
@@ -32,10 +35,12 @@ def hap(
 
     The fraction ``removed`` of all units with the lowest scores leaves, wherever they are; every group keeps its best
     ones, at least the fraction ``least`` and one of them. Then the fraction ``implants`` of those that would leave, the
-    most sensitive of which can be implanted, stays as implants; rows of linear layers too, with a ``rank``.
+    most sensitive of which can be implanted, stays as implants; rows of linear layers too, with a ``rank``. With a
+    budget for ``removed``, in ``macs`` or ``params``, the smallest such fraction that meets it.
 
     Raises:
-        BudgetError: a fraction is out of range, or the scores are for another space.
+        BudgetError: a fraction is out of range, the scores are for another space, or the budget cannot be met or limits
+            something else.
         PlanError: the sizes in the model's code cannot follow.
 
     Example:
@@ -50,23 +55,68 @@ def hap(
         )
     """
     check_space(space)
-    for name, value in (("removed", removed), ("implants", implants), ("least", least)):
+    fractions = {"implants": implants, "least": least}
+    if not isinstance(removed, Budget):
+        fractions["removed"] = removed
+    for name, value in fractions.items():
         if not is_number(value) or not 0 <= value <= 1:
             raise BudgetError(f"{name}={value!r} must be a fraction from 0 to 1.")
-    saliency = saliency_of(space, scores)
-    goes = np.zeros(space.num_units, dtype=bool)
-    order = np.argsort(saliency, kind="stable")
-    order = order[order < sum(group.units for group in space.width_groups)]
-    goes[order[: math.floor(removed * len(order))]] = True
-    for group in space.width_groups:
-        stays = max(1, math.ceil(least * group.units))
-        best = np.argsort(-saliency[group.numbers], kind="stable")[:stays]
-        goes[group.first + best] = False
-    layers = ImplantLayers.of(space, rank)
-    slim = most_sensitive(saliency, goes & layers.can, math.floor(implants * goes.sum()))
-    keep = ~leaving(space, goes & ~slim, Widths())
-    slim &= keep
-    return planned_with(layers, keep, slim, criterion=scores.criterion, removed=removed, implants=implants, least=least)
+    ranking = _Ranking(ImplantLayers.of(space, rank), saliency_of(space, scores), implants, least)
+    about: dict[str, Any] = {"criterion": scores.criterion, "implants": implants, "least": least}
+    if not isinstance(removed, Budget):
+        keep, slim = ranking.without(math.floor(removed * len(ranking.order)))
+        return planned_with(ranking.layers, keep, slim, removed=removed, **about)
+    gone = ranking.fewest(removed)
+    keep, slim = ranking.without(gone, removed)
+    about["removed"] = gone / max(len(ranking.order), 1)
+    return planned_with(ranking.layers, keep, slim, **provenance(space, keep, removed, **about))
+
+
+class _Ranking:
+    """All units of layers, the least sensitive first: ``order``."""
+
+    def __init__(self, layers: ImplantLayers, saliency: FloatArray, implants: float, least: float) -> None:
+        self.layers, self._saliency, self._implants, self._least = layers, saliency, implants, least
+        order = np.argsort(saliency, kind="stable")
+        self.order = order[order < sum(group.units for group in layers.space.width_groups)]
+
+    def without(self, number: int, budget: Budget | None = None) -> tuple[BoolArray, BoolArray]:
+        """The units that stay and those of them that are implants, both [num_units], where the ``number`` first ones
+        leave; widths are those that ``budget`` allows."""
+        space, steps = self.layers.space, Widths() if budget is None else budget.steps
+        goes = np.zeros(space.num_units, dtype=bool)
+        goes[self.order[:number]] = True
+        for group in space.width_groups:
+            stays = max(1, math.ceil(self._least * group.units), steps.min_units)
+            best = np.argsort(-self._saliency[group.numbers], kind="stable")[:stays]
+            goes[group.first + best] = False
+        slim = most_sensitive(self._saliency, goes & self.layers.can, math.floor(self._implants * goes.sum()))
+        keep = ~leaving(space, goes & ~slim, steps)
+        return keep, slim & keep
+
+    def fewest(self, budget: Budget) -> int:
+        """How many have to leave for ``budget``.
+
+        Raises:
+            BudgetError: it cannot be met, or limits something else than multiply-accumulates and parameters.
+        """
+        limits = limits_of(self.layers, budget)
+        low, high = -1, len(self.order)
+        keep, slim = self.without(high, budget)
+        if not meets(self.layers, keep, slim, limits):
+            left = self.layers.space.cost(planned_with(self.layers, keep, slim))
+            raise BudgetError(
+                f"The budget ({budget}) cannot be met: with the fraction {self._least} of every group, and the "
+                f"fraction {self._implants} of the others as implants, {left} remain. Raise the budget, or lower "
+                "`least` or `implants`."
+            )
+        while high - low > 1:
+            middle = (low + high) // 2
+            if meets(self.layers, *self.without(middle, budget), limits):
+                high = middle
+            else:
+                low = middle
+        return high
 
 
 def implanted(

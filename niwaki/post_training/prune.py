@@ -17,12 +17,13 @@ from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_whole
 from niwaki.core.space import SearchSpace
 from niwaki.criteria.losses import Loss, loss_of
-from niwaki.criteria.mix import One
 from niwaki.criteria.normalise import Compare
 from niwaki.criteria.score import score
 from niwaki.errors import BudgetError, MethodError
 from niwaki.post_training.explained import CaP
 from niwaki.post_training.iterative import REPAIRS, Repair, choose_iteratively
+from niwaki.post_training.named import SURGEON, Method, method_from
+from niwaki.post_training.own_choice import OwnChoice
 from niwaki.post_training.refine import refine as share_out
 from niwaki.post_training.seen_outputs import check_outputs, outputs_for
 from niwaki.post_training.surgeon import Surgeon
@@ -36,7 +37,6 @@ from niwaki.trace.model_state import preserved
 
 _ROUNDS = 4
 _POSITIONS = 131_072  # of the last repair, which is made once
-SURGEON, CAP = "surgeon", "cap"  # criteria of units that look at layers, with the batches of `prune`
 _LOG = logging.getLogger("niwaki")
 Told = Callable[[int, int, float], object]
 
@@ -89,11 +89,11 @@ class Pruned:
 def prune(
     model: nn.Module,
     inputs: Any,
-    budget: Budget,
+    budget: Budget | None = None,
     *,
     batches: Iterable[Any] | None = None,
     loss_fn: Loss | None = None,
-    method: One | Mapping[One, float] | None = None,
+    method: Method | None = None,
     rounds: int | None = None,
     repair: Repair | None = None,
     refine: int = 0,
@@ -114,15 +114,17 @@ def prune(
     Args:
         model: the trained network, which is not changed.
         inputs: example inputs, as for `niwaki.search_space`.
-        budget: what may be left, `niwaki.Budget`. ``latency`` is measured with ``inputs``, in the last round.
+        budget: what may be left, `niwaki.Budget`. ``latency`` is measured with ``inputs``, in the last round. None only
+            where the method says how much is to go: ``niwaki.HAP(removed=0.5)``.
         batches: a few hundred samples of the training data, as ``loss_fn`` takes them; all are held.
         loss_fn: ``loss_fn(model, batch)``, or a loss of torch's own, for batches of inputs and labels.
         method: the criterion that scores units: a name, a function or a mix, as for `niwaki.score`; or ``surgeon`` or
-            ``cap``, a `niwaki.Surgeon` or `niwaki.CaP` with these batches. Default: ``surgeon`` for units, ``taylor1``
-            for structures, ``magnitude`` without batches.
+            ``cap``, a `niwaki.Surgeon` or `niwaki.CaP` with these batches; or a `niwaki.HAP`, of which ``hap`` is the
+            default one: it chooses units and implants itself, in one round. Default: ``surgeon`` for units,
+            ``taylor1`` for structures, ``magnitude`` without batches.
         rounds: how often the network is scored on the way; by default 4, and 1 where no data are given.
         repair: ``compensate`` fits the remaining weights to the outputs of the dense network; ``norms`` re-estimates
-            the statistics of BatchNorms; ``none``. Default: ``compensate`` with batches.
+            the statistics of BatchNorms; ``none``. Default: ``compensate`` with batches, ``norms`` for a `niwaki.HAP`.
         refine: how often `niwaki.refine` tries all groups, after one round: it takes up to two cuts, repairs and passes
             over three quarters of the batches for each group, and finds the better share of each group. Networks are
             compared by the logits that ``loss_fn`` gets of them.
@@ -142,8 +144,9 @@ def prune(
         MethodError: ``batches`` are given without ``loss_fn`` or the other way round, or are missing where ``method``
             or ``repair`` or ``refine`` needs them; ``repair`` is unknown; ``readers`` is asked for with
             ``surgeon`` or ``cap``; ``refine`` is negative, asked for with several rounds, or where ``loss_fn`` does not
-            call the network once for logits.
-        BudgetError: ``refine`` is asked for with a limit in latency.
+            call the network once for logits; a `niwaki.HAP` is given what is for scores.
+        BudgetError: ``refine`` is asked for with a limit in latency; there is no budget, or a `niwaki.HAP` that
+            removes a fraction of the units has one as well.
         NiwakiError: whatever the functions above raise. The model is as before.
 
     Example:
@@ -159,7 +162,6 @@ def prune(
         torch.Size([32, 3])
     """
     begin = time.perf_counter()
-    check_budget(budget, training=False)
     data = None if batches is None else list(batches)
     if (data is None) != (loss_fn is None):
         have, miss = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
@@ -169,13 +171,22 @@ def prune(
     last = data if repair_batches is None else list(repair_batches)
     if any(some is not None and not some for some in (data, last)):
         raise MethodError("There are no batches. Pass some inputs; a loader that is used up gives none.")
+    method = method_from(method or _default(data, remove), data, loss_fn)
+    own = method if isinstance(method, OwnChoice) else None
+    if own is None or budget is not None:
+        check_budget(budget, training=False)
     if repair is None:
-        repair = "none" if data is None else "compensate"
+        repair = "none" if data is None else "compensate" if own is None else own.repair
     if repair not in REPAIRS:
         raise MethodError(f"repair={repair!r} is none of {', '.join(map(repr, REPAIRS))}.")
     if repair != "none" and data is None:
         raise MethodError(f"repair={repair!r} needs batches and loss_fn: without data nothing is known to repair.")
-    method = _looking_at_layers(method or _default(data, remove), data, loss_fn)
+    if own is not None:
+        scoring = {"compare": compare, "refine": refine or None, "readers": readers or None}
+        _check_alone(own, {"rounds": None if rounds == 1 else rounds, **scoring})
+        rounds = 1
+        if remove != "units":
+            raise MethodError(f"method={own.name!r} removes units, and remove={remove!r} asks for whole structures.")
     if isinstance(method, Surgeon | CaP):
         compare = compare or "space"  # its values are losses, or parts of the outputs
         if readers is True:
@@ -183,7 +194,8 @@ def prune(
                 f"readers=True changes nothing for a {type(method).__name__}, which looks at the layers that read a "
                 "unit in any case. Leave it out, or take a criterion such as method='taylor1'."
             )
-    _check_refine(refine, rounds, data, remove, budget)
+    if budget is not None:
+        _check_refine(refine, rounds, data, remove, budget)
     if refine and data is not None and loss_fn is not None:
         check_outputs(model, data, outputs_for(loss_fn))
     rounds = (1 if data is None or refine else _ROUNDS) if rounds is None else rounds
@@ -198,18 +210,25 @@ def prune(
         if told is not None:
             told(number, rounds + trials, share)
 
-    plan = choose_iteratively(
-        *(space, method, budget, data, loss_fn),
-        rounds=rounds,
-        compare=compare,
-        readers=readers,
-        remove=remove,
-        between=repair,
-        seed=seed,
-        example_inputs=inputs if "latency" in budget.limits else None,
-        told=heard,
-    )
+    if isinstance(method, OwnChoice):
+        assert data is not None and loss_fn is not None
+        plan = method.plan(space, budget, data, loss_fn, seed)
+        heard(1, plan)
+    else:
+        assert budget is not None
+        plan = choose_iteratively(
+            *(space, method, budget, data, loss_fn),
+            rounds=rounds,
+            compare=compare,
+            readers=readers,
+            remove=remove,
+            between=repair,
+            seed=seed,
+            example_inputs=inputs if "latency" in budget.limits else None,
+            told=heard,
+        )
     if refine and data is not None and loss_fn is not None:
+        assert budget is not None and not isinstance(method, OwnChoice)
         share, scores = (
             _share(space, plan),
             score(space, method, data, loss_fn, compare=compare, seed=seed, readers=readers),
@@ -241,7 +260,7 @@ def prune(
             reestimate_norms(small, last, forward)
         if repair != "none":
             losses["repaired"] = _mean_loss(small, last, loss_fn)
-    name = str(plan.provenance["criterion"])
+    name = str(plan.provenance["criterion"]) if own is None else own.name
     seconds = time.perf_counter() - begin
     costs = space.cost(), space.cost(plan)
     report = PruningReport(name, rounds, repair, *costs, losses, layers, left, seconds)
@@ -278,20 +297,17 @@ def _default(data: list[Any] | None, remove: str) -> str:
     """The criterion for what there is."""
     if data is None:
         return "magnitude"
-    return SURGEON if remove == "units" else "taylor1"
+    return SURGEON.name if remove == "units" else "taylor1"
 
 
-def _looking_at_layers(
-    method: One | Mapping[One, float], data: list[Any] | None, loss_fn: Loss | None
-) -> One | Mapping[One, float]:
-    """``method``, or what a name means that is no criterion of `niwaki.score`, which has other batches."""
-    if method not in (SURGEON, CAP):
-        return method
-    if data is None or loss_fn is None:
-        raise MethodError(f"method={method!r} needs batches and loss_fn: it looks at what layers read, on data.")
-    if method == SURGEON:
-        return Surgeon(data, loss_fn)
-    return CaP(data, lambda model, batch: loss_of(loss_fn, model, batch))
+def _check_alone(method: OwnChoice, given: Mapping[str, object]) -> None:
+    """Raise `MethodError` if something is ``given`` that is for scores."""
+    name = next((name for name, value in given.items() if value is not None), None)
+    if name is not None:
+        raise MethodError(
+            f"{name}={given[name]!r} is for criteria that score units, and method={method.name!r} makes its choice "
+            "itself, in one round. Leave it out."
+        )
 
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any], loss_fn: Loss) -> float:

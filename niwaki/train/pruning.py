@@ -20,7 +20,8 @@ from niwaki.errors import RunError
 from niwaki.networks import ImageTask, build_model, channels_of
 from niwaki.networks.source import find
 from niwaki.post_training.iterative import REPAIRS, Repair
-from niwaki.post_training.prune import SURGEON, Pruned
+from niwaki.post_training.named import SURGEON
+from niwaki.post_training.prune import Pruned
 from niwaki.report import RunReport, write_run_page
 from niwaki.report.drawing import drawing
 from niwaki.train.batches import Batches
@@ -50,9 +51,9 @@ class PruningRecipe:
     ``model``: as in a `Recipe`. ``data``, ``image_size`` and ``seed``: as well; where they are None, those of the
     training, if there is a report beside the weights. ``weights``: a directory or a file, see `niwaki.train.weights`;
     only the factory of a file may do without. ``keep_macs``, ``keep_params`` and ``keep_memory``: fractions to keep in
-    (0, 1] or absolute numbers above 1. ``method``: a criterion of `niwaki.score`, ``surgeon`` or ``cap``. ``rounds``,
-    ``repair`` and ``refine``: as in `niwaki.prune`. ``images``: so many training images are scored and repaired with;
-    ``repair_images``: the last repair uses so many instead.
+    (0, 1] or absolute numbers above 1. ``method``: a criterion of `niwaki.score`, ``surgeon``, ``cap`` or ``hap``.
+    ``rounds``, ``repair`` and ``refine``: as in `niwaki.prune`. ``images``: so many training images are scored and
+    repaired with; ``repair_images``: the last repair uses so many instead.
     """
 
     model: str
@@ -61,7 +62,7 @@ class PruningRecipe:
     keep_macs: float | None = None
     keep_params: float | None = None
     keep_memory: float | None = None
-    method: str = SURGEON
+    method: str = SURGEON.name
     rounds: int | None = None
     repair: str = "compensate"
     refine: int = 0

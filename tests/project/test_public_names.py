@@ -32,6 +32,7 @@ PUBLIC = {
     "GaP",
     "GReg2",
     "H2SPG",
+    "HAP",
     "HESSO",
     "HSPG",
     "LHSPG",
