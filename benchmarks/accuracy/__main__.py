@@ -6,7 +6,7 @@
     python -m benchmarks.accuracy run --tasks cifar10-resnet56 cifar10-resnet18 --budget 0.5 0.2 --data DIR   # on a GPU
     python -m benchmarks.accuracy run --tasks cifar10-resnet56 --smoke --data DIR   # few images and steps: does it run
     python -m benchmarks.accuracy show --plots DIR           # the table and three plots, from the results on disk
-    python -m benchmarks.accuracy show --tasks fashion --chart docs/accuracy.svg --out benchmarks/accuracy/results
+    python -m benchmarks.accuracy readme                     # the picture and the table of README.md, from stored rows
 
 All arms of a task share network, recipe, number of optimizer steps, seeds (weights, order of examples) and data, and
 are measured after the last step. The *moment* of a run is the share of it after which the last removed unit is zero:
@@ -33,6 +33,7 @@ from benchmarks.accuracy.arms import ARMS
 from benchmarks.accuracy.chart import chart
 from benchmarks.accuracy.plots import plots
 from benchmarks.accuracy.protocol import jobs, trained
+from benchmarks.accuracy.readme import ROOT, readme
 from benchmarks.accuracy.rows import append, missing, read
 from benchmarks.accuracy.setting import DEFAULT_MOMENT
 from benchmarks.accuracy.table import markdown
@@ -73,6 +74,12 @@ def show(options: argparse.Namespace) -> int:
     return 0
 
 
+def write_readme(options: argparse.Namespace) -> int:
+    """The picture and the table of the README."""
+    readme(options.out)
+    return 0
+
+
 def main() -> int:
     options = _options()
     do: int = options.do(options)
@@ -86,6 +93,11 @@ def _options() -> argparse.Namespace:
     training.set_defaults(do=run)
     showing = commands.add_parser("show", help="print a table of what there is, as Markdown")
     showing.set_defaults(do=show)
+    face = commands.add_parser("readme", help="write the picture and the table of README.md")
+    face.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/accuracy/results", help="folder of results; %(default)s"
+    )
+    face.set_defaults(do=write_readme)
     for one, arms in ((training, COMPARED), (showing, tuple(ARMS))):
         one.add_argument("--tasks", nargs="+", choices=TASKS, required=one is training, default=list(TASKS))
         one.add_argument("--arms", nargs="+", choices=ARMS, default=list(arms))

@@ -1,4 +1,4 @@
-"""The README's picture is drawn from the rows that are committed."""
+"""The README's picture and table are made from the rows that are committed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.accuracy.chart import ARMS, chart
-from benchmarks.accuracy.rows import read
+from benchmarks.accuracy.readme import BEGIN, END, ROOT, readme, rows_of, table
 from benchmarks.accuracy.setting import DEFAULT_MOMENT
 
-RESULTS = Path(__file__).parents[2] / "benchmarks/accuracy/results"
+RESULTS = ROOT / "benchmarks/accuracy/results"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_every_arm_is_a_line_and_has_a_name(tmp_path: Path) -> None:
-    rows = read(RESULTS)
+    rows = rows_of("fashion", RESULTS)
     picture = ElementTree.parse(chart(rows, "fashion", DEFAULT_MOMENT, tmp_path / "a.svg")).getroot()
     texts = {element.text for element in picture.iter(f"{SVG}text")}
     drawn = {row.arm for row in rows if row.task == "fashion"} & set(ARMS)
@@ -29,3 +29,21 @@ def test_every_arm_is_a_line_and_has_a_name(tmp_path: Path) -> None:
 def test_a_task_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no rows of the dense network of digits"):
         chart([], "digits", DEFAULT_MOMENT, tmp_path / "a.svg")
+
+
+def test_the_readme_has_the_figures_of_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
+    readme(RESULTS, tmp_path)
+    for name in ("README.md", "docs/accuracy.svg"):
+        stored, made = (root / name for root in (ROOT, tmp_path))
+        assert stored.read_text() == made.read_text(), (
+            f"{name} is older than the rows: python -m benchmarks.accuracy readme"
+        )
+    assert "| **HESSO**, units reach zero at 35 % of the run | 20 % |" in table(RESULTS)
+
+
+def test_a_page_without_the_marks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"{END} {BEGIN}")
+    with pytest.raises(SystemExit, match="README.md lacks the marks"):
+        readme(RESULTS, tmp_path)
