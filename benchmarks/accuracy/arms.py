@@ -145,26 +145,31 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class Hesso:
-    """HESSO with units compared as ``compare`` says, and other ``criteria`` than its mix, if any."""
+    """HESSO with units compared as ``compare`` says, and other ``criteria`` than its mix, if any; or such that the
+    network shrinks on the way."""
 
     compare: Compare = "group"
     criteria: tuple[str, ...] = ()
+    shrink: bool = False
 
     def __call__(self, setting: Setting) -> Training:
         run = Training(setting.task, setting.seed)
         schedule = niwaki.Schedule(start=setting.start, until=setting.until)
         criteria = dict.fromkeys(self.criteria, 1.0) or WEIGHTS
         method = niwaki.HESSO(
-            run.space(), run.optimizer, setting.budget, schedule, criteria=criteria, compare=self.compare
+            *(run.space(), run.optimizer, setting.budget, schedule),
+            criteria=criteria,
+            compare=self.compare,
+            shrink=self.shrink,
         )
         run.follow(method, schedule)
         run.advance()
         return run
 
 
-def varied(compare: Compare = "group", criteria: tuple[str, ...] = ()) -> Arm:
+def varied(compare: Compare = "group", criteria: tuple[str, ...] = (), shrink: bool = False) -> Arm:
     """HESSO with other arguments than its own."""
-    return Arm(Hesso(compare, criteria), own=DEFAULT_MOMENT, gradual=True, baseline=False)
+    return Arm(Hesso(compare, criteria, shrink), own=DEFAULT_MOMENT, gradual=True, baseline=False)
 
 
 def h2spg_by_mix(setting: Setting) -> Training:
@@ -203,6 +208,7 @@ ARMS: Mapping[str, Arm] = {
     "hap-implants": Arm(HessianAware(0.1), baseline=False),
     "hap-value": Arm(HessianAware("value"), baseline=False),
     **{name: method(name) for name in _narrowing()},
+    "hesso-shrinking": varied(shrink=True),
     "hesso-space": varied("space"),
     "hesso-isomorphic": varied("isomorphic"),
     "hesso-magnitude": varied(criteria=("magnitude",)),

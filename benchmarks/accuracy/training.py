@@ -87,10 +87,19 @@ class Training:
             self.optimizer.step()
             self.step += 1
             if self._method is not None and self.step == self._until:
-                plan = self._method.plan()
-                self._method.detach()
-                self._method = None
-                self.cut(plan)
+                self._leave(self._method)
+
+    def _leave(self, method: Method) -> None:
+        """The schedule is over: what the method has removed goes, unless it has gone on the way."""
+        plan, self._method = method.plan(), None
+        if method.shrinking is None:
+            method.detach()
+            self.cut(plan)
+            return
+        method.shrink()
+        method.detach()
+        self.widths = tuple(len(units) for units in plan.kept.values())
+        self.task.prepared(self.model)
 
     def cut(self, plan: niwaki.Plan) -> None:
         """Go on with the smaller network: the same parameters, and the optimizer's state of what is left."""
