@@ -21,6 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread: the network is so small that two would mostly wait for each other.
 demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 $(BIN)/niwaki train --out out/demo --overwrite --baseline
+	@echo 'Next:       source $(BIN)/activate && niwaki inspect my_model.py:factory'
 
 test: $(VENV)/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 _LONGEST = 240  # characters of a message that is quoted in another
 
 
@@ -13,6 +16,16 @@ def first_line(message: object, longest: int = _LONGEST) -> str:
     """
     line = next((" ".join(line.split()) for line in str(message).splitlines() if line.strip()), "")
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A question that proposes up to three similar names; an empty text without any.
+
+    >>> nearest("magnitud", ["magnitude", "taylor1"])
+    ' Did you mean magnitude?'
+    """
+    near = difflib.get_close_matches(name, list(names), n=3)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 class NiwakiError(Exception):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from niwaki.core.space import SearchSpace
-from niwaki.errors import MethodError, UnknownName
+from niwaki.errors import MethodError, UnknownName, nearest
 from niwaki.per_unit.peers import scale_dims
 from niwaki.per_unit.sums import (
     ABSENCE,
@@ -119,7 +119,8 @@ def named(name: str) -> Criterion:
     """
     if name not in _REGISTRY:
         raise UnknownName(
-            f"There is no criterion {name!r}. Registered are: {', '.join(sorted(_REGISTRY))}. "
+            f"There is no criterion {name!r}.{nearest(name, _REGISTRY)} Registered are: "
+            f"{', '.join(sorted(_REGISTRY))}. "
             "Pass one of these names, or a function of the search space."
         )
     return _REGISTRY[name]

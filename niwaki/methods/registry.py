@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from niwaki.core.space import SearchSpace
-from niwaki.errors import MethodError, UnknownName
+from niwaki.errors import MethodError, UnknownName, nearest
 from niwaki.methods.method import Method
 from niwaki.methods.schedule import Schedule
 from niwaki.selection.budget import Budget
@@ -100,7 +100,8 @@ def attach(name: str, training: Training) -> Method:
             "methods make layers narrower anyway."
         )
     if name not in _REGISTRY:
-        raise UnknownName(f"There is no method {name!r}. Registered are: {', '.join(sorted(_REGISTRY))}.")
+        known = ", ".join(sorted(_REGISTRY))
+        raise UnknownName(f"There is no method {name!r}.{nearest(name, _REGISTRY)} Registered are: {known}.")
     if training.erase and name not in _ERASING:
         raise MethodError(
             f"{name} makes layers narrower, and erases no structures. Those that do are {', '.join(sorted(_ERASING))}."

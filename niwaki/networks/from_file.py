@@ -85,7 +85,9 @@ def _made(item: str, factory: Factory, offered: Mapping[str, object]) -> Example
         raise RunError(f"{name}() in {path!r} failed: {type(cause).__name__}: {cause}") from cause
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
-        raise RunError(f"{name}() in {path!r} returned a {type(model).__name__}, not a torch.nn.Module.")
+        raise RunError(
+            f"{name}() in {path!r} returned an object of the type {type(model).__name__}, not a torch.nn.Module."
+        )
     return ExampleNetwork(model, map_tensors(inputs, _grounded))
 
 

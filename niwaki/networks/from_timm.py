@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from niwaki.errors import RunError
-from niwaki.networks.source import ExampleNetwork, ImageTask, LibrarySource, NetworkRequest, nearest, source
+from niwaki.errors import RunError, nearest
+from niwaki.networks.source import ExampleNetwork, ImageTask, LibrarySource, NetworkRequest, source
 from niwaki.networks.torchvision_cpu import import_library, import_torchvision
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from niwaki.errors import RunError
+from niwaki.errors import RunError, nearest
 from niwaki.networks import torchvision_cpu
 from niwaki.networks.guessed_inputs import guessed_inputs
-from niwaki.networks.source import ExampleNetwork, ImageTask, LibrarySource, NetworkRequest, nearest, source
+from niwaki.networks.source import ExampleNetwork, ImageTask, LibrarySource, NetworkRequest, source
 
 
 @source

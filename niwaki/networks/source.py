@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -97,9 +95,3 @@ def forms() -> str:
     """
     known = [candidate.form for candidate in _SOURCES]
     return f"{', '.join(known[:-1])} or {known[-1]}"
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """A question that proposes similar names; an empty text without any."""
-    near = difflib.get_close_matches(name, names, n=3)
-    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -30,7 +30,7 @@ def check_inputs(example_inputs: Any) -> None:
 
 def does_not_run(model: torch.nn.Module, calls: Sequence[ExampleCall], call: ExampleCall, error: Exception) -> str:
     """The sentence for a ``model`` that failed on one ``call`` of ``calls`` with ``error``, and the likely reason."""
-    said = first_line(error).replace("TrackedInt", "int")
+    said = first_line(error).replace("TrackedInt", "int").removesuffix(", but expected one of:")
     what = f"{type(error).__qualname__}: {said}" if said else type(error).__qualname__
     return f"The model does not run on the example inputs: {what}. {_likely(model, calls, call, error)}"
 

@@ -271,7 +271,8 @@ def test_errors_are_sentences() -> None:
     space = mlp_space(MLP())
     x = [torch.randn(2, 6)]
     with pytest.raises(
-        UnknownName, match="no criterion 'magnitud'. Registered are: activation, average_magnitude, batch"
+        UnknownName,
+        match="no criterion 'magnitud'. Did you mean magnitude.* Registered are: activation, average_magnitude, batch",
     ):
         score(space, "magnitud")
     for odd in (5, None, ["magnitude"], {5: 1.0}):

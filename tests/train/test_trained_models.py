@@ -33,7 +33,7 @@ def test_built_in_and_file_models(tmp_path: Path) -> None:
     for name, message in {
         "resnot": "There is no model 'resnot'. Give resnet, mlp, superresnet, unets, cells, supernet, timm:NAME",
         f"{mine}:absent": "has no function 'absent'",
-        f"{mine}:nothing": "returned a int, not a torch.nn.Module",
+        f"{mine}:nothing": "returned an object of the type int, not a torch.nn.Module",
         f"{mine}:fails": "failed: ValueError: no weights",
         f"{tmp_path}/no.py:factory": "There is no file",
         f"{tmp_path}/broken.py:factory": "Importing .* failed: ModuleNotFoundError",
