@@ -8,7 +8,7 @@ both. ATO has its default arguments, a budget of half of the MACs, and a schedul
 run; its controller learns on two held-out batches of the training's size. *small* is the built-in ResNet on 64 images
 of 8 pixels; the others are those of `benchmarks.masks.cost`.
 
-``memory``: one process for each, since a peak is that of a process. The schedule is so short that sixteen steps go
+``memory``: one process for each, since a peak is that of a process. The schedule is so short that thirty steps go
 through all of its phases. The target is the training's peak and one copy of the gated weights.
 """
 
@@ -29,7 +29,7 @@ from niwaki.networks.small import ResNet
 from niwaki.per_unit.unit_gates import UnitGates
 
 Loss = Callable[[nn.Module], Tensor]
-FEW = 16  # steps of which memory is looked at
+FEW = 30  # steps of which memory is looked at
 
 
 def small() -> tuple[nn.Module, Tensor, Loss, type[Any]]:

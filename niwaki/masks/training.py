@@ -23,6 +23,7 @@ from niwaki.selection.soft_costs import budget_loss, soft_costs
 
 FLOOR = 0.5
 _LEAST = 1e-12
+_FUSED = {"cpu", "cuda"}  # where torch steps all parameters in one call, for a third of the time if they are small
 LOWERED = 0.6  # of its time: when the limits have come down
 LATE, NEAR = 0.75, 0.004  # from this share of its time on only the budget counts; so near it, in dense networks, is met
 
@@ -73,8 +74,10 @@ class MaskTraining:
         self._dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), tuple(limits))
         self._rate = generator.travel / steps if lr is None else lr
         self._noise = torch.Generator().manual_seed(seed)
+        own = list(generator.parameters())
+        fused = all(parameter.device.type in _FUSED for parameter in own)
         self.optimizer = torch.optim.AdamW(
-            generator.parameters(), lr=self._rate, weight_decay=weight_decay, betas=(0.9, 0.99)
+            own, lr=self._rate, weight_decay=weight_decay, betas=(0.9, 0.99), fused=fused
         )
 
     def check(self, function: Callable[[nn.Module], Any]) -> None:

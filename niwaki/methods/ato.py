@@ -137,7 +137,7 @@ class ATO(Method):
         )
         data = None if batches is None else HeldOut(batches, seed)
         self._controller = Controller(self.label, space, training, loss_fn, data)
-        self._mask = LearntMask(units, target, schedule, self._controller)
+        self._mask = LearntMask(units, target, schedule, self._controller, early=data is not None)
         super().__init__(units, self._mask, update, shrink)
 
     @property

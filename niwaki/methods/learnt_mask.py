@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, final
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from niwaki.core.space import BoolArray
 from niwaki.errors import MethodError
 from niwaki.methods.checks import check_mask
+from niwaki.methods.early_look import EarlyLook
 from niwaki.methods.mask_source import MaskSource
 from niwaki.methods.parts import Selector, Target
 from niwaki.methods.schedule import Schedule
@@ -30,11 +32,15 @@ class LearntMask(Selector):
     ``mask`` [num_units]: what leaves. ``learnt``: what the controller's own mask cost when it was frozen, by measure,
     as shares of the dense network; None before.
 
+    ``early``: whether the controller may take its step when a forward pass begins; see `EarlyLook`.
+
     Raises:
         MethodError: the schedule has a ramp or a fade, which mean nothing here.
     """
 
-    def __init__(self, units: TrainedUnits, target: Target, schedule: Schedule, controller: MaskSource) -> None:
+    def __init__(
+        self, units: TrainedUnits, target: Target, schedule: Schedule, controller: MaskSource, early: bool = False
+    ) -> None:
         schedule.check_fade(units.label)
         schedule.check_ramp(units.label)
         self.target, self.schedule, self.stages = target, schedule, Stages.of(schedule)
@@ -42,6 +48,8 @@ class LearntMask(Selector):
         self.mask: BoolArray = np.zeros(units.space.num_units, dtype=bool)
         self.learnt: dict[str, float] | None = None
         self._state, self._last = LEARNING, 0  # the last: the step before which the controller has taken one
+        self._next = 1  # the optimizer's next step
+        self._early = EarlyLook(units.space.model, self._learn_early) if early else None
 
     def before(self, step: int) -> None:
         """A step of the controller, if it is time for one; an error leaves everything as it was.
@@ -50,6 +58,8 @@ class LearntMask(Selector):
             MethodError: the model is under the mask: what is written into its weights now would be lost.
         """
         self._check_outside()
+        if self._early is not None:
+            self._early.step_begins()
         if self.learnt is not None or self._last == step:
             return
         if self.controller.due(step, self.stages):
@@ -74,7 +84,22 @@ class LearntMask(Selector):
             self.controller.check_first(step, self.stages)
         self.controller.step(self.stages.progress(step), batch)
         self._last = step
-        self._hold(~self.controller.holds())
+        mask = ~self.controller.holds()
+        if (mask != self.mask).any():  # what acts on it need not be built anew otherwise
+            self._hold(mask)
+
+    def _learn_early(self) -> None:
+        """If the next step is one for it. What goes wrong now goes wrong again before that step, and is said then."""
+        step = self._next
+        if self.learnt is None and self._last != step and self.controller.due(step, self.stages):
+            with suppress(Exception):
+                self.learn(step)
+
+    def _watch(self, step: int) -> None:
+        """The optimizer's next step is number ``step``."""
+        self._next = step
+        if self._early is not None:
+            self._early.watch(self.stages.start - 1 <= step <= self.stages.freeze)
 
     def _check_outside(self) -> None:
         if self.controller.inside:
@@ -103,6 +128,7 @@ class LearntMask(Selector):
             self._hold(self.mask)
         if self._state == ENDED:
             self._units.clear()
+        self._watch(step + 1)
 
     def _hold(self, mask: BoolArray) -> None:
         """From now on ``mask`` [num_units] leaves."""
@@ -195,6 +221,8 @@ class LearntMask(Selector):
     def take_back(self) -> None:
         """Nothing is only tried; but scales may not be in the weights yet."""
         self.controller.let_go()
+        if self._early is not None:
+            self._early.watch(False)
 
     def settings(self) -> dict[str, Any]:
         """The schedule, and the kind of the generator."""
@@ -207,6 +235,8 @@ class LearntMask(Selector):
             "learnt": None if self.learnt is None else dict(self.learnt),
             "stage": self._state,
             "last": self._last,
+            "next": self._next,
+            "early": self._early is not None and self._early.usual,
         }
         return own | self.controller.state()
 
@@ -214,6 +244,9 @@ class LearntMask(Selector):
         """Continue from `state`."""
         self.learnt = None if state["learnt"] is None else dict(state["learnt"])
         self._state, self._last = int(state["stage"]), int(state["last"])
+        if self._early is not None:
+            self._early.usual = bool(state.get("early", False))  # not in checkpoints of former versions
+        self._watch(int(state.get("next", 0)))
         self.controller.restore(state)
         nothing = np.zeros_like(self.mask)
         self._units.mark(nothing, nothing)

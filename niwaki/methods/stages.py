@@ -35,18 +35,26 @@ class Stages:
 
     @property
     def every(self) -> int:
-        """After how many steps of the optimizer the controller takes one: 20, or fewer where it would not come to 60
-        steps otherwise."""
-        return max(1, min(EVERY, (self.freeze - self.start) // LEAST))
+        """After how many steps of the optimizer the controller takes one, rounded down: 20, or fewer where it would not
+        come to 60 steps otherwise."""
+        return max(1, min(EVERY, self._way // LEAST))
 
     def controls(self, step: int) -> bool:
-        """Whether the controller takes a step before ``step``."""
-        return self.start <= step <= self.freeze and (step - self.start) % self.every == 0
+        """Whether the controller takes a step before ``step``: a multiple of 20 steps after ``start``, or the first
+        behind each sixtieth of its time where that is shorter."""
+        since = step - self.start
+        if not 0 <= since <= self._way:
+            return False
+        return since % EVERY == 0 if self._way >= EVERY * LEAST else since * LEAST % max(1, self._way) < LEAST
 
     @property
     def controller_steps(self) -> int:
         """How many it takes."""
-        return (self.freeze - self.start) // self.every + 1
+        return (self._way // EVERY if self._way >= EVERY * LEAST else min(LEAST, self._way)) + 1
+
+    @property
+    def _way(self) -> int:
+        return self.freeze - self.start
 
     def progress(self, step: int) -> float:
         """The share of its time that the controller has had before ``step``, from 0 to 1."""

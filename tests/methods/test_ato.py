@@ -36,6 +36,13 @@ def test_stages() -> None:
     assert [step for step in range(1, 200) if long.controls(step)] == [100, 120, 140, 160, 180]
     assert long.progress(100) == 0 and long.progress(long.freeze) == 1
     assert [long.left(step) for step in (4600, 4601, 5100)] == [None, 499 / 500, 0.0]
+    short = Stages.of(Schedule(start=100, until=400))  # 180 steps for the controller, 3 for each of its own
+    uneven = Stages.of(Schedule(start=100, until=290))  # 114
+    for stages, gaps in ((short, {3}), (uneven, {1, 2})):
+        taken = [step for step in range(1, 500) if stages.controls(step)]
+        assert taken[0] == 100 and taken[-1] == stages.freeze
+        assert len(taken) == stages.controller_steps == 61
+        assert {later - step for step, later in zip(taken, taken[1:], strict=False)} == gaps
     shortest = Stages.of(Schedule(start=1, until=2, periods=1))
     assert shortest.left(2) == 0.0 and shortest.freeze < shortest.until
 
