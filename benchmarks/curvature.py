@@ -183,19 +183,21 @@ def passes(images: int, size: int) -> None:
             space, "relative_hessian_trace", [(x, y)], loss, probes=probes, second_derivatives=how
         )
 
-    base_time, base_memory = _measured(step)
-    print(f"a forward and backward pass: {base_time:.2f} s, {base_memory / 2**20:.0f} MiB")
+    base_memory, base_time = _most_alive(step), _seconds(lambda: [step() for _ in range(4)]) / 4
+    print(f"a forward and backward pass: {base_time:.2f} s, {base_memory / 2**20:.0f} MiB", flush=True)
     for by in ("backward", "differences"):
-        few, many = (_measured(probing(by, probes)) for probes in (1, 5))
-        each = (many[0] - few[0]) / 4
+        memory = _most_alive(probing(by, 1))
+        few, many = (_seconds(probing(by, probes)) for probes in (1, 4))
+        each = (many - few) / 3
         print(
-            f"{by}: {each / base_time:.2f} passes a probe, {(few[0] + 29 * each) / base_time:.0f} passes for 30, "
-            f"{many[1] / base_memory:.2f} of the memory"
+            f"{by}: {each / base_time:.2f} passes a probe, {(few + 29 * each) / base_time:.0f} passes for 30, "
+            f"{memory / base_memory:.2f} of the memory",
+            flush=True,
         )
 
 
-def _measured(run: Callable[[], object]) -> tuple[float, float]:
-    """CPU time of the second run, in seconds, and the most bytes of tensors that were alive at once in the first."""
+def _most_alive(run: Callable[[], object]) -> float:
+    """The most bytes of tensors that are alive at once."""
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     alive, most = 0, 0
@@ -203,9 +205,14 @@ def _measured(run: Callable[[], object]) -> tuple[float, float]:
         if event.name() == "[memory]":
             alive += event.nbytes()
             most = max(most, alive)
+    return float(most)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """CPU time, in seconds."""
     begun = time.process_time()
     run()
-    return time.process_time() - begun, float(most)
+    return time.process_time() - begun
 
 
 def _rank(first: Values, second: Values) -> float:

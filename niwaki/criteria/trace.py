@@ -141,8 +141,7 @@ class TraceEstimate:
         found: dict[str, Tensor] = {}
         for number, name in enumerate(self._probed):
             value = self._parameters[name]
-            generator = torch.Generator(value.device).manual_seed(_joint_seed(self._seed, batch, probe, number))
-            signs = torch.empty_like(as_real(value.detach())).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+            signs = random_signs(as_real(value.detach()), _joint_seed(self._seed, batch, probe, number))
             found[name] = torch.view_as_complex(signs) if value.is_complex() else signs
         return found
 
@@ -169,6 +168,22 @@ class TraceEstimate:
     def _in_half(self) -> str:
         half = [name for name in self._probed if self._parameters[name].dtype is torch.float16]
         return f": the model is in float16 ({half[0]!r}), whose largest number is 65504" if half else ""
+
+
+def random_signs(like: Tensor, seed: int) -> Tensor:
+    """Independent entries of -1 and 1, of the shape, type and device of ``like``.
+
+    Each is a bit of a byte of a random number, eight to a number: one number for every sign, for the 23 million weights
+    of a ResNet-50, takes a third of the time of a forward and backward pass of 32 images of 64 x 64.
+
+    >>> random_signs(torch.zeros(2, 2), 0).abs()
+    tensor([[1., 1.],
+            [1., 1.]])
+    """
+    generator = torch.Generator(like.device).manual_seed(seed)
+    words = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device).random_(generator=generator)
+    signs = words.view(torch.int8)[: like.numel()].bitwise_and_(2).sub_(1)
+    return signs.to(like.dtype).view(like.shape)
 
 
 def rank_stability(first: Tensor, second: Tensor) -> float:
