@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -42,7 +42,8 @@ def choose(
     Args:
         space: the search space of a model with convolutions.
         scores: the saliency of each unit: how much the loss grows without it.
-        budget: limits on ``macs`` and ``params``.
+        budget: limits on ``macs`` and ``params``. ``round_to`` holds for all outputs of a layer together; by value, for
+            the whole ones and the implants, too, which become convolutions of their own.
         implants: ``"value"`` does for each unit what costs the network least per saved multiply-accumulate (or
             parameter). An implant is taken to lose the fraction of the unit's score that the entries around the centres
             of its kernels have of its squared weights. Or the fraction of the units that would be removed which are
@@ -75,9 +76,7 @@ def choose(
     if compare != "space":
         saliency = normalise(space, saliency, np.ones(space.num_units, dtype=bool), compare)
     if isinstance(implants, str):
-        if budget.steps != Widths(min_units=budget.min_units):
-            raise BudgetError("round_to is for implants by their share: whole rows and implants have their own widths.")
-        keep, slim = ByValue(layers, saliency, limits, budget.min_units).chosen()
+        keep, slim = _by_value(layers, saliency, limits, budget)
     else:
         keep, slim = _share(layers, saliency, limits, budget, compare, float(implants))
     if not meets(layers, keep, slim, limits):
@@ -101,22 +100,66 @@ def _share(
 ) -> tuple[BoolArray, BoolArray]:
     """So many units are removed, by tighter limits, that the network is within them with the share as implants."""
     space = layers.space
-    least = costs(space.cost_model, space.least_keep(), limits)
 
-    def at(tight: float) -> tuple[BoolArray, BoolArray]:
-        under = {name: least[name] + tight * max(limit - least[name], 0.0) for name, limit in limits.items()}
+    def at(under: Mapping[str, float]) -> tuple[BoolArray, BoolArray]:
         goes = ~UNITS.select(space, saliency, SelectionRequest(under, steps=budget.steps, compare=compare))
         slim = most_sensitive(saliency, goes & layers.can, int(share * goes.sum()))
         keep = ~leaving(space, goes & ~slim, budget.steps)
         return keep, slim & keep
 
-    found = at(1.0)
+    return _loosest(layers, at, limits)
+
+
+def _by_value(
+    layers: ImplantLayers, saliency: FloatArray, limits: Mapping[str, float], budget: Budget
+) -> tuple[BoolArray, BoolArray]:
+    """Steps of the least loss per saved cost. With ``round_to``, by tighter limits, after which units that were removed
+    or implanted come back until the whole ones and the implants of every group are such multiples, each for itself."""
+
+    def at(under: Mapping[str, float]) -> tuple[BoolArray, BoolArray]:
+        keep, slim = ByValue(layers, saliency, under, budget.min_units).chosen()
+        return rounded_up(layers, keep, slim, saliency, budget.steps)
+
+    if budget.steps == Widths(min_units=budget.min_units):
+        return ByValue(layers, saliency, limits, budget.min_units).chosen()
+    budget.steps.check(layers.space)
+    return _loosest(layers, at, limits)
+
+
+def rounded_up(
+    layers: ImplantLayers, keep: BoolArray, slim: BoolArray, saliency: FloatArray, steps: Widths
+) -> tuple[BoolArray, BoolArray]:
+    """The units ``keep`` [num_units], those ``slim`` as implants, and so many more of the highest saliency that the
+    widths of every group are those that ``steps`` allow, of whole units and of both."""
+    space = layers.space
+    keep = ~leaving(space, ~keep, steps)
+    slim = slim & keep
+    for group, multiple in zip(space.groups, steps.multiples(space).tolist(), strict=True):
+        implants = np.flatnonzero(slim[group.numbers])
+        whole = int(keep[group.numbers].sum()) - len(implants)
+        back = min(-whole % multiple, len(implants))
+        best = implants[np.argsort(-saliency[group.numbers][implants], kind="stable")[:back]]
+        slim[group.first + best] = False
+    return keep, slim
+
+
+def _loosest(
+    layers: ImplantLayers, at: Callable[[Mapping[str, float]], tuple[BoolArray, BoolArray]], limits: Mapping[str, float]
+) -> tuple[BoolArray, BoolArray]:
+    """What ``at`` finds with limits that are as tight as they have to be for it to meet ``limits``."""
+    space = layers.space
+    least = costs(space.cost_model, space.least_keep(), limits)
+
+    def tighter(share: float) -> tuple[BoolArray, BoolArray]:
+        return at({name: least[name] + share * max(limit - least[name], 0.0) for name, limit in limits.items()})
+
+    found = tighter(1.0)
     if meets(layers, *found, limits):
         return found
-    low, high, found = 0.0, 1.0, at(0.0)
+    low, high, found = 0.0, 1.0, tighter(0.0)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        trial = at(middle)
+        trial = tighter(middle)
         if meets(layers, *trial, limits):
             low, found = middle, trial
         else:

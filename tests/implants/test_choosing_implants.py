@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.core.edits import Implant
 from niwaki.core.positions import Positions
-from niwaki.errors import BudgetError, PlanError
+from niwaki.errors import BudgetError, PlanError, UnknownName
 from niwaki.implants import ImplantLayers, choose, hap
 from niwaki.implants.hap import planned_with
 from niwaki.implants.value import ByValue
@@ -78,6 +78,29 @@ def test_budgets_are_met(implants: Any, share: float) -> None:
     rows = sum(len(edit.slim) for edit in plan.edits_of(Implant))
     assert rows == 0 if implants == 0 else rows > 0 or implants != 0.5
     assert plan.provenance["implants"] == implants
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_by_value_in_multiples(step: int) -> None:
+    """Whole outputs and implants of every layer are multiples of the step, or all; one step more would be too much."""
+    network, layers = blocks_space()
+    space = layers.space
+    with torch.no_grad():  # most lies in the centres of half of the kernels
+        for layer in layers.layers:
+            weight = network.get_submodule(layer.module).weight[::2]
+            middle = tuple(size // 2 for size in weight.shape[2:])
+            weight[(..., *middle)] *= 20
+    scores = niwaki.score(space, "magnitude")
+    budget = niwaki.Budget(macs=0.55, round_to=step)
+    plan = choose(space, scores, budget)
+    dense, cost = space.cost().macs, space.cost(plan).macs
+    assert 0.4 * dense < cost <= 0.55 * dense and niwaki.check(network, plan, images()).holds
+    edits = plan.edits_of(Implant)
+    assert edits
+    for edit in edits:
+        whole, full = len(edit.kept) - len(edit.slim), space.model.get_submodule(edit.module).out_channels
+        assert whole % step == 0 and (len(edit.slim) % step == 0 or len(edit.kept) == full)
+    assert all(len(kept) % step == 0 or len(kept) == plan.units[name] for name, kept in plan.kept.items())
 
 
 def test_by_value_takes_what_loses_least_per_cost() -> None:
@@ -179,8 +202,8 @@ def test_what_makes_no_plan_is_a_sentence() -> None:
         hap(space, scores, 2)
     with pytest.raises(BudgetError, match="limits macs and params, and this one limits units"):
         choose(space, scores, niwaki.Budget(units=0.5))
-    with pytest.raises(BudgetError, match="round_to is for implants by their share"):
-        choose(space, scores, niwaki.Budget(macs=0.5, round_to=4))
+    with pytest.raises(UnknownName, match="The pattern 'nowhere' in `round_to` matches no group"):
+        choose(space, scores, niwaki.Budget(macs=0.5, round_to={"nowhere": 4}))
     with pytest.raises(BudgetError, match="of 56 units. Score the space that you choose from"):
         choose(space, niwaki.score(small_space().space, "magnitude"), niwaki.Budget(macs=0.5))
     with pytest.raises(BudgetError, match="least"):
