@@ -6,6 +6,7 @@ take another run, copy its `report.json` over the stored one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import io
@@ -47,7 +48,9 @@ FONT = "ui-monospace, Menlo, Consolas, DejaVu Sans Mono"
 
 def terminal(command: str, parts: Iterable[RenderableType], columns: int = 84) -> str:
     """What a terminal shows of a command, as a picture that needs no other file."""
-    screen = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    # Without a height rich asks what terminal there is, and may take its width.
+    size = {"width": columns, "height": 100}
+    screen = Console(record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor", **size)
     screen.print(Text(f"$ {command}", style="bold"))
     for part in parts:
         screen.print(part, highlight=False)
@@ -65,7 +68,8 @@ def demo_svg() -> str:
 def inspected() -> tuple[SearchSpace, Inspection]:
     """The network that is looked at, and what is found."""
     begin = time.process_time()
-    space, found = inspect_model(Request(NETWORK))
+    with contextlib.chdir(DOCS.parent):  # paths of source lines begin there
+        space, found = inspect_model(Request(NETWORK))
     # The time on one core: pictures are made beside other programs.
     return space, dataclasses.replace(found, seconds=min(found.seconds, time.process_time() - begin))
 
