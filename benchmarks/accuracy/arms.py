@@ -182,6 +182,26 @@ def h2spg_by_mix(setting: Setting) -> Training:
     return run
 
 
+@dataclass(frozen=True, slots=True)
+class AutoTrainOnce:
+    """ATO with another controller than the paper's, ``generator`` of `niwaki.masks`."""
+
+    generator: str
+
+    def __call__(self, setting: Setting) -> Training:
+        run = Training(setting.task, setting.seed)
+        schedule = niwaki.Schedule(start=setting.start, until=setting.until)
+        method = niwaki.ATO(
+            *(run.space(), run.optimizer, setting.budget, schedule),
+            loss_fn=setting.task.loss,
+            batches=setting.task.held_out_batches(),
+            generator=self.generator,
+        )
+        run.follow(method, schedule)
+        run.advance()
+        return run
+
+
 def method(name: str, erase: bool = False, narrow: bool = False, layers: bool = False) -> Arm:
     """A registered method with its default arguments."""
     train = Pruned(name, erase, narrow, layers)
@@ -208,6 +228,7 @@ ARMS: Mapping[str, Arm] = {
     "hap-implants": Arm(HessianAware(0.1), baseline=False),
     "hap-value": Arm(HessianAware("value"), baseline=False),
     **{name: method(name) for name in _narrowing()},
+    "ato-shared": Arm(AutoTrainOnce("shared"), own=DEFAULT_MOMENT, gradual=True, baseline=False),
     "hesso-shrinking": varied(shrink=True),
     "hesso-space": varied("space"),
     "hesso-isomorphic": varied("isomorphic"),

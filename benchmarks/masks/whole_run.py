@@ -9,7 +9,9 @@ run; its controller learns on two held-out batches of the training's size. *smal
 of 8 pixels; the others are those of `benchmarks.masks.cost`.
 
 ``memory``: one process for each, since a peak is that of a process. The schedule is so short that thirty steps go
-through all of its phases. The target is the training's peak and one copy of the gated weights.
+through all of its phases. The target is the training's peak and one copy of the gated weights. *allocated* is what
+torch holds at most in one step, in which the controller takes one too, beyond what there is before it: the peak of the
+process has what the allocator keeps besides.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import niwaki
 from benchmarks.masks.cost import MIB, decoder, resnet
@@ -29,6 +32,7 @@ from niwaki.networks.small import ResNet
 from niwaki.per_unit.unit_gates import UnitGates
 
 Loss = Callable[[nn.Module], Tensor]
+MEMORY = "[memory]"  # as the profiler calls events of its allocator
 FEW = 30  # steps of which memory is looked at
 
 
@@ -85,14 +89,31 @@ def timed(network: str, steps: int) -> None:
     )
 
 
+def allocated(run: Run) -> float:
+    """The most that torch holds within a step beyond what there is before it, in MiB, without any gradients before."""
+    run.optimizer.zero_grad()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        run.step()
+    events = sorted((e.start_ns(), e.nbytes()) for e in watched.profiler.kineto_results.events() if e.name() == MEMORY)
+    held, most = 0, 0
+    for _, size in events:
+        held += size
+        most = max(most, held)
+    return most / 2**20
+
+
 def memory(network: str, ato: bool) -> None:
     """Print one line."""
     run = Run(network, ato, FEW)
-    for _ in range(FEW):
+    for _ in range(FEW // 3):
+        run.step()
+    found = allocated(run)
+    for _ in range(FEW // 3 + 1, FEW):
         run.step()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
     weights = sum(p.numel() * p.element_size() for p in run.model.parameters()) / 2**20
-    told = f"{network} {'ato' if ato else 'plain'}: peak {peak:,.0f} MiB, weights {weights:,.0f} MiB"
+    told = f"{network} {'ato' if ato else 'plain'}: peak {peak:,.0f} MiB, allocated {found:,.0f} MiB in a step, "
+    told += f"weights {weights:,.0f} MiB"
     if ato:
         sizes = dict(run.model.named_parameters())
         names = {name for name, _, _ in UnitGates(run.space).factors(torch.ones(run.space.num_units))}
