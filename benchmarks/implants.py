@@ -1,14 +1,15 @@
 """Implants: the law on many random plans, and what they are worth after fine-tuning.
 
 python benchmarks/implants.py law [--plans 1000]
-python benchmarks/implants.py recovery --data DIRECTORY [--seeds 3] [--budgets 0.5 0.3]
+python benchmarks/implants.py recovery --data DIRECTORY [--seeds 3] [--budgets 0.5 0.3] [--plot FILE]
 
 ``law``: random plans of keep, implant and remove, of a convolutional network (kernels 3 and 5, strides 1 and 2, a
 dilation) and of an attention network (ranks 1 to 8): the largest difference of outputs between cut and masked network
 in float64, relative to the largest output. ``recovery``: a small residual network is trained on Fashion-MNIST at half
 of its resolution, cut to a share of its MACs by each arm, and trained for 200 more steps. ``--data`` has
 fashion_mnist/fashion_mnist.npz. The table has accuracies on 10,000 test images, right after the cut (norm statistics
-estimated anew), and after the steps; means of the seeds.
+estimated anew), and after the steps; means of the seeds. ``--plot``: a picture of both over the share of implants, with
+the ways in which implants begin, one panel per budget.
 """
 
 from __future__ import annotations
@@ -172,6 +173,44 @@ def recovery(data: Data, seed: int, budgets: list[float]) -> dict[tuple[float, s
     return found
 
 
+# Where an arm stands in the picture: the share of implants, and how they begin.
+SHARES: dict[str, tuple[float, str]] = {
+    "relative trace, no implants": (0, "centre"),
+    "5 % implants": (5, "centre"),
+    "10 % implants": (10, "centre"),
+    "10 % implants, fitted": (10, "fitted"),
+    "10 % implants, zero": (10, "zero"),
+    "20 % implants": (20, "centre"),
+}
+
+
+def plot(rows: list[dict[tuple[float, str], tuple[float, float, float]]], budgets: list[float], path: Path) -> None:
+    """Accuracy after the cut and after the steps, over the share of implants; bars from the worst to the best seed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as cause:
+        raise SystemExit("A plot needs matplotlib: pip install matplotlib.") from cause
+
+    figure = Figure(figsize=(5.5 * len(budgets), 4), layout="constrained")
+    panels = figure.subplots(1, len(budgets), squeeze=False)[0]
+    for panel, budget in zip(panels, budgets, strict=True):
+        for column, when, marker in ((1, "after the cut", "o"), (2, "after 200 steps", "s")):
+            for start, line in (("centre", "-"), ("fitted", ""), ("zero", "")):
+                arms = [(share, name) for name, (share, how) in SHARES.items() if how == start]
+                found = np.array([[row[budget, name][column] for row in rows] for _, name in arms])
+                middle = found.mean(axis=1)
+                bars = np.stack([middle - found.min(axis=1), found.max(axis=1) - middle])
+                shift = {"centre": 0.0, "fitted": 0.4, "zero": -0.4}[start]
+                at = [share + shift for share, _ in arms]
+                panel.errorbar(at, middle, bars, fmt=marker + line, capsize=2, label=f"{start}, {when}")
+            value = np.mean([row[budget, "by value"][column] for row in rows])
+            panel.axhline(value, linestyle=":", color="grey")
+            panel.annotate(f"by value, {when}", (20, value), ha="right", va="bottom", fontsize=7)
+        panel.set(xlabel="implants, % of what would leave", ylabel="accuracy, %", title=f"{budget:.0%} of the MACs")
+        panel.legend(fontsize=7)
+    figure.savefig(path)
+
+
 def main() -> None:
     """Run it from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,6 +220,7 @@ def main() -> None:
     options.add_argument("--data", type=Path, required=True)
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3])
+    options.add_argument("--plot", type=Path, help="a .png or .svg file")
     given = parser.parse_args()
     if given.command == "law":
         return law(given.plans)
@@ -192,6 +232,8 @@ def main() -> None:
         each = " ".join(f"{row[share, name][2]:.2f}" for row in rows)
         table.add_row(f"{share:.0%}", name, f"{macs:.1%}", f"{before:.2f}", f"{after:.2f}", each)
     Console(width=120).print(table)
+    if given.plot is not None:
+        plot(rows, given.budgets, given.plot)
     return None
 
 
