@@ -45,10 +45,11 @@ def choose(
 
     The gap left under the tightest limit is at most 1 % (5 % for latency), or nothing more fits into it:
     ``plan.provenance["tight"]`` then gives the cost of the next step. Measured limits are met by cutting and measuring
-    networks; the measurements are in ``plan.provenance["measured"]``. For ``latency`` every operator is timed in them,
-    and units are priced by their time: a unit of few MACs that takes long is removed first. Where these times do not
-    predict the latency, and for other measured limits, units are priced by their MACs; ``plan.provenance["priced"]``
-    gives the method and the reason.
+    networks, which takes seconds (the logger ``niwaki`` tells of each); the measurements are in
+    ``plan.provenance["measured"]``. For ``latency`` every operator is timed in them, and units are priced by their
+    time: a unit of few MACs that takes long is removed first. Where these times do not predict the latency, and for
+    other measured limits, units are priced by their MACs; ``plan.provenance["priced"]`` gives the method and the
+    reason.
 
     Args:
         space: the search space.

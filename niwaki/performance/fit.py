@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _LAST = 3  # the number of trials that correct the predictions
 _TINY = 1e-9
 _WRONG = 2.0  # or more times as much was saved as predicted, or less than half of it: then nothing was predicted
 
+_LOG = logging.getLogger("niwaki")
 Selected = Callable[[Mapping[str, float], SearchSpace], BoolArray]
 
 
@@ -168,6 +170,8 @@ def _tried(space: SearchSpace, wanted: Mapping[str, Limit], keep: BoolArray) -> 
     network = cut(space.model, space.plan(keep))
     readings = {measure: meter.read(network) for measure, meter in wanted.items()}
     used = max(wanted[measure].filled(*one) for measure, one in readings.items())
+    shares = ", ".join(f"{kept / dense:.1%} of the {measure}" for measure, (kept, dense) in readings.items())
+    _LOG.info("A network was cut and measured: %s, %.1f %% of what the budget allows.", shares, 100 * used)
     return Trial(keep, used, {measure: {"kept": kept, "dense": dense} for measure, (kept, dense) in readings.items()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -95,6 +96,20 @@ def test_a_latency_budget_is_faster_than_the_macs_budget_at_no_less_saliency(mon
 
 def _unpredictable(*_: object) -> None:
     raise Unpredictable("this is a test")
+
+
+def test_the_log_tells_of_each_network_that_is_measured(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = network(*WIDTHS)
+    space = niwaki.search_space(net, torch.randn(2, 16))
+    on(SLOW_AND_SMALL, monkeypatch)
+    with caplog.at_level(logging.INFO, "niwaki"):
+        plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(latency=0.5), example_inputs=0)
+    told = plan.provenance["measured"]["latency"]
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) >= 2 and all(text.startswith("A network was cut and measured: ") for text in texts)
+    assert any(f"{told['kept'] / told['dense']:.1%} of the latency, " in text for text in texts)
 
 
 @pytest.mark.parametrize("limit", [0.35, 0.9, 40])
