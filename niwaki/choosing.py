@@ -66,7 +66,8 @@ def choose(
             for the inputs of the search space. The model is not changed. In a space that is `niwaki.timed` they may be
             left out: the latency is what is predicted, and not measured.
         remove: ``units`` makes layers narrower. ``structures`` erases whole ones, of a space made with ``erase=True``:
-            by their score per cost, each if outputs still follow from inputs without it. ``both`` does what keeps most
+            those of the least score in all, as long as outputs follow from inputs; of more than 200, one after the other
+            by score per cost. ``both`` does what keeps most
             for the budget: a unit inside of a structure is paid for once, by the unit or by the structure. In the whole
             ``space`` scores add up as they are, and a structure is worth its own, or that of the units inside of it if
             that is more; otherwise a unit of the mean score of its group is worth what it costs, and structures are

@@ -12,7 +12,7 @@ from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.criteria.normalise import Compare
 from niwaki.errors import BudgetError, MethodError, UnknownName
 from niwaki.selection.both import erase_and_narrow
-from niwaki.selection.exchange import exchange_structures
+from niwaki.selection.branching import least_lost
 from niwaki.selection.greedy import widths
 from niwaki.selection.levels import leaving
 from niwaki.selection.request import SelectionRequest
@@ -87,7 +87,7 @@ class WholeStructures(Removal):
         return found
 
     def select(self, space: SearchSpace, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
-        keep = chosen_with_care(space, lambda: exchange_structures(space, saliency, request))
+        keep = chosen_with_care(space, lambda: least_lost(space, saliency, request))
         return keep if "units" in request.limits else with_what_goes_along(space, keep, request.removed)
 
     def leaving(self, space: SearchSpace, gone: BoolArray, steps: Widths) -> BoolArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.core.edits import Erase, EraseModules
 from niwaki.errors import BudgetError, MethodError, PlanError, UnknownName
-from niwaki.selection import costs
 
 X = torch.randn(2, 8)
 
@@ -106,27 +104,6 @@ def test_a_large_structure_does_not_go_where_small_ones_are_enough() -> None:
     scores = scores_of(space, dict(zip(names, (1.0, 30.0, 6.0), strict=True)))
     plan = niwaki.choose(space, scores, niwaki.Budget(macs=space.cost().macs - 30 * 16), remove="structures")
     assert erased(space, plan) == {names[0], names[2]}
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_choices_are_about_as_good_as_the_best(seed: int) -> None:
-    """Beside all subsets that meet the budget."""
-    rng = np.random.default_rng(seed)
-    space = niwaki.search_space(Sized(*rng.integers(2, 60, 7).tolist()), X[:, :4], erase=True)
-    units = [group.first for group in space.groups if group.structure is not None]
-    values = np.ones(space.num_units)
-    values[units] = rng.random(7) * [space.structures[n].params for n in range(7)]
-    limit = round(space.cost().macs * 0.5)
-    best = np.inf
-    for choice in itertools.product([False, True], repeat=7):
-        keep = np.ones(space.num_units, dtype=bool)
-        keep[units] = ~np.array(choice)
-        if costs(space.cost_model, keep, {"macs": limit})["macs"] <= limit:
-            best = min(best, float(values[units][list(choice)].sum()))
-    plan = niwaki.choose(space, niwaki.score(space, lambda _: values), niwaki.Budget(macs=limit), remove="structures")
-    gone = ~space.keep_of(plan)[units]
-    assert space.cost(plan).macs <= limit
-    assert best <= values[units][gone].sum() <= 1.15 * best + 1e-9
 
 
 def test_what_would_disconnect_is_skipped() -> None:
