@@ -66,13 +66,12 @@ def choose(
             for the inputs of the search space. The model is not changed. In a space that is `niwaki.timed` they may be
             left out: the latency is what is predicted, and not measured.
         remove: ``units`` makes layers narrower. ``structures`` erases whole ones, of a space made with ``erase=True``:
-            those of the least score in all, as long as outputs follow from inputs; of more than 200, one after the other
-            by score per cost. ``both`` does what keeps most
-            for the budget: a unit inside of a structure is paid for once, by the unit or by the structure. In the whole
-            ``space`` scores add up as they are, and a structure is worth its own, or that of the units inside of it if
-            that is more; otherwise a unit of the mean score of its group is worth what it costs, and structures are
-            worth to one another what their scores are, and all together what they cost. Measured limits are for
-            ``units`` and ``both``.
+            those of the least score in all, as long as outputs follow from inputs; of more than 200, one after the
+            other by score per cost. ``both`` does what keeps most for the budget: a unit inside of a structure is paid
+            for once, by the unit or by the structure. In the whole ``space`` scores add up as they are, and a structure
+            is worth its own, or that of the units inside of it if that is more; otherwise a unit of the mean score of
+            its group is worth what it costs, and structures are worth to one another what their scores are, and all
+            together what they cost. Measured limits are for ``units`` and ``both``.
 
     Raises:
         BudgetError: the budget cannot be met; the message gives the least reachable cost and the pins that cause it. Or
