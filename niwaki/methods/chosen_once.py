@@ -36,6 +36,11 @@ class OnceScores(Protocol):
     def compare(self) -> Compare:
         """With which others each unit is compared."""
 
+    @property
+    @abstractmethod
+    def ranks(self) -> bool:
+        """Whether structures go in the order of their saliency over cost, since sums of it mean nothing."""
+
     @abstractmethod
     def sample(self) -> Tensor:
         """After a step of the window: [rows, num_units]."""
@@ -98,7 +103,7 @@ class ChosenOnce(Choice):
         saliency = self._by.saliency(means, step)
         dense = costs(space.cost_model, np.ones(space.num_units, dtype=bool), target.limits)
         limits = {m: max(0.0, limit - self._tolerance * dense[m]) for m, limit in target.limits.items()}
-        request = SelectionRequest(limits, steps=target.steps, compare=self._by.compare)
+        request = SelectionRequest(limits, steps=target.steps, compare=self._by.compare, in_order=self._by.ranks)
         self.units = ~target.removal.select(space, saliency, request)
         self._scores = None
         self._units.engine.forget()

@@ -37,10 +37,10 @@ class H2SPG(Method):
       ``window`` steps from ``schedule.start``: s <- memory s + (1 - memory) s_t. (The paper's |x| / ||x|| is larger for
       larger structures.) Norms and angles do not see what the loss depends on: with ``criteria``, HESSO's scores
       choose instead.
-    * Then structures are erased in thought, by decreasing redundancy (with ``criteria``: by increasing score per cost),
-      each if every output still follows from an input without it and skipped otherwise, until the budget is met; of few
-      structures another valid set takes their place if it is more redundant in all, by its costs, and meets the budget:
-      G_p. All weights outside of it take the bare optimizer's step from beginning to end, to the bit.
+    * Then structures are erased in thought, by decreasing redundancy, each if every output still follows from an input
+      without it and skipped otherwise, until the budget is met: G_p. (With ``criteria``: the valid structures of the
+      least score in all, as `niwaki.choose` finds them.) All weights outside of it take the bare optimizer's step from
+      beginning to end, to the bit.
     * The weights that make the results of G_p take DHSPG's half-space step, see `niwaki.DHSPG`, until the budget is
       met; at ``until`` what is left of them is set to zero. All else goes with the cut. A term without parameters has
       a gate, one weight of value 1, which takes this step with its own gradient; its redundancy follows from its effect

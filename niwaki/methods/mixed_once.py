@@ -32,6 +32,11 @@ class MixedOnce(OnceScores):
         """As the criteria are."""
         return self._sampler.mix.compare
 
+    @property
+    def ranks(self) -> bool:
+        """Scores are losses, and add up."""
+        return False
+
     def sample(self) -> Tensor:
         """One value per criterion."""
         return self._sampler.measure()

@@ -44,6 +44,11 @@ class Redundancy(OnceScores):
         """Among which units they are ranked."""
         return self._compare
 
+    @property
+    def ranks(self) -> bool:
+        """The paper erases by decreasing redundancy. A sum over parts would count a whole stage as one structure."""
+        return True
+
     def sample(self) -> Tensor:
         """c, a (infinite for a unit that is zero) and effects."""
         found, uses = self._units.engine.values(self._criteria, 0), self._units.engine.uses

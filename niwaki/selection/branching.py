@@ -21,14 +21,14 @@ _SAME = 1e-9  # of a loss: what loses that much less loses as much
 
 def least_lost(space: SearchSpace, saliency: FloatArray, request: SelectionRequest) -> BoolArray:
     """The units to keep, [num_units]: without what `erase_structures` erases, or without other structures that lose
-    less, as long as there are few.
+    less, as long as there are few and the ``request`` does not ask for the order.
 
     Structures are large, so that a greedy selection may waste much of a budget. What a choice loses is the saliency of
     what it erases, of nested structures that of the outermost.
     """
     keep = erase_structures(space, saliency, request)
     units, there = erasable(space, request.untrained), request.present(space)
-    if space.erasures is None or not units or len(units) > _MOST_BLOCKS:
+    if request.in_order or space.erasures is None or not units or len(units) > _MOST_BLOCKS:
         return keep
     gone = {number for number, unit in units.items() if there[unit] and not keep[unit]}
     outermost = [units[number] for number in gone if gone.isdisjoint(space.erasures.around(number)[1:])]

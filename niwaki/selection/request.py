@@ -20,7 +20,8 @@ class SelectionRequest:
     ``removed`` [num_units]: gone already, and never taken back; ``staying`` [num_units]: never removed. ``steps``: the
     widths that groups may keep; ``compare``: with which others each unit is compared; ``weight`` [groups]: how much
     more some groups matter than others, see `niwaki.selection.select`. ``untrained``: structures may be such as no
-    method can drive to zero, see `niwaki.selection.structures.erasable`.
+    method can drive to zero, see `niwaki.selection.structures.erasable`. ``in_order``: structures go one after the
+    other, by saliency over cost, for saliencies that are ranks rather than losses: sums of them mean nothing.
     """
 
     limits: Mapping[str, float]
@@ -30,6 +31,7 @@ class SelectionRequest:
     weight: FloatArray | None = None
     staying: BoolArray | None = None
     untrained: bool = False
+    in_order: bool = False
 
     def present(self, space: SearchSpace) -> BoolArray:
         """What is there before, [num_units]."""

@@ -145,6 +145,15 @@ def test_many_structures_are_chosen_greedily(valid: Valid, monkeypatch: pytest.M
         assert chosen == greedy
 
 
+def test_ranks_are_followed_in_order(valid: Valid) -> None:
+    for seed in range(4):
+        saliency, limits = valid.drawn(seed), {"macs": 0.65 * valid.cost["macs"].max()}
+        request = SelectionRequest(limits, in_order=True)
+        greedy = erase_structures(valid.space, saliency, request)
+        chosen = STRUCTURES.select(valid.space, saliency, request)
+        assert valid.lost(chosen, saliency) == valid.lost(greedy, saliency)
+
+
 def test_it_ends_in_time(valid: Valid, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it may not look at any set it returns the greedy choice; after a few, never one that loses more."""
     for erased in (0, 5, 60):

@@ -13,6 +13,8 @@ import niwaki
 from niwaki.core.dying import structure_units
 from niwaki.errors import MethodError, UnknownName
 from niwaki.methods.scoring import Criteria
+from niwaki.selection import SelectionRequest
+from niwaki.selection.removal import WholeStructures
 
 SCHEDULE = niwaki.Schedule(start=3, until=40)
 LOUD = 20.0  # one input is so many times as large
@@ -89,6 +91,25 @@ def by_name(space: niwaki.SearchSpace, *values: float) -> np.ndarray:
         if space.structures[number].name.startswith("branches."):
             found[unit] = values[int(space.structures[number].name[-1])]
     return found
+
+
+def test_redundancy_ranks_and_scores_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only with criteria may another set take the place of what goes in order."""
+    asked: list[bool] = []
+    select = WholeStructures.select
+
+    def spy(self: WholeStructures, space: Any, saliency: Any, request: SelectionRequest) -> np.ndarray:
+        asked.append(request.in_order)
+        return select(self, space, saliency, request)
+
+    for criteria, in_order in ((None, True), (niwaki.HESSO.CRITERIA, False)):
+        run = Trained(criteria)
+        monkeypatch.setattr(WholeStructures, "select", spy)
+        while run.method.selector.choice.units is None:  # type: ignore[attr-defined]
+            run.step()
+        monkeypatch.undo()
+        assert asked == [in_order]
+        asked.clear()
 
 
 def test_a_function_of_the_space_chooses() -> None:
