@@ -251,9 +251,11 @@ def test_a_recipe_has_the_fingerprint_of_the_rows_that_were_trained_with_it(tmp_
     np.savez(tmp_path / "fashion_mnist/fashion_mnist.npz", x_train=x, y_train=y, x_test=x[:10], y_test=y[:10])
     assert TASKS["fashion"](Where(tmp_path, CPU.device), 0).described == (
         "fashion: resnet8 16-32-64, 256 + 5000 + 10 images, CrossEntropy(smoothing=0.1, summed=False), Flip() "
-        "Shift(pixels=2); Recipe(steps=20, batch=128, lr=0.1, weight_decay=0.0005, optimizer=Sgd(momentum=0.9, "
-        "nesterov=True), curve=OneCycle(warm=0.2, low=0.0))"
+        "Shift(pixels=2), bfloat16; Recipe(steps=20, batch=128, lr=0.1, weight_decay=0.0005, "
+        "optimizer=Sgd(momentum=0.9, nesterov=True), curve=OneCycle(warm=0.2, low=0.0))"
     )
+    whole = TASKS["fashion"](Where(tmp_path, CPU.device, all_images=True), 0)
+    assert "5256 + 5000 + 10 images" in whole.described and whole.recipe.steps == 10 * (5256 // 128)
     stored = {(row.recipe, hashlib.sha256(row.about.encode()).hexdigest()[:10]) for row in read(RESULTS)}
     assert all(recipe == digest for recipe, digest in stored)
 
