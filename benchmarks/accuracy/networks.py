@@ -33,6 +33,44 @@ class CifarResNet(nn.Module):
         return self.head(y.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class VisionTransformer(nn.Module):
+    """A small pre-norm ViT with a mean over its tokens: patches of 2 x 2, ``heads`` of the size width / heads."""
+
+    def __init__(
+        self, classes: int, channels: int, side: int, width: int = 48, layers: int = 3, heads: int = 4
+    ) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, 2, stride=2)
+        self.places = nn.Parameter(torch.randn(1, (side // 2) ** 2, width) * 0.02)
+        self.layers = nn.Sequential(*(TransformerBlock(width, heads, 4 * width) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores [B, classes] of images [B, channels, side, side]."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.places
+        return self.head(self.norm(self.layers(tokens)).mean(1))  # type: ignore[no-any-return]
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention and a hidden layer, each behind a LayerNorm and beside a residual."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.hidden, self.back = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        q, k, v = (one(y).unflatten(2, (self.heads, -1)).transpose(1, 2) for one in (self.query, self.key, self.value))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.back(nn.functional.gelu(self.hidden(self.norm2(x))))  # type: ignore[no-any-return]
+
+
 def llama(**settings: Any) -> nn.Module:
     """A Llama of transformers with fresh weights."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.accuracy.networks import TransformerBlock
 from benchmarks.accuracy.setting import Setting
 from benchmarks.accuracy.task import Task
 from benchmarks.accuracy.training import Training
@@ -88,6 +89,8 @@ def _pruner(build: Any, importance: Any, model: nn.Module, task: Task, steps: in
     example = task.example()
     ignored = [module for module in model.modules() if _makes_scores(module, model, example)]
     ignored += [model.get_submodule(name) for name in task.ignored]
+    blocks = [module for module in model.modules() if isinstance(module, TransformerBlock)]
+    heads = {layer: block.heads for block in blocks for layer in (block.query, block.key, block.value)}
     model.eval()
     return build(
         model,
@@ -97,6 +100,7 @@ def _pruner(build: Any, importance: Any, model: nn.Module, task: Task, steps: in
         pruning_ratio=1.0,
         iterative_steps=steps,
         ignored_layers=ignored,
+        num_heads=heads,
         **more,
     )
 

@@ -15,6 +15,7 @@ from niwaki.networks.super_resnet import SuperResNet
 Build = Callable[[Where, int], Task]  # of a seed, which splits the digits
 TASKS: Mapping[str, Build] = {
     "digits": vision.digits,
+    "digits-vit": vision.digits_vit,
     "fashion": vision.fashion,
     "fashion-super-resnet": partial(
         vision.fashion,

@@ -14,8 +14,8 @@ from benchmarks.accuracy import datasets
 from benchmarks.accuracy.airbench import STEP, Airbench, AirbenchSgd, whitening
 from benchmarks.accuracy.augmentation import AlternatingFlip, BatchShift, Flip, Shift
 from benchmarks.accuracy.images import CrossEntropy, ImageTask
-from benchmarks.accuracy.networks import CifarResNet
-from benchmarks.accuracy.recipe import Drops, OneCycle, Recipe, Sgd
+from benchmarks.accuracy.networks import CifarResNet, VisionTransformer
+from benchmarks.accuracy.recipe import Adam, Drops, OneCycle, Recipe, Sgd
 from benchmarks.accuracy.task import Task
 from benchmarks.accuracy.where import Where
 from niwaki.networks.built_in import BUILT_IN
@@ -39,6 +39,14 @@ def digits(where: Where, seed: int) -> Task:
     recipe = Recipe(steps(data, SMOKE_EPOCHS if where.smoke else 20, 64), 64, 0.05)
     build = partial(BUILT_IN["resnet"], 10, 1, (8, 8), 1.0)
     return ImageTask("digits", recipe, data, build, where.device, (Shift(1),), about="resnet 16-32-64")
+
+
+def digits_vit(where: Where, seed: int) -> Task:
+    """A ViT of three layers on the digits."""
+    data = datasets.digits(seed)
+    recipe = Recipe(steps(data, SMOKE_EPOCHS if where.smoke else 120, 64), 64, 2e-3, 0.01, Adam(), OneCycle(0.2))
+    build = partial(VisionTransformer, 10, 1, 8)
+    return ImageTask("digits-vit", recipe, data, build, where.device, (Shift(1),), about="ViT of 3 layers, width 48")
 
 
 def fashion(
