@@ -347,9 +347,9 @@ class _Found:
         parts = self._producers.along(self._given[operands[0].join][operands[0].position])
         if parts is None:
             return "its result is not zero where its weights are"
-        divided = self._producers.divided(parts)
-        if divided is not None and divided in {value.number for value in inside}:
-            return f"{self._graph.values[divided].name!r} is divided by its norm, which would be zero"
+        divided = self._producers.divided(parts) & {value.number for value in inside}
+        if divided:
+            return f"{self._graph.values[min(divided)].name!r} is divided by its norm, which would be zero"
         makers = self._producers.of(parts)
         own = {value.number for value in inside} - factors
         others = makers - own - factors

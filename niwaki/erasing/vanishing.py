@@ -42,7 +42,7 @@ class Producers:
             if marked[Mark.DIRECTION][first : first + length].any():
                 directions.setdefault(value, set()).add(parts[value, dim])
         self._by_component: dict[int, set[int]] = {}
-        self._divided: dict[int, int] = {}  # by part, a parameter that is divided by its norm
+        self._divided: dict[int, set[int]] = {}  # by part, the parameters that are divided by their norm
         for (value, dim), (first, length) in constraints.ids_of.items():
             if graph.values[value].origin is not Origin.PARAMETER or not zeroed[first : first + length].any():
                 continue
@@ -50,7 +50,7 @@ class Producers:
             if value not in directions:
                 self._by_component.setdefault(part, set()).add(value)
             elif part not in directions[value]:
-                self._divided[part] = value
+                self._divided.setdefault(part, set()).add(value)
 
     def along(self, label: Label | None) -> frozenset[int] | None:
         """What a tensor with this ``label`` is tied to along a dimension that it is zero along where units are: numbers
@@ -64,10 +64,10 @@ class Producers:
         """The parameters of these ``parts``, by value number."""
         return set().union(*(self._by_component.get(part, set()) for part in parts))
 
-    def divided(self, parts: frozenset[int]) -> int | None:
-        """A parameter of these ``parts`` that cannot be zero as a whole, since it is divided by its norm, and that no
-        length of the same parts makes zero; by value number."""
-        return next((self._divided[part] for part in sorted(parts) if part in self._divided), None)
+    def divided(self, parts: frozenset[int]) -> set[int]:
+        """The parameters of these ``parts`` that cannot be zero as a whole, since they are divided by their norm, and
+        that no length of the same parts makes zero; by value number."""
+        return set().union(*(self._divided.get(part, set()) for part in parts))
 
     def follows(self, label: Label | None, parts: frozenset[int]) -> bool:
         """Whether a tensor with this ``label`` is zero along a dimension of ``parts`` where units are."""

@@ -147,6 +147,37 @@ def test_a_weight_with_norms_along_another_dimension_than_its_result_stays(as_gr
     assert found(2).refused == f"'{direction}' is divided by its norm, which would be zero"
 
 
+def test_each_of_several_weights_without_a_length_of_their_own_stays() -> None:
+    """All of them make the same stream."""
+
+    class Branch(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv1d(4, 6, 3, padding=1), nn.Conv1d(6, 4, 3, padding=1)
+            nn.utils.parametrizations.weight_norm(self.b, dim=dim)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.b(torch.relu(self.a(x)))
+            return result
+
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branches = nn.ModuleList(Branch(dim) for dim in (2, 0, 2))
+            self.stem, self.head = nn.Conv1d(4, 4, 1), nn.Conv1d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for branch in self.branches:
+                x = x + branch(x)
+            result: Tensor = self.head(x)
+            return result
+
+    found = niwaki.search_space(Several().eval(), torch.randn(2, 4, 8), erase=True).structures
+    divided = "'branches.{}.b.parametrizations.weight.original1' is divided by its norm, which would be zero"
+    assert [one.refused for one in found] == [divided.format(0), None, divided.format(2)]
+
+
 def test_a_branch_whose_values_python_reads() -> None:
     def way(net: Net, h: Tensor) -> Tensor:
         y = net.a(h)
