@@ -111,7 +111,8 @@ def compensate(
     one batch give in all, about half of what a training step takes, and the rest in a temporary file (of a GPU, in the
     memory of the host), whatever the number of batches. Where the code keeps something of a pass in a buffer or a
     global variable, which passes in turns would mix, each layer takes passes of its own. Each pass has a thread: code
-    must not hold a lock while it calls layers, since who waits for it would wait for ever.
+    must not hold a lock while it calls layers, since who waits for it would wait for ever; nor a view of a tensor
+    that it exchanged by DLPack, whose memory may move meanwhile (arrays of numpy are safe).
 
     Args:
         space: the search space of the model, which is not changed.
@@ -221,7 +222,7 @@ class _Repair:
                         elif count:
                             own: list[Pass] = []
                             with closing_all(own):
-                                again = self._pair([name], number, own)
+                                again = self._pair([name], number, own, store)
                                 self._add(sums, name, again, count, share, number)
                 except ValueError as why:
                     left.update({one.title(name): str(why) for one in self._readers[name]})
@@ -295,9 +296,7 @@ class _Repair:
                 del self._readers[name]
                 calls.pop(name, None)
 
-    def _pair(
-        self, names: Sequence[str], number: int, passes: list[Pass], store: Store | None = None
-    ) -> tuple[Pass, Pass]:
+    def _pair(self, names: Sequence[str], number: int, passes: list[Pass], store: Store) -> tuple[Pass, Pass]:
         """A pass of the dense network, for outputs, and one of the cut network, for inputs; added to ``passes``."""
         batch, forward = self._batches[number], self._forward
         given = {name: _picking([one.given for one in self._readers[name]]) for name in names}

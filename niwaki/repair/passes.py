@@ -146,6 +146,9 @@ class Pass:
             said = next(self._halting, None)
             if said is None:
                 raise ValueError("it does not read the same positions in the cut network")
+            if self._store is not None:
+                for value in said[1]:  # it may be what another pass made for all
+                    self._store.bring_back(value.untyped_storage())
             if said[0] == name:
                 found.append(said[1])
             else:

@@ -58,6 +58,7 @@ class Store:
     file, or, of other devices than the CPU, in the memory of the host.
 
     A tensor that another pass made and keeps for all, in a global variable, say, comes back where it is used.
+    What has no bytes of its own, and what numpy or another process sees, stays as it is.
     """
 
     def __init__(self, limit: int) -> None:
@@ -77,7 +78,7 @@ class Store:
             self._left -= need
             return need
         for storage in storages:
-            if storage.nbytes() and storage.resizable():
+            if _movable(storage):
                 self._put(storage)
         if 2 * self._freed > self._limit:
             _give_back()
@@ -146,6 +147,19 @@ class _Away:
     storage: StorageWeakRef
     place: int = 0
     copy: Tensor | None = None
+
+
+def _movable(storage: torch.UntypedStorage) -> bool:
+    """Whether its bytes are its own. Tensors that wrap others have none; arrays of numpy and other processes look at
+    those that cannot be resized or are shared; and torch cannot resize storages of every device."""
+    if storage.device.type not in ("cpu", "cuda") or not storage.nbytes() or not storage.resizable():
+        return False
+    if storage.device.type == "cpu" and storage.is_shared():
+        return False
+    try:
+        return storage.data_ptr() != 0
+    except RuntimeError:  # of a tensor that wraps others
+        return False
 
 
 def _give_back() -> None:

@@ -136,6 +136,71 @@ def test_without_room_in_the_file_it_stays_in_memory_and_says_so(
     store.close()
 
 
+class CachingTwice(Caching):
+    """A layer with two calls, for which passes run of their own, while others wait."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not CACHE:
+            CACHE.append(table())
+        y = self.second(self.first(x * CACHE[0][1]).relu()).relu()
+        return self.third(y) + self.third(y.sin())  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("of_any_size")
+def test_passes_of_their_own_read_what_waiting_ones_made_for_all(
+    stores: list[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CACHE[:] = [table()]
+    torch.manual_seed(0)
+    net, batch = CachingTwice().eval(), torch.randn(64, 4)
+    space, runs = niwaki.search_space(net, batch), 0
+    plan = last_half(space)
+
+    def forward(model: nn.Module, batch: Tensor) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 2:  # the first of those that halt
+            CACHE.clear()
+        model(batch)
+
+    away = niwaki.compensate(space, plan, [batch], forward=forward)
+    assert stores[0].moved > 0
+    monkeypatch.setattr(module, "Store", lambda limit: Store(10**9))
+    kept = niwaki.compensate(space, plan, [batch])
+    assert away.layers == kept.layers and {"second", "third"} <= set(kept.layers)
+
+
+def test_what_a_pass_gives_comes_back_though_another_pass_made_it() -> None:
+    store, made = Store(0), Made()
+    with made:
+        shared = torch.ones(64, 64 * 4)
+    net = nn.Sequential(nn.Linear(256, 3))
+    one = Pass(net, {"0": lambda args, kwargs, output: args}, shared, None, 1, after=False, store=store)
+    with closing_all([one]):
+        store.put_away(made)
+        assert shared.untyped_storage().nbytes() == 0
+        assert torch.equal(one.take("0", 1)[0][0], torch.ones(64, 256))
+    store.close()
+
+
+def test_what_has_no_bytes_of_its_own_stays_as_it_is() -> None:
+    store, made = Store(0), Made()
+    with made:
+        meta = torch.ones(100, 100, device="meta")
+        array = (torch.ones(100, 100) * 2)[50:].numpy()
+        shared = (torch.ones(100, 100) * 3).share_memory_()
+        zeros = torch._efficientzerotensor((100, 100))
+        nested = torch.nested.nested_tensor([torch.ones(100, 80), torch.ones(50, 80)], layout=torch.jagged) * 4
+        lazy = torch.ones(100, 100)
+        later = torch._lazy_clone(lazy)
+    store.put_away(made)
+    assert meta.untyped_storage().nbytes() == zeros.untyped_storage().nbytes() == 40_000
+    assert array.sum() == 10_000 and shared.sum() == 30_000 and store.moved > 0
+    store.go_on(made, 0)
+    assert nested.values().sum() == 48_000 and lazy.sum() == later.sum() == 10_000
+    store.close()
+
+
 @pytest.mark.usefixtures("of_any_size")
 def test_a_pass_that_is_ended_while_its_memory_is_away_ends() -> None:
     net, store = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), Store(0)
