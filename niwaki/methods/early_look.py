@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import distributed, nn
+from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 
@@ -27,7 +28,6 @@ class EarlyLook:
     def __init__(self, model: nn.Module, look: Callable[[], None]) -> None:
         self._model, self._look = model, look
         self._parameters = tuple(model.parameters())
-        self._devices = {one.device.type for one in self._parameters}
         self._handle: RemovableHandle | None = None
         self._free: bool | None = None  # whether the first pass since the last step has found no gradients
         self.usual = False
@@ -43,6 +43,11 @@ class EarlyLook:
             self._handle = None
             _WATCHED[self._model].discard(self)
 
+    @property
+    def _devices(self) -> set[str]:
+        """Where the parameters are now: a model may be moved."""
+        return {one.device.type for one in self._parameters}
+
     def step_begins(self) -> None:
         """The optimizer is about to step. A loop that steps under autocast would have the other place under it, too."""
         under = any(torch.is_autocast_enabled(device) for device in self._devices)
@@ -56,7 +61,7 @@ class EarlyLook:
         free = all(one.grad is None for one in here)
         if self._free is None:
             self._free = free
-        if free and self.usual:
+        if free and self._free and self.usual:  # between two passes of a step somebody may have moved the weights
             with ExitStack() as stack:
                 stack.enter_context(torch.no_grad())
                 for device in sorted(self._devices):
@@ -75,8 +80,15 @@ def _begins(model: nn.Module, args: Any) -> None:
 
 
 def _watched_or_transformed() -> bool:
-    """Whether what is computed now is recorded or changed by somebody, or other processes would have to take part."""
+    """Whether what is computed now is recorded or changed by somebody, or other processes would have to take part.
+
+    Activation checkpoints around the model count what the pass saves for the backward pass; weights that are computed
+    once for a block (`torch.nn.utils.parametrize.cached`) would be those of the controller for the training, too; a
+    CUDA graph would repeat its step for ever.
+    """
     several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
     modes = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
     inside = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._is_tracing()
-    return several or bool(modes) or inside
+    saved = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    graphed = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return several or bool(modes) or inside or saved or bool(parametrize._cache_enabled) or graphed

@@ -9,6 +9,8 @@ import pytest
 import torch
 from ato_run import SCHEDULE, Run, loss_fn
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
 from niwaki.errors import MethodError
 from niwaki.methods.stages import Stages
@@ -138,3 +140,48 @@ def test_nothing_looks_once_the_method_is_detached() -> None:
     run.method.attach()
     run.step(4)
     assert run.held[-1] is False
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "cached", "saved on the CPU"])
+def test_what_keeps_a_pass_for_later_keeps_none_of_the_controllers(kind: str) -> None:
+    """A checkpoint around the model compares what two passes save; a cache of weights would train on masked ones."""
+
+    class Kept(Watched):
+        around = False
+
+        def step(self, number: int = 1) -> Kept:
+            for _ in range(number):
+                self.optimizer.zero_grad()
+                x, labels = self.batch(self.done)
+                if not self.around:
+                    nn.functional.cross_entropy(self.model.train()(x), labels).backward()
+                elif kind == "checkpoint":
+                    outputs = checkpoint(self.model.train(), x, use_reentrant=False)
+                    nn.functional.cross_entropy(outputs, labels).backward()
+                else:
+                    with parametrize.cached() if kind == "cached" else torch.autograd.graph.save_on_cpu():
+                        nn.functional.cross_entropy(self.model.train()(x), labels).backward()
+                self.optimizer.step()
+                self.done += 1
+            return self
+
+    def run(around: bool) -> Kept:
+        run = Kept()
+        run.around = around
+        return run.step(12)
+
+    kept, plain = run(True), run(False)
+    assert all(kept.held) and not any(plain.held) and len(kept.held) == len(plain.held) > 0
+    theirs = dict(plain.model.named_parameters())
+    assert all(torch.equal(value, theirs[name]) for name, value in kept.model.named_parameters())
+
+
+def test_only_the_first_pass_of_a_step_looks() -> None:
+    """Before a second one somebody may have moved the weights for a while, as sharpness-aware minimisation does."""
+    run = Watched().step(10)
+    taken = run.method.selector.controller.taken
+    x, _ = run.batch(3)
+    run.model.train()(x)  # with the gradients of the last step
+    run.optimizer.zero_grad()
+    run.model(x)
+    assert run.method.selector.controller.taken == taken
