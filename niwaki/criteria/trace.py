@@ -180,10 +180,11 @@ def random_signs(like: Tensor, seed: int) -> Tensor:
     tensor([[1., 1.],
             [1., 1.]])
     """
-    generator = torch.Generator(like.device).manual_seed(seed)
-    words = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device).random_(generator=generator)
+    device = like.device if like.device.type in ("cpu", "cuda") else "cpu"  # others may fill fewer bits of a number
+    generator = torch.Generator(device).manual_seed(seed)
+    words = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=device).random_(generator=generator)
     signs = words.view(torch.int8)[: like.numel()].bitwise_and_(2).sub_(1)
-    return signs.to(like.dtype).view(like.shape)
+    return signs.to(like.device, like.dtype).view(like.shape)
 
 
 def rank_stability(first: Tensor, second: Tensor) -> float:
