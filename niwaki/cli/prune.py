@@ -71,9 +71,7 @@ def prune(
     images: Annotated[int, typer.Option(help="training images that score and repair")] = 1024,
     repair_images: Annotated[
         int | None,
-        typer.Option(
-            help="training images of the last repair; what waits beyond a limit is put in a temporary file  \\[default: --images]"
-        ),
+        typer.Option(help="training images of the last repair; see niwaki.compensate on memory  \\[default: --images]"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="images per batch")] = 128,
     seed: Annotated[
