@@ -80,8 +80,8 @@ def share_beside(model: nn.Module, copy: nn.Module) -> None:
 
 def forget_leftovers(model: nn.Module, like: nn.Module | None = None, only_look: bool = False) -> list[str]:
     """Put ``model`` into the state in which its search space found it, as far as tensors of its own are concerned, and
-    return their names. Those of a single number stay, and so does what took the place of another tensor. What works
-    with the model, such as an optimizer, a trainer or a method that it holds, is left alone.
+    return their names. Those of a single number stay, and so does what took the place of another tensor. What trains
+    the model, an optimizer and what holds one (a trainer, a method), is left alone.
 
     ``like``: the model that was analysed, if ``model`` is a copy of it that others have made.
     """
@@ -99,7 +99,7 @@ def forget_leftovers(model: nn.Module, like: nn.Module | None = None, only_look:
             if isinstance(value, _PLAIN) or (isinstance(value, Tensor) and before == _shape(value)):
                 continue
             inside = _holds(value) and before is _HOLDER and path + label in known.holders
-            if not (inside and isinstance(value, (dict, list, deque))) and _works_with(value, model, set()):
+            if not (inside and isinstance(value, (dict, list, deque))) and _trains(value, set()):
                 continue
             if inside and not isinstance(value, tuple):
                 if id(value) not in seen:
@@ -165,14 +165,15 @@ def _made(value: Any, own: set[int], seen: set[int]) -> bool:
     return any(_made(item, own, seen) for _, item in _items(value))
 
 
-def _works_with(value: Any, model: nn.Module, seen: set[int]) -> bool:
-    """Whether an optimizer or the model itself can be reached from it: what trains a model is not a part of it."""
-    if value is model or isinstance(value, Optimizer):
+def _trains(value: Any, seen: set[int]) -> bool:
+    """Whether an optimizer can be reached from it: what trains a model is not a part of it. A reference to the model
+    alone is no sign: a cache of what it has computed may have one, too."""
+    if isinstance(value, Optimizer):
         return True
     if not _holds(value) or id(value) in seen:
         return False
     seen.add(id(value))
-    return any(_works_with(item, model, seen) for _, item in _items(value))
+    return any(_trains(item, seen) for _, item in _items(value))
 
 
 def _put_back(holder: Any, label: str, before: Any) -> None:

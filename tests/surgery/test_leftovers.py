@@ -227,3 +227,22 @@ def test_what_trains_the_model_is_none_of_its_tensors(in_place: bool) -> None:
     assert (net.kept is None) is in_place
     net(torch.randn(4, 5)).sum().backward()
     optimizer.step()
+
+
+class Cache:
+    """Of what a network has computed, to which it refers."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net, self.kept = net, None
+
+
+def test_a_cache_that_refers_to_the_model_is_emptied() -> None:
+    """It does not train the model; what it holds has the dense sizes."""
+    net: Any = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2))
+    net.cache = Cache(net)
+    space = niwaki.search_space(net, torch.randn(2, 5))
+    plan = niwaki.choose(space, niwaki.score(space, "magnitude"), niwaki.Budget(units=0.5))
+    net.cache.kept = torch.randn(3, 6)
+    with pytest.warns(UserWarning, match="its search space was made: 'cache.kept'. They may"):
+        small = niwaki.cut(net, plan)
+    assert small.cache.kept is None and small.cache.net is small and net.cache.kept is not None
