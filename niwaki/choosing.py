@@ -30,10 +30,12 @@ from niwaki.selection.budget import (
     slack_note,
 )
 from niwaki.trace.model_state import preserved
+from niwaki.unions.plans import choose as choose_unions
+from niwaki.unions.space import UnionSpace
 
 
 def choose(
-    space: SearchSpace,
+    space: SearchSpace | UnionSpace,
     scores: Scores | MaskLearner,
     budget: Budget,
     *,
@@ -52,7 +54,9 @@ def choose(
     reason.
 
     Args:
-        space: the search space.
+        space: the search space. One with ``streams="union"`` has one threshold for the scores of all units and all
+            channels of branches, as `niwaki.unions.choose`: ``compare``, ``example_inputs`` and ``remove`` are not for
+            it, and the budget limits ``macs``, ``params`` and ``memory``.
         scores: the saliency of each unit, from `niwaki.score`. Or what learns on batches which units to keep:
             `niwaki.DDPMasks`, for limits in macs, params, units and memory, in a space that is `niwaki.timed` also in
             latency, and for units alone. It learns here.
@@ -87,6 +91,8 @@ def choose(
     >>> space.cost().macs, space.cost(plan).macs
     (60, 30)
     """
+    if isinstance(space, UnionSpace):
+        return _of_unions(space, scores, budget, {"compare": compare, "example_inputs": example_inputs}, remove)
     check_space(space)
     if isinstance(scores, MaskLearner):
         check_budget(budget, training=False)
@@ -192,6 +198,26 @@ def _check_learnt(space: SearchSpace, budget: Budget, removal: Removal, unused: 
     for name, value in unused.items():
         if value is not None:
             raise BudgetError(f"{name}= is for scores, and a mask that is learnt has none. Leave it out.")
+
+
+def _of_unions(
+    space: UnionSpace, scores: Scores | MaskLearner, budget: Budget, unused: Mapping[str, object], remove: str
+) -> Plan:
+    """The plan for union streams; raise `BudgetError` where something is asked for that it does not give."""
+    if isinstance(scores, MaskLearner):
+        raise BudgetError(
+            "A mask that is learnt keeps units, and does not follow union streams. Give the scores of "
+            "niwaki.score(space, ...), or make the space without streams='union'."
+        )
+    given = [f"{name}=" for name, value in unused.items() if value is not None]
+    if removal_named(remove) is not UNITS:
+        given.append(f"remove={remove!r}")
+    if given:
+        raise BudgetError(
+            f"{given[0]} is not for union streams, which have one threshold for the scores of all channels. Leave it "
+            "out, or make the space without streams='union'."
+        )
+    return choose_unions(space.writers, scores, budget)
 
 
 def _of_structures_alone(space: SearchSpace, saliency: FloatArray) -> bool:

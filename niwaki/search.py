@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from niwaki.trace.inventory import Inventory
 from niwaki.trace.outside import preserved_outside
 from niwaki.trace.remade import may_be_remade
 from niwaki.trace.structures import ExampleCall
+from niwaki.unions.space import UnionSpace
 
 
 @contextmanager
@@ -56,6 +57,40 @@ def without_collector() -> Iterator[None]:
 _NAMED = 3  # the number of modules that a note names
 
 
+@overload
+def search_space(
+    model: torch.nn.Module | torch.export.ExportedProgram,
+    example_inputs: Any = ...,
+    ignored: Sequence[str] = ...,
+    inner: bool = ...,
+    rehearse: bool = ...,
+    allow_inexact: bool = ...,
+    as_graph: bool = ...,
+    layout: Literal["free", "uniform"] = ...,
+    erase: bool | Literal["streams"] = ...,
+    required: Sequence[str] = ...,
+    *,
+    streams: Literal["shared"] = ...,
+) -> SearchSpace: ...
+
+
+@overload
+def search_space(
+    model: torch.nn.Module | torch.export.ExportedProgram,
+    example_inputs: Any = ...,
+    ignored: Sequence[str] = ...,
+    inner: bool = ...,
+    rehearse: bool = ...,
+    allow_inexact: bool = ...,
+    as_graph: bool = ...,
+    layout: Literal["free", "uniform"] = ...,
+    erase: bool | Literal["streams"] = ...,
+    required: Sequence[str] = ...,
+    *,
+    streams: Literal["union"],
+) -> UnionSpace: ...
+
+
 @without_collector()
 def search_space(
     model: torch.nn.Module | torch.export.ExportedProgram,
@@ -68,7 +103,9 @@ def search_space(
     layout: Literal["free", "uniform"] = "free",
     erase: bool | Literal["streams"] = False,
     required: Sequence[str] = (),
-) -> SearchSpace:
+    *,
+    streams: Literal["shared", "union"] = "shared",
+) -> SearchSpace | UnionSpace:
     """Find the prunable units of ``model``, by running it in eval mode, and in train mode where that may differ.
 
     Args:
@@ -99,6 +136,9 @@ def search_space(
             added, as x in x + f(x); without it f(x) is left.
         required: with ``erase``, names of inputs (parameters of ``forward``): outputs that follow from one of them go
             on following from it.
+        streams: ``union`` lets every branch that is added to a residual stream keep channels of its own, and the stream
+            carry their union. It finds structures as ``erase=True`` does, and returns a `niwaki.unions.UnionSpace`,
+            for `niwaki.score` and `niwaki.choose`. With ``shared`` all branches of a stream have the same channels.
 
     The model is restored exactly, also after an error. The space refers to the model and owns no weights.
 
@@ -106,6 +146,7 @@ def search_space(
         TraceError: the model does not run on these inputs, or cannot be exported.
         UnknownName: a pattern in ``ignored`` matches nothing, ``layout`` is unknown, a flag is not True or False, or no
             input has a name in ``required``.
+        PlanError: with ``streams="union"``, no branch can have channels of its own.
 
     Example:
         >>> import torch, niwaki
@@ -122,6 +163,11 @@ def search_space(
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise UnknownName(f"{name}={flag!r} must be True or False.")
+    if streams not in ("shared", "union"):
+        raise UnknownName(
+            f"There is no streams={streams!r}. Choose 'shared' (all branches of a residual stream have the same "
+            "channels) or 'union' (each has channels of its own)."
+        )
     if not isinstance(erase, bool) and erase != "streams":
         raise UnknownName(f"erase={erase!r} must be True, False or 'streams'.")
     if erase and as_graph and layout == "uniform":
@@ -129,6 +175,7 @@ def search_space(
             "erase=True erases whole layers of the model's class with layout='uniform', and an exported program has no "
             "layers. Leave out as_graph=True or layout='uniform'."
         )
+    erase = erase or streams == "union"
     calls = calls_of(model, example_inputs)
     model = program_of(model, calls[0], as_graph)
     if erase == "streams" and not isinstance(model, Program):
@@ -136,8 +183,13 @@ def search_space(
             "erase='streams' is for exported programs: the code of a class goes on adding what it names. Use "
             "as_graph=True, or erase=True."
         )
+    if streams == "union" and isinstance(model, Program):
+        raise UnknownName(
+            "streams='union' gives channels of their own to layers of a model, and an exported program has none. Cut "
+            "the model, and export the small network."
+        )
     with preserved_outside(model.modules()):
-        return _space(
+        space = _space(
             model,
             calls,
             _matching(model, ignored),
@@ -148,6 +200,7 @@ def search_space(
             _names(required, bool(erase)),
             erase == "streams",
         )
+    return UnionSpace.of(space) if streams == "union" else space
 
 
 def _space(

@@ -28,7 +28,7 @@ from niwaki.core.numbers import (
 )
 from niwaki.core.plan import Plan, TensorShape, smaller_shapes
 from niwaki.core.repairs import Factor, Repairs, ScalarRule, TensorRule, ratio
-from niwaki.core.space import Group, SearchSpace, Tie
+from niwaki.core.space import Group, SearchSpace, Tie, check_space
 from niwaki.core.tensor_dims import Slice, TensorDim
 from niwaki.errors import PlanError
 
@@ -59,6 +59,7 @@ def reindex(
         >>> [(group.name, group.units) for group in rest.groups]
         [('0', 4)]
     """
+    check_space(space)
     model = space.model if model is None else model
     keep = space.keep_of(plan)
     for group in space.groups:

@@ -23,6 +23,7 @@ from niwaki.core.repairs import Repairs
 from niwaki.core.replaced_costs import with_replacements
 from niwaki.core.structures import Erasures, Structure
 from niwaki.core.tensor_dims import Slice, TensorDim
+from niwaki.core.union_streams import UnionStreams, why_refused
 from niwaki.errors import MethodError, PlanError
 
 BoolArray = NDArray[np.bool_]
@@ -219,7 +220,9 @@ class SearchSpace:
 
 
 def check_space(space: object) -> None:
-    """Raise `MethodError` if what was passed as a search space is something else, such as the model."""
+    """Raise `MethodError` if what was passed as a search space is something else: the model, or one of unions."""
+    if isinstance(space, UnionStreams):
+        raise MethodError(why_refused())
     if not isinstance(space, SearchSpace):
         raise MethodError(
             f"space is a {type(space).__qualname__}, but must be what niwaki.search_space(model, example_inputs) "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -144,3 +144,13 @@ def in_training(name: str, space: SearchSpace) -> Criterion:
     if "scale" in found.reads:
         scale_dims(space)
     return found
+
+
+def check_of_channels(criteria: Sequence[Criterion]) -> None:
+    """Raise `MethodError` if one of ``criteria`` says nothing of the channels that a branch adds to a union stream."""
+    for one in criteria:
+        if one.needs_activations or one.needs_absence or one.needs_peers:
+            raise MethodError(
+                f"The criterion {one.name!r} does not tell what each branch writes to a union stream from what others "
+                "write. Score by the weights that make a channel: 'magnitude', 'taylor1', 'relative_hessian_trace'."
+            )

@@ -17,13 +17,14 @@ from niwaki.core.dying import structure_units
 from niwaki.core.html import html_table
 from niwaki.core.scalars import is_whole, whole_seed
 from niwaki.core.space import SearchSpace, check_space
+from niwaki.core.union_streams import UnionStreams
 from niwaki.criteria.losses import Loss
 from niwaki.criteria.measure import Measurement, ScoreSettings
 from niwaki.criteria.measured_terms import terms_of
 from niwaki.criteria.mix import One, check_layers, check_one, finite, name_of, weights_of
 from niwaki.criteria.normalise import Compare, check_compare, normalise
 from niwaki.criteria.products import SecondDerivatives
-from niwaki.criteria.registry import Criterion, named
+from niwaki.criteria.registry import Criterion, check_of_channels, named
 from niwaki.criteria.routed import not_experts
 from niwaki.criteria.terms import EFFECTS, terms_worth
 from niwaki.errors import MethodError
@@ -75,7 +76,7 @@ class Scores:
 
 
 def score(
-    space: SearchSpace,
+    space: SearchSpace | UnionStreams,
     criterion: One | Mapping[One, float],
     batches: Iterable[Any] | None = None,
     loss_fn: Loss | None = None,
@@ -91,7 +92,7 @@ def score(
     """Score every unit of ``space``.
 
     Args:
-        space: the search space of the units.
+        space: the search space of the units. With ``streams="union"``, of the channels of each branch, too.
         criterion: the name of a registered criterion; or a function of the space that returns [num_units] values; or a
             mix of these, ``{"magnitude": 0.5, "taylor1": 0.5}``, the weighted sum of all, each normalised.
         batches: an iterable of batches, for criteria that need data. Values are means over the batches, in eval mode.
@@ -145,6 +146,8 @@ def score(
     >>> niwaki.score(space, {"activation": 1.0, "magnitude": 0.5}, batches, loss_fn).criterion
     '1 activation + 0.5 magnitude'
     """
+    unions = isinstance(space, UnionStreams)
+    space = space.scored_space if isinstance(space, UnionStreams) else space
     check_space(space)
     if among is not None:
         warnings.warn("niwaki.score(among=...) is called compare=... now.", DeprecationWarning, stacklevel=2)
@@ -164,6 +167,8 @@ def score(
         check_one(criterion)
         mix = {criterion: 1.0}
     registered = [named(one) for one in mix if isinstance(one, str)]
+    if unions:
+        check_of_channels(registered)
     bent = next((one.name for one in registered if one.needs_curvature), None)
     if readers and bent is not None:
         raise MethodError(

@@ -18,7 +18,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.positions import Positions
 from niwaki.core.replaced_costs import macs_of_weights
 from niwaki.core.scalars import is_whole
-from niwaki.core.space import Group, SearchSpace
+from niwaki.core.space import Group, SearchSpace, check_space
 from niwaki.errors import PlanError
 from niwaki.program.module import Program
 
@@ -94,6 +94,7 @@ class ImplantLayers:
         Raises:
             PlanError: it is of a program, which has no layers, or the rank is not a whole number, 1 or more.
         """
+        check_space(space)
         if rank is not None and not (is_whole(rank) and rank >= 1):
             raise PlanError(f"rank={rank!r} must be a whole number, 1 or more, or None for convolutions alone.")
         modules = dict(named_modules(space.model))

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from niwaki.core.edits import Edit
 from niwaki.core.scalars import is_number, is_whole, whole_seed
-from niwaki.core.space import BoolArray, SearchSpace
+from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.criteria.losses import Loss, loss_of
 from niwaki.errors import MethodError
 from niwaki.masks.deterministic import FREEZE, DeterministicTraining
@@ -131,6 +131,7 @@ class DDPMasks(MaskLearner):
 
     def learn(self, space: SearchSpace, budget: Budget) -> BoolArray:
         """As `MaskLearner.learn`."""
+        check_space(space)
         limits = budget.absolute(space, followed(space, MODELLED))
         least = UNITS.select(space, np.ones(space.num_units), SelectionRequest(limits, steps=budget.steps))
         check_met(space, least, limits, budget.steps)

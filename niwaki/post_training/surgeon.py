@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from niwaki.core.counts import FloatArray
 from niwaki.core.names import named_modules, named_parameters
-from niwaki.core.space import Group, SearchSpace
+from niwaki.core.space import Group, SearchSpace, check_space
 from niwaki.criteria.losses import Loss
 from niwaki.criteria.score import score
 from niwaki.errors import MethodError
@@ -77,10 +77,11 @@ class Surgeon:
             MethodError: there are no batches, the loss is not a finite scalar with a gradient, or ``space`` has
                 structures.
         """
+        check_space(space)
         if any(group.structure is not None for group in space.groups):
             raise MethodError(
                 "The surgeon scores units, and this search space has structures, too. Score it by another criterion, "
-                "such as 'taylor1', or make it without erase=True."
+                "such as 'taylor1', or make it without erase=True and streams='union'."
             )
         readers = measured_readers(space)
         found = covariances(space.model, readers, self.batches, self.loss_fn, self.positions)

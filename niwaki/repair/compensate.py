@@ -21,7 +21,7 @@ from niwaki.core.edits.base import ReplacingEdit
 from niwaki.core.names import module_at, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_number, is_whole
-from niwaki.core.space import SearchSpace
+from niwaki.core.space import SearchSpace, check_space
 from niwaki.errors import MethodError, TraceError
 from niwaki.repair.calibration import Forward, feed
 from niwaki.repair.consumers import reading_maps
@@ -144,6 +144,7 @@ def compensate(
         True
         >>> small = niwaki.cut(made.model, plan)
     """
+    check_space(space)
     if ridge is not None and (not is_number(ridge) or not 0 < ridge < float("inf")):
         raise MethodError(f"ridge={ridge!r} must be a number above 0, such as 1e-3, or None.")
     if not is_whole(positions) or positions < 1:

@@ -16,7 +16,7 @@ from torch import nn
 
 from niwaki.core.names import named_parameters
 from niwaki.core.plan import Plan
-from niwaki.core.space import SearchSpace
+from niwaki.core.space import SearchSpace, check_space
 from niwaki.repair.calibration import Samples
 from niwaki.repair.constants import lost_constants, moved_constants, outputs, unexplained
 from niwaki.repair.consumers import readings_of, removed_from
@@ -70,6 +70,7 @@ def fold_constants(space: SearchSpace, plan: Plan, example_inputs: Any) -> Folde
         >>> niwaki.fold_constants(space, plan, x).folded
         ('2',)
     """
+    check_space(space)
     check_plan(plan)
     plan.check_fits(space.model)
     model = duplicate(space.model)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from niwaki.choosing import choose, compared
 from niwaki.core.plan import Plan
-from niwaki.core.space import SearchSpace
+from niwaki.core.space import SearchSpace, check_space
 from niwaki.criteria.normalise import Compare, normalise
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError, MethodError
@@ -122,6 +122,7 @@ def latency_profile(
         >>> [(row.round_to, f"{row.macs / found.dense_macs:.0%}") for row in found.rows]
         [(1, '52%'), (4, '52%'), (8, '50%'), (16, '50%'), (32, '50%')]
     """
+    check_space(space)
     check_budget(budget, training=False)
     if not round_to:
         raise MethodError("round_to is empty: name at least one step, such as (1, 8).")

@@ -4,6 +4,7 @@ Imports core, trace, criteria, erasing and selection.
 """
 
 from niwaki.unions.plans import choose, hap, union_plan
+from niwaki.unions.space import UnionSpace
 from niwaki.unions.writers import Writer, Writers
 
-__all__ = ["Writer", "Writers", "choose", "hap", "union_plan"]
+__all__ = ["UnionSpace", "Writer", "Writers", "choose", "hap", "union_plan"]

@@ -80,6 +80,16 @@ def union_plan(
     return replace(plan, edits=(*edits.values(), *scatters))
 
 
+def carried(writers: Writers, keep: BoolArray, writes: Sequence[BoolArray]) -> BoolArray:
+    """The units [num_units] that stay if streams carry all that is written: what a branch that stays writes, and the
+    units of ``keep`` that others than writers make."""
+    written = np.zeros(writers.space.num_units, dtype=bool)
+    for mask, writer, lives in zip(writes, writers.writers, _living(writers, keep), strict=True):
+        written[writer.units[mask]] |= lives
+    found: BoolArray = np.where(writers.alone(), False, keep) | written
+    return found
+
+
 def _living(writers: Writers, keep: BoolArray) -> list[bool]:
     """For each writer, whether its structure, and all around it, stay in a plan of the units ``keep`` [num_units]."""
     space = writers.space
@@ -140,7 +150,8 @@ def hap(writers: Writers, scores: Scores, removed: float = 0.5, *, least: float 
     expected = space.num_units + sum(len(writer.units) for writer in writers.writers)
     if not isinstance(scores, Scores) or np.shape(scores.values) != (expected,):
         raise BudgetError(
-            f"scores must be of writers.scored_space, for {expected} units: niwaki.score(writers.scored_space, ...)."
+            f"scores must be of writers.scored_space, for {expected} units: niwaki.score(writers.scored_space, ...), "
+            "or niwaki.score(space, ...) with the space made with streams='union'."
         )
     values, of_writers = writers.split(finite(writers.scored_space, scores.values, scores.criterion))
     alone, width = writers.alone(), sum(group.units for group in space.width_groups)
@@ -156,11 +167,7 @@ def hap(writers: Writers, scores: Scores, removed: float = 0.5, *, least: float 
     keep = np.ones(space.num_units, dtype=bool)
     for group in space.width_groups:
         keep[group.numbers] = stays(values[group.numbers])
-    written = np.zeros(space.num_units, dtype=bool)
-    for mask, writer in zip(writes, writers.writers, strict=True):
-        written[writer.units[mask]] = True
-    keep[:width] = (np.where(alone, False, keep) | written)[:width]
-    keep = ~leaving(space, ~keep, Widths())
+    keep = ~leaving(space, ~carried(writers, keep, writes), Widths())
     about = {"criterion": scores.criterion, "removed": removed, "least": least, "streams": "union"}
     plan = union_plan(writers, keep, writes, about)
     costs = {

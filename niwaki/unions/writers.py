@@ -12,7 +12,7 @@ from torch import nn
 
 from niwaki.core.counts import BoolArray, IntArray
 from niwaki.core.names import named_modules, named_parameters
-from niwaki.core.space import Group, SearchSpace
+from niwaki.core.space import Group, SearchSpace, check_space
 from niwaki.core.structures import Structure
 from niwaki.core.tensor_dims import TensorDim
 from niwaki.errors import PlanError
@@ -50,6 +50,7 @@ class Writers:
         Raises:
             PlanError: the space knows of no branches.
         """
+        check_space(space)
         if space.erasures is None:
             raise PlanError(
                 "Which branches are added to which stream is known of search spaces that were made with "
