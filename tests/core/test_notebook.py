@@ -79,7 +79,7 @@ def test_a_method_shows_where_it_stands(network: nn.Module) -> None:
     method = niwaki.HESSO(space, optimizer, niwaki.Budget(macs=0.5), niwaki.Schedule(start=2, until=12))
     assert {name for name in dir(method) if not name.startswith("_")} == {
         *("attach", "budget", "detach", "done", "log", "name", "optimizer", "plan", "progress", "schedule", "shrink"),
-        *("shrinking", "space", "step"),
+        *("shrinking", "space", "step", "CRITERIA"),
     }
     assert "MACs left 100.0% ████████" in shown(method)
     method.detach()
