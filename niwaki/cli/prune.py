@@ -64,7 +64,12 @@ def prune(
     rounds: Annotated[
         int | None, typer.Option(help="how often the network is scored on the way  \\[default: 4; 1 with --refine]")
     ] = None,
-    repair: Annotated[str, typer.Option(help=f"of the remaining weights: {', '.join(REPAIRS)}")] = "compensate",
+    repair: Annotated[
+        str | None,
+        typer.Option(
+            help=f"of the remaining weights: {', '.join(REPAIRS)}  \\[default: compensate; norms with --method hap]"
+        ),
+    ] = None,
     refine: Annotated[
         int, typer.Option(help="how often every group is tried wider and narrower, which takes minutes")
     ] = 0,

@@ -64,7 +64,7 @@ class PruningRecipe:
     keep_memory: float | None = None
     method: str = SURGEON.name
     rounds: int | None = None
-    repair: str = "compensate"
+    repair: str | None = None
     refine: int = 0
     images: int = 1024
     repair_images: int | None = None
@@ -80,7 +80,7 @@ class PruningRecipe:
         self.size()
         if self.seed is not None and not 0 <= self.seed < 2**32:  # the range of numpy's generators
             raise RunError(f"seed is {self.seed}, but must be a whole number from 0 to {2**32 - 1}.")
-        if self.repair not in REPAIRS:
+        if self.repair is not None and self.repair not in REPAIRS:
             raise RunError(f"There is no repair {self.repair!r}. Choose {', '.join(REPAIRS[:-1])} or {REPAIRS[-1]}.")
         if self.keep_macs is self.keep_params is self.keep_memory is None:
             raise RunError("Say what to keep: give keep_macs, keep_params or keep_memory.")
@@ -149,7 +149,7 @@ def prune_trained(
         loss_fn=_loss,
         method=recipe.method,
         rounds=recipe.rounds,
-        repair=cast(Repair, recipe.repair),
+        repair=cast(Repair | None, recipe.repair),
         refine=recipe.refine,
         repair_batches=None if recipe.repair_images is None else _first(batches, recipe.repair_images),
         seed=recipe.seed,
@@ -221,7 +221,7 @@ def _report(
     accuracies = {"dense": accuracy(model, batches), "small": accuracy(small, batches)}
     figures = {name: figures_of(name, accuracies[name], cost, measured) for name, cost in costs.items()}
     return RunReport(
-        recipe=dataclasses.asdict(recipe),
+        recipe=dataclasses.asdict(dataclasses.replace(recipe, repair=pruned.report.repair)),
         data=facts_of(batches.images, split),
         versions=versions(batches.device),
         dense=figures["dense"],

@@ -67,6 +67,7 @@ def test_it_says_what_was_lost_and_the_result_loads_and_can_be_pruned_again(run,
         assert text in out, out
     report = json.loads((tmp_path / "one" / "report.json").read_text())
     assert report["small"]["params"] <= 0.5 * report["dense"]["params"] and report["check"]["holds"]
+    assert report["recipe"]["repair"] == "compensate"
     before, after = report["repair"]["accuracy_before"], report["small"]["accuracy"]
     assert before <= after <= report["dense"]["accuracy"] + 0.02 and after > 0.9
     assert f"{after:.2%}" in out and f"{before:.2%}" in out and report["repair"]["layers"] == 2
@@ -86,6 +87,14 @@ def test_it_says_what_was_lost_and_the_result_loads_and_can_be_pruned_again(run,
     assert again["dense"]["params"] == report["small"]["params"] and again["repair"]["layers"] == 0
     assert "repaired" not in out and "Units chosen by magnitude in 4 rounds" in out
     assert sum(p.numel() for p in niwaki.load(dense, tmp_path / "two").parameters()) == again["small"]["params"]
+
+
+def test_a_method_has_its_own_repair(run, weights: Path, tmp_path: Path) -> None:
+    few = ("--images", "32", "--batch-size", "32")
+    code, out, err = run("mlp", "--weights", str(weights), "--method", "hap", *few, "--out", "one")
+    assert code == 0, err
+    report = json.loads((tmp_path / "one" / "report.json").read_text())
+    assert report["recipe"]["repair"] == "norms" and report["check"]["holds"] and "chosen by hap" in out
 
 
 def test_no_image_of_the_training_is_tested_on(run, tmp_path: Path) -> None:
