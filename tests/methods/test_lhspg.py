@@ -479,3 +479,8 @@ def test_a_budget_that_what_is_protected_makes_impossible() -> None:
     with pytest.raises(BudgetError, match=r"With the most sensitive groups protected \(.*\) there is too little to"):
         job.until(SCHEDULE.start)
     assert all(module.base_layer.weight.any(dim=1).all() for _, module in lora_layers(job.model))
+
+
+def test_a_latency_is_that_of_the_merged_network() -> None:
+    with pytest.raises(BudgetError, match=r"search space of a copy whose adapters are merged, .* merged.cost\(\).macs"):
+        Job(Budget(latency=0.5))
