@@ -47,8 +47,8 @@ def _in_a_process(*numbers: int) -> dict[str, float]:
 
 
 def measured(layers: int, batches: int, size: int) -> dict[str, float]:
-    """The growth of the memory, passes of the data and CPU seconds of a repair with so many batches; of a training step
-    with none."""
+    """Memory growth, passes over the data and CPU seconds of a repair with ``batches`` calibration batches, or, with 0,
+    of one training step."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     net = CifarResNet(10, 3, blocks=(layers - 2) // 6)

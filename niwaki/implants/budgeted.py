@@ -129,8 +129,8 @@ def _by_value(
 def rounded_up(
     layers: ImplantLayers, keep: BoolArray, slim: BoolArray, saliency: FloatArray, steps: Widths
 ) -> tuple[BoolArray, BoolArray]:
-    """The units ``keep`` [num_units], those ``slim`` as implants, and so many more of the highest saliency that the
-    widths of every group are those that ``steps`` allow, of whole units and of both."""
+    """The units to keep and the implants among them, both [num_units]: ``keep`` and ``slim``, rounded up. Units of the
+    highest saliency are added until every group has a width that ``steps`` allow, with and without its implants."""
     space = layers.space
     keep = ~leaving(space, ~keep, steps)
     slim = slim & keep

@@ -17,7 +17,7 @@ def limits_of(layers: ImplantLayers, budget: Budget) -> Mapping[str, float]:
     """The limits of ``budget`` as amounts.
 
     Raises:
-        BudgetError: it is no budget, or limits something else than ``macs`` and ``params``.
+        BudgetError: ``budget`` is not a budget, or sets a limit other than ``macs`` and ``params``.
     """
     check_budget(budget, training=False)
     others = sorted(set(budget.limits) - set(MEASURES))

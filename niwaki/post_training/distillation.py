@@ -140,7 +140,7 @@ def logits_of(model: nn.Module, output: Any) -> Tensor:
     """The logits [..., classes] that ``model`` returned.
 
     Raises:
-        MethodError: there are none, or there is one class.
+        MethodError: the output has no logits, or logits of a single class.
     """
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or not logits.ndim:

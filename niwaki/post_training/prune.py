@@ -145,8 +145,8 @@ def prune(
             or ``repair`` or ``refine`` needs them; ``repair`` is unknown; ``readers`` is asked for with
             ``surgeon`` or ``cap``; ``refine`` is negative, asked for with several rounds, or where ``loss_fn`` does not
             call the network once for logits; a `niwaki.HAP` is given what is for scores.
-        BudgetError: ``refine`` is asked for with a limit in latency; there is no budget, or a `niwaki.HAP` that
-            removes a fraction of the units has one as well.
+        BudgetError: ``refine`` cannot follow a latency limit; ``budget`` is missing, or given together with a
+            `niwaki.HAP` that has a fraction of its own.
         NiwakiError: whatever the functions above raise. The model is as before.
 
     Example:

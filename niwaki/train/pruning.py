@@ -52,8 +52,8 @@ class PruningRecipe:
     training, if there is a report beside the weights. ``weights``: a directory or a file, see `niwaki.train.weights`;
     only the factory of a file may do without. ``keep_macs``, ``keep_params`` and ``keep_memory``: fractions to keep in
     (0, 1] or absolute numbers above 1. ``method``: a criterion of `niwaki.score`, ``surgeon``, ``cap`` or ``hap``.
-    ``rounds``, ``repair`` and ``refine``: as in `niwaki.prune`. ``images``: so many training images are scored and
-    repaired with; ``repair_images``: the last repair uses so many instead.
+    ``rounds``, ``repair`` and ``refine``: as in `niwaki.prune`. ``images``: the number of training images for scores
+    and repairs; ``repair_images``: the number for the last repair, by default the same.
     """
 
     model: str
