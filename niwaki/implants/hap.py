@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -58,9 +59,7 @@ def hap(
     fractions = {"implants": implants, "least": least}
     if not isinstance(removed, Budget):
         fractions["removed"] = removed
-    for name, value in fractions.items():
-        if not is_number(value) or not 0 <= value <= 1:
-            raise BudgetError(f"{name}={value!r} must be a fraction from 0 to 1.")
+    check_fractions(fractions)
     ranking = _Ranking(ImplantLayers.of(space, rank), saliency_of(space, scores), implants, least)
     about: dict[str, Any] = {"criterion": scores.criterion, "implants": implants, "least": least}
     if not isinstance(removed, Budget):
@@ -70,6 +69,13 @@ def hap(
     keep, slim = ranking.without(gone, removed)
     about["removed"] = gone / max(len(ranking.order), 1)
     return planned_with(ranking.layers, keep, slim, **provenance(space, keep, removed, **about))
+
+
+def check_fractions(values: Mapping[str, object]) -> None:
+    """Raise `BudgetError` if one of ``values``, by the name of its argument, is no fraction from 0 to 1."""
+    for name, value in values.items():
+        if not is_number(value) or not 0 <= value <= 1:
+            raise BudgetError(f"{name}={value!r} must be a fraction from 0 to 1.")
 
 
 class _Ranking:
@@ -130,8 +136,7 @@ def implanted(
         PlanError: the plan is of another space, has implants, or the sizes in the model's code cannot follow.
     """
     check_space(space)
-    if not is_number(implants) or not 0 <= implants <= 1:
-        raise BudgetError(f"implants={implants!r} must be a fraction from 0 to 1.")
+    check_fractions({"implants": implants})
     saliency, layers = saliency_of(space, scores), ImplantLayers.of(space, rank)
     goes = ~space.keep_of(plan)
     slim = most_sensitive(saliency, goes & layers.can, math.floor(implants * goes.sum()))

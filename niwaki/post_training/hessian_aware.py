@@ -17,6 +17,9 @@ from niwaki.criteria.losses import Loss
 from niwaki.criteria.products import SecondDerivatives
 from niwaki.criteria.score import score
 from niwaki.errors import BudgetError, MethodError
+from niwaki.implants.hap import check_fractions
+from niwaki.implants.layers import ImplantLayers
+from niwaki.implants.limits import limits_of
 from niwaki.post_training.iterative import Repair
 from niwaki.post_training.own_choice import OwnChoice
 from niwaki.selection.budget import Budget
@@ -39,6 +42,9 @@ class HAP(OwnChoice):
         rank: with it, linear layers have implants too, see `niwaki.implants.choose`.
         probes: products with the Hessian for each batch.
         second_derivatives: how these are made.
+
+    Raises:
+        BudgetError: a fraction is out of range.
 
     Example:
         >>> import torch, niwaki
@@ -67,6 +73,10 @@ class HAP(OwnChoice):
     probes: int = 30
     second_derivatives: SecondDerivatives | None = None
 
+    def __post_init__(self) -> None:
+        removed = {} if self.removed is None else {"removed": self.removed}
+        check_fractions({**removed, "implants": self.implants, "least": self.least})
+
     def plan(self, space: SearchSpace, budget: Budget | None, batches: Sequence[Any], loss_fn: Loss, seed: int) -> Plan:
         """The plan of `niwaki.implants.hap`.
 
@@ -80,6 +90,8 @@ class HAP(OwnChoice):
                 f"Hessian-Aware Pruning has {have} a fraction of the units to remove. Give one of both: "
                 "niwaki.Budget(macs=0.5), or method=niwaki.HAP(removed=0.5)."
             )
+        if budget is not None:  # before the scoring, which takes long
+            limits_of(ImplantLayers.of(space, self.rank), budget)
         scores = score(
             *(space, "relative_hessian_trace", batches, loss_fn),
             probes=self.probes,

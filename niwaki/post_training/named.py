@@ -8,7 +8,8 @@ from typing import Any
 
 from niwaki.criteria.losses import Loss, loss_of
 from niwaki.criteria.mix import One
-from niwaki.errors import MethodError
+from niwaki.criteria.registry import criteria
+from niwaki.errors import MethodError, UnknownName, nearest
 from niwaki.post_training.explained import CaP
 from niwaki.post_training.hessian_aware import HAP
 from niwaki.post_training.own_choice import OwnChoice
@@ -46,8 +47,14 @@ def method_from(method: Method, batches: list[Any] | None, loss_fn: Loss | None)
 
     Raises:
         MethodError: there are no batches, and it needs them.
+        UnknownName: neither a method nor a criterion has that name.
     """
     named = NAMED.get(method) if isinstance(method, str) else None
+    if isinstance(method, str) and named is None and method not in criteria():
+        raise UnknownName(
+            f"There is no method {method!r}.{nearest(method, [*NAMED, *criteria()])} There are {', '.join(NAMED)} and "
+            f"the criteria {', '.join(sorted(criteria()))}."
+        )
     asking = method if isinstance(method, OwnChoice) else named
     if asking is None:
         return method

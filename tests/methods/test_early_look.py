@@ -80,6 +80,7 @@ def test_a_resumed_run_looks_where_it_would_have_looked(late: bool) -> None:
     first.step(SCHEDULE.until - 10)
     torch.set_rng_state(random)
     assert same(again.step(SCHEDULE.until - 10), first)
+    assert again.held and set(again.held) == {late}, "a gradient is held in the first look, too, if in all others"
 
 
 def test_passes_that_are_not_the_trainings_do_not_look() -> None:

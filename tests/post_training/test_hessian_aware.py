@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki import HAP, implants
 from niwaki.core.edits import Implant
-from niwaki.errors import BudgetError, MethodError, NiwakiError
+from niwaki.errors import BudgetError, MethodError, NiwakiError, UnknownName
 from niwaki.implants import ImplantLayers
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -51,6 +51,13 @@ def test_it_is_the_choice_of_the_paper(given: tuple[ImplantLayers, Tensor, dict[
     assert pruned.report.method == "hap" and pruned.report.rounds == 1 and pruned.report.repair == "norms"
     assert set(pruned.report.losses) == {"dense", "cut", "repaired"}
     assert niwaki.check(space.model, pruned.plan, x).holds
+
+
+def test_every_group_keeps_its_share(given: tuple[ImplantLayers, Tensor, dict[str, Any]]) -> None:
+    space = given[0].space
+    plan = implants.hap(space, niwaki.score(space, "magnitude"), 1.0, implants=0.0, least=0.3)
+    assert [len(plan.kept[group.name]) for group in space.groups] == [math.ceil(0.3 * g.units) for g in space.groups]
+    assert max(group.units for group in space.groups) > 3, "more than the one unit that always stays"
 
 
 def test_norms_have_the_statistics_of_the_batches() -> None:
@@ -109,8 +116,13 @@ def test_bad_input_is_told(given: tuple[ImplantLayers, Tensor, dict[str, Any]]) 
         told(MethodError, rf"{name}={value!r} {own}", **{name: value})
     told(MethodError, "method='hap' removes units, and remove='both' asks for whole structures.", remove="both")
     for name in ("removed", "implants", "least"):
-        wrong = HAP(**{"removed": 0.5, "probes": 1, name: 1.5})
-        told(BudgetError, f"{name}=1.5 must be a fraction from 0 to 1", method=wrong, budget=None)
+        with pytest.raises(BudgetError, match=f"{name}=1.5 must be a fraction from 0 to 1"):
+            HAP(**{"removed": 0.5, "probes": 1, name: 1.5})
+    told(
+        UnknownName,
+        r"There is no method 'happ'. Did you mean hap\? There are surgeon, cap, hap and the criteria",
+        method="happ",
+    )
     with pytest.raises(BudgetError, match=r"cannot be met: with the fraction 0.05 of every group, and the fraction 0"):
         implants.hap(layers.space, scores, niwaki.Budget(macs=0.001))
 
