@@ -13,6 +13,7 @@ import numpy as np
 
 import niwaki
 from benchmarks.accuracy import peers
+from benchmarks.accuracy.pruned_first import PRUNED_FIRST
 from benchmarks.accuracy.setting import DEFAULT_MOMENT, Setting
 from benchmarks.accuracy.training import Training
 from niwaki import implants
@@ -223,6 +224,7 @@ ARMS: Mapping[str, Arm] = {
     "taylor2": Arm(OneShot("taylor2", SCORED)),
     "torch-pruning": Arm(peers.GroupNorm(), gradual=True),
     "torch-pruning-taylor": Arm(peers.Taylor()),
+    **{name: Arm(train, baseline=False) for name, train in PRUNED_FIRST.items()},
     "ddp-masks": Arm(learnt_masks, baseline=False),
     "hap": Arm(HessianAware(0.0), baseline=False),
     "hap-implants": Arm(HessianAware(0.1), baseline=False),

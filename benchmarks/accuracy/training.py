@@ -14,6 +14,7 @@ import niwaki
 from benchmarks.accuracy.task import Task
 from niwaki.methods import registry
 from niwaki.methods.method import Method
+from niwaki.post_training.distillation import Distillation
 
 
 class Training:
@@ -36,6 +37,7 @@ class Training:
         self.step = 0
         self._method: Method | None = None
         self._until = 0
+        self._distil: Distillation | None = None
         self._batches = task.batches(seed)
         self._batch: Any = None
 
@@ -113,13 +115,24 @@ class Training:
         self.optimizer = self.task.recipe.attach(self.model)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
 
+    def finetune(self, model: nn.Module, teacher: nn.Module | None = None, rate: float = 1.0) -> None:
+        """Go on with a pruned ``model`` at the share ``rate`` of the recipe's learning rate; where there is a
+        ``teacher``, the divergence from it is added to the loss."""
+        self.replace(model)
+        self._peaks = [rate * peak for peak in self._peaks]
+        self._distil = None if teacher is None else niwaki.distillation(teacher)
+
     def more_batches(self, count: int) -> list[Any]:
         """The next batches, which the training skips."""
         return [next(self._batches) for _ in range(count)]
 
     def _loss(self) -> Tensor:
         """The loss of the batch at hand."""
-        return self.task.loss(self.model, self._batch)
+        loss = self.task.loss(self.model, self._batch)
+        if self._distil is None:
+            return loss
+        with torch.autocast(self.task.device.type, torch.bfloat16, enabled=self.task.fast):
+            return loss + self._distil(self.model, self._batch)
 
 
 def _first(space: niwaki.SearchSpace, widths: Sequence[int]) -> niwaki.Plan:

@@ -26,6 +26,7 @@ from benchmarks.accuracy.language import LanguageTask, Texts
 from benchmarks.accuracy.networks import CifarResNet, llama
 from benchmarks.accuracy.plots import plots
 from benchmarks.accuracy.protocol import jobs
+from benchmarks.accuracy.pruned_first import PRUNED_FIRST
 from benchmarks.accuracy.recipe import Adam, Cosine, Drops, OneCycle, Recipe, Sgd
 from benchmarks.accuracy.rows import Job, Row, append, missing, read
 from benchmarks.accuracy.setting import Setting
@@ -62,7 +63,10 @@ def macs(task: Task, model: torch.nn.Module) -> int:
     return niwaki.search_space(model, task.example(), rehearse=False).cost().macs
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if not (arm.startswith("torch-pruning") or ARMS[arm].erases)])
+LATER = {arm for arm in ARMS if arm.startswith("torch-pruning") or ARMS[arm].erases} | {*PRUNED_FIRST}
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm not in LATER])
 def test_every_arm_learns_within_the_budget(arm: str) -> None:
     task = brief(CPU, 0)
     run = ARMS[arm].train(Setting(task, 0, 0.5, widths=(5, 5, 11, 11) if ARMS[arm].needs_widths else None))
@@ -70,6 +74,28 @@ def test_every_arm_learns_within_the_budget(arm: str) -> None:
     assert run.step == task.recipe.steps
     assert share == 1 if arm == "dense" else 0.42 < share <= 0.5
     assert task.evaluate(run.model) > 0.2  # of ten classes
+
+
+@pytest.mark.parametrize("arm", ["prune-distilled-gentle", "prune-taylor-rounds", "prune-magnitude-repaired"])
+def test_an_arm_that_prunes_first_learns_within_the_budget(arm: str) -> None:
+    train, task = PRUNED_FIRST[arm], brief(CPU, 0)
+    run = replace(train, rounds=min(train.rounds, 2))(Setting(task, 0, 0.5, moment=0.5))
+    assert run.step == task.recipe.steps
+    assert 0.42 < macs(task, run.model) / macs(task, task.network()) <= 0.5
+    assert (run._distil is not None) == train.distilled
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(train.rate * 0.05 * task.recipe.factor(59))
+    assert task.evaluate(run.model) > 0.2
+
+
+def test_an_arm_that_is_distilled_learns_from_the_dense_network() -> None:
+    task = brief(CPU, 0, 30)
+    run = Training(task, 0)
+    teacher, student = task.network(), task.network()
+    run.finetune(student, teacher)
+    run._batch = next(task.batches(0))
+    apart = niwaki.distillation(teacher)(student, run._batch)
+    assert float(apart.detach()) > 0
+    torch.testing.assert_close(run._loss(), task.loss(student, run._batch) + apart)
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if ARMS[arm].erases and not ARMS[arm].layers])
