@@ -34,7 +34,7 @@ from benchmarks.accuracy.chart import chart
 from benchmarks.accuracy.plots import plots
 from benchmarks.accuracy.protocol import jobs, trained
 from benchmarks.accuracy.readme import ROOT, readme
-from benchmarks.accuracy.rows import append, missing, read
+from benchmarks.accuracy.rows import NAMES, append, missing, read
 from benchmarks.accuracy.setting import DEFAULT_MOMENT
 from benchmarks.accuracy.table import markdown
 from benchmarks.accuracy.tasks import TASKS
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     console = Console(width=150, highlight=False)
     where = Where(options.data, torch.device(options.device), options.smoke, options.all_images)
-    wanted = jobs(where, options.tasks, options.arms, options.budget, options.moment, range(options.seeds))
+    wanted = jobs(where, options.tasks, options.arms, options.budget, options.moment, range(options.seeds), options.of)
     wanted = missing(wanted, read(options.out))
     for number, job in enumerate(wanted, 1):
         row = trained(job, where, read(options.out), options.save)
@@ -102,7 +102,10 @@ def _options() -> argparse.Namespace:
         one.add_argument("--tasks", nargs="+", choices=TASKS, required=one is training, default=list(TASKS))
         one.add_argument("--arms", nargs="+", choices=ARMS, default=list(arms))
         one.add_argument("--out", type=Path, default=Path("out/accuracy"), help="folder of results; %(default)s")
-    training.add_argument("--budget", nargs="+", type=float, default=[0.35], help="shares of the MACs to keep")
+    training.add_argument("--budget", nargs="+", type=float, default=[0.35], help="shares to keep, of the MACs")
+    training.add_argument(
+        "--of", choices=NAMES, default="macs", help="what the budgets are shares of; default: %(default)s"
+    )
     training.add_argument("--moment", nargs="+", type=float, default=[DEFAULT_MOMENT], help="shares of the run")
     training.add_argument("--seeds", type=int, default=3, help="how many, from 0; default: %(default)s")
     training.add_argument("--data", type=Path, help="the folder of the data")

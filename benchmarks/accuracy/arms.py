@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from benchmarks.accuracy.pruned_first import PRUNED_FIRST
 from benchmarks.accuracy.setting import DEFAULT_MOMENT, Setting
 from benchmarks.accuracy.training import Training
 from niwaki import implants
-from niwaki.criteria.normalise import Compare
 from niwaki.methods import registry
+from niwaki.methods.method import Method
 from niwaki.methods.scoring import WEIGHTS
 
 _LEFT_OUT = {"hesso", "lhspg"}
@@ -145,62 +146,61 @@ class Pruned:
 
 
 @dataclass(frozen=True, slots=True)
-class Hesso:
-    """HESSO with units compared as ``compare`` says, and other ``criteria`` than its mix, if any; or such that the
-    network shrinks on the way."""
+class Varied:
+    """A method with other arguments than its own: ``build`` attaches it to a training. ``periods``: of its schedule;
+    ``erase``: of a space that offers structures."""
 
-    compare: Compare = "group"
-    criteria: tuple[str, ...] = ()
-    shrink: bool = False
+    build: Callable[[Training, niwaki.SearchSpace, niwaki.Budget, niwaki.Schedule], Method]
+    periods: int = 10
+    erase: bool = False
 
     def __call__(self, setting: Setting) -> Training:
         run = Training(setting.task, setting.seed)
-        schedule = niwaki.Schedule(start=setting.start, until=setting.until)
-        criteria = dict.fromkeys(self.criteria, 1.0) or WEIGHTS
-        method = niwaki.HESSO(
-            *(run.space(), run.optimizer, setting.budget, schedule),
-            criteria=criteria,
-            compare=self.compare,
-            shrink=self.shrink,
-        )
-        run.follow(method, schedule)
+        schedule = niwaki.Schedule(setting.start, setting.until, self.periods)
+        run.follow(self.build(run, run.space(erase=self.erase), setting.budget, schedule), schedule)
         run.advance()
         return run
 
 
-def varied(compare: Compare = "group", criteria: tuple[str, ...] = (), shrink: bool = False) -> Arm:
-    """HESSO with other arguments than its own."""
-    return Arm(Hesso(compare, criteria, shrink), own=DEFAULT_MOMENT, gradual=True, baseline=False)
+def _with(named: Callable[..., Method], **options: Any) -> Callable[..., Method]:
+    """To be built with these options."""
+
+    def build(run: Training, space: niwaki.SearchSpace, budget: niwaki.Budget, schedule: niwaki.Schedule) -> Method:
+        return named(space, run.optimizer, budget, schedule, **options)
+
+    return build
 
 
-def h2spg_by_mix(setting: Setting) -> Training:
-    """H2SPG's update of the structures that HESSO's scores choose."""
-    run = Training(setting.task, setting.seed)
-    schedule = niwaki.Schedule(start=setting.start, until=setting.until)
-    space = run.space(erase=True)
-    run.follow(niwaki.H2SPG(space, run.optimizer, setting.budget, schedule, criteria=WEIGHTS), schedule)
-    run.advance()
-    return run
+def _cric(
+    run: Training,
+    space: niwaki.SearchSpace,
+    budget: niwaki.Budget,
+    schedule: niwaki.Schedule,
+    criteria: tuple[str, ...],
+) -> Method:
+    return niwaki.CRIC(space, run.optimizer, budget, schedule, loss=run.loss, criteria=dict.fromkeys(criteria, 1.0))
 
 
-@dataclass(frozen=True, slots=True)
-class AutoTrainOnce:
-    """ATO with another controller than the paper's, ``generator`` of `niwaki.masks`."""
+def _shared_controller(
+    run: Training, space: niwaki.SearchSpace, budget: niwaki.Budget, schedule: niwaki.Schedule
+) -> Method:
+    loss, batches = run.task.loss, run.task.held_out_batches()
+    return niwaki.ATO(space, run.optimizer, budget, schedule, loss_fn=loss, batches=batches, generator="shared")
 
-    generator: str
 
-    def __call__(self, setting: Setting) -> Training:
-        run = Training(setting.task, setting.seed)
-        schedule = niwaki.Schedule(start=setting.start, until=setting.until)
-        method = niwaki.ATO(
-            *(run.space(), run.optimizer, setting.budget, schedule),
-            loss_fn=setting.task.loss,
-            batches=setting.task.held_out_batches(),
-            generator=self.generator,
-        )
-        run.follow(method, schedule)
-        run.advance()
-        return run
+def varied(build: Callable[..., Method], periods: int = 10, erase: bool = False) -> Arm:
+    """A method with other arguments than its own."""
+    return Arm(Varied(build, periods, erase), own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=erase)
+
+
+def by(criterion: str, *others: str) -> Callable[..., Method]:
+    """HESSO with these criteria, each as much as any, in place of its mix."""
+    return _with(niwaki.HESSO, criteria=dict.fromkeys((criterion, *others), 1.0))
+
+
+def cric_by(criterion: str, *others: str) -> Callable[..., Method]:
+    """HESSO-CRIC with these."""
+    return partial(_cric, criteria=(criterion, *others))
 
 
 def method(name: str, erase: bool = False, narrow: bool = False, layers: bool = False) -> Arm:
@@ -230,16 +230,21 @@ ARMS: Mapping[str, Arm] = {
     "hap-implants": Arm(HessianAware(0.1), baseline=False),
     "hap-value": Arm(HessianAware("value"), baseline=False),
     **{name: method(name) for name in _narrowing()},
-    "ato-shared": Arm(AutoTrainOnce("shared"), own=DEFAULT_MOMENT, gradual=True, baseline=False),
-    "hesso-shrinking": varied(shrink=True),
-    "hesso-space": varied("space"),
-    "hesso-isomorphic": varied("isomorphic"),
-    "hesso-magnitude": varied(criteria=("magnitude",)),
-    "hesso-taylor": varied(criteria=("taylor1", "taylor2")),
-    "hesso-space-taylor": varied("space", ("taylor1", "taylor2")),
+    "ato-shared": varied(_shared_controller),
+    "hesso-shrinking": varied(_with(niwaki.HESSO, shrink=True)),
+    "hesso-one-step": varied(_with(niwaki.HESSO), periods=1),
+    "hesso-space": varied(_with(niwaki.HESSO, compare="space")),
+    "hesso-isomorphic": varied(_with(niwaki.HESSO, compare="isomorphic")),
+    "hesso-magnitude": varied(by("magnitude")),
+    "hesso-taylor": varied(by("taylor1", "taylor2")),
+    "hesso-space-taylor": varied(_with(niwaki.HESSO, compare="space", criteria={"taylor1": 1.0, "taylor2": 1.0})),
+    "hesso-cric-magnitude": varied(cric_by("magnitude")),
+    "hesso-cric-taylor1": varied(cric_by("taylor1")),
+    "hesso-cric-taylor2": varied(cric_by("taylor2")),
+    "hesso-cric-cosine": varied(cric_by("cosine")),
     "random-structures": Arm(random_subnetwork, prunes=False, erases=True),
     "h2spg": method("h2spg", erase=True),
-    "h2spg-mix": Arm(h2spg_by_mix, own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=True),
+    "h2spg-mix": varied(_with(niwaki.H2SPG, criteria=WEIGHTS), erase=True),
     "hesso-structures": method("hesso", erase=True),
     "hesso-layers": method("hesso", erase=True, layers=True),
     "h2spg-layers": method("h2spg", erase=True, layers=True),

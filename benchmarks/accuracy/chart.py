@@ -36,7 +36,7 @@ def chart(rows: Sequence[Row], task: str, moment: float, path: Path) -> Path:
     Raises:
         SystemExit: the dense network or everything else has no row.
     """
-    every = [one for one in summaries(rows) if one.first.task == task]
+    every = [one for one in summaries(rows) if (one.first.task, one.first.limited) == (task, "macs")]
     dense = next((one for one in every if one.first.arm == "dense"), None)
     drawn = {
         arm: [*mine, dense]

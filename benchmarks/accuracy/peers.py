@@ -32,7 +32,7 @@ class GroupNorm:
         pruner = _pruner(
             peer.pruner.GroupNormPruner, importance, run.model, run.task, self.steps, reg=self.regularization
         )
-        limit = setting.macs * macs_of(run.model, run.task)
+        limit = _limit(setting, run)
         run.advance(setting.until, before_step=lambda: pruner.regularize(run.model))
         _cut(run.model, run.task, pruner, limit, self.steps, score=lambda: None)
         run.replace(run.model)
@@ -49,7 +49,7 @@ class Taylor:
     def __call__(self, setting: Setting) -> Training:
         run = Training(setting.task, setting.seed)
         run.advance(setting.until)
-        limit = setting.macs * macs_of(run.model, run.task)
+        limit = _limit(setting, run)
         taylor(run.model, run.task, limit, run.more_batches(self.steps), self.steps)
         run.replace(run.model)
         run.advance()
@@ -74,6 +74,13 @@ def magnitude(model: nn.Module, task: Task, limit: float, steps: int) -> None:
     peer = _peer()
     pruner = _pruner(peer.pruner.BasePruner, peer.importance.GroupMagnitudeImportance(p=2), model, task, steps)
     _cut(model, task, pruner, limit, steps, score=lambda: None)
+
+
+def _limit(setting: Setting, run: Training) -> float:
+    """In multiply-accumulates."""
+    if setting.limited != "macs":
+        raise SystemExit(f"Torch-Pruning's arms cut to a share of the MACs, not of the {setting.limited}.")
+    return setting.share * macs_of(run.model, run.task)
 
 
 def _peer() -> Any:

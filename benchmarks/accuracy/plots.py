@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.arms import ARMS
-from benchmarks.accuracy.rows import Row
+from benchmarks.accuracy.rows import NAMES, Row
 from benchmarks.accuracy.summary import Summary, dense_of, summaries
 
 Place = Callable[[Summary], float | None]
@@ -49,9 +49,9 @@ def _by_budget(every: Sequence[Summary]) -> dict[str, list[Summary]]:
     panels: dict[str, list[Summary]] = {}
     for one in every:
         if ARMS[one.first.arm].prunes:
-            panels.setdefault(f"{one.first.task} {one.first.recipe}, {one.first.budget:.0%} of the MACs", []).append(
-                one
-            )
+            panels.setdefault(
+                f"{one.first.task} {one.first.recipe}, {one.first.budget:.0%} of the {NAMES[one.first.limited]}", []
+            ).append(one)
     return {name: some for name, some in panels.items() if len({one.first.moment for one in some}) > 1}
 
 

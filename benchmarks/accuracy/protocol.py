@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import niwaki
 from benchmarks.accuracy.arms import ARMS, Setting
-from benchmarks.accuracy.rows import Job, Row
+from benchmarks.accuracy.rows import NAMES, Job, Row
 from benchmarks.accuracy.tasks import TASKS
 from benchmarks.accuracy.where import Where
 
@@ -28,9 +28,10 @@ def jobs(
     budgets: Sequence[float],
     moments: Sequence[float],
     seeds: Iterable[int],
+    limited: str = "macs",
 ) -> list[Job]:
     """All networks, seed by seed, so that a run that is stopped has whole comparisons. All arms prune at the same
-    ``moments``, and a method once more at its own."""
+    ``moments``, and a method once more at its own. ``budgets``: shares of the dense network's ``limited``."""
     found: dict[Job, None] = {}
     for seed in seeds:
         for task in tasks:
@@ -42,7 +43,8 @@ def jobs(
                     for moment in (*moments, *own) if arm.prunes else (0.0,):
                         if arm.gradual and not moment:
                             continue
-                        found[Job(task, name, budget if arm.cuts else 1.0, moment, seed, recipe)] = None
+                        of = (budget, limited) if arm.cuts else (1.0, "macs")
+                        found[Job(task, name, of[0], moment, seed, recipe, of[1])] = None
     return list(found)
 
 
@@ -54,7 +56,7 @@ def trained(job: Job, where: Where, rows: Sequence[Row], save: Path | None = Non
     widths = _widths(job, rows) if arm.needs_widths else None
     clock = time.process_time if where.device.type == "cpu" else time.perf_counter
     begin = clock()
-    run = arm.train(Setting(task, job.seed, job.budget, job.moment, widths))
+    run = arm.train(Setting(task, job.seed, job.budget, job.moment, widths, job.limited))
     if where.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = clock() - begin
@@ -90,13 +92,13 @@ def trained(job: Job, where: Where, rows: Sequence[Row], save: Path | None = Non
 def _widths(job: Job, rows: Sequence[Row]) -> tuple[int, ...]:
     moment = ARMS[WIDTHS_OF].own
     assert moment is not None
-    wanted = Job(job.task, WIDTHS_OF, job.budget, moment, 0, job.recipe)
+    wanted = Job(job.task, WIDTHS_OF, job.budget, moment, 0, job.recipe, job.limited)
     for row in rows:
         if row.job == wanted:
             return row.widths
     raise SystemExit(
-        f"The arm {job.arm!r} has the widths of {WIDTHS_OF!r} with seed 0 at {job.budget:.0%} of the MACs, which is "
-        f"not among the results of {job.task!r}: train that first."
+        f"The arm {job.arm!r} has the widths of {WIDTHS_OF!r} with seed 0 at {job.budget:.0%} of the "
+        f"{NAMES[job.limited]}, which is not among the results of {job.task!r}: train that first."
     )
 
 

@@ -93,8 +93,10 @@ def table(folder: Path) -> str:
 
 
 def _find(every: Sequence[Summary], line: Line) -> Summary | None:
-    wanted = (line.arm, line.budget, line.moment)
-    return next((one for one in every if (one.first.arm, one.first.budget, one.first.moment) == wanted), None)
+    wanted = ("macs", line.arm, line.budget, line.moment)
+    return next(
+        (one for one in every if (one.first.limited, one.first.arm, one.first.budget, one.first.moment) == wanted), None
+    )
 
 
 def _cells(words: str, one: Summary, hesso: Summary | None, every: Sequence[Summary]) -> str:

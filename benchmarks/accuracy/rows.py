@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+NAMES = {"macs": "MACs", "units": "units"}  # what a budget is a share of
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One network to train. ``budget``: the share of the dense MACs to keep, ``moment``: the share of the run after
-    which the last removed unit is zero; 1 and 0 for arms that have none. ``recipe``: the task's fingerprint."""
+    """One network to train. ``budget``: the share of the dense network's ``limited`` to keep, MACs or units,
+    ``moment``: the share of the run after which the last removed unit is zero; 1 and 0 for arms that have none.
+    ``recipe``: the task's fingerprint."""
 
     task: str
     arm: str
@@ -20,6 +23,7 @@ class Job:
     moment: float
     seed: int
     recipe: str
+    limited: str = "macs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Row:
     commit: str
     niwaki: str
     torch: str
+    limited: str = "macs"
 
     @property
     def job(self) -> Job:

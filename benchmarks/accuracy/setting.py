@@ -14,19 +14,21 @@ START = 0.1 / DEFAULT_MOMENT  # where it begins, as a share of the moment
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """``macs``: the share of the dense network's to keep. ``moment``: the share of the run after which the last removed
-    unit is zero. ``widths``: of HESSO's network for this budget at its own moment and seed 0, for arms that need it."""
+    """``share``: how much of the dense network's ``limited`` to keep, its MACs or units. ``moment``: the share of the
+    run after which the last removed unit is zero. ``widths``: of HESSO's network for this budget at its own moment and
+    seed 0, for arms that need it."""
 
     task: Task
     seed: int
-    macs: float = 1.0
+    share: float = 1.0
     moment: float = DEFAULT_MOMENT
     widths: Sequence[int] | None = None
+    limited: str = "macs"
 
     @property
     def budget(self) -> niwaki.Budget:
         """What must hold from the moment on."""
-        return niwaki.Budget(macs=self.macs)
+        return niwaki.Budget(**{self.limited: self.share})
 
     @property
     def until(self) -> int:

@@ -67,11 +67,11 @@ class Difference:
 def summaries(rows: Iterable[Row]) -> list[Summary]:
     """One for each task, recipe, budget, moment and arm: tasks by name, large budgets first, then by moment and as
     `ARMS` has them."""
-    found: dict[tuple[str, str, float, float, str], list[Row]] = {}
+    found: dict[tuple[str, str, str, float, float, str], list[Row]] = {}
     for row in rows:
-        found.setdefault((row.task, row.recipe, -row.budget, row.moment, row.arm), []).append(row)
+        found.setdefault((row.task, row.recipe, row.limited, -row.budget, row.moment, row.arm), []).append(row)
     order = list(ARMS)
-    keys = sorted(found, key=lambda key: (*key[:4], order.index(key[4])))
+    keys = sorted(found, key=lambda key: (*key[:5], order.index(key[5])))
     return [Summary(tuple(sorted(found[key], key=lambda row: row.seed))) for key in keys]
 
 
@@ -89,7 +89,7 @@ def best_baseline(one: Summary, every: Sequence[Summary], held_out: bool = False
         if ARMS[other.first.arm].baseline
         and other.first.arm not in ("dense", one.first.arm)
         and _same_task(one, other)
-        and other.first.budget == one.first.budget
+        and (other.first.budget, other.first.limited) == (one.first.budget, one.first.limited)
     ]
     alike = [other for other in pool if not ARMS[other.first.arm].prunes or other.first.moment == one.first.moment]
     pool = alike if any(ARMS[other.first.arm].prunes for other in alike) else pool

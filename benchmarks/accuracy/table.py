@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.accuracy.arms import ARMS
-from benchmarks.accuracy.rows import Row
+from benchmarks.accuracy.rows import NAMES, Row
 from benchmarks.accuracy.summary import Summary, best_baseline, dense_of, summaries
 
 HEADINGS = (
     "task",
-    "of the MACs",
+    "budget",
     "moment",
     "arm",
     "mean",
@@ -38,7 +38,7 @@ def _line(one: Summary, every: Sequence[Summary], held_out: bool) -> tuple[str, 
     time = one.time(dense_of(one, every))
     return (
         one.first.task,
-        f"{one.first.budget:.0%}",
+        f"{one.first.budget:.0%} of the {NAMES[one.first.limited]}",
         f"{one.first.moment:.0%}" if ARMS[one.first.arm].prunes else "",
         one.first.arm,
         f"{one.mean(held_out):.{digits}f}",

@@ -62,7 +62,7 @@ class Training:
         only), and cut the network when its schedule is over."""
         space = self.space(erase=erase, layers=layers)
         training = registry.Training(
-            *(space, self.optimizer, budget, schedule, self._loss),
+            *(space, self.optimizer, budget, schedule, self.loss),
             erase=erase,
             narrow=narrow,
             loss_fn=self.task.loss,
@@ -83,7 +83,7 @@ class Training:
             self.model.train()
             self.optimizer.zero_grad()
             self._batch = next(self._batches)
-            self._loss().backward()  # type: ignore[no-untyped-call]
+            self.loss().backward()  # type: ignore[no-untyped-call]
             if before_step is not None:
                 before_step()
             self.optimizer.step()
@@ -126,7 +126,7 @@ class Training:
         """The next batches, which the training skips."""
         return [next(self._batches) for _ in range(count)]
 
-    def _loss(self) -> Tensor:
+    def loss(self) -> Tensor:
         """The loss of the batch at hand."""
         loss = self.task.loss(self.model, self._batch)
         if self._distil is None:
