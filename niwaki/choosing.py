@@ -19,7 +19,7 @@ from niwaki.errors import BudgetError
 from niwaki.masks.learner import MaskLearner
 from niwaki.performance.fit import fit_latency
 from niwaki.performance.meters import Limit, meters
-from niwaki.selection import STRUCTURES, UNITS, Removal, SelectionRequest, removal_named
+from niwaki.selection import STRUCTURES, UNITS, Removal, SelectionRequest, free_note, removal_named
 from niwaki.selection.budget import (
     MODELLED,
     Budget,
@@ -46,12 +46,14 @@ def choose(
     """The plan that keeps the most of ``scores`` and meets every limit of ``budget`` from below.
 
     The gap left under the tightest limit is at most 1 % (5 % for latency), or nothing more fits into it:
-    ``plan.provenance["tight"]`` then gives the cost of the next step. Measured limits are met by cutting and measuring
-    networks, which takes seconds (the logger ``niwaki`` tells of each); the measurements are in
-    ``plan.provenance["measured"]``. For ``latency`` every operator is timed in them, and units are priced by their
-    time: a unit of few MACs that takes long is removed first. Where these times do not predict the latency, and for
-    other measured limits, units are priced by their MACs; ``plan.provenance["priced"]`` gives the method and the
-    reason.
+    ``plan.provenance["tight"]`` then gives the cost of the next step. ``plan.provenance["free"]`` names structures that
+    stay since their erasing would save nothing, such as shortcuts under a limit in MACs.
+
+    Measured limits are met by cutting and measuring networks, which takes seconds (the logger ``niwaki`` tells of
+    each); the measurements are in ``plan.provenance["measured"]``. For ``latency`` every operator is timed in them, and
+    units are priced by their time: a unit of few MACs that takes long is removed first. Where these times do not
+    predict the latency, and for other measured limits, units are priced by their MACs; ``plan.provenance["priced"]``
+    gives the method and the reason.
 
     Args:
         space: the search space. One with ``streams="union"`` has one threshold for the scores of all units and all
@@ -153,6 +155,8 @@ def chosen(
     about: dict[str, Any] = {"criterion": scores.criterion}
     if removal is not UNITS:
         about["remove"] = removal.name
+        if told := free_note(space, keep, limits, untrained=True):
+            about["free"] = told
     if removal is not STRUCTURES and compare != "group":
         about["compare"] = compare
     if measured:

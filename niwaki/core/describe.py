@@ -33,8 +33,7 @@ def describe_plan(plan: Plan) -> str:
         if dense.get(measure) and measure in kept:
             share, asked = kept[measure] / dense[measure], _limit(budget.get(measure))
             lines.append(f"  {noun}: {dense[measure]:,} -> {kept[measure]:,} ({share:.1%}{asked})")
-    if about.get("tight"):
-        lines.append(f"  {about['tight']}")
+    lines += [f"  {about[told]}" for told in ("tight", "free") if about.get(told)]
     touched = [
         (name, len(kept), units)
         for name, kept in plan.kept.items()

@@ -29,7 +29,7 @@ from niwaki.methods.schedule import Schedule
 from niwaki.methods.shrinking import LiveSpace, ShrinkPolicy
 from niwaki.methods.status import Progress, not_ended, not_zero, remainder, warn_of
 from niwaki.methods.trained_units import TrainedUnits
-from niwaki.selection import STRUCTURES
+from niwaki.selection import STRUCTURES, UNITS, free_note
 from niwaki.selection.budget import Budget, provenance, slack_note
 
 KEY = "niwaki"
@@ -193,7 +193,8 @@ class Method:
         """The plan that removes what the method has chosen so far, or as many of it as the sizes of the model's code
         allow. After ``schedule.until`` steps it meets the budget, and all that it removes is zero. Before, or where
         something is not zero in the model, a warning says so. Where steps are so coarse that more than 1 % is left
-        under every limit, ``provenance["tight"]`` says what the next would cost.
+        under every limit, ``provenance["tight"]`` says what the next would cost; ``provenance["free"]`` names
+        structures that stay since their erasing would save nothing, such as shortcuts under a limit in MACs.
 
         Raises:
             PlanError: no values of the model's attributes could follow the choice.
@@ -212,6 +213,8 @@ class Method:
                 and (told := slack_note(self.space, keep, target.limits, target.budget))
             ):
                 about["tight"] = told
+            if ended and target.removal is not UNITS and (told := free_note(self.space, keep, target.limits)):
+                about["free"] = told
             about = provenance(self.space, keep, target.budget, **about)
         return self.units.plan(keep, about if ended else about | {"ended": False})
 

@@ -15,5 +15,6 @@ from niwaki.selection.request import SelectionRequest as SelectionRequest
 from niwaki.selection.steps import Widths as Widths
 from niwaki.selection.structures import check_erased as check_erased
 from niwaki.selection.structures import check_some as check_some
+from niwaki.selection.structures import free_note as free_note
 from niwaki.selection.structures import how_many_erased as how_many_erased
 from niwaki.solve.uniform import uniform as uniform

@@ -252,6 +252,32 @@ def check_erased(
             )
 
 
+def free_note(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], untrained: bool = False) -> str | None:
+    """A sentence that says which structures of ``keep`` stay because their erasing saves nothing of any limit, such as
+    shortcuts and poolings under a limit in MACs; None if there are none."""
+    units = erasable(space, untrained)
+    if not limits or space.erasures is None or not units:
+        return None
+    saved = prices(space.cost_model.merged(), keep, limits)
+    around = {number: space.erasures.around(number) for number in units}
+    free = [
+        number
+        for number, unit in units.items()
+        if all(price[unit] <= 0 for price in saved.values())
+        and all(keep[units[one]] for one in around[number] if one in units)
+    ]
+    outer = [number for number in free if not any(one in free for one in around[number][1:])]
+    if not outer:
+        return None
+    names = ", ".join(space.structures[number].name for number in outer[:2])
+    more = f" and {len(outer) - 2} more" if len(outer) > 2 else ""
+    stay, them = ("stays", "it") if len(outer) == 1 else ("stay", "them")
+    return (
+        f"{names}{more} {stay}: to erase {them} would save no {' or '.join(limits)}. A limit in units counts each "
+        "structure as one, and space.plan erases by hand."
+    )
+
+
 def _why_none(space: SearchSpace) -> str:
     erasures = space.erasures
     if erasures is None or not erasures.listed:

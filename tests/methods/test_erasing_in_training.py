@@ -149,6 +149,31 @@ def test_what_does_not_leave_takes_the_bare_step(kind: str) -> None:
     assert moved and moved <= leaving
 
 
+@pytest.mark.parametrize("kind", ["h2spg", "h2spg by criteria"])
+def test_the_rest_takes_the_bare_step_from_beginning_to_end(kind: str) -> None:
+    """On every step of a whole run, with the optimizer's state: all weights but those that make the results of what was
+    chosen move to where the bare optimizer moves them, to the bit."""
+    run, bare = Run(kind, adam=True), Run(None, adam=True)
+    assert run.method is not None
+    touched: set[str] = set()
+    for step in range(STEPS):
+        bare.model.load_state_dict(run.model.state_dict())
+        state = {key: value for key, value in run.optimizer.state_dict().items() if key != "niwaki"}
+        bare.optimizer.load_state_dict(copy.deepcopy(state))
+        run.train(step, step + 1)
+        bare.train(step, step + 1)
+        touched |= {name for name, weight in run.weights.items() if not torch.equal(weight, bare.weights[name])}
+    chosen = run.method.selector.choice.units  # type: ignore[attr-defined]
+    producers = {
+        piece.tensor
+        for group in run.space.groups
+        if chosen[group.numbers].any()
+        for piece in group.slices
+        if piece.role.zeroed_by_method
+    }
+    assert touched == producers and len(producers) < len(run.weights) - 2
+
+
 @pytest.mark.parametrize("kind", ["hesso", "h2spg"])
 def test_what_is_inside_goes_with_the_cut(kind: str) -> None:
     """Of a branch with a branch inside, only what makes its own result is driven to zero; the rest trains on."""
@@ -198,6 +223,7 @@ PHASES = {
     "hesso": {2: "waiting", 5: "scoring", 10: "fading", 20: "fading"},
     "cric": {1: "waiting", 5: "trial", 14: "fading", 22: "fading"},
     "h2spg": {2: "waiting", 5: "scoring", 10: "half-space"},
+    "h2spg by criteria": {2: "waiting", 5: "scoring", 10: "half-space"},
 }
 IN_PHASES = [(kind, stop, phase) for kind, stops in PHASES.items() for stop, phase in stops.items()]
 

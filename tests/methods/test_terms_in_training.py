@@ -67,6 +67,28 @@ def test_an_edge_fades_in_its_weights_and_its_gates() -> None:
     agrees(run)
 
 
+FREE = "skip, largest and 2 more stay: to erase them would save no macs. A limit in units counts each structure as one"
+
+
+def test_what_saves_nothing_stays_and_is_named() -> None:
+    """Under a limit in MACs shortcuts and poolings keep their gates open, whatever they are worth."""
+    run = Run(None)
+    run.method = h2spg(run.space, run.optimizer, budget=niwaki.Budget(macs=0.3), criteria={"taylor1": 1.0})
+    with pytest.warns(UserWarning, match="H2SPG has seen no step"):
+        assert "free" not in run.method.plan().provenance  # nothing is chosen yet
+    run.train()
+    assert run.erased == {"branch..norm"} and set(run.gates.values()) == {1.0}
+    assert FREE in str(run.method.plan())
+    batches = [(X, torch.randint(0, 3, (4,)))]
+    scores = niwaki.score(run.space, "taylor1", batches, torch.nn.CrossEntropyLoss())
+    for remove in ("structures", "both"):
+        plan = niwaki.choose(run.space, scores, niwaki.Budget(macs=0.3), remove=remove)  # type: ignore[arg-type]
+        assert plan.provenance["free"].startswith(FREE)
+    counted = niwaki.Budget(units=run.space.num_units - 1)
+    assert "free" not in niwaki.choose(run.space, scores, counted, remove="structures").provenance
+    assert "free" not in niwaki.choose(run.space, scores, niwaki.Budget(macs=0.3)).provenance
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_the_plain_loop_trains_the_same(kind: str) -> None:
     fast, plain = (Run(kind, vectorised=fast).train() for fast in (True, False))
@@ -84,6 +106,7 @@ PHASES = {
     "hesso": {1: "waiting", 4: "scoring", 9: "fading", 16: "fading", 22: "done"},
     "cric": {1: "waiting", 6: "trial", 12: "fading", 18: "fading", 22: "done"},
     "h2spg": {1: "waiting", 4: "scoring", 9: "half-space", 22: "done"},
+    "h2spg by criteria": {1: "waiting", 4: "scoring", 9: "half-space", 22: "done"},
 }
 
 
