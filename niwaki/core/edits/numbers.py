@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
@@ -21,10 +22,53 @@ if TYPE_CHECKING:
     from niwaki.core.plan import Plan
 
 
+class _NumberEdit(ModuleEdit):
+    """A new number in Python for a module: no tensor changes, and the last of several wins."""
+
+    __slots__ = ()
+
+    module: str
+    value: float
+
+    @property
+    @abstractmethod
+    def path(self) -> str:
+        """Where it is in its module, as one would write it."""
+
+    @final
+    def check(self, plan: Plan) -> None:
+        pass
+
+    @final
+    def update_shapes(self, shapes: dict[str, Shape]) -> None:
+        pass
+
+    @final
+    @property
+    def moved(self) -> Mapping[str, str | None]:
+        return {}
+
+    @final
+    def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
+        return nothing_to_mask
+
+    @final
+    @classmethod
+    def then(cls, first: Self | None, later: Self | None) -> Self | None:
+        return later or first
+
+    @final
+    @classmethod
+    def left(cls, first: Self | None, whole: Self | None, done: Plan, plan: Plan) -> Self | None:
+        if whole is None and first is not None:
+            raise _left_as_it_was(first.path, first.module, first.value)
+        return None if first == whole else whole
+
+
 @final
 @register_edit
 @dataclass(frozen=True, slots=True)
-class SetAttribute(ModuleEdit):
+class SetAttribute(_NumberEdit):
     """A new value for an integer attribute of a module, or for one inside it. The module alone gets it: containers
     and objects on the way there are replaced by copies, for others may hold them too."""
 
@@ -45,11 +89,7 @@ class SetAttribute(ModuleEdit):
 
     @property
     def path(self) -> str:
-        """Where it is in its module, as one would write it."""
         return describe("", self.name, self.where)
-
-    def check(self, plan: Plan) -> None:
-        pass
 
     def check_model(self, modules: Mapping[str, nn.Module]) -> None:
         value = getattr(modules.get(self.module), self.name, None)
@@ -79,26 +119,6 @@ class SetAttribute(ModuleEdit):
                 "such attribute. Pass the dense model the plan was made for."
             ) from None
 
-    def update_shapes(self, shapes: dict[str, Shape]) -> None:
-        pass
-
-    @property
-    def moved(self) -> Mapping[str, str | None]:
-        return {}
-
-    def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
-        return nothing_to_mask
-
-    @classmethod
-    def then(cls, first: Self | None, later: Self | None) -> Self | None:
-        return later or first
-
-    @classmethod
-    def left(cls, first: Self | None, whole: Self | None, done: Plan, plan: Plan) -> Self | None:
-        if whole is None and first is not None:
-            raise _left_as_it_was(first.path, first.module, first.value)
-        return None if first == whole else whole
-
     def renamed(self, name: Callable[[str], str | None]) -> Self | None:
         module = name(self.module)
         return None if module is None else replace(self, module=module)
@@ -117,7 +137,7 @@ class SetAttribute(ModuleEdit):
 @final
 @register_edit
 @dataclass(frozen=True, slots=True)
-class SetScalar(ModuleEdit):
+class SetScalar(_NumberEdit):
     """A new ``value`` for the float attribute ``name`` of a module (times the machine epsilon of the model's dtype, if
     ``epsilon``)."""
 
@@ -133,11 +153,12 @@ class SetScalar(ModuleEdit):
         return "set scalar", self.module, self.name
 
     @property
+    def path(self) -> str:
+        return self.name
+
+    @property
     def for_graph(self) -> bool | None:
         return None
-
-    def check(self, plan: Plan) -> None:
-        pass
 
     def check_model(self, modules: Mapping[str, nn.Module]) -> None:
         if self.module not in modules or self.name not in modules[self.module].__dict__:
@@ -149,26 +170,6 @@ class SetScalar(ModuleEdit):
             kinds = (p.dtype for p in modules[""].parameters() if p.is_floating_point())
             value *= torch.finfo(next(kinds, torch.get_default_dtype())).eps
         modules[self.module].__dict__[self.name] = value
-
-    def update_shapes(self, shapes: dict[str, Shape]) -> None:
-        pass
-
-    @property
-    def moved(self) -> Mapping[str, str | None]:
-        return {}
-
-    def mask(self, modules: Mapping[str, nn.Module]) -> Callable[[], None]:
-        return nothing_to_mask
-
-    @classmethod
-    def then(cls, first: Self | None, later: Self | None) -> Self | None:
-        return later or first
-
-    @classmethod
-    def left(cls, first: Self | None, whole: Self | None, done: Plan, plan: Plan) -> Self | None:
-        if whole is None and first is not None:
-            raise _left_as_it_was(first.name, first.module, first.value)
-        return None if first == whole else whole
 
     def renamed(self, name: Callable[[str], str | None]) -> Self | None:
         module = name(self.module)
