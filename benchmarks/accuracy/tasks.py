@@ -23,6 +23,12 @@ TASKS: Mapping[str, Build] = {
         build=partial(SuperResNet, 10, 1, (10, 20, 40), (1, 1, 1), (3, 5)),
         about="super-network 10-20-40 of 3x3 beside 5x5",
     ),
+    "fashion-super-resnet-357": partial(
+        vision.fashion,
+        name="fashion-super-resnet-357",
+        build=partial(SuperResNet, 10, 1, (12, 24, 48), (1, 1, 1), (3, 5, 7), stride=2),
+        about="super-network 12-24-48 of 3x3 beside 5x5 beside 7x7 at half of the resolution",
+    ),
     "fashion-demo-supernet": partial(
         vision.fashion,
         name="fashion-demo-supernet",

@@ -59,6 +59,7 @@ class SuperResNet(nn.Module):
         widths: channels of each stage; each stage after the first halves the resolution.
         depths: blocks of each stage.
         kernels: sizes of the parallel convolutions, odd.
+        stride: of the stem.
     """
 
     def __init__(
@@ -68,10 +69,11 @@ class SuperResNet(nn.Module):
         widths: tuple[int, ...],
         depths: tuple[int, ...],
         kernels: tuple[int, ...] = (3, 5, 7),
+        stride: int = 1,
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+            nn.Conv2d(channels, widths[0], 3, stride, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
         before = (widths[0], *widths[:-1])
         self.stages = nn.Sequential(

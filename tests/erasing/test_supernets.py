@@ -42,6 +42,8 @@ def test_a_super_resnet() -> None:
     assert found["stages.1.0.shortcut"].params == 4 * 6 + 2 * 6
     seven = found["stages.0.0.second.branches.2"]
     assert (seven.params, seven.macs) == (4 * 4 * 49 + 8, 2 * 4 * 4 * 49 * 64)
+    half = listed(SuperResNet(3, 2, (4, 6), (1, 2), stride=2))["stages.0.0.second.branches.2"]
+    assert (half.params, 4 * half.macs) == (seven.params, seven.macs)
     block = found["stages.1.1"]
     assert block.params == sum(6 * 6 * k * k + 12 for k in (3, 5, 7)) * 2
     assert list(found)[seven.inside or 0] == "stages.0.0"
