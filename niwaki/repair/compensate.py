@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,8 +95,8 @@ def compensate(
     may have one. Networks run in eval mode.
 
     Layers are linear ones, convolutions and transposed ones, grouped and depthwise ones by groups, what recurrent
-    layers and cells read, the queries, keys and values of `torch.nn.MultiheadAttention`, and any layer that multiplies
-    by its only matrix, as GPT-2's do (which is tried on the batches). Others, and hidden states inside of a recurrent
+    layers and cells read, the projections of `torch.nn.MultiheadAttention`, and any layer that multiplies by its only
+    matrix, as GPT-2's do (which is tried on the batches). Others, and hidden states inside of a recurrent
     layer, are in ``Compensated.left``. In a grouped convolution the groups that stay are fitted, although what they
     read is whole, since errors of earlier layers reach them.
 
@@ -239,7 +239,7 @@ class _Repair:
         """The number of calls of each layer by each batch, in the order of the first calls; and the norms behind layers
         without a bias. Layers that turn out not to be what their maps say go to ``left``."""
         calls: dict[str, list[int]] = {}
-        layers = {name: maps[0].layer for name, maps in self._readers.items()}
+        layers = {name: maps[0].called for name, maps in self._readers.items()}
         watch = NormsBehind(
             self._model, {name: one for name, one in layers.items() if not self._readers[name][0].inside}
         )
@@ -261,7 +261,7 @@ class _Repair:
                 watch.note(name, output)
 
         with contextlib.ExitStack() as stack:
-            for name, layer in layers.items():
+            for name, layer in reversed(list(layers.items())):  # of hooks on one module the last comes first
                 handle = layer.register_forward_hook(
                     lambda _, args, kwargs, output, name=name: note(name, args, kwargs, output),
                     prepend=True,
@@ -301,10 +301,19 @@ class _Repair:
         """A pass of the dense network, for outputs, and one of the cut network, for inputs; added to ``passes``."""
         batch, forward = self._batches[number], self._forward
         given = {name: _picking([one.given for one in self._readers[name]]) for name in names}
-        read = {name: _picking([_reading(one) for one in self._readers[name]]) for name in names}
-        passes.append(dense := Pass(self._model, given, batch, forward, number + 1, True, store))
-        passes.append(small := Pass(self._small, read, batch, forward, number + 1, False, store))
+        read = {name: _picking([self._reading(name, one) for one in self._readers[name]]) for name in names}
+        called = {name: _path(name, self._readers[name][0]) for name in names}
+        passes.append(dense := Pass(self._model, given, batch, forward, number + 1, True, store, called))
+        passes.append(small := Pass(self._small, read, batch, forward, number + 1, False, store, called))
         return dense, small
+
+    def _reading(self, name: str, one: LinearMap) -> _PickOne:
+        """What a layer reads in the cut network."""
+        if one.attention is not None:
+            there = module_at(self._small, _path(name, one))
+            assert isinstance(there, nn.MultiheadAttention)
+            one = replace(one, attention=there)
+        return lambda args, kwargs, output: one.read(args, kwargs)
 
     def _add(
         self, sums: Sequence[Regression], name: str, pair: tuple[Pass, Pass], count: int, most: int, seed: int
@@ -365,8 +374,9 @@ def _picking(each: Sequence[_PickOne]) -> Pick:
     return lambda args, kwargs, output: tuple(one(args, kwargs, output) for one in each)
 
 
-def _reading(one: LinearMap) -> _PickOne:
-    return lambda args, kwargs, output: one.read(args, kwargs)
+def _path(name: str, one: LinearMap) -> str:
+    """Where the module is that is called, of the layer with this ``name``."""
+    return name if one.attention is None else name.rpartition(".")[0]
 
 
 def _part(output: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from niwaki.core.names import named_modules, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
-from niwaki.repair.linear_maps import LinearMap, linear_maps
+from niwaki.repair.linear_maps import LinearMap, is_of_torch, linear_maps
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Reader = nn.Linear | Convolution
@@ -22,13 +22,19 @@ def reading_maps(space: SearchSpace, plan: Plan, model: nn.Module) -> dict[str, 
     reading = {(place.tensor, place.dim) for place in space.dims if not place.role.produces}
     names = {id(parameter): name for name, parameter in named_parameters(model)}
     found: dict[str, list[LinearMap]] = {}
+    attentions = {
+        id(module.out_proj): module
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention) and is_of_torch(module)
+    }
     for path, layer in named_modules(model):
         for one in linear_maps(layer):
             name = names.get(id(one.sums.weight), "")
             # Complex convolutions are sums of real ones, in which their inputs look as if they computed the units.
             reads = one.groups > 1 or one.sums.weight.is_complex() or (name, one.sums.dim) in reading
             if one.removed(plan, name) and reads:
-                found.setdefault(path, []).append(one)
+                attention = None if one.tried else attentions.get(id(layer))
+                found.setdefault(path, []).append(replace(one, attention=attention))
     return found
 
 

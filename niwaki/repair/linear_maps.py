@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,9 @@ class LinearMap:
     """One sum of ``layer``, as `Uptake` describes it. ``groups``: outputs of one group sum over its inputs alone.
 
     ``inside``: the layer makes something else of the sum before it returns, which is then computed from its argument.
-    ``tried``: it is not known what the class computes, and `holds` has to say.
+    ``tried``: it is not known what the class computes, and `holds` has to say. ``attention``: the module that the layer
+    is the ``out_proj`` of, which multiplies by its weight without a call of the layer; arguments and outputs are then
+    those of the module.
     """
 
     layer: nn.Module
@@ -37,6 +40,12 @@ class LinearMap:
     groups: int = 1
     inside: bool = False
     tried: bool = False
+    attention: nn.MultiheadAttention | None = None
+
+    @property
+    def called(self) -> nn.Module:
+        """The module whose calls have the arguments and outputs."""
+        return self.layer if self.attention is None else self.attention
 
     @property
     def transposed(self) -> bool:
@@ -114,6 +123,8 @@ class LinearMap:
         Raises:
             ValueError: it is called in another way.
         """
+        if self.attention is not None:
+            return _heads(self.attention, args, kwargs)
         position, name = self.sums.position, self.sums.argument
         given: Any = args[position] if len(args) > position else kwargs.get(name, args[0] if args else None)
         given = given.data if isinstance(given, PackedSequence) else given
@@ -129,6 +140,8 @@ class LinearMap:
         """
         if self.inside:
             return self.read(args, kwargs)
+        if self.attention is not None:
+            output = output[0]  # beside the weights of the attention
         if not isinstance(output, Tensor) or output.is_nested:
             raise ValueError(f"it gives a {type(output).__qualname__}")
         return output
@@ -172,22 +185,36 @@ def linear_maps(layer: nn.Module) -> list[LinearMap]:
     recurrent layers and attention read, and of any layer with one matrix, which may or may not be multiplied by it."""
     inside = isinstance(layer, _OWN_OUTPUT)
     found = [LinearMap(layer, one, inside=inside) for one in uptakes(layer)]
-    if isinstance(layer, nn.Linear) and not _is_of_torch(layer):
+    if isinstance(layer, nn.Linear) and not is_of_torch(layer):
         return [replace(found[0], tried=True)]
     if isinstance(layer, Convolved) and layer.groups > 1:
         bias = None if layer.bias is None else layer.bias.detach()
         dim = 0 if isinstance(layer, TRANSPOSED) else 1
         found = [LinearMap(layer, Uptake(layer.weight, dim, bias, channel=1 - layer.weight.ndim), layer.groups)]
-    if found and isinstance(layer, Convolved) and not _is_of_torch(layer) and type(layer).forward in _KNOWN:
+    if found and isinstance(layer, Convolved) and not is_of_torch(layer) and type(layer).forward in _KNOWN:
         return [replace(found[0], tried=True)]
-    if found or _is_of_torch(layer):
+    if found or is_of_torch(layer):
         return found
     return list(_products(layer))
 
 
+def _heads(attention: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What the heads give for the arguments, side by side: the output of a module whose ``out_proj`` changes
+    nothing."""
+    weight = attention.out_proj.weight
+    width = weight.shape[1]
+    same = nn.Linear(width, width, device="meta")
+    same.weight = nn.Parameter(torch.eye(width, dtype=weight.dtype, device=weight.device), requires_grad=False)
+    same.bias = nn.Parameter(weight.new_zeros(width), requires_grad=False)
+    twin = copy.copy(attention)  # with the same parameters
+    twin.__dict__["_modules"] = {**attention._modules, "out_proj": same}
+    found: Tensor = nn.MultiheadAttention.forward(twin, *args, **kwargs)[0]
+    return found
+
+
 def is_known(layer: nn.Module, maps: Sequence[LinearMap]) -> bool:
     """Whether the layer computes what its ``maps`` say, or whether they are tried."""
-    return _is_of_torch(layer) or all(one.tried for one in maps)
+    return is_of_torch(layer) or all(one.tried for one in maps)
 
 
 def of_its_own(layer: nn.Module) -> str:
@@ -196,7 +223,7 @@ def of_its_own(layer: nn.Module) -> str:
     return f"{own} computes something of its own"
 
 
-def _is_of_torch(layer: nn.Module) -> bool:
+def is_of_torch(layer: nn.Module) -> bool:
     """Whether the code that runs is torch's own: neither the class nor the instance has another ``forward``."""
     return "forward" not in vars(layer) and type(layer).forward in _KNOWN
 

@@ -99,7 +99,9 @@ class Pass:
     of its arguments and None, if it halts before. The pass has a copy of the model, with the same parameters and
     buffers: what the code notes on its modules is not mixed with the notes of other passes. The caller sees to it that
     compiled code runs eagerly (`niwaki.trace.eager`): it is a setting of the whole process, and passes that set and
-    reset it in turns would leave it set. While it stands still, `rest` lets a ``store`` have what it holds.
+    reset it in turns would leave it set. While it stands still, `rest` lets a ``store`` have what it holds. ``called``:
+    the modules whose calls count as those of a layer, where they are others; of layers with one module the first in
+    ``layers`` comes first.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Pass:
         number: int,
         after: bool,
         store: Store | None = None,
+        called: Mapping[str, str] | None = None,
     ) -> None:
         shared: dict[int, object] = {id(x): x for x in (*model.parameters(), *model.buffers())}
         own = duplicate(model, shared)
@@ -126,8 +129,8 @@ class Pass:
             with torch.no_grad(), contextlib.ExitStack() as stack:
                 for context in surroundings:
                     stack.enter_context(context)
-                for name, pick in layers.items():
-                    _watch(name, module_at(own, name), pick, after, say)
+                for name, pick in reversed(list(layers.items())) if after else layers.items():
+                    _watch(name, module_at(own, (called or {}).get(name, name)), pick, after, say)
                 feed(own, [batch], forward, number)
 
         self._halting: Halting[tuple[str, tuple[Tensor, ...]]] = Halting(work)

@@ -157,9 +157,8 @@ def test_the_projections_of_attention_are_fitted(apart: bool) -> None:
     torch.manual_seed(0)
     net, x = Attending(apart), torch.randn(11, 6, 3, dtype=torch.float64)
     result, _, small = halved(net, x, *(("other.weight",) if apart else ("first.weight", "reader.in_proj_bias")))
-    names = {"reader.key", "reader.value"} | (set() if apart else {"reader.query"})
-    assert set(result.layers) == names
-    assert dict(result.left) == ({} if apart else {"reader.out_proj": "no batch reached it as a layer of its own"})
+    names = {"reader.key", "reader.value"} | (set() if apart else {"reader.query", "reader.out_proj"})
+    assert set(result.layers) == names and not result.left
     old, new, cut = net.reader, result.model.reader, small.reader
     with torch.no_grad():
         layers = {"query": "first", "key": "other" if apart else "first", "value": "other" if apart else "first"}
@@ -174,6 +173,24 @@ def test_the_projections_of_attention_are_fitted(apart: bool) -> None:
                 if apart:
                     assert torch.allclose(getattr(cut, f"{name[0]}_proj_weight"), weight, atol=1e-6), name
                 assert torch.allclose(new.in_proj_bias[rows], old.in_proj_bias[rows] + shift, atol=1e-6), name
+
+
+def test_the_output_projection_of_attention_is_fitted_to_the_heads_as_they_are_then() -> None:
+    """Queries, keys and values have their new weights, and those of the projection are the best for what these give."""
+    torch.manual_seed(0)
+    net, x = Attending(apart=False), torch.randn(11, 6, 3, dtype=torch.float64)
+    result, _, small = halved(net, x, "first.weight", "reader.in_proj_bias")
+    cut = small.reader
+    assert isinstance(cut, nn.MultiheadAttention) and not result.left
+    with torch.no_grad():
+        query = small.first(x).tanh()  # type: ignore[operator]
+        parts = nn.functional.linear(query, cut.in_proj_weight, cut.in_proj_bias).chunk(3, -1)
+        heads = [part.unflatten(-1, (cut.num_heads, -1)).transpose(1, 2) for part in parts]
+        given = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        weight, shift = best(given.flatten(0, 1), net(x).flatten(0, 1) - net.reader.out_proj.bias)
+    made = result.model.reader.out_proj  # type: ignore[union-attr]
+    assert weight.shape == (8, 4) and torch.allclose(cut.out_proj.weight, weight, atol=1e-6)
+    assert torch.allclose(made.bias, net.reader.out_proj.bias + shift, atol=1e-6)
 
 
 class Product(nn.Module):
