@@ -4,8 +4,8 @@ python benchmarks/shrink.py --network resnet --data DIRECTORY [--steps 200] [--s
 
 All arms of a seed begin with the same weights, see the same batches, and take turns of ``--turn`` steps in one process,
 so that whatever else the machine does hits them alike. The time is CPU time of one thread. HESSO brings the network to
-``--macs`` of its multiply-accumulates, in steps of ``--round-to``, within the first 30 % of the run. ``--data`` is a
-directory with cifar10/cifar10_train_1.npz ... 5.npz, or text/tinyshakespeare.txt for the decoder.
+``--macs`` of its multiply-accumulates, in steps of ``--round-to``, within the share ``--moment`` of the
+run. ``--data`` is a directory with cifar10/cifar10_train_1.npz ... 5.npz, or text/tinyshakespeare.txt for the decoder.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from benchmarks.accuracy.language import LanguageTask, characters
 from benchmarks.accuracy.networks import CifarResNet, llama
 from benchmarks.accuracy.recipe import Adam, Recipe
 from benchmarks.accuracy.task import Task
+from benchmarks.accuracy.vision import airbench, fashion
+from benchmarks.accuracy.where import Where
 from niwaki.networks.small import ResNet
 
 ARMS = ("dense", "HESSO", "HESSO + shrinking")
@@ -73,7 +76,20 @@ def _images(data: Path, steps: int, build: Callable[[], torch.nn.Module]) -> Tas
     return ImageTask("cifar10", recipe, images, build, torch.device("cpu"), (Flip(), Shift(2)))
 
 
-NETWORKS: dict[str, Callable[[Path, int], Task]] = {"resnet": resnet, "decoder": decoder, "resnet20": resnet20}
+def _recipe(task: Callable[[Where, int], Task], data: Path, steps: int) -> Task:
+    """A task of `benchmarks.accuracy`, over so many steps."""
+    made = task(Where(data, torch.device("cpu")), 0)
+    made.recipe = replace(made.recipe, steps=steps)
+    return made
+
+
+NETWORKS: dict[str, Callable[[Path, int], Task]] = {
+    "resnet": resnet,
+    "decoder": decoder,
+    "resnet20": resnet20,
+    "recipe-a": partial(_recipe, fashion),
+    "recipe-b": partial(_recipe, airbench),
+}
 
 
 class Run:
@@ -84,16 +100,17 @@ class Run:
         self.task, self.seconds, self.sizes = task, 0.0, [1.0]
         self.model = task.prepared(task.network()).train()
         self.optimizer = task.recipe.attach(self.model)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.batches: Iterator[Any] = task.batches(seed)
         self.method: niwaki.HESSO | None = None
         start = time.process_time()
         if arm != "dense":
             steps = task.recipe.steps
             self.method = niwaki.HESSO(
-                niwaki.search_space(self.model, task.example()),
+                niwaki.search_space(self.model, task.example(), task.ignored),
                 self.optimizer,
                 niwaki.Budget(macs=options.macs, round_to=options.round_to),
-                niwaki.Schedule(start=max(1, steps // 50), until=steps * 3 // 10, periods=5),
+                niwaki.Schedule(start=max(1, steps // 50), until=round(steps * options.moment), periods=5),
                 window=5,
                 shrink=arm == "HESSO + shrinking",
             )
@@ -104,8 +121,8 @@ class Run:
         for step in range(first, last):
             batch = next(self.batches)
             start = time.process_time()
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.task.recipe.lr * self.task.recipe.factor(step)
+            for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * self.task.recipe.factor(step)
             self.optimizer.zero_grad()
             self.task.loss(self.model, batch).backward()
             self.optimizer.step()
@@ -129,11 +146,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--turn", type=int, default=5, help="steps that an arm takes before it is the next one's turn")
     parser.add_argument("--macs", type=float, default=0.35)
+    parser.add_argument("--moment", type=float, default=0.3, help="the share of the run in which units leave")
     parser.add_argument("--round-to", type=int, default=8)
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = Console()
-    table = Table(title=f"{options.network}, {options.steps} steps, {options.macs:.0%} of the MACs after 30 %")
+    when = f"{options.macs:.0%} of the MACs after {options.moment:.0%}"
+    table = Table(title=f"{options.network}, {options.steps} steps, {when}")
     for name in ("seed", "arm", "analysis s", "training s", "of dense", "of HESSO", "MACs in the model", "measure"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for seed in range(options.seeds):

@@ -233,6 +233,7 @@ ARMS: Mapping[str, Arm] = {
     "ato-shared": varied(_shared_controller),
     "hesso-shrinking": varied(_with(niwaki.HESSO, shrink=True)),
     "hesso-one-step": varied(_with(niwaki.HESSO), periods=1),
+    "hesso-separated": varied(_with(niwaki.HESSO, separate=0.65)),
     "hesso-space": varied(_with(niwaki.HESSO, compare="space")),
     "hesso-isomorphic": varied(_with(niwaki.HESSO, compare="isomorphic")),
     "hesso-magnitude": varied(by("magnitude")),

@@ -15,6 +15,7 @@ from niwaki.methods.portions import Portions, PortionScores
 from niwaki.methods.registry import register
 from niwaki.methods.schedule import Schedule
 from niwaki.methods.scoring import WEIGHTS, Criteria
+from niwaki.methods.separation import Separation
 from niwaki.methods.shrinking import ShrinkPolicy
 from niwaki.methods.stable_scores import StableScores
 from niwaki.methods.trained_units import TrainedUnits
@@ -57,6 +58,9 @@ class HESSO(Method):
             ``"both"``: units and structures, whichever is worth less for what it costs; see `niwaki.choose`.
             Terms without parameters fade by their gates.
         seed: for criteria that draw.
+        separate: let a penalty grow on all units before the first is chosen, as GReg-2 does, which by itself would
+            leave this share of each (such as 0.65): those that the loss holds in place stay large; see `Separation`.
+            None, as in the paper, leaves them to the optimizer.
         shrink: True lets units that have reached zero leave the model in place as soon as that pays, so that the rest
             of the training is cheaper; see `ShrinkPolicy`.
         vectorised: False runs the plain loop over units, which is the specification.
@@ -97,6 +101,7 @@ class HESSO(Method):
         compare: Compare | None = None,
         remove: Literal["units", "structures", "both"] = "units",
         seed: int = 0,
+        separate: float | None = None,
         shrink: bool | ShrinkPolicy = False,
         vectorised: bool = True,
     ) -> None:
@@ -107,12 +112,16 @@ class HESSO(Method):
         compare = removal.compared(compare)
         target = Target.of(space, budget, removal)
         scores: PortionScores
+        first: int | None = None
         if schedule.stable:
             scores = StableScores(units, target, schedule, criteria, window, readmit, seed, compare)
         else:
-            scores = WindowScores(units, schedule, criteria, window, readmit, seed, compare)
+            acts_from = None if separate is None else 1
+            scores = WindowScores(units, schedule, criteria, window, readmit, seed, compare, acts_from)
+            first = scores.timeline.borders[0]
+        update = Separation.before_first(units, separate, first, fade_named(schedule.fade)(units))
         portions = Portions(units, target, schedule, scores)
-        super().__init__(units, portions, fade_named(schedule.fade)(units), shrink)
+        super().__init__(units, portions, update, shrink)
 
 
 register(
