@@ -110,7 +110,8 @@ class CostModel:
     Of ``activations`` (None if unknown), the largest of several such sums.
 
     ``work`` is None if no run was recorded. ``macs_of``: which of the terms of ``macs`` multiply by each parameter, by
-    its name. ``latency``, in nanoseconds, has to be measured first: see `timed`.
+    its name. ``latency``, in nanoseconds, has to be measured first: see `timed`; so has ``latency_merged``, that of the
+    network whose low-rank adapters are merged into the weights beside them.
     """
 
     counts: Counts
@@ -121,6 +122,7 @@ class CostModel:
     work: OperatorWork | None = None
     latency: Terms | None = None
     macs_of: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    latency_merged: Terms | None = None
 
     def __call__(self, gates: FloatArray | BoolArray) -> Cost:
         """The cost for ``gates`` [num_units] (1 = kept, 0 = removed), which may be a mask."""
@@ -159,6 +161,7 @@ class CostModel:
             None if work is None else replace(work, terms=work.terms.renamed(merged)),
             None if latency is None else latency.renamed(merged),
             self.macs_of,
+            None if self.latency_merged is None else self.latency_merged.renamed(merged),
         )
 
     def terms(self, measure: str) -> Terms | PeakMemory:

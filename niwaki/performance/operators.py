@@ -20,11 +20,13 @@ Timed = tuple[tuple[str, ...], tuple[float, ...]]  # the operators in their orde
 
 
 class _Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Times every operator by itself, as the recorder of a search space sees them; accelerators are waited for."""
+    """Times every operator by itself, as the recorder of a search space sees them; accelerators are waited for.
+    ``marks``: what ``mark`` says at each of them."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, mark: Callable[[], bool] = lambda: False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._device = device
+        self._device, self._mark = device, mark
+        self.marks: list[bool] = []
         self.names: list[str] = []
         self.times: list[float] = []
 
@@ -42,6 +44,7 @@ class _Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         wait(self._device)
         self.times.append(float(_now() - begin))
         self.names.append(str(func))
+        self.marks.append(self._mark())
         return result
 
 
@@ -78,3 +81,14 @@ def operators(
         times = zip(*(watch.times for watch in passes), strict=True)
         found.append((tuple(passes[0].names), tuple(map(statistics.median, times))))
     return found
+
+
+@eagerly()
+def marked_operators(
+    run: Callable[[], object], device: torch.device, mark: Callable[[], bool]
+) -> list[tuple[str, bool]]:
+    """The operators of one pass, and what ``mark`` says while each of them runs. The caller sees to modes and
+    gradients."""
+    with _Stopwatch(device, mark) as watch:
+        run()
+    return list(zip(watch.names, watch.marks, strict=True))

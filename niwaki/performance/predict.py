@@ -9,7 +9,7 @@ weights that have to come from memory count by the time they take here, in width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,10 @@ import numpy as np
 from niwaki.core.counts import FloatArray
 from niwaki.core.space import BoolArray, SearchSpace
 from niwaki.performance.operators import Timed
+from niwaki.selection.levels import leaving
+from niwaki.selection.steps import Widths
 
+_KEPT = (0.75, 0.5, 0.25)  # of the units of every group, in the networks that are timed
 _PRIOR = 0.02  # weighs like a network that has lost a seventh of the operator's work
 
 
@@ -34,6 +37,15 @@ class OperatorTimes:
     nanoseconds: FloatArray
     dense: FloatArray
     rest: float
+
+
+def narrowed(space: SearchSpace) -> Iterator[BoolArray]:
+    """The units [num_units] that are kept in the networks from whose times all others are predicted."""
+    number = np.zeros(space.num_units)
+    for group in space.width_groups:
+        number[group.numbers] = (np.arange(group.units) + 0.5) / group.units
+    for kept in _KEPT:
+        yield ~leaving(space, number > kept, Widths())
 
 
 def reading(space: SearchSpace, keep: BoolArray, small: Timed, dense: Timed) -> OperatorTimes:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from niwaki.core.space import SearchSpace, check_space
 from niwaki.errors import BudgetError
 from niwaki.performance.fit import read_operators
+from niwaki.performance.merged import merged_latency
 from niwaki.performance.meters import meters
-from niwaki.performance.predict import Unpredictable, priced
-from niwaki.selection.levels import leaving
-from niwaki.selection.steps import Widths
+from niwaki.performance.predict import Unpredictable, narrowed, priced
 from niwaki.trace.model_state import preserved
-
-_KEPT = (0.75, 0.5, 0.25)  # of the units of every group, in the networks that are timed
 
 
 def timed(space: SearchSpace, example_inputs: Any) -> SearchSpace:
@@ -26,6 +22,10 @@ def timed(space: SearchSpace, example_inputs: Any) -> SearchSpace:
     are timed beside those of the dense one, for a second each: on the device of the model, with the threads that torch
     has. How the time of each operator falls with its work is fitted to these (see `niwaki.performance.predict`). What
     is predicted is a share; `niwaki.latency` measures what came of it.
+
+    Of a model with LoRA pairs the network is timed as well into whose weights they are merged, by cutting and timing
+    three of its kind: that is what a limit of the latency means to `niwaki.LHSPG` and `niwaki.ATP`. To all else it is
+    the latency of the network as it is.
 
     Args:
         space: of a model with its weights, not of an exported program.
@@ -45,18 +45,15 @@ def timed(space: SearchSpace, example_inputs: Any) -> SearchSpace:
     """
     check_space(space)
     meter = meters(space, {"latency": 1.0}, example_inputs)["latency"]
-    number, readings = np.zeros(space.num_units), []
-    for group in space.width_groups:
-        number[group.numbers] = (np.arange(group.units) + 0.5) / group.units
     try:
         with preserved(space.model):
-            for kept in _KEPT:
-                keep = ~leaving(space, number > kept, Widths())
-                readings.append(read_operators(space, meter, keep))
+            readings = [read_operators(space, meter, keep) for keep in narrowed(space)]
+            merged = merged_latency(space, example_inputs)
     except Unpredictable as cause:
         raise BudgetError(
             f"The latency of this network cannot be predicted from the times of its operators: {cause}. Build the "
             "search space from the same inputs, or let niwaki.choose measure cut networks: "
             "niwaki.choose(..., example_inputs=x)."
         ) from cause
-    return priced(space, readings)
+    found = priced(space, readings)
+    return found if merged is None else replace(found, cost_model=replace(found.cost_model, latency_merged=merged))

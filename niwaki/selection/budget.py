@@ -189,9 +189,11 @@ def followed(space: SearchSpace, measures: tuple[str, ...] = TRAINED) -> tuple[s
     return measures if space.cost_model.latency is None else (*measures, "latency")
 
 
-def check_budget(budget: object, *, training: bool = True, space: SearchSpace | None = None) -> None:
+def check_budget(
+    budget: object, *, training: bool = True, space: SearchSpace | None = None, merged: bool = False
+) -> None:
     """Raise `BudgetError` if ``budget`` is not one, such as a bare number, or if it has limits that a method cannot
-    follow during a ``training`` in ``space``; None if what it limits is the network with its adapters merged."""
+    follow during a ``training`` in ``space``, which may be that of the network with its adapters ``merged``."""
     if not isinstance(budget, Budget):
         raise BudgetError(f"budget={budget!r} is not a budget. Name its measure: niwaki.Budget(macs=0.5).")
     if space is not None:
@@ -199,21 +201,19 @@ def check_budget(budget: object, *, training: bool = True, space: SearchSpace | 
     known = TRAINED if space is None else followed(space)
     measure = next((measure for measure in budget.limits if measure not in known), None)
     if training and measure is not None:
-        name = "merged" if space is None else "space"
+        name = "merged" if merged else "space"
+        predicts = " Or train in a space that predicts the latency: niwaki.timed(space, x)." * (measure == "latency")
         first = (
             f"{measure} is measured on networks that are cut, which a method cannot do during the training. First find "
             f"the MACs that meet it, plan = niwaki.choose({name}, niwaki.score({name}, 'magnitude'), "
             f"niwaki.Budget({measure}={budget.measured[measure]!r}), example_inputs=x),"
         )
-        if space is None:
+        if merged:
             raise BudgetError(
                 f"{first} where merged is the search space of a copy whose adapters are merged, and give the method "
-                "their fraction: niwaki.Budget(macs=merged.cost(plan).macs / merged.cost().macs)."
+                f"their fraction: niwaki.Budget(macs=merged.cost(plan).macs / merged.cost().macs).{predicts}"
             )
-        raise BudgetError(
-            f"{first} and give the method these: niwaki.Budget(macs=space.cost(plan).macs). Or train in a space that "
-            "predicts the latency: niwaki.timed(space, x)."
-        )
+        raise BudgetError(f"{first} and give the method these: niwaki.Budget(macs=space.cost(plan).macs).{predicts}")
 
 
 def check_left(

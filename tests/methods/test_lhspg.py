@@ -481,6 +481,10 @@ def test_a_budget_that_what_is_protected_makes_impossible() -> None:
     assert all(module.base_layer.weight.any(dim=1).all() for _, module in lora_layers(job.model))
 
 
-def test_a_latency_is_that_of_the_merged_network() -> None:
+def test_a_latency_has_to_be_timed() -> None:
     with pytest.raises(BudgetError, match=r"search space of a copy whose adapters are merged, .* merged.cost\(\).macs"):
+        Job(Budget(latency=0.5))
+    with pytest.raises(
+        BudgetError, match=r"Or train in a space that predicts the latency: niwaki.timed\(space, x\)\.$"
+    ):
         Job(Budget(latency=0.5))

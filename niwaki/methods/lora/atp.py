@@ -55,6 +55,7 @@ class ATP(Method):
         space: the search space of the model with its adapters (``peft.get_peft_model``), enabled and not merged.
         optimizer: holds the A and B of all pairs. The weights beside them must be frozen.
         budget: what the merged network may cost after ``schedule.until`` steps; shares are of the merged dense network.
+            Its latency is known if the space is `niwaki.timed`.
         schedule: ``start`` is the controller's first step. Its periods mean nothing here.
         loss_fn: ``loss_fn(model, batch)``, the scalar loss of a batch, or a loss of torch.
         batches: what the controller learns from, held out of the training: whatever can be iterated again and again.
@@ -100,7 +101,7 @@ class ATP(Method):
         vectorised: bool = True,
     ) -> None:
         check_space(space)
-        check_budget(budget)
+        check_budget(budget, training=False)
         Schedule.check(schedule, self.label)
         check_number("budget_weight", budget_weight, 0, float("inf"), "it weighs the budget against the loss")
         if batches is None:
@@ -109,6 +110,7 @@ class ATP(Method):
             )
         pairs = find_pairs(space)
         merged, number = merged_space(space, pairs)
+        check_budget(budget, space=merged, merged=True)
         check_pairs(self.label, merged, pairs, optimizer)
         still = SGD(list(unit_parameters(merged).values()), lr=1.0)  # never steps
         units = TrainedUnits(self.label, merged, optimizer, vectorised, Merged(still, space, number))

@@ -92,6 +92,7 @@ class LHSPG(Method):
         space: the search space of the model with its adapters (``peft.get_peft_model``), enabled and not merged.
         optimizer: holds the A and B of all pairs. The weights beside them must be frozen.
         budget: what the merged network may cost after ``schedule.until`` steps; shares are of the merged dense network.
+            Its latency is known if the space is `niwaki.timed`.
         schedule: when; see `Schedule`.
         loss: the loss, computed anew: the mean over some batches. Called 1 + 3 * groups times for the
             sensitivity, and once per period for criteria that need gradients, then of all weights of the units.
@@ -150,7 +151,7 @@ class LHSPG(Method):
         check_pairs(self.label, merged, pairs, optimizer)
         still = SGD(list(unit_parameters(merged).values()), lr=1.0)  # never steps: x and y are what they are
         units = TrainedUnits(self.label, merged, optimizer, vectorised, Merged(still, space, number))
-        check_budget(budget)
+        check_budget(budget, space=merged, merged=True)
         target, line = Target.of(merged, budget), Timeline.of(schedule, 1)
         scores = MergedScores(units, target, line, criteria, seed, loss, float(protect), compare)
         length, half = penalty, float(epsilon)

@@ -157,11 +157,18 @@ def _same(one: IntArray, two: IntArray, padding: int) -> bool:
     return np.array_equal(np.sort(wide[0], axis=1), np.sort(wide[1], axis=1))
 
 
+def base_layers(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """The layer beside each pair of ``model``, by the module that holds both. All else in that module is adapter."""
+    parts = {module: dict(module.named_children()) for _, module in named_modules(model)}
+    return {module: children["base_layer"] for module, children in parts.items() if children.keys() >= _PARTS}
+
+
 def merged_space(space: SearchSpace, pairs: Sequence[Pair]) -> tuple[SearchSpace, IntArray]:
     """The search space of the network after merging, and the number in ``space`` of each of its units.
 
     The units of the rank, which vanish with the merge, and the tensors of the pairs are not in it; its costs are the
-    merged network's. Groups that no pair produces can never leave. Plans are made from ``space``.
+    merged network's, with its latency if `niwaki.timed` has measured it. Groups that no pair produces can never leave.
+    Plans are made from ``space``.
     """
     adapters = {name for pair in pairs for name in pair.names[1:]}
     weights = {pair.names[0] for pair in pairs}
@@ -186,7 +193,8 @@ def merged_space(space: SearchSpace, pairs: Sequence[Pair]) -> tuple[SearchSpace
             most = tie.most if len(members) == len(tie.groups) else 0  # the rank does not change
             ties.append(Tie(tuple(g for g, _ in members), tuple(step for _, step in members), most))
     model = space.cost_model
-    costs = CostModel(model.counts.renumber(number[:-1] >= 0), model.params, model.macs, model.memory)
+    counts = model.counts.renumber(number[:-1] >= 0)
+    costs = CostModel(counts, model.params, model.macs, model.memory, latency=model.latency_merged)
     view = replace(space, groups=tuple(groups), dims=tuple(dims.values()), ties=tuple(ties), cost_model=costs)
     without = [
         n for n, group in enumerate(groups) if not any(s.role.produces and s.tensor in weights for s in group.slices)
