@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import nn
+
 from niwaki.core.describe import counted, percent
 from niwaki.core.names import named_modules
 from niwaki.core.plan import Plan
@@ -89,9 +91,9 @@ class Drawing:
         return CHARGED[min(reason, len(CHARGED) - 1)] if self.reasons[reason].params else FREE_OF_CHARGE
 
 
-def drawing(space: SearchSpace, title: str, plan: Plan | None = None) -> Drawing:
+def drawing(space: SearchSpace, title: str, plan: Plan | None = None, model: nn.Module | None = None) -> Drawing:
     """The drawing of a space: its modules, its groups, and the modules that each group runs through; with a ``plan``,
-    also what it keeps of each.
+    also what it keeps of each. ``model``: the network as it was analysed, if that of the space may have shrunk since.
 
     >>> import niwaki, torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -100,7 +102,8 @@ def drawing(space: SearchSpace, title: str, plan: Plan | None = None) -> Drawing
     (['0', '2'], [(0, True), (1, False)])
     """
     why = reasons(space)
-    blocks = _blocks(space, {reason.text: number for number, reason in enumerate(why)})
+    dense = space.model if model is None else model
+    blocks = _blocks(space, dense, {reason.text: number for number, reason in enumerate(why)})
     number_of = {block.name: number for number, block in enumerate(blocks)}
     figures = {figure.name: figure for figure in group_figures(space)}
     lines = []
@@ -148,7 +151,7 @@ def _owner(tensor: str) -> str:
     return tensor.rpartition(".")[0]
 
 
-def _blocks(space: SearchSpace, numbers: dict[str, int]) -> tuple[ModuleNode, ...]:
+def _blocks(space: SearchSpace, model: nn.Module, numbers: dict[str, int]) -> tuple[ModuleNode, ...]:
     pins: defaultdict[str, defaultdict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for pin in space.pins:
         where = f" at {line_of(pin.location)}" if line_of(pin.location) else ""
@@ -164,7 +167,7 @@ def _blocks(space: SearchSpace, numbers: dict[str, int]) -> tuple[ModuleNode, ..
             params=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
             pins=tuple(Pinned(number, tuple(pins[name][number])) for number in sorted(pins[name])),
         )
-        for name, module in named_modules(space.model)
+        for name, module in named_modules(model)
         if name in owners
     )
 

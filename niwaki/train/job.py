@@ -126,7 +126,7 @@ def finish(run: TrainingRun, dense: nn.Module, out: Path, seconds: float, measur
         ),
         seconds=seconds,
         ratios=tuple(both.ratios["small"] for both in measured),
-        map=drawing(run.space, f"{run.recipe.model} on {run.images.name}", plan),
+        map=drawing(run.space, f"{run.recipe.model} on {run.images.name}", plan, dense),
     )
     save_run(small, report, out)
     return report
