@@ -1,13 +1,13 @@
 """The law of implants, of union streams and of both, alone and with erasures, on many random plans.
 
-python benchmarks/replacements.py [--plans 1000] [--first 0] [--networks blocks residual resnet preresnet vit]
+python benchmarks/replacements.py [--readers] [--plans 1000] [--first 0] [--networks blocks residual resnet vit ...]
 
 Each plan removes a fifth of the units at random. By the number of the plan it has in addition: union streams (three
-fifths of the channels of every writer), implants (a third of the units that can be: kernels of 3 and 5 at strides of 1
-and 2, linear layers of rank 2), or both; and every second plan erases up to two structures. The table has, by network
-and kind, the largest difference of outputs (eval and train mode) and of the gradient by the input between the cut
-network and the masked one, in float64, relative to the largest; and how often parameters and multiply-accumulates are
-not those that were counted for the plan.
+fifths of the channels of every writer, and with ``--readers`` of what every branch reads), implants (a third of the
+units that can be: kernels of 3 and 5 at strides of 1 and 2, linear layers of rank 2), or both; and every second plan
+erases up to two structures. The table has, by network and kind, the largest difference of outputs (eval and train mode)
+and of the gradient by the input between the cut network and the masked one, in float64, relative to the largest; and
+how often parameters and multiply-accumulates are not those that were counted for the plan.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--readers", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    cases = {name: Case.of(name) for name in given.networks}
+    cases = {name: Case.of(name, given.readers) for name in given.networks}
     worst: dict[tuple[str, str], list[float]] = {}
     failed, begun = 0, time.process_time()
     for number in range(given.first, given.first + given.plans):

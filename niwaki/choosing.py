@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from niwaki.selection.budget import (
 )
 from niwaki.trace.model_state import preserved
 from niwaki.unions.plans import choose as choose_unions
+from niwaki.unions.plans import costs_told
 from niwaki.unions.space import UnionSpace
 
 
@@ -208,11 +210,6 @@ def _of_unions(
     space: UnionSpace, scores: Scores | MaskLearner, budget: Budget, unused: Mapping[str, object], remove: str
 ) -> Plan:
     """The plan for union streams; raise `BudgetError` where something is asked for that it does not give."""
-    if isinstance(scores, MaskLearner):
-        raise BudgetError(
-            "A mask that is learnt keeps units, and does not follow union streams. Give the scores of "
-            "niwaki.score(space, ...), or make the space without streams='union'."
-        )
     given = [f"{name}=" for name, value in unused.items() if value is not None]
     if removal_named(remove) is not UNITS:
         given.append(f"remove={remove!r}")
@@ -221,7 +218,24 @@ def _of_unions(
             f"{given[0]} is not for union streams, which have one threshold for the scores of all channels. Leave it "
             "out, or make the space without streams='union'."
         )
+    if isinstance(scores, MaskLearner):
+        return _learnt_unions(space, scores, budget)
     return choose_unions(space.writers, scores, budget)
+
+
+def _learnt_unions(space: UnionSpace, learner: MaskLearner, budget: Budget) -> Plan:
+    """The plan of a mask of what branches write and read, and of the units that no stream carries."""
+    check_budget(budget, training=False)
+    _check_learnt(space.gated.space, budget, UNITS, {})
+    keep = space.gated.keep(learner.learn(space.gated.space, budget), space.num_units)
+    plan = space.plan(keep)
+    about = {
+        "masks": {"name": learner.name, **learner.settings()},
+        "streams": "union",
+        "budget": dict(budget.limits),
+        **costs_told(space.writers.space, plan),
+    }
+    return replace(plan, provenance=about).with_edits(learner.records())
 
 
 def _of_structures_alone(space: SearchSpace, saliency: FloatArray) -> bool:

@@ -13,7 +13,7 @@ from niwaki.core.cost import Cost
 from niwaki.core.counts import BoolArray
 from niwaki.core.edits.implant import Implant
 from niwaki.core.edits.make_constant import MakeConstant
-from niwaki.core.edits.scatter import Scatter
+from niwaki.core.edits.placed import PlacedEdit
 from niwaki.core.names import named_buffers, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.errors import PlanError
@@ -33,19 +33,18 @@ def with_replacements(space: SearchSpace, cost: Cost, keep: BoolArray, plan: Pla
         PlanError: no operator of the space multiplies by a weight, so that its multiply-accumulates are not known.
     """
     cost = _without_constants(space, cost, plan)
-    implants, narrower = plan.edits_of(Implant), _narrower(space, keep, plan) if plan.edits_of(Scatter) else {}
+    implants, narrower = plan.edits_of(Implant), _narrower(space, keep, plan) if _placed(plan) else {}
     if not implants and not narrower:
         return cost
     parameters = dict(named_parameters(space.model))
     itemsize = {name: t.itemsize for name, t in (*parameters.items(), *named_buffers(space.model))}
     matrices = [name for name in narrower if name in parameters and parameters[name].dim() > 1]
     macs = macs_of_weights(space, keep, {*matrices, *(edit.weight for edit in implants)})
-    less = {name: round(macs[name] * narrower[name][0] / narrower[name][1]) for name in matrices}
+    less = {name: round(macs[name] * (1 - narrower[name])) for name in matrices}
     saved: dict[str, int] = {}
-    for name, (gone, alive) in narrower.items():
-        _, *others = plan.change_of(name).shape_of(plan.dense[name])
-        saved[name] = gone * int(np.prod(others))
-        assert gone < alive
+    for name, share in narrower.items():
+        entries = int(np.prod(plan.change_of(name).shape_of(plan.dense[name])))
+        saved[name] = round(entries / share) - entries
     for edit in implants:
         saved[edit.weight] = saved.get(edit.weight, 0) + round(edit.saved_share * int(np.prod(edit.shape)))
         left = macs[edit.weight] - less.get(edit.weight, 0)
@@ -76,16 +75,24 @@ def _without_constants(space: SearchSpace, cost: Cost, plan: Plan) -> Cost:
     )
 
 
-def _narrower(space: SearchSpace, keep: BoolArray, plan: Plan) -> dict[str, tuple[int, int]]:
-    """The tensors that keep fewer rows than the units ``keep`` have: how many fewer, of how many."""
+def _placed(plan: Plan) -> bool:
+    """Whether layers have some channels of a stream only."""
+    return any(isinstance(edit, PlacedEdit) for edit in plan.edits)
+
+
+def _narrower(space: SearchSpace, keep: BoolArray, plan: Plan) -> dict[str, float]:
+    """The tensors that keep fewer rows or columns than the units ``keep`` have: the share of their entries."""
     alive = np.append(keep, True)
-    found: dict[str, tuple[int, int]] = {}
+    stays: dict[tuple[str, int], BoolArray] = {}
     for place in space.dims:
-        if place.dim == 0:
-            rows = int(alive[place.units].all(axis=1).sum())
-            gone = rows - plan.lengths.get((place.tensor, 0), rows)
-            if gone > 0:
-                found[place.tensor] = gone, rows
+        key = place.tensor, place.dim
+        stays[key] = np.asarray(alive[place.units].all(axis=1) & stays.get(key, np.True_), bool)
+    found: dict[str, float] = {}
+    for (tensor, dim), rows in stays.items():
+        number = int(rows.sum())
+        length = plan.lengths.get((tensor, dim), number)
+        if length < number:
+            found[tensor] = found.get(tensor, 1.0) * length / number
     return found
 
 

@@ -23,7 +23,7 @@ from niwaki.core.repairs import Repairs
 from niwaki.core.replaced_costs import with_replacements
 from niwaki.core.structures import Erasures, Structure
 from niwaki.core.tensor_dims import Slice, TensorDim
-from niwaki.core.union_streams import UnionStreams, why_refused
+from niwaki.core.union_streams import UnionStreams, why_refused, why_scored_alone
 from niwaki.errors import MethodError, PlanError
 
 BoolArray = NDArray[np.bool_]
@@ -219,8 +219,21 @@ class SearchSpace:
         return space_html(self)
 
 
+class ChannelSpace(SearchSpace):
+    """The space of the single channels of union streams: to be scored, and nothing else (`UnionStreams`)."""
+
+    __slots__ = ()
+
+
 def check_space(space: object) -> None:
     """Raise `MethodError` if what was passed as a search space is something else: the model, or one of unions."""
+    check_scored(space)
+    if isinstance(space, ChannelSpace):
+        raise MethodError(why_scored_alone())
+
+
+def check_scored(space: object) -> None:
+    """As `check_space`, for what scores the units and does nothing else with them."""
     if isinstance(space, UnionStreams):
         raise MethodError(why_refused())
     if not isinstance(space, SearchSpace):

@@ -28,3 +28,12 @@ def why_refused() -> str:
         "follow, and nothing else. Pass space.writers.space, or make it without streams='union': all branches of a "
         "stream then have the same channels."
     )
+
+
+def why_scored_alone() -> str:
+    """The sentence of what takes a `SearchSpace` and is given one of single channels, which are only scored."""
+    return (
+        "space is the scored_space of union streams, in which the channels of branches are units that niwaki.score "
+        "scores: its costs and its cuts are not those of unions. Choose by these scores with niwaki.choose(space, ...) "
+        "of the space made with streams='union', or with niwaki.unions.choose(writers, ...)."
+    )

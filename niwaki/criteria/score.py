@@ -16,7 +16,7 @@ from niwaki.core.describe import counted, first_of
 from niwaki.core.dying import structure_units
 from niwaki.core.html import html_table
 from niwaki.core.scalars import is_whole, whole_seed
-from niwaki.core.space import SearchSpace, check_space
+from niwaki.core.space import ChannelSpace, SearchSpace, check_scored
 from niwaki.core.union_streams import UnionStreams
 from niwaki.criteria.losses import Loss
 from niwaki.criteria.measure import Measurement, ScoreSettings
@@ -146,9 +146,8 @@ def score(
     >>> niwaki.score(space, {"activation": 1.0, "magnitude": 0.5}, batches, loss_fn).criterion
     '1 activation + 0.5 magnitude'
     """
-    unions = isinstance(space, UnionStreams)
     space = space.scored_space if isinstance(space, UnionStreams) else space
-    check_space(space)
+    check_scored(space)
     if among is not None:
         warnings.warn("niwaki.score(among=...) is called compare=... now.", DeprecationWarning, stacklevel=2)
         if compare is not None:
@@ -167,7 +166,7 @@ def score(
         check_one(criterion)
         mix = {criterion: 1.0}
     registered = [named(one) for one in mix if isinstance(one, str)]
-    if unions:
+    if isinstance(space, ChannelSpace):
         check_of_channels(registered)
     bent = next((one.name for one in registered if one.needs_curvature), None)
     if readers and bent is not None:

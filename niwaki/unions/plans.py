@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,20 @@ from torch import nn
 
 from niwaki.core.counts import BoolArray
 from niwaki.core.dying import structure_units
-from niwaki.core.edits import Edit, Keep, Scatter, SetAttribute
+from niwaki.core.edits import Edit, Gather, Keep, Scatter, SetAttribute
 from niwaki.core.edits.numbers import derived_attributes
 from niwaki.core.plan import Plan
 from niwaki.core.positions import Positions
 from niwaki.core.scalars import is_number
 from niwaki.core.scattered import runs_of
+from niwaki.core.space import SearchSpace
 from niwaki.criteria.mix import finite
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError, PlanError
 from niwaki.selection.budget import Budget, check_budget
 from niwaki.selection.levels import leaving
 from niwaki.selection.steps import Widths
+from niwaki.unions.readers import Reader
 from niwaki.unions.writers import Writers
 
 
@@ -32,76 +34,75 @@ def union_plan(
 ) -> Plan:
     """The plan that keeps the units ``keep`` [num_units], and of each writer's channels those that are written.
 
-    ``writes``: for each writer, which of its channels it writes, [channels]; those of units that do not stay are
-    dropped. A channel that writers alone make leaves the stream if no writer keeps it. Equal to the dense network whose
-    weights of every writer are zero for the channels that it does not write.
+    ``writes``: for each writer, which of its channels it writes, [channels], and then for each reader, which it reads;
+    those of units that do not stay are dropped. A channel that writers alone make leaves the stream if no writer keeps
+    it. Equal to the dense network whose weights of every writer are zero for the channels that it does not write, and
+    those of every reader for the channels that it does not read.
 
-    A writer whose structure is erased writes nothing, whatever ``writes`` says.
+    Of a branch that is erased, nothing writes or reads, whatever ``writes`` says.
 
     Raises:
-        PlanError: a writer would write nothing; or the sizes in the model's code cannot follow.
+        PlanError: a writer would write nothing, or a reader read nothing; or the sizes in the model's code cannot
+            follow.
     """
     space = writers.space
-    if len(writes) != len(writers.writers) or any(
-        np.shape(mask) != np.shape(writer.units) for mask, writer in zip(writes, writers.writers, strict=False)
+    if len(writes) != len(writers.ends) or any(
+        np.shape(mask) != np.shape(end.units) for mask, end in zip(writes, writers.ends, strict=False)
     ):
-        raise PlanError(
-            f"writes must be a mask of its channels for each of the {len(writers.writers)} writers, in their order."
-        )
+        several = f"{len(writers.writers)} writers" + f" and {len(writers.readers)} readers" * bool(writers.readers)
+        raise PlanError(f"writes must be a mask of its channels for each of the {several}, in their order.")
     keep = np.array(keep, dtype=bool)
     living = _living(writers, keep)
-    someone = ~writers.alone()
-    for mask, writer, lives in zip(writes, writers.writers, living, strict=True):
-        someone[writer.units[np.asarray(mask, bool) & lives]] = True
-    keep &= someone
+    keep &= carried(writers, keep, writes)
     plan = space.plan(keep, provenance)
     kept = space.keep_of(plan)
     edits = {edit.place: edit for edit in plan.edits}
-    scatters: list[Edit] = []
+    placed: list[_Later] = []
     lengths: dict[tuple[str, int], int] = {}
-    for mask, writer, lives in zip(writes, writers.writers, living, strict=True):
+    for mask, end, lives in zip(writes, writers.ends, living, strict=True):
         if not lives:
             continue
-        stream = kept[writer.units]
-        written = np.asarray(mask, bool) & stream
-        if not written.any() and stream.any():
+        stream = kept[end.units]
+        own = np.asarray(mask, bool) & stream
+        does = "read" if isinstance(end, Reader) else "write"
+        if not own.any() and stream.any():
             raise PlanError(
-                f"The branch {writer.name!r} would write no channel that stays. Let it write one, or erase it."
+                f"The branch {end.name!r} would {does} no channel that stays. Let it {does} one, or erase it."
             )
-        if bool((written == stream).all()):
+        if bool((own == stream).all()):
             continue
-        rows = Positions(np.flatnonzero(written))
-        for place in writer.dims:
-            edits["keep", place.tensor, place.dim] = Keep(place.tensor, place.dim, rows)
-            lengths[place.tensor, place.dim] = len(rows)
-        scatters.append(_scatter(plan, writer.module, writer.dim, edits, written[stream]))
+        positions = Positions(np.flatnonzero(own))
+        for place in end.dims:
+            edits["keep", place.tensor, place.dim] = Keep(place.tensor, place.dim, positions)
+            lengths[place.tensor, place.dim] = len(positions)
+        layers = end.layers if isinstance(end, Reader) else ((end.module, end.dim),)
+        kind = Gather if isinstance(end, Reader) else Scatter
+        placed += [_Later(kind, module, dim, own[stream]) for module, dim in layers]
     for edit in derived_attributes(space.model, {**plan.lengths, **lengths}, _read(plan, space.model)):
         edits[edit.place] = edit
-    return replace(plan, edits=(*edits.values(), *scatters))
+    return replace(plan, edits=(*edits.values(), *(one.edit(plan, edits) for one in placed)))
 
 
 def carried(writers: Writers, keep: BoolArray, writes: Sequence[BoolArray]) -> BoolArray:
     """The units [num_units] that stay if streams carry all that is written: what a branch that stays writes, and the
-    units of ``keep`` that others than writers make."""
+    units of ``keep`` that others than writers make. ``writes`` as for `union_plan`."""
     written = np.zeros(writers.space.num_units, dtype=bool)
-    for mask, writer, lives in zip(writes, writers.writers, _living(writers, keep), strict=True):
-        written[writer.units[mask]] |= lives
+    number = len(writers.writers)
+    for mask, writer, lives in zip(writes[:number], writers.writers, _living(writers, keep)[:number], strict=True):
+        written[writer.units[np.asarray(mask, bool)]] |= lives
     found: BoolArray = np.where(writers.alone(), False, keep) | written
     return found
 
 
 def _living(writers: Writers, keep: BoolArray) -> list[bool]:
-    """For each writer, whether its structure, and all around it, stay in a plan of the units ``keep`` [num_units]."""
+    """For each of the ends, whether its branch, and all around it, stay in a plan of the units ``keep`` [num_units]."""
     space = writers.space
     whole = structure_units(space)
     gone = [n for n, unit in whole.items() if not keep[unit]]
     own = {one.name: number for number, one in enumerate(space.structures)}
     assert space.erasures is not None
     lost = space.erasures.gone(gone) if gone else frozenset()
-    return [
-        own[writer.name] not in gone and not any(place.tensor in lost for place in writer.dims)
-        for writer in writers.writers
-    ]
+    return [own[end.name] not in gone and not any(place.tensor in lost for place in end.dims) for end in writers.ends]
 
 
 def _read(plan: Plan, model: nn.Module) -> list[SetAttribute]:
@@ -110,17 +111,27 @@ def _read(plan: Plan, model: nn.Module) -> list[SetAttribute]:
     return [edit for edit in plan.edits_of(SetAttribute) if edit.place not in derived]
 
 
-def _scatter(plan: Plan, module: str, dim: int, edits: Mapping[Any, Edit], written: BoolArray) -> Scatter:
-    """The edit of one layer; ``written``: of the channels of the stream that stay, those that it writes."""
-    tensors = []
-    for name, shape in plan.dense.items():
-        if name.rpartition(".")[0] == module:
-            cut = [
-                len(edit.kept) if isinstance(edit := edits.get(("keep", name, place)), Keep) else size
-                for place, size in enumerate(shape)
-            ]
-            tensors.append((name.rpartition(".")[2], tuple(cut)))
-    return Scatter(module, *runs_of(written.tolist()), dim, tuple(tensors))
+@dataclass(frozen=True, slots=True, eq=False)
+class _Later:
+    """An edit of the layer ``module``, to be made when all shapes are known; ``own``: of the channels of the stream
+    that stay, those that the layer has, along ``dim``."""
+
+    kind: type[Scatter | Gather]
+    module: str
+    dim: int
+    own: BoolArray
+
+    def edit(self, plan: Plan, edits: Mapping[Any, Edit]) -> Edit:
+        """The edit, beside the others of the plan."""
+        tensors = []
+        for name, shape in plan.dense.items():
+            if name.rpartition(".")[0] == self.module:
+                cut = [
+                    len(edit.kept) if isinstance(edit := edits.get(("keep", name, place)), Keep) else size
+                    for place, size in enumerate(shape)
+                ]
+                tensors.append((name.rpartition(".")[2], tuple(cut)))
+        return self.kind(self.module, *runs_of(self.own.tolist()), self.dim, tuple(tensors))
 
 
 def hap(writers: Writers, scores: Scores, removed: float = 0.5, *, least: float = 0.05) -> Plan:
@@ -147,15 +158,15 @@ def hap(writers: Writers, scores: Scores, removed: float = 0.5, *, least: float 
     for name, value in (("removed", removed), ("least", least)):
         if not is_number(value) or not 0 <= value <= 1:
             raise BudgetError(f"{name}={value!r} must be a fraction from 0 to 1.")
-    expected = space.num_units + sum(len(writer.units) for writer in writers.writers)
+    expected = space.num_units + sum(len(end.units) for end in writers.ends)
     if not isinstance(scores, Scores) or np.shape(scores.values) != (expected,):
         raise BudgetError(
             f"scores must be of writers.scored_space, for {expected} units: niwaki.score(writers.scored_space, ...), "
             "or niwaki.score(space, ...) with the space made with streams='union'."
         )
-    values, of_writers = writers.split(finite(writers.scored_space, scores.values, scores.criterion))
+    values, of_ends = writers.split(finite(writers.scored_space, scores.values, scores.criterion))
     alone, width = writers.alone(), sum(group.units for group in space.width_groups)
-    ranked = np.concatenate([values[:width][~alone[:width]], *of_writers])
+    ranked = np.concatenate([values[:width][~alone[:width]], *of_ends])
     bar = np.sort(ranked)[min(math.floor(removed * len(ranked)), len(ranked) - 1)] if len(ranked) else 0.0
 
     def stays(own: np.ndarray) -> BoolArray:
@@ -163,18 +174,26 @@ def hap(writers: Writers, scores: Scores, removed: float = 0.5, *, least: float 
         found[np.argsort(-own, kind="stable")[: max(1, math.ceil(least * len(own)))]] = True
         return found
 
-    writes = [stays(own) for own in of_writers]
+    writes = [stays(own) for own in of_ends]
     keep = np.ones(space.num_units, dtype=bool)
     for group in space.width_groups:
         keep[group.numbers] = stays(values[group.numbers])
     keep = ~leaving(space, ~carried(writers, keep, writes), Widths())
+    for number, end in enumerate(writers.ends):
+        if isinstance(end, Reader) and not (writes[number] & keep[end.units]).any():
+            best = np.where(keep[end.units], of_ends[number], -np.inf).argmax()  # of those that the stream has
+            writes[number] = np.arange(len(end.units)) == best
     about = {"criterion": scores.criterion, "removed": removed, "least": least, "streams": "union"}
-    plan = union_plan(writers, keep, writes, about)
-    costs = {
+    plan = union_plan(writers, keep, writes)
+    return replace(plan, provenance={**about, **costs_told(space, plan)})
+
+
+def costs_told(space: SearchSpace, plan: Plan) -> dict[str, dict[str, int]]:
+    """What the network costs, and what it does as ``plan`` leaves it, for provenances."""
+    return {
         name: {"params": cost.params, "macs": cost.macs, "memory": cost.memory}
         for name, cost in (("dense", space.cost()), ("kept", space.cost(plan)))
     }
-    return replace(plan, provenance={**about, **costs})
 
 
 MEASURES = ("macs", "params", "memory")

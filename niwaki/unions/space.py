@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from niwaki.core.plan import Plan
 from niwaki.core.space import SearchSpace
 from niwaki.core.union_streams import UnionStreams
 from niwaki.errors import PlanError
+from niwaki.unions.gated import GatedUnions
 from niwaki.unions.plans import carried, union_plan
 from niwaki.unions.writers import Writers
 
@@ -43,13 +45,14 @@ class UnionSpace(UnionStreams):
     writers: Writers
 
     @classmethod
-    def of(cls, space: SearchSpace) -> UnionSpace:
-        """That of ``space``, made with ``erase=True``.
+    def of(cls, space: SearchSpace, readers: bool = False) -> UnionSpace:
+        """That of ``space``, made with ``erase=True``. With ``readers``, each branch chooses the channels that it
+        reads, too, as in DISP-LLM (arXiv 2410.11988): they are units after those of the writers.
 
         Raises:
             PlanError: no branch of the network can have channels of its own.
         """
-        writers = Writers(space, (), {}) if space.erasures is None else Writers.of(space)
+        writers = Writers(space, (), {}) if space.erasures is None else Writers.of(space, readers)
         if not writers.writers:
             why = next((f"{name!r}: {why}" for name, why in writers.refused.items()), "nothing is added to a stream")
             raise PlanError(
@@ -67,9 +70,14 @@ class UnionSpace(UnionStreams):
         """The space of the same units that `niwaki.score` scores; its costs are not those of unions."""
         return self.writers.scored_space
 
+    @cached_property
+    def gated(self) -> GatedUnions:
+        """In which masks are learnt: all but what streams carry."""
+        return GatedUnions.of(self.writers)
+
     @property
     def num_units(self) -> int:
-        """The number of units, with the channels of all writers."""
+        """The number of units, with the channels of all writers and readers."""
         return self.scored_space.num_units
 
     def cost(self, plan: Plan | None = None) -> Cost:

@@ -1,24 +1,24 @@
-"""The branches that write a residual stream, and which weights of theirs make which channel."""
+"""The branches that write a residual stream, and which weights of theirs make or read which channel."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from niwaki.core.counts import BoolArray, IntArray
 from niwaki.core.names import named_modules, named_parameters
-from niwaki.core.space import Group, SearchSpace, check_space
+from niwaki.core.space import ChannelSpace, Group, SearchSpace, check_space
 from niwaki.core.structures import Structure
-from niwaki.core.tensor_dims import TensorDim
+from niwaki.core.tensor_dims import Role, TensorDim
 from niwaki.errors import PlanError
 from niwaki.unions.layers_behind import LayersBehind
-
-_DIMS: Mapping[type[nn.Module], int] = {nn.Linear: -1, nn.Conv1d: -2, nn.Conv2d: -3, nn.Conv3d: -4}
+from niwaki.unions.readers import DIMS, Reader, readers_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,15 +37,18 @@ class Writer:
 
 @dataclass(frozen=True, eq=False)
 class Writers:
-    """The writers of the streams of a search space, and why other branches are none, by their names."""
+    """The writers of the streams of a search space, and why other branches are none, by their names. ``readers``: what
+    the same branches read, if they choose that too, as in DISP-LLM (arXiv 2410.11988)."""
 
     space: SearchSpace
     writers: tuple[Writer, ...]
     refused: Mapping[str, str]
+    readers: tuple[Reader, ...] = ()
 
     @classmethod
-    def of(cls, space: SearchSpace) -> Writers:
-        """Those of ``space``, made with ``niwaki.search_space(..., erase=True)``.
+    def of(cls, space: SearchSpace, readers: bool = False) -> Writers:
+        """Those of ``space``, made with ``niwaki.search_space(..., erase=True)``. With ``readers``, each branch chooses
+        the channels that it reads, too.
 
         Raises:
             PlanError: the space knows of no branches.
@@ -70,35 +73,51 @@ class Writers:
             else:
                 found.append(made)
                 taken |= {place.tensor for place in made.dims}
-        return cls(space, tuple(found), refused)
+        branches = [(writer.name, writer.group) for writer in found] if readers else []
+        return cls(space, tuple(found), refused, readers_of(space, branches, modules, shared | taken))
+
+    @property
+    def ends(self) -> tuple[Writer | Reader, ...]:
+        """The writers, and the readers after them: what has channels of its own."""
+        return (*self.writers, *self.readers)
 
     @cached_property
     def scored_space(self) -> SearchSpace:
-        """The space in which the channels of each writer are units of their own, after all others, writer by writer:
-        to be scored. Units of streams are then what no writer of ``writers`` makes."""
+        """The space in which the channels of each writer and reader are units of their own, after all others, one after
+        the other: to be scored, and for nothing else. Units of streams are then what no writer of ``writers`` makes. A
+        channel that is read is scored by the weights that read it."""
         space = self.space
-        number, sentinel = space.num_units, space.num_units + sum(len(w.units) for w in self.writers)
-        moved = {id(place): np.where(place.units == number, sentinel, place.units) for place in space.dims}
+        number, sentinel = space.num_units, space.num_units + sum(len(one.units) for one in self.ends)
+        dims = {
+            id(place): replace(place, units=np.where(place.units == number, sentinel, place.units))
+            for place in space.dims
+        }
         groups = list(space.groups)
-        for writer in self.writers:
-            own = np.arange(number, number + len(writer.units))
-            for place in writer.dims:
-                moved[id(place)] = own[:, None]
-            groups.append(Group(writer.name, number, len(own), ()))
+        for end, name in zip(self.ends, self.names, strict=True):
+            own = np.arange(number, number + len(end.units))
+            for place in end.dims:
+                role = Role.PRODUCER if isinstance(end, Reader) else place.role
+                dims[id(place)] = replace(place, units=own[:, None], role=role)
+            groups.append(Group(name, number, len(own), ()))
             number += len(own)
         old = space.cost_model.counts
         counts = replace(old, num_units=sentinel, units=np.where(old.units == old.num_units, sentinel, old.units))
-        return replace(
-            space,
-            groups=tuple(groups),
-            dims=tuple(replace(place, units=moved[id(place)]) for place in space.dims),
-            cost_model=replace(space.cost_model, counts=counts),
-        )
+        changed: dict[str, Any] = {
+            "groups": tuple(groups),
+            "dims": tuple(dims[id(place)] for place in space.dims),
+            "cost_model": replace(space.cost_model, counts=counts),
+        }
+        return ChannelSpace(**{one.name: changed.get(one.name, getattr(space, one.name)) for one in fields(space)})
+
+    @property
+    def names(self) -> list[str]:
+        """What the channels of each of `ends` are called."""
+        return [f"{end.name} (read)" if isinstance(end, Reader) else end.name for end in self.ends]
 
     def split(self, values: Sequence[float] | np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """``values`` of the units of `scored_space`, as those of the units of the space, and of the channels of each
-        writer."""
-        ends = np.cumsum([self.space.num_units, *(len(writer.units) for writer in self.writers)])
+        """``values`` of the units of `scored_space`, as those of the units of the space, and of the channels of each of
+        `ends`."""
+        ends = np.cumsum([self.space.num_units, *(len(end.units) for end in self.ends)])
         first, *others = np.split(np.asarray(values), ends[:-1])
         return first, others
 
@@ -132,7 +151,7 @@ def _writer(
     # Norms in front of the layer have the channels of the stream, too. They do not make the term.
     behind = order.of_term(structure, modules)
     norms, layers = behind[:-1], behind[-1:]
-    if not layers or type(modules[layers[0]]) not in _DIMS or len(norms) > 1 or not paths >= {*behind}:
+    if not layers or type(modules[layers[0]]) not in DIMS or len(norms) > 1 or not paths >= {*behind}:
         return "several layers make it, or others than a linear layer or convolution and a BatchNorm"
     last = norms[0] if norms else layers[0]
     if modules[last]._forward_hooks or modules[last]._forward_pre_hooks:
@@ -160,5 +179,5 @@ def _writer(
     first, end = space.groups[group].first, space.groups[group].first + space.groups[group].units
     if not ((units >= first) & (units < end)).all() or len(np.unique(units)) != len(units):
         return "its channels are of several groups, or several of one unit"
-    dim = 1 if norms else _DIMS[type(modules[layers[0]])]
+    dim = 1 if norms else DIMS[type(modules[layers[0]])]
     return Writer(structure.name, group, last, dim, units, dims)

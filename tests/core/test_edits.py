@@ -22,6 +22,7 @@ from niwaki.core.edits import (
     Erase,
     EraseExperts,
     EraseModules,
+    Gather,
     Implant,
     Keep,
     KeepDirection,
@@ -78,11 +79,12 @@ ROWS: tuple[tuple[Edit, Edit, Edit | None], ...] = (
 )
 RECORDS = 2  # of these rows change nothing
 KINDS = {type(first) for first, _, _ in ROWS} | {
+    Gather,
     Implant,
     MakeConstant,
     Scatter,
 }  # with another network behind them: tests/implants, tests/unions
-OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Implant, MakeConstant, Scatter, ScaledBefore}
+OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Gather, Implant, MakeConstant, Scatter, ScaledBefore}
 
 
 def plan_of(*some: Edit | None) -> Plan:
@@ -91,7 +93,10 @@ def plan_of(*some: Edit | None) -> Plan:
 
 def test_there_is_a_row_for_each_kind() -> None:
     found = {kind for kind in vars(edits).values() if isinstance(kind, type) and issubclass(kind, Edit)}
-    assert found - {edits.Edit, edits.TensorEdit, edits.ModuleEdit, edits.GatedEdit, edits.ReplacingEdit} == KINDS
+    assert (
+        found - {edits.Edit, edits.TensorEdit, edits.ModuleEdit, edits.GatedEdit, edits.ReplacingEdit, edits.PlacedEdit}
+        == KINDS
+    )
 
 
 @pytest.mark.parametrize(("first", "later", "both"), ROWS, ids=lambda edit: getattr(edit, "kind", "none"))
@@ -212,6 +217,7 @@ ORDER: list[type[Edit]] = [
     Implant,
     MakeConstant,
     Scatter,
+    Gather,
     Zeroed,
     ScaledBefore,
 ]

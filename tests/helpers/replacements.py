@@ -11,7 +11,7 @@ from implanted import Blocks, Residual, images, randomised
 from torch import Tensor, nn
 
 import niwaki
-from niwaki.core.edits import Scatter
+from niwaki.core.edits import PlacedEdit
 from niwaki.core.plan import Plan
 from niwaki.errors import PlanError
 from niwaki.implants import ImplantLayers
@@ -114,15 +114,16 @@ class Case:
         return self.writers.space
 
     @classmethod
-    def of(cls, name: str) -> Case:
-        """The network of this name; its linear layers have implants of rank 2."""
+    def of(cls, name: str, readers: bool = False) -> Case:
+        """The network of this name; its linear layers have implants of rank 2. With ``readers``, branches choose what
+        they read of their streams, too."""
         network, x = randomised(NETWORKS[name]()), images()
         space = niwaki.search_space(network, x, erase=True)
-        return cls(network, x, ImplantLayers.of(space, 2), Writers.of(space))
+        return cls(network, x, ImplantLayers.of(space, 2), Writers.of(space, readers))
 
     def random_plan(self, seed: int, *, erase: bool, union: bool, implants: bool) -> Plan:
-        """One that erases up to two structures, removes a fifth of the units, lets writers write three fifths of their
-        channels, and implants a third of the units that can be."""
+        """One that erases up to two structures, removes a fifth of the units, lets writers write, and readers read,
+        three fifths of their channels, and implants a third of the units that can be."""
         space, rng = self.space, np.random.default_rng(seed)
         first = [group.first for group in space.groups]
         keep = rng.random(space.num_units) < 0.8
@@ -133,17 +134,17 @@ class Case:
             gone[rng.choice(structures, min(2, len(structures)), replace=False)] = True
             keep &= ~valid_erasures(space, gone)
         writes = [
-            rng.random(len(one.units)) < 0.6 if union else np.ones(len(one.units), bool) for one in self.writers.writers
+            rng.random(len(one.units)) < 0.6 if union else np.ones(len(one.units), bool) for one in self.writers.ends
         ]
-        for one, mask in zip(self.writers.writers, writes, strict=True):
+        for one, mask in zip(self.writers.ends, writes, strict=True):
             mask[one.units == space.groups[one.group].first] = True
         plan = union_plan(self.writers, keep, writes, {"seed": seed})
         if not implants:
             return plan
         slim = self.layers.can & space.keep_of(plan) & (rng.random(space.num_units) < 0.33)
-        scattered = {edit.module for edit in plan.edits_of(Scatter)}  # where no norm does it behind the layer
+        placed = {edit.module for edit in plan.edits if isinstance(edit, PlacedEdit)}  # by the layer and not by a norm
         for layer in self.layers.layers:
-            if layer.module in scattered:
+            if layer.module in placed:
                 slim[[unit for unit in layer.units.reshape(-1) if unit < space.num_units]] = False
         slim[first] = False
         return plan.with_edits(self.layers.edits(plan, slim))

@@ -21,6 +21,7 @@ MODULES = {"haste.py"}  # brings a module of its own, and is as long as that
 SMALLEST = {
     "ato": "2",
     "bert_trainer": "20",
+    "disp_llm": "--steps=4",
     "ema_and_early_stopping": "10",
     "erase_supernet": "1",
     "hap": "3",

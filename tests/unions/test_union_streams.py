@@ -217,7 +217,10 @@ def test_what_makes_no_plan_is_a_sentence() -> None:
     plan = union_plan(writers, every, [whole[0], np.arange(8) > 2, *whole[2:]])
     (edit,) = plan.edits_of(Scatter)
     for wrong, why in (
-        (Scatter(edit.module, (0, 4), (3, 0), edit.dim, edit.tensors), "scatters other outputs of 'blocks.1.second'"),
+        (
+            Scatter(edit.module, (0, 4), (3, 0), edit.dim, edit.tensors),
+            "scatters outputs of 'blocks.1.second' that are others",
+        ),
         (
             Scatter(edit.module, edit.runs, edit.gaps, edit.dim, (("weight", (5, 6, 5, 4)),)),
             "'weight' has another shape",

@@ -19,10 +19,12 @@ from niwaki.core.edits.base import (
 from niwaki.core.edits.erase import Erase
 from niwaki.core.edits.erase_experts import EraseExperts
 from niwaki.core.edits.erase_modules import EraseModules
+from niwaki.core.edits.gather import Gather
 from niwaki.core.edits.implant import Implant
 from niwaki.core.edits.keep import Keep, KeepDirection
 from niwaki.core.edits.make_constant import MakeConstant
 from niwaki.core.edits.numbers import SetAttribute, SetScalar
+from niwaki.core.edits.placed import PlacedEdit
 from niwaki.core.edits.rescale import Rescale
 from niwaki.core.edits.scaled_before import ScaledBefore
 from niwaki.core.edits.scatter import Scatter
@@ -34,6 +36,7 @@ __all__ = [
     "EraseExperts",
     "EraseModules",
     "GatedEdit",
+    "Gather",
     "Implant",
     "Keep",
     "KeepDirection",
@@ -41,6 +44,7 @@ __all__ = [
     "ModuleEdit",
     "NewParameter",
     "Place",
+    "PlacedEdit",
     "ReplacingEdit",
     "Rescale",
     "ScaledBefore",
