@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, final
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -38,10 +39,13 @@ class EarlyLook:
             # A function of a module, so that a copy or a pickle of the model takes it along without what it does.
             self._handle = self._model.register_forward_pre_hook(_begins)
             _WATCHED.setdefault(self._model, WeakSet()).add(self)
+            self._model.__dict__[_PREPARES] = partial(_scriptable, self._model)
         if not on and self._handle is not None:
             self._handle.remove()
             self._handle = None
             _WATCHED[self._model].discard(self)
+            if not _WATCHED[self._model]:
+                self._model.__dict__.pop(_PREPARES, None)
 
     @property
     def _devices(self) -> set[str]:
@@ -69,7 +73,20 @@ class EarlyLook:
                 self._look()
 
 
+_PREPARES = "__prepare_scriptable__"  # what `torch.jit.script` calls, of every module that has it
 _WATCHED: WeakKeyDictionary[nn.Module, WeakSet[EarlyLook]] = WeakKeyDictionary()
+
+
+def _scriptable(model: nn.Module) -> Any:
+    """The model, or a copy of it, without the hook, which would be compiled as a part of the model. The optimizer's next
+    step puts it back."""
+    for look in list(_WATCHED.get(model, ())):
+        look.watch(False)
+    for number in [number for number, hook in model._forward_pre_hooks.items() if hook is _begins]:
+        del model._forward_pre_hooks[number]
+    model.__dict__.pop(_PREPARES, None)
+    own = getattr(model, _PREPARES, None)  # that of its class
+    return model if own is None else own()
 
 
 def _begins(model: nn.Module, args: Any) -> None:

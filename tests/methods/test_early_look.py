@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from niwaki.errors import MethodError
+from niwaki.methods.early_look import EarlyLook
 from niwaki.methods.stages import Stages
 
 STAGES = Stages.of(SCHEDULE)
@@ -186,3 +188,39 @@ def test_only_the_first_pass_of_a_step_looks() -> None:
     run.optimizer.zero_grad()
     run.model(x)
     assert run.method.selector.controller.taken == taken
+
+
+@pytest.mark.parametrize("at", [0, 12])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Using .torch.compile.module:UserWarning")
+def test_a_model_that_is_scripted_copied_or_compiled_meanwhile(at: int) -> None:
+    """It can be, at any time, so can its copies, and the training goes on as if nobody had."""
+    run, plain = Watched(dropout=0.0).step(at), Watched(dropout=0.0).step(at)
+    x, _ = run.batch(at)
+    run.model.eval()
+    with torch.no_grad():
+        expected = run.model(x)
+        copies = [copy.deepcopy(run.model), pickle.loads(pickle.dumps(run.model))]
+        forms = [*copies, torch.compile(run.model, backend="eager"), *map(torch.jit.script, [*copies, run.model])]
+        for form in forms:
+            assert torch.equal(form(x), expected)
+    assert not any(one._forward_pre_hooks for one in (run.model, *copies))
+    holder = nn.Sequential(run.model, nn.Identity())
+    torch.jit.script(holder)
+    assert holder[0] is run.model
+    assert same(run.step(8), plain.step(8))
+    assert run.model._forward_pre_hooks and "__prepare_scriptable__" in run.model.__dict__
+    run.step(SCHEDULE.until - run.done)
+    assert not run.model._forward_pre_hooks and "__prepare_scriptable__" not in run.model.__dict__
+
+
+class Prepared(nn.Sequential):
+    """Says itself what stands for it in a script."""
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return nn.Sequential(*self, nn.Tanh())
+
+
+def test_a_model_that_prepares_itself_for_scripts_still_does() -> None:
+    model, x = Prepared(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2)), torch.randn(8, 4)
+    EarlyLook(model, lambda: None).watch(True)
+    assert torch.equal(torch.jit.script(model)(x), model(x).tanh())
