@@ -1,7 +1,7 @@
 """What `niwaki.ATO` costs over a whole run, beside the same training without it: CPU time, and peak memory.
 
 python -m benchmarks.masks.whole_run time small|resnet|decoder [--steps 300]
-python -m benchmarks.masks.whole_run memory resnet|decoder plain|ato
+python -m benchmarks.masks.whole_run memory resnet|decoder plain|analysed|ato
 
 ``time``: two trainings of the same network take turns, step by step, so that what else the machine does is the same for
 both. ATO has its default arguments, a budget of half of the MACs, and a schedule from a tenth to seven tenths of the
@@ -11,7 +11,8 @@ of 8 pixels; the others are those of `benchmarks.masks.cost`.
 ``memory``: one process for each, since a peak is that of a process. The schedule is so short that thirty steps go
 through all of its phases. The target is the training's peak and one copy of the gated weights. *allocated* is what
 torch holds at most in one step, in which the controller takes one too, beyond what there is before it: the peak of the
-process has what the allocator keeps besides.
+process has what the allocator keeps besides. *analysed* is the training alone in a process that has made the search
+space: what the analysis imports, and memory that it has had, stay in the process.
 """
 
 from __future__ import annotations
@@ -46,13 +47,15 @@ def small() -> tuple[nn.Module, Tensor, Loss, type[Any]]:
 class Run:
     """A training that repeats one batch, with ATO or without."""
 
-    def __init__(self, network: str, ato: bool, steps: int) -> None:
+    def __init__(self, network: str, ato: bool, steps: int, analysed: bool = False) -> None:
         torch.manual_seed(0)
         self.model, inputs, self.loss, kind = {"small": small, "resnet": resnet, "decoder": decoder}[network]()
         more = {"momentum": 0.9} if kind is torch.optim.SGD else {}
         self.optimizer = kind(self.model.parameters(), lr=1e-3, **more)
         self.method: niwaki.ATO | None = None
         self.spent = 0.0
+        if analysed:
+            niwaki.search_space(self.model, inputs)
         if ato:
             schedule = niwaki.Schedule(start=max(2, steps // 10), until=7 * steps // 10, periods=1)
             began = time.process_time()
@@ -102,9 +105,10 @@ def allocated(run: Run) -> float:
     return most / 2**20
 
 
-def memory(network: str, ato: bool) -> None:
+def memory(network: str, how: str) -> None:
     """Print one line."""
-    run = Run(network, ato, FEW)
+    ato = how == "ato"
+    run = Run(network, ato, FEW, how == "analysed")
     for _ in range(FEW // 3):
         run.step()
     found = allocated(run)
@@ -112,7 +116,7 @@ def memory(network: str, ato: bool) -> None:
         run.step()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
     weights = sum(p.numel() * p.element_size() for p in run.model.parameters()) / 2**20
-    told = f"{network} {'ato' if ato else 'plain'}: peak {peak:,.0f} MiB, allocated {found:,.0f} MiB in a step, "
+    told = f"{network} {how}: peak {peak:,.0f} MiB, allocated {found:,.0f} MiB in a step, "
     told += f"weights {weights:,.0f} MiB"
     if ato:
         sizes = dict(run.model.named_parameters())
@@ -127,13 +131,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("time", "memory"))
     parser.add_argument("network", choices=("small", "resnet", "decoder"))
-    parser.add_argument("how", nargs="?", choices=("plain", "ato"), default="ato")
+    parser.add_argument("how", nargs="?", choices=("plain", "analysed", "ato"), default="ato")
     parser.add_argument("--steps", type=int, default=300)
     given = parser.parse_args()
     if given.what == "time":
         timed(given.network, given.steps)
     else:
-        memory(given.network, given.how == "ato")
+        memory(given.network, given.how)
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ _WATCHED: WeakKeyDictionary[nn.Module, WeakSet[EarlyLook]] = WeakKeyDictionary()
 
 
 def _scriptable(model: nn.Module) -> Any:
-    """The model, or a copy of it, without the hook, which would be compiled as a part of the model. The optimizer's next
-    step puts it back."""
+    """The model, or a copy of it, without the hook, which would be compiled as a part of it. The optimizer's next step
+    puts it back."""
     for look in list(_WATCHED.get(model, ())):
         look.watch(False)
     for number in [number for number, hook in model._forward_pre_hooks.items() if hook is _begins]:
