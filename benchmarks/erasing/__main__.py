@@ -4,7 +4,7 @@ python -m benchmarks.erasing fuzz --networks 10000
 python -m benchmarks.erasing law --plans 200 [--only llama t5]
 python -m benchmarks.erasing zoo [--zoo timm] [--read]
 python -m benchmarks.erasing analysis
-python -m benchmarks.erasing latency --seeds 3
+python -m benchmarks.erasing latency --seeds 3 [--steps 100 --criteria mix --data DIR]
 python -m benchmarks.erasing worth --task stories --data DIR
 """
 
@@ -48,11 +48,14 @@ def main() -> None:
     cost.add_argument("--rounds", type=int, default=7)
     times = commands.add_parser("latency", help="ResNet-20 at 30 % of the MACs: depth and width beside width alone")
     times.add_argument("--seeds", type=int, default=3)
-    times.add_argument("--criteria", nargs="*", default=["magnitude", "random"], help="what structures and units score")
+    times.add_argument("--criteria", nargs="*", default=["magnitude", "random"], help="names, and mix for HESSO's")
+    times.add_argument("--steps", type=int, default=0, help="of training before, of the first of recipe A")
+    times.add_argument("--data", type=Path, default=None, help="the folder of the data, for --steps")
     times.add_argument("--seconds", type=float, default=10.0, help="of measuring, per choice of scores and seed")
     lost = commands.add_parser("worth", help="scores of structures beside the loss of a trained network without each")
     lost.add_argument("--task", default="fashion-super-resnet", help="of benchmarks.accuracy, with structures")
     lost.add_argument("--steps", type=int, default=200, help="of training before, of the first of its recipe")
+    lost.add_argument("--macs", type=float, default=0.51, help="share to keep of what is chosen by each score")
     lost.add_argument("--data", type=Path, default=None, help="the folder of the data")
     options = parser.parse_args()
     if options.command == "fuzz":
@@ -62,8 +65,10 @@ def main() -> None:
     if options.command == "analysis":
         analysis.run(options.rounds)
     if options.command == "worth":
-        worth.run(options.task, options.steps, options.data)
-    if options.command == "latency" and not latency.run(options.seeds, options.criteria, options.seconds):
+        worth.run(options.task, options.steps, options.macs, options.data)
+    if options.command == "latency" and not latency.run(
+        options.seeds, options.criteria, options.seconds, options.steps, options.data
+    ):
         sys.exit(1)
     if options.command == "law" and not law.run(options.only, options.forms, options.plans):
         sys.exit(1)
