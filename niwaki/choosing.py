@@ -20,6 +20,7 @@ from niwaki.errors import BudgetError
 from niwaki.masks.learner import MaskLearner
 from niwaki.performance.fit import fit_latency
 from niwaki.performance.meters import Limit, meters
+from niwaki.performance.union_latency import fit_union_latency
 from niwaki.selection import STRUCTURES, UNITS, Removal, SelectionRequest, free_note, removal_named
 from niwaki.selection.budget import (
     MODELLED,
@@ -59,8 +60,9 @@ def choose(
 
     Args:
         space: the search space. One with ``streams="union"`` has one threshold for the scores of all units and all
-            channels of branches, as `niwaki.unions.choose`: ``compare``, ``example_inputs`` and ``remove`` are not for
-            it, and the budget limits ``macs``, ``params`` and ``memory``.
+            channels of branches, as `niwaki.unions.choose`: ``compare`` and ``remove`` are not for it, and the budget
+            limits ``macs``, ``params`` and ``memory``, and with ``example_inputs`` the ``latency``: networks are cut
+            and measured, and a branch for whose channels index operators do not pay has all of its stream.
         scores: the saliency of each unit, from `niwaki.score`. Or what learns on batches which units to keep:
             `niwaki.DDPMasks`, for limits in macs, params, units and memory, in a space that is `niwaki.timed` also in
             latency, and for units alone. It learns here.
@@ -211,6 +213,9 @@ def _of_unions(
 ) -> Plan:
     """The plan for union streams; raise `BudgetError` where something is asked for that it does not give."""
     given = [f"{name}=" for name, value in unused.items() if value is not None]
+    measured = isinstance(scores, Scores) and isinstance(budget, Budget) and "latency" in budget.limits
+    if measured and "example_inputs=" in given:
+        given.remove("example_inputs=")
     if removal_named(remove) is not UNITS:
         given.append(f"remove={remove!r}")
     if given:
@@ -220,6 +225,8 @@ def _of_unions(
         )
     if isinstance(scores, MaskLearner):
         return _learnt_unions(space, scores, budget)
+    if measured and unused["example_inputs"] is not None:
+        return fit_union_latency(space, scores, budget, unused["example_inputs"])
     return choose_unions(space.writers, scores, budget)
 
 

@@ -154,6 +154,14 @@ def hap(writers: Writers, scores: Scores, removed: float = 0.5, *, least: float 
         >>> niwaki.check(net, plan, x).holds
         True
     """
+    chosen = hap_masks(writers, scores, removed, least=least)
+    about = {"criterion": scores.criterion, "removed": removed, "least": least, "streams": "union"}
+    plan = union_plan(writers, *chosen)
+    return replace(plan, provenance={**about, **costs_told(writers.space, plan)})
+
+
+def hap_masks(writers: Writers, scores: Scores, removed: float, *, least: float) -> tuple[BoolArray, list[BoolArray]]:
+    """What `hap` chooses, for `union_plan`: the units [num_units] that stay, and what each of the ends keeps."""
     space = writers.space
     for name, value in (("removed", removed), ("least", least)):
         if not is_number(value) or not 0 <= value <= 1:
@@ -183,9 +191,7 @@ def hap(writers: Writers, scores: Scores, removed: float = 0.5, *, least: float 
         if isinstance(end, Reader) and not (writes[number] & keep[end.units]).any():
             best = np.where(keep[end.units], of_ends[number], -np.inf).argmax()  # of those that the stream has
             writes[number] = np.arange(len(end.units)) == best
-    about = {"criterion": scores.criterion, "removed": removed, "least": least, "streams": "union"}
-    plan = union_plan(writers, keep, writes)
-    return replace(plan, provenance={**about, **costs_told(space, plan)})
+    return keep, writes
 
 
 def costs_told(space: SearchSpace, plan: Plan) -> dict[str, dict[str, int]]:
@@ -216,13 +222,7 @@ def choose(writers: Writers, scores: Scores, budget: Budget, *, least: float = 0
         >>> space.cost(plan).macs <= 0.5 * space.cost().macs
         True
     """
-    check_budget(budget, training=False)
-    others = sorted(set(budget.limits) - set(MEASURES))
-    if others or budget.steps != Widths():
-        raise BudgetError(
-            f"For union streams a budget limits {', '.join(MEASURES)}, and widths are not rounded: {budget} asks for "
-            f"{others[0] if others else 'other widths'}."
-        )
+    check_union_budget(budget, MEASURES)
     space, limits = writers.space, budget.absolute(writers.space, MEASURES)
 
     def meets(plan: Plan) -> bool:
@@ -243,3 +243,21 @@ def choose(writers: Writers, scores: Scores, budget: Budget, *, least: float = 0
         else:
             low = middle
     return replace(found, provenance={**found.provenance, "budget": dict(budget.limits)})
+
+
+def check_union_budget(budget: object, measures: Sequence[str]) -> None:
+    """Raise `BudgetError` if ``budget`` is not one, or limits something else than ``measures``."""
+    check_budget(budget, training=False)
+    assert isinstance(budget, Budget)
+    others = sorted(set(budget.limits) - set(measures))
+    if others == ["latency"]:
+        raise BudgetError(
+            "The latency of union streams is measured on networks that are cut, with the operators that put channels "
+            "into their places: niwaki.choose(space, scores, budget, example_inputs=x), of the space made with "
+            "streams='union'."
+        )
+    if others or budget.steps != Widths():
+        raise BudgetError(
+            f"For union streams a budget limits {', '.join(MEASURES)}, and widths are not rounded: {budget} asks for "
+            f"{others[0] if others else 'other widths'}."
+        )

@@ -166,12 +166,14 @@ def test_choices_that_unions_do_not_know(space: UnionSpace) -> None:
     scores = niwaki.score(space, "magnitude")
     for more, what in (
         ({"compare": "space"}, "compare="),
-        ({"example_inputs": X}, "example_inputs="),
+        ({"example_inputs": X}, "example_inputs="),  # of a budget without a latency
         ({"remove": "structures"}, "remove='structures'"),
     ):
         with pytest.raises(BudgetError, match=f"{what} is not for union streams, which have one threshold"):
             niwaki.choose(space, scores, BUDGET, **more)
     with pytest.raises(BudgetError, match="For union streams a budget limits macs, params, memory"):
+        niwaki.choose(space, scores, niwaki.Budget(units=0.5))
+    with pytest.raises(BudgetError, match="The latency of union streams is measured on networks that are cut"):
         niwaki.choose(space, scores, niwaki.Budget(latency=0.5))
     with pytest.raises(BudgetError, match=r"or niwaki.score\(space, ...\) with the space made with streams='union'"):
         niwaki.choose(space, niwaki.score(space.writers.space, "magnitude"), BUDGET)
