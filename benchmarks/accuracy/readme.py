@@ -57,10 +57,13 @@ TABLE: dict[str, tuple[str, tuple[Line, ...]]] = {  # by task: what it is, and i
     "cifar10-finetune-200-steps": (
         "**CIFAR-10**, a trained ResNet-20, 200 steps of fine-tuning",
         (
+            Line("prune", 0.5, 0.0, "**niwaki.prune** before the first step"),
             Line("hesso", 0.5, 0.1, "**HESSO** at 10 % of these steps"),
             Line("hesso", 0.5, DEFAULT_MOMENT, "**HESSO** at 35 % of these steps"),
             Line("magnitude", 0.5, DEFAULT_MOMENT, "the smallest units cut at 35 % of these steps"),
             Line("magnitude", 0.5, 0.0, "the smallest units cut before the first step"),
+            Line("prune", 0.3, 0.0, "**niwaki.prune** before the first step"),
+            Line("magnitude", 0.3, 0.0, "the smallest units cut before the first step"),
         ),
     ),
 }
@@ -86,9 +89,11 @@ def table(folder: Path) -> str:
         dense = next((one for one in every if one.first.arm == "dense"), None)
         if dense is None:
             continue
-        hesso = _find(every, Line("hesso", wanted[0].budget, DEFAULT_MOMENT, ""))
         lines.append(_cells(f"{about}: dense", dense, None, every))
-        lines += [_cells(line.words, one, hesso, every) for line in wanted if (one := _find(every, line)) is not None]
+        for line in wanted:
+            hesso = _find(every, Line("hesso", line.budget, DEFAULT_MOMENT, ""))
+            if (one := _find(every, line)) is not None:
+                lines.append(_cells(line.words, one, hesso, every))
     return "\n".join(lines)
 
 
