@@ -1,12 +1,17 @@
 """What `niwaki.ATO` costs over a whole run, beside the same training without it: CPU time, and peak memory.
 
 python -m benchmarks.masks.whole_run time small|resnet|decoder [--steps 300]
+python -m benchmarks.masks.whole_run reckon small|resnet|decoder [--steps 1500 5000]
 python -m benchmarks.masks.whole_run memory resnet|decoder plain|analysed|ato
 
 ``time``: two trainings of the same network take turns, step by step, so that what else the machine does is the same for
 both. ATO has its default arguments, a budget of half of the MACs, and a schedule from a tenth to seven tenths of the
 run; its controller learns on two held-out batches of the training's size. *small* is the built-in ResNet on 64 images
 of 8 pixels; the others are those of `benchmarks.masks.cost`.
+
+``reckon``: for networks that are too slow for a whole run. The schedule is so short that a few steps go through all
+phases; what each kind of step takes longer than the same step of the plain training is its median there, and counts as
+often as it occurs in runs of so many steps.
 
 ``memory``: one process for each, since a peak is that of a process. The schedule is so short that thirty steps go
 through all of its phases. The target is the training's peak and one copy of the gated weights. *allocated* is what
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,11 +35,14 @@ from torch.profiler import ProfilerActivity, profile
 
 import niwaki
 from benchmarks.masks.cost import MIB, decoder, resnet
+from niwaki.masks.training import LATE
+from niwaki.methods.stages import Stages
 from niwaki.networks.small import ResNet
 from niwaki.per_unit.unit_gates import UnitGates
 
 Loss = Callable[[nn.Module], Tensor]
 MEMORY = "[memory]"  # as the profiler calls events of its allocator
+BRIEF = 50  # steps of a schedule that has all phases
 FEW = 30  # steps of which memory is looked at
 
 
@@ -42,6 +51,11 @@ def small() -> tuple[nn.Module, Tensor, Loss, type[Any]]:
     model = ResNet(10, 1, (8, 8), (16, 32, 64), blocks=1)
     x, y = torch.randn(64, 1, 8, 8), torch.randint(0, 10, (64,))
     return model, x[:1], lambda model: nn.functional.cross_entropy(model(x), y), torch.optim.SGD
+
+
+def default_schedule(steps: int) -> niwaki.Schedule:
+    """From a tenth to seven tenths of a run."""
+    return niwaki.Schedule(start=max(2, steps // 10), until=7 * steps // 10, periods=1)
 
 
 class Run:
@@ -57,7 +71,7 @@ class Run:
         if analysed:
             niwaki.search_space(self.model, inputs)
         if ato:
-            schedule = niwaki.Schedule(start=max(2, steps // 10), until=7 * steps // 10, periods=1)
+            schedule = default_schedule(steps)
             began = time.process_time()
             self.space = niwaki.search_space(self.model, inputs)
             self.method = niwaki.ATO(
@@ -90,6 +104,39 @@ def timed(network: str, steps: int) -> None:
         f"{ato.method.step} steps counted, phase {ato.method.progress.phase}, {ato.method.progress.macs:.1%} of the "
         f"MACs; analysis and constructor {ato.begun:.1f} s"
     )
+
+
+def reckoned(network: str, lengths: list[int]) -> None:
+    """Print one line for each length."""
+    plain, ato = Run(network, False, BRIEF), Run(network, True, BRIEF)
+    method = ato.method
+    assert method is not None
+    stages, found = Stages.of(default_schedule(BRIEF)), dict[str, list[float]]()
+    for number in range(BRIEF):
+        taken, before = method.selector.controller.taken, (plain.spent, ato.spent)
+        for run in (plain, ato) if number % 2 else (ato, plain):
+            run.step()
+        learnt = method.selector.controller.taken > taken
+        looks = learnt and method.selector.controller.training.looks(stages.progress(method.step))
+        projects = stages.project < method.step <= stages.until
+        kind = ("looks" if looks else "settles" if learnt else "") + " and projects" * projects
+        if stages.start <= method.step <= stages.until:
+            found.setdefault("plain", []).append(plain.spent - before[0])
+            found.setdefault(kind, []).append(ato.spent - before[1] - (plain.spent - before[0]))
+    print(network, {kind: f"{1000 * statistics.median(one):.1f} ms ({len(one)})" for kind, one in found.items()})
+    more = {kind: statistics.median(one) for kind, one in found.items()}
+    for steps in lengths:
+        stages = Stages.of(default_schedule(steps))
+        looks = sum(stages.controls(n) and stages.progress(n) < LATE for n in range(steps))
+        settles = stages.controller_steps - looks
+        extra = (
+            looks * more["looks"],
+            settles * more["settles and projects"],
+            (stages.until - stages.project) * more[" and projects"],
+        )
+        share = [one / (steps * more["plain"]) for one in extra]
+        told = f"{looks} looks {share[0]:.1%}, {settles} settle {share[1]:.1%}, projection {share[2]:.1%}"
+        print(f"{steps} steps: {told}; in all {sum(share):.1%}")
 
 
 def allocated(run: Run) -> float:
@@ -129,13 +176,15 @@ def memory(network: str, how: str) -> None:
 def main() -> None:
     """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("time", "memory"))
+    parser.add_argument("what", choices=("time", "reckon", "memory"))
     parser.add_argument("network", choices=("small", "resnet", "decoder"))
     parser.add_argument("how", nargs="?", choices=("plain", "analysed", "ato"), default="ato")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, nargs="+", default=[300])
     given = parser.parse_args()
     if given.what == "time":
-        timed(given.network, given.steps)
+        timed(given.network, given.steps[0])
+    elif given.what == "reckon":
+        reckoned(given.network, given.steps)
     else:
         memory(given.network, given.how)
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from niwaki.errors import MethodError
 
 Metric = Callable[[Mapping[str, Any], Mapping[str, Any]], Tensor | None]  # of a param group and a parameter's state
+
+_FEW = 5  # gradients that count: up to here the variance is too uncertain to divide by
 
 _REGISTRY: dict[type[Optimizer], Metric] = {}
 
@@ -51,13 +54,33 @@ def _euclidean(group: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     return None
 
 
-@metric(Adam, AdamW, NAdam, RAdam)
+@metric(Adam, AdamW, NAdam)
 def _of_second_moment(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
     """sqrt(v / (1 - b2^t)) + eps."""
     square: Tensor = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
     step, beta = state["step"], group["betas"][1]
     corrected = 1 - beta**step
     return (square / (corrected.to(square) if isinstance(corrected, Tensor) else corrected)).sqrt_().add_(group["eps"])
+
+
+@metric(RAdam)
+def _of_rectified_moment(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+    """(sqrt(v) + eps) / (sqrt(1 - b2^t) r), with r the rectification of the variance; 1 while there is none."""
+    square: Tensor = state["exp_avg_sq"]
+    step, beta = float(state["step"]), group["betas"][1]
+    corrected, most = 1 - beta**step, 2 / (1 - beta) - 1
+    length = most - 2 * step * beta**step / corrected  # in 64 bits: the difference is small
+    if length <= _FEW:
+        return torch.ones_like(square)
+    rectified = ((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length)) ** 0.5
+    return square.sqrt().add_(group["eps"]).div_(corrected**0.5 * rectified)
+
+
+@metric(Adamax)
+def _of_largest_gradient(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+    """The largest gradient, as it decays; eps is in it."""
+    largest: Tensor = state["exp_inf"]
+    return largest.clone()
 
 
 @metric(RMSprop)

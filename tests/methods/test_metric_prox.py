@@ -55,6 +55,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw": adamw,
     "amsgrad": lambda parameters: adamw(parameters, amsgrad=True),
     "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.01, centered=True),
+    "radam": lambda parameters: torch.optim.RAdam(parameters, lr=0.01),
     "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.05),
     "adadelta": lambda parameters: torch.optim.Adadelta(parameters, lr=0.5),
     "two rates": lambda parameters: two_rates(parameters, adamw),
@@ -131,16 +132,20 @@ def test_the_metric_is_what_the_step_divides_by() -> None:
     for build in (
         lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.0, 0.9)),
         lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.0, 0.9), amsgrad=True),
+        lambda p: torch.optim.NAdam(p, lr=0.1, betas=(0.0, 0.9)),
+        lambda p: torch.optim.RAdam(p, lr=0.1, betas=(0.0, 0.9)),
+        lambda p: torch.optim.RAdam(p, lr=0.1, betas=(0.0, 0.999)),
+        lambda p: torch.optim.Adamax(p, lr=0.1, betas=(0.0, 0.9)),
         lambda p: torch.optim.RMSprop(p, lr=0.1),
         lambda p: torch.optim.RMSprop(p, lr=0.1, centered=True),
         lambda p: torch.optim.Adagrad(p, lr=0.1),
     ):
         x = torch.nn.Parameter(vector(1))
         optimizer = build([x])
-        for seed in range(3):
+        for seed in range(12):
             before = x.detach().clone()
             x.grad = vector(seed)
             optimizer.step()
         h = metric_of(optimizer, optimizer.param_groups[0], x)
-        assert h is not None
+        assert h is not None and bool((h > 0).all())
         torch.testing.assert_close(before - x.detach(), 0.1 * x.grad / h)
