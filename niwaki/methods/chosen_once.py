@@ -64,7 +64,8 @@ class ChosenOnce(Choice):
     """G_p: as many of the units that matter least by ``scores`` as bring the network ``tolerance`` below the budget.
 
     Samples are averaged over ``window`` steps from ``schedule.start``. ``memory``: the share w of an average
-    s <- w s + (1 - w) s_t that goes on forgetting; 0 for the mean.
+    s <- w s + (1 - w) s_t that goes on forgetting, from s = 0, so that no sample counts for more than a later one; 0
+    for the mean.
     """
 
     def __init__(
@@ -90,12 +91,12 @@ class ChosenOnce(Choice):
     def observe(self, step: int) -> None:
         """Add a sample to the window; at its end choose G_p."""
         sample = self._by.sample()
-        if self._scores is not None and self._memory:
-            self._scores = self._memory * self._scores.to(sample) + (1 - self._memory) * sample
-        else:
-            self._scores = sample if self._scores is None else self._scores.to(sample) + sample
+        kept, added = (self._memory, 1 - self._memory) if self._memory else (1.0, 1.0)
+        before = torch.zeros_like(sample) if self._scores is None else kept * self._scores.to(sample)
+        self._scores = before + added * sample
         if step >= self._schedule.start + self._window - 1:
-            self._choose(step, self._scores if self._memory else self._scores / self._window)
+            weight = 1 - self._memory**self._window if self._memory else self._window  # of all samples together
+            self._choose(step, self._scores / weight)
 
     def _choose(self, step: int, means: Tensor) -> None:
         """G_p, from the averages [rows, num_units]."""

@@ -34,9 +34,9 @@ class H2SPG(Method):
 
     * With x all weights that die with a structure and d the direction in which the optimizer moves them, redundancy
       0.5 c + 0.5 a, from c = cos(x, d) and a = sqrt(|x|) / ||x||, each over its L2 norm, is averaged over the
-      ``window`` steps from ``schedule.start``: s <- memory s + (1 - memory) s_t. (The paper's |x| / ||x|| is larger for
-      larger structures.) Norms and angles do not see what the loss depends on: with ``criteria``, HESSO's scores
-      choose instead.
+      ``window`` steps from ``schedule.start``: s <- memory s + (1 - memory) s_t, from s = 0. (The paper's |x| / ||x||
+      is larger for larger structures.) Norms and angles do not see what the loss depends on: with ``criteria``, HESSO's
+      scores choose instead.
     * Then structures are erased in thought, by decreasing redundancy, each if every output still follows from an input
       without it and skipped otherwise, until the budget is met: G_p. (With ``criteria``: the valid structures of the
       least score in all, as `niwaki.choose` finds them.) All weights outside of it take the bare optimizer's step from

@@ -86,7 +86,7 @@ class Problem:
 
     def train(self, steps: int, **options: float) -> niwaki.H2SPG:
         optimizer = torch.optim.SGD(self.model.parameters(), lr=0.2)
-        schedule = niwaki.Schedule(start=5, until=steps - 100)
+        schedule = niwaki.Schedule(start=1, until=steps - 100)  # while it learns: at the optimum directions are noise
         method = niwaki.H2SPG(self.space, optimizer, self.budget, schedule, **options)  # type: ignore[arg-type]
         self.losses = []
         for _ in range(steps):

@@ -119,13 +119,19 @@ def test_a_function_of_the_space_chooses() -> None:
 def test_the_mean_and_an_average_that_forgets() -> None:
     """A function that changes from step to step: over a window of two steps, the mean weighs both the same."""
 
-    def run(memory: float) -> set[str]:
-        seen = iter([(9.0, 0.0, 5.0), (0.0, 8.0, 5.0)])
-        return Trained(lambda space: by_name(space, *next(seen)), steps=15, window=2, memory=memory).chosen
+    def run(memory: float, *samples: tuple[float, float]) -> set[str]:
+        seen = iter(samples)
+        return Trained(
+            lambda space: by_name(space, *next(seen), 9.0), steps=15, window=len(samples), memory=memory
+        ).chosen
 
-    assert run(0.0) == {"branches.1"}  # 4.5, 4.0, 5.0
-    assert run(0.9) == {"branches.1"}  # 8.1, 0.8, 5.0
-    assert run(0.1) == {"branches.0"}  # 0.9, 7.2, 5.0
+    fallen = (9.0, 0.0), (0.0, 8.0)
+    assert run(0.0, *fallen) == {"branches.1"}  # 4.5, 4.0
+    assert run(0.9, *fallen) == {"branches.1"}  # (0.09 * 9 and 0.1 * 8) / 0.19 = 4.3, 4.2
+    assert run(0.1, *fallen) == {"branches.0"}  # 0.8, 7.3
+    # The first of several samples counts for no more than the others: 1.5, 1.8, where an average that began with it
+    # would have 4.1, 0.5.
+    assert run(0.9, (5.0, 0.0), (0.0, 2.5), (0.0, 2.5)) == {"branches.0"}
 
 
 def test_another_choice_cannot_continue_the_run() -> None:
