@@ -1,5 +1,5 @@
-"""What a network costs less because rows of its layers are implants, branches write some channels only, or modules are
-constants."""
+"""What a network costs less, or more, because rows of its layers are implants, branches write some channels only,
+modules are constants, or layers have got biases."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from niwaki.core.cost import Cost
 from niwaki.core.counts import BoolArray
 from niwaki.core.edits.implant import Implant
 from niwaki.core.edits.make_constant import MakeConstant
+from niwaki.core.edits.new_bias import NewBias
 from niwaki.core.edits.placed import PlacedEdit
 from niwaki.core.names import named_buffers, named_parameters
 from niwaki.core.plan import Plan
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
 
 
 def with_replacements(space: SearchSpace, cost: Cost, keep: BoolArray, plan: Plan) -> Cost:
-    """``cost``, that of the units ``keep`` [num_units], with the implants, the narrower branches and the
-    constants of ``plan``. Constants cost no multiply-accumulates; those of an expert's are counted all the same, since
-    how many tokens it gets follows from data.
+    """``cost``, that of the units ``keep`` [num_units], with the implants, the narrower branches, the constants and
+    the new biases of ``plan``. Constants cost no multiply-accumulates; those of an expert's are counted all the same,
+    since how many tokens it gets follows from data.
 
     Activations are not known then: outputs of several layers are put together, which costs memory of its own.
 
     Raises:
         PlanError: no operator of the space multiplies by a weight, so that its multiply-accumulates are not known.
     """
-    cost = _without_constants(space, cost, plan)
+    cost = _with_biases(space, _without_constants(space, cost, plan), plan)
     implants, narrower = plan.edits_of(Implant), _narrower(space, keep, plan) if _placed(plan) else {}
     if not implants and not narrower:
         return cost
@@ -78,6 +79,17 @@ def _without_constants(space: SearchSpace, cost: Cost, plan: Plan) -> Cost:
 def _placed(plan: Plan) -> bool:
     """Whether layers have some channels of a stream only."""
     return any(isinstance(edit, PlacedEdit) for edit in plan.edits)
+
+
+def _with_biases(space: SearchSpace, cost: Cost, plan: Plan) -> Cost:
+    """``cost`` with the biases that layers get; adding costs no multiply-accumulates."""
+    edits = plan.edits_of(NewBias)
+    itemsize = {name: parameter.itemsize for name, parameter in named_parameters(space.model)} if edits else {}
+    return replace(
+        cost,
+        params=cost.params + sum(len(edit.value) for edit in edits),
+        memory=cost.memory + sum(len(edit.value) * itemsize[edit.weight] for edit in edits),
+    )
 
 
 def _narrower(space: SearchSpace, keep: BoolArray, plan: Plan) -> dict[str, float]:

@@ -101,6 +101,7 @@ def prune(
     compare: Compare | None = None,
     readers: bool = False,
     remove: Literal["units", "structures", "both"] = "units",
+    new_biases: bool = False,
     ignored: Sequence[str] = (),
     seed: int = 0,
     told: Told | None = None,
@@ -134,6 +135,7 @@ def prune(
             `niwaki.CaP` scores.
         readers: as for `niwaki.score`: the weights that read a unit count, too; not for ``surgeon`` and ``cap``.
         remove: ``units``, or whole ``structures``, or ``both``.
+        new_biases: as for `niwaki.compensate`: layers get biases that they did not have, beyond the budget.
         ignored: patterns of parameters that stay whole, as for `niwaki.search_space`.
         seed: for criteria with random numbers.
         told: is called after each round, and each group that ``refine`` tries, with its number, how many there are, and
@@ -142,9 +144,10 @@ def prune(
 
     Raises:
         MethodError: ``batches`` are given without ``loss_fn`` or the other way round, or are missing where ``method``
-            or ``repair`` or ``refine`` needs them; ``repair`` is unknown; ``readers`` is asked for with
-            ``surgeon`` or ``cap``; ``refine`` is negative, asked for with several rounds, or where ``loss_fn`` does not
-            call the network once for logits; a `niwaki.HAP` is given what is for scores.
+            or ``repair`` or ``refine`` needs them; ``repair`` is unknown, or ``new_biases`` are asked for without
+            compensation; ``readers`` is asked for with ``surgeon`` or ``cap``; ``refine`` is negative, asked for with
+            several rounds, or where ``loss_fn`` does not call the network once for logits; a `niwaki.HAP` is given what
+            is for scores.
         BudgetError: ``refine`` cannot follow a latency limit; ``budget`` is missing, or given together with a
             `niwaki.HAP` that has a fraction of its own.
         NiwakiError: whatever the functions above raise. The model is as before.
@@ -181,6 +184,8 @@ def prune(
         raise MethodError(f"repair={repair!r} is none of {', '.join(map(repr, REPAIRS))}.")
     if repair != "none" and data is None:
         raise MethodError(f"repair={repair!r} needs batches and loss_fn: without data nothing is known to repair.")
+    if new_biases and repair != "compensate":
+        raise MethodError(f"new_biases=True is for repair='compensate', which fits them, and not for {repair!r}.")
     if own is not None:
         scoring = {"compare": compare, "refine": refine or None, "readers": readers or None}
         _check_alone(own, {"rounds": None if rounds == 1 else rounds, **scoring})
@@ -254,8 +259,14 @@ def prune(
 
         losses = {"dense": _mean_loss(model, last, loss_fn), "cut": _mean_loss(small, last, loss_fn)}
         if repair == "compensate":
-            made = compensate(space, plan, last, positions=_POSITIONS, forward=forward)
-            small, layers, left = cut(made.model, plan), len(made.layers), dict(made.left)
+            made = compensate(
+                *(space, plan, last),
+                positions=_POSITIONS,
+                forward=forward,
+                new_biases=new_biases,
+            )
+            plan, layers, left = made.plan, len(made.layers), dict(made.left)
+            small = cut(made.model, plan)
         elif repair == "norms":
             reestimate_norms(small, last, forward)
         if repair != "none":

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from niwaki.core.describe import new_weights
 from niwaki.core.edits.base import ReplacingEdit
+from niwaki.core.edits.keep import Keep
+from niwaki.core.edits.new_bias import NewBias, can_have_bias, output_dim
 from niwaki.core.names import module_at, named_parameters
 from niwaki.core.plan import Plan
 from niwaki.core.scalars import is_number, is_whole
@@ -45,8 +47,9 @@ class Fit:
     """Relative error of a layer's output in the cut network, as a fraction of the power of the dense output: with the
     old weights (``before``) and with the new ones (``after``). Earlier layers have their new weights in both. Measured
     on the positions of the fit. ``norm``: the BatchNorm whose running mean took up the shift of a layer without a
-    bias; None if there is none, or the layer has a bias. ``centred``: whether one of both took up the shift; otherwise
-    the fit is about zero, and what the lost inputs gave on average is missing as far as the others cannot give it."""
+    bias; None if there is none, or the layer has a bias. ``centred``: whether one of both, or a new bias, took up the
+    shift; otherwise the fit is about zero, and what the lost inputs gave on average is missing as far as the others
+    cannot give it."""
 
     before: float
     after: float
@@ -57,17 +60,21 @@ class Fit:
 @dataclass(frozen=True, slots=True, eq=False)
 class Compensated:
     """The result of `compensate`. ``model``: a dense copy, ready for `niwaki.cut`. ``layers``: those with new weights.
-    ``left``: the layers and tensors that lose inputs without new weights, each with the reason."""
+    ``left``: the layers and tensors that lose inputs without new weights, each with the reason. ``plan``: the plan of
+    the cut, with the ``new_biases`` that were asked for."""
 
     model: nn.Module
     layers: Mapping[str, Fit]
     left: Mapping[str, str]
+    plan: Plan
 
     def __str__(self) -> str:
         lines = [f"{new_weights(len(self.layers))} Relative error of each layer's output:"]
         lines += [f"  {name}: {fit.after:.2%} ({fit.before:.2%} without repair)" for name, fit in self.layers.items()]
         if about_zero := [name for name, fit in self.layers.items() if not fit.centred]:
             lines.append(f"  about zero, without a bias or a norm behind for a shift: {', '.join(about_zero)}")
+        if biases := [edit.module for edit in self.plan.edits_of(NewBias)]:
+            lines.append(f"  with a new bias, in the plan: {', '.join(biases)}")
         return "\n".join([*lines, *(f"  not {name}: {why}" for name, why in self.left.items())])
 
 
@@ -80,6 +87,7 @@ def compensate(
     ridge: float | None = None,
     positions: int = 32_768,
     forward: Forward | None = None,
+    new_biases: bool = False,
 ) -> Compensated:
     """Give the layers that read removed units the weights with which the remaining units best reproduce their outputs.
 
@@ -90,9 +98,8 @@ def compensate(
 
     W_S being the weights of the remaining inputs, C a covariance. Without a bias the shift d goes into the running mean
     of the BatchNorm that alone reads the layer, which changes nothing else (OB2C, arXiv:2608.17657); without such a
-    norm d is 0 and C not centred, and ``Fit.centred`` says so: a new bias would be another architecture, which the
-    network's class and its plan do not know. Give the layer a bias of zeros before the search space is made, where it
-    may have one. Networks run in eval mode.
+    norm d is 0 and C not centred, and ``Fit.centred`` says so; or, with ``new_biases``, a linear layer or convolution
+    gets a bias, by an edit of ``Compensated.plan``. Networks run in eval mode.
 
     Layers are linear ones, convolutions and transposed ones, grouped and depthwise ones by groups, what recurrent
     layers and cells read, the projections of `torch.nn.MultiheadAttention`, and any layer that multiplies by its only
@@ -124,6 +131,8 @@ def compensate(
         positions: at most so many of a layer's positions (a sample of a linear layer, a place of a feature map) are
             used, drawn evenly from all batches; 1 or more.
         forward: how to run the model on any other batch: ``lambda model, batch: model(batch[0])``.
+        new_biases: let layers have biases that they did not have. The cut network has the class that it had, and some
+            parameters more, which a configuration of Hugging Face cannot say.
 
     The cut of ``Compensated.model`` by the same plan has the new weights, and it is exact as that of any model; removed
     units keep their old weights until then. Weights that the data do not determine are not changed.
@@ -145,6 +154,8 @@ def compensate(
         >>> small = niwaki.cut(made.model, plan)
     """
     check_space(space)
+    if new_biases is not True and new_biases is not False:
+        raise MethodError(f"new_biases={new_biases!r} must be True or False.")
     if ridge is not None and (not is_number(ridge) or not 0 < ridge < float("inf")):
         raise MethodError(f"ridge={ridge!r} must be a number above 0, such as 1e-3, or None.")
     if not is_whole(positions) or positions < 1:
@@ -160,10 +171,10 @@ def compensate(
     data, reading = list(batches), fitted_layers(model, readers, replaced, left)
 
     def run(*, together: bool) -> Compensated:
-        repair, missed = _Repair(plan, model, reading, data, forward, together), dict[str, str]()
+        repair, missed = _Repair(plan, model, reading, data, forward, together, new_biases), dict[str, str]()
         with preserved(model):
             layers = repair.run(None if ridge is None else float(ridge), int(positions), missed)
-        return Compensated(repair.made, layers, left | missed)
+        return Compensated(repair.made, layers, left | missed, plan.with_edits(repair.biases))
 
     try:
         return run(together=True)
@@ -190,8 +201,10 @@ class _Repair:
         batches: Sequence[Any],
         forward: Forward | None,
         together: bool,
+        new_biases: bool,
     ) -> None:
-        self._together = together
+        self._together, self._new_biases = together, new_biases
+        self.biases: list[NewBias] = []  # that layers got
         self._alone: dict[tuple[str, int], list[list[Tensor]]] = {}  # a part of what each call gave, by layer and batch
         self._plan, self._model, self._batches, self._forward = plan, model, batches, forward
         self._activations = 0  # bytes that a pass of one batch takes, if nothing of it is freed
@@ -204,6 +217,8 @@ class _Repair:
         for module in (*self._model.modules(), *self._small.modules()):
             module.training = False
         calls, behind = self._watched(left)
+        for name in self._readers if self._new_biases else ():
+            self._prepare_bias(name, behind)
         once = [name for name, counts in calls.items() if max(counts) == 1] if self._together else []
         layers: dict[str, Fit] = {}
         passes: list[Pass] = []
@@ -307,6 +322,13 @@ class _Repair:
         passes.append(small := Pass(self._small, read, batch, forward, number + 1, False, store, called))
         return dense, small
 
+    def _prepare_bias(self, name: str, behind: Mapping[str, str]) -> None:
+        """Give a layer of the cut network a bias of zeros, before the passes copy its modules."""
+        small = module_at(self._small, name)
+        if name not in behind and self._readers[name][0].attention is None and can_have_bias(small):
+            outputs = small.get_parameter("weight").shape[output_dim(small)]
+            small._parameters["bias"] = nn.Parameter(small.get_parameter("weight").new_zeros(outputs))
+
     def _reading(self, name: str, one: LinearMap) -> _PickOne:
         """What a layer reads in the cut network."""
         if one.attention is not None:
@@ -346,7 +368,9 @@ class _Repair:
         places = places.expand(-1, matrix.shape[1], -1, matrix.shape[3])
         fewer = matrix[groups].gather(2, places).flatten(2)
         norm = norm if made.sums.bias is None else None
-        centred = made.sums.bias is not None or norm is not None
+        small = module_at(self._small, name)
+        new = small._parameters.get("bias") if made.sums.bias is None and not one.inside else None
+        centred = made.sums.bias is not None or norm is not None or new is not None
         before = found.plain.lost(fewer) / max(found.whole if centred else found.plain.whole, 1e-300)
         used = found if centred else found.plain
         fewer = used.fitted(fewer, sums.ridge(fewer, centred) if ridge is None else ridge)
@@ -361,9 +385,20 @@ class _Repair:
             elif norm is not None:
                 module_at(self.made, norm).get_buffer("running_mean").sub_(shift.flatten())
                 changed.append(f"{norm}.running_mean")
+            elif new is not None:
+                self.biases.append(edit := self._bias(name, layer, shift.flatten()))
+                new.copy_(new.new_tensor(edit.value))
             for tensor in changed:
                 _tensor(self._small, tensor).copy_(self._plan.change_of(tensor).of(_tensor(self.made, tensor)))
         return Fit(before, used.lost(fewer) / used.whole, norm, centred)
+
+    def _bias(self, name: str, layer: nn.Module, shift: Tensor) -> NewBias:
+        """The edit that adds ``shift`` [outputs of the dense layer] to those that stay."""
+        dim = output_dim(layer)
+        keep = self._plan.at.get(("keep", f"{name}.weight", dim))
+        rows = keep.kept if isinstance(keep, Keep) else range(len(shift))
+        value = shift.to(layer.get_parameter("weight").dtype)[list(rows)]
+        return NewBias(name, rows, tuple(value.tolist()), dim)
 
     def _name(self, one: LinearMap) -> str:
         return self._names[id(one.sums.weight)]

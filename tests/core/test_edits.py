@@ -27,6 +27,7 @@ from niwaki.core.edits import (
     Keep,
     KeepDirection,
     MakeConstant,
+    NewBias,
     Rescale,
     ScaledBefore,
     Scatter,
@@ -82,9 +83,10 @@ KINDS = {type(first) for first, _, _ in ROWS} | {
     Gather,
     Implant,
     MakeConstant,
+    NewBias,
     Scatter,
-}  # with another network behind them: tests/implants, tests/unions
-OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Gather, Implant, MakeConstant, Scatter, ScaledBefore}
+}  # with another network behind them: tests/implants, tests/unions, tests/repair
+OF_FORMAT_2 = KINDS - {Erase, EraseExperts, EraseModules, Gather, Implant, MakeConstant, NewBias, Scatter, ScaledBefore}
 
 
 def plan_of(*some: Edit | None) -> Plan:
@@ -216,6 +218,7 @@ ORDER: list[type[Edit]] = [
     *(type(first) for first, _, _ in ROWS[:-RECORDS]),
     Implant,
     MakeConstant,
+    NewBias,
     Scatter,
     Gather,
     Zeroed,

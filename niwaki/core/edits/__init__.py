@@ -23,6 +23,7 @@ from niwaki.core.edits.gather import Gather
 from niwaki.core.edits.implant import Implant
 from niwaki.core.edits.keep import Keep, KeepDirection
 from niwaki.core.edits.make_constant import MakeConstant
+from niwaki.core.edits.new_bias import NewBias
 from niwaki.core.edits.numbers import SetAttribute, SetScalar
 from niwaki.core.edits.placed import PlacedEdit
 from niwaki.core.edits.rescale import Rescale
@@ -42,6 +43,7 @@ __all__ = [
     "KeepDirection",
     "MakeConstant",
     "ModuleEdit",
+    "NewBias",
     "NewParameter",
     "Place",
     "PlacedEdit",
