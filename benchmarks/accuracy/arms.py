@@ -11,14 +11,12 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 import niwaki
 from benchmarks.accuracy import peers
 from benchmarks.accuracy.pruned_first import PRUNED_FIRST
 from benchmarks.accuracy.setting import DEFAULT_MOMENT, Setting
 from benchmarks.accuracy.training import Training
-from benchmarks.accuracy.without import losses_without
 from niwaki import implants
 from niwaki.methods import registry
 from niwaki.methods.method import Method
@@ -190,15 +188,6 @@ def _shared_controller(
     return niwaki.ATO(space, run.optimizer, budget, schedule, loss_fn=loss, batches=batches, generator="shared")
 
 
-def _h2spg_by_loss(
-    run: Training, space: niwaki.SearchSpace, budget: niwaki.Budget, schedule: niwaki.Schedule
-) -> Method:
-    def without(space: niwaki.SearchSpace) -> NDArray[np.float64]:
-        return losses_without(run.task, space).clip(min=0)
-
-    return niwaki.H2SPG(space, run.optimizer, budget, schedule, criteria=without, window=1)
-
-
 def varied(build: Callable[..., Method], periods: int = 10, erase: bool = False) -> Arm:
     """A method with other arguments than its own."""
     return Arm(Varied(build, periods, erase), own=DEFAULT_MOMENT, gradual=True, baseline=False, erases=erase)
@@ -258,7 +247,6 @@ ARMS: Mapping[str, Arm] = {
     "h2spg": method("h2spg", erase=True),
     "h2spg-mix": varied(_with(niwaki.H2SPG, criteria=WEIGHTS), erase=True),
     "h2spg-mix-both": varied(_with(niwaki.H2SPG, criteria=WEIGHTS, remove="both"), erase=True),
-    "h2spg-loss": varied(_h2spg_by_loss, erase=True),
     "hesso-structures": method("hesso", erase=True),
     "hesso-layers": method("hesso", erase=True, layers=True),
     "h2spg-layers": method("h2spg", erase=True, layers=True),
