@@ -104,6 +104,28 @@ class OperatorWork:
         return np.bincount(self.operator, self.terms.each(counts), len(self.names)).astype(np.float64)
 
 
+@dataclass(frozen=True, slots=True)
+class ImplantTimes:
+    """The nanoseconds of a layer with implants, given all ``inputs``: ``whole`` for each output that stays as it is,
+    ``slim`` for each implant, and ``fixed`` as soon as there is one, for a second layer and for putting outputs in
+    their order. ``rank``: of the implants, as in `niwaki.core.edits.Implant`."""
+
+    inputs: int
+    whole: float
+    slim: float
+    fixed: float
+    rank: int | None = None
+
+    def saved(self, inputs: int, slim: int) -> float:
+        """What ``slim`` implants save, in a layer that is given ``inputs``; below 0 if they cost more."""
+        return (slim * (self.whole - self.slim) * inputs / self.inputs - self.fixed) if slim else 0.0
+
+    def price(self, inputs: int, alive: int) -> float:
+        """What one more implant saves. Of the fixed part it is taken to bear as much as if half of the ``alive``
+        outputs were implants; never below 0."""
+        return max(0.0, (self.whole - self.slim) * inputs / self.inputs - 2 * self.fixed / max(alive, 1))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CostModel:
     """Cost as a function of unit gates: gates give axis counts, and costs are multilinear sums of products of counts.
@@ -111,7 +133,8 @@ class CostModel:
 
     ``work`` is None if no run was recorded. ``macs_of``: which of the terms of ``macs`` multiply by each parameter, by
     its name. ``latency``, in nanoseconds, has to be measured first: see `timed`; so has ``latency_merged``, that of the
-    network whose low-rank adapters are merged into the weights beside them.
+    network whose low-rank adapters are merged into the weights beside them, and so have the ``implant_times``, by the
+    names of weights.
     """
 
     counts: Counts
@@ -123,6 +146,7 @@ class CostModel:
     latency: Terms | None = None
     macs_of: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     latency_merged: Terms | None = None
+    implant_times: Mapping[str, ImplantTimes] = field(default_factory=dict)
 
     def __call__(self, gates: FloatArray | BoolArray) -> Cost:
         """The cost for ``gates`` [num_units] (1 = kept, 0 = removed), which may be a mask."""
@@ -162,6 +186,7 @@ class CostModel:
             None if latency is None else latency.renamed(merged),
             self.macs_of,
             None if self.latency_merged is None else self.latency_merged.renamed(merged),
+            self.implant_times,
         )
 
     def terms(self, measure: str) -> Terms | PeakMemory:

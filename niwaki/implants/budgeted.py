@@ -16,7 +16,7 @@ from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.implants.hap import most_sensitive, planned_with, saliency_of
 from niwaki.implants.layers import ImplantLayers
-from niwaki.implants.limits import limits_of, meets
+from niwaki.implants.limits import latency_left, limits_of, meets
 from niwaki.implants.value import ByValue
 from niwaki.selection import UNITS
 from niwaki.selection.budget import Budget, check_budget, check_met, provenance
@@ -42,12 +42,14 @@ def choose(
     Args:
         space: the search space of a model with convolutions.
         scores: the saliency of each unit: how much the loss grows without it.
-        budget: limits on ``macs`` and ``params``. ``round_to`` holds for all outputs of a layer together; by value, for
-            the whole ones and the implants, too, which become convolutions of their own.
+        budget: limits on ``macs`` and ``params``, and in a space that is `niwaki.timed` with these implants a fraction
+            of the ``latency``, as it is predicted. ``round_to`` holds for all outputs of a layer together; by value,
+            for the whole ones and the implants, too, which become convolutions of their own.
         implants: ``"value"`` does for each unit what costs the network least per saved multiply-accumulate (or
-            parameter). An implant is taken to lose the fraction of the unit's score that the entries around the centres
-            of its kernels have of its squared weights. Or the fraction of the units that would be removed which are
-            implanted instead, the most sensitive ones, as `hap` does; more are removed until the budget is met.
+            parameter, or nanosecond: where implants save no time there are none). An implant is taken to lose the
+            fraction of the unit's score that the entries around the centres of its kernels have of its squared weights.
+            Or the fraction of the units that would be removed which are implanted instead, the most sensitive ones, as
+            `hap` does; more are removed until the budget is met.
         rank: with it, rows of linear layers and of attention projections are implanted too: all of one layer together
             as the product of two matrices of this rank (4, 8, 16, ...), where that costs less than they do.
         compare: as in `niwaki.choose`. By default scores add up as they are: for criteria that are comparable across
@@ -87,7 +89,10 @@ def choose(
     about = {"criterion": scores.criterion, "implants": implants}
     if compare != "group":
         about["compare"] = compare
-    return planned_with(layers, keep, slim, **provenance(space, keep, budget, **about))
+    told = provenance(space, keep, budget, **about)
+    if "latency" in limits:
+        told["predicted"] = {"latency": latency_left(layers, keep, slim)}
+    return planned_with(layers, keep, slim, **told)
 
 
 def _share(

@@ -17,7 +17,7 @@ from niwaki.criteria.mix import finite
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.implants.layers import ImplantLayers
-from niwaki.implants.limits import limits_of, meets
+from niwaki.implants.limits import latency_left, limits_of, meets
 from niwaki.selection.budget import Budget, provenance
 from niwaki.selection.levels import leaving
 from niwaki.selection.steps import Widths
@@ -68,7 +68,10 @@ def hap(
     gone = ranking.fewest(removed)
     keep, slim = ranking.without(gone, removed)
     about["removed"] = gone / max(len(ranking.order), 1)
-    return planned_with(ranking.layers, keep, slim, **provenance(space, keep, removed, **about))
+    told = provenance(space, keep, removed, **about)
+    if "latency" in removed.limits:
+        told["predicted"] = {"latency": latency_left(ranking.layers, keep, slim)}
+    return planned_with(ranking.layers, keep, slim, **told)
 
 
 def check_fractions(values: Mapping[str, object]) -> None:

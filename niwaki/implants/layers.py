@@ -167,7 +167,8 @@ class ImplantLayers:
         return found
 
     def saved(self, keep: BoolArray, slim: BoolArray, measure: str) -> float:
-        """What the implants ``slim`` [num_units] cost less, beside the units ``keep``, in ``macs`` or ``params``."""
+        """What the implants ``slim`` [num_units] cost less, beside the units ``keep``, in ``macs``, ``params``, or
+        ``latency`` where that was timed (`niwaki.timed`)."""
         return float(sum(one.saved for one in self.row_costs(keep, slim, measure)))
 
     def row_costs(self, keep: BoolArray, slim: BoolArray, measure: str) -> list[RowCosts]:
@@ -178,10 +179,14 @@ class ImplantLayers:
         for layer in self.layers:
             alive, wide = layer.rows(keep, every=True), inputs[layer.weight]
             number = int(alive.sum())
-            row = macs[layer.weight] / max(number, 1) if measure == "macs" else float(wide * layer.taps)
             own = layer.rows(slim, every=False) & alive
-            saved = layer.saved(row, wide, int(own.sum()))
-            found.append(RowCosts(layer, alive, own, row, saved, layer.price(row, wide, number)))
+            if measure == "latency":
+                times = self.space.cost_model.implant_times[layer.weight]
+                row, saved, price = 0.0, times.saved(wide, int(own.sum())), times.price(wide, number)
+            else:
+                row = macs[layer.weight] / max(number, 1) if measure == "macs" else float(wide * layer.taps)
+                saved, price = layer.saved(row, wide, int(own.sum())), layer.price(row, wide, number)
+            found.append(RowCosts(layer, alive, own, row, saved, price))
         return found
 
     def prices(self, keep: BoolArray, measure: str) -> FloatArray:

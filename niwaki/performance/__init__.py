@@ -2,6 +2,7 @@
 
 ``measure``: interleaved rounds of networks. ``operators``: the time of each operator; ``predict``: of a plan, from
 these. ``activations``: peak memory. ``meters`` and ``fit``: budgets in measured quantities; ``timed``: in predicted
-ones, ``merged`` for networks whose adapters are to be merged; ``union_latency``: of union streams. Imports core, trace,
-program, criteria, surgery, selection, unions and methods.
+ones, ``merged`` for networks whose adapters are to be merged; ``union_latency``: of union streams,
+``implant_times``: of implants. Imports core, trace, program, criteria, surgery, selection, implants, unions and
+methods.
 """

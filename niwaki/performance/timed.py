@@ -7,14 +7,16 @@ from typing import Any
 
 from niwaki.core.space import SearchSpace, check_space
 from niwaki.errors import BudgetError
+from niwaki.implants.layers import ImplantLayers
 from niwaki.performance.fit import read_operators
+from niwaki.performance.implant_times import implant_times
 from niwaki.performance.merged import merged_latency
 from niwaki.performance.meters import meters
 from niwaki.performance.predict import Unpredictable, narrowed, priced
 from niwaki.trace.model_state import preserved
 
 
-def timed(space: SearchSpace, example_inputs: Any) -> SearchSpace:
+def timed(space: SearchSpace, example_inputs: Any, *, implants: ImplantLayers | None = None) -> SearchSpace:
     """``space`` with a cost model that predicts the latency of one forward pass in eval mode, for budgets such as
     ``niwaki.Budget(latency=0.6)`` in trainings and in masks that are learnt, which cannot run cut networks.
 
@@ -31,8 +33,12 @@ def timed(space: SearchSpace, example_inputs: Any) -> SearchSpace:
         space: of a model with its weights, not of an exported program.
         example_inputs: of the passes that are timed, on the device of the model: a tensor or tuple is positional, a
             dict is keywords. The model is not changed.
+        implants: layers whose implants are timed too, ``niwaki.implants.ImplantLayers.of(space)``: with them
+            `niwaki.implants.choose` follows limits of the latency. Each layer is run alone, whole and with implants,
+            for a tenth of a second.
 
     Raises:
+        MethodError: ``implants`` are those of another network.
         BudgetError: there are no inputs, the model cannot be run, or it runs other operators than the search space was
             made from.
 
@@ -49,6 +55,7 @@ def timed(space: SearchSpace, example_inputs: Any) -> SearchSpace:
         with preserved(space.model):
             readings = [read_operators(space, meter, keep) for keep in narrowed(space)]
             merged = merged_latency(space, example_inputs)
+            times = {} if implants is None else implant_times(space, implants, example_inputs)
     except Unpredictable as cause:
         raise BudgetError(
             f"The latency of this network cannot be predicted from the times of its operators: {cause}. Build the "
@@ -56,4 +63,5 @@ def timed(space: SearchSpace, example_inputs: Any) -> SearchSpace:
             "niwaki.choose(..., example_inputs=x)."
         ) from cause
     found = priced(space, readings)
-    return found if merged is None else replace(found, cost_model=replace(found.cost_model, latency_merged=merged))
+    model = replace(found.cost_model, latency_merged=merged, implant_times=times)
+    return replace(found, cost_model=model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,9 +22,9 @@ from niwaki.core.edits import PlacedEdit
 from niwaki.core.plan import Plan
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
+from niwaki.performance.inputs_of import inputs_of
 from niwaki.performance.measure import device_of, evaluating, interleaved
 from niwaki.performance.meters import Limit, meters
-from niwaki.program.entry import calls_of
 from niwaki.selection.budget import Budget
 from niwaki.surgery.cut import cut
 from niwaki.trace.model_state import preserved
@@ -113,7 +113,8 @@ def end_times(space: UnionSpace, keep: BoolArray, masks: Sequence[BoolArray], ex
     ]
     paths = {path for _, layers in timed for path in layers}
     networks = {
-        which: (network, _given(network, paths, example_inputs)) for which, network in (("own", own), ("whole", whole))
+        which: (network, inputs_of(network, paths, example_inputs))
+        for which, network in (("own", own), ("whole", whole))
     }
     device = device_of([own])
     found = []
@@ -167,24 +168,6 @@ def _tried(
     about = {"criterion": scores.criterion, "removed": removed, "least": _LEAST, "streams": "union"}
     plan = replace(plan, provenance={**about, **costs_told(writers.space, plan)})
     return _UnionTrial(plan, used, {"kept": kept, "dense": dense}, whole)
-
-
-def _given(network: nn.Module, paths: Collection[str], example_inputs: Any) -> dict[str, torch.Tensor]:
-    """What each of some modules is given in a pass, the last time that it runs."""
-    found: dict[str, torch.Tensor] = {}
-
-    def remember(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        found[path] = args[0]
-
-    handles = [network.get_submodule(path).register_forward_pre_hook(partial(remember, path)) for path in paths]
-    args, kwargs = calls_of(network, example_inputs)[0]
-    try:
-        with evaluating([network]):
-            network(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
 
 
 def _run(layers: Sequence[tuple[nn.Module, torch.Tensor]]) -> None:

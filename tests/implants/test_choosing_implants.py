@@ -200,7 +200,7 @@ def test_what_makes_no_plan_is_a_sentence() -> None:
             choose(space, scores, niwaki.Budget(macs=0.5), implants=wrong)  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match=r"removed=2 must be a fraction from 0 to 1"):
         hap(space, scores, 2)
-    with pytest.raises(BudgetError, match="limits macs and params, and this one limits units"):
+    with pytest.raises(BudgetError, match="limits macs and params, and the latency .* and this one limits units"):
         choose(space, scores, niwaki.Budget(units=0.5))
     with pytest.raises(UnknownName, match="The pattern 'nowhere' in `round_to` matches no group"):
         choose(space, scores, niwaki.Budget(macs=0.5, round_to={"nowhere": 4}))
