@@ -2,7 +2,7 @@
 
 python -m benchmarks.masks.whole_run time small|resnet|decoder [--steps 300]
 python -m benchmarks.masks.whole_run reckon small|resnet|decoder [--steps 1500 5000]
-python -m benchmarks.masks.whole_run memory resnet|decoder plain|analysed|ato
+python -m benchmarks.masks.whole_run memory|peak resnet|decoder plain|analysed|ato
 
 ``time``: two trainings of the same network take turns, step by step, so that what else the machine does is the same for
 both. ATO has its default arguments, a budget of half of the MACs, and a schedule from a tenth to seven tenths of the
@@ -13,11 +13,12 @@ of 8 pixels; the others are those of `benchmarks.masks.cost`.
 phases; what each kind of step takes longer than the same step of the plain training is its median there, and counts as
 often as it occurs in runs of so many steps.
 
-``memory``: one process for each, since a peak is that of a process. The schedule is so short that thirty steps go
-through all of its phases. The target is the training's peak and one copy of the gated weights. *allocated* is what
-torch holds at most in one step, in which the controller takes one too, beyond what there is before it: the peak of the
-process has what the allocator keeps besides. *analysed* is the training alone in a process that has made the search
-space: what the analysis imports, and memory that it has had, stay in the process.
+``memory`` and ``peak``: one process for each, since a peak is that of a process. The schedule is so short that thirty
+steps go through all of its phases. The target is the training's peak and one copy of the gated weights. *allocated*,
+which ``memory`` prints, is what torch holds at most in one step, in which the controller takes one too, beyond what
+there is before it. ``peak`` prints that of the process, which has what the allocator keeps besides. *analysed* is the
+training alone in a process that has made the search space: what the analysis imports, and memory that it has had, stay
+in the process.
 """
 
 from __future__ import annotations
@@ -152,20 +153,22 @@ def allocated(run: Run) -> float:
     return most / 2**20
 
 
+def peak(network: str, how: str) -> None:
+    """Print one line."""
+    run = Run(network, how == "ato", FEW, how == "analysed")
+    for _ in range(FEW):
+        run.step()
+    print(f"{network} {how}: peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB:,.0f} MiB")
+
+
 def memory(network: str, how: str) -> None:
     """Print one line."""
-    ato = how == "ato"
-    run = Run(network, ato, FEW, how == "analysed")
+    run = Run(network, how == "ato", FEW, how == "analysed")
     for _ in range(FEW // 3):
         run.step()
-    found = allocated(run)
-    for _ in range(FEW // 3 + 1, FEW):
-        run.step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
     weights = sum(p.numel() * p.element_size() for p in run.model.parameters()) / 2**20
-    told = f"{network} {how}: peak {peak:,.0f} MiB, allocated {found:,.0f} MiB in a step, "
-    told += f"weights {weights:,.0f} MiB"
-    if ato:
+    told = f"{network} {how}: allocated {allocated(run):,.0f} MiB in a step, weights {weights:,.0f} MiB"
+    if how == "ato":
         sizes = dict(run.model.named_parameters())
         names = {name for name, _, _ in UnitGates(run.space).factors(torch.ones(run.space.num_units))}
         gated = sum(sizes[name].numel() * sizes[name].element_size() for name in names) / 2**20
@@ -176,7 +179,7 @@ def memory(network: str, how: str) -> None:
 def main() -> None:
     """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("time", "reckon", "memory"))
+    parser.add_argument("what", choices=("time", "reckon", "memory", "peak"))
     parser.add_argument("network", choices=("small", "resnet", "decoder"))
     parser.add_argument("how", nargs="?", choices=("plain", "analysed", "ato"), default="ato")
     parser.add_argument("--steps", type=int, nargs="+", default=[300])
@@ -185,6 +188,8 @@ def main() -> None:
         timed(given.network, given.steps[0])
     elif given.what == "reckon":
         reckoned(given.network, given.steps)
+    elif given.what == "peak":
+        peak(given.network, given.how)
     else:
         memory(given.network, given.how)
 

@@ -135,13 +135,13 @@ def test_the_plain_loop_does_the_same() -> None:
 def test_the_mask_at_the_freeze_is_a_choice_under_the_budget() -> None:
     """It holds from then on, with widths rounded; the controller's own mask is reported, and is close."""
     budget = Budget(macs=0.4, round_to=8)
-    run = Run(widths=(160, 96), budget=budget, schedule=Schedule(start=3, until=303), generator="gru")
+    run = Run(widths=(192, 160), budget=budget, schedule=Schedule(start=3, until=303), generator="gru")
     run.step(Stages.of(run.method.schedule).freeze)
     mask = run.method.selector.mask.copy()
     assert run.space.cost_of(~mask).macs <= 0.4 * run.space.cost().macs
     assert [int((~mask[group.numbers]).sum()) % 8 for group in run.space.groups] == [0, 0]
     assert run.method.learnt_cost is not None
-    assert abs(run.method.learnt_cost["macs"] - 0.4) <= 0.02  # a unit of this network is 0.008
+    assert abs(run.method.learnt_cost["macs"] - 0.4) <= 0.005
     run.step(5)
     assert (run.method.selector.mask == mask).all()
     assert "would itself keep" in repr(run.method)
