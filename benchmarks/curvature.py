@@ -2,7 +2,7 @@
 
 python benchmarks/curvature.py [--seeds 3]
 python benchmarks/curvature.py --stories DIRECTORY
-python benchmarks/curvature.py --passes [--images 32] [--size 64]
+python benchmarks/curvature.py --passes [--memory] [--images 32] [--size 64]
 
 A convolutional network of about 5,000 weights is trained on the 8 x 8 digits of scikit-learn (1,797 images). The table
 gives Spearman's rank correlation over all its units, the mean of the seeds, with the exact relative Hessian trace on
@@ -163,8 +163,9 @@ def stories(directory: Path, sample: int = 300) -> None:
         print(f"{name:>24} {_rank(values[units], np.array(truth)):.3f}")
 
 
-def passes(images: int, size: int) -> None:
-    """What a probe costs, in forward and backward passes of the same batch of ``images`` of ``size`` pixels a side."""
+def passes(images: int, size: int, *, timed: bool = True) -> None:
+    """What a probe costs, in forward and backward passes of the same batch of ``images`` of ``size`` pixels a side;
+    without ``timed`` the memory alone."""
     from niwaki.networks.torchvision_cpu import load
 
     load()
@@ -183,10 +184,13 @@ def passes(images: int, size: int) -> None:
             space, "relative_hessian_trace", [(x, y)], loss, probes=probes, second_derivatives=how
         )
 
-    base_memory, base_time = _most_alive(step), _seconds(lambda: [step() for _ in range(4)]) / 4
+    base_memory, base_time = _most_alive(step), _seconds(lambda: [step() for _ in range(4)]) / 4 if timed else 0.0
     print(f"a forward and backward pass: {base_time:.2f} s, {base_memory / 2**20:.0f} MiB", flush=True)
     for by in ("backward", "differences"):
         memory = _most_alive(probing(by, 1))
+        if not timed:
+            print(f"{by}: {memory / base_memory:.2f} of the memory", flush=True)
+            continue
         few, many = (_seconds(probing(by, probes)) for probes in (1, 4))
         each = (many - few) / 3
         print(
@@ -225,11 +229,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stories", type=Path)
     parser.add_argument("--passes", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="with --passes: no times")
     parser.add_argument("--images", type=int, default=32, help="in the batch of --passes")
     parser.add_argument("--size", type=int, default=64, help="pixels a side of these images")
     given = parser.parse_args()
     if given.passes:
-        return passes(given.images, given.size)
+        return passes(given.images, given.size, timed=not given.memory)
     if given.stories is not None:
         return stories(given.stories)
     rows = [correlations(seed) for seed in range(given.seeds)]

@@ -43,18 +43,21 @@ class GatedUnions:
         number: IntArray = np.full(space.num_units + 1, total)
         number[own] = np.arange(len(own))
         groups, kept = _groups(space, streams, number)
-        units, first, ends, roles = [own], len(own), list[Group](), dict[tuple[str, int], tuple[IntArray, Role]]()
+        units, first, ends = [own], len(own), list[Group]()
+        roles: dict[int, tuple[IntArray, Role]] = {}  # by the identity of the dimension
+        channels_of: dict[tuple[str, int], IntArray] = {}
         told = space.num_units
         for end, name in zip(writers.ends, writers.names, strict=True):
             channels = np.arange(first, first + len(end.units))
             gated = {place.tensor for place in end.dims if place.tensor.rpartition(".")[0] in _last(end)}
             for place in end.dims:  # all are zero without the channel, and the last ones have its gate
                 role = Role.ZEROED_CONSUMER if place.tensor in gated else Role.PRODUCER
-                roles[place.tensor, place.dim] = channels, role
+                roles[id(place)] = channels, role
+                channels_of[place.tensor, place.dim] = channels
             ends.append(Group(name, first, len(channels), ()))
             units.append(np.arange(told, told + len(channels)))
             first, told = first + len(channels), told + len(channels)
-        dims = tuple(_dim(place, number, roles.get((place.tensor, place.dim)), total) for place in space.dims)
+        dims = tuple(_dim(place, number, roles.get(id(place))) for place in space.dims)
         dims = tuple(place for place in dims if bool((place.units < total).any()))
         every = (*groups, *ends)
         starts = np.array([*(group.first for group in every), total])
@@ -64,7 +67,7 @@ class GatedUnions:
                 space,
                 groups=tuple(replace(group, slices=own) for group, own in zip(every, slices, strict=True)),
                 dims=dims,
-                cost_model=_costs(writers, number, total, roles),
+                cost_model=_costs(writers, number, total, channels_of),
                 ties=_ties(space, streams, kept),
                 erasures=None,
             ),
@@ -109,24 +112,24 @@ def _ties(space: SearchSpace, streams: set[int], kept: Mapping[int, int]) -> tup
     return tuple(found)
 
 
-def _dim(place: TensorDim, number: IntArray, own: tuple[IntArray, Role] | None, total: int) -> TensorDim:
+def _dim(place: TensorDim, number: IntArray, own: tuple[IntArray, Role] | None) -> TensorDim:
     """A dimension with the new numbers of its units, or with channels of its own."""
     if own is not None:
         return replace(place, units=own[0][:, None], role=own[1])
     return replace(place, units=number[place.units])
 
 
-def _costs(
-    writers: Writers, number: IntArray, total: int, own: Mapping[tuple[str, int], tuple[IntArray, Role]]
-) -> CostModel:
-    """Costs with the channels of writers and readers in place of those of their streams, which all stay."""
+def _costs(writers: Writers, number: IntArray, total: int, own: Mapping[tuple[str, int], IntArray]) -> CostModel:
+    """Costs with the channels ``own`` of writers and readers, by tensor and dimension, in place of those of their
+    streams, which all stay."""
     space, model = writers.space, writers.space.cost_model
     rows = _CountRows(model.counts, number, total)
-    axis_of = {key: rows.add(channels[:, None]) for key, (channels, _) in own.items()}
-    others: dict[tuple[str, int], int] = {}
+    axis_of = {key: rows.add(channels[:, None]) for key, channels in own.items()}
+    touched, beside = {tensor for tensor, _ in own}, dict[tuple[str, int], list[IntArray]]()
     for place in space.dims:
-        if any(tensor == place.tensor for tensor, _ in own) and (place.tensor, place.dim) not in own:
-            others[place.tensor, place.dim] = rows.add(number[place.units])
+        if place.tensor in touched and (place.tensor, place.dim) not in own:
+            beside.setdefault((place.tensor, place.dim), []).append(number[place.units])
+    others = {key: rows.add(np.concatenate(units, axis=1)) for key, units in beside.items()}
     counts = rows.counts()
     last = counts.num_axes
     parameters = dict(named_parameters(space.model))

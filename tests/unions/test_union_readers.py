@@ -18,6 +18,7 @@ from niwaki.core.plan import Plan
 from niwaki.errors import BudgetError, MethodError, PlanError
 from niwaki.implants import ImplantLayers
 from niwaki.networks.small import ResNet
+from niwaki.per_unit.unit_gates import UnitGates
 from niwaki.unions import UnionSpace, Writers, choose, hap, union_plan
 
 BUDGET = niwaki.Budget(params=0.6)
@@ -141,6 +142,34 @@ def test_masks_are_learnt(readers: bool) -> None:
     small = niwaki.cut(masks.fold_(), plan)
     assert sum(one.numel() for one in small.parameters()) == space.cost(plan).params
     assert niwaki.check(network, plan, x[:2]).holds and not torch.equal(network(x), before)
+
+
+def test_the_mask_of_the_training_is_what_is_cut() -> None:
+    """The network under the learnt scales, and without the channels that leave, computes what the cut one does."""
+    torch.manual_seed(0)
+    network = NETWORKS["resnet"]().double().eval()
+    x, y = torch.randn(8, 3, 9, 8).double(), torch.randint(0, 4, (8,))
+    space = UnionSpace.of(niwaki.search_space(network, x[:1], erase=True), readers=True)
+    gated, masks = space.gated, niwaki.DDPMasks([(x, y)], nn.CrossEntropyLoss(), steps=8)
+    keep = masks.learn(gated.space, niwaki.Budget(macs=0.4))
+    gates = masks.scales * torch.from_numpy(keep)
+    assert not keep.all() and not torch.equal(masks.scales, torch.ones_like(masks.scales))
+    under = UnitGates(gated.space).value(gates.double(), lambda model: model(x))
+    plan = space.plan(gated.keep(keep, space.num_units))
+    torch.testing.assert_close(niwaki.cut(masks.fold_(), plan)(x), under, rtol=1e-6, atol=1e-8)  # scales are float32
+
+
+def test_exported_to_onnx(tmp_path: Path) -> None:
+    """With implants, branches that write some channels and such that read some: `niwaki.export` runs the file."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    case = Case.of("resnet", readers=True)
+    case.network.float()
+    plan = case.random_plan(4, erase=False, union=True, implants=True)
+    assert all(plan.edits_of(kind) for kind in (Scatter, Gather, Implant))
+    small = niwaki.cut(case.network, plan)
+    assert niwaki.export(small, case.x.float(), tmp_path / "small.onnx") is not None
+    assert (tmp_path / "small.onnx").stat().st_size > 0
 
 
 def test_masks_that_cannot_be_learnt() -> None:
