@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import MethodError, first_line
+from niwaki.errors import MethodError, NiwakiError, first_line
 
 Loss = Callable[[Any, Any], Tensor]  # a function of the model and a batch; or a loss of torch, of outputs and labels
 
@@ -24,7 +25,8 @@ def loss_of(loss_fn: Loss, model: nn.Module, batch: Any) -> Tensor:
     """``loss_fn(model, batch)``; for a loss that torch defines, ``loss_fn(model(inputs), labels)``.
 
     Raises:
-        MethodError: ``loss_fn`` cannot be called like that, or the batch is not a pair of inputs and labels.
+        MethodError: ``loss_fn`` cannot be called like that, or the batch is not a pair of inputs and labels; or the
+            model does not run on the inputs, or the loss of torch on outputs and labels.
     """
     if not callable(loss_fn):
         raise MethodError(f"loss_fn={loss_fn!r} is not a function. {_EXPECTED}")
@@ -75,14 +77,34 @@ def _of_outputs(loss_fn: Any, model: nn.Module, batch: Any) -> Tensor:
             f"but one is a {type(batch).__qualname__}. Pass a function loss_fn(model, batch) that returns the loss."
         )
     inputs, labels = batch
-    if isinstance(inputs, Mapping):
-        outputs = model(**inputs)
-    else:
-        outputs = model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    with telling(
+        "The model does not run on the inputs of a batch", "Batches are pairs (inputs, labels), in this order."
+    ):
+        if isinstance(inputs, Mapping):
+            outputs = model(**inputs)
+        else:
+            outputs = model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
     if not isinstance(outputs, Tensor):
         raise MethodError(
             f"loss_fn is a loss of outputs and labels ({loss_fn!r}), and the model returns a "
             f"{type(outputs).__qualname__}, not a tensor. Pass a function loss_fn(model, batch) that picks the tensor."
         )
-    loss: Tensor = loss_fn(outputs, labels)
+    shape, kind = list(outputs.shape), str(getattr(labels, "dtype", type(labels).__qualname__)).removeprefix("torch.")
+    with telling(
+        f"{loss_fn!r} fails on outputs of shape {shape} and labels of type {kind}",
+        "Are these the labels, and are there as many classes as outputs?",
+    ):
+        loss: Tensor = loss_fn(outputs, labels)
     return loss
+
+
+@contextmanager
+def telling(what: str, then: str) -> Iterator[None]:
+    """Errors that torch raises for wrong inputs become a `MethodError`, between ``what`` fails and what to do ``then``;
+    those of niwaki and of memory stay what they are."""
+    try:
+        yield
+    except (NiwakiError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError) as cause:
+        raise MethodError(f"{what}: {type(cause).__qualname__}: {first_line(cause).rstrip('.')}. {then}") from cause

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from niwaki.core.names import module_at, named_parameters
 from niwaki.core.scalars import is_number
+from niwaki.criteria.losses import telling
 from niwaki.errors import MethodError
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -159,14 +160,16 @@ def logits_of(model: nn.Module, output: Any) -> Tensor:
 
 
 def plainly(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
     if isinstance(batch, _PAIRS) and len(batch) > 2:
         raise MethodError(
             f"A batch is a {type(batch).__qualname__} of {len(batch)}, more than inputs and labels. Say how to run a "
             "model on it: forward=lambda model, batch: model(batch[0], batch[1])."
         )
-    return model(batch[0] if isinstance(batch, _PAIRS) else batch)
+    with telling(
+        f"The {type(model).__qualname__} does not run on a batch",
+        "A batch is inputs alone, or inputs and labels in this order; for others say forward=lambda model, batch: ...",
+    ):
+        return model(**batch) if isinstance(batch, Mapping) else model(batch[0] if isinstance(batch, _PAIRS) else batch)
 
 
 def divergence(given: Tensor, target: Tensor, temperature: float) -> Tensor:

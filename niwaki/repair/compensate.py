@@ -9,6 +9,7 @@ passes of all batches halt at a layer, it is fitted, and they go on, so that dep
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,15 +47,19 @@ _PART = 256  # entries of an output by which two passes are compared
 class Fit:
     """Relative error of a layer's output in the cut network, as a fraction of the power of the dense output: with the
     old weights (``before``) and with the new ones (``after``). Earlier layers have their new weights in both. Measured
-    on the positions of the fit. ``norm``: the BatchNorm whose running mean took up the shift of a layer without a
-    bias; None if there is none, or the layer has a bias. ``centred``: whether one of both, or a new bias, took up the
-    shift; otherwise the fit is about zero, and what the lost inputs gave on average is missing as far as the others
-    cannot give it."""
+    on the positions of the fit; infinite where the dense output is the same at all of them and that of the cut network
+    is another. ``norm``: the BatchNorm whose running mean took up the shift of a layer without a bias; None if there is
+    none, or the layer has a bias. ``centred``: whether one of both, or a new bias, took up the shift; otherwise the fit
+    is about zero, and what the lost inputs gave on average is missing as far as the others cannot give it."""
 
     before: float
     after: float
     norm: str | None = None
     centred: bool = True
+
+    def __str__(self) -> str:
+        told = [f"{error:.2%}" if math.isfinite(error) else "infinite" for error in (self.after, self.before)]
+        return f"{told[0]} ({told[1]} without repair{'' if told[1] != 'infinite' else ': its output is constant'})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +75,7 @@ class Compensated:
 
     def __str__(self) -> str:
         lines = [f"{new_weights(len(self.layers))} Relative error of each layer's output:"]
-        lines += [f"  {name}: {fit.after:.2%} ({fit.before:.2%} without repair)" for name, fit in self.layers.items()]
+        lines += [f"  {name}: {fit}" for name, fit in self.layers.items()]
         if about_zero := [name for name, fit in self.layers.items() if not fit.centred]:
             lines.append(f"  about zero, without a bias or a norm behind for a shift: {', '.join(about_zero)}")
         if biases := [edit.module for edit in self.plan.edits_of(NewBias)]:
@@ -371,8 +376,8 @@ class _Repair:
         small = module_at(self._small, name)
         new = small._parameters.get("bias") if made.sums.bias is None and not one.inside else None
         centred = made.sums.bias is not None or norm is not None or new is not None
-        before = found.plain.lost(fewer) / max(found.whole if centred else found.plain.whole, 1e-300)
         used = found if centred else found.plain
+        before = used.share(found.plain.lost(fewer), found.plain.whole)
         fewer = used.fitted(fewer, sums.ridge(fewer, centred) if ridge is None else ridge)
         shift = matrix.new_zeros(matrix.shape[:2])
         shift[groups] = found.z - (fewer @ found.y.unsqueeze(2)).squeeze(2)
@@ -390,7 +395,7 @@ class _Repair:
                 new.copy_(new.new_tensor(edit.value))
             for tensor in changed:
                 _tensor(self._small, tensor).copy_(self._plan.change_of(tensor).of(_tensor(self.made, tensor)))
-        return Fit(before, used.lost(fewer) / used.whole, norm, centred)
+        return Fit(before, used.share(used.lost(fewer), found.plain.whole), norm, centred)
 
     def _bias(self, name: str, layer: nn.Module, shift: Tensor) -> NewBias:
         """The edit that adds ``shift`` [outputs of the dense layer] to those that stay."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _TINY = torch.finfo(torch.float64).tiny
+_ROUNDINGS = 1e-12  # of squares of numbers in single precision
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +45,13 @@ class Moments:
     def whole(self) -> float:
         """The mean square of z, summed over outputs; above 0."""
         return max(float(self.zz.sum()), _TINY)
+
+    def share(self, lost: float, power: float) -> float:
+        """``lost`` as a share of `whole`; 0 and infinity where that is nothing but roundings of outputs of this mean
+        square ``power``, and so is ``lost`` or not."""
+        if self.whole > _ROUNDINGS * power:
+            return lost / self.whole
+        return 0.0 if lost <= _ROUNDINGS * power else float("inf")
 
     def lost(self, weight: Tensor) -> float:
         """The mean square of z - ``weight`` y, summed over outputs."""

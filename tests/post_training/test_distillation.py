@@ -105,6 +105,10 @@ def test_wrong_inputs_get_sentences(pair: tuple[Net, Net, Tensor]) -> None:
         niwaki.distillation(teacher, hidden=["into"])(Net(6), x)
     with pytest.raises(MethodError, match="The Net returns a tuple, which is not and has no tensor of logits"):
         niwaki.distillation(teacher, lambda model, batch: (model(batch),))(student, x)
+    with pytest.raises(
+        MethodError, match="The Net does not run on a batch: .* or inputs and labels in this order; for"
+    ):
+        niwaki.distillation(teacher)(student, (torch.tensor([1, 2]), x))
     other = copy.deepcopy(student)
     other.out = nn.Linear(8, 4)
     with pytest.raises(MethodError, match=r"The model's logits have the shape \[5, 7, 4\], the teacher's \[5, 7, 3\]"):

@@ -138,6 +138,22 @@ def test_wrong_inputs_get_sentences(digits: tuple[nn.Module, Tensor, Tensor]) ->
         niwaki.prune(*given, repair="more")  # type: ignore[arg-type]
     with pytest.raises(MethodError, match="rounds=0 must be a whole number"):
         niwaki.prune(*given, rounds=0)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    wrong = {
+        "does not run on the inputs of a batch: RuntimeError: .* Batches are pairs .inputs, labels., in this order": (
+            y,
+            x,
+        ),
+        r"fails on outputs of shape \[40, 10\] and labels of type int64: IndexError: Target 1\d is out of bound": (
+            x[:40],
+            y[:40] + 10,
+        ),
+        r"fails on outputs of shape \[40, 10\] and labels of type float32: RuntimeError: ": (x[:40], y[:40].float()),
+    }
+    for why, batch in wrong.items():
+        with pytest.raises(MethodError, match=why):
+            niwaki.prune(*given, batches=[batch], loss_fn=nn.CrossEntropyLoss())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize("repair", ["none", "norms", "compensate"])

@@ -217,6 +217,14 @@ def test_infinite_inputs_leave_a_layer_as_it_was() -> None:
     assert torch.equal(result.model[1].weight, net[1].weight)
 
 
+def test_where_all_samples_are_the_same_a_bias_gives_the_output() -> None:
+    """Covariances are zero, or roundings of zero, and no share of the output's variance can be named."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    result, _, without, far = compensated(net, torch.randn(1, 4).expand(40, 4))
+    assert without > 1e-3 and far < 1e-5 and result.layers["2"].after == 0.0
+    assert "2: 0.00% (infinite without repair: its output is constant)" in str(result)
+
+
 def test_a_one_shot_cut_of_digits_loses_less() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     torch.manual_seed(0)
