@@ -213,7 +213,7 @@ def _of_unions(
 ) -> Plan:
     """The plan for union streams; raise `BudgetError` where something is asked for that it does not give."""
     given = [f"{name}=" for name, value in unused.items() if value is not None]
-    measured = isinstance(scores, Scores) and isinstance(budget, Budget) and "latency" in budget.limits
+    measured = not isinstance(scores, MaskLearner) and isinstance(budget, Budget) and "latency" in budget.limits
     if measured and "example_inputs=" in given:
         given.remove("example_inputs=")
     if removal_named(remove) is not UNITS:

@@ -37,6 +37,11 @@ def limits_of(layers: ImplantLayers, budget: Budget) -> Mapping[str, float]:
 def _check_timed(layers: ImplantLayers) -> None:
     """Raise `BudgetError` if the times of implants in one of the layers are not known."""
     model = layers.space.cost_model
+    if model.latency is None and not layers.layers:
+        raise BudgetError(
+            "The latency of this space is not known, and no layer can have implants. Time it with niwaki.timed(space, "
+            "x), and leave out implants: niwaki.choose(space, scores, budget)."
+        )
     for layer in layers.layers:
         times = model.implant_times.get(layer.weight)
         if model.latency is None or times is None or times.rank != layer.rank:

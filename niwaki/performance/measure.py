@@ -128,7 +128,7 @@ Clock = Literal["wall", "cpu"]
 Network = nn.Module | ExportedProgram
 
 
-_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 
 _CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -273,7 +273,7 @@ def _infer(runs: Iterable[Callable[[], object]]) -> bool:
         with torch.inference_mode():
             for run in runs:
                 run()
-    except _FAILURES:
+    except FAILURES:
         return False
     return True
 
@@ -306,7 +306,7 @@ def _check(networks: Mapping[str, object], rounds: int, threads: int | None, clo
 def _try(name: str, run: Callable[[], object]) -> None:
     try:
         run()
-    except _FAILURES as cause:
+    except FAILURES as cause:
         raise TraceError(
             f"{name!r} does not run on these inputs: {type(cause).__qualname__}: {cause}. Pass inputs that it accepts, "
             "on its device: a tensor or tuple for positional arguments, a dict for keywords."

@@ -54,7 +54,11 @@ class UnionSpace(UnionStreams):
         """
         writers = Writers(space, (), {}) if space.erasures is None else Writers.of(space, readers)
         if not writers.writers:
-            why = next((f"{name!r}: {why}" for name, why in writers.refused.items()), "nothing is added to a stream")
+            why = next(
+                (f"{name!r}: {why}" for name, why in writers.refused.items()),
+                "nothing is added to a stream"
+                + ", or the space was made without erase=True" * (space.erasures is None),
+            )
             raise PlanError(
                 f"No branch of this network can have channels of its own ({why}). Leave out streams='union'."
             )

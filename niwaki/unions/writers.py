@@ -54,6 +54,8 @@ class Writers:
             PlanError: the space knows of no branches.
         """
         check_space(space)
+        if not isinstance(readers, bool):
+            raise PlanError(f"readers={readers!r} must be True or False: whether branches choose what they read.")
         if space.erasures is None:
             raise PlanError(
                 "Which branches are added to which stream is known of search spaces that were made with "

@@ -109,6 +109,9 @@ def test_what_is_not_known() -> None:
     for call in (lambda: choose(space, scores, HALF), lambda: hap(space, scores, HALF)):
         with pytest.raises(BudgetError, match=r"How long implants in '0' take is not known. Time the space with them"):
             call()
+    linear = niwaki.search_space(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(1, 2))
+    with pytest.raises(BudgetError, match="The latency of this space is not known, and no layer can have implants"):
+        choose(linear, niwaki.score(linear, "magnitude"), HALF)
     with pytest.raises(BudgetError, match="latency=300 asks for microseconds"):
         choose(space_of(0.0), scores, niwaki.Budget(latency=300))
     with pytest.raises(MethodError, match="implants must be the layers that can have them in this network"):

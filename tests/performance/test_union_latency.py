@@ -12,7 +12,7 @@ from torch import nn
 
 import niwaki
 from niwaki.core.edits import Gather, Scatter
-from niwaki.errors import BudgetError
+from niwaki.errors import BudgetError, PlanError, TraceError
 from niwaki.performance import union_latency
 from niwaki.performance.meters import Limit
 from niwaki.performance.union_latency import EndTime, end_times
@@ -95,5 +95,14 @@ def test_what_cannot_be_met(case: tuple[Case, UnionSpace], timeless: list[str]) 
 
 def test_inputs_are_needed(case: tuple[Case, UnionSpace]) -> None:
     space = case[1]
+    scores = niwaki.score(space, "magnitude")
+    with pytest.raises(
+        TraceError, match="The network does not run on these inputs: RuntimeError: .*Pass inputs that it"
+    ):
+        niwaki.choose(space, scores, niwaki.Budget(latency=0.5), example_inputs=case[0].x[0, 0])
+    with pytest.raises(BudgetError, match="scores must be of writers.scored_space"):
+        niwaki.choose(space, 3, niwaki.Budget(latency=0.5), example_inputs=case[0].x)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="readers='yes' must be True or False: whether branches choose what they read"):
+        UnionSpace.of(case[0].space, readers="yes")  # type: ignore[arg-type]
     with pytest.raises(BudgetError, match="niwaki must run the network: pass example inputs"):
-        union_latency.fit_union_latency(space, niwaki.score(space, "magnitude"), niwaki.Budget(latency=0.5), None)
+        union_latency.fit_union_latency(space, scores, niwaki.Budget(latency=0.5), None)

@@ -181,8 +181,10 @@ def test_choices_that_unions_do_not_know(space: UnionSpace) -> None:
 
 def test_networks_and_arguments_without_unions() -> None:
     chain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    with pytest.raises(PlanError, match=r"can have channels of its own \(nothing is added to a stream\). Leave out"):
+    with pytest.raises(PlanError, match=r"can have channels of its own \(nothing is added to a stream.*\). Leave out"):
         niwaki.search_space(chain, torch.randn(1, 4), streams="union")
+    with pytest.raises(PlanError, match="added to a stream, or the space was made without erase=True"):
+        UnionSpace.of(niwaki.search_space(ResNet(4, 1, (8, 8), (8,), 1), torch.randn(1, 1, 8, 8)))
     with pytest.raises(UnknownName, match="There is no streams='both'. Choose 'shared'"):
         niwaki.search_space(chain, torch.randn(1, 4), streams="both")  # type: ignore[call-overload]
     with pytest.raises(UnknownName, match="an exported program has none. Cut the model, and export the small network"):
