@@ -253,27 +253,26 @@ def check_erased(
 
 
 def free_note(space: SearchSpace, keep: BoolArray, limits: Mapping[str, float], untrained: bool = False) -> str | None:
-    """A sentence that says which structures of ``keep`` stay because their erasing saves nothing of any limit, such as
-    shortcuts and poolings under a limit in MACs; None if there are none."""
+    """A sentence that says which structures of ``keep`` could go as well, all of them together, and stay because that
+    saves nothing of any limit, such as shortcuts and poolings under a limit in MACs; None if there are none."""
     units = erasable(space, untrained)
     if not limits or space.erasures is None or not units:
         return None
     saved = prices(space.cost_model.merged(), keep, limits)
     around = {number: space.erasures.around(number) for number in units}
-    free = [
-        number
-        for number, unit in units.items()
-        if all(price[unit] <= 0 for price in saved.values())
-        and all(keep[units[one]] for one in around[number] if one in units)
-    ]
-    outer = [number for number in free if not any(one in free for one in around[number][1:])]
-    if not outer:
+    here = {number for number in units if all(keep[units[one]] for one in around[number] if one in units)}
+    trial = space.erasures.trial()
+    for number in _outermost(space.erasures, units.keys() - here):
+        trial.erase(number)
+    free = {number for number in here if all(price[units[number]] <= 0 for price in saved.values())}
+    stay = [number for number in sorted(_outermost(space.erasures, free)) if trial.erase(number) is None]
+    if not stay:
         return None
-    names = ", ".join(space.structures[number].name for number in outer[:2])
-    more = f" and {len(outer) - 2} more" if len(outer) > 2 else ""
-    stay, them = ("stays", "it") if len(outer) == 1 else ("stay", "them")
+    names = ", ".join(space.structures[number].name for number in stay[:2])
+    more = f" and {len(stay) - 2} more" if len(stay) > 2 else ""
+    stays, them = ("stays", "it") if len(stay) == 1 else ("stay", "them")
     return (
-        f"{names}{more} {stay}: to erase {them} would save no {' or '.join(limits)}. A limit in units counts each "
+        f"{names}{more} {stays}: to erase {them} would save no {' or '.join(limits)}. A limit in units counts each "
         "structure as one, and space.plan erases by hand."
     )
 
