@@ -36,7 +36,10 @@ pruned = niwaki.prune(
 print(pruned)  # costs, and the loss of the dense, the cut and the repaired network
 small = pruned.model
 
-optimizer = torch.optim.SGD(small.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)  # a tenth of the usual rate
+optimizer = torch.optim.SGD(small.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)  # a fifth of the training's
+schedule = torch.optim.lr_scheduler.OneCycleLR(
+    *(optimizer, 0.02, epochs * len(loader)), pct_start=0.2, anneal_strategy="linear", cycle_momentum=False
+)
 distil = niwaki.distillation(model)
 for _ in range(epochs):
     small.train()
@@ -44,6 +47,7 @@ for _ in range(epochs):
         optimizer.zero_grad()
         (nn.functional.cross_entropy(small(x), y) + distil(small, (x, y))).backward()
         optimizer.step()
+        schedule.step()
 
 small.eval()
 print(niwaki.latency({"dense": model, "small": small}, few[0][0][:1], rounds=5))
