@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from niwaki.core.space import BoolArray, SearchSpace, check_space
 from niwaki.criteria.normalise import Compare, check_compare, normalise
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
+from niwaki.implants.corrected import Measured, corrected
 from niwaki.implants.hap import most_sensitive, planned_with, saliency_of
 from niwaki.implants.layers import ImplantLayers
 from niwaki.implants.limits import latency_left, limits_of, meets
@@ -36,6 +38,7 @@ def choose(
     implants: float | Literal["value"] = "value",
     rank: int | None = None,
     compare: Compare = "space",
+    measured: Measured | None = None,
 ) -> Plan:
     """The plan within ``budget`` that keeps, implants or removes each unit.
 
@@ -54,6 +57,10 @@ def choose(
             as the product of two matrices of this rank (4, 8, 16, ...), where that costs less than they do.
         compare: as in `niwaki.choose`. By default scores add up as they are: for criteria that are comparable across
             layers, such as ``relative_hessian_trace``.
+        measured: for a limit of the ``latency``: what share of the dense network's latency a network takes. Up to seven
+            networks are cut and measured, and the limit of what is predicted is corrected until one is measured to be
+            within the limit, and not far below it:
+            ``lambda small: niwaki.latency({"dense": model, "small": small}, x).ratios["small"].median``.
 
     Raises:
         BudgetError: the budget cannot be met, or has other limits; ``implants`` is neither; the scores are of another
@@ -75,6 +82,16 @@ def choose(
         raise BudgetError(f"implants={implants!r} must be 'value', or a fraction from 0 to 1 of what would be removed.")
     saliency, layers = saliency_of(space, scores), ImplantLayers.of(space, rank)
     limits = limits_of(layers, budget)
+    if measured is not None:
+        if budget.latency is None or not callable(measured):
+            raise BudgetError(
+                "measured= is a function of a network, for a budget that limits the latency. Leave it out."
+            )
+
+        def at(share: float) -> Plan:
+            return choose(space, scores, replace(budget, latency=share), implants=implants, rank=rank, compare=compare)
+
+        return corrected(at, space.model, float(budget.latency), measured)
     if compare != "space":
         saliency = normalise(space, saliency, np.ones(space.num_units, dtype=bool), compare)
     if isinstance(implants, str):

@@ -20,7 +20,7 @@ from niwaki.core.space import SearchSpace
 from niwaki.errors import BudgetError, MethodError
 from niwaki.implants.layers import ImplantLayer, ImplantLayers
 from niwaki.performance.inputs_of import inputs_of
-from niwaki.performance.measure import device_of, evaluating, interleaved
+from niwaki.performance.measure import device_of, evaluating, interleaved, quiet_clock
 
 _SECONDS, _ROUNDS = 0.1, 9  # of measuring one layer
 _FEWEST = 4  # outputs of a layer that is timed
@@ -66,7 +66,8 @@ def _timed(model: nn.Module, layer: ImplantLayer, shape: tuple[int, ...], given:
     }
     runs = {name: partial(network, given) for name, network in networks.items()}
     with evaluating(networks.values()):
-        times = interleaved(runs, device_of([dense]), _SECONDS, _ROUNDS)
+        device = device_of([dense])
+        times = interleaved(runs, device, _SECONDS, _ROUNDS, quiet_clock(device))
 
     def more(name: str, other: str) -> float:  # in nanoseconds; side by side, since other processes disturb
         return 1000 * statistics.median(a - b for a, b in zip(times[name], times[other], strict=True))

@@ -324,6 +324,11 @@ def _threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def quiet_clock(device: torch.device) -> Clock:
+    """The clock that other processes disturb least: on the CPU with one thread that of the time computed."""
+    return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+
+
 def wait(device: torch.device) -> None:
     """Wait until this accelerator has finished all its work."""
     if device.type != "cpu":

@@ -23,7 +23,7 @@ from niwaki.core.plan import Plan
 from niwaki.criteria.score import Scores
 from niwaki.errors import BudgetError
 from niwaki.performance.inputs_of import inputs_of
-from niwaki.performance.measure import device_of, evaluating, interleaved
+from niwaki.performance.measure import device_of, evaluating, interleaved, quiet_clock
 from niwaki.performance.meters import Limit, meters
 from niwaki.selection.budget import Budget
 from niwaki.surgery.cut import cut
@@ -126,7 +126,7 @@ def end_times(space: UnionSpace, keep: BoolArray, masks: Sequence[BoolArray], ex
                 which: partial(_run, [(network.get_submodule(path), given[path]) for path in layers])
                 for which, (network, given) in networks.items()
             }
-            times = interleaved(runs, device, _SECONDS, _ROUNDS)
+            times = interleaved(runs, device, _SECONDS, _ROUNDS, quiet_clock(device))
             ratio = statistics.median(a / b for a, b in zip(times["own"], times["whole"], strict=True))
             whole_us = statistics.median(times["whole"])
             found.append(EndTime(name, ratio * whole_us, whole_us))

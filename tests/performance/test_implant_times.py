@@ -75,6 +75,37 @@ def test_shares_of_implants() -> None:
         choose(space_of(1e6), scores, HALF, implants=0.5)
 
 
+@pytest.mark.parametrize("saved", [0.5, 1.0, 1.3])
+def test_predictions_are_corrected(saved: float) -> None:
+    """Networks that save more or less time than predicted: the limit holds for what is measured."""
+    space = space_of(0.0)
+    scores, seen = niwaki.score(space, "magnitude"), list[float]()
+    dense = space.cost().macs
+
+    def measured(network: nn.Module) -> float:
+        left = niwaki.search_space(network, X, rehearse=False).cost().macs / dense
+        seen.append(max(0.01, 1 - saved * (1 - left)))
+        return seen[-1]
+
+    plan = choose(space, scores, HALF, measured=measured)
+    found = plan.provenance["measured"]["latency"]
+    assert found in seen and 0.45 < found <= 0.6 and plan.provenance["budget"]["latency"] == 0.6
+    assert niwaki.check(space.model, plan, X).holds and len(seen) <= 7
+
+
+def test_corrections_that_fail() -> None:
+    space = space_of(0.0)
+    scores = niwaki.score(space, "magnitude")
+    with pytest.raises(
+        BudgetError, match=r"No choice was found that is measured to take 60.0% of the latency \(the last"
+    ):
+        choose(space, scores, HALF, measured=lambda network: 0.9)
+    with pytest.raises(BudgetError, match=r"measured= gave 'fast', and must give what share of the dense network's"):
+        choose(space, scores, HALF, measured=lambda network: "fast")  # type: ignore[arg-type, return-value]
+    with pytest.raises(BudgetError, match="measured= is a function of a network, for a budget that limits the latency"):
+        choose(space, scores, niwaki.Budget(macs=0.5), measured=lambda network: 0.5)
+
+
 def test_what_a_layer_saves() -> None:
     times = ImplantTimes(inputs=8, whole=100.0, slim=20.0, fixed=300.0)
     assert times.saved(8, 0) == 0.0 and times.saved(8, 10) == 500.0 and times.saved(4, 5) == -100.0
