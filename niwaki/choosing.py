@@ -65,7 +65,7 @@ def choose(
             and measured, and a branch for whose channels index operators do not pay has all of its stream.
         scores: the saliency of each unit, from `niwaki.score`. Or what learns on batches which units to keep:
             `niwaki.DDPMasks`, for limits in macs, params, units and memory, in a space that is `niwaki.timed` also in
-            latency, and for units alone. It learns here.
+            latency, and for units alone. It learns here; for union streams what each branch writes, and reads.
         budget: the limits on the cost of the network.
         compare: units are compared by their fraction of the score of their ``group``; by that of all ``isomorphic``
             groups; or by the score itself, in the whole ``space`` (for criteria that are comparable across layers).
