@@ -6,7 +6,7 @@
     python -m benchmarks.accuracy run --tasks cifar10-resnet56 cifar10-resnet18 --budget 0.5 0.2 --data DIR   # on a GPU
     python -m benchmarks.accuracy run --tasks cifar10-resnet56 --smoke --data DIR   # few images and steps: does it run
     python -m benchmarks.accuracy show --plots DIR           # the table and three plots, from the results on disk
-    python -m benchmarks.accuracy readme                     # the picture and the table of README.md, from stored rows
+    python -m benchmarks.accuracy readme                     # the picture and the tables of README.md and RESULTS.md
 
 All arms of a task share network, recipe, number of optimizer steps, seeds (weights, order of examples) and data, and
 are measured after the last step. The *moment* of a run is the share of it after which the last removed unit is zero:
@@ -75,7 +75,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def write_readme(options: argparse.Namespace) -> int:
-    """The picture and the table of the README."""
+    """The picture and the tables of README.md and RESULTS.md."""
     readme(options.out)
     return 0
 
@@ -93,7 +93,7 @@ def _options() -> argparse.Namespace:
     training.set_defaults(do=run)
     showing = commands.add_parser("show", help="print a table of what there is, as Markdown")
     showing.set_defaults(do=show)
-    face = commands.add_parser("readme", help="write the picture and the table of README.md")
+    face = commands.add_parser("readme", help="write the picture and the tables of README.md and RESULTS.md")
     face.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks/accuracy/results", help="folder of results; %(default)s"
     )

@@ -1,9 +1,9 @@
-"""The picture and the table of the README, from the rows on disk.
+"""The picture and the tables of README.md and RESULTS.md, from the rows on disk.
 
     python -m benchmarks.accuracy readme
 
-writes `docs/accuracy.svg` and the table between two marks in `README.md`. A task whose dense network has no row in the
-folder of results yet is read from `float32/` below it. Lines without a row are left out.
+writes `docs/accuracy.svg` and a table between two marks in each of the pages. For the README, a task whose dense
+network has no row in the folder of results yet is read from `float32/` below it. Lines without a row are left out.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from benchmarks.accuracy.chart import chart
 from benchmarks.accuracy.rows import Row, read
 from benchmarks.accuracy.setting import DEFAULT_MOMENT
 from benchmarks.accuracy.summary import Summary, dense_of, summaries
+from benchmarks.accuracy.table import table as every_row
 
 ROOT = Path(__file__).parents[2]
 BEGIN = "<!-- python -m benchmarks.accuracy readme writes from here -->"
 END = "<!-- to here -->"
 OLDER = "float32"
+RESULTS = "benchmarks/accuracy/RESULTS.md"
 PICTURED = "cifar10-airbench-8"
 
 
@@ -118,20 +120,21 @@ def _cells(words: str, one: Summary, hesso: Summary | None, every: Sequence[Summ
     return f"| {' | '.join((words, *cells))} |"
 
 
-def written(text: str, folder: Path) -> str:
-    """The text of the README with the table between its marks.
+def written(page: Path, table: str) -> str:
+    """The text of a page with the table between its marks.
 
     Raises:
         SystemExit: the marks are missing.
     """
     marks = re.compile(f"({re.escape(BEGIN)}\n).*?(\n{re.escape(END)})", flags=re.DOTALL)
+    text = page.read_text()
     if not marks.search(text):
-        raise SystemExit(f"README.md lacks the marks {BEGIN} and {END}, between which the table belongs.")
-    return marks.sub(lambda found: f"{found[1]}\n{table(folder)}\n{found[2]}", text)
+        raise SystemExit(f"{page.name} lacks the marks {BEGIN} and {END}, between which the table belongs.")
+    return marks.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", text)
 
 
 def readme(folder: Path, root: Path = ROOT) -> None:
-    """Write the picture and the table."""
-    page = root / "README.md"
-    page.write_text(written(page.read_text(), folder))
+    """Write the picture and the tables."""
+    for name, made in (("README.md", table(folder)), (RESULTS, every_row(read(folder)))):
+        (root / name).write_text(written(root / name, made))
     chart(rows_of(PICTURED, folder), PICTURED, DEFAULT_MOMENT, root / "docs" / "accuracy.svg")

@@ -22,15 +22,20 @@ HEADINGS = (
 )
 
 
-def markdown(rows: Sequence[Row], held_out: bool = False) -> str:
-    """One line per task, budget, moment and arm; then the recipes, and the commits that trained."""
+def table(rows: Sequence[Row], held_out: bool = False) -> str:
+    """One line per task, budget, moment and arm."""
     every = summaries(rows)
     lines = [HEADINGS, ("---",) * 4 + ("---:",) * 6]
     lines += [_line(one, every, held_out) for one in every]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown(rows: Sequence[Row], held_out: bool = False) -> str:
+    """`table`; then the recipes, and the commits that trained."""
     recipes = dict.fromkeys(f"* {row.recipe}: {row.about}" for row in rows)
     made = sorted({f"{row.commit or '?'} (torch {row.torch}, {row.device}, {row.threads} thread)" for row in rows})
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([table, "Recipes:\n\n" + "\n".join(recipes), "Trained by: " + "; ".join(made) + "."])
+    below = "Recipes:\n\n" + "\n".join(recipes), "Trained by: " + "; ".join(made) + "."
+    return "\n\n".join([table(rows, held_out), *below])
 
 
 def _line(one: Summary, every: Sequence[Summary], held_out: bool) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.accuracy.chart import ARMS, chart
 from benchmarks.accuracy.readme import BEGIN, END, PICTURED, ROOT, readme, rows_of, table
+from benchmarks.accuracy.readme import RESULTS as PAGE
 from benchmarks.accuracy.setting import DEFAULT_MOMENT
 
 RESULTS = ROOT / "benchmarks/accuracy/results"
@@ -31,11 +32,13 @@ def test_a_task_without_rows_is_refused(tmp_path: Path) -> None:
         chart([], "digits", DEFAULT_MOMENT, tmp_path / "a.svg")
 
 
-def test_the_readme_has_the_figures_of_the_rows(tmp_path: Path) -> None:
+def test_the_pages_have_the_figures_of_the_rows(tmp_path: Path) -> None:
+    for page in ("README.md", PAGE):
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / page).write_text((ROOT / page).read_text())
     (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
     readme(RESULTS, tmp_path)
-    for name in ("README.md", "docs/accuracy.svg"):
+    for name in ("README.md", PAGE, "docs/accuracy.svg"):
         stored, made = (root / name for root in (ROOT, tmp_path))
         assert stored.read_text() == made.read_text(), (
             f"{name} is older than the rows: python -m benchmarks.accuracy readme"
