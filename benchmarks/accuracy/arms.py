@@ -17,7 +17,7 @@ from benchmarks.accuracy import peers
 from benchmarks.accuracy.pruned_first import PRUNED_FIRST
 from benchmarks.accuracy.setting import DEFAULT_MOMENT, Setting
 from benchmarks.accuracy.training import Training
-from niwaki import implants
+from niwaki import implants, unions
 from niwaki.methods import registry
 from niwaki.methods.method import Method
 from niwaki.methods.scoring import WEIGHTS
@@ -95,19 +95,28 @@ class OneShot:
         return run
 
 
-def learnt_masks(setting: Setting) -> Training:
+@dataclass(frozen=True, slots=True)
+class LearntMasks:
     """Dense training until the moment, steps beside it in which masks and scales are learnt on held-out batches, one
-    cut, and training until the end."""
-    run = Training(setting.task, setting.seed)
-    run.advance(setting.until)
-    masks = niwaki.DDPMasks(
-        setting.task.held_out_batches(), setting.task.loss, steps=min(MASK_STEPS, run.steps), seed=setting.seed
-    )
-    plan = niwaki.choose(run.space(), masks, setting.budget)
-    masks.fold_(run.optimizer)
-    run.cut(plan)
-    run.advance()
-    return run
+    cut, and training until the end. ``streams``: shared by all branches; a union of what they write; or one of which
+    they read a part, too."""
+
+    streams: Literal["shared", "union", "read"] = "shared"
+
+    def __call__(self, setting: Setting) -> Training:
+        run = Training(setting.task, setting.seed)
+        run.advance(setting.until)
+        masks = niwaki.DDPMasks(
+            setting.task.held_out_batches(), setting.task.loss, steps=min(MASK_STEPS, run.steps), seed=setting.seed
+        )
+        shared = self.streams == "shared"
+        space = run.space(erase=not shared)
+        streams = space if shared else unions.UnionSpace.of(space, readers=self.streams == "read")
+        plan = niwaki.choose(streams, masks, setting.budget)
+        masks.fold_(run.optimizer)
+        run.cut(plan)
+        run.advance()
+        return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +234,9 @@ ARMS: Mapping[str, Arm] = {
     "torch-pruning": Arm(peers.GroupNorm(), gradual=True),
     "torch-pruning-taylor": Arm(peers.Taylor()),
     **{name: Arm(train, baseline=False) for name, train in PRUNED_FIRST.items()},
-    "ddp-masks": Arm(learnt_masks, baseline=False),
+    "ddp-masks": Arm(LearntMasks(), baseline=False),
+    "ddp-masks-union": Arm(LearntMasks("union"), baseline=False),
+    "ddp-masks-read": Arm(LearntMasks("read"), baseline=False),
     "hap": Arm(HessianAware(0.0), baseline=False),
     "hap-implants": Arm(HessianAware(0.1), baseline=False),
     "hap-value": Arm(HessianAware("value"), baseline=False),
