@@ -109,7 +109,7 @@ def test_bad_input_is_told(given: tuple[ImplantLayers, Tensor, dict[str, Any]]) 
     told(BudgetError, neither, budget=None)
     told(BudgetError, "has a budget and a fraction of the units to remove. Give one", method=HAP(removed=0.5))
     told(BudgetError, "budget=None is not a budget. Name its measure", budget=None, method="taylor1")
-    memory = "With implants a budget limits macs and params, and this one limits memory"
+    memory = "With implants a budget limits macs and params, and the latency .* and this one limits memory"
     told(BudgetError, memory, budget=niwaki.Budget(memory=0.5))
     own = r"is for criteria that score units, and method='hap' makes its choice itself, in one round. Leave it out."
     for name, value in {"rounds": 4, "compare": "space", "refine": 1, "readers": True}.items():
